@@ -1,0 +1,145 @@
+"""The exception tree: what can go wrong, and how the wire says it.
+
+AfterwordError
+├── ConfigError              a setting, file or port that cannot be used: one line, exit status 2
+└── ApiError                 an answer with an error envelope
+    ├── InvalidRequest       400 invalid_request_error
+    │   └── ContextLengthExceeded   code context_length_exceeded
+    ├── AuthenticationFailed 401 invalid_api_key
+    ├── ModelNotFound        404 model_not_found
+    ├── UnknownUrl           404
+    ├── MethodNotAllowed     405
+    ├── BodyTooLarge         413
+    ├── RateLimited          429 rate_limit_exceeded
+    ├── QuotaExceeded        429 insufficient_quota
+    ├── EngineFailed         500 server_error
+    ├── EngineOverloaded     503 engine_overloaded
+    └── EngineUnavailable    503 the engine is dead or the server is shutting down
+"""
+
+from typing import ClassVar
+
+
+class AfterwordError(Exception):
+    """Root of everything that Afterword raises on purpose."""
+
+
+class ConfigError(AfterwordError):
+    """Something the operator gave cannot be used; the message is one line for a terminal."""
+
+
+class ApiError(AfterwordError):
+    """An error that the client is told of, in OpenAI's envelope."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code if code is not None else self.default_code
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ApiError):
+    """The request cannot be honoured as it stands; ``param`` names the culprit."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and max_tokens do not fit into the model's context (H12)."""
+
+    default_code = "context_length_exceeded"
+
+    def __init__(self, *, context: int, prompt: int, completion: int) -> None:
+        super().__init__(
+            f"This model's maximum context length is {context} tokens, however you requested "
+            f"{prompt + completion} tokens ({prompt} in your prompt; {completion} for the "
+            "completion). Please reduce your prompt; or completion length."
+        )
+
+
+class AuthenticationFailed(ApiError):
+    """No key, or a wrong one (H3)."""
+
+    status = 401
+    type = "invalid_request_error"
+    default_code = "invalid_api_key"
+
+
+class ModelNotFound(ApiError):
+    """A model that is not served, or not to this key (H4)."""
+
+    status = 404
+    type = "invalid_request_error"
+    default_code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The model `{model}` does not exist or you do not have access to it.", param="model"
+        )
+
+
+class UnknownUrl(ApiError):
+    """No route has this path (H5)."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class MethodNotAllowed(ApiError):
+    """The path exists, the method does not (H5)."""
+
+    status = 405
+    type = "invalid_request_error"
+
+
+class BodyTooLarge(ApiError):
+    """The body is over the operator's limit (H6)."""
+
+    status = 413
+    type = "invalid_request_error"
+
+
+class RateLimited(ApiError):
+    """The key's rate is used up for now (H7)."""
+
+    status = 429
+    type = "rate_limit_exceeded"
+    default_code = "rate_limit_exceeded"
+
+
+class QuotaExceeded(ApiError):
+    """The key's budget is spent (H8)."""
+
+    status = 429
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+
+
+class EngineFailed(ApiError):
+    """A job's computation failed; other jobs go on (H10)."""
+
+
+class EngineOverloaded(ApiError):
+    """The waiting line is full (H9)."""
+
+    status = 503
+    default_code = "engine_overloaded"
+
+
+class EngineUnavailable(ApiError):
+    """The engine is dead, or the server is shutting down."""
+
+    status = 503

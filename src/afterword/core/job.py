@@ -1,0 +1,109 @@
+"""Jobs, what an engine is asked for, and events, what it answers.
+
+Log-probabilities are natural logarithms of the model's own distribution (log-softmax of the raw
+logits, before bias, penalties and temperature), as float64 values of float32 arithmetic or better.
+Arrays of the standard library carry them, so that merging a hundred tokens costs no objects.
+"""
+
+# array is subscriptable at run time from Python 3.12 on; annotations stay text until then.
+from __future__ import annotations
+
+from array import array
+from typing import Literal, TypeAlias
+
+import msgspec
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How a token is drawn from a row of logits.
+
+    Order: ``logit_bias``, penalties, ``temperature``, ``top_k``, ``top_p``, ``min_p``, draw.
+    ``temperature`` 0 takes the highest logit, the lowest id on a tie. ``top_p`` 0 keeps the
+    likeliest token alone. ``top_k`` 0 and ``min_p`` 0 are off. Until ``min_tokens`` tokens are
+    generated no end token can be drawn; with ``ignore_eos`` end tokens do not end a sequence.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt and its siblings, the unit that an engine schedules.
+
+    ``prompt_ids`` has at least one id, all inside the vocabulary, and
+    ``len(prompt_ids) + max_tokens`` is at most the engine's context. ``n`` siblings continue the
+    prompt, each for at most ``max_tokens`` tokens. A draw depends on ``(seed, sibling, position)``
+    alone. ``logprobs`` None asks for none; k for the chosen token's and the k likeliest of every
+    generated token, ``prompt_logprobs`` for the same of every prompt token after the first.
+    ``extra_end_ids`` end a sequence besides the vocabulary's own end tokens (infill needs them).
+    """
+
+    prompt_ids: tuple[int, ...]
+    n: int
+    max_tokens: int
+    sampling: SamplingParams
+    seed: int
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    extra_end_ids: tuple[int, ...] = ()
+
+
+class ScoredPrompt(msgspec.Struct, frozen=True, gc=False):
+    """Log-probabilities of ``prompt_ids[1:]``.
+
+    ``logprobs`` has one float for each of them; ``top_ids`` and ``top_logprobs`` are flat, k
+    entries a position, likeliest first, the lowest id first on a tie.
+    """
+
+    logprobs: array[float]
+    top_ids: array[int]
+    top_logprobs: array[float]
+
+
+class Prefilled(msgspec.Struct, frozen=True):
+    """A job's prompt is computed; sent once a job, before its first ``Sampled``."""
+
+    job: int
+    prompt_tokens: int
+    cached_tokens: int
+    scored: ScoredPrompt | None
+
+
+class Sampled(msgspec.Struct, frozen=True):
+    """One or more tokens that sibling ``seq`` of job ``job`` generated, in order.
+
+    ``tokens`` holds ids. If the job asked for log-probabilities, ``logprobs`` has one float a
+    token, and ``top_ids`` and ``top_logprobs`` are flat, k entries a token, likeliest first;
+    otherwise all three are empty.
+    """
+
+    job: int
+    seq: int
+    tokens: array[int]
+    logprobs: array[float]
+    top_ids: array[int]
+    top_logprobs: array[float]
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """Sibling ``seq`` of job ``job`` is over: an end token (``stop``) or its limit (``length``).
+
+    ``completion_tokens`` counts all it generated, the end token included.
+    """
+
+    job: int
+    seq: int
+    reason: FinishReason
+    completion_tokens: int
+
+
+Event: TypeAlias = Prefilled | Sampled | Ended

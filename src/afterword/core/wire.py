@@ -1,0 +1,98 @@
+"""The JSON shapes of the answers. Field order is the order on the wire."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from afterword.core.job import FinishReason
+
+
+class Logprobs(msgspec.Struct, frozen=True):
+    """Four arrays of one length (L1)."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """One choice of an answer, or what a chunk adds to it."""
+
+    text: str
+    index: int
+    logprobs: Logprobs | None
+    finish_reason: FinishReason | None
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """How many prompt tokens came from the prefix cache."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts of a whole request (A5)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """A whole answer (A1, A2)."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    system_fingerprint: str
+    object: Literal["text_completion"] = "text_completion"
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """One event of a stream; ``usage`` is absent unless ``include_usage`` was asked (S5)."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[Choice]
+    system_fingerprint: str
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    obfuscation: str | msgspec.UnsetType = msgspec.UNSET
+    object: Literal["text_completion"] = "text_completion"
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The inside of an error envelope, all four keys always there (H1)."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(msgspec.Struct, frozen=True):
+    """What every error answer is (H1)."""
+
+    error: ErrorBody
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A served model; ``afterword`` holds what OpenAI's shape has no place for."""
+
+    id: str
+    created: int
+    owned_by: str
+    afterword: Mapping[str, str | int | bool | None]
+    object: Literal["model"] = "model"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """All models served."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"

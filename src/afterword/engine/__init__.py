@@ -1,0 +1,1 @@
+"""How tokens are made: engines, and what they are built from."""

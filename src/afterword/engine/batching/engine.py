@@ -1,0 +1,203 @@
+"""The engine that batches: a worker on one side, generations and their mailboxes on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence as SequenceOf
+from types import TracebackType
+from typing import Self
+
+from afterword.core.errors import ApiError, EngineFailed, EngineOverloaded, EngineUnavailable
+from afterword.core.job import Event, Job
+from afterword.core.protocols import EngineCard, EngineStats, Tokenizer
+from afterword.engine.batching.runner import ModelRunner
+from afterword.engine.batching.worker import Abort, Add, Report, Worker
+from afterword.engine.mailbox import Mailbox
+from afterword.engine.sampler import NothingToDrawError
+
+_RETRY_AFTER_S = 1
+
+
+class BatchingEngine:
+    """An ``Engine`` over a ``ModelRunner``. All methods belong to the event loop's thread.
+
+    At most ``max_waiting`` requests have a sequence that waits for a slot; one more is refused.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        tokenizer: Tokenizer,
+        card: EngineCard,
+        *,
+        max_waiting: int = 256,
+        target_gap_ms: int = 200,
+        check: bool = False,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._card = card
+        self._max_waiting = max_waiting
+        self._slots = runner.slots
+        self._cells_total = runner.slots * runner.context_tokens
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._unstarted: dict[int, int] = {}
+        self._keys = itertools.count()
+        self._dead: Exception | None = None
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._worker = Worker(
+            runner,
+            tokenizer.end_ids,
+            target_gap_s=target_gap_ms / 1000,
+            deliver=self._deliver,
+            check=check,
+        )
+        self._worker.start()
+
+    @property
+    def card(self) -> EngineCard:
+        """What the engine says of itself."""
+        return self._card
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's vocabulary."""
+        return self._tokenizer
+
+    def open(self, jobs: SequenceOf[Job]) -> BatchGeneration:
+        """Admit the jobs of one request; see ``core.protocols.Engine``."""
+        if self._closed or self._dead is not None:
+            raise EngineUnavailable("The engine is not available.")
+        if len(self._unstarted) >= self._max_waiting:
+            raise EngineOverloaded(
+                "The engine is currently overloaded, please try again later.",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._loop = asyncio.get_running_loop()
+        key = next(self._keys)
+        mailbox = Mailbox()
+        self._mailboxes[key] = mailbox
+        self._unstarted[key] = len(jobs)
+        self._worker.send(Add(key, tuple(jobs)))
+        return BatchGeneration(self, key, mailbox)
+
+    def healthy(self) -> bool:
+        """Whether the worker still computes."""
+        return self._dead is None and not self._closed
+
+    def stats(self) -> EngineStats:
+        """The figures after the last step."""
+        gauges = self._worker.gauges
+        counters = gauges.counters
+        return EngineStats(
+            running_sequences=gauges.running,
+            waiting_sequences=gauges.waiting,
+            slots=self._slots,
+            active_slots=gauges.active_slots,
+            resident_slots=gauges.resident_slots,
+            cells_used=gauges.cells_used,
+            cells_total=self._cells_total,
+            steps=counters.steps,
+            decoded_tokens=counters.decoded_tokens,
+            prefilled_tokens=counters.prefilled_tokens,
+            cached_tokens=counters.cached_tokens,
+            generated_tokens=counters.generated_tokens,
+            engine_cpu_s=gauges.cpu_s,
+        )
+
+    async def aclose(self) -> None:
+        """End what runs with an error, stop the thread, free the runner. Idempotent."""
+        self._closed = True
+        await asyncio.to_thread(self._worker.close)
+        self._close_all(EngineUnavailable("The server is shutting down."))
+
+    def abort(self, key: int, job: int, seq: int) -> None:
+        """Stop one sequence at the next step."""
+        if key in self._mailboxes:
+            self._worker.send(Abort(key, (job, seq)))
+
+    def leave(self, key: int) -> None:
+        """The reader of a generation is gone: stop what is left of it at the next step."""
+        self._unstarted.pop(key, None)
+        if self._mailboxes.pop(key, None) is not None:
+            self._worker.send(Abort(key, None))
+
+    def _deliver(self, report: Report) -> None:
+        """Called on the worker's thread; one hop to the event loop for a step."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._receive, report)
+        elif report.dead is not None:
+            self._dead = report.dead
+
+    def _receive(self, report: Report) -> None:
+        if report.dead is not None:
+            self._dead = report.dead
+            self._close_all(EngineUnavailable("The engine has failed and is not available."))
+            return
+        by_key: dict[int, list[Event]] = {}
+        for key, event in report.events:
+            by_key.setdefault(key, []).append(event)
+        for key, events in by_key.items():
+            self._unstarted.pop(key, None)
+            mailbox = self._mailboxes.get(key)
+            if mailbox is not None:
+                mailbox.put(events)
+        for key in report.ended:
+            self._finish(key, None)
+        for key, error in report.failed:
+            self._finish(key, _as_api_error(error))
+
+    def _finish(self, key: int, error: ApiError | None) -> None:
+        self._unstarted.pop(key, None)
+        mailbox = self._mailboxes.pop(key, None)
+        if mailbox is not None:
+            mailbox.close(error)
+
+    def _close_all(self, error: ApiError) -> None:
+        for key in list(self._mailboxes):
+            self._finish(key, error)
+
+
+class BatchGeneration:
+    """The running jobs of one request; see ``core.protocols.Generation``."""
+
+    def __init__(self, engine: BatchingEngine, key: int, mailbox: Mailbox) -> None:
+        self._engine = engine
+        self._key = key
+        self._mailbox = mailbox
+
+    async def __aenter__(self) -> Self:
+        """Nothing to do: the jobs were admitted by ``open``."""
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Abort what still runs."""
+        self._engine.leave(self._key)
+
+    def __aiter__(self) -> Self:
+        """Iterate over lists of events."""
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        """All that happened since the last call."""
+        events = await self._mailbox.take()
+        if not events:
+            raise StopAsyncIteration
+        return events
+
+    def abort(self, job: int, seq: int) -> None:
+        """Stop one sibling at the next step."""
+        self._engine.abort(self._key, job, seq)
+
+
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, NothingToDrawError):
+        return EngineFailed("No token could be drawn: nothing is left after logit_bias and bans.")
+    return EngineFailed("The engine failed to compute a step of this request.")

@@ -1,0 +1,98 @@
+"""What the rows of a step mean: tokens drawn, log-probabilities found."""
+
+from __future__ import annotations
+
+from array import array
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from afterword.core.job import Sampled
+from afterword.engine.batching.sequence import Sequence
+from afterword.engine.batching.step import Span, Step
+from afterword.engine.draws import uniform
+from afterword.engine.sampler import Ids, NothingToDrawError, Row, Sampler
+
+Score = tuple[float, Ids, npt.NDArray[np.float64]]
+"""Log-probability of a token, and ids and log-probabilities of the k likeliest."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What one span gave.
+
+    ``scores`` of the prompt tokens that follow its tokens; the ``token`` drawn, if any, with its
+    ``score`` where log-probabilities are wanted; or the ``error`` that kept it from being drawn.
+    """
+
+    scores: list[Score]
+    token: int | None = None
+    score: Score | None = None
+    error: NothingToDrawError | None = None
+
+
+def evaluate(step: Step, rows: npt.NDArray[np.float32], sampler: Sampler) -> list[Outcome]:
+    """Outcomes of a step's spans; ``rows`` are the wanted rows in order."""
+    outcomes = []
+    at = 0
+    for span in step.spans:
+        mine = rows[at : at + span.rows]
+        at += span.rows
+        outcomes.append(_evaluate_span(span, mine, sampler))
+    return outcomes
+
+
+def _evaluate_span(span: Span, rows: npt.NDArray[np.float32], sampler: Sampler) -> Outcome:
+    sequence, slot = span.sequence, span.slot
+    scores: list[Score] = []
+    if sequence.prompt.scored and not sequence.generated:
+        first = span.start + 1
+        for offset in range(span.rows - span.samples):
+            target = int(slot.tokens[first + offset])
+            scores.append(_score(rows[offset], target, slot.scores.k, sampler))
+    if not span.samples:
+        return Outcome(scores)
+    row = rows[-1]
+    try:
+        token = _draw(sequence, row, sampler)
+    except NothingToDrawError as error:
+        return Outcome(scores, error=error)
+    wanted = sequence.prompt.job.logprobs
+    score = None if wanted is None else _score(row, token, wanted, sampler)
+    return Outcome(scores, token, score)
+
+
+def _score(row: Row, token: int, k: int, sampler: Sampler) -> Score:
+    normaliser = sampler.normaliser(row)
+    ids = sampler.top(row, k)
+    return float(row[token]) - normaliser, ids, row[ids].astype(np.float64) - normaliser
+
+
+def _draw(sequence: Sequence, row: Row, sampler: Sampler) -> int:
+    prompt, job = sequence.prompt, sequence.prompt.job
+    sampling = job.sampling
+    banned = prompt.end_array if sequence.generated < sampling.min_tokens else None
+    u = (
+        0.0
+        if sampling.temperature == 0
+        else uniform(job.seed, sequence.sibling, sequence.generated)
+    )
+    return sampler.draw(row, sampling, u, bias=prompt.bias, counts=sequence.counts, banned=banned)
+
+
+def sampled_event(sequence: Sequence, outcome: Outcome, token: int) -> Sampled:
+    """The event that says a token was generated."""
+    logprobs, top_ids, top_logprobs = array("d"), array("i"), array("d")
+    if outcome.score is not None:
+        value, ids, values = outcome.score
+        logprobs.append(value)
+        top_ids.extend(ids.tolist())
+        top_logprobs.extend(values.tolist())
+    return Sampled(
+        sequence.prompt.index,
+        sequence.sibling,
+        array("i", (token,)),
+        logprobs,
+        top_ids,
+        top_logprobs,
+    )

@@ -1,0 +1,92 @@
+"""What the scheduler expects of a model: KV instructions and batches in, rows of logits out.
+
+Instructions speak of slots and lengths only, so that a runner can turn them into copies of
+cells, sequence ids or block tables as its memory is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+
+class Fork(msgspec.Struct, frozen=True):
+    """Give ``destination`` the KV of the first ``tokens`` tokens of ``source``; it had none."""
+
+    source: int
+    destination: int
+    tokens: int
+
+
+class Trim(msgspec.Struct, frozen=True):
+    """Keep the KV of the first ``tokens`` tokens of ``slot`` and free the rest; 0 frees all."""
+
+    slot: int
+    tokens: int
+
+
+KVInstruction: TypeAlias = Fork | Trim
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Tokens to compute in one step, grouped by slot, positions ascending in each group.
+
+    Four arrays of one length; ``wanted`` marks the tokens whose row of logits is needed.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
+    slots: npt.NDArray[np.int32]
+    wanted: npt.NDArray[np.bool_]
+
+
+class DecodeError(Exception):
+    """A step failed; what the runner holds of the slots in it is lost, the rest is sound."""
+
+
+class FatalDecodeError(DecodeError):
+    """The runner cannot go on."""
+
+
+class ModelRunner(Protocol):
+    """A model with KV memory for a fixed number of slots. Used by one thread."""
+
+    @property
+    def slots(self) -> int:
+        """How many sequences can have KV at once."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that each slot can hold, whatever the others hold."""
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens that one batch can have."""
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that one batch can want."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Width of a row."""
+
+    @property
+    def least_shared_tokens(self) -> int:
+        """The shortest prefix that is cheaper to fork than to compute."""
+
+    def apply(self, instructions: Sequence[KVInstruction]) -> None:
+        """Carry out instructions in their order."""
+
+    def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Rows of the wanted tokens in their order, valid until the next call.
+
+        Raises ``DecodeError``.
+        """
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""

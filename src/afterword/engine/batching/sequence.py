@@ -1,0 +1,147 @@
+"""One continuation of a prompt, and the request whose sequences wait and end together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence as SequenceOf
+from enum import Enum, auto
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from afterword.core.job import Job
+from afterword.engine.sampler import Bias, Ids
+
+if TYPE_CHECKING:
+    from afterword.engine.batching.slots import Slot
+
+TokenIds = npt.NDArray[np.int32]
+
+
+class State(Enum):
+    """Where a sequence is in its life; it only moves forward."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+class Prompt:
+    """What the siblings of a job share, made once.
+
+    ``announced``: whether the job's ``Prefilled`` was sent; ``cached_tokens``: what it will say.
+    """
+
+    def __init__(self, index: int, job: Job, end_ids: frozenset[int]) -> None:
+        self.index = index
+        self.job = job
+        self.ids: TokenIds = np.array(job.prompt_ids, np.int32)
+        self.end_ids = end_ids.union(job.extra_end_ids) if job.extra_end_ids else end_ids
+        self.announced = False
+        self.cached_tokens = 0
+
+    @property
+    def generates(self) -> bool:
+        """Whether any token is wanted beyond the prompt."""
+        return self.job.max_tokens > 0
+
+    @property
+    def scored(self) -> bool:
+        """Whether the prompt's own log-probabilities are wanted."""
+        return self.job.prompt_logprobs is not None
+
+    @cached_property
+    def bias(self) -> Bias | None:
+        """The job's ``logit_bias`` as arrays."""
+        return Bias.of(self.job.sampling.logit_bias)
+
+    @cached_property
+    def end_array(self) -> Ids:
+        """The end tokens as an array, for ``min_tokens``."""
+        return np.array(sorted(self.end_ids), np.int64)
+
+
+class Sequence:
+    """One sibling of a job.
+
+    Invariant while running: ``0 <= slot.computed <= length <= limit``, and the first ``length``
+    entries of ``slot.tokens`` are the prompt and what was generated.
+    """
+
+    __slots__ = ("counts", "generated", "limit", "prompt", "request", "sibling", "slot", "state")
+
+    def __init__(self, request: Request, prompt: Prompt, sibling: int) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.sibling = sibling
+        self.generated = 0
+        self.limit = len(prompt.ids) + prompt.job.max_tokens
+        self.slot: Slot | None = None
+        self.state = State.WAITING
+        sampling = prompt.job.sampling
+        penalised = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+        self.counts: dict[int, int] | None = {} if penalised else None
+
+    @property
+    def length(self) -> int:
+        """Tokens there are: the prompt's and the generated ones."""
+        return len(self.prompt.ids) + self.generated
+
+    @property
+    def wanted(self) -> int:
+        """How many tokens have to be computed for now.
+
+        A prompt that is only scored needs no row from its last token, since none is drawn, and
+        one of which nothing is asked needs none at all.
+        """
+        if self.prompt.generates:
+            return self.length
+        return len(self.prompt.ids) - 1 if self.prompt.scored else 0
+
+
+class Request:
+    """The jobs of one request, and those of their siblings that have no slot yet.
+
+    ``key`` is the worker's name for it. Sequences are made as they come near the head of the
+    line: a request for 2,000 prompts with 128 choices costs no more memory than its prompts.
+    """
+
+    def __init__(self, key: int, jobs: SequenceOf[Job], end_ids: frozenset[int]) -> None:
+        self.key = key
+        self.jobs = jobs
+        self.running: list[Sequence] = []
+        self.head: deque[Sequence] = deque()
+        self.left = sum(job.n for job in jobs)
+        self._end_ids = end_ids
+        self._aborted: set[tuple[int, int]] = set()
+        self._prompt: Prompt | None = None
+        self._next = (0, 0)
+
+    def look_ahead(self, count: int) -> deque[Sequence]:
+        """The next ``count`` waiting sequences at most, in order; the caller removes from it."""
+        while len(self.head) < count and self._next[0] < len(self.jobs):
+            index, sibling = self._next
+            if self._prompt is None:
+                self._prompt = Prompt(index, self.jobs[index], self._end_ids)
+            if (index, sibling) not in self._aborted:
+                self.head.append(Sequence(self, self._prompt, sibling))
+            if sibling + 1 < self.jobs[index].n:
+                self._next = (index, sibling + 1)
+            else:
+                self._next = (index + 1, 0)
+                self._prompt = None
+        return self.head
+
+    @property
+    def waiting(self) -> int:
+        """How many of its sequences have no slot yet."""
+        return self.left - len(self.running)
+
+    def abort_unmade(self, index: int, sibling: int) -> None:
+        """Remember that a sequence that was not made yet is not to be made."""
+        known = index < len(self.jobs) and sibling < self.jobs[index].n
+        if known and (index, sibling) >= self._next and (index, sibling) not in self._aborted:
+            self._aborted.add((index, sibling))
+            self.left -= 1

@@ -1,0 +1,56 @@
+"""One step, decided: KV instructions, a batch, and whose rows are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+import msgspec
+import numpy as np
+
+from afterword.engine.batching.runner import Batch, KVInstruction
+from afterword.engine.batching.sequence import Sequence
+from afterword.engine.batching.slots import Slot
+
+
+class Span(msgspec.Struct, frozen=True):
+    """Consecutive tokens of one sequence in a batch.
+
+    ``rows`` of them give rows of logits, the last ones. All but the last score the next prompt
+    token; the last one scores too, or is drawn from if ``samples``.
+    """
+
+    sequence: Sequence
+    slot: Slot
+    start: int
+    tokens: int
+    rows: int
+    samples: bool
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What a runner does next: ``instructions``, then ``batch``; ``spans`` in the batch's order."""
+
+    instructions: SequenceOf[KVInstruction]
+    spans: SequenceOf[Span]
+    batch: Batch
+
+
+def make_batch(spans: SequenceOf[Span]) -> Batch:
+    """The arrays of the spans, one after the other."""
+    total = sum(span.tokens for span in spans)
+    tokens = np.empty(total, np.int32)
+    positions = np.empty(total, np.int32)
+    slots = np.empty(total, np.int32)
+    wanted = np.zeros(total, np.bool_)
+    at = 0
+    for span in spans:
+        end = at + span.tokens
+        tokens[at:end] = span.slot.tokens[span.start : span.start + span.tokens]
+        if span.tokens == 1:
+            positions[at] = span.start
+        else:
+            positions[at:end] = np.arange(span.start, span.start + span.tokens)
+        slots[at:end] = span.slot.index
+        wanted[end - span.rows : end] = True
+        at = end
+    return Batch(tokens, positions, slots, wanted)

@@ -1,0 +1,195 @@
+"""The engine's thread: it owns the scheduler, the runner and everything that they touch.
+
+Commands come in by a deque, events go out once a step. Nothing else crosses.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from typing import TypeAlias
+
+import msgspec
+
+from afterword.core.job import Event, Job
+from afterword.engine.batching.budget import ChunkBudget
+from afterword.engine.batching.outcome import evaluate
+from afterword.engine.batching.runner import DecodeError, FatalDecodeError, ModelRunner
+from afterword.engine.batching.scheduler import Counters, Scheduler
+from afterword.engine.batching.step import Step
+from afterword.engine.sampler import Sampler
+
+log = logging.getLogger(__name__)
+
+
+class Add(msgspec.Struct, frozen=True):
+    """Admit a request."""
+
+    key: int
+    jobs: SequenceOf[Job]
+
+
+class Abort(msgspec.Struct, frozen=True):
+    """End one sequence, or a whole request where ``sequence`` is None."""
+
+    key: int
+    sequence: tuple[int, int] | None
+
+
+Command: TypeAlias = Add | Abort
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What one step brought: events by request, requests that ended, and why some failed.
+
+    ``dead`` is set where the runner cannot go on; nothing comes after it.
+    """
+
+    events: list[tuple[int, Event]]
+    ended: list[int]
+    failed: list[tuple[int, Exception]]
+    dead: Exception | None = None
+
+
+class Gauges(msgspec.Struct, frozen=True):
+    """The scheduler's figures after a step."""
+
+    running: int
+    waiting: int
+    cells_used: int
+    active_slots: int
+    resident_slots: int
+    counters: Counters
+    cpu_s: float
+
+
+class Worker:
+    """Runs ``deliver(report)`` on its own thread after each step that brought something."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        end_ids: frozenset[int],
+        *,
+        target_gap_s: float,
+        deliver: Callable[[Report], None],
+        check: bool = False,
+    ) -> None:
+        self._runner = runner
+        self._scheduler = Scheduler(runner, end_ids)
+        self._sampler = Sampler(runner.vocabulary)
+        self._budget = ChunkBudget(most_tokens=runner.max_batch_tokens, target_gap_s=target_gap_s)
+        self._deliver = deliver
+        self._check = check
+        self._commands: deque[Command] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._open: set[int] = set()
+        self._thread = threading.Thread(target=self._run, name="afterword-engine", daemon=True)
+        self.gauges = self._measure()
+
+    def start(self) -> None:
+        """Begin; once."""
+        self._thread.start()
+
+    def send(self, command: Command) -> None:
+        """Have a command obeyed before the next step. Safe from any thread."""
+        with self._wake:
+            self._commands.append(command)
+            self._wake.notify()
+
+    def close(self) -> None:
+        """End after the step at hand and free the runner; returns when done. Idempotent."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._obey():
+                self._step()
+        except Exception as error:
+            log.exception("the engine is dead")
+            self._deliver(Report([], [], [], dead=error))
+        finally:
+            self._runner.close()
+
+    def _obey(self) -> bool:
+        """Carry out commands; waits for one where there is nothing to do. False at the end."""
+        scheduler = self._scheduler
+        with self._wake:
+            while scheduler.idle and not self._commands and not self._closing:
+                self.gauges = self._measure()
+                self._wake.wait()
+            if self._closing:
+                return False
+        while self._commands:
+            match self._commands.popleft():
+                case Add(key, jobs):
+                    self._open.add(key)
+                    scheduler.add(key, jobs)
+                case Abort(key, None):
+                    self._open.discard(key)
+                    scheduler.abort_request(key)
+                case Abort(key, (job, sibling)):
+                    scheduler.abort(key, job, sibling)
+        return True
+
+    def _step(self) -> None:
+        scheduler = self._scheduler
+        budget = self._budget.tokens(decoding=scheduler.decoding)
+        step = scheduler.schedule(budget)
+        failed: list[tuple[int, Exception]] = []
+        if step is not None:
+            try:
+                self._compute(step)
+            except FatalDecodeError:
+                raise
+            except DecodeError as error:
+                log.warning("a step failed: %s", error)
+                failed = [(key, error) for key in scheduler.fail(step)]
+        failed += scheduler.take_failures()
+        if self._check:
+            scheduler.check()
+        self.gauges = self._measure()
+        for key, _ in failed:
+            self._open.discard(key)
+        events = scheduler.take_events()
+        touched = dict.fromkeys(key for key, _ in events)
+        # Aborting its last sequence ends a request without an event.
+        ended = [key for key in self._open if scheduler.ended(key)] if self._open else []
+        self._open.difference_update(ended)
+        if touched or ended or failed:
+            self._deliver(Report(events, ended, failed))
+
+    def _compute(self, step: Step) -> None:
+        started = time.perf_counter()
+        self._runner.apply(step.instructions)
+        rows = self._runner.decode(step.batch)
+        took_s = time.perf_counter() - started
+        decoded = sum(span.sequence.generated > 0 for span in step.spans)
+        self._budget.observe(
+            decoded_rows=decoded,
+            prefilled_tokens=len(step.batch.tokens) - decoded,
+            took_s=took_s,
+        )
+        self._scheduler.update(step, evaluate(step, rows, self._sampler))
+
+    def _measure(self) -> Gauges:
+        scheduler = self._scheduler
+        used, active, resident = scheduler.cells()
+        return Gauges(
+            scheduler.running,
+            scheduler.waiting,
+            used,
+            active,
+            resident,
+            scheduler.counters,
+            time.thread_time() if threading.current_thread() is self._thread else 0.0,
+        )

@@ -1,0 +1,72 @@
+"""Between engine and reader: what happened since the reader last looked, merged.
+
+A reader that lags finds one list, and of each sequence one ``Sampled`` however many tokens it
+made: four bytes a token waiting, twelve and more with log-probabilities. Nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from afterword.core.job import Event, Sampled
+
+
+class Mailbox:
+    """Events of one generation. Lives on the event loop's thread.
+
+    Invariant: ``_last`` holds the pending ``Sampled`` of each sequence that may still grow.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[Event] = []
+        self._last: dict[tuple[int, int], Sampled] = {}
+        self._error: Exception | None = None
+        self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, events: Iterable[Event]) -> None:
+        """Add events in their order; the mailbox owns them, arrays included, from here on."""
+        for event in events:
+            if isinstance(event, Sampled):
+                key = (event.job, event.seq)
+                last = self._last.get(key)
+                if last is not None:
+                    last.tokens.extend(event.tokens)
+                    last.logprobs.extend(event.logprobs)
+                    last.top_ids.extend(event.top_ids)
+                    last.top_logprobs.extend(event.top_logprobs)
+                    continue
+                self._last[key] = event
+            self._pending.append(event)
+        self._wake()
+
+    def close(self, error: Exception | None = None) -> None:
+        """Nothing more will come; an error is raised once what is pending has been read."""
+        if not self._closed:
+            self._closed = True
+            self._error = error
+            self._wake()
+
+    async def take(self) -> list[Event]:
+        """All that is pending, as soon as there is something; ``[]`` after the end.
+
+        Raises the error that ended the generation, if one did.
+        """
+        while not self._pending:
+            if self._closed:
+                if self._error is not None:
+                    raise self._error
+                return []
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        pending, self._pending = self._pending, []
+        self._last.clear()
+        return pending
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,215 @@
+"""One row of logits in, one token or its log-probabilities out; exact, in numpy.
+
+Rows are worked on one at a time in buffers that stay in the cache: what is done to a row cannot
+depend on the rows beside it, bit for bit (D1), and a row pays only for what was asked of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from afterword.core.job import SamplingParams
+
+Row = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+_BLOCK = 256
+"""Width of the blocks whose maxima and sums stand in for a sort of the whole row."""
+_NARROW = np.float32(2.0**-10)
+_WIDE = np.float32(2.0**-20)
+"""Nucleus search looks at tokens this likely against the likeliest one, then at all."""
+
+
+class NothingToDrawError(ArithmeticError):
+    """Bias and bans left no token, or the model gave something that is no number."""
+
+
+class Bias(msgspec.Struct, frozen=True):
+    """``logit_bias`` split by meaning: what is added, what is banned, what is forced."""
+
+    ids: Ids
+    values: Row
+    banned: Ids
+    forced: Ids
+
+    @staticmethod
+    def of(logit_bias: tuple[tuple[int, float], ...]) -> Bias | None:
+        """None where there is nothing to do; -100 bans and 100 forces (R14)."""
+        if not logit_bias:
+            return None
+        added = [(i, v) for i, v in logit_bias if -100 < v < 100]
+        return Bias(
+            np.array([i for i, _ in added], np.int64),
+            np.array([v for _, v in added], np.float32),
+            np.array([i for i, v in logit_bias if v <= -100], np.int64),
+            np.array([i for i, v in logit_bias if v >= 100], np.int64),
+        )
+
+
+class Sampler:
+    """Buffers for rows of ``vocabulary`` float32 logits. Not thread-safe: one engine owns it."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+        self._blocks = -(-vocabulary // _BLOCK)
+        # The tails beyond the vocabulary stay as they are set here.
+        self._probabilities = np.zeros(self._blocks * _BLOCK, np.float32)
+        self._padded = np.full(self._blocks * _BLOCK, -np.inf, np.float32)
+        self._logits = np.empty(vocabulary, np.float32)
+
+    def draw(
+        self,
+        row: Row,
+        params: SamplingParams,
+        uniform: float,
+        *,
+        bias: Bias | None = None,
+        counts: Mapping[int, int] | None = None,
+        banned: Ids | None = None,
+    ) -> int:
+        """The token that ``params`` and the ``uniform`` number in [0, 1) choose from ``row``.
+
+        ``row`` is not changed. ``counts`` holds how often each token was generated in this
+        choice, for the penalties; ``banned`` ids cannot be drawn whatever the bias says.
+        Raises ``NothingToDrawError`` where no token is left.
+        """
+        if bias is not None or banned is not None or counts:
+            row = self._adjusted(row, params, bias, counts, banned)
+        if params.temperature == 0 or params.top_p == 0 or params.top_k == 1:
+            token = int(row.argmax())
+            if not np.isfinite(row[token]):
+                raise NothingToDrawError
+            return token
+        return self._draw_random(row, params, uniform)
+
+    def normaliser(self, row: Row) -> float:
+        """log(sum(exp(row))), so that ``row[t] - normaliser`` is the log-probability of t."""
+        scratch = self._probabilities[: self._vocabulary]
+        largest = row.max()
+        np.subtract(row, largest, out=scratch)
+        np.exp(scratch, out=scratch)
+        return float(largest) + float(np.log(np.float64(scratch.sum())))
+
+    def top(self, row: Row, k: int) -> Ids:
+        """The ids of the k highest logits, highest first, the lowest id first on a tie."""
+        if k <= 0:
+            return np.empty(0, np.int64)
+        candidates = self._at_least_kth(row, k)
+        order = np.lexsort((candidates, -row[candidates]))
+        return candidates[order[:k]]
+
+    def _at_least_kth(self, row: Row, k: int) -> Ids:
+        """Ids whose logit reaches the k-th highest block maximum: the k highest are among them."""
+        if k >= self._blocks:
+            return np.arange(self._vocabulary)
+        self._padded[: self._vocabulary] = row
+        blocks = self._padded.reshape(-1, _BLOCK)
+        maxima = blocks.max(axis=1)
+        threshold = np.partition(maxima, self._blocks - k)[self._blocks - k]
+        rich = np.flatnonzero(maxima >= threshold)
+        at_block, at = np.nonzero(blocks[rich] >= threshold)
+        ids = rich[at_block] * _BLOCK + at
+        return ids[ids < self._vocabulary]
+
+    def _adjusted(
+        self,
+        row: Row,
+        params: SamplingParams,
+        bias: Bias | None,
+        counts: Mapping[int, int] | None,
+        banned: Ids | None,
+    ) -> Row:
+        logits = self._logits
+        np.copyto(logits, row)
+        if bias is not None:
+            logits[bias.ids] += bias.values
+            logits[bias.banned] = -np.inf
+        if counts:
+            ids = np.fromiter(counts.keys(), np.int64, len(counts))
+            times = np.fromiter(counts.values(), np.float32, len(counts))
+            logits[ids] -= np.float32(params.frequency_penalty) * times + np.float32(
+                params.presence_penalty
+            )
+        if banned is not None:
+            logits[banned] = -np.inf
+        if bias is not None and bias.forced.size:
+            forced = logits[bias.forced]
+            if (forced > -np.inf).any():
+                logits.fill(-np.inf)
+                logits[bias.forced] = forced
+        return logits
+
+    def _draw_random(self, row: Row, params: SamplingParams, uniform: float) -> int:
+        weights = self._probabilities[: self._vocabulary]
+        largest = row.max()
+        if not np.isfinite(largest):
+            raise NothingToDrawError
+        np.subtract(row, largest, out=weights)
+        if params.temperature != 1:
+            # A temperature near zero overflows to -inf, which is its meaning.
+            with np.errstate(over="ignore"):
+                np.divide(weights, np.float32(max(params.temperature, 1e-30)), out=weights)
+        np.exp(weights, out=weights)
+        if params.top_k <= 0 and params.top_p >= 1 and params.min_p <= 0:
+            return self._draw_from_all(uniform)
+        kept = self._kept(row, weights, params)
+        cumulative = weights[kept].cumsum(dtype=np.float64)
+        at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+        return int(kept[min(at, len(kept) - 1)])
+
+    def _draw_from_all(self, uniform: float) -> int:
+        """Inverse of the cumulative distribution, first over blocks and then inside one."""
+        blocks = self._probabilities.reshape(-1, _BLOCK)
+        cumulative = blocks.sum(axis=1).cumsum(dtype=np.float64)
+        target = uniform * cumulative[-1]
+        block = min(int(np.searchsorted(cumulative, target, side="right")), self._blocks - 1)
+        before = cumulative[block - 1] if block else 0.0
+        inside = blocks[block].cumsum(dtype=np.float64)
+        at = int(np.searchsorted(inside, target - before, side="right"))
+        if at == _BLOCK or not blocks[block][at]:
+            # Rounding of the block's sum put the target past its last token that has a weight.
+            at = int(np.flatnonzero(blocks[block])[-1])
+        return block * _BLOCK + at
+
+    def _kept(self, row: Row, weights: Row, params: SamplingParams) -> Ids:
+        """Ids that survive top_k, top_p and min_p, in ascending order; at least one."""
+        ids: Ids | None = None
+        if 0 < params.top_k < self._vocabulary:
+            ids = np.sort(self.top(row, params.top_k))
+        if params.top_p < 1:
+            ids = self._nucleus(weights, ids, params.top_p)
+        if params.min_p > 0:
+            # The likeliest token has weight 1 and survives everything before.
+            likely = weights >= np.float32(params.min_p)
+            ids = np.flatnonzero(likely) if ids is None else ids[likely[ids]]
+        return np.flatnonzero(weights) if ids is None else ids[weights[ids] > 0]
+
+    def _nucleus(self, weights: Row, ids: Ids | None, top_p: float) -> Ids:
+        """The fewest likeliest ids whose mass reaches ``top_p`` of that of ``ids`` (None: all)."""
+        if ids is not None:
+            held = weights[ids]
+            goal = top_p * float(held.sum(dtype=np.float64))
+            return ids[_fewest(held, goal)]
+        goal = top_p * float(self._probabilities.reshape(-1, _BLOCK).sum(axis=1).sum(dtype=float))
+        for floor in (_NARROW, _WIDE):
+            near = np.flatnonzero(weights >= floor)
+            held = weights[near]
+            if float(held.sum(dtype=np.float64)) >= goal:
+                return near[_fewest(held, goal)]
+        return np.flatnonzero(_fewest(weights, goal))
+
+
+def _fewest(weights: Row, goal: float) -> npt.NDArray[np.bool_]:
+    """Marks the fewest highest weights whose sum reaches ``goal``; on a tie the first ones."""
+    descending = np.sort(weights)[::-1]
+    cumulative = descending.cumsum(dtype=np.float64)
+    count = min(int(np.searchsorted(cumulative, goal, side="left")) + 1, len(weights))
+    threshold = descending[count - 1]
+    marked: npt.NDArray[np.bool_] = weights > threshold
+    missing = count - int(marked.sum())
+    marked[np.flatnonzero(weights == threshold)[:missing]] = True
+    return marked

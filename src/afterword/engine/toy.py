@@ -1,0 +1,182 @@
+"""An exact tiny language model: instant, deterministic, and wrong as soon as its KV is.
+
+A row of logits is a hash of every token before it, read from the cells that the KV instructions
+left in a slot. A scheduler that forks, trims or places a token wrongly changes the answer.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from afterword.core.protocols import EngineCard, InfillTokens
+from afterword.engine.batching.engine import BatchingEngine
+from afterword.engine.batching.runner import Batch, DecodeError, Fork, KVInstruction, Trim
+from afterword.engine.draws import mix64
+
+_WORDS = (
+    " the", " a", " of", " and", " to", "ing", "er", " th", "e ", ". ", ", ", "\n\n", " in",
+    "on", "al", "st", " model", " says", "Once", " upon", " time", "é", "ü", "中", "文", "🙂",
+    "👩‍👩‍👧", "e\u0301", "\u202e", "<b>",
+)  # fmt: skip
+_BROKEN = (b"\xe2\x82", b"\xac ", b"\xf0\x9f", b"\x98\x80", b"\xe4\xb8", b"\xff\xfe")
+_SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>",
+    "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>",
+)  # fmt: skip
+
+
+class ToyTokenizer:
+    """All 256 bytes, some words and broken characters, and special tokens; longest match."""
+
+    def __init__(self, *, adds_bos: bool = False, infill: bool = True) -> None:
+        words = [word.encode() for word in _WORDS]
+        self._first_special = 256 + len(words) + len(_BROKEN)
+        self.pieces: Sequence[bytes] = (
+            *(bytes([i]) for i in range(256)),
+            *words,
+            *_BROKEN,
+            *(name.encode() for name in _SPECIAL),
+        )
+        ids = {piece: i for i, piece in enumerate(self.pieces)}
+        self._plain = {piece: i for piece, i in ids.items() if i < self._first_special}
+        self._special = {name: ids[name.encode()] for name in _SPECIAL}
+        self.special_ids = frozenset(self._special.values())
+        self.end_ids = frozenset((self._special["<|endoftext|>"], self._special["<|im_end|>"]))
+        self.bos_id = self._special["<|im_start|>"] if adds_bos else None
+        self.document_start_id = self._special["<|im_start|>" if adds_bos else "<|endoftext|>"]
+        self.max_piece_bytes = max(map(len, self.pieces))
+        self.infill: InfillTokens | None = None
+        if infill:
+            self.infill = InfillTokens(
+                prefix_id=self._special["<|fim_prefix|>"],
+                suffix_id=self._special["<|fim_suffix|>"],
+                middle_id=self._special["<|fim_middle|>"],
+                order="psm",
+                end_ids=(self._special["<|fim_pad|>"],),
+            )
+
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """Longest match from the left; names of special tokens are parsed on request."""
+        ids: list[int] = []
+        raw = codecs.encode(text, "utf-8")
+        tables = [self._plain]
+        if parse_special:
+            tables.append({name.encode(): i for name, i in self._special.items()})
+        at = 0
+        while at < len(raw):
+            for size in range(min(self.max_piece_bytes, len(raw) - at), 0, -1):
+                piece = raw[at : at + size]
+                found = next((table[piece] for table in tables if piece in table), None)
+                if found is not None:
+                    ids.append(found)
+                    at += size
+                    break
+        return ids
+
+
+class ToyRunner:
+    """A ``ModelRunner`` whose memory is lists of tokens and whose rows are hashes of them.
+
+    ``before_decode`` is called with each batch, so that tests can look, wait or raise.
+    """
+
+    least_shared_tokens = 1
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        slots: int = 4,
+        context_tokens: int = 256,
+        max_batch_tokens: int = 64,
+        end_ids: Sequence[int] = (),
+        before_decode: Callable[[Batch], None] | None = None,
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.slots = slots
+        self.context_tokens = context_tokens
+        self.max_batch_tokens = max_batch_tokens
+        self.max_rows = max_batch_tokens
+        self.closed = False
+        self._before_decode = before_decode
+        self._cells: list[list[int]] = [[] for _ in range(slots)]
+        self._hashes: list[list[int]] = [[] for _ in range(slots)]
+        spread = np.arange(1, vocabulary + 1, dtype=np.uint64)
+        self._spread = spread * np.uint64(0x9E3779B97F4A7C15)
+        self._tilt = np.zeros(vocabulary, np.float32)
+        self._tilt[list(end_ids)] = -2.0
+
+    def apply(self, instructions: Sequence[KVInstruction]) -> None:
+        """Copy and cut lists."""
+        for instruction in instructions:
+            match instruction:
+                case Fork(source, destination, tokens):
+                    if self._cells[destination] or len(self._cells[source]) < tokens:
+                        raise AssertionError(f"cannot {instruction}")
+                    self._cells[destination] = self._cells[source][:tokens]
+                    self._hashes[destination] = self._hashes[source][:tokens]
+                case Trim(slot, tokens):
+                    del self._cells[slot][tokens:]
+                    del self._hashes[slot][tokens:]
+
+    def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Append the batch's tokens to their slots; rows of those wanted."""
+        if self._before_decode is not None:
+            self._before_decode(batch)
+        rows = []
+        columns = (batch.tokens, batch.positions, batch.slots, batch.wanted)
+        for token, position, slot, wanted in zip(*(c.tolist() for c in columns), strict=True):
+            cells, hashes = self._cells[slot], self._hashes[slot]
+            if position != len(cells) or position >= self.context_tokens:
+                raise DecodeError(f"slot {slot} has {len(cells)} cells, not {position}")
+            cells.append(token)
+            hashes.append(mix64((hashes[-1] if hashes else 1) ^ (token + 1)))
+            if wanted:
+                rows.append(self.row(hashes[-1]))
+        return np.array(rows, np.float32).reshape(-1, self.vocabulary)
+
+    def row(self, history: int) -> npt.NDArray[np.float32]:
+        """Logits after a history: a few likely tokens, many unlikely ones, some ties."""
+        mixed = (self._spread ^ np.uint64(history)) * np.uint64(0xBF58476D1CE4E5B9)
+        unit = ((mixed >> np.uint64(40)) % np.uint64(4096)).astype(np.float32) / np.float32(4096)
+        row: npt.NDArray[np.float32] = np.float32(14) * unit**4 - np.float32(6) + self._tilt
+        return row
+
+    def close(self) -> None:
+        """Forget everything."""
+        self.closed = True
+        for cells in (*self._cells, *self._hashes):
+            cells.clear()
+
+
+def toy_engine(  # noqa: PLR0913 - one argument for each thing that a test may want different
+    *,
+    slots: int = 4,
+    context_tokens: int = 256,
+    max_batch_tokens: int = 64,
+    max_waiting: int = 256,
+    adds_bos: bool = False,
+    infill: bool = True,
+    check: bool = True,
+    before_decode: Callable[[Batch], None] | None = None,
+) -> BatchingEngine:
+    """The toy model behind the same scheduler and thread as a real one."""
+    tokenizer = ToyTokenizer(adds_bos=adds_bos, infill=infill)
+    runner = ToyRunner(
+        len(tokenizer.pieces),
+        slots=slots,
+        context_tokens=context_tokens,
+        max_batch_tokens=max_batch_tokens,
+        end_ids=sorted(tokenizer.end_ids),
+        before_decode=before_decode,
+    )
+    card = EngineCard(
+        context_tokens=context_tokens,
+        fingerprint="fp_0000000000",
+        details={"model": "toy", "slots": slots},
+    )
+    return BatchingEngine(runner, tokenizer, card, max_waiting=max_waiting, check=check)

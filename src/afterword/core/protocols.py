@@ -13,13 +13,13 @@ class InfillTokens(msgspec.Struct, frozen=True, kw_only=True):
     """The fill-in-the-middle tokens of a vocabulary and the order its family was trained on.
 
     ``psm``: prefix id, prefix, suffix id, suffix, middle id. ``spm``: suffix id, suffix,
-    prefix id, prefix, middle id. ``end_ids`` are tokens that end a middle besides the
-    vocabulary's own end tokens (padding, repository and file separators).
+    prefix id, prefix, middle id. Some families do without the middle id. ``end_ids`` are tokens
+    that end a middle besides the vocabulary's own end tokens (padding, file separators).
     """
 
     prefix_id: int
     suffix_id: int
-    middle_id: int
+    middle_id: int | None
     order: Literal["psm", "spm"]
     end_ids: tuple[int, ...] = ()
 

@@ -1,0 +1,263 @@
+"""The only file that imports the library: llama.cpp's C interface, typed and owned.
+
+Whoever opens a ``LlamaModel`` or a ``LlamaContext`` closes it. Pointers never leave this file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import llama_cpp.llama_cpp as lib
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from afterword.core.errors import ConfigError
+
+State: TypeAlias = "ctypes.Array[ctypes.c_uint8]"
+"""What is saved of a slot; only the library reads it."""
+
+log = logging.getLogger("afterword.llama")
+
+_GGML_TYPE_F16 = 1
+_GGML_TYPE_BF16 = 30
+_ADD_NOTHING = False
+_BY_NAME = True
+_LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
+def _log_callback(level: int, text: bytes, _user: object) -> None:
+    log.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode(errors="replace").rstrip())
+
+
+class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a context is made with; everything here reaches the kernels.
+
+    ``exact``: every slot has a KV stream of its own in BF16, so that a row cannot depend on its
+    neighbours in the batch; otherwise slots share one F16 buffer.
+    """
+
+    slots: int
+    slot_tokens: int
+    batch_tokens: int
+    max_rows: int
+    threads: int
+    exact: bool
+
+
+def system_info() -> str:
+    """The instruction sets and features that the library was built with."""
+    return str(lib.llama_print_system_info().decode())
+
+
+class LlamaModel:
+    """A GGUF file's weights and vocabulary in memory.
+
+    Raises ``ConfigError`` where the library cannot load the file; check its header first, since
+    native code does not survive every broken file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+        lib.llama_backend_init()
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self._model: Any = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise ConfigError(f"{path}: llama.cpp cannot load this file (see the log for why)")
+        self._vocab: Any = lib.llama_model_get_vocab(self._model)
+
+    def close(self) -> None:
+        """Free the weights; contexts must be closed before. Idempotent."""
+        if self._model:
+            lib.llama_model_free(self._model)
+            self._model = None
+
+    def open_context(self, options: ContextOptions) -> LlamaContext:
+        """Memory and compute buffers for ``options.slots`` sequences."""
+        return LlamaContext(self._model, options, vocabulary=self.vocabulary)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return int(lib.llama_vocab_n_tokens(self._vocab))
+
+    @property
+    def context_tokens(self) -> int:
+        """The context that the model was trained for."""
+        return int(lib.llama_model_n_ctx_train(self._model))
+
+    @property
+    def can_trim(self) -> bool:
+        """Whether the end of a sequence can be forgotten: not where state is recurrent."""
+        recurrent = lib.llama_model_is_recurrent(self._model)
+        return not (recurrent or lib.llama_model_is_hybrid(self._model))
+
+    @property
+    def decodes(self) -> bool:
+        """Whether this is a model that continues text, and not an encoder."""
+        has_decoder = lib.llama_model_has_decoder(self._model)
+        return bool(has_decoder and not lib.llama_model_has_encoder(self._model))
+
+    def cell_bytes(self) -> int:
+        """Memory of one token in the KV cache, 16 bits a value, keys and values."""
+        layers = int(lib.llama_model_n_layer(self._model))
+        heads = int(lib.llama_model_n_head_kv(self._model))
+        width = int(lib.llama_model_n_embd(self._model)) // max(
+            int(lib.llama_model_n_head(self._model)), 1
+        )
+        arch = self.metadata("general.architecture") or ""
+        key = int(self.metadata(f"{arch}.attention.key_length") or width)
+        value = int(self.metadata(f"{arch}.attention.value_length") or width)
+        return layers * heads * (key + value) * 2
+
+    def describe(self) -> str:
+        """Architecture, size and format in a few words."""
+        buffer = ctypes.create_string_buffer(256)
+        lib.llama_model_desc(self._model, buffer, 256)
+        return buffer.value.decode(errors="replace")
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the file's metadata as text."""
+        buffer = ctypes.create_string_buffer(512)
+        size = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, 512)
+        return None if size < 0 else buffer.value.decode(errors="replace")
+
+    def encode(self, raw: bytes, *, parse_special: bool) -> list[int]:
+        """Tokenise UTF-8 without adding anything."""
+        room = len(raw) + 8
+        while True:
+            ids = (ctypes.c_int32 * room)()
+            special = (_ADD_NOTHING, parse_special)
+            count = lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, *special)
+            if count >= 0:
+                return ids[:count]
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; special tokens by their name."""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            size = lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, _BY_NAME)
+            if size >= 0:
+                return buffer.raw[:size]
+            room = -size
+
+    def is_end(self, token: int) -> bool:
+        """Whether a generation is over at this token."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    def is_control(self, token: int) -> bool:
+        """Whether no plain text gives this token."""
+        return bool(lib.llama_vocab_is_control(self._vocab, token))
+
+    def named(self, name: str) -> int | None:
+        """A token by its role (``bos``, ``eos``, ``fim_pre`` ...), if the vocabulary has it."""
+        token = int(getattr(lib, f"llama_vocab_{name}")(self._vocab))
+        return None if token < 0 else token
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model wants a BOS token before text."""
+        return bool(lib.llama_vocab_get_add_bos(self._vocab))
+
+
+class LlamaContext:
+    """KV memory and compute buffers. Belongs to one thread at a time."""
+
+    def __init__(self, model: Any, options: ContextOptions, *, vocabulary: int) -> None:  # noqa: ANN401 - a pointer of the binding
+        self._options = options
+        self._vocabulary = vocabulary
+        params = lib.llama_context_default_params()
+        params.n_ctx = options.slots * options.slot_tokens
+        params.n_batch = params.n_ubatch = options.batch_tokens
+        params.n_seq_max = options.slots
+        params.n_threads = params.n_threads_batch = options.threads
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.kv_unified = not options.exact
+        params.type_k = params.type_v = _GGML_TYPE_BF16 if options.exact else _GGML_TYPE_F16
+        params.swa_full = True
+        params.no_perf = True
+        self._context: Any = lib.llama_init_from_model(model, params)
+        if not self._context:
+            raise ConfigError(
+                f"no memory for {options.slots} slots of {options.slot_tokens} tokens; "
+                "try a smaller --ctx or fewer --slots"
+            )
+        self._memory: Any = lib.llama_get_memory(self._context)
+        size = options.batch_tokens + options.slots
+        self._tokens = np.zeros(size, np.int32)
+        self._positions = np.zeros(size, np.int32)
+        self._slots = np.zeros(size, np.int32)
+        self._counts = np.ones(size, np.int32)
+        self._wanted = np.zeros(size, np.int8)
+        self._slot_pointers = self._slots.ctypes.data + 4 * np.arange(size, dtype=np.uintp)
+        self._batch = lib.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            embd=None,
+            pos=self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            n_seq_id=self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._slot_pointers.ctypes.data_as(
+                ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))
+            ),
+            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def close(self) -> None:
+        """Free the memory. Idempotent."""
+        if self._context:
+            lib.llama_free(self._context)
+            self._context = None
+
+    @property
+    def slot_tokens(self) -> int:
+        """Tokens that a slot has room for, as the library rounded them."""
+        if self._options.exact:
+            return int(lib.llama_n_ctx_seq(self._context))
+        return int(lib.llama_n_ctx(self._context)) // self._options.slots
+
+    def decode(
+        self,
+        tokens: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
+        slots: npt.NDArray[np.int32],
+        wanted: npt.NDArray[np.bool_],
+    ) -> int:
+        """Compute a batch; 0 or the library's error code. The GIL is free meanwhile."""
+        count = len(tokens)
+        self._tokens[:count] = tokens
+        self._positions[:count] = positions
+        self._slots[:count] = slots
+        self._wanted[:count] = wanted
+        self._batch.n_tokens = count
+        return int(lib.llama_decode(self._context, self._batch))
+
+    def rows(self, count: int) -> npt.NDArray[np.float32]:
+        """The wanted rows of the last batch: a view that the next batch overwrites."""
+        pointer = lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (count, self._vocabulary))
+
+    def remove(self, slot: int, start: int) -> bool:
+        """Forget the tokens of a slot from position ``start`` on."""
+        return bool(lib.llama_memory_seq_rm(self._memory, slot, start, -1))
+
+    def share(self, source: int, destination: int, tokens: int) -> None:
+        """Let ``destination`` see the first tokens of ``source``; only where slots share cells."""
+        lib.llama_memory_seq_cp(self._memory, source, destination, 0, tokens)
+
+    def save(self, slot: int) -> State:
+        """The state of a slot, opaque."""
+        size = int(lib.llama_state_seq_get_size(self._context, slot))
+        state = (ctypes.c_uint8 * size)()
+        lib.llama_state_seq_get_data(self._context, state, size, slot)
+        return state
+
+    def restore(self, slot: int, state: State) -> bool:
+        """Replace the state of a slot; False if it does not fit."""
+        return bool(lib.llama_state_seq_set_data(self._context, state, len(state), slot))

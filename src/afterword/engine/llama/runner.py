@@ -1,0 +1,108 @@
+"""llama.cpp as a ``ModelRunner``: instructions become cells, batches become rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from afterword.engine.batching.runner import (
+    Batch,
+    DecodeError,
+    FatalDecodeError,
+    Fork,
+    KVInstruction,
+    Trim,
+)
+from afterword.engine.llama.binding import ContextOptions, LlamaContext, LlamaModel, State
+
+_WIDEST_FILL = 3
+"""A gap of idle slots up to this wide is cheaper to compute through than to split a batch at."""
+_FATAL_AFTER = 3
+"""Failures in a row after which the context is given up."""
+
+
+class LlamaRunner:
+    """One context and its slots. Used by one thread.
+
+    With a KV stream for each slot the library computes neighbouring slots together and starts
+    anew at every gap, reading all weights again. Idle slots in a gap are given a token to
+    compute, which is forgotten at once; no row depends on it.
+    """
+
+    def __init__(self, model: LlamaModel, options: ContextOptions) -> None:
+        self._model = model
+        self._context: LlamaContext = model.open_context(options)
+        self._exact = options.exact
+        self._lengths = np.zeros(options.slots, np.int64)
+        self._failures = 0
+        self.slots = options.slots
+        self.context_tokens = min(options.slot_tokens, self._context.slot_tokens)
+        self.max_batch_tokens = options.batch_tokens
+        self.max_rows = options.max_rows
+        self.vocabulary = model.vocabulary
+        # Where the end of a state cannot be trimmed, no prefix can be shared.
+        self.least_shared_tokens = 4 if model.can_trim else self.context_tokens + 1
+
+    def apply(self, instructions: Sequence[KVInstruction]) -> None:
+        """Carry out instructions in their order; a source copied twice is read once."""
+        saved: tuple[int, State] | None = None
+        for instruction in instructions:
+            match instruction:
+                case Fork(source, destination, tokens):
+                    if not self._exact:
+                        self._context.share(source, destination, tokens)
+                    else:
+                        if saved is None or saved[0] != source:
+                            saved = (source, self._context.save(source))
+                        if not self._context.restore(destination, saved[1]):
+                            raise DecodeError(f"no room for a copy of slot {source}")
+                        self._context.remove(destination, tokens)
+                    self._lengths[destination] = tokens
+                case Trim(slot, tokens):
+                    if saved is not None and saved[0] == slot:
+                        saved = None
+                    self._context.remove(slot, tokens)
+                    self._lengths[slot] = tokens
+
+    def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Rows of the wanted tokens, a view that the next batch overwrites."""
+        filler = self._filler(batch) if self._exact else []
+        if filler:
+            at = np.searchsorted(batch.slots, filler)
+            code = self._context.decode(
+                np.insert(batch.tokens, at, 0),
+                np.insert(batch.positions, at, self._lengths[filler]),
+                np.insert(batch.slots, at, filler),
+                np.insert(batch.wanted, at, values=False),
+            )
+            for slot in filler:
+                self._context.remove(slot, int(self._lengths[slot]))
+        else:
+            code = self._context.decode(batch.tokens, batch.positions, batch.slots, batch.wanted)
+        if code:
+            self._failures += 1
+            kind = FatalDecodeError if self._failures >= _FATAL_AFTER else DecodeError
+            raise kind(f"llama_decode returned {code}")
+        self._failures = 0
+        np.maximum.at(self._lengths, batch.slots, batch.positions.astype(np.int64) + 1)
+        return self._context.rows(int(batch.wanted.sum()))
+
+    def close(self) -> None:
+        """Free context and model. Idempotent."""
+        self._context.close()
+        self._model.close()
+
+    def _filler(self, batch: Batch) -> list[int]:
+        """Idle slots in narrow gaps between the batch's slots that have room for a token."""
+        used = np.flatnonzero(np.bincount(batch.slots, minlength=self.slots))
+        gaps = np.flatnonzero(np.diff(used) > 1)
+        filler: list[int] = []
+        for left, right in zip(used[gaps].tolist(), used[gaps + 1].tolist(), strict=True):
+            gap = range(left + 1, right)
+            if len(gap) <= _WIDEST_FILL and all(
+                self._lengths[slot] < self.context_tokens for slot in gap
+            ):
+                filler.extend(gap)
+        return filler

@@ -1,0 +1,58 @@
+"""The vocabulary of a loaded model as a ``Tokenizer``; its tables are made once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from afterword.core.protocols import InfillTokens
+from afterword.engine.llama.binding import LlamaModel
+
+_DOCUMENT_START = b"<|endoftext|>"
+_SUFFIX_FIRST = b"[SUFFIX]"
+"""The family that was trained on suffix, then prefix, and has no token before the middle."""
+
+
+class LlamaTokenizer:
+    """Text to ids and back. Its methods are safe from any thread while the model is open."""
+
+    def __init__(self, model: LlamaModel) -> None:
+        self._model = model
+        ids = range(model.vocabulary)
+        self.pieces: Sequence[bytes] = [model.piece(i) for i in ids]
+        self.special_ids = frozenset(i for i in ids if model.is_control(i))
+        self.end_ids = frozenset(i for i in ids if model.is_end(i))
+        self.max_piece_bytes = max(map(len, self.pieces))
+        bos, eos = model.named("bos"), model.named("eos")
+        self.bos_id = bos if model.adds_bos else None
+        starts = (self.bos_id, self._special(_DOCUMENT_START), bos, eos, 0)
+        self.document_start_id = next(i for i in starts if i is not None)
+        self.infill = self._infill()
+
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """See ``core.protocols.Tokenizer``."""
+        return self._model.encode(text.encode(), parse_special=parse_special)
+
+    def _special(self, name: bytes) -> int | None:
+        return next((i for i in sorted(self.special_ids) if self.pieces[i] == name), None)
+
+    def _infill(self) -> InfillTokens | None:
+        """What llama.cpp found in the metadata or by well-known names (F2)."""
+        named = self._model.named
+        prefix, suffix, middle = named("fim_pre"), named("fim_suf"), named("fim_mid")
+        ends = [named(name) for name in ("fim_pad", "fim_rep", "fim_sep")]
+        end_ids = tuple(i for i in ends if i is not None)
+        suffix_first = self._special(_SUFFIX_FIRST)
+        prefix_second = self._special(b"[PREFIX]")
+        if suffix_first is not None and prefix_second is not None:
+            return InfillTokens(
+                prefix_id=prefix_second,
+                suffix_id=suffix_first,
+                middle_id=None,
+                order="spm",
+                end_ids=end_ids,
+            )
+        if prefix is None or suffix is None or middle is None:
+            return None
+        return InfillTokens(
+            prefix_id=prefix, suffix_id=suffix, middle_id=middle, order="psm", end_ids=end_ids
+        )

@@ -1,0 +1,206 @@
+"""The scheduler as a state machine on the toy runner: any interleaving, the same answer."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams, ScoredPrompt
+from afterword.engine.batching.outcome import evaluate
+from afterword.engine.batching.scheduler import Scheduler
+from afterword.engine.draws import mix64, uniform
+from afterword.engine.sampler import Bias, Sampler
+from afterword.engine.toy import ToyRunner, ToyTokenizer
+
+TOKENIZER = ToyTokenizer()
+VOCABULARY = len(TOKENIZER.pieces)
+CONTEXT = 64
+REFERENCE = ToyRunner(VOCABULARY, end_ids=sorted(TOKENIZER.end_ids))
+
+Answer = dict[int, tuple[list[int], list[float], str | None]]
+
+
+def job_strategy() -> st.SearchStrategy[Job]:
+    def build(
+        head: int, tail: list[int], n: int, room: int, t: float, seed: int, lp: int | None,
+        plp: int | None, pen: float,
+    ) -> Job:  # fmt: skip
+        # Few heads and few tokens, so that prefixes are shared often.
+        prompt = tuple(([1, 2, 3] * 12)[: head * 6] + tail)
+        return Job(
+            prompt_ids=prompt,
+            n=n,
+            max_tokens=min(room, CONTEXT - len(prompt)),
+            sampling=SamplingParams(temperature=t, top_p=0.95, presence_penalty=pen),
+            seed=seed,
+            logprobs=lp,
+            prompt_logprobs=plp,
+        )
+
+    return st.builds(
+        build,
+        st.integers(0, 6),
+        st.lists(st.integers(1, 3), min_size=1, max_size=20),
+        st.integers(1, 3),
+        st.sampled_from((0, 0, 1, 5, 30)),
+        st.sampled_from((0.0, 1.0)),
+        st.integers(0, 3),
+        st.sampled_from((None, 0, 2)),
+        st.sampled_from((None, 0, 3)),
+        st.sampled_from((0.0, 1.0)),
+    )
+
+
+def alone(job: Job) -> tuple[ScoredPrompt | None, Answer]:
+    """What a job must give: one sequence after the other, no cache, no batch."""
+    sampler = Sampler(VOCABULARY)
+
+    def row_after(tokens: list[int]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        history = 1
+        for token in tokens:
+            history = mix64(history ^ (token + 1))
+        return REFERENCE.row(history)
+
+    scored = None
+    if job.prompt_logprobs is not None:
+        scored = ScoredPrompt(array("d"), array("i"), array("d"))
+        for at in range(1, len(job.prompt_ids)):
+            row = row_after(list(job.prompt_ids[:at]))
+            normaliser = sampler.normaliser(row)
+            scored.logprobs.append(float(row[job.prompt_ids[at]]) - normaliser)
+            top = sampler.top(row, job.prompt_logprobs)
+            scored.top_ids.extend(top.tolist())
+            scored.top_logprobs.extend((row[top].astype(float) - normaliser).tolist())
+    answer: Answer = {}
+    for sibling in range(job.n):
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        counts: dict[int, int] = {}
+        reason = "length"
+        while len(tokens) < job.max_tokens:
+            row = row_after([*job.prompt_ids, *tokens])
+            u = uniform(job.seed, sibling, len(tokens))
+            token = sampler.draw(
+                row, job.sampling, u, counts=counts, bias=Bias.of(job.sampling.logit_bias)
+            )
+            tokens.append(token)
+            counts[token] = counts.get(token, 0) + 1
+            if job.logprobs is not None:
+                logprobs.append(float(row[token]) - sampler.normaliser(row))
+            if token in TOKENIZER.end_ids:
+                reason = "stop"
+                break
+        answer[sibling] = (tokens, logprobs, reason)
+    return scored, answer
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Adds, aborts, fails and steps in any order."""
+
+    @initialize(slots=st.integers(1, 4), batch=st.sampled_from((4, 7, 64)))
+    def begin(self, slots: int, batch: int) -> None:
+        self.runner = ToyRunner(
+            VOCABULARY, slots=slots, context_tokens=CONTEXT,
+            max_batch_tokens=batch, end_ids=sorted(TOKENIZER.end_ids),
+        )  # fmt: skip
+        self.scheduler = Scheduler(self.runner, TOKENIZER.end_ids)
+        self.sampler = Sampler(VOCABULARY)
+        self.jobs: dict[int, list[Job]] = {}
+        self.events: dict[int, list[Event]] = {}
+        self.gone: set[int] = set()
+        self.aborted: set[tuple[int, int, int]] = set()
+        self.next_key = 0
+
+    @rule(jobs=st.lists(job_strategy(), min_size=1, max_size=3))
+    def add(self, jobs: list[Job]) -> None:
+        self.scheduler.add(self.next_key, jobs)
+        self.jobs[self.next_key] = jobs
+        self.events[self.next_key] = []
+        self.next_key += 1
+
+    @rule(key=st.integers(0, 20))
+    def abort_request(self, key: int) -> None:
+        self.scheduler.abort_request(key)
+        self.gone.add(key)
+
+    @rule(key=st.integers(0, 20), job=st.integers(0, 2), sibling=st.integers(0, 2))
+    def abort(self, key: int, job: int, sibling: int) -> None:
+        self.scheduler.abort(key, job, sibling)
+        self.aborted.add((key, job, sibling))
+
+    @rule(budget=st.integers(1, 64), steps=st.integers(1, 10))
+    def steps(self, budget: int, steps: int) -> None:
+        for _ in range(steps):
+            self.one_step(budget)
+
+    @rule(budget=st.integers(1, 64))
+    def failing_step(self, budget: int) -> None:
+        step = self.scheduler.schedule(budget)
+        if step is not None:
+            self.runner.apply(step.instructions)
+            self.gone.update(self.scheduler.fail(step))
+        self.collect()
+
+    def one_step(self, budget: int) -> None:
+        step = self.scheduler.schedule(budget)
+        if step is not None:
+            assert len(step.batch.tokens) <= self.runner.max_batch_tokens
+            assert int(step.batch.wanted.sum()) <= self.runner.max_rows
+            self.runner.apply(step.instructions)
+            rows = self.runner.decode(step.batch)
+            self.scheduler.update(step, evaluate(step, rows, self.sampler))
+        self.collect()
+
+    def collect(self) -> None:
+        for key, event in self.scheduler.take_events():
+            self.events[key].append(event)
+
+    @invariant()
+    def sound(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(20_000):
+            if self.scheduler.idle:
+                break
+            self.one_step(16)
+        assert self.scheduler.idle
+        assert self.scheduler.running == 0
+        assert self.scheduler.waiting == 0
+        for key, jobs in self.jobs.items():
+            if key not in self.gone:
+                for index, job in enumerate(jobs):
+                    self.compare(key, index, job)
+
+    def compare(self, key: int, index: int, job: Job) -> None:
+        mine = [event for event in self.events[key] if event.job == index]
+        scored, answer = alone(job)
+        aborted = {s for (k, j, s) in self.aborted if (k, j) == (key, index)}
+        for sibling, (tokens, logprobs, reason) in answer.items():
+            own = [e for e in mine if isinstance(e, Sampled) and e.seq == sibling]
+            got = [t for e in own for t in e.tokens]
+            values = [v for e in own for v in e.logprobs]
+            ends = [e for e in mine if isinstance(e, Ended) and e.seq == sibling]
+            if sibling in aborted:
+                assert got == tokens[: len(got)]
+                continue
+            assert got == tokens
+            assert values == logprobs
+            assert [(e.reason, e.completion_tokens) for e in ends] == [(reason, len(tokens))]
+        heads = [e for e in mine if isinstance(e, Prefilled)]
+        if len(aborted) < job.n:
+            (head,) = heads
+            assert mine[0] is head
+            assert head.scored == scored
+            assert 0 <= head.cached_tokens <= len(job.prompt_ids)
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)

@@ -1,0 +1,171 @@
+"""The sampler against a float64 oracle that sorts everything."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from afterword.core.job import SamplingParams
+from afterword.engine.draws import uniform
+from afterword.engine.sampler import Bias, NothingToDrawError, Sampler
+
+SIZES = (1, 3, 255, 256, 257, 1000, 5000)
+
+
+def row_of(size: int, seed: int, *, flat: bool = False) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    scale = 0.01 if flat else 4.0
+    row = rng.normal(0, scale, size).astype(np.float32)
+    # Ties are what a sort gets wrong.
+    row[rng.integers(0, size, size // 5)] = row[0]
+    return row
+
+
+def oracle(row: npt.NDArray[np.float32], params: SamplingParams) -> dict[int, float]:
+    """Probability of each token that survives, by sorting in float64."""
+    logits = row.astype(np.float64) / params.temperature
+    p = np.exp(logits - logits.max())
+    order = np.lexsort((np.arange(len(p)), -p))
+    if params.top_k:
+        order = order[: params.top_k]
+    if params.top_p < 1:
+        cumulative = np.cumsum(p[order])
+        order = order[: int(np.searchsorted(cumulative, params.top_p * cumulative[-1])) + 1]
+    kept = [i for i in order if p[i] >= params.min_p * p.max()]
+    total = p[kept].sum()
+    return {int(i): float(p[i] / total) for i in kept}
+
+
+@given(
+    size=st.sampled_from(SIZES),
+    seed=st.integers(0, 2**32 - 1),
+    temperature=st.sampled_from((0.3, 1.0, 2.0)),
+    top_k=st.sampled_from((0, 1, 5, 300)),
+    top_p=st.sampled_from((0.1, 0.5, 0.95, 1.0)),
+    min_p=st.sampled_from((0.0, 0.05, 0.5)),
+    flat=st.booleans(),
+    u=st.floats(0, 1, exclude_max=True),
+)
+@settings(max_examples=300, deadline=None)
+def test_draw_is_the_inverse_cdf_of_what_survives(
+    size: int,
+    seed: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    flat: bool,
+    u: float,
+) -> None:
+    row = row_of(size, seed, flat=flat)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    before = row.copy()
+    token = Sampler(size).draw(row, params, u)
+    assert (row == before).all()
+    kept = oracle(row, params)
+    # Float32 rounding may move a token across the edge of the nucleus or of min_p.
+    edge = oracle(row, SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=min(1.0, top_p * 1.001), min_p=min_p * 0.999,
+    ))  # fmt: skip
+    assert token in edge
+    ids = sorted(kept)
+    below = sum(kept[i] for i in ids if i < token)
+    assert below - 2e-3 <= u <= below + edge[token] + 2e-3
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
+def test_drawn_tokens_pass_a_chi_square(top_p: float, flat: bool) -> None:
+    size = 300
+    row = row_of(size, 7, flat=flat)
+    params = SamplingParams(top_p=top_p)
+    sampler = Sampler(size)
+    draws = 20_000
+    counts = Counter(sampler.draw(row, params, uniform(11, 0, i)) for i in range(draws))
+    expected = oracle(row, params)
+    assert set(counts) <= set(expected)
+    common = {t: p for t, p in expected.items() if p * draws >= 5}
+    rest = draws - sum(counts[t] for t in common)
+    rest_expected = max(1e-9, draws - sum(p * draws for p in common.values()))
+    statistic = sum((counts[t] - p * draws) ** 2 / (p * draws) for t, p in common.items())
+    if rest_expected >= 5:
+        statistic += (rest - rest_expected) ** 2 / rest_expected
+    freedom = len(common)
+    # Wilson and Hilferty's approximation of the 1 - 1e-6 quantile.
+    limit = freedom * (1 - 2 / (9 * freedom) + 4.75 * math.sqrt(2 / (9 * freedom))) ** 3
+    assert statistic < limit
+
+
+@given(size=st.sampled_from(SIZES), seed=st.integers(0, 2**32 - 1), k=st.integers(0, 20))
+@settings(max_examples=200, deadline=None)
+def test_top_is_the_head_of_a_stable_sort(size: int, seed: int, k: int) -> None:
+    row = row_of(size, seed)
+    expected = np.lexsort((np.arange(size), -row))[: min(k, size)]
+    assert Sampler(size).top(row, k).tolist() == expected.tolist()
+
+
+@given(size=st.sampled_from(SIZES), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_normaliser_is_log_sum_exp(size: int, seed: int) -> None:
+    row = row_of(size, seed)
+    exact = np.logaddexp.reduce(row.astype(np.float64))
+    assert Sampler(size).normaliser(row) == pytest.approx(exact, abs=2e-6)
+
+
+def test_greedy_takes_the_lowest_id_on_a_tie() -> None:
+    row = np.array([0, 3, 3, 1], np.float32)
+    assert Sampler(4).draw(row, SamplingParams(temperature=0), 0.9) == 1
+    assert Sampler(4).draw(row, SamplingParams(top_p=0), 0.9) == 1
+
+
+def test_bias_bans_forces_and_adds() -> None:
+    row = np.array([50, 3, 2, 1], np.float32)
+    greedy = SamplingParams(temperature=0)
+    sampler = Sampler(4)
+    assert sampler.draw(row, greedy, 0, bias=Bias.of(((0, -100.0),))) == 1
+    assert sampler.draw(row, greedy, 0, bias=Bias.of(((3, 100.0),))) == 3
+    assert sampler.draw(row, greedy, 0, bias=Bias.of(((0, -48.5),))) == 1
+    for i in range(200):
+        params = SamplingParams(temperature=2)
+        assert sampler.draw(row, params, i / 200, bias=Bias.of(((2, 100.0),))) == 2
+
+
+def test_everything_banned_is_an_error_and_so_is_nan() -> None:
+    row = np.zeros(2, np.float32)
+    everything = Bias.of(((0, -100.0), (1, -100.0)))
+    for params in (SamplingParams(temperature=0), SamplingParams()):
+        with pytest.raises(NothingToDrawError):
+            Sampler(2).draw(row, params, 0.5, bias=everything)
+        with pytest.raises(NothingToDrawError):
+            Sampler(2).draw(np.array([0, np.nan], np.float32), params, 0.5)
+
+
+def test_penalties_are_openais_formula() -> None:
+    row = np.array([5.0, 4.9, 0], np.float32)
+    params = SamplingParams(temperature=0, frequency_penalty=0.04, presence_penalty=0.05)
+    assert Sampler(3).draw(row, params, 0, counts={0: 1}) == 0
+    assert Sampler(3).draw(row, params, 0, counts={0: 2}) == 1
+
+
+def test_banned_ids_win_over_forced_ones() -> None:
+    row = np.array([1, 2, 3], np.float32)
+    banned = np.array([2], np.int64)
+    token = Sampler(3).draw(
+        row, SamplingParams(temperature=0), 0, bias=Bias.of(((2, 100.0),)), banned=banned
+    )
+    assert token == 1
+
+
+def test_draws_depend_on_all_three_keys_and_fill_the_unit_interval() -> None:
+    keys = [(s, c, p) for s in (-1, 0, 1, 2**63 - 1) for c in range(5) for p in range(50)]
+    values = [uniform(*key) for key in keys]
+    assert len(set(values)) == len(values)
+    assert all(0 <= v < 1 for v in values)
+    assert abs(sum(values) / len(values) - 0.5) < 0.03
+    assert uniform(3, 4, 5) == uniform(3, 4, 5)

@@ -53,17 +53,17 @@ class Slot:
         At most all but the last where a row to draw from is needed. A prompt to be scored needs
         the scores of what is not computed again, the branching token's own excluded.
         """
-        shared = common_prefix(prompt.ids, self.tokens[:computed])
         length = len(prompt.ids)
         if prompt.job.prompt_logprobs is None:
-            return min(shared, length - 1)
-        if self.scores.k < prompt.job.prompt_logprobs or not shared:
+            return min(common_prefix(prompt.ids, self.tokens[:computed]), length - 1)
+        if self.scores.k < prompt.job.prompt_logprobs:
             return 0
         known = self.scores.known
         if self.sequence is not None and self.sequence.prompt.scored and computed > self.computed:
             # What this slot will have scored once it has computed that far.
             known = max(known, computed - 1)
-        return min(shared - 1, known, length - 1)
+        shared = common_prefix(prompt.ids, self.tokens[: max(computed, known + 1)])
+        return max(0, min(shared - 1, known, computed, length - 1))
 
 
 class Source(msgspec.Struct, frozen=True):

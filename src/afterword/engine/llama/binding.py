@@ -173,9 +173,12 @@ class LlamaContext:
     def __init__(self, model: Any, options: ContextOptions, *, vocabulary: int) -> None:  # noqa: ANN401 - a pointer of the binding
         self._options = options
         self._vocabulary = vocabulary
+        self._slack = options.slots if options.slots > 1 else 0
         params = lib.llama_context_default_params()
         params.n_ctx = options.slots * options.slot_tokens
-        params.n_batch = params.n_ubatch = options.batch_tokens
+        # Runners may add a token for each slot to a full batch.
+        params.n_batch = options.batch_tokens + options.slots
+        params.n_ubatch = options.batch_tokens
         params.n_seq_max = options.slots
         params.n_threads = params.n_threads_batch = options.threads
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -214,6 +217,11 @@ class LlamaContext:
         if self._context:
             lib.llama_free(self._context)
             self._context = None
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that a batch may have besides one for each slot; the context bounds it."""
+        return min(self._options.batch_tokens, int(lib.llama_n_batch(self._context)) - self._slack)
 
     @property
     def slot_tokens(self) -> int:

@@ -39,7 +39,7 @@ class LlamaRunner:
         self._failures = 0
         self.slots = options.slots
         self.context_tokens = min(options.slot_tokens, self._context.slot_tokens)
-        self.max_batch_tokens = options.batch_tokens
+        self.max_batch_tokens = self._context.batch_tokens
         self.max_rows = options.max_rows
         self.vocabulary = model.vocabulary
         # Where the end of a state cannot be trimmed, no prefix can be shared.

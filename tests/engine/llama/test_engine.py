@@ -1,0 +1,196 @@
+"""The embedded engine on a tiny file: vocabulary, memory, promises."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from afterword.core.errors import ConfigError
+from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams
+from afterword.engine.batching.engine import BatchingEngine
+from afterword.engine.llama.engine import EngineOptions, open_engine
+from tiny_gguf import CONTEXT, make_gguf
+
+
+def open_tiny(path: Path, *, slots: int = 4, exact: bool = True, ctx: int | None = None,
+              threads: int = 1) -> BatchingEngine:  # fmt: skip
+    options = EngineOptions(ctx=ctx, slots=slots, threads=threads, exact=exact)
+    return open_engine(path, digest="0" * 64, name="tiny", options=options)
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[BatchingEngine]:
+    engine = open_tiny(make_gguf(tmp_path / "tiny.gguf"))
+    yield engine
+    await engine.aclose()
+
+
+async def events_of(engine: BatchingEngine, *jobs: Job) -> list[Event]:
+    async with engine.open(jobs) as generation:
+        return [event async for events in generation for event in events]
+
+
+def normal_form(events: list[Event]) -> list[object]:
+    """What was answered, whatever way it was cut into events and however much was cached."""
+    heads = sorted((e.job, e.prompt_tokens, repr(e.scored)) for e in events
+                   if isinstance(e, Prefilled))  # fmt: skip
+    tokens: dict[tuple[int, int], list[list[float]]] = {}
+    for event in events:
+        if isinstance(event, Sampled):
+            mine = tokens.setdefault((event.job, event.seq), [[], [], [], []])
+            mine[0].extend(event.tokens)
+            mine[1].extend(event.logprobs)
+            mine[2].extend(event.top_ids)
+            mine[3].extend(event.top_logprobs)
+    ends = sorted((e.job, e.seq, e.reason, e.completion_tokens) for e in events
+                  if isinstance(e, Ended))  # fmt: skip
+    return [heads, sorted(tokens.items()), ends]
+
+
+def varied_jobs(count: int, vocabulary: int, seed: int) -> list[Job]:
+    rng = random.Random(seed)
+    text = [rng.randrange(vocabulary - 2) for _ in range(CONTEXT)]
+    jobs = []
+    for i in range(count):
+        length = rng.choice((1, 2, 5, 17, 64, 200, 400))
+        max_tokens = min(rng.choice((0, 1, 8, 40)), CONTEXT - length)
+        jobs.append(Job(
+            prompt_ids=tuple(text[:length]) if rng.random() < 0.6
+            else tuple(rng.randrange(vocabulary - 2) for _ in range(length)),
+            n=rng.choice((1, 1, 3)),
+            max_tokens=max_tokens,
+            sampling=SamplingParams(
+                temperature=rng.choice((0, 1, 0.7)), top_p=rng.choice((1, 0.9)),
+                frequency_penalty=rng.choice((0, 0.5)),
+            ),
+            seed=i,
+            logprobs=rng.choice((None, 0, 3)),
+            prompt_logprobs=rng.choice((None, None, 2)),
+        ))  # fmt: skip
+    return jobs
+
+
+async def test_D1_answers_do_not_depend_on_the_batch_the_cache_or_the_order(
+    tmp_path: Path,
+) -> None:
+    """Alone on an engine of one slot, then sixteen at a time with evictions, bit for bit."""
+    path = make_gguf(tmp_path / "tiny.gguf")
+    single = open_tiny(path, slots=1)
+    jobs = varied_jobs(60, len(single.tokenizer.pieces), 3)
+    alone = [normal_form(await events_of(single, job)) for job in jobs]
+    await single.aclose()
+    crowd = open_tiny(path, slots=5)
+    order = list(range(len(jobs)))
+    random.Random(8).shuffle(order)
+    gate = asyncio.Semaphore(16)
+
+    async def one(i: int) -> list[object]:
+        async with gate:
+            return normal_form(await events_of(crowd, jobs[i]))
+
+    together = await asyncio.gather(*(one(i) for i in order))
+    assert crowd.stats().cached_tokens > 0
+    await crowd.aclose()
+    for i, answer in zip(order, together, strict=True):
+        assert answer == alone[i], jobs[i]
+
+
+async def test_a_scored_prefix_is_not_computed_again(engine: BatchingEngine) -> None:
+    job = Job(prompt_ids=tuple(range(10, 90)), n=1, max_tokens=0, sampling=SamplingParams(),
+              seed=0, prompt_logprobs=2)  # fmt: skip
+    first = await events_of(engine, job)
+    before = engine.stats()
+    second = await events_of(engine, job)
+    assert normal_form(first) == normal_form(second)
+    assert engine.stats().prefilled_tokens == before.prefilled_tokens
+    head = second[0]
+    assert isinstance(head, Prefilled)
+    assert head.cached_tokens == 79
+
+
+async def test_siblings_share_one_prefill(engine: BatchingEngine) -> None:
+    job = Job(prompt_ids=tuple(range(100)), n=4, max_tokens=4,
+              sampling=SamplingParams(ignore_eos=True), seed=1)  # fmt: skip
+    await events_of(engine, job)
+    # Each sibling but the first computes the last prompt token again, to draw from its row.
+    assert engine.stats().prefilled_tokens == 100 + 3
+
+
+async def test_idle_slots_between_active_ones_keep_their_cells(tmp_path: Path) -> None:
+    """Slots in a gap are computed through; what they hold must stay as it was."""
+    engine = open_tiny(make_gguf(tmp_path / "tiny.gguf"), slots=4)
+    greedy = SamplingParams(temperature=0, ignore_eos=True)
+    lengths = (40, 3, 30, 50)
+    jobs = [Job(prompt_ids=tuple(range(i * 7, i * 7 + 20)), n=1, max_tokens=n, sampling=greedy,
+                seed=0) for i, n in enumerate(lengths)]  # fmt: skip
+    together = await events_of(engine, *jobs)
+    again = await events_of(engine, *jobs)
+    assert normal_form(together) == normal_form(again)
+    await engine.aclose()
+
+
+async def test_vocabulary_round_trips(engine: BatchingEngine) -> None:
+    tokenizer = engine.tokenizer
+    for text in ("the thing = the", "naïve 🙂 \x00 中文", "def f():\n\treturn 1"):
+        ids = tokenizer.encode(text)
+        assert b"".join(tokenizer.pieces[i] for i in ids).decode() == text
+    named = tokenizer.encode("<|endoftext|>")
+    assert named == [tokenizer.document_start_id]
+    assert named[0] in tokenizer.end_ids
+    assert len(tokenizer.encode("<|endoftext|>", parse_special=False)) > 1
+    assert tokenizer.bos_id is None
+    assert tokenizer.infill is None
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "order"),
+    [
+        ("starcoder", ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), "psm"),
+        ("qwen", ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"), "psm"),
+        ("deepseek", ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"), "psm"),  # noqa: RUF001
+        ("codestral", ("[PREFIX]", "[SUFFIX]", None), "spm"),
+    ],
+)
+async def test_F2_infill_tokens_are_found(
+    tmp_path: Path, family: str, names: tuple[str | None, ...], order: str
+) -> None:
+    engine = open_tiny(make_gguf(tmp_path / "fim.gguf", family))
+    infill = engine.tokenizer.infill
+    assert infill is not None
+    ids = (infill.prefix_id, infill.suffix_id, infill.middle_id)
+    pieces = engine.tokenizer.pieces
+    assert tuple(None if i is None else pieces[i].decode() for i in ids) == names
+    assert infill.order == order
+    await engine.aclose()
+
+
+async def test_bos_is_the_models_wish(tmp_path: Path) -> None:
+    engine = open_tiny(make_gguf(tmp_path / "bos.gguf", adds_bos=True))
+    tokenizer = engine.tokenizer
+    assert tokenizer.bos_id is not None
+    assert tokenizer.pieces[tokenizer.bos_id] == b"<s>"
+    assert tokenizer.document_start_id == tokenizer.bos_id
+    await engine.aclose()
+
+
+def test_a_context_larger_than_the_models_is_refused(tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / "tiny.gguf")
+    with pytest.raises(ConfigError, match=f"--ctx {CONTEXT + 1} is larger"):
+        open_tiny(path, ctx=CONTEXT + 1)
+
+
+async def test_D3_the_fingerprint_names_file_and_settings(tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / "tiny.gguf")
+    prints = []
+    for exact, digest in ((True, "a"), (True, "a"), (True, "b"), (False, "a")):
+        options = EngineOptions(slots=1, threads=1, exact=exact)
+        engine = open_engine(path, digest=digest, name="tiny", options=options)
+        prints.append(engine.card.fingerprint)
+        await engine.aclose()
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    assert all(len(p) == 13 and p.startswith("fp_") for p in prints)

@@ -1,0 +1,101 @@
+"""Makes tiny GGUF files with random weights and a byte-level vocabulary, for the real engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+CONTEXT = 512
+_EMBEDDING, _LAYERS, _HEADS, _KV_HEADS, _FEED_FORWARD = 64, 2, 4, 2, 128
+
+FAMILIES: Mapping[str, Sequence[str]] = {
+    "plain": (),
+    "starcoder": ("<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"),
+    "qwen": ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+             "<|repo_name|>", "<|file_sep|>"),
+    "deepseek": ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001 - its own bars
+    "codestral": ("[SUFFIX]", "[PREFIX]", "[MIDDLE]"),
+}  # fmt: skip
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's 256 printable stand-ins, by byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {byte: chr(byte) for byte in printable}
+    extra = 0
+    for byte in range(256):
+        if byte not in table:
+            table[byte] = chr(256 + extra)
+            extra += 1
+    return [table[byte] for byte in range(256)]
+
+
+def make_gguf(
+    path: Path, family: str = "plain", *, adds_bos: bool = False, context: int = CONTEXT
+) -> Path:
+    """Write a llama model of about 200,000 random weights; greedy text of it is stable noise."""
+    special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
+    merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "d e", "de f", "Ġ ="]
+    merged = list(dict.fromkeys([m.replace(" ", "") for m in merges]))
+    tokens = [*byte_alphabet(), *merged, *special]
+    normal = len(tokens) - len(special)
+    types = [gguf.TokenType.NORMAL] * normal + [gguf.TokenType.CONTROL] * len(special)
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(f"tiny {family}")
+    writer.add_context_length(context)
+    writer.add_embedding_length(_EMBEDDING)
+    writer.add_block_count(_LAYERS)
+    writer.add_feed_forward_length(_FEED_FORWARD)
+    writer.add_head_count(_HEADS)
+    writer.add_head_count_kv(_KV_HEADS)
+    writer.add_rope_dimension_count(_EMBEDDING // _HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(normal + 1)
+    writer.add_eos_token_id(normal)
+    writer.add_add_bos_token(adds_bos)
+
+    rng = np.random.default_rng(20260928)
+    kv = _EMBEDDING * _KV_HEADS // _HEADS
+
+    def weights(name: str, *shape: int, scale: float = 0.15) -> None:
+        values = rng.normal(0, scale, shape).astype(np.float32)
+        # The formats of the embedded model, which the promise of D1 is made for.
+        kind = gguf.GGMLQuantizationType.Q8_0 if scale == 1 else gguf.GGMLQuantizationType.Q4_1
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    def ones(name: str) -> None:
+        writer.add_tensor(name, np.ones(_EMBEDDING, np.float32))
+
+    weights("token_embd.weight", len(tokens), _EMBEDDING, scale=1.0)
+    for layer in range(_LAYERS):
+        block = f"blk.{layer}"
+        ones(f"{block}.attn_norm.weight")
+        weights(f"{block}.attn_q.weight", _EMBEDDING, _EMBEDDING)
+        weights(f"{block}.attn_k.weight", kv, _EMBEDDING)
+        weights(f"{block}.attn_v.weight", kv, _EMBEDDING)
+        weights(f"{block}.attn_output.weight", _EMBEDDING, _EMBEDDING)
+        ones(f"{block}.ffn_norm.weight")
+        weights(f"{block}.ffn_gate.weight", _FEED_FORWARD, _EMBEDDING)
+        weights(f"{block}.ffn_up.weight", _FEED_FORWARD, _EMBEDDING)
+        weights(f"{block}.ffn_down.weight", _EMBEDDING, _FEED_FORWARD)
+    ones("output_norm.weight")
+    weights("output.weight", len(tokens), _EMBEDDING, scale=1.0)
+    _write(writer)
+    return path
+
+
+def _write(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

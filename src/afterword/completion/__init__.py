@@ -1,0 +1,1 @@
+"""What a text completion means: requests decided, events folded into choices."""

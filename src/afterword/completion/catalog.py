@@ -1,0 +1,81 @@
+"""The models served, by name and alias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from afterword.core.errors import ModelNotFound
+from afterword.core.limits import Limits
+from afterword.core.protocols import Engine
+from afterword.core.wire import Model
+
+
+class ServedModel(msgspec.Struct, frozen=True):
+    """An engine under a name; ``created`` is Unix seconds."""
+
+    name: str
+    engine: Engine
+    created: int
+
+
+class Catalog:
+    """Names and aliases of engines, in the order given. Never empty.
+
+    Raises ``ValueError`` for a name given twice or an alias of nothing.
+    """
+
+    def __init__(
+        self, models: Sequence[ServedModel], aliases: Mapping[str, str] | None = None
+    ) -> None:
+        self._models = {model.name: model for model in models}
+        self._aliases = dict(aliases or {})
+        if len(self._models) < len(models) or not models:
+            raise ValueError("models need different names, and one at least")
+        for alias, name in self._aliases.items():
+            if name not in self._models or alias in self._models:
+                raise ValueError(f"alias {alias}={name} names no model, or is one itself")
+
+    @property
+    def default(self) -> ServedModel:
+        """The first model, for requests that need not name one."""
+        return self.engines[0]
+
+    @property
+    def engines(self) -> Sequence[ServedModel]:
+        """All models, without aliases."""
+        return list(self._models.values())
+
+    def resolve(self, name: str) -> ServedModel:
+        """The model of a name or alias; ``ModelNotFound``."""
+        model = self._models.get(self._aliases.get(name, name))
+        if model is None:
+            raise ModelNotFound(name if len(name) <= 200 else f"{name[:200]}…")
+        return model
+
+    def listing(self, limits: Limits) -> list[Model]:
+        """Every name and alias."""
+        return [self.describe(name, limits) for name in (*self._models, *self._aliases)]
+
+    def describe(self, name: str, limits: Limits) -> Model:
+        """A model as clients see it, with the limits that they can use."""
+        served = self.resolve(name)
+        card = served.engine.card
+        facts: dict[str, str | int | bool | None] = {
+            "context_tokens": card.context_tokens,
+            "system_fingerprint": card.fingerprint,
+            "suffix": served.engine.tokenizer.infill is not None,
+            "alias_of": served.name if name != served.name else None,
+        }
+        facts |= {
+            field: getattr(limits, field)
+            for field in Limits.__struct_fields__
+            if field != "require_model"
+        }
+        return Model(
+            id=name,
+            created=served.created,
+            owned_by="afterword",
+            afterword={**facts, **card.details},
+        )

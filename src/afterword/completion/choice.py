@@ -1,0 +1,165 @@
+"""One choice as it grows: events in, what can be given out since the last look out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+
+import msgspec
+
+from afterword.completion.logprobs import Entries
+from afterword.completion.text import Detokenizer, StopMatcher
+from afterword.core.job import Ended, FinishReason, Sampled, ScoredPrompt
+from afterword.core.wire import Logprobs
+
+
+class Spelling(msgspec.Struct, frozen=True):
+    """What a builder needs to know of a vocabulary."""
+
+    pieces: Sequence[bytes]
+    end_ids: frozenset[int]
+
+
+class PromptText(msgspec.Struct, frozen=True):
+    """A prompt as a choice sees it.
+
+    ``ids`` are the visible tokens, without what the server added; ``hidden`` counts those.
+    ``text`` is the complete characters of its bytes, ``dangling`` what is left of them.
+    """
+
+    ids: tuple[int, ...]
+    hidden: int
+    text: str
+    dangling: bytes = b""
+
+    @staticmethod
+    def of(ids: tuple[int, ...], hidden: int, pieces: Sequence[bytes]) -> PromptText:
+        """The text of token ids, of which the first ``hidden`` are the server's own."""
+        visible = ids[hidden:]
+        detokenizer = Detokenizer()
+        text, _ = detokenizer.feed(b"".join(pieces[i] for i in visible))
+        return PromptText(visible, hidden, text, detokenizer.pending)
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What a choice gained: text, log-probability entries, and its end."""
+
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChoiceBuilder:
+    """Folds the events of one sequence.
+
+    Invariants: text given out is never taken back; ``finish_reason`` is set once, and nothing
+    is taken in after it. ``completion_tokens`` counts up to the token that ended the choice.
+    """
+
+    def __init__(
+        self,
+        spelling: Spelling,
+        prompt: PromptText,
+        *,
+        stops: Sequence[str],
+        echo: bool,
+        logprobs: bool,
+    ) -> None:
+        self._spelling = spelling
+        self._prompt = prompt
+        self._echo = echo
+        self._matcher = StopMatcher(stops)
+        # Bytes of a character that the prompt began belong to the completion that goes on.
+        self._detokenizer = Detokenizer(characters=len(prompt.text), pending=prompt.dangling)
+        self._entries = Entries(spelling.pieces) if logprobs else None
+        self._ready = prompt.text if echo else ""
+        self._wrote = False
+        self._drained_once = False
+        self._finish_given = False
+        self.finish_reason: FinishReason | None = None
+        self.completion_tokens = 0
+        self.logprob_sum = 0.0
+
+    def prefilled(self, scored: ScoredPrompt | None) -> None:
+        """The prompt is computed; ``scored`` are its log-probabilities where it is echoed."""
+        if self._entries is None or not self._echo or not self._prompt.ids:
+            return
+        detokenizer = Detokenizer()
+        ids = self._prompt.ids
+        pieces = self._spelling.pieces
+        _, offset = detokenizer.feed(pieces[ids[0]])
+        self._entries.add_first(ids[0], offset)
+        if scored is None:
+            return
+        width = len(scored.top_ids) // max(len(scored.logprobs), 1)
+        # The first score is of the prompt's second token, hidden ones included.
+        first = self._prompt.hidden
+        for at, token in enumerate(ids[1:], first):
+            _, offset = detokenizer.feed(pieces[token])
+            top = slice(at * width, (at + 1) * width)
+            self._entries.add(
+                token, scored.logprobs[at], scored.top_ids[top], scored.top_logprobs[top], offset
+            )
+
+    def sampled(self, event: Sampled) -> bool:
+        """Take in generated tokens; True if a stop string ended the choice with them."""
+        if self.finish_reason is not None:
+            return False
+        width = len(event.top_ids) // len(event.tokens)
+        scored = bool(event.logprobs)
+        pieces, end_ids = self._spelling.pieces, self._spelling.end_ids
+        logprobs = event.logprobs if scored else repeat(0.0)
+        # Without log-probabilities ``logprobs`` is endless, so that zip cannot be strict.
+        for at, (token, logprob) in enumerate(zip(event.tokens, logprobs, strict=False)):
+            self.completion_tokens += 1
+            self.logprob_sum += logprob
+            piece = b"" if token in end_ids else pieces[token]
+            text, offset = self._detokenizer.feed(piece)
+            if self._entries is not None:
+                top = slice(at * width, (at + 1) * width)
+                self._entries.add(
+                    token, logprob, event.top_ids[top], event.top_logprobs[top], offset
+                )
+            if piece:
+                self._wrote = True
+            if text and self._take_in(text):
+                return True
+        return False
+
+    def ended(self, event: Ended) -> None:
+        """The engine ended the sequence: flush what was held, which may still complete a stop."""
+        if self.finish_reason is not None:
+            return
+        if self._wrote or self._echo:
+            rest = self._detokenizer.flush()
+            if rest and self._wrote:
+                if self._take_in(rest):
+                    return
+            else:
+                self._ready += rest
+        self._ready += self._matcher.flush()
+        self.finish_reason = event.reason
+
+    def drain(self) -> Delta | None:
+        """What there is since the last call; None if nothing is to be said.
+
+        The first delta is given as soon as the first token exists, even if all its text is held
+        back (S7).
+        """
+        if not self.completion_tokens and self.finish_reason is None:
+            return None
+        finish = None if self._finish_given else self.finish_reason
+        entries = self._entries
+        if self._drained_once and not self._ready and not entries and finish is None:
+            return None
+        self._drained_once = True
+        self._finish_given = self._finish_given or finish is not None
+        text, self._ready = self._ready, ""
+        return Delta(text, entries.take() if entries is not None else None, finish)
+
+    def _take_in(self, text: str) -> bool:
+        ready, stopped = self._matcher.feed(text)
+        self._ready += ready
+        if stopped:
+            self.finish_reason = "stop"
+        return stopped

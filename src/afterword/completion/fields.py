@@ -1,0 +1,207 @@
+"""Parsers of single request fields: a value or a 400 that names field, value and limit (R19)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from afterword.core.errors import InvalidRequest
+
+# What JSON gives: the parsers below are where it becomes something known.
+Json: TypeAlias = Any
+Parser: TypeAlias = Callable[[str, Json], Any]
+
+_SHOWN_CHARACTERS = 40
+_INT64 = 2**63
+Prompt: TypeAlias = str | tuple[int, ...]
+
+
+def shown(value: Json) -> str:
+    """A value as an error may show it: short, and never text that a client wrote at length."""
+    if isinstance(value, str):
+        return f"a string of {len(value)} characters"
+    if isinstance(value, list):
+        return f"an array of {len(value)} items"
+    if isinstance(value, dict):
+        return "an object"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def wrong_type(name: str, value: Json, wanted: str) -> InvalidRequest:
+    """The 400 for a value of another type."""
+    return InvalidRequest(
+        f"Invalid type for '{name}': expected {wanted}, but got {shown(value)} instead.",
+        param=name,
+        code="invalid_type",
+    )
+
+
+def out_of_range(name: str, value: Json, wanted: str) -> InvalidRequest:
+    """The 400 for a value beyond a limit."""
+    return InvalidRequest(
+        f"Invalid value for '{name}': expected {wanted}, but got {shown(value)} instead.",
+        param=name,
+        code="invalid_value",
+    )
+
+
+def integer(least: int, most: int) -> Parser:
+    """An integer from ``least`` to ``most``."""
+
+    def parse(name: str, value: Json) -> int:
+        if type(value) is not int:
+            # Integers beyond 64 bits arrive as floats.
+            if isinstance(value, float) and abs(value) >= _INT64:
+                raise out_of_range(name, value, f"an integer from {least} to {most}")
+            raise wrong_type(name, value, "an integer")
+        if not least <= value <= most:
+            raise out_of_range(name, value, f"an integer from {least} to {most}")
+        return value
+
+    return parse
+
+
+def number(least: float, most: float) -> Parser:
+    """A finite number from ``least`` to ``most``."""
+
+    def parse(name: str, value: Json) -> float:
+        if type(value) not in {int, float}:
+            raise wrong_type(name, value, "a number")
+        if not (math.isfinite(value) and least <= value <= most):
+            raise out_of_range(name, value, f"a number from {least:g} to {most:g}")
+        return float(value)
+
+    return parse
+
+
+def boolean(name: str, value: Json) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise wrong_type(name, value, "a boolean")
+    return value
+
+
+def string(name: str, value: Json) -> str:
+    """Any string."""
+    if not isinstance(value, str):
+        raise wrong_type(name, value, "a string")
+    return value
+
+
+def log_probabilities(most: int) -> Parser:
+    """A number of alternatives, ``true`` for 0 or ``false`` for none (R10)."""
+    count = integer(0, most)
+
+    def parse(name: str, value: Json) -> int | None:
+        if isinstance(value, bool):
+            return 0 if value else None
+        parsed: int = count(name, value)
+        return parsed
+
+    return parse
+
+
+def stop_strings(most: int) -> Parser:
+    """A string or at most ``most`` of them, none empty (R12, H13)."""
+
+    def parse(name: str, value: Json) -> tuple[str, ...]:
+        stops = [value] if isinstance(value, str) else value
+        if not isinstance(stops, list):
+            raise wrong_type(name, value, "a string or an array of strings")
+        if len(stops) > most:
+            raise InvalidRequest(
+                f"Invalid '{name}': array too long. Expected an array with maximum length {most}, "
+                f"but got an array with length {len(stops)} instead.",
+                param=name,
+                code="array_above_max_length",
+            )
+        for stop in stops:
+            if not isinstance(stop, str):
+                raise wrong_type(name, stop, "a string or an array of strings")
+            if not stop:
+                raise out_of_range(name, stop, "strings of at least 1 character")
+        return tuple(dict.fromkeys(stops))
+
+    return parse
+
+
+def logit_bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
+    """Token ids as strings to numbers from -100 to 100 (R14); the vocabulary is checked later."""
+    if not isinstance(value, dict):
+        raise wrong_type(name, value, "an object of token ids and numbers")
+    parse = number(-100, 100)
+    pairs: dict[int, float] = {}
+    for key, bias in value.items():
+        if not (key.isascii() and key.isdigit() and len(key) < len(str(_INT64))):
+            raise InvalidRequest(
+                f"Invalid key in '{name}': {shown(key)} is no token id; keys are token ids "
+                "written as decimal integers.",
+                param=name,
+                code="invalid_value",
+            )
+        pairs[int(key)] = parse(name, bias)
+    return tuple(sorted(pairs.items()))
+
+
+def prompts(most: int) -> Parser:
+    """One prompt or an array of at most ``most``: text or token ids (R2).
+
+    Gives the prompts in order; the vocabulary is checked later.
+    """
+
+    def parse(name: str, value: Json) -> tuple[Prompt, ...]:
+        if isinstance(value, str):
+            return (value,)
+        if not isinstance(value, list):
+            raise wrong_type(name, value, _PROMPT)
+        if not value:
+            raise out_of_range(name, value, "an array of at least 1 item")
+        kinds = set(map(type, value))
+        if kinds == {int}:
+            return (token_ids(name, value),)
+        if len(value) > most:
+            raise out_of_range(name, value, f"an array of at most {most} prompts")
+        if kinds == {str}:
+            return tuple(value)
+        if kinds == {list}:
+            return tuple(token_ids(name, ids) for ids in value)
+        raise wrong_type(name, value, f"{_PROMPT}, not a mixture")
+
+    return parse
+
+
+_PROMPT = "a string, an array of strings, an array of token ids, or an array of such arrays"
+
+
+def token_ids(name: str, value: Sequence[Json]) -> tuple[int, ...]:
+    """Token ids, at least one."""
+    if not value:
+        raise out_of_range(name, list(value), "arrays of at least 1 token id")
+    if set(map(type, value)) != {int}:
+        raise wrong_type(name, list(value), "token ids, which are integers")
+    if min(value) < 0:
+        raise out_of_range(name, min(value), "token ids of at least 0")
+    return tuple(value)
+
+
+def stream_options(name: str, value: Json) -> Mapping[str, bool]:
+    """Two booleans (R9)."""
+    if not isinstance(value, dict):
+        raise wrong_type(name, value, "an object")
+    known = ("include_usage", "include_obfuscation")
+    for key in value:
+        if key not in known:
+            raise unrecognized(f"{name}.{key}")
+    return {
+        key: boolean(f"{name}.{key}", value[key]) for key in known if value.get(key) is not None
+    }
+
+
+def unrecognized(name: str) -> InvalidRequest:
+    """The 400 for a field that the contract does not have (R18)."""
+    short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
+    return InvalidRequest(f"Unrecognized request argument supplied: {short}", param=short)

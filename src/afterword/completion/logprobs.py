@@ -1,0 +1,99 @@
+"""Log-probability arrays in the shape of the wire (L1-L7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from afterword.core.wire import Logprobs
+
+LOWEST = -9999.0
+"""What minus infinity is on the wire (L7)."""
+
+
+class Entries:
+    """Four arrays that grow together; ``take`` empties them.
+
+    ``pieces`` are the bytes of every token by id.
+    """
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = pieces
+        self._clear()
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def add_first(self, token: int, offset: int) -> None:
+        """The prompt's first token, which nothing predicts (E2)."""
+        self._tokens.append(token_text(self._pieces[token]))
+        self._token_logprobs.append(None)
+        self._top_logprobs.append(None)
+        self._offsets.append(offset)
+
+    def add(
+        self,
+        token: int,
+        logprob: float,
+        top_ids: Sequence[int],
+        top_logprobs: Sequence[float],
+        offset: int,
+    ) -> None:
+        """A token, the likeliest ones at its position in order, and its offset in the text."""
+        logprob = finite(logprob)
+        self._tokens.append(token_text(self._pieces[token]))
+        self._token_logprobs.append(logprob)
+        self._top_logprobs.append(self._top(token, logprob, top_ids, top_logprobs))
+        self._offsets.append(offset)
+
+    def take(self) -> Logprobs:
+        """All entries since the last call."""
+        taken = Logprobs(self._tokens, self._token_logprobs, self._top_logprobs, self._offsets)
+        self._clear()
+        return taken
+
+    def _clear(self) -> None:
+        self._tokens: list[str] = []
+        self._token_logprobs: list[float | None] = []
+        self._top_logprobs: list[dict[str, float] | None] = []
+        self._offsets: list[int] = []
+
+    def _top(
+        self, token: int, logprob: float, ids: Sequence[int], values: Sequence[float]
+    ) -> dict[str, float]:
+        """N or N + 1 entries (L3), also where two tokens are spelled alike."""
+        top: dict[str, float] = {}
+        chosen_is_among = False
+        for i, value in zip(ids, values, strict=True):
+            chosen_is_among = chosen_is_among or i == token
+            self._put(top, i, logprob if i == token else finite(value))
+        if not chosen_is_among:
+            self._put(top, token, logprob)
+        return top
+
+    def _put(self, top: dict[str, float], token: int, logprob: float) -> None:
+        piece = self._pieces[token]
+        key = token_text(piece)
+        if key in top:
+            key = bytes_text(piece)
+        while key in top:
+            # A third token of the same bytes: vocabularies have none, but nothing forbids it.
+            key += "\u200b"
+        top[key] = logprob
+
+
+def token_text(piece: bytes) -> str:
+    r"""A token as text, or as ``bytes:\xe2\x80`` where it is not UTF-8 by itself (L4)."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return bytes_text(piece)
+
+
+def bytes_text(piece: bytes) -> str:
+    """A token as the bytes it is made of."""
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity (L7)."""
+    return max(logprob, LOWEST)

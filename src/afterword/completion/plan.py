@@ -1,0 +1,237 @@
+"""A request, decided: after this nothing means "default", and nothing is left to refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from afterword.completion.choice import PromptText, Spelling
+from afterword.completion.fields import Prompt, out_of_range, shown
+from afterword.completion.infill import infill_tokens, lay_out
+from afterword.completion.request import CompletionRequest
+from afterword.core.errors import ContextLengthExceeded, InvalidRequest
+from afterword.core.job import Job, SamplingParams
+from afterword.core.limits import Limits
+from afterword.core.protocols import Tokenizer
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything decided of one request.
+
+    ``model`` is the name asked for. Job i makes ``candidates`` sequences of prompt i, of which
+    ``n`` are shown. ``logprobs`` and ``echo`` say what is shown, not what is computed.
+    """
+
+    id: str
+    model: str
+    created: int
+    fingerprint: str
+    jobs: tuple[Job, ...]
+    prompts: tuple[PromptText, ...]
+    spelling: Spelling
+    n: int
+    candidates: int
+    echo: bool
+    logprobs: int | None
+    stops: tuple[str, ...]
+    stream: bool
+    include_usage: bool
+    include_obfuscation: bool
+    user: str | None
+
+    @property
+    def ranked(self) -> bool:
+        """Whether candidates are ranked, and so cannot be shown before the last has ended."""
+        return self.candidates > self.n
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What a plan is told rather than decides."""
+
+    id: str
+    model: str
+    created: int
+    fingerprint: str
+    seed: int
+
+
+class Room(msgspec.Struct, frozen=True):
+    """The context and how much of it a request may fill."""
+
+    context_tokens: int
+    limits: Limits
+
+    def refuse_endless(self, text: str, tokenizer: Tokenizer, max_tokens: int | None) -> None:
+        """Refuse text that cannot fit however it is tokenised, without tokenising it (H12)."""
+        least = math.ceil(len(text) / tokenizer.max_piece_bytes)
+        if least > self.context_tokens:
+            raise ContextLengthExceeded(
+                context=self.context_tokens, prompt=least, completion=max_tokens or 0
+            )
+
+    def completion_tokens(self, prompt_tokens: int, asked: int | None) -> int:
+        """How many tokens may be generated; ``ContextLengthExceeded`` where it does not fit."""
+        left = self.context_tokens - prompt_tokens
+        if asked is None:
+            if left < 1:
+                raise ContextLengthExceeded(
+                    context=self.context_tokens, prompt=prompt_tokens, completion=1
+                )
+            default = self.limits.default_max_tokens
+            return left if default is None else min(left, default)
+        if asked > left:
+            raise ContextLengthExceeded(
+                context=self.context_tokens, prompt=prompt_tokens, completion=asked
+            )
+        return asked
+
+
+def make_plan(
+    request: CompletionRequest, tokenizer: Tokenizer, room: Room, identity: Identity
+) -> Plan:
+    """Decide everything. Tokenises, which takes milliseconds for long text; otherwise pure.
+
+    Raises ``InvalidRequest``.
+    """
+    n, candidates = _counts(request)
+    options = request.stream_options or {}
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest(
+            "The 'stream_options' parameter is only allowed when 'stream' is true.",
+            param="stream_options",
+        )
+    suffix = request.suffix or None
+    if suffix is not None and request.echo and request.logprobs is not None:
+        raise InvalidRequest(
+            "'suffix' with both 'echo' and 'logprobs' is not supported: the prompt is not scored "
+            "in the order in which it is echoed.",
+            param="suffix",
+        )
+    sampling = _sampling(request, len(tokenizer.pieces))
+    extra_end_ids = infill_tokens(tokenizer).end_ids if suffix is not None else ()
+    jobs, prompts = [], []
+    for prompt in request.prompt or ("",):
+        ids, text = _prompt(prompt, suffix, tokenizer, room, request.max_tokens)
+        scored = request.echo and request.logprobs is not None
+        jobs.append(
+            Job(
+                prompt_ids=ids,
+                n=candidates,
+                max_tokens=room.completion_tokens(len(ids), request.max_tokens),
+                sampling=sampling,
+                seed=identity.seed if request.seed is None else request.seed,
+                logprobs=0 if request.logprobs is None and candidates > n else request.logprobs,
+                prompt_logprobs=request.logprobs if scored else None,
+                extra_end_ids=extra_end_ids,
+            )
+        )
+        prompts.append(text)
+    return Plan(
+        id=identity.id,
+        model=identity.model,
+        created=identity.created,
+        fingerprint=identity.fingerprint,
+        jobs=tuple(jobs),
+        prompts=tuple(prompts),
+        spelling=Spelling(tokenizer.pieces, tokenizer.end_ids.union(extra_end_ids)),
+        n=n,
+        candidates=candidates,
+        echo=bool(request.echo),
+        logprobs=request.logprobs,
+        stops=request.stop or (),
+        stream=bool(request.stream),
+        include_usage=options.get("include_usage", False),
+        include_obfuscation=options.get("include_obfuscation", False),
+        user=request.user,
+    )
+
+
+def _counts(request: CompletionRequest) -> tuple[int, int]:
+    """Choices and candidates for each prompt (R7, R8, H11)."""
+    n = request.n or 1
+    best_of = request.best_of or n
+    if best_of < n:
+        raise InvalidRequest(
+            "You requested that the server return more choices than it will generate (HINT: you "
+            f"must set 'n' (currently {n}) to be at most 'best_of' (currently {best_of}), or omit "
+            "either parameter if you don't specifically want to use them.)",
+            param="best_of",
+        )
+    if best_of > n and request.stream:
+        raise InvalidRequest(
+            f"'best_of' ({best_of}) greater than 'n' ({n}) cannot be streamed: candidates are "
+            "ranked when all have ended.",
+            param="best_of",
+        )
+    return n, best_of
+
+
+def _sampling(request: CompletionRequest, vocabulary: int) -> SamplingParams:
+    bias = request.logit_bias or ()
+    if bias and bias[-1][0] >= vocabulary:
+        raise out_of_range(
+            "logit_bias", bias[-1][0], f"token ids below the vocabulary's size of {vocabulary}"
+        )
+    if sum(value <= -100 for _, value in bias) >= vocabulary:
+        raise InvalidRequest("'logit_bias' bans every token of the vocabulary.", param="logit_bias")
+    given = SamplingParams()
+    return SamplingParams(
+        temperature=given.temperature if request.temperature is None else request.temperature,
+        top_p=given.top_p if request.top_p is None else request.top_p,
+        top_k=max(request.top_k or 0, 0),
+        min_p=request.min_p or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=tuple(pair for pair in bias if pair[1]),
+        min_tokens=request.min_tokens or 0,
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def _prompt(
+    prompt: Prompt,
+    suffix: str | None,
+    tokenizer: Tokenizer,
+    room: Room,
+    max_tokens: int | None,
+) -> tuple[tuple[int, ...], PromptText]:
+    """The ids to compute, and the prompt as its choices show it (R2, E2)."""
+    for text in (prompt, suffix):
+        if isinstance(text, str):
+            room.refuse_endless(text, tokenizer, max_tokens)
+    pieces = tokenizer.pieces
+    if suffix is not None:
+        prefix_ids = _ids(prompt, tokenizer, parse_special=False)
+        after = tokenizer.encode(suffix, parse_special=False)
+        ids = lay_out(infill_tokens(tokenizer), tokenizer.bos_id, prefix_ids, after)
+        return ids, PromptText.of(tuple(prefix_ids), 0, pieces)
+    visible = _ids(prompt, tokenizer, parse_special=True)
+    if not visible:
+        return (tokenizer.document_start_id,), PromptText((), 1, "")
+    bos = tokenizer.bos_id
+    if isinstance(prompt, str) and bos is not None and visible[0] != bos:
+        ids = (bos, *visible)
+        return ids, PromptText.of(ids, 1, pieces)
+    return tuple(visible), PromptText.of(tuple(visible), 0, pieces)
+
+
+def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt, parse_special=parse_special) if prompt else ()
+    largest = max(prompt)
+    if largest >= len(tokenizer.pieces):
+        raise InvalidRequest(
+            f"Invalid value for 'prompt': expected token ids below the vocabulary's size of "
+            f"{len(tokenizer.pieces)}, but got {shown(largest)} instead.",
+            param="prompt",
+            code="invalid_value",
+        )
+    return prompt
+
+
+def text_characters(request: CompletionRequest) -> int:
+    """How much text there is to tokenise."""
+    texts = (*request.prompt, request.suffix)
+    return sum(len(text) for text in texts if isinstance(text, str))

@@ -1,0 +1,193 @@
+"""From bytes to answers: the only module here that waits, and that knows a clock and chance."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from afterword.completion import ranking
+from afterword.completion.catalog import Catalog
+from afterword.completion.choice import ChoiceBuilder, Delta
+from afterword.completion.plan import Identity, Plan, Room, make_plan, text_characters
+from afterword.completion.request import decode
+from afterword.core.job import Ended, Event, Prefilled, Sampled
+from afterword.core.limits import Limits
+from afterword.core.protocols import Engine, Generation
+from afterword.core.wire import Choice, Chunk, Completion, PromptTokensDetails, Usage
+
+_LONG_TEXT_CHARACTERS = 4096
+"""Above this, tokenising would hold up the streams of others, and is done in a thread."""
+_ID_BYTES = 18
+_OBFUSCATION_STEP = 32
+
+
+class CompletionService:
+    """What a server does with completion requests.
+
+    ``clock`` gives Unix seconds, ``entropy(n)`` n random bytes.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        limits: Limits,
+        *,
+        clock: Callable[[], float],
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        self.catalog = catalog
+        self.limits = limits
+        self._clock = clock
+        self._entropy = entropy
+
+    async def plan(self, body: bytes, *, model: str | None = None) -> Plan:
+        """Decide a request; ``model`` is the one its path names. Raises ``ApiError``."""
+        request = decode(body, self.limits, model=model)
+        served = self.catalog.resolve(request.model) if request.model else self.catalog.default
+        engine = served.engine
+        identity = Identity(
+            id=f"cmpl-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}",
+            model=request.model or served.name,
+            created=int(self._clock()),
+            fingerprint=engine.card.fingerprint,
+            seed=int.from_bytes(self._entropy(8), "big") >> 1,
+        )
+        room = Room(engine.card.context_tokens, self.limits)
+        if text_characters(request) > _LONG_TEXT_CHARACTERS:
+            return await asyncio.to_thread(make_plan, request, engine.tokenizer, room, identity)
+        return make_plan(request, engine.tokenizer, room, identity)
+
+    def open(self, plan: Plan) -> Answer:
+        """Admit a plan; what is refused is refused here. Raises ``ApiError``."""
+        engine: Engine = self.catalog.resolve(plan.model).engine
+        return Answer(plan, engine.open(plan.jobs), self._entropy)
+
+
+class Answer:
+    """A plan at work: one stream of events, a builder for each candidate, and two foldings.
+
+    An async context manager; leaving it aborts what still runs.
+    """
+
+    def __init__(self, plan: Plan, generation: Generation, entropy: Callable[[int], bytes]) -> None:
+        self.plan = plan
+        self._generation = generation
+        self._entropy = entropy
+        self._prompt_tokens = sum(len(job.prompt_ids) for job in plan.jobs)
+        self._cached_tokens = 0
+        self._builders = [
+            [
+                ChoiceBuilder(
+                    plan.spelling,
+                    prompt,
+                    stops=plan.stops,
+                    echo=plan.echo,
+                    logprobs=plan.logprobs is not None,
+                )
+                for _ in range(plan.candidates)
+            ]
+            for prompt in plan.prompts
+        ]
+
+    async def __aenter__(self) -> Self:
+        """Enter the generation."""
+        await self._generation.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave it: whatever still runs is aborted."""
+        await self._generation.__aexit__(exc_type, exc, traceback)
+
+    @property
+    def usage(self) -> Usage:
+        """What the request used so far (A5)."""
+        completion = sum(b.completion_tokens for siblings in self._builders for b in siblings)
+        return Usage(
+            self._prompt_tokens,
+            completion,
+            self._prompt_tokens + completion,
+            PromptTokensDetails(self._cached_tokens),
+        )
+
+    async def completion(self) -> Completion:
+        """The whole answer."""
+        async for events in self._generation:
+            self._fold(events)
+        plan = self.plan
+        choices = [
+            _choice(builder.drain(), index=i * plan.n + j)
+            for i, siblings in enumerate(self._builders)
+            for j, builder in enumerate(self._shown(siblings))
+        ]
+        return Completion(plan.id, plan.created, plan.model, choices, self.usage, plan.fingerprint)
+
+    async def chunks(self) -> AsyncIterator[list[Chunk]]:
+        """Chunks as tokens come: all that were made since the last list was asked for."""
+        async for events in self._generation:
+            made = list(self._new_chunks(self._fold(events)))
+            if made:
+                yield made
+        if self.plan.include_usage:
+            yield [self._chunk([], self.usage)]
+
+    def _fold(self, events: list[Event]) -> list[tuple[int, int]]:
+        """Feed the builders; which of them have changed, in order."""
+        changed: dict[tuple[int, int], None] = {}
+        for event in events:
+            match event:
+                case Sampled(job=job, seq=seq):
+                    if self._builders[job][seq].sampled(event):
+                        self._generation.abort(job, seq)
+                    changed[job, seq] = None
+                case Ended(job=job, seq=seq):
+                    self._builders[job][seq].ended(event)
+                    changed[job, seq] = None
+                case Prefilled(job=job):
+                    self._cached_tokens += event.cached_tokens
+                    for builder in self._builders[job]:
+                        builder.prefilled(event.scored)
+        return list(changed)
+
+    def _shown(self, siblings: list[ChoiceBuilder]) -> list[ChoiceBuilder]:
+        if not self.plan.ranked:
+            return siblings
+        scores = [(builder.logprob_sum, builder.completion_tokens) for builder in siblings]
+        return [siblings[i] for i in ranking.best(scores, self.plan.n)]
+
+    def _new_chunks(self, changed: list[tuple[int, int]]) -> Iterator[Chunk]:
+        usage = None if self.plan.include_usage else msgspec.UNSET
+        for job, seq in changed:
+            delta = self._builders[job][seq].drain()
+            if delta is not None:
+                index = job * self.plan.n + seq
+                yield self._chunk([_choice(delta, index=index)], usage)
+
+    def _chunk(self, choices: list[Choice], usage: Usage | msgspec.UnsetType | None) -> Chunk:
+        plan = self.plan
+        obfuscation: str | msgspec.UnsetType = msgspec.UNSET
+        if plan.include_obfuscation and choices:
+            obfuscation = self._padding(len(choices[0].text))
+        return Chunk(
+            plan.id, plan.created, plan.model, choices, plan.fingerprint, usage, obfuscation
+        )
+
+    def _padding(self, text_characters: int) -> str:
+        """Random characters that fill a chunk's text up to a multiple of 32 characters."""
+        missing = -text_characters % _OBFUSCATION_STEP
+        return base64.urlsafe_b64encode(self._entropy(missing)).decode()[:missing]
+
+
+def _choice(delta: Delta | None, *, index: int) -> Choice:
+    if delta is None:
+        raise RuntimeError("a generation ended without ending one of its sequences")
+    return Choice(delta.text, index, delta.logprobs, delta.finish_reason)

@@ -1,0 +1,106 @@
+"""Bytes to text, and where text must stop; both as they come, whatever way they are cut."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class Detokenizer:
+    """Decodes UTF-8 incrementally and counts characters from the start of the prompt's text.
+
+    Invariant: the text does not depend on how the bytes were split. Bytes that cannot become a
+    character give U+FFFD, those that still may are pending.
+    """
+
+    def __init__(self, *, characters: int = 0, pending: bytes = b"") -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder.decode(pending)
+        self.characters = characters
+
+    @property
+    def pending(self) -> bytes:
+        """The bytes of a character that is not complete."""
+        return self._decoder.getstate()[0]
+
+    def feed(self, piece: bytes) -> tuple[str, int]:
+        """The text that ``piece`` completes, and the offset of the character it starts in."""
+        offset = self.characters
+        pending = self.pending
+        if pending and piece and not _continues(pending, piece[0]):
+            # The pending bytes become U+FFFD, and the piece starts after it.
+            given_up = len(pending.decode("utf-8", "replace"))
+            offset += given_up
+        text = self._decoder.decode(piece)
+        self.characters += len(text)
+        return text, offset
+
+    def flush(self) -> str:
+        """What remains at the end: U+FFFD for a character that never completed (A4)."""
+        text = self._decoder.decode(b"", final=True)
+        self.characters += len(text)
+        return text
+
+
+def _continues(pending: bytes, byte: int) -> bool:
+    """Whether ``byte`` goes on with, or completes, the character that ``pending`` begins."""
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
+    decoder.decode(pending)
+    try:
+        decoder.decode(bytes([byte]))
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class StopMatcher:
+    """Looks for stop strings, character by character.
+
+    The stop that completes first wins; of those that complete with the same character, the
+    longest. What could still become a stop is held back, and nothing else: the longest end of
+    the text that is a proper beginning of a stop.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [(stop, failure_table(stop)) for stop in stops]
+        self._matched = [0] * len(stops)
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """The text that can be given out now, and whether a stop was met: then it is the last."""
+        if not self._stops:
+            return text, False
+        whole = self._held + text
+        for at, character in enumerate(text, len(self._held) + 1):
+            longest = 0
+            for i, (stop, table) in enumerate(self._stops):
+                state = self._matched[i]
+                while state and stop[state] != character:
+                    state = table[state - 1]
+                state += stop[state] == character
+                self._matched[i] = state
+                if state == len(stop):
+                    longest = max(longest, state)
+            if longest:
+                self._held = ""
+                return whole[: at - longest], True
+        hold = max(self._matched)
+        self._held = whole[len(whole) - hold :]
+        return whole[: len(whole) - hold], False
+
+    def flush(self) -> str:
+        """What was held back and did not become a stop."""
+        held, self._held = self._held, ""
+        return held
+
+
+def failure_table(stop: str) -> list[int]:
+    """Knuth, Morris and Pratt: for each prefix the length of its longest proper border."""
+    table = [0] * len(stop)
+    length = 0
+    for at in range(1, len(stop)):
+        while length and stop[length] != stop[at]:
+            length = table[length - 1]
+        length += stop[length] == stop[at]
+        table[at] = length
+    return table

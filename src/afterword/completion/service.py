@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 
-from afterword.completion import ranking
+from afterword.completion import ranking, tokens
 from afterword.completion.catalog import Catalog
 from afterword.completion.choice import ChoiceBuilder, Delta
 from afterword.completion.plan import Identity, Plan, Room, make_plan, text_characters
@@ -19,6 +20,8 @@ from afterword.core.job import Ended, Event, Prefilled, Sampled
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine, Generation
 from afterword.core.wire import Choice, Chunk, Completion, PromptTokensDetails, Usage
+
+T = TypeVar("T")
 
 _LONG_TEXT_CHARACTERS = 4096
 """Above this, tokenising would hold up the streams of others, and is done in a thread."""
@@ -58,14 +61,35 @@ class CompletionService:
             seed=int.from_bytes(self._entropy(8), "big") >> 1,
         )
         room = Room(engine.card.context_tokens, self.limits)
-        if text_characters(request) > _LONG_TEXT_CHARACTERS:
-            return await asyncio.to_thread(make_plan, request, engine.tokenizer, room, identity)
-        return make_plan(request, engine.tokenizer, room, identity)
+        decide = partial(make_plan, request, engine.tokenizer, room, identity)
+        return await _off_the_loop(text_characters(request), decide)
 
     def open(self, plan: Plan) -> Answer:
         """Admit a plan; what is refused is refused here. Raises ``ApiError``."""
         engine: Engine = self.catalog.resolve(plan.model).engine
         return Answer(plan, engine.open(plan.jobs), self._entropy)
+
+    async def tokenize(self, body: bytes) -> tokens.Tokenized:
+        """POST /tokenize. Raises ``ApiError``."""
+        request = tokens.decode_tokenize(body)
+        engine = self._engine(request.model)
+        count = partial(tokens.tokenize, request, engine.tokenizer, engine.card.context_tokens)
+        return await _off_the_loop(len(request.prompt), count)
+
+    async def detokenize(self, body: bytes) -> tokens.Detokenized:
+        """POST /detokenize. Raises ``ApiError``."""
+        request = tokens.decode_detokenize(body)
+        spell = partial(tokens.detokenize, request, self._engine(request.model).tokenizer)
+        return await _off_the_loop(len(request.tokens), spell)
+
+    def tokenizer_info(self, model: str | None = None) -> tokens.TokenizerInfo:
+        """GET /tokenizer_info."""
+        engine = self._engine(model)
+        return tokens.describe(engine.tokenizer, engine.card.context_tokens)
+
+    def _engine(self, model: str | None) -> Engine:
+        served = self.catalog.resolve(model) if model else self.catalog.default
+        return served.engine
 
 
 class Answer:
@@ -185,6 +209,11 @@ class Answer:
         """Random characters that fill a chunk's text up to a multiple of 32 characters."""
         missing = -text_characters % _OBFUSCATION_STEP
         return base64.urlsafe_b64encode(self._entropy(missing)).decode()[:missing]
+
+
+async def _off_the_loop(size: int, work: Callable[[], T]) -> T:
+    """Do long work in a thread, short work at once."""
+    return await asyncio.to_thread(work) if size > _LONG_TEXT_CHARACTERS else work()
 
 
 def _choice(delta: Delta | None, *, index: int) -> Choice:

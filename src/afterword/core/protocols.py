@@ -48,6 +48,14 @@ class Tokenizer(Protocol):
         """What an empty prompt means (R2)."""
 
     @property
+    def roles(self) -> Mapping[str, int]:
+        """The vocabulary's ids for ``bos``, ``eos`` and ``pad``, as far as it has them."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template, for those who format chats themselves."""
+
+    @property
     def infill(self) -> InfillTokens | None:
         """The fill-in-the-middle tokens, or None where the vocabulary has none."""
 

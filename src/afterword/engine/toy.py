@@ -48,6 +48,8 @@ class ToyTokenizer:
         self.end_ids = frozenset((self._special["<|endoftext|>"], self._special["<|im_end|>"]))
         self.bos_id = self._special["<|im_start|>"] if adds_bos else None
         self.document_start_id = self._special["<|im_start|>" if adds_bos else "<|endoftext|>"]
+        self.roles = {"bos": self._special["<|im_start|>"], "eos": self._special["<|endoftext|>"]}
+        self.chat_template: str | None = None
         self.max_piece_bytes = max(map(len, self.pieces))
         self.infill: InfillTokens | None = None
         if infill:

@@ -123,9 +123,13 @@ class LlamaModel:
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text."""
-        buffer = ctypes.create_string_buffer(512)
-        size = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, 512)
-        return None if size < 0 else buffer.value.decode(errors="replace")
+        room = 512
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            size = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, room)
+            if size < room:
+                return None if size < 0 else buffer.value.decode(errors="replace")
+            room = size + 1
 
     def encode(self, raw: bytes, *, parse_special: bool) -> list[int]:
         """Tokenise UTF-8 without adding anything."""

@@ -22,9 +22,12 @@ class LlamaTokenizer:
         self.special_ids = frozenset(i for i in ids if model.is_control(i))
         self.end_ids = frozenset(i for i in ids if model.is_end(i))
         self.max_piece_bytes = max(map(len, self.pieces))
-        bos, eos = model.named("bos"), model.named("eos")
+        named = {role: model.named(role) for role in ("bos", "eos", "pad")}
+        self.roles = {role: token for role, token in named.items() if token is not None}
+        self.chat_template = model.metadata("tokenizer.chat_template")
+        bos = named["bos"]
         self.bos_id = bos if model.adds_bos else None
-        starts = (self.bos_id, self._special(_DOCUMENT_START), bos, eos, 0)
+        starts = (self.bos_id, self._special(_DOCUMENT_START), bos, named["eos"], 0)
         self.document_start_id = next(i for i in starts if i is not None)
         self.infill = self._infill()
 

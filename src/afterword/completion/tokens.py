@@ -1,0 +1,138 @@
+"""Tokenising as a service of its own, in the shapes of vLLM, which evaluation harnesses speak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from afterword.completion import fields
+from afterword.completion.choice import PromptText
+from afterword.completion.fields import Parser
+from afterword.completion.request import parse_object
+from afterword.core.errors import InvalidRequest
+from afterword.core.protocols import Tokenizer
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of POST /tokenize; ``model`` None is the first one served."""
+
+    prompt: str
+    model: str | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of POST /detokenize."""
+
+    tokens: tuple[int, ...]
+    model: str | None = None
+
+
+class Tokenized(msgspec.Struct, frozen=True):
+    """Answer of POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(msgspec.Struct, frozen=True):
+    """Answer of POST /detokenize."""
+
+    prompt: str
+
+
+class TokenizerInfo(msgspec.Struct, frozen=True):
+    """Answer of GET /tokenizer_info; tokens by their names, null where there is none."""
+
+    tokenizer_class: str
+    vocab_size: int
+    model_max_length: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    add_bos_token: bool
+    chat_template: str | None
+
+
+def _ids(name: str, value: fields.Json) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise fields.wrong_type(name, value, "an array of token ids")
+    return fields.token_ids(name, value) if value else ()
+
+
+_TOKENIZE: Mapping[str, Parser] = {
+    "prompt": fields.string,
+    "model": fields.string,
+    "add_special_tokens": fields.boolean,
+    "return_token_strs": fields.boolean,
+}
+_DETOKENIZE: Mapping[str, Parser] = {"tokens": _ids, "model": fields.string}
+
+
+def decode_tokenize(body: bytes) -> TokenizeRequest:
+    """Parse the body of POST /tokenize; ``InvalidRequest``."""
+    return TokenizeRequest(**_decode(body, _TOKENIZE, required="prompt"))
+
+
+def decode_detokenize(body: bytes) -> DetokenizeRequest:
+    """Parse the body of POST /detokenize; ``InvalidRequest``."""
+    return DetokenizeRequest(**_decode(body, _DETOKENIZE, required="tokens"))
+
+
+def _decode(body: bytes, table: Mapping[str, Parser], *, required: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for name, value in parse_object(body, table).items():
+        if name not in table:
+            raise fields.unrecognized(name)
+        if value is not None:
+            parsed[name] = table[name](name, value)
+    if required not in parsed:
+        raise InvalidRequest(f"you must provide a {required} parameter", param=required)
+    return parsed
+
+
+def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, context_tokens: int) -> Tokenized:
+    """The ids of a text, special tokens parsed as in a completion's prompt (R2)."""
+    ids = tokenizer.encode(request.prompt)
+    bos = tokenizer.bos_id
+    if request.add_special_tokens and bos is not None and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    strings = None
+    if request.return_token_strs:
+        strings = [tokenizer.pieces[i].decode(errors="replace") for i in ids]
+    return Tokenized(len(ids), context_tokens, ids, strings)
+
+
+def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer) -> Detokenized:
+    """The text of token ids, special tokens by their names."""
+    largest = max(request.tokens, default=0)
+    if largest >= len(tokenizer.pieces):
+        raise fields.out_of_range(
+            "tokens", largest, f"token ids below the vocabulary's size of {len(tokenizer.pieces)}"
+        )
+    text = PromptText.of(request.tokens, 0, tokenizer.pieces)
+    return Detokenized(text.text + text.dangling.decode(errors="replace"))
+
+
+def describe(tokenizer: Tokenizer, context_tokens: int) -> TokenizerInfo:
+    """What a remote user of a tokenizer needs to know."""
+
+    def name(role: str) -> str | None:
+        token = tokenizer.roles.get(role)
+        return None if token is None else tokenizer.pieces[token].decode(errors="replace")
+
+    return TokenizerInfo(
+        tokenizer_class=type(tokenizer).__name__,
+        vocab_size=len(tokenizer.pieces),
+        model_max_length=context_tokens,
+        bos_token=name("bos"),
+        eos_token=name("eos"),
+        pad_token=name("pad"),
+        add_bos_token=tokenizer.bos_id is not None,
+        chat_template=tokenizer.chat_template,
+    )

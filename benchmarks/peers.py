@@ -1,0 +1,89 @@
+"""Programs that are measured beside the project: found in a folder, run, and read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], port: int, *, ready: str = "/health") -> Iterator[int]:
+    """Start a server, wait until it answers, give its process id, stop it."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            _wait_until_ready(process, f"http://127.0.0.1:{port}{ready}")
+            yield process.pid
+        finally:
+            process.terminate()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            message = f"the server ended with status {process.returncode}"
+            raise RuntimeError(message)
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - loopback
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise RuntimeError("the server did not become ready")
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds_by_thread(pid: int) -> dict[int, float]:
+    """Processor time of each thread of a process; the main thread has the process's id."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    seconds = {}
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        fields = stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+        seconds[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / ticks
+    return seconds
+
+
+def llama_bench(folder: Path, model: Path, *, threads: int, tokens: int) -> float:
+    """Tokens a second of one stream, the better of flash attention on and off."""
+    command = [
+        str(folder / "llama-bench"), "-m", str(model), "-p", "0", "-n", str(tokens),
+        "-t", str(threads), "-r", "2", "-fa", "0,1", "-o", "json",
+    ]  # fmt: skip
+    rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return max(float(row["avg_ts"]) for row in rows)
+
+
+def llama_batched_bench(
+    folder: Path, model: Path, *, threads: int, streams: int, prompt: int, tokens: int
+) -> float:
+    """Tokens a second of many streams together while they generate."""
+    command = [
+        str(folder / "llama-batched-bench"), "-m", str(model),
+        "-c", str(streams * (prompt + tokens) + 1024), "-b", "512", "-ub", "512",
+        "-npp", str(prompt), "-ntg", str(tokens), "-npl", str(streams), "-t", str(threads),
+    ]  # fmt: skip
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    (row,) = re.findall(
+        rf"^\|\s*{prompt} \|\s*{tokens} \|\s*{streams} \|(.*)\|$", out, re.MULTILINE
+    )
+    return float(row.split("|")[4])

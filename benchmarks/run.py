@@ -1,0 +1,117 @@
+"""Figures as ratios to peers in one run: ``make bench``, or ``python benchmarks/run.py --help``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import load
+import peers
+
+TEXT = "The harbour was quiet that morning, and nobody had yet seen the ship. "
+TOKENS = 128
+PROMPT = 64
+
+
+def body(model: str, stream: int, *, prompt_words: int = 48) -> dict[str, Any]:
+    """A greedy stream that never ends early; each has its own prompt."""
+    words = (f"{stream} " + TEXT * 20).split()[:prompt_words]
+    return {
+        "model": model,
+        "prompt": " ".join(words),
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def rate(timed: list[load.Timed]) -> float:
+    """Tokens a second of all streams while they generate, without the first tokens."""
+    tokens = sum(t.tokens - 1 for t in timed)
+    return tokens / (max(t.last for t in timed) - min(t.first for t in timed))
+
+
+def line(name: str, ours: str, peer: str, ratio: float | None, goal: str) -> None:
+    """One row of the table."""
+    shown = "" if ratio is None else f"{ratio:.2f}"
+    print(f"{name:<44} {ours:>14} {peer:>14} {shown:>7}  {goal}", flush=True)
+
+
+def serve_command(model: Path, port: int, args: argparse.Namespace, slots: int) -> list[str]:
+    """The project's server on a file."""
+    return [
+        str(Path(sys.executable).parent / "afterword"), "serve", "--model", f"bench={model}",
+        "--port", str(port), "--ctx", str(args.ctx), "--slots", str(slots),
+        "--threads", str(args.threads), "--kv", args.kv,
+    ]  # fmt: skip
+
+
+def streams(model: Path, args: argparse.Namespace) -> None:
+    """One and eight streams over HTTP, Python's share, and memory."""
+    one, eight, python_us = [], [], []
+    port = peers.free_port()
+    with peers.running(serve_command(model, port, args, 8), port) as pid:
+        load.stream_all(port, [body("bench", 99)])
+        for round_ in range(args.rounds):
+            one.append(rate(load.stream_all(port, [body("bench", round_)])))
+            before = peers.cpu_seconds_by_thread(pid)[pid]
+            timed = load.stream_all(port, [body("bench", 10 * round_ + i) for i in range(8)])
+            spent_s = peers.cpu_seconds_by_thread(pid)[pid] - before
+            python_us.append(spent_s / sum(t.tokens for t in timed) * 1e6)
+            eight.append(rate(timed))
+        memory = peers.resident_bytes(pid)
+    ours_one, ours_eight = statistics.median(one), statistics.median(eight)
+    if args.peers is None:
+        line("one greedy stream, tokens/s", f"{ours_one:.1f}", "-", None, "")
+        line("8 greedy streams, tokens/s", f"{ours_eight:.1f}", "-", None, "")
+    else:
+        peer = peers.llama_bench(args.peers, model, threads=args.threads, tokens=TOKENS)
+        line("one greedy stream, tokens/s | llama-bench", f"{ours_one:.1f}", f"{peer:.1f}",
+             ours_one / peer, ">= 0.90")  # fmt: skip
+        peer = peers.llama_batched_bench(
+            args.peers, model, threads=args.threads, streams=8, prompt=PROMPT, tokens=TOKENS
+        )
+        line("8 greedy streams, tokens/s | batched-bench", f"{ours_eight:.1f}", f"{peer:.1f}",
+             ours_eight / peer, ">= 0.85")  # fmt: skip
+    line("event loop's CPU per token at 8 streams, us", f"{statistics.median(python_us):.0f}",
+         "", None, "< 60")  # fmt: skip
+    if args.peers is not None:
+        theirs = llama_server_memory(model, args)
+        line("resident memory, MB | llama-server", f"{memory / 1e6:.0f}", f"{theirs / 1e6:.0f}",
+             memory / theirs, "<= 1.25")  # fmt: skip
+
+
+def llama_server_memory(model: Path, args: argparse.Namespace) -> int:
+    """Resident memory of llama-server with the same context and slots, after 8 streams."""
+    port = peers.free_port()
+    command = [
+        str(args.peers / "llama-server"), "-m", str(model), "-c", str(8 * args.ctx), "-np", "8",
+        "-t", str(args.threads), "--port", str(port), "--host", "127.0.0.1",
+    ]  # fmt: skip
+    with peers.running(command, port) as pid:
+        load.stream_all(port, [body("bench", i) for i in range(8)])
+        return peers.resident_bytes(pid)
+
+
+def main() -> None:
+    """Parse arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="a GGUF file")
+    parser.add_argument("--peers", type=Path, help="folder of llama-server and llama-bench")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--ctx", type=int, default=2048, help="tokens of context for each slot")
+    parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    print(f"{'':<44} {'afterword':>14} {'peer':>14} {'ratio':>7}  goal")
+    streams(args.model, args)
+
+
+if __name__ == "__main__":
+    main()

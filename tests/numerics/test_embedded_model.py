@@ -1,0 +1,157 @@
+"""The real model: what the engine says is what llama.cpp computes, by a path of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from afterword.completion.catalog import Catalog, ServedModel
+from afterword.completion.service import CompletionService
+from afterword.core.limits import Limits
+from afterword.core.wire import Completion
+from afterword.engine.llama.engine import EngineOptions, open_engine
+
+_BF16 = 30
+"""ggml_type, which the binding has no name for."""
+
+pytestmark = pytest.mark.model
+
+TEXT = (
+    "Once upon a time — in a café by the sea — there lived a 🙂 cartographer. She drew maps of "
+    "places that nobody had seen, and one day a letter came from one of them.\n\nDear friend,"
+)
+
+
+class Reference:
+    """llama.cpp by itself: one sequence, one batch, all rows, log-softmax in float64."""
+
+    def __init__(self, path: Path) -> None:
+        self._model = lib.llama_model_load_from_file(
+            str(path).encode(), lib.llama_model_default_params()
+        )
+        params = lib.llama_context_default_params()
+        params.n_ctx = 1024
+        params.n_batch = params.n_ubatch = 512
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.type_k = params.type_v = _BF16
+        self._context = lib.llama_init_from_model(self._model, params)
+        self._vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
+
+    def log_softmax(self, ids: list[int]) -> npt.NDArray[np.float64]:
+        """Rows [tokens, vocabulary] of log-probabilities of the next token."""
+        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)  # noqa: FBT003 - C
+        batch = lib.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, i, 1
+            batch.seq_id[i][0], batch.logits[i] = 0, 1
+        assert lib.llama_decode(self._context, batch) == 0
+        rows = np.ctypeslib.as_array(
+            ctypes.cast(lib.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float)),
+            (len(ids), self._vocabulary),
+        ).astype(np.float64)
+        lib.llama_batch_free(batch)
+        exact: npt.NDArray[np.float64] = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
+        return exact
+
+    def close(self) -> None:
+        lib.llama_free(self._context)
+        lib.llama_model_free(self._model)
+
+
+@pytest.fixture
+async def service(embedded_model: Path) -> AsyncIterator[CompletionService]:
+    options = EngineOptions(ctx=1024, slots=4)
+    engine = open_engine(embedded_model, digest="0" * 64, name="m", options=options)
+    catalog = Catalog([ServedModel("m", engine, 1)])
+    yield CompletionService(catalog, Limits(), clock=time.time, entropy=os.urandom)
+    await engine.aclose()
+
+
+async def ask(service: CompletionService, **body: Any) -> Completion:
+    plan = await service.plan(json.dumps({"model": "m", **body}).encode())
+    async with service.open(plan) as answer:
+        return await answer.completion()
+
+
+async def test_L2_logprobs_are_the_models_own_to_1e_4(
+    service: CompletionService, embedded_model: Path
+) -> None:
+    """Prompt and completion, against rows that llama.cpp computes for the whole text at once."""
+    answer = await ask(service, prompt=TEXT, echo=True, logprobs=5, max_tokens=12, temperature=0)
+    choice = answer.choices[0]
+    logprobs = choice.logprobs
+    assert logprobs is not None
+    tokenizer = service.catalog.default.engine.tokenizer
+    ids = tokenizer.encode(choice.text)
+    assert [tokenizer.pieces[i].decode(errors="replace") for i in ids][:3] == logprobs.tokens[:3]
+    reference = Reference(embedded_model)
+    exact = reference.log_softmax(ids)
+    reference.close()
+    assert len(logprobs.tokens) == len(ids)
+    for at in range(1, len(ids)):
+        value, top = logprobs.token_logprobs[at], logprobs.top_logprobs[at]
+        assert value is not None
+        assert top is not None
+        row = exact[at - 1]
+        assert value == pytest.approx(row[ids[at]], abs=1e-4)
+        best = sorted(top.values(), reverse=True)[:5]
+        assert best == pytest.approx(np.sort(row)[::-1][:5], abs=1e-4)
+    spelled = b"".join(
+        t.encode() if not t.startswith("bytes:") else bytes.fromhex(t[6:].replace("\\x", ""))
+        for t in logprobs.tokens
+    )
+    assert spelled.decode() == choice.text
+
+
+async def test_greedy_tokens_are_the_largest_entries(service: CompletionService) -> None:
+    answer = await ask(service, prompt=TEXT, logprobs=3, max_tokens=20, temperature=0)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    for token, value, top in zip(
+        logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True
+    ):
+        assert top is not None
+        assert top[token] == value == max(top.values())
+
+
+async def test_greedy_text_is_what_llama_cpp_says(
+    service: CompletionService, embedded_model: Path
+) -> None:
+    """Token after token from rows of whole texts, as a tool without a cache would."""
+    prompt = "Say this is a test"
+    tokenizer = service.catalog.default.engine.tokenizer
+    ids = tokenizer.encode(prompt)
+    reference = Reference(embedded_model)
+    for _ in range(7):
+        ids.append(int(reference.log_softmax(ids)[-1].argmax()))
+    reference.close()
+    answer = await ask(service, prompt=prompt, max_tokens=7, temperature=0)
+    expected = b"".join(tokenizer.pieces[i] for i in ids).decode()
+    assert prompt + answer.choices[0].text == expected
+
+
+async def test_D2_a_prompt_answers_the_same_alone_and_in_an_array(
+    service: CompletionService,
+) -> None:
+    rng = random.Random(4)
+    words = TEXT.split()
+    prompts = [" ".join(words[: rng.randrange(1, len(words))]) for _ in range(6)]
+    same = {"max_tokens": 10, "seed": 7, "n": 2, "logprobs": 1, "echo": True}
+    together = await ask(service, prompt=prompts, **same)
+    for i, prompt in enumerate(prompts):
+        alone = await ask(service, prompt=prompt, **same)
+        for j in range(2):
+            ours, its = alone.choices[j], together.choices[2 * i + j]
+            assert (ours.text, ours.logprobs) == (its.text, its.logprobs)

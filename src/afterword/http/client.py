@@ -1,0 +1,95 @@
+"""The client's side of an exchange: its body, an answer to it, the news that it has gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from starlette.types import Receive, Scope, Send
+
+from afterword.core.errors import BodyTooLarge
+
+
+class ClientDisconnected(Exception):
+    """Nobody is left to answer."""
+
+
+async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises ``BodyTooLarge`` by the declared length before anything is read (a client that waits
+    for ``100 Continue`` then sends nothing), and again by what really arrives.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit_bytes:
+            raise _too_large(limit_bytes)
+    parts: list[bytes] = []
+    size_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        part: bytes = message.get("body", b"")
+        size_bytes += len(part)
+        if size_bytes > limit_bytes:
+            raise _too_large(limit_bytes)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is larger than the limit of {limit_bytes} bytes.")
+
+
+async def send_whole(
+    send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
+) -> None:
+    """An answer whose length is known."""
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class ClientWatch:
+    """Cancels the work inside its block when the client goes away (S8).
+
+    The body must have been read before. Work that was cancelled for this reason ends the block
+    silently and leaves ``gone`` True; a cancellation from elsewhere passes through.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.gone = False
+
+    async def __aenter__(self) -> Self:
+        """Start to watch."""
+        work = asyncio.current_task()
+        if work is None:
+            raise RuntimeError("a client is watched on behalf of a task")
+        self._work = work
+        self._cancelling = work.cancelling()
+        self._watch = asyncio.create_task(self._run())
+        return self
+
+    # Awaits nothing, so a cancellation by the watch always arrives inside the block.
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """Stop watching; swallow the cancellation that the watch asked for, and only that."""
+        self._watch.cancel()
+        if not self.gone:
+            return False
+        others = self._work.uncancel() > self._cancelling
+        return exc_type is asyncio.CancelledError and not others
+
+    async def _run(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._work.cancel()

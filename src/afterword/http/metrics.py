@@ -1,0 +1,114 @@
+"""What Prometheus may ask: requests, first tokens, tokens, and the engines' own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from afterword.completion.catalog import ServedModel
+from afterword.http.exchange import Exchange
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ENGINE_GAUGES = {
+    "running_sequences": "Sequences that generate.",
+    "waiting_sequences": "Sequences that wait for a slot.",
+    "slots": "Slots of the engine.",
+    "active_slots": "Slots with a sequence at work.",
+    "resident_slots": "Idle slots whose KV is kept for the prefix cache.",
+    "cells_used": "KV positions in use.",
+    "cells_total": "KV positions there are.",
+}
+_ENGINE_COUNTERS = {
+    "steps": "Steps of the engine.",
+    "decoded_tokens": "Tokens that went through the model.",
+    "prefilled_tokens": "Prompt tokens that went through the model.",
+    "cached_tokens": "Prompt tokens taken from the prefix cache.",
+    "generated_tokens": "Tokens sampled.",
+}
+
+
+class EngineCollector(Collector):
+    """Reads each engine's figures at the moment of the scrape, and keeps nothing."""
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        """One family for each figure, one sample for each model."""
+        stats = [(model.name, model.engine.stats()) for model in self._models]
+        families: list[Metric] = []
+        for field, text in _ENGINE_GAUGES.items():
+            gauge = GaugeMetricFamily(f"afterword_engine_{field}", text, labels=["model"])
+            for name, figures in stats:
+                gauge.add_metric([name], getattr(figures, field))
+            families.append(gauge)
+        for field, text in _ENGINE_COUNTERS.items():
+            counter = CounterMetricFamily(f"afterword_engine_{field}", text, labels=["model"])
+            for name, figures in stats:
+                counter.add_metric([name], getattr(figures, field))
+            families.append(counter)
+        cpu = CounterMetricFamily(
+            "afterword_engine_cpu_seconds", "CPU time of the engine's thread.", labels=["model"]
+        )
+        healthy = GaugeMetricFamily(
+            "afterword_engine_healthy", "1 while the engine can compute.", labels=["model"]
+        )
+        for model, (name, figures) in zip(self._models, stats, strict=True):
+            cpu.add_metric([name], figures.engine_cpu_s)
+            healthy.add_metric([name], float(model.engine.healthy()))
+        return [*families, cpu, healthy]
+
+
+class Metrics:
+    """The server's counters, in a registry of their own so that apps can stand side by side."""
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "afterword_requests",
+            "Requests by route and status; 499 where the client left before the status line.",
+            ["route", "status", "outcome"],
+            registry=self._registry,
+        )
+        self._first_token = Histogram(
+            "afterword_time_to_first_token_seconds",
+            "From a streamed request's arrival to its first chunk.",
+            ["model"],
+            buckets=_FIRST_TOKEN_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._prompt = Counter(
+            "afterword_prompt_tokens",
+            "Prompt tokens of admitted requests.",
+            ["model"],
+            registry=self._registry,
+        )
+        self._completion = Counter(
+            "afterword_completion_tokens",
+            "Tokens generated for requests, discarded candidates included.",
+            ["model"],
+            registry=self._registry,
+        )
+        self._registry.register(EngineCollector(models))
+
+    def record(self, exchange: Exchange, *, route: str, status: int) -> None:
+        """Count a finished exchange. ``route`` is a template, so that labels stay few."""
+        self._requests.labels(route, str(status), exchange.outcome).inc()
+        model = exchange.model
+        if model is None:
+            return
+        if exchange.first_token_s is not None:
+            waited_s = exchange.first_token_s - exchange.started_s
+            self._first_token.labels(model).observe(waited_s)
+        if exchange.usage is not None:
+            self._prompt.labels(model).inc(exchange.usage.prompt_tokens)
+            self._completion.labels(model).inc(exchange.usage.completion_tokens)
+
+    def exposition(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,148 @@
+"""The outermost ASGI app: request id, headers of every answer, envelopes, one log line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+from msgspec.structs import replace
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from afterword.http.client import ClientDisconnected, send_whole
+from afterword.http.errors import error_answer
+from afterword.http.exchange import Exchange, attach
+from afterword.http.lifecycle import Lifecycle
+from afterword.http.metrics import Metrics
+
+_access = logging.getLogger("afterword.access")
+_encoder = msgspec.json.Encoder()
+_LOGGED_PATH_CHARACTERS = 200
+_CLIENT_GONE = 499
+
+
+class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The log line of a request. ``route`` is the path with its variables left open."""
+
+    request_id: str
+    method: str
+    path: str
+    route: str
+    status: int
+    outcome: str
+    duration_ms: float
+    model: str | None = None
+    stream: bool = False
+    first_token_ms: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Boundary:
+    """Around the routes: nothing passes without a request id, and no exception leaves.
+
+    ``clock`` gives seconds and never goes back; ``entropy`` gives random bytes.
+    """
+
+    def __init__(
+        self,
+        routes: ASGIApp,
+        *,
+        clock: Callable[[], float],
+        entropy: Callable[[int], bytes],
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+    ) -> None:
+        self._routes = routes
+        self._clock = clock
+        self._entropy = entropy
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._routes(scope, receive, send)
+            return
+        request_id = f"req_{self._entropy(16).hex()}"
+        exchange = Exchange(request_id=request_id, started_s=self._clock())
+        attach(scope, exchange)
+        # With an app in the scope, Starlette raises what it would otherwise answer in plain text.
+        scope["app"] = self
+
+        async def send_stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self._headers(exchange)]
+                exchange.status = message["status"]
+            try:
+                await send(message)
+            except OSError as error:
+                raise ClientDisconnected from error
+
+        try:
+            await self._answer(scope, receive, send_stamped, exchange)
+        finally:
+            self._record(scope, exchange)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+        try:
+            try:
+                await self._routes(scope, receive, send)
+                if exchange.outcome == "cancelled":
+                    exchange.outcome = "answered"
+            except ClientDisconnected:
+                raise
+            except Exception as error:  # noqa: BLE001 - H10: whatever it is, it gets an envelope
+                answer = error_answer(error, scope, exchange)
+                # A broken answer under way is left unfinished: the server closes the connection.
+                if exchange.status is None:
+                    await send_whole(send, answer.status, answer.headers, answer.body)
+        except ClientDisconnected:
+            exchange.outcome = "client_gone"
+
+    def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+        elapsed_ms = int((self._clock() - exchange.started_s) * 1000)
+        headers = [
+            (b"x-request-id", exchange.request_id.encode()),
+            (b"openai-processing-ms", b"%d" % elapsed_ms),
+            (b"openai-version", b"2020-10-01"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        if self._lifecycle.draining:
+            headers.append((b"connection", b"close"))
+        return headers
+
+    def _record(self, scope: Scope, exchange: Exchange) -> None:
+        route = scope["route"].path if "route" in scope else "(none)"
+        status = _CLIENT_GONE if exchange.status is None else exchange.status
+        self._metrics.record(exchange, route=route, status=status)
+        if not _access.isEnabledFor(logging.INFO):
+            return
+        record = AccessRecord(
+            request_id=exchange.request_id,
+            method=scope["method"],
+            path=scope["path"][:_LOGGED_PATH_CHARACTERS],
+            route=route,
+            status=status,
+            outcome=exchange.outcome,
+            duration_ms=_ms(exchange.started_s, self._clock()),
+            model=exchange.model,
+            stream=exchange.stream,
+        )
+        if exchange.first_token_s is not None:
+            waited_ms = _ms(exchange.started_s, exchange.first_token_s)
+            record = replace(record, first_token_ms=waited_ms)
+        usage = exchange.usage
+        if usage is not None:
+            record = replace(
+                record,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.prompt_tokens_details.cached_tokens,
+                completion_tokens=usage.completion_tokens,
+            )
+        _access.info("%s", _encoder.encode(record).decode())
+
+
+def _ms(start_s: float, end_s: float) -> float:
+    return round((end_s - start_s) * 1000, 1)

@@ -1,0 +1,143 @@
+"""Pages for people: plain HTML made on the server, without scripts and without other hosts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+_STYLE = (
+    ":root{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}"
+    "body{max-width:56rem;margin:2rem auto;padding:0 1rem}"
+    "code,pre{font-family:ui-monospace,monospace;font-size:.9rem}"
+    "pre{overflow-x:auto;padding:.75rem 1rem;border:1px solid #8886;border-radius:.4rem}"
+    "table{border-collapse:collapse;width:100%}"
+    "td,th{text-align:left;vertical-align:top;padding:.3rem .6rem;border-top:1px solid #8886}"
+)
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_HEADERS = {
+    "content-type": "text/html; charset=utf-8",
+    "content-security-policy": (
+        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+}
+_HOST = re.compile(r"([A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
+_SHOWN_LIMITS = {
+    "minimum": "from",
+    "maximum": "to",
+    "minItems": "at least",
+    "maxItems": "at most",
+    "default": "default",
+}
+
+
+def page(html: str) -> Response:
+    """A page as an answer, with a policy that lets it load and run nothing."""
+    return Response(html, headers=_HEADERS)
+
+
+def base_url(request: Request) -> str:
+    """Where the client found this server, or a stand-in where its ``Host`` is no host."""
+    host = request.headers.get("host", "")
+    return f"{request.scope['scheme']}://{host if _HOST.fullmatch(host) else 'localhost'}"
+
+
+def index(base: str, model: str) -> str:
+    """What this is, and a first request to try."""
+    body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 32})
+    # Inside single quotes a shell takes everything as it is, except a single quote.
+    quoted = body.replace("'", "'\\''")
+    curl = (
+        f"curl {base}/v1/completions \\\n  -H 'Content-Type: application/json' \\\n  -d '{quoted}'"
+    )
+    return _html(
+        "Afterword",
+        "<h1>Afterword</h1>"
+        "<p>A completions server: all of <code>POST /v1/completions</code>, on real models.</p>"
+        f"<pre>{escape(curl)}</pre>"
+        '<p><a href="/docs">Documentation</a> · <a href="/openapi.json">OpenAPI</a> · '
+        '<a href="/v1/models">Models</a> · <a href="/health">Health</a> · '
+        '<a href="/metrics">Metrics</a></p>',
+    )
+
+
+def docs(document: Mapping[str, Any]) -> str:
+    """An OpenAPI document as a page: every operation, every schema, every field."""
+    about = document["info"]
+    parts = [
+        f"<h1>{escape(about['title'])} {escape(about['version'])}</h1>",
+        f"<p>{escape(about['description'])}</p>",
+    ]
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2>")
+            parts.append(f"<p>{escape(operation['summary'])}</p>")
+            parts.append(_bodies(operation))
+    for name, schema in document["components"]["schemas"].items():
+        parts.append(f'<h2 id="{name}">{name}</h2>')
+        parts.append(f"<p>{escape(schema.get('description', ''))}</p>")
+        parts.append(_fields(schema))
+    return _html(about["title"], "".join(parts))
+
+
+def _bodies(operation: Mapping[str, Any]) -> str:
+    rows = []
+    if "requestBody" in operation:
+        rows.append(_row("body", _contents(operation["requestBody"]), ""))
+    for status, answer in operation["responses"].items():
+        rows.append(_row(status, _contents(answer), escape(answer["description"])))
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _contents(part: Mapping[str, Any]) -> str:
+    return "<br>".join(
+        f"{escape(media)}: {_type(content['schema'])}" for media, content in part["content"].items()
+    )
+
+
+def _fields(schema: Mapping[str, Any]) -> str:
+    rows = []
+    for name, field in schema.get("properties", {}).items():
+        mark = " (required)" if name in schema.get("required", ()) else ""
+        named = f"<code>{escape(name)}</code>{mark}"
+        rows.append(_row(named, _type(field), escape(field.get("description", ""))))
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _row(*cells: str) -> str:
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """A schema in a few words, with its limits."""
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[-1]
+        return f'<a href="#{name}">{name}</a>'
+    if "anyOf" in schema:
+        return " or ".join(map(_type, schema["anyOf"]))
+    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    if values:
+        return " or ".join(f"<code>{escape(json.dumps(value))}</code>" for value in values)
+    kinds = schema.get("type", "any")
+    text = " or ".join(kinds) if isinstance(kinds, list) else str(kinds)
+    if "items" in schema:
+        text += f" of {_type(schema['items'])}"
+    limits = [f"{word} {json.dumps(schema[k])}" for k, word in _SHOWN_LIMITS.items() if k in schema]
+    return ", ".join([text, *limits])
+
+
+def _html(title: str, body: str) -> str:
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>{body}</body></html>"
+    )

@@ -1,0 +1,114 @@
+"""Server-sent events: chunks in, frames out, one send for all that a pull gives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import msgspec
+from starlette.types import Scope, Send
+
+from afterword.core import wire
+from afterword.http.client import ClientDisconnected
+from afterword.http.errors import error_event
+from afterword.http.exchange import exchange_of
+
+_HEADERS = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+_DONE = b"data: [DONE]\n\n"
+_KEEP_ALIVE = b": keep-alive\n\n"
+_encode = msgspec.json.Encoder().encode
+
+
+class EventStream:
+    """One streamed answer, but for its last frame.
+
+    Sends the headers at once, then frames as chunks come. A silence of ``keep_alive_s`` is filled
+    with a comment. No token costs a timer: the timer looks back when it fires, and is set anew
+    for what is left of the silence.
+    """
+
+    def __init__(
+        self, scope: Scope, send: Send, *, clock: Callable[[], float], keep_alive_s: float
+    ) -> None:
+        self._scope = scope
+        self._exchange = exchange_of(scope)
+        self._send = send
+        self._clock = clock
+        self._keep_alive_s = keep_alive_s
+        self._loop = asyncio.get_running_loop()
+        self._last_sent_s = 0.0
+        self._sending = False
+        self._comment: asyncio.Task[None] | None = None
+
+    async def run(self, chunks: AsyncIterator[list[wire.Chunk]]) -> bytes:
+        """Send the frames of all chunks; give the last frame, which is left to the caller.
+
+        It is ``[DONE]``, or the error event of what the iterator raised (S6). To the server the
+        last frame ends the exchange, so it is sent when nobody watches the client any more.
+        """
+        start = {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}
+        await self._send(start)
+        self._last_sent_s = self._loop.time()
+        self._timer = self._loop.call_later(self._keep_alive_s, self._look_back)
+        try:
+            last = await self._run(chunks)
+            if self._comment is not None:
+                await self._comment
+        finally:
+            self._timer.cancel()
+            if self._comment is not None:
+                self._comment.cancel()
+        return last
+
+    async def _run(self, chunks: AsyncIterator[list[wire.Chunk]]) -> bytes:
+        send, now_s = self._send, self._loop.time
+        try:
+            async for pulled in chunks:
+                if not pulled:
+                    continue
+                if self._exchange.first_token_s is None:
+                    self._exchange.first_token_s = self._clock()
+                # One send at a time: frames wait for a comment that is under way.
+                if self._comment is not None:
+                    await self._comment
+                body = frames(pulled)
+                self._sending = True
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                self._sending = False
+                self._last_sent_s = now_s()
+        except ClientDisconnected:
+            raise
+        except Exception as error:  # noqa: BLE001 - the status is sent: any failure is an event
+            return error_event(error, self._scope, self._exchange)
+        self._exchange.outcome = "answered"
+        return _DONE
+
+    def _look_back(self) -> None:
+        """Send a comment if the silence is old enough; set the timer for the rest of it."""
+        now_s = self._loop.time()
+        if now_s >= self._last_sent_s + self._keep_alive_s:
+            # A client that does not read is not helped by more bytes.
+            if not self._sending and self._comment is None:
+                self._comment = asyncio.create_task(self._send_comment())
+            self._last_sent_s = now_s
+        self._timer = self._loop.call_at(self._last_sent_s + self._keep_alive_s, self._look_back)
+
+    async def _send_comment(self) -> None:
+        message = {"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True}
+        try:
+            await self._send(message)
+        except ClientDisconnected:
+            # The next frame, or the watch on the client, ends the stream.
+            return
+        self._comment = None
+
+
+def frames(chunks: Sequence[wire.Chunk]) -> bytes:
+    """One ``data:`` line for each chunk (S1)."""
+    if len(chunks) == 1:
+        return b"data: %b\n\n" % _encode(chunks[0])
+    return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from starlette.routing import Router
-from starlette.types import ASGIApp, Lifespan
+from starlette.types import ASGIApp
 
 from afterword.completion.service import CompletionService
 from afterword.http.lifecycle import Lifecycle
@@ -21,17 +21,15 @@ def create_app(
     clock: Callable[[], float],
     entropy: Callable[[int], bytes],
     keep_alive_s: float = 15.0,
-    lifespan: Lifespan[Router] | None = None,
 ) -> ASGIApp:
     """An ASGI 3 app that serves ``service``.
 
     ``clock`` gives seconds that never go back, ``entropy(n)`` n random bytes for request ids.
-    A stream that is silent for ``keep_alive_s`` sends a comment. ``lifespan`` is entered when the
-    server starts; it is where engines are closed.
+    A stream that is silent for ``keep_alive_s`` sends a comment.
     """
     metrics = Metrics(service.catalog.engines)
     routes = Routes(
         service, lifecycle=lifecycle, metrics=metrics, clock=clock, keep_alive_s=keep_alive_s
     )
-    router = Router(routes.table(), redirect_slashes=False, lifespan=lifespan)
+    router = Router(routes.table(), redirect_slashes=False)
     return Boundary(router, clock=clock, entropy=entropy, lifecycle=lifecycle, metrics=metrics)

@@ -119,7 +119,9 @@ class LlamaModel:
         """Architecture, size and format in a few words."""
         buffer = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self._model, buffer, 256)
-        return buffer.value.decode(errors="replace")
+        # The library's own size is a guess by the number of layers: it is counted here.
+        family, _, weights = buffer.value.decode(errors="replace").split(" ", 2)
+        return f"{family} {lib.llama_model_n_params(self._model) / 1e6:.0f}M {weights}"
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text."""

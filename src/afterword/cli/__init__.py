@@ -1,0 +1,50 @@
+"""The command line, and the composition root: only here does every room meet."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import rich_click as click
+
+from afterword import __version__
+from afterword.core.errors import ApiError, ConfigError, InvalidRequest
+
+_COMMANDS = ("serve", "complete", "models")
+
+
+class _Lazy(click.RichGroup):
+    """Imports a command when it is asked for: ``--version`` need not load a server."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(
+            importlib.import_module(f"afterword.cli.{cmd_name}"), cmd_name
+        )
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="afterword")
+def cli() -> None:
+    """Afterword: the completions server. All of POST /v1/completions, on real models."""
+
+
+def main() -> None:
+    """Run; what the operator got wrong is one line and exit status 2."""
+    try:
+        cli()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except ApiError as error:
+        _fail(error.message, 2 if isinstance(error, InvalidRequest) else 1)
+
+
+def _fail(message: str, status: int) -> None:
+    line = " ".join(message.split())
+    print(f"afterword: {line}", file=sys.stderr)  # noqa: T201 - the one line
+    sys.exit(status)

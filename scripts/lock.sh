@@ -1,0 +1,8 @@
+#!/bin/sh
+# Compiles requirements/*.in to hashed requirements/*.txt, without any index in them.
+set -eu
+cd "$(dirname "$0")/../requirements"
+for name in base test; do
+    ../.venv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
+        --no-emit-index-url --no-header --no-annotate --upgrade "$name.in" -o "$name.txt"
+done

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from asgi import Client
 
 from afterword.cli.sources import Store, parse_source
 from afterword.cli.terminal import Terminal
@@ -21,6 +20,7 @@ from afterword.core.protocols import Engine
 from afterword.engine.toy import toy_engine
 from afterword.http.app import create_app
 from afterword.http.lifecycle import Lifecycle
+from asgi import Client
 
 CREATED = 1_700_000_000
 

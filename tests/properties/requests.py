@@ -34,8 +34,13 @@ IDS = st.lists(
     min_size=1,
     max_size=12,
 )
-PROMPT = st.none() | TEXT | IDS | st.lists(TEXT, min_size=1, max_size=3)
-PROMPT |= st.lists(IDS, min_size=1, max_size=3)
+PROMPT: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    TEXT,
+    IDS,
+    st.lists(TEXT, min_size=1, max_size=3),
+    st.lists(IDS, min_size=1, max_size=3),
+)
 # Texts that the toy model writes, so that stops are met.
 STOP = st.sampled_from(
     ["e", "i", "th", " t", "ing", "\n", ", ", ". ", "\ufffd", "é", "🙂", "aa", " the of", "zz", "a"]

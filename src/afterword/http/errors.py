@@ -7,7 +7,6 @@ and the log the place: never the exception's text, which may quote the request.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Sequence
 
 import msgspec
@@ -16,6 +15,7 @@ from starlette.types import Scope
 
 from afterword.core import wire
 from afterword.core.errors import ApiError, MethodNotAllowed, UnknownUrl
+from afterword.core.faults import in_one_line
 from afterword.http.exchange import Exchange
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ _OUR_FAULT = (
     "You can retry your request; if the error persists, tell the operator of this server."
 )
 _SHOWN_PATH_CHARACTERS = 200
-_LOGGED_CAUSES = 8
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True):
@@ -84,15 +83,4 @@ def _as_api_error(error: Exception, scope: Scope, exchange: Exchange) -> ApiErro
 
 
 def _log_fault(error: Exception, exchange: Exchange) -> None:
-    """One line: the exception and what caused it, as types and places."""
-    faults: list[dict[str, object]] = []
-    current: BaseException | None = error
-    while current is not None and len(faults) < _LOGGED_CAUSES:
-        places = [
-            f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_qualname}:{line}"
-            for frame, line in traceback.walk_tb(current.__traceback__)
-        ]
-        faults.append({"type": type(current).__qualname__, "traceback": places})
-        current = current.__cause__ or current.__context__
-    line = _encode({"request_id": exchange.request_id, "faults": faults})
-    _log.error("%s", line.decode())
+    _log.error("%s failed: %s", exchange.request_id, in_one_line(error))

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from afterword.core.faults import in_one_line
 from afterword.core.job import Event, Job
 from afterword.engine.batching.budget import ChunkBudget
 from afterword.engine.batching.outcome import evaluate
@@ -114,8 +115,8 @@ class Worker:
         try:
             while self._obey():
                 self._step()
-        except Exception as error:
-            log.exception("the engine is dead")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine is over
+            log.error("the engine is dead: %s", in_one_line(error))  # noqa: TRY400 - without paths
             self._deliver(Report([], [], [], dead=error))
         finally:
             self._runner.close()

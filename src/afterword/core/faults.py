@@ -1,0 +1,38 @@
+"""Exceptions as a log may show them: types and places.
+
+Never their text, which may quote a request, and never a path of the machine.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+import msgspec
+
+_MOST_CAUSES = 8
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One exception: its type, and ``module.function:line`` of each frame, outermost first."""
+
+    type: str
+    places: list[str]
+
+
+def faults_of(error: BaseException) -> list[Fault]:
+    """An exception and what caused it, outermost first."""
+    faults: list[Fault] = []
+    current: BaseException | None = error
+    while current is not None and len(faults) < _MOST_CAUSES:
+        places = [
+            f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_qualname}:{line}"
+            for frame, line in traceback.walk_tb(current.__traceback__)
+        ]
+        faults.append(Fault(type(current).__qualname__, places))
+        current = current.__cause__ or current.__context__
+    return faults
+
+
+def in_one_line(error: BaseException) -> str:
+    """The same as JSON."""
+    return msgspec.json.encode(faults_of(error)).decode()

@@ -1,0 +1,213 @@
+"""H: statuses, envelopes and headers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afterword.core.limits import Limits
+from afterword.engine.batching.runner import Batch, DecodeError
+from afterword.engine.toy import toy_engine
+from afterword.http.lifecycle import Lifecycle
+from asgi import Client
+
+PATH = "/v1/completions"
+
+
+async def test_H1_code_is_text_or_null(client: Client) -> None:
+    for body in ({}, {"model": "x"}, {"model": "toy", "n": 0}, {"model": "toy", "x": 1}):
+        code = (await client.post(PATH, body)).error["code"]
+        assert code is None or isinstance(code, str)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"nonsense", b"[]", b"1", b"null", b'"x"', b"\xff\xfe", b"{} {}", b"{'a': 1}",
+     b'{"model": "toy", "temperature": NaN}', b"[" * 100_000, b'{"a":' * 100_000,
+     b'{"model": "\xff"}', b'{"model": "toy", "prompt": "\\ud800"}'],
+)  # fmt: skip
+async def test_H2_not_json(client: Client, body: bytes) -> None:
+    reply = await client.post(PATH, body)
+    assert reply.status == 400
+    assert reply.error["type"] == "invalid_request_error"
+    assert reply.error["message"].startswith("We could not parse the JSON body of your request.")
+
+
+async def test_H2_duplicate_keys(client: Client) -> None:
+    for body in (
+        b'{"model": "toy", "prompt": "a", "prompt": "b"}',
+        b'{"model": "toy", "prompt": "a", "pro\\u006dpt": "b"}',
+        b'{"model": "toy", "prompt": "a", "logit_bias": {"1": 1, "1": 2}}',
+    ):
+        reply = await client.post(PATH, body)
+        assert reply.status == 400
+        assert reply.error["message"].startswith("Duplicate request argument supplied: ")
+
+
+async def test_H4_unknown_model(client: Client) -> None:
+    for reply in (
+        await client.post(PATH, {"model": "X", "prompt": "a"}),
+        await client.post("/v1/engines/X/completions", {"prompt": "a"}),
+        await client.get("/v1/models/X"),
+        await client.post("/tokenize", {"model": "X", "prompt": "a"}),
+        await client.get("/tokenizer_info?model=X"),
+    ):
+        assert reply.status == 404
+        assert reply.error == {
+            "message": "The model `X` does not exist or you do not have access to it.",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+
+
+async def test_H5_unknown_paths_and_methods(client: Client) -> None:
+    for method, path, status in (
+        ("POST", "/v1/x", 404),
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/models/", 404),
+        ("GET", PATH, 405),
+        ("DELETE", "/v1/models", 405),
+        ("POST", "/v1/completions/", 404),
+    ):
+        reply = await client.request(method, path)
+        assert reply.status == status
+        assert reply.error["type"] == "invalid_request_error"
+        assert reply.error["message"] == f"Invalid URL ({method} {path})"
+        assert ("allow" in reply.headers) == (status == 405)
+
+
+async def test_H6_body_too_large(serve: Callable[..., Client]) -> None:
+    client = serve(toy_engine(), limits=Limits(max_body_bytes=1000))
+    reply = await client.post(PATH, {"model": "toy", "prompt": "a" * 1000})
+    assert reply.status == 413
+    assert reply.error["type"] == "invalid_request_error"
+    assert "1000 bytes" in reply.error["message"]
+    declared = await client.request("POST", PATH, b"", {"content-length": "1001"})
+    assert declared.status == 413
+    assert (await client.post(PATH, {"model": "toy", "max_tokens": 1})).status == 200
+
+
+async def test_H9_waiting_line_full(serve: Callable[..., Client]) -> None:
+    hold = threading.Event()
+
+    def wait(_: Batch) -> None:
+        hold.wait()
+
+    engine = toy_engine(slots=1, max_waiting=2, before_decode=wait)
+    client = serve(engine)
+    body = {"model": "toy", "prompt": "a", "max_tokens": 2}
+    begun = [client.begin(body) for _ in range(2)]
+    while len(engine._unstarted) < 2:
+        await asyncio.sleep(0)
+    refused = await client.post(PATH, body)
+    hold.set()
+    for exchange, run in begun:
+        await run
+        assert exchange.reply.status == 200
+    assert refused.status == 503
+    assert refused.error["type"] == "server_error"
+    assert refused.error["code"] == "engine_overloaded"
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_H10_our_own_fault(serve: Callable[..., Client]) -> None:
+    def fail(_: Batch) -> None:
+        raise DecodeError("a detail of the engine")
+
+    client = serve(toy_engine(before_decode=fail))
+    reply = await client.post(PATH, {"model": "toy", "prompt": "a", "max_tokens": 1})
+    assert reply.status == 500
+    assert reply.error["type"] == "server_error"
+    assert reply.headers["x-request-id"] in reply.error["message"]
+    assert b"Traceback" not in reply.body
+    assert b"detail" not in reply.body
+
+
+async def test_H10_logs_places_and_not_text(
+    serve: Callable[..., Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Batch) -> None:
+        raise RuntimeError("PROMPT OF THE CLIENT")
+
+    client = serve(toy_engine(before_decode=fail))
+    with caplog.at_level(logging.DEBUG):
+        reply = await client.post(PATH, {"model": "toy", "prompt": "a", "max_tokens": 1})
+    assert reply.status == 503
+    assert "RuntimeError" in caplog.text
+    assert "PROMPT" not in caplog.text
+    assert str(Path(__file__).parent) not in caplog.text
+
+
+async def test_H11_best_of_below_n(client: Client) -> None:
+    error = await client.refuse(prompt="a", n=3, best_of=2)
+    assert error["message"] == (
+        "You requested that the server return more choices than it will generate (HINT: you must "
+        "set 'n' (currently 3) to be at most 'best_of' (currently 2), or omit either parameter if "
+        "you don't specifically want to use them.)"
+    )
+
+
+async def test_H12_context(client: Client) -> None:
+    error = await client.refuse(prompt=[7] * 250, max_tokens=10)
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"] == (
+        "This model's maximum context length is 256 tokens, however you requested 260 tokens (250 "
+        "in your prompt; 10 for the completion). Please reduce your prompt; or completion length."
+    )
+
+
+async def test_H13_five_stops(client: Client) -> None:
+    error = await client.refuse(prompt="a", stop=["1", "2", "3", "4", "5"])
+    assert error["param"] == "stop"
+    assert error["code"] == "array_above_max_length"
+    assert "4" in error["message"]
+    assert "5" in error["message"]
+
+
+async def test_headers_on_every_answer(client: Client) -> None:
+    replies = [
+        await client.post(PATH, {"model": "toy", "prompt": "a", "max_tokens": 1}),
+        await client.post(PATH, {"model": "toy", "max_tokens": 1, "stream": True}),
+        await client.post(PATH, b"{"),
+        *[await client.get(path) for path in ("/health", "/v1/models", "/nowhere", "/", "/docs")],
+    ]
+    ids = set()
+    for reply in replies:
+        ids.add(reply.headers["x-request-id"])
+        assert int(reply.headers["openai-processing-ms"]) >= 0
+        assert reply.headers["openai-version"] == "2020-10-01"
+    assert len(ids) == len(replies)
+    assert all(re.fullmatch(r"req_[0-9a-f]{32}", request_id) for request_id in ids)
+
+
+async def test_logs_have_no_prompt(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "the launch code"  # noqa: S105 - made up
+    with caplog.at_level(logging.DEBUG):
+        await client.complete(prompt=secret, max_tokens=1, user="me", stop=["zq"])
+        await client.refuse(prompt=secret, suffix=5)
+        await client.post(PATH, secret.encode())
+    assert caplog.records
+    assert secret not in caplog.text
+    record: dict[str, Any] = json.loads(caplog.records[-1].message)
+    assert record["status"] == 400
+
+
+async def test_draining_refuses_new_work(serve: Callable[..., Client]) -> None:
+    lifecycle = Lifecycle()
+    client = serve(toy_engine(), lifecycle=lifecycle)
+    lifecycle.draining = True
+    reply = await client.post(PATH, {"model": "toy", "prompt": "a"})
+    assert reply.status == 503
+    assert reply.headers["connection"] == "close"
+    health = await client.get("/health")
+    assert health.status == 503
+    assert health.json()["status"] == "draining"

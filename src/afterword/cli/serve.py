@@ -110,9 +110,11 @@ def _settings_table(resolved: Resolved) -> str:
 
 
 def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("afterword").setLevel(level.upper())
+    """Our own lines, and what uvicorn has to warn of; libraries keep their own ways."""
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name, least in (("afterword", level.upper()), ("uvicorn", "WARNING")):
+        logger = logging.getLogger(name)
+        logger.setLevel(least)
+        logger.addHandler(lines)
+        logger.propagate = False

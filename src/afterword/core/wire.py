@@ -1,7 +1,6 @@
 """The JSON shapes of the answers. Field order is the order on the wire."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import msgspec
 
@@ -41,7 +40,7 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails
 
 
-class Completion(msgspec.Struct, frozen=True):
+class Completion(msgspec.Struct, frozen=True, tag_field="object", tag="text_completion"):
     """A whole answer (A1, A2)."""
 
     id: str
@@ -50,10 +49,9 @@ class Completion(msgspec.Struct, frozen=True):
     choices: list[Choice]
     usage: Usage
     system_fingerprint: str
-    object: Literal["text_completion"] = "text_completion"
 
 
-class Chunk(msgspec.Struct, frozen=True):
+class Chunk(msgspec.Struct, frozen=True, tag_field="object", tag="text_completion"):
     """One event of a stream; ``usage`` is absent unless ``include_usage`` was asked (S5)."""
 
     id: str
@@ -63,7 +61,6 @@ class Chunk(msgspec.Struct, frozen=True):
     system_fingerprint: str
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     obfuscation: str | msgspec.UnsetType = msgspec.UNSET
-    object: Literal["text_completion"] = "text_completion"
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -81,18 +78,16 @@ class ErrorEnvelope(msgspec.Struct, frozen=True):
     error: ErrorBody
 
 
-class Model(msgspec.Struct, frozen=True):
+class Model(msgspec.Struct, frozen=True, tag_field="object", tag="model"):
     """A served model; ``afterword`` holds what OpenAI's shape has no place for."""
 
     id: str
     created: int
     owned_by: str
     afterword: Mapping[str, str | int | bool | None]
-    object: Literal["model"] = "model"
 
 
-class ModelList(msgspec.Struct, frozen=True):
+class ModelList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
     """All models served."""
 
     data: list[Model]
-    object: Literal["list"] = "list"

@@ -44,12 +44,12 @@ class Detokenizer:
 
 def _continues(pending: bytes, byte: int) -> bool:
     """Whether ``byte`` goes on with, or completes, the character that ``pending`` begins."""
-    decoder = codecs.getincrementaldecoder("utf-8")("strict")
-    decoder.decode(pending)
+    # Not the incremental decoder: it waits for the end of a surrogate, which is no character.
+    together = pending + bytes([byte])
     try:
-        decoder.decode(bytes([byte]))
-    except UnicodeDecodeError:
-        return False
+        together.decode()
+    except UnicodeDecodeError as error:
+        return error.end == len(together) and error.reason == "unexpected end of data"
     return True
 
 

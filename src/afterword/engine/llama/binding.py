@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
+import re
+import sys
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,9 +32,46 @@ _BY_NAME = True
 _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 
+_complaints: list[str] | None = None
+"""What the library says is wrong with a file while it loads it; None at other times."""
+
+
 @lib.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
 def _log_callback(level: int, text: bytes, _user: object) -> None:
-    log.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode(errors="replace").rstrip())
+    line = text.decode(errors="replace").rstrip()
+    severity = _LEVELS.get(level, logging.DEBUG)
+    if _complaints is not None and severity >= logging.ERROR:
+        _complaints.append(line)
+        severity = logging.DEBUG
+    log.log(severity, "%s", line)
+
+
+def _load(path: Path) -> Any:  # noqa: ANN401 - a pointer of the binding
+    """Load a file's weights. Raises ``ConfigError`` with the library's first complaint."""
+    global _complaints  # noqa: PLW0603 - the library has one log for the process
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = 0
+    _complaints = []
+    try:
+        model = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            reason = _complaints[0].rsplit("error loading model: ", 1)[-1] if _complaints else ""
+            raise ConfigError(f"{path}: llama.cpp cannot load it: {reason or 'it gives no reason'}")
+    finally:
+        _complaints = None
+    return model
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+def _abort_callback(message: bytes) -> None:
+    """The library found itself in a state it cannot go on from, and ends the process after this.
+
+    So it is ended here, with the reason in one line (without the folder it was compiled in).
+    """
+    reason = re.sub(r"^\S*/", "", message.decode(errors="replace").strip())
+    sys.stderr.write(f"afterword: llama.cpp gave up on this model: {reason}\n")
+    sys.stderr.flush()
+    os._exit(2)
 
 
 class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,12 +103,9 @@ class LlamaModel:
 
     def __init__(self, path: Path) -> None:
         lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+        lib._lib.ggml_set_abort_callback(_abort_callback)  # noqa: SLF001 - ggml's has no binding
         lib.llama_backend_init()
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = 0
-        self._model: Any = lib.llama_model_load_from_file(str(path).encode(), params)
-        if not self._model:
-            raise ConfigError(f"{path}: llama.cpp cannot load this file (see the log for why)")
+        self._model: Any = _load(path)
         self._vocab: Any = lib.llama_model_get_vocab(self._model)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from afterword.core.errors import ConfigError
 Value: TypeAlias = int | float | bool | str | list["Value"]
 
 _MAGIC = b"GGUF"
+_VOCABULARY = "tokenizer.ggml.tokens"
 _VERSIONS = (2, 3)
 _SCALARS = {
     0: "B",
@@ -77,7 +78,7 @@ class Header(msgspec.Struct, frozen=True):
     @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
-        return self.array_lengths["tokenizer.ggml.tokens"]
+        return self.array_lengths[_VOCABULARY]
 
     @property
     def parameters(self) -> int:
@@ -119,7 +120,9 @@ class _Reader:
             key, kind = self._key(), self._number("I")
             if key in metadata or key in lengths:
                 raise self._broken(f"key {key[:80]!r} stands twice")
-            if kind == _ARRAY:
+            if kind == _ARRAY and key == _VOCABULARY:
+                lengths[key] = self._vocabulary()
+            elif kind == _ARRAY:
                 lengths[key] = self._skip_array(0)
             else:
                 metadata[key] = self._value(kind)
@@ -130,8 +133,8 @@ class _Reader:
     def _check_metadata(self, metadata: Mapping[str, Value], lengths: Mapping[str, int]) -> None:
         if not isinstance(metadata.get("general.architecture"), str):
             raise self._broken("general.architecture is missing")
-        if not lengths.get("tokenizer.ggml.tokens"):
-            raise self._broken("there is no vocabulary (tokenizer.ggml.tokens)")
+        if not lengths.get(_VOCABULARY):
+            raise self._broken(f"there is no vocabulary ({_VOCABULARY})")
 
     def _tensors(self, count: int, alignment: Value) -> dict[str, int]:
         """Read the table of tensors; check that all of them are in the file."""
@@ -177,6 +180,20 @@ class _Reader:
         if kind not in _SCALARS:
             raise self._broken(f"unknown type {kind} of a value")
         return self._number(_SCALARS[kind])
+
+    def _vocabulary(self) -> int:
+        """Count the tokens; the library does not survive two of one name."""
+        kind, count = self._number("I"), self._number("Q")
+        if kind != _STRING:
+            raise self._broken(f"the vocabulary is of type {kind}")
+        seen: set[bytes] = set()
+        for token in range(count):
+            name = self._take(self._number("Q"))
+            if name in seen:
+                raise self._broken(f"token {token} has the name of another")
+            if name:
+                seen.add(name)
+        return count
 
     def _skip_array(self, depth: int) -> int:
         kind, count = self._number("I"), self._number("Q")

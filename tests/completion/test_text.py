@@ -1,0 +1,110 @@
+"""Laws of text: any split of the bytes gives the same text; stops are those of a naive search."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterword.completion.text import Detokenizer, StopMatcher
+
+# Whole characters, pieces of characters, and bytes that are never valid.
+BYTES = st.lists(
+    st.sampled_from(["a", "é", "中", "🙂", "\u0301"]).map(str.encode)
+    | st.binary(min_size=1, max_size=3)
+    | st.sampled_from([b"\xe2\x80", b"\xf0\x9f", b"\xc3", b"\xff", b"\xf0\x9f\x99", b"\xed\xa0"]),
+    max_size=12,
+).map(b"".join)
+ALPHABET = st.sampled_from("ab")
+STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+def split(whole: bytes | str, cuts: list[int]) -> list[bytes | str]:
+    edges = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
+    return [whole[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+@given(data=BYTES, cuts=st.lists(st.integers(0, 40)))
+def test_any_split_of_the_bytes_gives_the_same_text(data: bytes, cuts: list[int]) -> None:
+    detokenizer = Detokenizer()
+    text = ""
+    for piece in split(data, cuts):
+        assert isinstance(piece, bytes)
+        text += detokenizer.feed(piece)[0]
+    text += detokenizer.flush()
+    assert text == data.decode("utf-8", "replace")
+    assert detokenizer.characters == len(text)
+
+
+@given(data=BYTES, cuts=st.lists(st.integers(0, 40)))
+def test_an_offset_is_that_of_the_character_the_piece_starts_in(
+    data: bytes, cuts: list[int]
+) -> None:
+    """L5: the characters of the text whose bytes begin before the piece's, but for its own."""
+    begins: list[int] = []
+    at = 0
+    for character in decoded(data):
+        begins.append(at)
+        at += len(character)
+    detokenizer = Detokenizer()
+    at = 0
+    for piece in split(data, cuts):
+        assert isinstance(piece, bytes)
+        _, offset = detokenizer.feed(piece)
+        assert offset == sum(begin <= at for begin in begins) - 1
+        at += len(piece)
+
+
+def decoded(data: bytes) -> list[bytes]:
+    """The bytes behind each character of the text, one by one, by Python's own decoder."""
+    parts: list[bytes] = []
+    while data:
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            parts += [c.encode() for c in data[: error.start].decode()]
+            parts.append(data[error.start : error.end])
+            data = data[error.end :]
+        else:
+            parts += [c.encode() for c in data.decode()]
+            break
+    return parts
+
+
+def naive(text: str, stops: list[str]) -> tuple[str, bool]:
+    """The stop that completes first, of those the longest."""
+    for end in range(1, len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            return text[: end - max(map(len, found))], True
+    return text, False
+
+
+@given(text=st.text(ALPHABET, max_size=20), stops=STOPS, cuts=st.lists(st.integers(0, 20)))
+def test_stops_are_those_of_a_naive_search(text: str, stops: list[str], cuts: list[int]) -> None:
+    matcher = StopMatcher(stops)
+    given_out, met = "", False
+    for piece in split(text, cuts):
+        assert isinstance(piece, str)
+        part, met = matcher.feed(piece)
+        given_out += part
+        if met:
+            break
+    if not met:
+        given_out += matcher.flush()
+    assert (given_out, met) == naive(text, stops)
+
+
+@given(text=st.text(ALPHABET, max_size=12), stops=STOPS)
+def test_only_what_could_become_a_stop_is_held_back(text: str, stops: list[str]) -> None:
+    """S2: of what was fed, the longest end that begins a stop is held, and no more."""
+    matcher = StopMatcher(stops)
+    given_out, met = matcher.feed(text)
+    if met:
+        return
+    could_be = max(
+        size
+        for stop in stops
+        for size in range(len(stop))
+        if text.endswith(stop[:size]) and size <= len(text)
+    )
+    assert given_out == text[: len(text) - could_be]

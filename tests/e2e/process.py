@@ -1,0 +1,61 @@
+"""The server as a process."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+AFTERWORD = Path(sys.executable).parent / "afterword"
+MODEL = "smollm2-135m-instruct"
+
+
+@dataclass
+class Server:
+    """A running server; ``welcome`` is what it printed on standard output."""
+
+    process: subprocess.Popen[str]
+    welcome: str
+    url: str
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Signal it and give its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait()
+
+
+@contextmanager
+def serving(errors: Path, *arguments: str) -> Iterator[Server]:
+    """Start ``afterword serve`` on a free port; standard error goes to the file ``errors``."""
+    command = [AFTERWORD, "serve", "--port", "0", *arguments]
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            welcome = ""
+            while "curl" not in welcome:
+                line = process.stdout.readline()
+                assert line, errors.read_text()
+                welcome += line
+            found = re.search(r"ready on (http://\S+)", welcome)
+            assert found is not None
+            yield Server(process, welcome, found[1])
+        finally:
+            process.kill()
+
+
+def run(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """``afterword`` with arguments, to its end."""
+    command = [AFTERWORD, *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, input=text)

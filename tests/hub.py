@@ -1,0 +1,89 @@
+"""A stand-in for the model hub: serves files by the hub's rules, breaks off when told to."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """Files by their path below ``/ORG/REPO/resolve/main/``.
+
+    ``digests`` overrides what the hub says of a file. ``break_after`` bytes of a body the
+    connection is closed, once. ``ranges`` are those that clients asked for.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    break_after: int | None = None
+    ranges: list[str | None] = field(default_factory=list)
+    url: str = ""
+
+
+@contextmanager
+def running(hub: Hub) -> Iterator[Hub]:
+    """Serve until the block ends."""
+
+    class Exchange(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited
+            return
+
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def answer(self, *, with_body: bool) -> None:
+            name = self.path.split("?")[0].partition("/resolve/main/")[2]
+            data = hub.files.get(name)
+            if data is None:
+                self.send_response(404)
+                self.send_header("Content-Length", "0")
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.end_headers()
+                return
+            wanted = self.headers.get("Range") if with_body else None
+            start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+            if with_body:
+                hub.ranges.append(wanted)
+            digest = hub.digests.get(name) or hashlib.sha256(data).hexdigest()
+            self.send_response(206 if wanted else 200)
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Length", str(len(data) - start))
+            self.send_header("ETag", f'"{digest}"')
+            self.send_header("X-Linked-ETag", f'"{digest}"')
+            self.send_header("X-Linked-Size", str(len(data)))
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Accept-Ranges", "bytes")
+            self.end_headers()
+            if not with_body:
+                return
+            if hub.break_after is not None:
+                self.wfile.write(data[start : start + hub.break_after])
+                hub.break_after = None
+                self.close_connection = True
+                return
+            self.wfile.write(data[start:])
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Exchange)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

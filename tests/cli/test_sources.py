@@ -47,7 +47,7 @@ def test_sources_are_parsed() -> None:
      "hf:", "hf:o/f.gguf", "hf:o/r/f.bin", "hf:o/r/../../f.gguf", "hf:o/r/x.gguf@a b"],
 )  # fmt: skip
 def test_broken_sources_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not (pypi|hf):"):
+    with pytest.raises(ConfigError, match=r"is not (pypi|hf):"):
         parse_source(text)
 
 
@@ -129,7 +129,7 @@ def test_a_package_of_another_content_is_removed(
     source = parse_source("pypi:tinymodel==1.0")
     monkeypatch.setattr(sources, "_KNOWN_DIGESTS", {"pypi:tinymodel==1.0": "0" * 64})
     make_wheel(index, {"tinymodel/a.gguf": b"another"})
-    with pytest.raises(ConfigError, match="SHA-256 is .* the file was removed"):
+    with pytest.raises(ConfigError, match=r"SHA-256 is .* the file was removed"):
         store.fetch(source)
     assert store.find(source) is None
 

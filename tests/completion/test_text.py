@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +22,7 @@ STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), min_size=1, max_size
 
 def split(whole: bytes | str, cuts: list[int]) -> list[bytes | str]:
     edges = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
-    return [whole[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [whole[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @given(data=BYTES, cuts=st.lists(st.integers(0, 40)))

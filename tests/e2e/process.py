@@ -36,7 +36,7 @@ class Server:
 @contextmanager
 def serving(errors: Path, *arguments: str) -> Iterator[Server]:
     """Start ``afterword serve`` on a free port; standard error goes to the file ``errors``."""
-    command = [AFTERWORD, "serve", "--port", "0", *arguments]
+    command: list[str | Path] = [AFTERWORD, "serve", "--port", "0", *arguments]
     with (
         errors.open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import random
@@ -11,9 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as lib
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from afterword.completion.catalog import Catalog, ServedModel
@@ -21,9 +18,7 @@ from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
 from afterword.core.wire import Completion
 from afterword.engine.llama.engine import EngineOptions, open_engine
-
-_BF16 = 30
-"""ggml_type, which the binding has no name for."""
+from reference import Reference
 
 pytestmark = pytest.mark.model
 
@@ -31,43 +26,6 @@ TEXT = (
     "Once upon a time — in a café by the sea — there lived a 🙂 cartographer. She drew maps of "
     "places that nobody had seen, and one day a letter came from one of them.\n\nDear friend,"
 )
-
-
-class Reference:
-    """llama.cpp by itself: one sequence, one batch, all rows, log-softmax in float64."""
-
-    def __init__(self, path: Path) -> None:
-        self._model = lib.llama_model_load_from_file(
-            str(path).encode(), lib.llama_model_default_params()
-        )
-        params = lib.llama_context_default_params()
-        params.n_ctx = 1024
-        params.n_batch = params.n_ubatch = 512
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.type_k = params.type_v = _BF16
-        self._context = lib.llama_init_from_model(self._model, params)
-        self._vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
-
-    def log_softmax(self, ids: list[int]) -> npt.NDArray[np.float64]:
-        """Rows [tokens, vocabulary] of log-probabilities of the next token."""
-        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)  # noqa: FBT003 - C
-        batch = lib.llama_batch_init(len(ids), 0, 1)
-        batch.n_tokens = len(ids)
-        for i, token in enumerate(ids):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, i, 1
-            batch.seq_id[i][0], batch.logits[i] = 0, 1
-        assert lib.llama_decode(self._context, batch) == 0
-        rows = np.ctypeslib.as_array(
-            ctypes.cast(lib.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float)),
-            (len(ids), self._vocabulary),
-        ).astype(np.float64)
-        lib.llama_batch_free(batch)
-        exact: npt.NDArray[np.float64] = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
-        return exact
-
-    def close(self) -> None:
-        lib.llama_free(self._context)
-        lib.llama_model_free(self._model)
 
 
 @pytest.fixture

@@ -120,6 +120,22 @@ async def test_siblings_share_one_prefill(engine: BatchingEngine) -> None:
     assert engine.stats().prefilled_tokens == 100 + 3
 
 
+async def test_a_long_prompt_does_not_stop_a_stream(tmp_path: Path) -> None:
+    """While 4,000 tokens are prefilled in chunks, the stream gets a token with each of them."""
+    path = make_gguf(tmp_path / "tiny.gguf", context=8192)
+    options = EngineOptions(slots=2, threads=1)
+    engine = open_engine(path, digest="0" * 64, name="tiny", options=options)
+    sampling = SamplingParams(ignore_eos=True)
+    running = Job(prompt_ids=(1,), n=1, max_tokens=8000, sampling=sampling, seed=0)
+    arriving = Job(prompt_ids=tuple(range(200)) * 20, n=1, max_tokens=1, sampling=sampling, seed=0)
+    async with engine.open([running]) as stream:
+        await anext(aiter(stream))
+        before = engine.stats().generated_tokens
+        await events_of(engine, arriving)
+        assert engine.stats().generated_tokens - before > len(arriving.prompt_ids) // 512
+    await engine.aclose()
+
+
 async def test_idle_slots_between_active_ones_keep_their_cells(tmp_path: Path) -> None:
     """Slots in a gap are computed through; what they hold must stay as it was."""
     engine = open_tiny(make_gguf(tmp_path / "tiny.gguf"), slots=4)

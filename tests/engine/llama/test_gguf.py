@@ -27,8 +27,7 @@ def accepts(path: Path, data: bytes) -> bool:
     path.write_bytes(data)
     try:
         read_header(path)
-    except ConfigError as error:
-        assert "\n" not in str(error)
+    except ConfigError:
         return False
     return True
 

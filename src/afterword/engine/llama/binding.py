@@ -62,8 +62,7 @@ def _load(path: Path) -> Any:  # noqa: ANN401 - a pointer of the binding
     return model
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_char_p)
-def _abort_callback(message: bytes) -> None:
+def _give_up(message: bytes) -> None:
     """The library found itself in a state it cannot go on from, and ends the process after this.
 
     So it is ended here, with the reason in one line (without the folder it was compiled in).
@@ -72,6 +71,9 @@ def _abort_callback(message: bytes) -> None:
     sys.stderr.write(f"afterword: llama.cpp gave up on this model: {reason}\n")
     sys.stderr.flush()
     os._exit(2)
+
+
+_abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_give_up)
 
 
 class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):

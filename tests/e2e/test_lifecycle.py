@@ -1,0 +1,149 @@
+"""Leaving and failing, with real sockets and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import selectors
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from e2e.process import Server, serving
+from e2e.wire import Stream
+
+pytestmark = pytest.mark.e2e
+
+LONG: dict[str, Any] = {"model": "tiny", "prompt": "a", "ignore_eos": True, "seed": 1}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_model: Path) -> Iterator[Server]:
+    arguments = ("--model", f"tiny={tiny_model}", "--slots", "8", "--threads", "1")
+    with serving(tmp_path / "stderr", *arguments) as server:
+        yield server
+
+
+@pytest.fixture
+def stream() -> Iterator[Callable[..., Stream]]:
+    """Opens streams; closes them at the end."""
+    with contextlib.ExitStack() as opened:
+
+        def open_one(server: Server, *, receive_bytes: int | None = None, **body: Any) -> Stream:
+            made = Stream(server.port, {**LONG, **body}, receive_bytes=receive_bytes)
+            opened.callback(made.close)
+            return made
+
+        yield open_one
+
+
+def figure(server: Server, name: str) -> float:
+    """A figure of the engine, as /metrics says it now."""
+    text = httpx2.get(f"{server.url}/metrics").text
+    found = re.search(rf"^afterword_engine_{name}\{{.*\}} (.*)$", text, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_streams_finish(
+    tiny: Server, number: signal.Signals, stream: Callable[..., Stream]
+) -> None:
+    frames = stream(tiny, max_tokens=1500).frames()
+    first = json.loads(next(frames))
+    waiting = socket.create_connection(("127.0.0.1", tiny.port))
+    tiny.process.send_signal(number)
+    *rest, last = frames
+    assert last == "[DONE]"
+    assert json.loads(rest[-1])["choices"][0]["finish_reason"] == "length"
+    assert first["id"] == json.loads(rest[-1])["id"]
+    assert tiny.process.wait() == 0
+    waiting.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", tiny.port))
+
+
+def test_what_outlasts_the_grace_is_cut(
+    tmp_path: Path, tiny_model: Path, stream: Callable[..., Stream]
+) -> None:
+    """The stream ends without ``[DONE]``; the process still exits 0."""
+    arguments = ("--model", f"tiny={tiny_model}", "--slots", "1", "--shutdown-grace-s", "0")
+    with serving(tmp_path / "stderr", *arguments) as server:
+        # A reader that stalls keeps its answer from ending.
+        frames = stream(server, max_tokens=8000, receive_bytes=2048).frames()
+        next(frames)
+        assert server.stop() == 0
+        assert "[DONE]" not in list(frames)
+
+
+def test_a_client_that_leaves_frees_its_slots(tiny: Server, stream: Callable[..., Stream]) -> None:
+    leaving = stream(tiny, n=4, max_tokens=8000)
+    next(leaving.frames())
+    assert figure(tiny, "active_slots") == 4
+    leaving.close()
+    while figure(tiny, "active_slots"):
+        # Were it not freed, it would be after 32,000 tokens.
+        assert figure(tiny, "generated_tokens_total") < 30_000
+    # Closing is noticed, the rest is not generated.
+    assert figure(tiny, "generated_tokens_total") < 30_000
+
+
+def test_a_stalled_reader_holds_nobody_up(tiny: Server, stream: Callable[..., Stream]) -> None:
+    """Others finish while it reads nothing; later it finds its whole answer."""
+    body = {**LONG, "max_tokens": 3000, "logprobs": 5}
+    before = resident_bytes(tiny)
+    stalled = stream(tiny, **body, receive_bytes=2048)
+    for _ in range(3):
+        stream(tiny, max_tokens=200).text()
+    while figure(tiny, "active_slots"):
+        pass
+    # What is kept for it is small beside what the engine itself takes for six streams.
+    assert resident_bytes(tiny) - before < 64_000_000
+    whole = httpx2.post(f"{tiny.url}/v1/completions", json=body, timeout=None).json()
+    assert stalled.text() == whole["choices"][0]["text"]
+
+
+def resident_bytes(server: Server) -> int:
+    text = Path(f"/proc/{server.process.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", text)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def test_eight_streams_all_progress(tiny: Server, stream: Callable[..., Stream]) -> None:
+    """By the time that the first of them ends, all have begun."""
+    began: list[int] = []
+    with selectors.DefaultSelector() as selector:
+        for i in range(8):
+            opened = stream(tiny, max_tokens=1000, seed=i)
+            selector.register(opened.socket, selectors.EVENT_READ, i)
+        ended = False
+        while not ended:
+            for key, _ in selector.select():
+                assert isinstance(key.fileobj, socket.socket)
+                part = key.fileobj.recv(65536)
+                if b"data: {" in part and key.data not in began:
+                    began.append(key.data)
+                ended = ended or b"data: [DONE]" in part
+    assert sorted(began) == list(range(8))
+
+
+def test_a_broken_request_harms_nobody(tiny: Server, stream: Callable[..., Stream]) -> None:
+    """Bytes that are no HTTP, half a body, and a client that goes: the next request is answered."""
+    for data in (
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", tiny.port)) as connection:
+            connection.sendall(data)
+    assert stream(tiny, max_tokens=5).text()
+    assert tiny.stop() == 0

@@ -1,0 +1,43 @@
+"""Streams over plain sockets, read when the test wants."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+
+class Stream:
+    """One streamed completion on a connection of its own."""
+
+    def __init__(
+        self, port: int, body: dict[str, Any], *, receive_bytes: int | None = None
+    ) -> None:
+        self.socket = socket.socket()
+        if receive_bytes is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self.socket.connect(("127.0.0.1", port))
+        payload = json.dumps({**body, "stream": True}).encode()
+        head = (
+            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        )
+        self.socket.sendall(head.encode() + payload)
+        self._reader = self.socket.makefile("rb")
+
+    def frames(self) -> Iterator[str]:
+        """The payloads of the events as they come; ends with the connection."""
+        for line in self._reader:
+            if line.startswith(b"data: "):
+                yield line[6:].decode().rstrip()
+
+    def text(self) -> str:
+        """Read to the end, which must be ``[DONE]``; the text of it all."""
+        *chunks, last = self.frames()
+        assert last == "[DONE]", last
+        return "".join(json.loads(chunk)["choices"][0]["text"] for chunk in chunks)
+
+    def close(self) -> None:
+        self._reader.close()
+        self.socket.close()

@@ -1,0 +1,72 @@
+"""llama.cpp by itself, without anything of ours between."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
+
+_BF16 = 30
+"""ggml_type, which the binding has no name for."""
+
+
+class Reference:
+    """llama.cpp by itself: one sequence, one batch, all rows, log-softmax in float64."""
+
+    def __init__(self, path: Path) -> None:
+        self._model = lib.llama_model_load_from_file(
+            str(path).encode(), lib.llama_model_default_params()
+        )
+        params = lib.llama_context_default_params()
+        params.n_ctx = 1024
+        params.n_batch = params.n_ubatch = 512
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.type_k = params.type_v = _BF16
+        self._context = lib.llama_init_from_model(self._model, params)
+        self._vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
+
+    def log_softmax(self, ids: list[int]) -> npt.NDArray[np.float64]:
+        """Rows [tokens, vocabulary] of log-probabilities of the next token."""
+        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)  # noqa: FBT003 - C
+        batch = lib.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, i, 1
+            batch.seq_id[i][0], batch.logits[i] = 0, 1
+        assert lib.llama_decode(self._context, batch) == 0
+        rows = np.ctypeslib.as_array(
+            ctypes.cast(lib.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float)),
+            (len(ids), self._vocabulary),
+        ).astype(np.float64)
+        lib.llama_batch_free(batch)
+        exact: npt.NDArray[np.float64] = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
+        return exact
+
+    def close(self) -> None:
+        lib.llama_free(self._context)
+        lib.llama_model_free(self._model)
+
+
+def greedy_text(path: Path, prompt: str, tokens: int) -> str:
+    """What the library's own greedy sampler writes in a context of default settings."""
+    model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+    vocabulary = lib.llama_model_get_vocab(model)
+    context = lib.llama_init_from_model(model, lib.llama_context_default_params())
+    sampler = lib.llama_sampler_init_greedy()
+    raw = prompt.encode()
+    ids = (ctypes.c_int32 * (len(raw) + 1))()
+    count = lib.llama_tokenize(vocabulary, raw, len(raw), ids, len(ids), True, True)  # noqa: FBT003 - C
+    written = b""
+    for _ in range(tokens):
+        assert lib.llama_decode(context, lib.llama_batch_get_one(ids, count)) == 0
+        ids[0], count = lib.llama_sampler_sample(sampler, context, -1), 1
+        piece = ctypes.create_string_buffer(64)
+        size = lib.llama_token_to_piece(vocabulary, ids[0], piece, 64, 0, True)  # noqa: FBT003 - C
+        written += piece.raw[:size]
+    lib.llama_sampler_free(sampler)
+    lib.llama_free(context)
+    lib.llama_model_free(model)
+    return written.decode()

@@ -11,6 +11,9 @@ from typing import Any
 
 import load
 import peers
+from afterword.cli.sources import Store, parse_source
+from afterword.cli.terminal import Terminal
+from afterword.config import EMBEDDED_SOURCE
 
 TEXT = "The harbour was quiet that morning, and nobody had yet seen the ship. "
 TOKENS = 128
@@ -102,15 +105,16 @@ def llama_server_memory(model: Path, args: argparse.Namespace) -> int:
 def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, help="a GGUF file")
+    parser.add_argument("--model", type=Path, help="a GGUF file; without it the embedded model")
     parser.add_argument("--peers", type=Path, help="folder of llama-server and llama-bench")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--ctx", type=int, default=2048, help="tokens of context for each slot")
     parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    model = args.model or Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path
     print(f"{'':<44} {'afterword':>14} {'peer':>14} {'ratio':>7}  goal")
-    streams(args.model, args)
+    streams(model, args)
 
 
 if __name__ == "__main__":

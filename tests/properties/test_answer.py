@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterword.engine.toy import ToyTokenizer
-from asgi import Client, fold
+from asgi import Client
 from oracle import Oracle
+from properties.laws import delivered_alike
 from properties.requests import bodies
 
 ORACLES = {
@@ -80,17 +81,7 @@ def compare_logprobs(got: dict[str, Any] | None, wanted: list[Any] | None) -> No
 async def test_a_folded_stream_is_the_answer(
     client: Client, body: dict[str, Any], usage: bool
 ) -> None:
-    """One meaning, two deliveries: every field but the id, which is new each time."""
-    answer = await client.complete(**body)
-    options = {"stream_options": {"include_usage": True}} if usage else {}
-    folded = fold(await client.stream(**body, **options), usage=usage)
-    assert folded.pop("id") != answer.pop("id")
-    for whole in (answer, folded):
-        # What the cache gave is not part of the meaning.
-        whole.get("usage", {}).pop("prompt_tokens_details", None)
-    if not usage:
-        del answer["usage"]
-    assert folded == answer
+    await delivered_alike(client, body, usage=usage)
 
 
 @given(body=bodies(greedy=False))

@@ -1,0 +1,170 @@
+"""The evaluation harness, run as its users run it; its numbers are those of direct scoring."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.process import MODEL, Server, serving
+from reference import Reference, greedy_text
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+TASKS = Path(__file__).parent / "lm_eval"
+QUESTIONS: list[dict[str, Any]] = [
+    {"context": context, "choices": choices, "label": 0}
+    for context, *choices in (
+        ("The capital of France is", " Paris", " Berlin", " Rome"),
+        ("Water boils at 100 degrees", " Celsius.", " banana.", " of it."),
+        ("Naïve “café” 🙂 — the", " owner", " café", " 🙃🙃"),
+        ("Two plus two is", " four", " the of", " purple elephants"),
+        ("def add(a, b):\n    return", " a + b", " import", " }{"),
+        ("She opened the", " door and walked in", " sky by telephone"),
+    )
+]
+TEXT = (
+    "The harbour was quiet that morning. A single gull stood on the wall, and nobody had yet "
+    "seen the ship. It came in slowly, with torn sails, and naïve hopes — 🙂 — aboard.\n"
+)
+PROMPTS = ["The capital of France is", "Once upon a time", "The sea was"]
+
+
+@pytest.fixture(scope="module")
+def lm_eval() -> Path:
+    """The harness's command, in an environment of its own inside ``.venv``."""
+    requirements = ROOT / "requirements" / "lm-eval.txt"
+    folder = ROOT / ".venv" / "lm-eval"
+    mark = folder / "installed"
+    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    if not mark.exists() or mark.read_text() != wanted:
+        venv.create(folder, with_pip=True, clear=True)
+        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--require-hashes"]
+        subprocess.run([*pip, "--requirement", requirements], check=True)
+        mark.write_text(wanted)
+    return folder / "bin" / "lm_eval"
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tasks and their files."""
+    folder = tmp_path_factory.mktemp("lm_eval")
+    for task in TASKS.glob("*.yaml"):
+        shutil.copy(task, folder)
+    rows = {
+        "choice": QUESTIONS,
+        "text": [{"text": TEXT}],
+        "prompt": [{"prompt": prompt, "answer": ""} for prompt in PROMPTS],
+    }
+    for name, entries in rows.items():
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+        (folder / f"{name}.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -> Iterator[Server]:
+    """A server with the limits that the harness's ``gguf`` model type needs."""
+    arguments = ("--max-logprobs", "10", "--require-model", "false", "--slots", "4")
+    models = ("--model", f"{MODEL}={embedded_model}", "--default-max-tokens", "12")
+    with serving(tmp_path_factory.mktemp("limited") / "stderr", *models, *arguments) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reference(embedded_model: Path) -> Iterator[Reference]:
+    opened = Reference(embedded_model)
+    yield opened
+    opened.close()
+
+
+def evaluate(
+    lm_eval: Path, folder: Path, model: str, names: str, **arguments: object
+) -> dict[str, list[Any]]:
+    """Run the harness; the responses to each task's requests, in the order of its documents."""
+    out = folder / f"out-{abs(hash((model, names, str(arguments))))}"
+    given = ",".join(f"{name}={value}" for name, value in arguments.items())
+    done = subprocess.run(
+        [lm_eval, "--model", model, "--model_args", given, "--tasks", names, "--include_path", ".",
+         "--output_path", out, "--log_samples"],
+        check=False, capture_output=True, text=True, cwd=folder,
+        env={**os.environ, "HF_HOME": str(folder / "home"), "HF_DATASETS_OFFLINE": "1",
+             "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = {}
+    for name in names.split(","):
+        (file,) = out.rglob(f"samples_{name}_*.jsonl")
+        samples = [json.loads(line) for line in file.read_text().splitlines()]
+        samples.sort(key=lambda sample: sample["doc_id"])
+        found[name] = [sample["resps"] for sample in samples]
+    return found
+
+
+def direct(reference: Reference, context: str, continuation: str) -> tuple[float, bool]:
+    """The continuation's log-probability by the library alone, and whether it is greedy."""
+    before, ids = reference.tokenize(context), reference.tokenize(context + continuation)
+    rows = reference.log_softmax(ids)
+    at = range(len(before), len(ids))
+    return (
+        float(sum(rows[i - 1][ids[i]] for i in at)),
+        all(int(rows[i - 1].argmax()) == ids[i] for i in at),
+    )
+
+
+def check_choices(reference: Reference, responses: list[Any]) -> None:
+    for question, answers in zip(QUESTIONS, responses, strict=True):
+        for choice, ((value, greedy),) in zip(question["choices"], answers, strict=True):
+            expected = direct(reference, question["context"], choice)
+            assert float(value) == pytest.approx(expected[0], abs=1e-3), (question, choice)
+            assert str(greedy) == str(expected[1])
+
+
+@pytest.mark.parametrize("as_tokens", [True, False])
+def test_local_completions(
+    lm_eval: Path, tasks: Path, server: Server, reference: Reference, embedded_model: Path,
+    as_tokens: bool,
+) -> None:  # fmt: skip
+    """With the server's own tokenizer; requests as token ids, then as text."""
+    responses = evaluate(
+        lm_eval, tasks, "local-completions",
+        "afterword_choice,afterword_rolling,afterword_generate",
+        model=MODEL, base_url=f"{server.url}/v1/completions", tokenizer_backend="remote",
+        tokenized_requests=as_tokens, num_concurrent=2,
+    )  # fmt: skip
+    check_choices(reference, responses["afterword_choice"])
+    ((rolling,),) = responses["afterword_rolling"]
+    ids = [reference.start, *reference.tokenize(TEXT)]
+    rows = reference.log_softmax(ids)
+    expected = sum(rows[i - 1][ids[i]] for i in range(1, len(ids)))
+    assert float(rolling[0] if isinstance(rolling, list) else rolling) == pytest.approx(
+        expected, abs=1e-2
+    )
+    for prompt, ((text,),) in zip(PROMPTS, responses["afterword_generate"], strict=True):
+        assert text == until(greedy_text(embedded_model, prompt, 12))
+
+
+def until(text: str) -> str:
+    """The text before the task's first stop string."""
+    return min((text.partition(stop)[0] for stop in ("\n", ".")), key=len)
+
+
+def test_gguf(
+    lm_eval: Path, tasks: Path, limited: Server, reference: Reference, embedded_model: Path
+) -> None:
+    """The harness's older model type: ``logprobs: 10``, and no model named."""
+    responses = evaluate(
+        lm_eval, tasks, "gguf", "afterword_choice,afterword_generate", base_url=limited.url
+    )
+    check_choices(reference, responses["afterword_choice"])
+    for prompt, ((text,),) in zip(PROMPTS, responses["afterword_generate"], strict=True):
+        assert text == until(greedy_text(embedded_model, prompt, 12)).strip()

@@ -1,0 +1,21 @@
+"""Laws that hold on every engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asgi import Client, fold
+
+
+async def delivered_alike(client: Client, body: dict[str, Any], *, usage: bool) -> None:
+    """One meaning, two deliveries: every field but the id, which is new each time."""
+    answer = await client.complete(**body)
+    options = {"stream_options": {"include_usage": True}} if usage else {}
+    folded = fold(await client.stream(**body, **options), usage=usage)
+    assert folded.pop("id") != answer.pop("id")
+    for whole in (answer, folded):
+        # What the cache gave is not part of the meaning.
+        whole.get("usage", {}).pop("prompt_tokens_details", None)
+    if not usage:
+        del answer["usage"]
+    assert folded == answer

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from e2e.process import MODEL, Server, serving
-from reference import Reference, greedy_text
+from reference import Reference
 
 pytestmark = pytest.mark.e2e
 
@@ -48,8 +48,8 @@ def lm_eval() -> Path:
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
     if not mark.exists() or mark.read_text() != wanted:
         venv.create(folder, with_pip=True, clear=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--require-hashes"]
-        subprocess.run([*pip, "--requirement", requirements], check=True)
+        command = f"{folder}/bin/python -m pip install --quiet --no-deps --require-hashes".split()
+        subprocess.run([*command, "--requirement", requirements], check=True)
         mark.write_text(wanted)
     return folder / "bin" / "lm_eval"
 
@@ -88,13 +88,13 @@ def reference(embedded_model: Path) -> Iterator[Reference]:
 
 
 def evaluate(
-    lm_eval: Path, folder: Path, model: str, names: str, **arguments: object
+    lm_eval: Path, folder: Path, kind: str, names: str, **arguments: object
 ) -> dict[str, list[Any]]:
     """Run the harness; the responses to each task's requests, in the order of its documents."""
-    out = folder / f"out-{abs(hash((model, names, str(arguments))))}"
+    out = folder / f"out-{abs(hash((kind, str(arguments))))}"
     given = ",".join(f"{name}={value}" for name, value in arguments.items())
     done = subprocess.run(
-        [lm_eval, "--model", model, "--model_args", given, "--tasks", names, "--include_path", ".",
+        [lm_eval, "--model", kind, "--model_args", given, "--tasks", names, "--include_path", ".",
          "--output_path", out, "--log_samples"],
         check=False, capture_output=True, text=True, cwd=folder,
         env={**os.environ, "HF_HOME": str(folder / "home"), "HF_DATASETS_OFFLINE": "1",
@@ -131,8 +131,7 @@ def check_choices(reference: Reference, responses: list[Any]) -> None:
 
 @pytest.mark.parametrize("as_tokens", [True, False])
 def test_local_completions(
-    lm_eval: Path, tasks: Path, server: Server, reference: Reference, embedded_model: Path,
-    as_tokens: bool,
+    lm_eval: Path, tasks: Path, server: Server, reference: Reference, as_tokens: bool,
 ) -> None:  # fmt: skip
     """With the server's own tokenizer; requests as token ids, then as text."""
     responses = evaluate(
@@ -150,7 +149,7 @@ def test_local_completions(
         expected, abs=1e-2
     )
     for prompt, ((text,),) in zip(PROMPTS, responses["afterword_generate"], strict=True):
-        assert text == until(greedy_text(embedded_model, prompt, 12))
+        assert text == until(reference.greedy(prompt, 12))
 
 
 def until(text: str) -> str:
@@ -158,13 +157,11 @@ def until(text: str) -> str:
     return min((text.partition(stop)[0] for stop in ("\n", ".")), key=len)
 
 
-def test_gguf(
-    lm_eval: Path, tasks: Path, limited: Server, reference: Reference, embedded_model: Path
-) -> None:
+def test_gguf(lm_eval: Path, tasks: Path, limited: Server, reference: Reference) -> None:
     """The harness's older model type: ``logprobs: 10``, and no model named."""
     responses = evaluate(
         lm_eval, tasks, "gguf", "afterword_choice,afterword_generate", base_url=limited.url
     )
     check_choices(reference, responses["afterword_choice"])
     for prompt, ((text,),) in zip(PROMPTS, responses["afterword_generate"], strict=True):
-        assert text == until(greedy_text(embedded_model, prompt, 12)).strip()
+        assert text == until(reference.greedy(prompt, 12)).strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
@@ -49,7 +50,7 @@ class Reference:
         for i, token in enumerate(ids):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, i, 1
             batch.seq_id[i][0], batch.logits[i] = 0, 1
-        assert lib.llama_decode(self._context, batch) == 0
+        _check(lib.llama_decode(self._context, batch))
         rows = np.ctypeslib.as_array(
             ctypes.cast(lib.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float)),
             (len(ids), self._vocabulary),
@@ -58,9 +59,34 @@ class Reference:
         exact: npt.NDArray[np.float64] = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
         return exact
 
+    def greedy(self, text: str, tokens: int) -> str:
+        """Token after token from rows of whole texts, as a tool without a cache would."""
+        ids = self.tokenize(text)
+        start = len(ids)
+        for _ in range(tokens):
+            ids.append(int(self.log_softmax(ids)[-1].argmax()))
+        return b"".join(self.piece(token) for token in ids[start:]).decode()
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token."""
+        return _piece(self._vocab, token)
+
     def close(self) -> None:
+        """Free model and context."""
         lib.llama_free(self._context)
         lib.llama_model_free(self._model)
+
+
+def _check(code: int) -> None:
+    if code:
+        message = f"llama_decode gave {code}"
+        raise RuntimeError(message)
+
+
+def _piece(vocabulary: Any, token: int) -> bytes:  # noqa: ANN401 - a pointer of the binding
+    buffer = ctypes.create_string_buffer(64)
+    size = lib.llama_token_to_piece(vocabulary, token, buffer, 64, 0, True)  # noqa: FBT003 - C
+    return buffer.raw[:size]
 
 
 def greedy_text(path: Path, prompt: str, tokens: int) -> str:
@@ -74,11 +100,9 @@ def greedy_text(path: Path, prompt: str, tokens: int) -> str:
     count = lib.llama_tokenize(vocabulary, raw, len(raw), ids, len(ids), True, True)  # noqa: FBT003 - C
     written = b""
     for _ in range(tokens):
-        assert lib.llama_decode(context, lib.llama_batch_get_one(ids, count)) == 0
+        _check(lib.llama_decode(context, lib.llama_batch_get_one(ids, count)))
         ids[0], count = lib.llama_sampler_sample(sampler, context, -1), 1
-        piece = ctypes.create_string_buffer(64)
-        size = lib.llama_token_to_piece(vocabulary, ids[0], piece, 64, 0, True)  # noqa: FBT003 - C
-        written += piece.raw[:size]
+        written += _piece(vocabulary, ids[0])
     lib.llama_sampler_free(sampler)
     lib.llama_free(context)
     lib.llama_model_free(model)

@@ -1,0 +1,117 @@
+"""Accuracy on multiple-choice files, through the endpoint and by llama.cpp directly, item for item.
+
+``python benchmarks/accuracy.py FILE.jsonl ...``; a line is ``{"context", "choices", "label"}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peers
+from afterword.cli.sources import Store, parse_source
+from afterword.cli.terminal import Terminal
+from afterword.config import EMBEDDED_SOURCE
+from reference import Reference
+from run import serve_command
+
+BATCH = 16
+
+
+def score(port: int, prompts: Sequence[list[int]], max_tokens: int) -> list[list[float]]:
+    """Log-probabilities of every prompt's tokens after the first, through the endpoint."""
+    body = {
+        "model": "bench", "prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": max_tokens,
+    }  # fmt: skip
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as reply:  # noqa: S310 - loopback
+        choices = json.load(reply)["choices"]
+    return [
+        choice["logprobs"]["token_logprobs"][1 : len(prompt)]
+        for choice, prompt in zip(choices, prompts, strict=True)
+    ]
+
+
+def accuracy(items: Sequence[dict[str, Any]], sums: Sequence[list[float]]) -> tuple[float, float]:
+    """Shares of items whose label has the largest sum, and the largest sum per character."""
+    plain = normed = 0
+    for item, values in zip(items, sums, strict=True):
+        lengths = [len(choice) for choice in item["choices"]]
+        by_character = [value / length for value, length in zip(values, lengths, strict=True)]
+        plain += max(range(len(values)), key=values.__getitem__) == item["label"]
+        normed += max(range(len(values)), key=by_character.__getitem__) == item["label"]
+    return plain / len(items), normed / len(items)
+
+
+def compare(port: int, reference: Reference, file: Path) -> None:
+    """One line of figures for one file."""
+    items = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    prompts, begins = [], []
+    for item in items:
+        for choice in item["choices"]:
+            prompts.append(reference.tokenize(item["context"] + choice))
+            begins.append(len(reference.tokenize(item["context"])))
+    direct = []
+    for ids, begin in zip(prompts, begins, strict=True):
+        rows = reference.log_softmax(ids)
+        direct.append(sum(float(rows[i - 1][ids[i]]) for i in range(begin, len(ids))))
+    print(f"{file.name}: {len(items)} items, {len(prompts)} prompts")
+    report("direct", items, direct, direct)
+    for max_tokens in (0, 1):
+        scored: list[list[float]] = []
+        for at in range(0, len(prompts), BATCH):
+            scored += score(port, prompts[at : at + BATCH], max_tokens)
+        ours = [sum(values[b - 1 :]) for values, b in zip(scored, begins, strict=True)]
+        report(f"endpoint, max_tokens {max_tokens}", items, ours, direct)
+
+
+def report(
+    name: str, items: Sequence[dict[str, Any]], sums: list[float], direct: list[float]
+) -> None:
+    """Accuracies, the largest difference of a sum, and how many items are decided otherwise."""
+    grouped, wanted = group(items, sums), group(items, direct)
+    plain, normed = accuracy(items, grouped)
+    worst = max(abs(a - b) for a, b in zip(sums, direct, strict=True))
+    flipped = sum(a.index(max(a)) != b.index(max(b)) for a, b in zip(grouped, wanted, strict=True))
+    chance = sum(1 / len(item["choices"]) for item in items) / len(items)
+    print(
+        f"  {name:<24} accuracy {plain:.3f}, per character {normed:.3f} (chance {chance:.2f}); "
+        f"worst difference of a sum {worst:.1e}, decided otherwise {flipped}",
+        flush=True,
+    )
+
+
+def group(items: Sequence[dict[str, Any]], sums: Sequence[float]) -> list[list[float]]:
+    """Sums by item."""
+    left = iter(sums)
+    return [[next(left) for _ in item["choices"]] for item in items]
+
+
+def main() -> None:
+    """Parse arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--model", type=Path, help="a GGUF file; without it the embedded model")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ctx", type=int, default=1024)
+    parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
+    args = parser.parse_args()
+    model = args.model or Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path
+    reference = Reference(model)
+    port = peers.free_port()
+    with peers.running(serve_command(model, port, args, 8), port):
+        for file in args.files:
+            compare(port, reference, file)
+    reference.close()
+
+
+if __name__ == "__main__":
+    main()

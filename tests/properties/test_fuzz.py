@@ -80,6 +80,8 @@ async def test_any_fields(client: Client, body: dict[str, Any], known: bool) -> 
 
 @given(raw=mangled())
 @example(raw=b'{"model": "toy", "seed": ' + b"9" * 5000 + b"}")
+@example(raw=b'{"model": "toy", "temperature": -' + b"9" * 400 + b"}")
+@example(raw=b'{"model": "toy", "logit_bias": {"1": ' + b"9" * 5000 + b"}}")
 @settings(max_examples=2000, deadline=None)
 async def test_any_bytes(client: Client, raw: bytes) -> None:
     await check(client, "/v1/completions", raw)

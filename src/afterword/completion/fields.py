@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -13,6 +12,7 @@ Json: TypeAlias = Any
 Parser: TypeAlias = Callable[[str, Json], Any]
 
 _SHOWN_CHARACTERS = 40
+_SHOWN_BITS = 128
 _INT64 = 2**63
 Prompt: TypeAlias = str | tuple[int, ...]
 
@@ -27,6 +27,8 @@ def shown(value: Json) -> str:
         return "an object"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+        return f"an integer of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
@@ -71,7 +73,8 @@ def number(least: float, most: float) -> Parser:
     def parse(name: str, value: Json) -> float:
         if type(value) not in {int, float}:
             raise wrong_type(name, value, "a number")
-        if not (math.isfinite(value) and least <= value <= most):
+        # Neither NaN nor an infinity is between two limits.
+        if not least <= value <= most:
             raise out_of_range(name, value, f"a number from {least:g} to {most:g}")
         return float(value)
 

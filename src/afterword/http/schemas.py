@@ -84,6 +84,7 @@ def completion_request(limits: Limits) -> Schema:
                 "The most tokens to generate; without it "
                 f"{silent if tokens_default is None else tokens_default}. 0 generates nothing.",
                 minimum=0,
+                maximum=_INT64 - 1,
             ),
             "temperature": _or_null(
                 "number", "0 takes the likeliest token.", minimum=0, maximum=2, default=1
@@ -139,7 +140,11 @@ def completion_request(limits: Limits) -> Schema:
             ),
             "user": _or_null("string", "Recorded with the usage."),
             "top_k": _or_null(
-                "integer", "Draw from the k likeliest; 0 and -1 are off.", minimum=-1, default=0
+                "integer",
+                "Draw from the k likeliest; 0 and -1 are off.",
+                minimum=-1,
+                maximum=_INT64 - 1,
+                default=0,
             ),
             "min_p": _or_null(
                 "number",
@@ -149,7 +154,11 @@ def completion_request(limits: Limits) -> Schema:
                 default=0,
             ),
             "min_tokens": _or_null(
-                "integer", "No end token before this many tokens.", minimum=0, default=0
+                "integer",
+                "No end token before this many tokens.",
+                minimum=0,
+                maximum=_INT64 - 1,
+                default=0,
             ),
             "ignore_eos": _or_null("boolean", "End tokens do not end a choice.", default=False),
         },

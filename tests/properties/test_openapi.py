@@ -1,0 +1,146 @@
+"""``/openapi.json`` is what the server does: requests, answers, chunks and errors, both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator, validators
+
+from asgi import Client, chunks_of
+from properties.requests import bodies
+from properties.test_fuzz import BODIES, HEAD
+
+# What no schema can say: sums, other fields, the model's vocabulary, names that are served.
+BEYOND_SCHEMAS = ("context", "vocabulary", "best_of", "stream", "suffix", "Duplicate", "parse")
+
+
+def _is_integer(_: object, value: object) -> bool:
+    """Not 1.0, which a schema's integers include and the server's do not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+Strict = validators.extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
+
+
+class Document:
+    """The server's own description of itself."""
+
+    def __init__(self, whole: dict[str, Any]) -> None:
+        self.whole = whole
+        self._validators = {
+            name: Strict(
+                {"$ref": f"#/components/schemas/{name}", "components": whole["components"]}
+            )
+            for name in whole["components"]["schemas"]
+        }
+
+    def check(self, name: str, value: Any) -> None:
+        errors = list(self._validators[name].iter_errors(value))
+        assert not errors, (errors[0].message, value)
+
+    def accepts(self, name: str, value: Any) -> bool:
+        return bool(self._validators[name].is_valid(value))
+
+
+@pytest.fixture(scope="module")
+def document(client: Client) -> Document:
+    return Document(asyncio.run(client.get("/openapi.json")).json())
+
+
+async def exchange(client: Client, document: Document, path: str, body: Any) -> tuple[int, Any]:
+    """Send a body; what comes back is what the document says of that status."""
+    reply = await client.post(path, body)
+    responses = document.whole["paths"][path]["post"]["responses"]
+    media = reply.headers["content-type"].partition(";")[0]
+    schema = responses[str(reply.status)]["content"][media]["schema"]
+    if media == "text/event-stream":
+        for chunk in chunks_of(reply.body):
+            document.check("Chunk", chunk)
+        return reply.status, None
+    document.check(schema["$ref"].rsplit("/", 1)[1], reply.json())
+    return reply.status, reply.json()
+
+
+@given(body=st.booleans().flatmap(lambda greedy: bodies(greedy=greedy)), stream=st.booleans())
+@settings(max_examples=500, deadline=None)
+async def test_what_is_answered_is_in_the_schema(
+    client: Client, document: Document, body: dict[str, Any], stream: bool
+) -> None:
+    request = {**body, "model": "toy", "stream": stream}
+    document.check("CompletionRequest", request)
+    status, _ = await exchange(client, document, "/v1/completions", request)
+    assert status == 200
+
+
+@given(body=BODIES)
+@settings(max_examples=2000, deadline=None)
+async def test_what_the_schema_refuses_is_refused(
+    client: Client, document: Document, body: dict[str, Any]
+) -> None:
+    """And what it accepts is answered, but for what no schema can say."""
+    text = json.dumps({**HEAD, **body})
+    if "NaN" in text or "Infinity" in text:
+        return
+    status, answer = await exchange(client, document, "/v1/completions", text.encode())
+    if not document.accepts("CompletionRequest", json.loads(text)):
+        assert status in {400, 404}, text
+    elif status == 400:
+        error = answer["error"]
+        assert any(word in error["message"] for word in BEYOND_SCHEMAS), (error, text)
+
+
+@given(body=st.fixed_dictionaries({}, optional={"prompt": st.text() | st.none() | st.integers(),
+       "model": st.sampled_from(["toy", "x", 1, None]), "tokens": st.lists(st.integers(-2, 400)),
+       "add_special_tokens": st.booleans() | st.none() | st.just("yes"),
+       "return_token_strs": st.booleans() | st.none(), "x": st.none()}))  # fmt: skip
+@settings(max_examples=300, deadline=None)
+async def test_the_tokenizers_routes(
+    client: Client, document: Document, body: dict[str, Any]
+) -> None:
+    for path, name in (("/tokenize", "TokenizeRequest"), ("/detokenize", "DetokenizeRequest")):
+        status, _ = await exchange(client, document, path, body)
+        if not document.accepts(name, body):
+            assert status == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("/v1/models", "ModelList"), ("/v1/models/toy", "Model"), ("/health", "Health"),
+     ("/tokenizer_info", "TokenizerInfo"), ("/v1/models/none", "Error"), ("/none", "Error")],
+)  # fmt: skip
+async def test_what_can_be_read(client: Client, document: Document, path: str, name: str) -> None:
+    document.check(name, (await client.get(path)).json())
+
+
+async def test_every_route_is_described(client: Client, document: Document) -> None:
+    """And no other: a path that is described answers, with a status that is described."""
+    for path, item in document.whole["paths"].items():
+        for method, operation in item.items():
+            reply = await client.request(method.upper(), path.replace("{model}", "toy"))
+            assert str(reply.status) in operation["responses"], (method, path, reply.status)
+    described = set(document.whole["paths"])
+    routes = {
+        route.path.replace(":path", "")
+        for route in client.app._routes.routes  # type: ignore[attr-defined]
+    }
+    assert described == routes
+
+
+async def test_the_page_names_every_field(client: Client, document: Document) -> None:
+    page = (await client.get("/docs")).body.decode()
+    for name in document.whole["components"]["schemas"]["CompletionRequest"]["properties"]:
+        assert f"<code>{name}</code>" in page
+
+
+def test_the_document_is_valid_openapi(document: Document) -> None:
+    assert document.whole["openapi"].startswith("3.1")
+    for schema in document.whole["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)

@@ -63,12 +63,13 @@ class Room(msgspec.Struct, frozen=True):
     context_tokens: int
     limits: Limits
 
-    def refuse_endless(self, text: str, tokenizer: Tokenizer, max_tokens: int | None) -> None:
-        """Refuse text that cannot fit however it is tokenised, without tokenising it (H12)."""
-        least = math.ceil(len(text) / tokenizer.max_piece_bytes)
+    def refuse_endless(self, prompt: Prompt, tokenizer: Tokenizer, asked: int | None) -> None:
+        """Refuse what cannot fit however it is tokenised, before work is put into it (H12)."""
+        longest = tokenizer.max_piece_bytes if isinstance(prompt, str) else 1
+        least = math.ceil(len(prompt) / longest)
         if least > self.context_tokens:
             raise ContextLengthExceeded(
-                context=self.context_tokens, prompt=least, completion=max_tokens or 0
+                context=self.context_tokens, prompt=least, completion=asked or 0
             )
 
     def completion_tokens(self, prompt_tokens: int, asked: int | None) -> int:
@@ -198,9 +199,8 @@ def _prompt(
     max_tokens: int | None,
 ) -> tuple[tuple[int, ...], PromptText]:
     """The ids to compute, and the prompt as its choices show it (R2, E2)."""
-    for text in (prompt, suffix):
-        if isinstance(text, str):
-            room.refuse_endless(text, tokenizer, max_tokens)
+    for given in (prompt, suffix or ""):
+        room.refuse_endless(given, tokenizer, max_tokens)
     pieces = tokenizer.pieces
     if suffix is not None:
         prefix_ids = _ids(prompt, tokenizer, parse_special=False)
@@ -229,9 +229,3 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequen
             code="invalid_value",
         )
     return prompt
-
-
-def text_characters(request: CompletionRequest) -> int:
-    """How much text there is to tokenise."""
-    texts = (*request.prompt, request.suffix)
-    return sum(len(text) for text in texts if isinstance(text, str))

@@ -14,17 +14,17 @@ import msgspec
 from afterword.completion import ranking, tokens
 from afterword.completion.catalog import Catalog
 from afterword.completion.choice import ChoiceBuilder, Delta
-from afterword.completion.plan import Identity, Plan, Room, make_plan, text_characters
+from afterword.completion.plan import Identity, Plan, Room, make_plan
 from afterword.completion.request import decode
-from afterword.core.job import Ended, Event, Prefilled, Sampled
+from afterword.core.job import Ended, Event, Prefilled, Sampled, ScoredPrompt
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine, Generation
 from afterword.core.wire import Choice, Chunk, Completion, PromptTokensDetails, Usage
 
 T = TypeVar("T")
 
-_LONG_TEXT_CHARACTERS = 4096
-"""Above this, tokenising would hold up the streams of others, and is done in a thread."""
+_LONG_BODY_BYTES = 4096
+"""Above this, parsing and tokenising would hold up the streams of others: a thread does it."""
 _ID_BYTES = 18
 _OBFUSCATION_STEP = 32
 
@@ -50,6 +50,9 @@ class CompletionService:
 
     async def plan(self, body: bytes, *, model: str | None = None) -> Plan:
         """Decide a request; ``model`` is the one its path names. Raises ``ApiError``."""
+        return await _off_the_loop(len(body), partial(self._decide, body, model))
+
+    def _decide(self, body: bytes, model: str | None) -> Plan:
         request = decode(body, self.limits, model=model)
         served = self.catalog.resolve(request.model) if request.model else self.catalog.default
         engine = served.engine
@@ -61,8 +64,7 @@ class CompletionService:
             seed=int.from_bytes(self._entropy(8), "big") >> 1,
         )
         room = Room(engine.card.context_tokens, self.limits)
-        decide = partial(make_plan, request, engine.tokenizer, room, identity)
-        return await _off_the_loop(text_characters(request), decide)
+        return make_plan(request, engine.tokenizer, room, identity)
 
     def open(self, plan: Plan) -> Answer:
         """Admit a plan; what is refused is refused here. Raises ``ApiError``."""
@@ -71,16 +73,22 @@ class CompletionService:
 
     async def tokenize(self, body: bytes) -> tokens.Tokenized:
         """POST /tokenize. Raises ``ApiError``."""
-        request = tokens.decode_tokenize(body)
-        engine = self._engine(request.model)
-        count = partial(tokens.tokenize, request, engine.tokenizer, engine.card.context_tokens)
-        return await _off_the_loop(len(request.prompt), count)
+
+        def count() -> tokens.Tokenized:
+            request = tokens.decode_tokenize(body)
+            engine = self._engine(request.model)
+            return tokens.tokenize(request, engine.tokenizer, engine.card.context_tokens)
+
+        return await _off_the_loop(len(body), count)
 
     async def detokenize(self, body: bytes) -> tokens.Detokenized:
         """POST /detokenize. Raises ``ApiError``."""
-        request = tokens.decode_detokenize(body)
-        spell = partial(tokens.detokenize, request, self._engine(request.model).tokenizer)
-        return await _off_the_loop(len(request.tokens), spell)
+
+        def spell() -> tokens.Detokenized:
+            request = tokens.decode_detokenize(body)
+            return tokens.detokenize(request, self._engine(request.model).tokenizer)
+
+        return await _off_the_loop(len(body), spell)
 
     def tokenizer_info(self, model: str | None = None) -> tokens.TokenizerInfo:
         """GET /tokenizer_info."""
@@ -104,19 +112,9 @@ class Answer:
         self._entropy = entropy
         self._prompt_tokens = sum(len(job.prompt_ids) for job in plan.jobs)
         self._cached_tokens = 0
-        self._builders = [
-            [
-                ChoiceBuilder(
-                    plan.spelling,
-                    prompt,
-                    stops=plan.stops,
-                    echo=plan.echo,
-                    logprobs=plan.logprobs is not None,
-                )
-                for _ in range(plan.candidates)
-            ]
-            for prompt in plan.prompts
-        ]
+        self._scored: dict[int, ScoredPrompt | None] = {}
+        # Made when a sequence is first heard of: a request may have very many.
+        self._builders: dict[tuple[int, int], ChoiceBuilder] = {}
 
     async def __aenter__(self) -> Self:
         """Enter the generation."""
@@ -135,7 +133,7 @@ class Answer:
     @property
     def usage(self) -> Usage:
         """What the request used so far (A5)."""
-        completion = sum(b.completion_tokens for siblings in self._builders for b in siblings)
+        completion = sum(builder.completion_tokens for builder in self._builders.values())
         return Usage(
             self._prompt_tokens,
             completion,
@@ -150,8 +148,8 @@ class Answer:
         plan = self.plan
         choices = [
             _choice(builder.drain(), index=i * plan.n + j)
-            for i, siblings in enumerate(self._builders)
-            for j, builder in enumerate(self._shown(siblings))
+            for i in range(len(plan.jobs))
+            for j, builder in enumerate(self._shown(i))
         ]
         return Completion(plan.id, plan.created, plan.model, choices, self.usage, plan.fingerprint)
 
@@ -170,19 +168,34 @@ class Answer:
         for event in events:
             match event:
                 case Sampled(job=job, seq=seq):
-                    if self._builders[job][seq].sampled(event):
+                    if self._builder(job, seq).sampled(event):
                         self._generation.abort(job, seq)
                     changed[job, seq] = None
                 case Ended(job=job, seq=seq):
-                    self._builders[job][seq].ended(event)
+                    self._builder(job, seq).ended(event)
                     changed[job, seq] = None
                 case Prefilled(job=job):
                     self._cached_tokens += event.cached_tokens
-                    for builder in self._builders[job]:
-                        builder.prefilled(event.scored)
+                    self._scored[job] = event.scored
         return list(changed)
 
-    def _shown(self, siblings: list[ChoiceBuilder]) -> list[ChoiceBuilder]:
+    def _builder(self, job: int, seq: int) -> ChoiceBuilder:
+        """The builder of a sequence, whose prompt is computed by now."""
+        builder = self._builders.get((job, seq))
+        if builder is None:
+            plan = self.plan
+            builder = self._builders[job, seq] = ChoiceBuilder(
+                plan.spelling,
+                plan.prompts[job],
+                stops=plan.stops,
+                echo=plan.echo,
+                logprobs=plan.logprobs is not None,
+            )
+            builder.prefilled(self._scored[job])
+        return builder
+
+    def _shown(self, job: int) -> list[ChoiceBuilder]:
+        siblings = [self._builders[job, seq] for seq in range(self.plan.candidates)]
         if not self.plan.ranked:
             return siblings
         scores = [(builder.logprob_sum, builder.completion_tokens) for builder in siblings]
@@ -191,7 +204,7 @@ class Answer:
     def _new_chunks(self, changed: list[tuple[int, int]]) -> Iterator[Chunk]:
         usage = None if self.plan.include_usage else msgspec.UNSET
         for job, seq in changed:
-            delta = self._builders[job][seq].drain()
+            delta = self._builders[job, seq].drain()
             if delta is not None:
                 index = job * self.plan.n + seq
                 yield self._chunk([_choice(delta, index=index)], usage)
@@ -213,7 +226,7 @@ class Answer:
 
 async def _off_the_loop(size: int, work: Callable[[], T]) -> T:
     """Do long work in a thread, short work at once."""
-    return await asyncio.to_thread(work) if size > _LONG_TEXT_CHARACTERS else work()
+    return await asyncio.to_thread(work) if size > _LONG_BODY_BYTES else work()
 
 
 def _choice(delta: Delta | None, *, index: int) -> Choice:

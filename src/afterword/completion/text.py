@@ -62,7 +62,7 @@ class StopMatcher:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [(stop, failure_table(stop)) for stop in stops]
+        self._stops = [(stop, FailureTable(stop)) for stop in stops]
         self._matched = [0] * len(stops)
         self._held = ""
 
@@ -76,7 +76,7 @@ class StopMatcher:
             for i, (stop, table) in enumerate(self._stops):
                 state = self._matched[i]
                 while state and stop[state] != character:
-                    state = table[state - 1]
+                    state = table.border(state)
                 state += stop[state] == character
                 self._matched[i] = state
                 if state == len(stop):
@@ -94,13 +94,23 @@ class StopMatcher:
         return held
 
 
-def failure_table(stop: str) -> list[int]:
-    """Knuth, Morris and Pratt: for each prefix the length of its longest proper border."""
-    table = [0] * len(stop)
-    length = 0
-    for at in range(1, len(stop)):
-        while length and stop[length] != stop[at]:
-            length = table[length - 1]
-        length += stop[length] == stop[at]
-        table[at] = length
-    return table
+class FailureTable:
+    """Knuth, Morris and Pratt: for each prefix the length of its longest proper border.
+
+    Filled as far as a match has come, so that a very long stop costs what is matched of it.
+    """
+
+    def __init__(self, stop: str) -> None:
+        self._stop = stop
+        self._borders = [0, 0]
+
+    def border(self, length: int) -> int:
+        """The longest proper border of the first ``length`` characters."""
+        stop, borders = self._stop, self._borders
+        while len(borders) <= length:
+            character = stop[len(borders) - 1]
+            border = borders[-1]
+            while border and stop[border] != character:
+                border = borders[border]
+            borders.append(border + (stop[border] == character))
+        return borders[length]

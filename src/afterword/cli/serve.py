@@ -23,7 +23,7 @@ from afterword.config import Resolved, Settings
 from afterword.http.app import create_app
 from afterword.http.lifecycle import Lifecycle
 
-_SWITCH_INTERVAL_S = 0.001
+SWITCH_INTERVAL_S = 0.001
 """How long the event loop may have to wait for the engine's thread to let go of the interpreter."""
 
 
@@ -49,7 +49,7 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
     for name in resolved.unknown:
         terminal.say(f"{name} is not a setting and has no effect")
     _log_to_stderr(resolved.settings.log_level)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with bind(resolved.settings.host, resolved.settings.port) as bound:
         uvloop.run(_serve(resolved.settings, terminal, bound))
 

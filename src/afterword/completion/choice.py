@@ -12,6 +12,8 @@ from afterword.completion.text import Detokenizer, StopMatcher
 from afterword.core.job import Ended, FinishReason, Sampled, ScoredPrompt
 from afterword.core.wire import Logprobs
 
+_MOST_CHARACTER_BYTES = 4
+
 
 class Spelling(msgspec.Struct, frozen=True):
     """What a builder needs to know of a vocabulary."""
@@ -24,7 +26,8 @@ class PromptText(msgspec.Struct, frozen=True):
     """A prompt as a choice sees it.
 
     ``ids`` are the visible tokens, without what the server added; ``hidden`` counts those.
-    ``text`` is the complete characters of its bytes, ``dangling`` what is left of them.
+    ``text`` is the complete characters of its bytes, empty where neither they nor offsets are
+    shown; ``dangling`` is what is left of the bytes.
     """
 
     ids: tuple[int, ...]
@@ -33,12 +36,28 @@ class PromptText(msgspec.Struct, frozen=True):
     dangling: bytes = b""
 
     @staticmethod
-    def of(ids: tuple[int, ...], hidden: int, pieces: Sequence[bytes]) -> PromptText:
-        """The text of token ids, of which the first ``hidden`` are the server's own."""
+    def of(
+        ids: tuple[int, ...], hidden: int, pieces: Sequence[bytes], *, shown: bool
+    ) -> PromptText:
+        """The text of token ids, of which the first ``hidden`` are the server's own.
+
+        Where neither text nor offsets will be ``shown``, only its dangling end is found.
+        """
         visible = ids[hidden:]
+        raw = b"".join(map(pieces.__getitem__, visible)) if shown else _end(visible, pieces)
         detokenizer = Detokenizer()
-        text, _ = detokenizer.feed(b"".join(pieces[i] for i in visible))
-        return PromptText(visible, hidden, text, detokenizer.pending)
+        text, _ = detokenizer.feed(raw)
+        return PromptText(visible, hidden, text if shown else "", detokenizer.pending)
+
+
+def _end(ids: Sequence[int], pieces: Sequence[bytes]) -> bytes:
+    """The last bytes, enough to see whether they end inside a character."""
+    raw = b""
+    for token in reversed(ids):
+        raw = pieces[token] + raw
+        if len(raw) >= _MOST_CHARACTER_BYTES:
+            break
+    return raw
 
 
 class Delta(msgspec.Struct, frozen=True):

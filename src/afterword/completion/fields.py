@@ -165,7 +165,7 @@ def prompts(most: int) -> Parser:
             raise out_of_range(name, value, "an array of at least 1 item")
         kinds = set(map(type, value))
         if kinds == {int}:
-            return (token_ids(name, value),)
+            return (_checked_ids(name, value),)
         if len(value) > most:
             raise out_of_range(name, value, f"an array of at most {most} prompts")
         if kinds == {str}:
@@ -186,6 +186,10 @@ def token_ids(name: str, value: Sequence[Json]) -> tuple[int, ...]:
         raise out_of_range(name, list(value), "arrays of at least 1 token id")
     if set(map(type, value)) != {int}:
         raise wrong_type(name, list(value), "token ids, which are integers")
+    return _checked_ids(name, value)
+
+
+def _checked_ids(name: str, value: Sequence[int]) -> tuple[int, ...]:
     if min(value) < 0:
         raise out_of_range(name, min(value), "token ids of at least 0")
     return tuple(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
@@ -114,7 +115,7 @@ def make_plan(
     extra_end_ids = infill_tokens(tokenizer).end_ids if suffix is not None else ()
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
-        ids, text = _prompt(prompt, suffix, tokenizer, room, request.max_tokens)
+        ids, text = _prompt(prompt, request, tokenizer, room)
         scored = request.echo and request.logprobs is not None
         jobs.append(
             Job(
@@ -192,29 +193,30 @@ def _sampling(request: CompletionRequest, vocabulary: int) -> SamplingParams:
 
 
 def _prompt(
-    prompt: Prompt,
-    suffix: str | None,
-    tokenizer: Tokenizer,
-    room: Room,
-    max_tokens: int | None,
+    prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer, room: Room
 ) -> tuple[tuple[int, ...], PromptText]:
     """The ids to compute, and the prompt as its choices show it (R2, E2)."""
-    for given in (prompt, suffix or ""):
-        room.refuse_endless(given, tokenizer, max_tokens)
-    pieces = tokenizer.pieces
-    if suffix is not None:
+    suffix = request.suffix or ""
+    for given in (prompt, suffix):
+        room.refuse_endless(given, tokenizer, request.max_tokens)
+    shown_text = partial(
+        PromptText.of,
+        pieces=tokenizer.pieces,
+        shown=bool(request.echo) or request.logprobs is not None,
+    )
+    if suffix:
         prefix_ids = _ids(prompt, tokenizer, parse_special=False)
         after = tokenizer.encode(suffix, parse_special=False)
         ids = lay_out(infill_tokens(tokenizer), tokenizer.bos_id, prefix_ids, after)
-        return ids, PromptText.of(tuple(prefix_ids), 0, pieces)
+        return ids, shown_text(tuple(prefix_ids), 0)
     visible = _ids(prompt, tokenizer, parse_special=True)
     if not visible:
         return (tokenizer.document_start_id,), PromptText((), 1, "")
     bos = tokenizer.bos_id
     if isinstance(prompt, str) and bos is not None and visible[0] != bos:
         ids = (bos, *visible)
-        return ids, PromptText.of(ids, 1, pieces)
-    return tuple(visible), PromptText.of(tuple(visible), 0, pieces)
+        return ids, shown_text(ids, 1)
+    return tuple(visible), shown_text(tuple(visible), 0)
 
 
 def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:

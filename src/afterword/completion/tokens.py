@@ -115,7 +115,7 @@ def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer) -> Detokenized:
         raise fields.out_of_range(
             "tokens", largest, f"token ids below the vocabulary's size of {len(tokenizer.pieces)}"
         )
-    text = PromptText.of(request.tokens, 0, tokenizer.pieces)
+    text = PromptText.of(request.tokens, 0, tokenizer.pieces, shown=True)
     return Detokenized(text.text + text.dangling.decode(errors="replace"))
 
 

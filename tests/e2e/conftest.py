@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -> It
 def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which Node finds OpenAI's SDK."""
     folder = tmp_path_factory.mktemp("node")
-    shutil.copy(Path(__file__).parent / "node" / "package.json", folder)
+    shutil.copy(Path(__file__).parent / "clients" / "package.json", folder)
     options = ["--no-audit", "--no-fund", "--no-package-lock", "--legacy-peer-deps", "--silent"]
     assert npm(["install", "--prefix", str(folder), *options]) == 0
     return folder

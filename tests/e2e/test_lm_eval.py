@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from e2e.environments import environment
 from e2e.process import MODEL, Server, serving
 from reference import Reference
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
 TASKS = Path(__file__).parent / "lm_eval"
 QUESTIONS: list[dict[str, Any]] = [
     {"context": context, "choices": choices, "label": 0}
@@ -41,17 +39,8 @@ PROMPTS = ["The capital of France is", "Once upon a time", "The sea was"]
 
 @pytest.fixture(scope="module")
 def lm_eval() -> Path:
-    """The harness's command, in an environment of its own inside ``.venv``."""
-    requirements = ROOT / "requirements" / "lm-eval.txt"
-    folder = ROOT / ".venv" / "lm-eval"
-    mark = folder / "installed"
-    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    if not mark.exists() or mark.read_text() != wanted:
-        venv.create(folder, with_pip=True, clear=True)
-        command = f"{folder}/bin/python -m pip install --quiet --no-deps --require-hashes".split()
-        subprocess.run([*command, "--requirement", requirements], check=True)
-        mark.write_text(wanted)
-    return folder / "bin" / "lm_eval"
+    """The harness's command, in an environment of its own."""
+    return environment("lm-eval") / "lm_eval"
 
 
 @pytest.fixture(scope="module")

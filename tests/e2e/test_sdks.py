@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 REQUEST: dict[str, Any] = {
     "model": MODEL, "prompt": "Say this is a test", "max_tokens": 7, "temperature": 0,
 }  # fmt: skip
-NODE = Path(__file__).parent / "node"
+CLIENTS = Path(__file__).parent / "clients"
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_legacy_name_is_an_alias(server: Server, expected: str) -> None:
 
 
 def test_node(server: Server, expected: str, node_folder: Path) -> None:
-    shutil.copy(NODE / "sdk.mjs", node_folder)
+    shutil.copy(CLIENTS / "sdk.mjs", node_folder)
     done = node(
         [str(node_folder / "sdk.mjs"), f"{server.url}/v1", MODEL],
         return_completed_process=True, capture_output=True, text=True,

@@ -30,8 +30,6 @@ class LlamaTokenizer:
         starts = (self.bos_id, self._special(_DOCUMENT_START), bos, named["eos"], 0)
         self.document_start_id = next(i for i in starts if i is not None)
         self.infill = self._infill()
-        # The library builds its tables at the first text: better now than in a request.
-        self.encode("a b")
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """See ``core.protocols.Tokenizer``."""

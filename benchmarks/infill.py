@@ -1,0 +1,110 @@
+"""Infill of masked lines, greedy: exact match and pass@1, beside llama-server's ``/infill``.
+
+``python benchmarks/infill.py FILE.jsonl --model FILE --peers FOLDER``; a line of the file is
+``{"prompt", "suffix", "answer", "test", "entry_point"}``. The tests of the file are run as they
+are, in processes of their own: run it on files that you trust.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peers
+from run import serve_command
+
+TOKENS = 64
+TEST_LIMIT_S = 10
+
+
+def post(port: int, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    """The answer to a POST."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as reply:  # noqa: S310 - loopback
+        return json.load(reply)
+
+
+def ours(port: int, item: dict[str, Any]) -> str:
+    """The first line that Afterword puts between prompt and suffix."""
+    body = {
+        "model": "bench", "prompt": item["prompt"], "suffix": item["suffix"],
+        "max_tokens": TOKENS, "temperature": 0, "stop": "\n",
+    }  # fmt: skip
+    return str(post(port, "/v1/completions", body)["choices"][0]["text"])
+
+
+def theirs(port: int, item: dict[str, Any]) -> str:
+    """The same of llama-server."""
+    body = {
+        "input_prefix": item["prompt"], "input_suffix": item["suffix"], "n_predict": TOKENS,
+        "temperature": 0, "stop": ["\n"],
+    }  # fmt: skip
+    return str(post(port, "/infill", body)["content"])
+
+
+def passes(item: dict[str, Any], line: str) -> bool:
+    """Whether the program with this line passes its test."""
+    program = (
+        f"{item['prompt']}{line}{item['suffix']}\n{item['test']}\ncheck({item['entry_point']})\n"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], check=False, capture_output=True, timeout=TEST_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def report(
+    name: str, items: list[dict[str, Any]], fill: Callable[[dict[str, Any]], str]
+) -> list[str]:
+    """One line of figures; gives the lines that were filled in."""
+    lines = [fill(item) for item in items]
+    exact = sum(
+        line.strip() == item["answer"].strip() for line, item in zip(lines, items, strict=True)
+    )
+    passed = sum(passes(item, line) for line, item in zip(lines, items, strict=True))
+    count = len(items)
+    print(f"{name:<14} exact match {exact / count:.3f}  pass@1 {passed / count:.3f}", flush=True)
+    return lines
+
+
+def main() -> None:
+    """Parse arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--peers", type=Path, help="folder of llama-server")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ctx", type=int, default=2048)
+    parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
+    args = parser.parse_args()
+    items = [json.loads(line) for line in args.file.read_text("utf-8").splitlines()]
+    port = peers.free_port()
+    with peers.running(serve_command(args.model, port, args, 1), port):
+        mine = report("afterword", items, lambda item: ours(port, item))
+    if args.peers is None:
+        return
+    port = peers.free_port()
+    command = [
+        str(args.peers / "llama-server"), "-m", str(args.model), "-c", str(args.ctx), "-np", "1",
+        "-t", str(args.threads), "--port", str(port), "--host", "127.0.0.1",
+    ]  # fmt: skip
+    with peers.running(command, port):
+        other = report("llama-server", items, lambda item: theirs(port, item))
+    print(f"the same line: {sum(a == b for a, b in zip(mine, other, strict=True))} of {len(items)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Environments of clients that cannot share the tests' own, inside ``.venv``."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(name: str) -> Path:
+    """The programs of an environment of ``requirements/NAME.txt``, made at its first use."""
+    requirements = ROOT / "requirements" / f"{name}.txt"
+    folder = ROOT / ".venv" / name
+    mark = folder / "installed"
+    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    if not mark.exists() or mark.read_text() != wanted:
+        venv.create(folder, with_pip=True, clear=True)
+        command = f"{folder}/bin/python -m pip install --quiet --no-deps --require-hashes".split()
+        subprocess.run([*command, "--requirement", requirements], check=True)
+        mark.write_text(wanted)
+    return folder / "bin"
+
+
+def run_program(name: str, program: Path, *arguments: str) -> str:
+    """Run a Python program in an environment; its standard output."""
+    python = environment(name) / "python"
+    done = subprocess.run(
+        [python, program, *arguments], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout

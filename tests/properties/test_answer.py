@@ -93,3 +93,29 @@ async def test_D2_a_prompt_alone_and_in_an_array(client: Client, body: dict[str,
         alone = await client.complete(**{**body, "prompt": prompt})
         for j in range(n):
             assert alone["choices"][j] == {**together["choices"][i * n + j], "index": j}
+
+
+@given(body=bodies(greedy=False), more=st.integers(0, 3))
+@settings(max_examples=300, deadline=None)
+async def test_A6_best_of_shows_the_likeliest_candidates(
+    client: Client, body: dict[str, Any], more: int
+) -> None:
+    """With echo, stops, arrays and all else: the best of what ``n`` with the same seed shows."""
+    n = body["n"]
+    candidates = n + more
+    scored = {**body, "logprobs": 0, "echo": False, "n": candidates}
+    everyone = await client.complete(**scored)
+    best = await client.complete(**{**body, "best_of": candidates})
+    shown = await client.complete(**{**body, "n": candidates})
+    for i in range(len(prompts_of(body))):
+        siblings = everyone["choices"][i * candidates : (i + 1) * candidates]
+
+        def mean(j: int, siblings: list[Any] = siblings) -> float:
+            values = siblings[j]["logprobs"]["token_logprobs"]
+            return sum(values) / max(len(values), 1)
+
+        ranked = sorted(range(candidates), key=mean, reverse=True) if more else range(candidates)
+        for j, wanted in enumerate(list(ranked)[:n]):
+            expected = shown["choices"][i * candidates + wanted]
+            assert best["choices"][i * n + j] == {**expected, "index": i * n + j}
+    assert best["usage"]["completion_tokens"] == everyone["usage"]["completion_tokens"]

@@ -112,7 +112,7 @@ async def test_A6_best_of_shows_the_likeliest_candidates(
 
         def mean(j: int, siblings: list[Any] = siblings) -> float:
             values = siblings[j]["logprobs"]["token_logprobs"]
-            return sum(values) / max(len(values), 1)
+            return float(sum(values)) / max(len(values), 1)
 
         ranked = sorted(range(candidates), key=mean, reverse=True) if more else range(candidates)
         for j, wanted in enumerate(list(ranked)[:n]):

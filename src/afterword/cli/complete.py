@@ -44,7 +44,7 @@ def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings'
 
 
 async def _complete(settings: Settings, body: dict[str, Any]) -> None:
-    async with open_service(settings, Terminal()) as service:
+    async with open_service(settings, Terminal(), probe=False) as service:
         plan = await service.plan(msgspec.json.encode(body))
         async with service.open(plan) as answer:
             async for chunks in answer.chunks():

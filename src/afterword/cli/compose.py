@@ -18,15 +18,20 @@ from afterword.engine.llama.gguf import read_header
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, terminal: Terminal) -> AsyncIterator[CompletionService]:
-    """Fetch, check and open every model; close them at the end. Raises ``ConfigError``."""
+async def open_service(
+    settings: Settings, terminal: Terminal, *, probe: bool = True
+) -> AsyncIterator[CompletionService]:
+    """Fetch, check and open every model; close them at the end. Raises ``ConfigError``.
+
+    ``probe`` asks each engine at start whether answers depend on what else is served.
+    """
     store = Store(settings.models_dir, terminal)
     # All files are looked at before the first is loaded: what is wrong is said at once.
     files = {name: _checked_file(store, settings, name) for name in settings.models}
     async with AsyncExitStack() as opened:
         served: list[ServedModel] = []
         for name, file in files.items():
-            engine = _open(name, file, settings)
+            engine = _open(name, file, settings, probe=probe)
             opened.push_async_callback(engine.aclose)
             served.append(ServedModel(name, engine, int(file.path.stat().st_mtime)))
         catalog = Catalog(served, settings.effective_aliases())
@@ -44,7 +49,7 @@ def _checked_file(store: Store, settings: Settings, name: str) -> ModelFile:
     return file
 
 
-def _open(name: str, file: ModelFile, settings: Settings) -> BatchingEngine:
+def _open(name: str, file: ModelFile, settings: Settings, *, probe: bool) -> BatchingEngine:
     # Loading the native library takes time that --help and --print-config need not spend.
     from afterword.engine.llama.engine import EngineOptions, open_engine  # noqa: PLC0415
 
@@ -53,6 +58,7 @@ def _open(name: str, file: ModelFile, settings: Settings) -> BatchingEngine:
         slots=settings.slots,
         threads=settings.threads,
         exact=settings.kv == "exact",
+        probe=probe,
         max_waiting=settings.max_waiting,
         target_gap_ms=settings.target_gap_ms,
     )

@@ -65,6 +65,7 @@ class Catalog:
         facts: dict[str, str | int | bool | None] = {
             "context_tokens": card.context_tokens,
             "system_fingerprint": card.fingerprint,
+            "batch_invariant": card.batch_invariant,
             "suffix": served.engine.tokenizer.infill is not None,
             "alias_of": served.name if name != served.name else None,
         }

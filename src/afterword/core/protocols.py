@@ -75,11 +75,13 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
 
     ``context_tokens`` is the most that prompt and completion may be together. ``fingerprint``
     is ``fp_`` and ten hex digits and changes with anything that may change an answer (D3).
+    ``batch_invariant``: answers were found not to depend on what else is computed (D1).
     ``details`` is shown to people as it is: file name, format, slots, threads.
     """
 
     context_tokens: int
     fingerprint: str
+    batch_invariant: bool
     details: Mapping[str, str | int | bool] = {}
 
 

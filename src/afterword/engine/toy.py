@@ -179,6 +179,7 @@ def toy_engine(  # noqa: PLR0913 - one argument for each thing that a test may w
     card = EngineCard(
         context_tokens=context_tokens,
         fingerprint="fp_0000000000",
+        batch_invariant=True,
         details={"model": "toy", "slots": slots},
     )
     return BatchingEngine(runner, tokenizer, card, max_waiting=max_waiting, check=check)

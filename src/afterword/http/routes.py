@@ -29,11 +29,12 @@ _RETRY_AFTER_S = 5
 
 
 class EngineHealth(msgspec.Struct, frozen=True):
-    """One model's engine."""
+    """One model's engine; ``batch_invariant`` says whether it was found to keep D1."""
 
     model: str
     healthy: bool
     fingerprint: str
+    batch_invariant: bool
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -164,7 +165,12 @@ class Routes:
         """200 while every engine can compute and new work is taken."""
         served = self._service.catalog.engines
         engines = [
-            EngineHealth(model.name, model.engine.healthy(), model.engine.card.fingerprint)
+            EngineHealth(
+                model.name,
+                model.engine.healthy(),
+                model.engine.card.fingerprint,
+                model.engine.card.batch_invariant,
+            )
             for model in served
         ]
         status, error = "ok", None

@@ -66,6 +66,7 @@ def completion_request(limits: Limits) -> Schema:
             "model": {
                 "type": "string" if limits.require_model else ["string", "null"],
                 "description": "A served model's name or alias.",
+                **({"minLength": 1} if limits.require_model else {}),
             },
             "prompt": {
                 "description": "Text or token ids, one or many. Null, absent or empty text means "
@@ -285,7 +286,17 @@ _SCALARS = ["string", "integer", "boolean", "null"]
 
 
 def _health() -> Schema:
-    engine = _closed({"model": _TEXT, "healthy": {"type": "boolean"}, "fingerprint": _FINGERPRINT})
+    engine = _closed(
+        {
+            "model": _TEXT,
+            "healthy": {"type": "boolean"},
+            "fingerprint": _FINGERPRINT,
+            "batch_invariant": {
+                "type": "boolean",
+                "description": "Found at start: answers do not depend on what else is served.",
+            },
+        }
+    )
     schema = _closed(
         {
             "status": {"enum": ["ok", "unhealthy", "draining"]},

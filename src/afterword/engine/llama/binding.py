@@ -46,11 +46,20 @@ def _log_callback(level: int, text: bytes, _user: object) -> None:
     log.log(severity, "%s", line)
 
 
-def _load(path: Path) -> Any:  # noqa: ANN401 - a pointer of the binding
+def multiply_row_by_row() -> None:
+    """Have K-quants multiplied alike in batches of any size, at some cost in prefill.
+
+    For the whole process; only before its first batch.
+    """
+    os.environ["GGML_CPU_TILED_MM"] = "0"
+
+
+def _load(path: Path, *, repack: bool) -> Any:  # noqa: ANN401 - a pointer of the binding
     """Load a file's weights. Raises ``ConfigError`` with the library's first complaint."""
     global _complaints  # noqa: PLW0603 - the library has one log for the process
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
+    params.use_extra_bufts = repack
     _complaints = []
     try:
         model = lib.llama_model_load_from_file(str(path).encode(), params)
@@ -99,15 +108,18 @@ def system_info() -> str:
 class LlamaModel:
     """A GGUF file's weights and vocabulary in memory.
 
-    Raises ``ConfigError`` where the library cannot load the file; check its header first, since
-    native code does not survive every broken file.
+    ``repack`` lets the library lay weights out anew for kernels that are faster, and that for some
+    formats compute a row alone otherwise than among others. Raises ``ConfigError`` where the
+    library cannot load the file; check its header first, since native code does not survive every
+    broken file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, repack: bool = True) -> None:
+        self.repack = repack
         lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
         lib._lib.ggml_set_abort_callback(_abort_callback)  # noqa: SLF001 - ggml's has no binding
         lib.llama_backend_init()
-        self._model: Any = _load(path)
+        self._model: Any = _load(path, repack=repack)
         self._vocab: Any = lib.llama_model_get_vocab(self._model)
 
     def close(self) -> None:

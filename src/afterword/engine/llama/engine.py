@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -11,13 +12,22 @@ import msgspec
 from afterword.core.errors import ConfigError
 from afterword.core.protocols import EngineCard
 from afterword.engine.batching.engine import BatchingEngine
-from afterword.engine.llama.binding import ContextOptions, LlamaModel, system_info
+from afterword.engine.batching.probe import is_batch_invariant
+from afterword.engine.llama.binding import (
+    ContextOptions,
+    LlamaModel,
+    multiply_row_by_row,
+    system_info,
+)
 from afterword.engine.llama.runner import LlamaRunner
 from afterword.engine.llama.vocab import LlamaTokenizer
 
+_log = logging.getLogger("afterword.engine")
 _BATCH_TOKENS = 512
 _ROW_BYTES = 32 * 1024 * 1024
 """Rows of logits that one step may want, as memory."""
+_PROBE_SLOTS = 4
+_PROBE_TOKENS = 256
 _MOST_SLOTS = 8
 _MEMORY_SHARE = 8
 """Slots that nobody asked for take at most one in this many parts of the machine's memory."""
@@ -29,13 +39,15 @@ _NUMERICS = 1
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator may say of an engine; None is decided here.
 
-    ``exact`` promises that answers do not depend on what else is being served (D1).
+    ``exact`` promises that answers do not depend on what else is being served (D1); ``probe``
+    has this tried at start. Who serves one request only need not ask.
     """
 
     ctx: int | None = None
     slots: int | None = None
     threads: int | None = None
     exact: bool = True
+    probe: bool = True
     max_waiting: int = 256
     target_gap_ms: int = 200
 
@@ -46,7 +58,7 @@ def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -
     Raises ``ConfigError`` for a context larger than the model's, for a model that does not
     continue text, and where memory is short.
     """
-    model = LlamaModel(path)
+    model, invariant = _load(path, options)
     try:
         context = _context(model, name, options)
         tokenizer = LlamaTokenizer(model)
@@ -58,14 +70,16 @@ def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -
             threads=options.threads or len(os.sched_getaffinity(0)),
             exact=options.exact,
         )
-        runner = LlamaRunner(model, made)
+        runner = LlamaRunner(model, model.open_context(made), made)
     except BaseException:
         model.close()
         raise
+    _say(name, options, invariant=invariant)
     kv_bytes = made.slots * context * model.cell_bytes()
     card = EngineCard(
         context_tokens=context,
-        fingerprint=_fingerprint(digest, made),
+        fingerprint=_fingerprint(digest, made, repack=model.repack),
+        batch_invariant=invariant,
         details={
             "format": model.describe(),
             "slots": made.slots,
@@ -102,7 +116,54 @@ def _default_slots(model: LlamaModel, context: int) -> int:
     return max(1, min(_MOST_SLOTS, memory // _MEMORY_SHARE // slot_bytes))
 
 
-def _fingerprint(digest: str, options: ContextOptions) -> str:
+def _load(path: Path, options: EngineOptions) -> tuple[LlamaModel, bool]:
+    """The model on the fastest kernels that keep the promise of D1, and whether it is kept."""
+    if not options.exact:
+        return LlamaModel(path), False
+    multiply_row_by_row()
+    model = LlamaModel(path)
+    if not options.probe:
+        return model, False
+    if _probe(model, options):
+        return model, True
+    model.close()
+    model = LlamaModel(path, repack=False)
+    return model, _probe(model, options)
+
+
+def _probe(model: LlamaModel, options: EngineOptions) -> bool:
+    """Ask in a small context of its own; the answer does not depend on the size."""
+    made = ContextOptions(
+        slots=_PROBE_SLOTS,
+        slot_tokens=min(_PROBE_TOKENS, model.context_tokens),
+        batch_tokens=_BATCH_TOKENS,
+        max_rows=_BATCH_TOKENS,
+        threads=options.threads or len(os.sched_getaffinity(0)),
+        exact=True,
+    )
+    context = model.open_context(made)
+    try:
+        return is_batch_invariant(LlamaRunner(model, context, made))
+    finally:
+        context.close()
+
+
+def _say(name: str, options: EngineOptions, *, invariant: bool) -> None:
+    """Log what the promise of D1 is worth here."""
+    if invariant:
+        _log.info("model %s: answers do not depend on what else is served (probed)", name)
+    elif not options.exact:
+        _log.info("model %s: answers may depend on what else is served (--kv fast)", name)
+    elif options.probe:
+        _log.warning(
+            "model %s: answers may depend on what else is served: this library computes the "
+            "file's formats otherwise in batches of another size",
+            name,
+        )
+
+
+def _fingerprint(digest: str, options: ContextOptions, *, repack: bool) -> str:
     """``fp_`` and ten hex digits of everything that may change an answer (D3)."""
-    parts = (digest, _LIBRARY, system_info(), str(_NUMERICS), msgspec.json.encode(options).decode())
+    made = msgspec.json.encode(options).decode()
+    parts = (digest, _LIBRARY, system_info(), str(_NUMERICS), made, str(repack))
     return f"fp_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"

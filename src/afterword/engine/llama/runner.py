@@ -24,16 +24,16 @@ _FATAL_AFTER = 3
 
 
 class LlamaRunner:
-    """One context and its slots. Used by one thread.
+    """One context and its slots, which it closes with the model. Used by one thread.
 
     With a KV stream for each slot the library computes neighbouring slots together and starts
     anew at every gap, reading all weights again. Idle slots in a gap are given a token to
     compute, which is forgotten at once; no row depends on it.
     """
 
-    def __init__(self, model: LlamaModel, options: ContextOptions) -> None:
+    def __init__(self, model: LlamaModel, context: LlamaContext, options: ContextOptions) -> None:
         self._model = model
-        self._context: LlamaContext = model.open_context(options)
+        self._context = context
         self._exact = options.exact
         self._lengths = np.zeros(options.slots, np.int64)
         self._failures = 0

@@ -92,7 +92,7 @@ def test_help_names_every_option() -> None:
                    "--config", "--print-config"):  # fmt: skip
         assert option in done.stdout
     commands = run("--help").stdout
-    assert all(name in commands for name in ("serve", "complete", "models"))
+    assert all(name in commands for name in ("serve", "complete", "models", "doctor"))
     assert run("--version").stdout.startswith("afterword, version ")
 
 
@@ -104,6 +104,22 @@ def test_complete_streams_the_models_words(embedded_model: Path) -> None:
     piped = run("complete", "-", *words, "--model", f"m={embedded_model}",
                 text="The capital of France is")  # fmt: skip
     assert piped.stdout == done.stdout
+
+
+def test_doctor_says_what_the_promise_is_worth(tiny_model: Path) -> None:
+    done = run("doctor", "--model", f"m={tiny_model}", "--slots", "2")
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line)
+    assert rows["slots"] == "2"
+    assert "kept: answers do not depend" in done.stdout
+    fast = run("doctor", "--model", f"m={tiny_model}", "--slots", "2", "--kv", "fast")
+    assert fast.returncode == 0
+    assert "given up (--kv fast)" in fast.stdout
+    fingerprints = [
+        next(line for line in out.stdout.splitlines() if line.startswith("fingerprint"))
+        for out in (done, fast)
+    ]
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_models_are_listed_fetched_and_shown(embedded_model: Path, tiny_model: Path) -> None:

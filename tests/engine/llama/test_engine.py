@@ -15,6 +15,8 @@ from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.llama.engine import EngineOptions, open_engine
 from tiny_gguf import CONTEXT, make_gguf
 
+_LONG = 4096
+
 
 def open_tiny(path: Path, *, slots: int = 4, exact: bool = True, ctx: int | None = None,
               threads: int = 1) -> BatchingEngine:  # fmt: skip
@@ -53,11 +55,11 @@ def normal_form(events: list[Event]) -> list[object]:
 
 def varied_jobs(count: int, vocabulary: int, seed: int) -> list[Job]:
     rng = random.Random(seed)
-    text = [rng.randrange(vocabulary - 2) for _ in range(CONTEXT)]
+    text = [rng.randrange(vocabulary - 2) for _ in range(_LONG)]
     jobs = []
     for i in range(count):
-        length = rng.choice((1, 2, 5, 17, 64, 200, 400))
-        max_tokens = min(rng.choice((0, 1, 8, 40)), CONTEXT - length)
+        length = rng.choice((1, 2, 5, 17, 64, 200, 400, 1000, 4000))
+        max_tokens = min(rng.choice((0, 1, 8, 40)), _LONG - length)
         jobs.append(Job(
             prompt_ids=tuple(text[:length]) if rng.random() < 0.6
             else tuple(rng.randrange(vocabulary - 2) for _ in range(length)),
@@ -77,26 +79,34 @@ def varied_jobs(count: int, vocabulary: int, seed: int) -> list[Job]:
 async def test_D1_answers_do_not_depend_on_the_batch_the_cache_or_the_order(
     tmp_path: Path,
 ) -> None:
-    """Alone on an engine of one slot, then sixteen at a time with evictions, bit for bit."""
-    path = make_gguf(tmp_path / "tiny.gguf")
-    single = open_tiny(path, slots=1)
-    jobs = varied_jobs(60, len(single.tokenizer.pieces), 3)
+    """500 requests alone on an engine of one slot, then 16 at a time with evictions, bit for bit.
+
+    A third engine, as after a restart, has other chunks of prompts (another target for gaps).
+    """
+    path = make_gguf(tmp_path / "tiny.gguf", context=_LONG)
+    options = EngineOptions(slots=1, threads=1)
+    single = open_engine(path, digest="0" * 64, name="tiny", options=options)
+    jobs = varied_jobs(500, len(single.tokenizer.pieces), 3)
     alone = [normal_form(await events_of(single, job)) for job in jobs]
     await single.aclose()
-    crowd = open_tiny(path, slots=5)
-    order = list(range(len(jobs)))
-    random.Random(8).shuffle(order)
-    gate = asyncio.Semaphore(16)
+    for seed, gap_ms in ((8, 200), (9, 5)):
+        options = EngineOptions(slots=5, threads=1, target_gap_ms=gap_ms)
+        crowd = open_engine(path, digest="0" * 64, name="tiny", options=options)
+        order = list(range(len(jobs)))
+        random.Random(seed).shuffle(order)
+        gate = asyncio.Semaphore(16)
 
-    async def one(i: int) -> list[object]:
-        async with gate:
-            return normal_form(await events_of(crowd, jobs[i]))
+        async def one(
+            i: int, engine: BatchingEngine = crowd, gate: asyncio.Semaphore = gate
+        ) -> list[object]:
+            async with gate:
+                return normal_form(await events_of(engine, jobs[i]))
 
-    together = await asyncio.gather(*(one(i) for i in order))
-    assert crowd.stats().cached_tokens > 0
-    await crowd.aclose()
-    for i, answer in zip(order, together, strict=True):
-        assert answer == alone[i], jobs[i]
+        together = await asyncio.gather(*(one(i) for i in order))
+        assert crowd.stats().cached_tokens > 0
+        await crowd.aclose()
+        for i, answer in zip(order, together, strict=True):
+            assert answer == alone[i], jobs[i]
 
 
 async def test_a_scored_prefix_is_not_computed_again(engine: BatchingEngine) -> None:

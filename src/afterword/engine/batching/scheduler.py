@@ -352,10 +352,11 @@ class Scheduler:
         self._drop_if_over(request)
 
     def _drop_if_over(self, request: Request) -> None:
+        """Forget a request that has ended, and keep none in line that waits for nothing."""
         if not request.left:
             self._requests.pop(request.key, None)
-            if request in self._line:
-                self._line.remove(request)
+        if not request.waiting and request in self._line:
+            self._line.remove(request)
 
     def _leave_slot(self, sequence: Sequence) -> None:
         slot = sequence.slot
@@ -367,7 +368,10 @@ class Scheduler:
 
     def _forget(self, slot: Slot) -> None:
         slot.computed = 0
-        slot.scores = Scores()
+        # A sequence that has only been forked into the slot goes on, and computes it all.
+        slot.scores = Scores(slot.scores.k)
+        if slot.sequence is not None:
+            slot.sequence.prompt.cached_tokens = 0
         self._instructions.append(Trim(slot.index, 0))
 
     # What others may look at.

@@ -1,0 +1,77 @@
+"""``afterword doctor``: what this machine and these settings come to, and what is wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import rich_click as click
+
+from afterword import __version__
+from afterword.cli.compose import open_service
+from afterword.cli.options import read_settings, setting_flags
+from afterword.cli.terminal import Terminal
+from afterword.completion.catalog import ServedModel
+from afterword.config import Settings
+
+_GIB = 2**30
+
+
+@click.command(short_help="Open the models, say what they come to, start nothing.")
+@setting_flags("Models", "Engine")
+def doctor(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
+    """Open the models that are set up and say what the server would be: memory, slots, promises.
+
+    Exits with status 1 if answers could depend on what else is served although --kv exact asks
+    that they do not.
+    """
+    settings = read_settings(given, os.environ).settings
+    sys.exit(asyncio.run(_examine(settings)))
+
+
+async def _examine(settings: Settings) -> int:
+    _print(_machine())
+    async with open_service(settings, Terminal()) as service:
+        served = service.catalog.engines
+        for model in served:
+            click.echo()
+            _print(_model(model, settings))
+        kept = all(model.engine.card.batch_invariant for model in served)
+    return int(settings.kv == "exact" and not kept)
+
+
+def _machine() -> Iterator[tuple[str, object]]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield "afterword", __version__
+    yield "python", platform.python_version()
+    yield "cores", len(os.sched_getaffinity(0))
+    yield "memory", f"{memory / _GIB:.1f} GiB"
+
+
+def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object]]:
+    card = model.engine.card
+    yield "model", model.name
+    yield "context", f"{card.context_tokens} tokens a slot"
+    for name, value in card.details.items():
+        if name == "kv_bytes":
+            yield "kv memory", f"{int(value) / _GIB:.2f} GiB for all slots"
+        else:
+            yield name, value
+    yield "fingerprint", card.fingerprint
+    yield "suffix", "yes" if model.engine.tokenizer.infill else "refused: no infill tokens"
+    if card.batch_invariant:
+        promise = "kept: answers do not depend on what else is served"
+    elif settings.kv == "exact":
+        promise = "NOT kept: this file's formats are computed otherwise in larger batches"
+    else:
+        promise = "given up (--kv fast): answers may depend on what else is served"
+    yield "seed promise", promise
+
+
+def _print(rows: Iterator[tuple[str, object]]) -> None:
+    for name, value in rows:
+        click.echo(f"{name:<14} {value}")

@@ -95,11 +95,15 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     resident_slots: int = 0
     cells_used: int = 0
     cells_total: int = 0
+    score_bytes: int = 0
+    longest_wait_s: float = 0.0
     steps: int = 0
     decoded_tokens: int = 0
     prefilled_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    started_requests: int = 0
+    waited_s: float = 0.0
     engine_cpu_s: float = 0.0
 
 

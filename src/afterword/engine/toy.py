@@ -28,6 +28,9 @@ _SPECIAL = (
     "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>",
 )  # fmt: skip
 
+_SCORE_BUDGET_BYTES = 8 * 1024
+"""Little, so that scores have to go as they do in a server that runs for days."""
+
 
 class ToyTokenizer:
     """All 256 bytes, some words and broken characters, and special tokens; longest match."""
@@ -182,4 +185,11 @@ def toy_engine(  # noqa: PLR0913 - one argument for each thing that a test may w
         batch_invariant=True,
         details={"model": "toy", "slots": slots},
     )
-    return BatchingEngine(runner, tokenizer, card, max_waiting=max_waiting, check=check)
+    return BatchingEngine(
+        runner,
+        tokenizer,
+        card,
+        max_waiting=max_waiting,
+        score_budget_bytes=_SCORE_BUDGET_BYTES,
+        check=check,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -22,6 +23,8 @@ _ENGINE_GAUGES = {
     "resident_slots": "Idle slots whose KV is kept for the prefix cache.",
     "cells_used": "KV positions in use.",
     "cells_total": "KV positions there are.",
+    "score_bytes": "Memory of log-probabilities kept for prompts that begin alike.",
+    "longest_wait_s": "How long the oldest request without a slot has waited, in seconds.",
 }
 _ENGINE_COUNTERS = {
     "steps": "Steps of the engine.",
@@ -29,7 +32,14 @@ _ENGINE_COUNTERS = {
     "prefilled_tokens": "Prompt tokens that went through the model.",
     "cached_tokens": "Prompt tokens taken from the prefix cache.",
     "generated_tokens": "Tokens sampled.",
+    "started_requests": "Requests that got their first slot, or an answer without one.",
+    "waited_s": "Seconds that these requests waited in line for it, all together.",
 }
+
+
+def _name(field: str) -> str:
+    """A figure of an engine as Prometheus would have it named, units in full."""
+    return "afterword_engine_" + re.sub(r"_s$", "_seconds", field)
 
 
 class EngineCollector(Collector):
@@ -43,12 +53,12 @@ class EngineCollector(Collector):
         stats = [(model.name, model.engine.stats()) for model in self._models]
         families: list[Metric] = []
         for field, text in _ENGINE_GAUGES.items():
-            gauge = GaugeMetricFamily(f"afterword_engine_{field}", text, labels=["model"])
+            gauge = GaugeMetricFamily(_name(field), text, labels=["model"])
             for name, figures in stats:
                 gauge.add_metric([name], getattr(figures, field))
             families.append(gauge)
         for field, text in _ENGINE_COUNTERS.items():
-            counter = CounterMetricFamily(f"afterword_engine_{field}", text, labels=["model"])
+            counter = CounterMetricFamily(_name(field), text, labels=["model"])
             for name, figures in stats:
                 counter.add_metric([name], getattr(figures, field))
             families.append(counter)

@@ -101,13 +101,19 @@ def alone(job: Job) -> tuple[ScoredPrompt | None, Answer]:
 class SchedulerMachine(RuleBasedStateMachine):
     """Adds, aborts, fails and steps in any order."""
 
-    @initialize(slots=st.integers(1, 4), batch=st.sampled_from((4, 7, 64)))
-    def begin(self, slots: int, batch: int) -> None:
+    @initialize(
+        slots=st.integers(1, 6),
+        batch=st.sampled_from((6, 7, 64)),
+        score_bytes=st.sampled_from((0, 500, 100_000)),
+    )
+    def begin(self, slots: int, batch: int, score_bytes: int) -> None:
         self.runner = ToyRunner(
             VOCABULARY, slots=slots, context_tokens=CONTEXT,
             max_batch_tokens=batch, end_ids=sorted(TOKENIZER.end_ids),
         )  # fmt: skip
-        self.scheduler = Scheduler(self.runner, TOKENIZER.end_ids)
+        self.scheduler = Scheduler(
+            self.runner, TOKENIZER.end_ids, score_budget_bytes=score_bytes
+        )
         self.sampler = Sampler(VOCABULARY)
         self.jobs: dict[int, list[Job]] = {}
         self.events: dict[int, list[Event]] = {}

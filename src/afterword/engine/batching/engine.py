@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Sequence as SequenceOf
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,7 @@ class BatchingEngine:
     """An ``Engine`` over a ``ModelRunner``. All methods belong to the event loop's thread.
 
     At most ``max_waiting`` requests have a sequence that waits for a slot; one more is refused.
+    Scores of prompts are kept for others in at most ``score_budget_bytes``.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class BatchingEngine:
         *,
         max_waiting: int = 256,
         target_gap_ms: int = 200,
+        score_budget_bytes: int = 64 * 1024 * 1024,
         check: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
@@ -50,6 +53,7 @@ class BatchingEngine:
             runner,
             tokenizer.end_ids,
             target_gap_s=target_gap_ms / 1000,
+            score_budget_bytes=score_budget_bytes,
             deliver=self._deliver,
             check=check,
         )
@@ -90,6 +94,7 @@ class BatchingEngine:
         """The figures after the last step."""
         gauges = self._worker.gauges
         counters = gauges.counters
+        since_s = gauges.waiting_since_s
         return EngineStats(
             running_sequences=gauges.running,
             waiting_sequences=gauges.waiting,
@@ -98,11 +103,15 @@ class BatchingEngine:
             resident_slots=gauges.resident_slots,
             cells_used=gauges.cells_used,
             cells_total=self._cells_total,
+            score_bytes=gauges.score_bytes,
+            longest_wait_s=0.0 if since_s is None else time.perf_counter() - since_s,
             steps=counters.steps,
             decoded_tokens=counters.decoded_tokens,
             prefilled_tokens=counters.prefilled_tokens,
             cached_tokens=counters.cached_tokens,
             generated_tokens=counters.generated_tokens,
+            started_requests=counters.started_requests,
+            waited_s=counters.waited_s,
             engine_cpu_s=gauges.cpu_s,
         )
 

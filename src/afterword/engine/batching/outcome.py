@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence as SequenceOf
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from afterword.core.job import Sampled
-from afterword.engine.batching.sequence import Sequence
+from afterword.engine.batching.sequence import Prompt, Sequence
 from afterword.engine.batching.step import Span, Step
 from afterword.engine.draws import uniform
 from afterword.engine.sampler import Ids, NothingToDrawError, Row, Sampler
@@ -18,14 +19,25 @@ Score = tuple[float, Ids, npt.NDArray[np.float64]]
 """Log-probability of a token, and ids and log-probabilities of the k likeliest."""
 
 
+class Found(msgspec.Struct, frozen=True):
+    """What a row told of a prompt's ``position``, and of those that part from the prompt there.
+
+    ``branches`` are followers that have another token at the position, with its log-probability.
+    """
+
+    position: int
+    score: Score
+    branches: SequenceOf[tuple[Prompt, float]] = ()
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """What one span gave.
 
-    ``scores`` of the prompt tokens that follow its tokens; the ``token`` drawn, if any, with its
-    ``score`` where log-probabilities are wanted; or the ``error`` that kept it from being drawn.
+    What was ``found`` of the prompt; the ``token`` drawn, if any, with its ``score`` where
+    log-probabilities are wanted; or the ``error`` that kept it from being drawn.
     """
 
-    scores: list[Score]
+    found: SequenceOf[Found] = ()
     token: int | None = None
     score: Score | None = None
     error: NothingToDrawError | None = None
@@ -43,27 +55,37 @@ def evaluate(step: Step, rows: npt.NDArray[np.float32], sampler: Sampler) -> lis
 
 
 def _evaluate_span(span: Span, rows: npt.NDArray[np.float32], sampler: Sampler) -> Outcome:
-    sequence, slot = span.sequence, span.slot
-    scores: list[Score] = []
-    if sequence.prompt.scored and not sequence.generated:
-        first = span.start + 1
-        for offset in range(span.rows - span.samples):
-            target = int(slot.tokens[first + offset])
-            scores.append(_score(rows[offset], target, slot.scores.k, sampler))
+    sequence = span.sequence
+    prompt = sequence.prompt
+    found = []
+    # A row tells of the token after its own.
+    first = span.start + span.tokens - span.rows + 1
+    for offset in range(span.rows - span.samples):
+        found.append(_find(prompt, first + offset, rows[offset], sampler))
     if not span.samples:
-        return Outcome(scores)
+        return Outcome(found)
     row = rows[-1]
     try:
         token = _draw(sequence, row, sampler)
     except NothingToDrawError as error:
-        return Outcome(scores, error=error)
-    wanted = sequence.prompt.job.logprobs
-    score = None if wanted is None else _score(row, token, wanted, sampler)
-    return Outcome(scores, token, score)
+        return Outcome(found, error=error)
+    wanted = prompt.job.logprobs
+    score = None if wanted is None else _score(row, token, wanted, sampler.normaliser(row), sampler)
+    return Outcome(found, token, score)
 
 
-def _score(row: Row, token: int, k: int, sampler: Sampler) -> Score:
+def _find(prompt: Prompt, position: int, row: Row, sampler: Sampler) -> Found:
     normaliser = sampler.normaliser(row)
+    token, k = int(prompt.ids[position]), prompt.job.prompt_logprobs or 0
+    score = _score(row, token, k, normaliser, sampler)
+    branches = [
+        (follower, float(row[follower.ids[position]]) - normaliser)
+        for follower in prompt.followers.get(position, ())
+    ]
+    return Found(position, score, branches)
+
+
+def _score(row: Row, token: int, k: int, normaliser: float, sampler: Sampler) -> Score:
     ids = sampler.top(row, k)
     return float(row[token]) - normaliser, ids, row[ids].astype(np.float64) - normaliser
 

@@ -12,40 +12,36 @@ from collections.abc import Sequence as SequenceOf
 import msgspec
 
 from afterword.core.job import Ended, Event, FinishReason, Job, Prefilled
-from afterword.engine.batching.outcome import Outcome, sampled_event
-from afterword.engine.batching.runner import Fork, KVInstruction, ModelRunner, Trim
-from afterword.engine.batching.scores import Scores
+from afterword.engine.batching.chunks import choose_spans
+from afterword.engine.batching.memory import Memory, Wait
+from afterword.engine.batching.outcome import Found, Outcome, sampled_event
+from afterword.engine.batching.prefix_cache import Source
+from afterword.engine.batching.runner import Fork, ModelRunner
 from afterword.engine.batching.sequence import Prompt, Request, Sequence, State
-from afterword.engine.batching.slots import Slot, Slots, SlotState, Source
-from afterword.engine.batching.step import Span, Step, make_batch
+from afterword.engine.batching.slots import Slot, Slots, SlotState
+from afterword.engine.batching.step import Step, make_batch
 from afterword.engine.sampler import NothingToDrawError
 
 _LOOK_AHEAD = 64
 """How far into a request's line a sequence is looked for that does not have to wait for another."""
-_WORTH_WAITING_TOKENS = 16
-"""A prefix that another slot is about to compute is waited for if it saves more than this."""
-
-
-class Deferred(msgspec.Struct, frozen=True):
-    """A sequence waits until ``slot`` has computed ``tokens`` tokens for ``until``."""
-
-    slot: Slot
-    owner: Sequence
-    tokens: int
-
-    def over(self) -> bool:
-        """Whether there is nothing to wait for any more."""
-        return self.slot.sequence is not self.owner or self.slot.computed >= self.tokens
+_FEW_SLOTS = 4
+"""Up to so many slots, none is kept for requests that have none yet."""
 
 
 class Counters(msgspec.Struct):
-    """What was done since the start; only grows."""
+    """What was done since the start; only grows.
+
+    ``waited_s`` sums how long each of ``started_requests`` was in line before it had a slot or an
+    answer.
+    """
 
     steps: int = 0
     decoded_tokens: int = 0
     prefilled_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    started_requests: int = 0
+    waited_s: float = 0.0
 
 
 class Scheduler:
@@ -56,26 +52,32 @@ class Scheduler:
     has ended.
     """
 
-    def __init__(self, runner: ModelRunner, end_ids: frozenset[int]) -> None:
-        self._slots = Slots(
-            runner.slots, runner.context_tokens, least_shared_tokens=runner.least_shared_tokens
+    def __init__(
+        self, runner: ModelRunner, end_ids: frozenset[int], *, score_budget_bytes: int
+    ) -> None:
+        self._slots = Slots(runner.slots, runner.context_tokens)
+        self._memory = Memory(
+            self._slots,
+            least_shared_tokens=runner.least_shared_tokens,
+            score_budget_bytes=score_budget_bytes,
         )
+        self._kept_slots = int(runner.slots > _FEW_SLOTS)
         self._max_batch_tokens = runner.max_batch_tokens
         self._max_rows = runner.max_rows
         self._end_ids = end_ids
         self._requests: dict[int, Request] = {}
         self._line: deque[Request] = deque()
-        self._deferred: dict[Sequence, Deferred] = {}
-        self._instructions: list[KVInstruction] = []
+        self._waits: dict[Sequence, Wait] = {}
         self._events: list[tuple[int, Event]] = []
         self._failures: list[tuple[int, NothingToDrawError]] = []
+        self._now_s = 0.0
         self.counters = Counters()
 
     # What the worker asks for.
 
-    def add(self, key: int, jobs: SequenceOf[Job]) -> None:
+    def add(self, key: int, jobs: SequenceOf[Job], *, now_s: float = 0.0) -> None:
         """Put the jobs of one request at the end of the line."""
-        request = Request(key, jobs, self._end_ids)
+        request = Request(key, jobs, self._end_ids, now_s)
         self._requests[key] = request
         self._line.append(request)
 
@@ -97,10 +99,10 @@ class Scheduler:
         if request is None:
             return
         for sequence in list(request.running):
-            self._leave_slot(sequence)
+            self._leave(sequence)
             sequence.state = State.ENDED
         for sequence in request.head:
-            self._deferred.pop(sequence, None)
+            self._waits.pop(sequence, None)
         if request in self._line:
             self._line.remove(request)
 
@@ -125,18 +127,24 @@ class Scheduler:
 
     # One step.
 
-    def schedule(self, budget_tokens: int) -> Step | None:
+    def schedule(self, budget_tokens: int, *, now_s: float = 0.0) -> Step | None:
         """The next step: every row that decodes, then at most ``budget_tokens`` of prefill.
 
-        None where nothing is left to compute; events may have come all the same.
+        None where nothing is left to compute; events may have come all the same. ``now_s`` is
+        only for the account of who waited how long.
         """
+        self._now_s = now_s
         self._place()
-        spans = self._spans(budget_tokens)
+        spans = choose_spans(
+            self._slots,
+            budget_tokens=budget_tokens,
+            most_tokens=self._max_batch_tokens,
+            most_rows=self._max_rows,
+        )
         if not spans:
             # What is trimmed here is trimmed before the next batch.
             return None
-        instructions, self._instructions = self._instructions, []
-        return Step(instructions, spans, make_batch(spans))
+        return Step(self._memory.take_instructions(), spans, make_batch(spans))
 
     def update(self, step: Step, outcomes: SequenceOf[Outcome]) -> None:
         """Take in what a step gave, one outcome for each span."""
@@ -150,13 +158,13 @@ class Scheduler:
                 self.counters.decoded_tokens += 1
             else:
                 self.counters.prefilled_tokens += span.tokens
-            for score in outcome.scores:
-                slot.scores.append(*score)
+            if outcome.found:
+                self._learn(sequence.prompt, outcome.found)
             if outcome.error is not None:
                 self._failures.append((sequence.request.key, outcome.error))
                 self.abort_request(sequence.request.key)
             elif slot.computed == sequence.wanted:
-                self._announce(sequence, slot.scores)
+                self._announce(sequence)
                 if outcome.token is None:
                     self._finish(sequence, "length")
                 else:
@@ -174,18 +182,27 @@ class Scheduler:
             self.abort_request(key)
         for slot in self._slots:
             if slot.index in touched:
-                self._forget(slot)
+                self._memory.forget(slot)
         return keys
 
     # Slots and the line.
 
     def _place(self) -> None:
-        """Give idle slots to waiting sequences: one each request in turn, oldest first."""
+        """Give idle slots to waiting sequences: one each request in turn, oldest first.
+
+        The last idle slot is for a request that has none: one with many sequences, however long
+        they are, cannot keep others waiting for their first.
+        """
         blocked = 0
-        while self._line and blocked < len(self._line) and self._slots.idle():
+        while self._line and blocked < len(self._line):
+            idle = len(self._slots.idle())
+            if not idle:
+                return
             request = self._line[0]
             self._line.rotate(-1)
-            blocked = 0 if self._place_one(request) else blocked + 1
+            barred = bool(request.running) and idle <= self._kept_slots
+            placed = not barred and self._place_one(request)
+            blocked = 0 if placed else blocked + 1
             if not request.waiting and request in self._line:
                 self._line.remove(request)
                 blocked = 0
@@ -194,68 +211,46 @@ class Scheduler:
         """Start the request's first sequence that need not wait for another; False if none."""
         head = request.look_ahead(_LOOK_AHEAD)
         for at, sequence in enumerate(head):
-            deferred = self._deferred.get(sequence)
-            if deferred is not None and not deferred.over():
+            waits = self._waits.get(sequence)
+            if waits is not None and not waits.over():
                 continue
-            source = self._slots.best(sequence.prompt, lambda slot: slot.computed)
-            if (source.tokens if source else 0) >= sequence.wanted:
-                self._answer_from_cache(sequence, source)
+            source = self._memory.source(sequence.prompt)
+            if sequence.answered:
+                self._answer(sequence)
                 return True
-            wait = self._worth_waiting_for(sequence, source.tokens if source else 0)
+            wait = self._memory.worth_waiting_for(sequence, source)
             if wait is not None:
-                self._deferred[sequence] = wait
+                self._waits[sequence] = wait
                 continue
-            self._deferred.pop(sequence, None)
+            self._waits.pop(sequence, None)
             del head[at]
             self._start(sequence, source)
             return True
         return False
 
-    def _worth_waiting_for(self, sequence: Sequence, saved: int) -> Deferred | None:
-        """The running slot that will soon hold more of the prompt than is saved now."""
-        coming = self._slots.best(sequence.prompt, _will_compute)
-        if coming is None or coming.tokens < saved + _WORTH_WAITING_TOKENS:
-            return None
-        owner = coming.slot.sequence
-        if owner is None or coming.slot.computed >= _will_compute(coming.slot):
-            return None
-        needed = coming.tokens + 1 if sequence.prompt.scored else coming.tokens
-        return Deferred(coming.slot, owner, min(needed, _will_compute(coming.slot)))
-
     def _start(self, sequence: Sequence, source: Source | None) -> None:
-        slot = self._slots.victim(source)
-        reused = source.tokens if source is not None else 0
-        prompt = sequence.prompt
-        kept = reused + 1 if prompt.scored else reused
-        if source is not None and source.slot is slot:
-            self._instructions.append(Trim(slot.index, reused))
-            slot.scores.trim(kept)
-        else:
-            if slot.computed:
-                self._instructions.append(Trim(slot.index, 0))
-            slot.scores = Scores(prompt.job.prompt_logprobs or 0)
-            if source is not None:
-                self._slots.touch(source.slot)
-                self._instructions.append(Fork(source.slot.index, slot.index, reused))
-                slot.scores = source.slot.scores.fork(kept)
-        slot.computed = reused
-        slot.tokens[: len(prompt.ids)] = prompt.ids
-        slot.sequence, sequence.slot = sequence, slot
+        request, prompt = sequence.request, sequence.prompt
+        self._count_wait(request)
+        reused = self._memory.claim(sequence, source)
         sequence.state = State.RUNNING
-        sequence.request.running.append(sequence)
-        self._slots.touch(slot)
+        request.running.append(sequence)
         self._count_cached(prompt, reused)
 
-    def _answer_from_cache(self, sequence: Sequence, source: Source | None) -> None:
-        """End a sequence for which nothing is left to compute, without a slot."""
-        self._deferred.pop(sequence, None)
-        if source is None:
-            self._announce(sequence, Scores(sequence.prompt.job.prompt_logprobs or 0))
-        else:
-            self._slots.touch(source.slot)
-            self._count_cached(sequence.prompt, source.tokens)
-            self._announce(sequence, source.slot.scores)
+    def _answer(self, sequence: Sequence) -> None:
+        """End a sequence for which nothing has to be computed, without a slot."""
+        prompt = sequence.prompt
+        self._waits.pop(sequence, None)
+        self._count_wait(sequence.request)
+        if prompt.scores is not None:
+            self._count_cached(prompt, len(prompt.ids))
+        self._announce(sequence)
         self._finish(sequence, "length")
+
+    def _count_wait(self, request: Request) -> None:
+        if not request.started:
+            request.started = True
+            self.counters.started_requests += 1
+            self.counters.waited_s += self._now_s - request.added_s
 
     def _count_cached(self, prompt: Prompt, tokens: int) -> None:
         """Siblings after the first are not counted: usage counts a prompt once (A5)."""
@@ -263,62 +258,30 @@ class Scheduler:
             self.counters.cached_tokens += tokens
             prompt.cached_tokens = tokens
 
-    def _spans(self, budget_tokens: int) -> list[Span]:
-        """Decoding rows first, then prefill: half to the oldest, the rest shortest first."""
-        spans: list[Span] = []
-        prefilling: list[tuple[int, Slot]] = []
-        for slot in self._slots:
-            sequence = slot.sequence
-            if sequence is None:
-                continue
-            if sequence.generated:
-                spans.append(Span(sequence, slot, slot.computed, 1, 1, samples=True))
-            else:
-                prefilling.append((sequence.wanted - slot.computed, slot))
-        budget = min(budget_tokens, self._max_batch_tokens - len(spans))
-        rows = self._max_rows - len(spans)
-        if prefilling:
-            oldest = min(prefilling, key=lambda entry: entry[1].last_used)
-            prefilling.sort(key=lambda entry: (entry[0], entry[1].last_used))
-            share: dict[int, int] = {oldest[1].index: min(oldest[0], max(budget // 2, 1))}
-            left = budget - share[oldest[1].index]
-            for remaining, slot in prefilling:
-                more = min(remaining - share.get(slot.index, 0), left)
-                share[slot.index] = share.get(slot.index, 0) + more
-                left -= more
-            # The oldest first, so that rows cannot run out before it.
-            prefilling.sort(key=lambda entry: entry[1] is not oldest[1])
-            for _, slot in prefilling:
-                span = self._prefill_span(slot, share[slot.index], rows)
-                if span is not None:
-                    spans.append(span)
-                    rows -= span.rows
-        # Runners want slots in order.
-        spans.sort(key=lambda span: span.slot.index)
-        return spans
-
-    @staticmethod
-    def _prefill_span(slot: Slot, tokens: int, rows: int) -> Span | None:
-        sequence = slot.sequence
-        if sequence is None or tokens <= 0 or rows <= 0:
-            return None
-        if sequence.prompt.scored:
-            tokens = min(tokens, rows)
-        end = slot.computed + tokens
-        samples = end == sequence.length
-        wanted = tokens if sequence.prompt.scored else int(samples)
-        return Span(sequence, slot, slot.computed, tokens, wanted, samples=samples)
-
     # What a sequence becomes.
 
-    def _announce(self, sequence: Sequence, scores: Scores) -> None:
+    def _learn(self, prompt: Prompt, found: SequenceOf[Found]) -> None:
+        """Keep what a prompt's tokens scored, and tell those that follow it."""
+        scores = prompt.scores
+        if scores is None:
+            raise AssertionError("scores of a prompt that is not scored")
+        for entry in found:
+            scores.put(entry.position, *entry.score)
+            for follower, logprob in entry.branches:
+                if follower.scores is not None:
+                    k = follower.scores.k
+                    follower.scores.take(scores.part(0, entry.position), 0)
+                    _, top_ids, top = entry.score
+                    follower.scores.put(entry.position, logprob, top_ids[:k], top[:k])
+            prompt.followers.pop(entry.position, None)
+        self._memory.cache.keep(prompt.ids, scores)
+
+    def _announce(self, sequence: Sequence) -> None:
         prompt = sequence.prompt
         if prompt.announced:
             return
         prompt.announced = True
-        scored = None
-        if prompt.job.prompt_logprobs is not None:
-            scored = scores.prompt(len(prompt.ids), prompt.job.prompt_logprobs)
+        scored = None if prompt.scores is None else prompt.scores.scored_prompt()
         event = Prefilled(prompt.index, len(prompt.ids), prompt.cached_tokens, scored)
         self._events.append((sequence.request.key, event))
 
@@ -344,9 +307,9 @@ class Scheduler:
         request = sequence.request
         if sequence.state is State.WAITING:
             request.head.remove(sequence)
-            self._deferred.pop(sequence, None)
+            self._waits.pop(sequence, None)
         else:
-            self._leave_slot(sequence)
+            self._leave(sequence)
         sequence.state = State.ENDED
         request.left -= 1
         self._drop_if_over(request)
@@ -358,21 +321,9 @@ class Scheduler:
         if not request.waiting and request in self._line:
             self._line.remove(request)
 
-    def _leave_slot(self, sequence: Sequence) -> None:
-        slot = sequence.slot
-        if slot is not None:
-            self._slots.touch(slot)
-            slot.sequence = None
-            sequence.slot = None
+    def _leave(self, sequence: Sequence) -> None:
+        self._memory.leave(sequence)
         sequence.request.running.remove(sequence)
-
-    def _forget(self, slot: Slot) -> None:
-        slot.computed = 0
-        # A sequence that has only been forked into the slot goes on, and computes it all.
-        slot.scores = Scores(slot.scores.k)
-        if slot.sequence is not None:
-            slot.sequence.prompt.cached_tokens = 0
-        self._instructions.append(Trim(slot.index, 0))
 
     # What others may look at.
 
@@ -391,6 +342,16 @@ class Scheduler:
         """Sequences without a slot."""
         return sum(request.waiting for request in self._line)
 
+    @property
+    def waiting_since_s(self) -> float | None:
+        """When the request came that has waited longest for its first slot, if any waits."""
+        return min((r.added_s for r in self._line if not r.started), default=None)
+
+    @property
+    def score_bytes(self) -> int:
+        """Memory of the scores that are kept for others."""
+        return self._memory.cache.score_bytes
+
     def cells(self) -> tuple[int, int, int]:
         """Cells used, active slots, resident slots."""
         states = [slot.state for slot in self._slots]
@@ -399,6 +360,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise ``AssertionError`` if an invariant does not hold."""
+        self._memory.check()
         for slot in self._slots:
             sequence = slot.sequence
             if sequence is None:
@@ -416,9 +378,3 @@ class Scheduler:
             slots = [sequence.slot for sequence in request.running]
             if None in slots or (request.waiting > 0) != (request in self._line):
                 raise AssertionError(f"request {request.key} is neither running nor waiting")
-
-
-def _will_compute(slot: Slot) -> int:
-    """How many tokens a slot will have once its sequence's prompt is computed."""
-    sequence = slot.sequence
-    return slot.computed if sequence is None else max(slot.computed, sequence.wanted)

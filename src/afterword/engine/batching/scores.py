@@ -1,69 +1,112 @@
-"""What scoring found at each position of a slot's tokens, kept so that it is never found again."""
+"""What scoring found at consecutive positions: a prompt's own, and stretches kept for others."""
 
 from __future__ import annotations
 
 from array import array
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from afterword.core.job import ScoredPrompt
 
+LogProbs = npt.NDArray[np.float64]
+TopIds = npt.NDArray[np.int32]
 
-class Scores:
-    """Log-probabilities of the tokens at positions 1 to ``known``, with ``k`` top entries each.
 
-    Arrays are indexed by position; index 0 is unused, since nothing predicts the first token.
-    They grow by doubling, so a slot that never scores costs nothing.
+class Stretch(msgspec.Struct, frozen=True):
+    """Entries of consecutive positions: ``logprobs`` [n], ``top_ids`` and ``top_logprobs`` [n, k].
+
+    Top entries are in order, likeliest first, so that the first j of them are those of ``j <= k``.
     """
 
-    __slots__ = ("_logprobs", "_top_ids", "_top_logprobs", "k", "known")
+    logprobs: LogProbs
+    top_ids: TopIds
+    top_logprobs: LogProbs
 
-    def __init__(self, k: int = 0) -> None:
+    def __len__(self) -> int:
+        return len(self.logprobs)
+
+    @property
+    def k(self) -> int:
+        """Top entries of each position."""
+        return self.top_ids.shape[1]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the arrays."""
+        return self.logprobs.nbytes + self.top_ids.nbytes + self.top_logprobs.nbytes
+
+    def part(self, start: int, end: int) -> Stretch:
+        """Some of the entries, in the same memory."""
+        span = slice(start, end)
+        return Stretch(self.logprobs[span], self.top_ids[span], self.top_logprobs[span])
+
+    def copy(self) -> Stretch:
+        """The same in memory of its own."""
+        return Stretch(self.logprobs.copy(), self.top_ids.copy(), self.top_logprobs.copy())
+
+
+class Scores:
+    """What is known of one prompt's tokens, from its first on.
+
+    Entry i is of the token at position i, given those before it. Nothing predicts the first token:
+    its entry counts as known and means nothing. Entries are found once and never change.
+    """
+
+    __slots__ = ("_all", "k", "known")
+
+    def __init__(self, length_tokens: int, k: int) -> None:
         self.k = k
-        self.known = 0
-        self._logprobs = np.empty(0, np.float64)
-        self._top_ids = np.empty((0, k), np.int32)
-        self._top_logprobs = np.empty((0, k), np.float64)
-
-    def append(
-        self, logprob: float, top_ids: npt.NDArray[np.int64], top_logprobs: npt.NDArray[np.float64]
-    ) -> None:
-        """Add what was found at position ``known + 1``."""
-        at = self.known + 1
-        if at >= len(self._logprobs):
-            self._grow(max(64, 2 * at))
-        self._logprobs[at] = logprob
-        self._top_ids[at] = top_ids
-        self._top_logprobs[at] = top_logprobs
-        self.known = at
-
-    def trim(self, length_tokens: int) -> None:
-        """Forget positions that a prefix of ``length_tokens`` tokens does not have."""
-        self.known = min(self.known, max(0, length_tokens - 1))
-
-    def fork(self, length_tokens: int) -> Scores:
-        """A copy that knows the positions of a prefix of ``length_tokens`` tokens."""
-        copy = Scores(self.k)
-        copy.known = min(self.known, max(0, length_tokens - 1))
-        end = copy.known + 1
-        copy._logprobs = self._logprobs[:end].copy()
-        copy._top_ids = self._top_ids[:end].copy()
-        copy._top_logprobs = self._top_logprobs[:end].copy()
-        return copy
-
-    def prompt(self, length_tokens: int, k: int) -> ScoredPrompt:
-        """Positions 1 to ``length_tokens - 1``, with the first ``k`` of the top entries."""
-        span = slice(1, length_tokens)
-        return ScoredPrompt(
-            array("d", self._logprobs[span].tobytes()),
-            array("i", np.ascontiguousarray(self._top_ids[span, :k]).tobytes()),
-            array("d", np.ascontiguousarray(self._top_logprobs[span, :k]).tobytes()),
+        self.known = 1
+        self._all = Stretch(
+            np.zeros(length_tokens, np.float64),
+            np.zeros((length_tokens, k), np.int32),
+            np.zeros((length_tokens, k), np.float64),
         )
 
-    def _grow(self, size: int) -> None:
-        for name in ("_logprobs", "_top_ids", "_top_logprobs"):
-            old = getattr(self, name)
-            new = np.empty((size, *old.shape[1:]), old.dtype)
-            new[: len(old)] = old
-            setattr(self, name, new)
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to find."""
+        return self.known == len(self._all)
+
+    def put(
+        self,
+        position: int,
+        logprob: float,
+        top_ids: npt.NDArray[np.int64],
+        top_logprobs: LogProbs,
+    ) -> None:
+        """Add an entry after the last one known; one that a sibling found before is left."""
+        if position < self.known:
+            return
+        if position > self.known:
+            raise AssertionError(f"entry {position} found before entry {self.known}")
+        self._all.logprobs[position] = logprob
+        self._all.top_ids[position] = top_ids
+        self._all.top_logprobs[position] = top_logprobs
+        self.known += 1
+
+    def take(self, entries: Stretch, start: int) -> None:
+        """Add entries of positions from ``start`` on, as far as they go beyond what is known."""
+        end = start + len(entries)
+        if not start <= self.known < end:
+            return
+        new = slice(self.known - start, None)
+        self._all.logprobs[self.known : end] = entries.logprobs[new]
+        self._all.top_ids[self.known : end] = entries.top_ids[new, : self.k]
+        self._all.top_logprobs[self.known : end] = entries.top_logprobs[new, : self.k]
+        self.known = end
+
+    def part(self, start: int, end: int) -> Stretch:
+        """The entries of positions ``start`` to ``end``, in the same memory."""
+        return self._all.part(start, end)
+
+    def scored_prompt(self) -> ScoredPrompt:
+        """All entries but the first, which must be known."""
+        entries = self._all
+        return ScoredPrompt(
+            array("d", entries.logprobs[1:].tobytes()),
+            array("i", entries.top_ids[1:].tobytes()),
+            array("d", entries.top_logprobs[1:].tobytes()),
+        )

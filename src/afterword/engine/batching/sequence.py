@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence as SequenceOf
 from enum import Enum, auto
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.job import Job
+from afterword.engine.batching.scores import Scores
 from afterword.engine.sampler import Bias, Ids
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class Prompt:
     """What the siblings of a job share, made once.
 
     ``announced``: whether the job's ``Prefilled`` was sent; ``cached_tokens``: what it will say.
+    ``scores`` is None where the prompt's own log-probabilities are not wanted. ``followers`` are
+    prompts that wait for what is found at a position: they begin with all tokens before it.
     """
 
     def __init__(self, index: int, job: Job, end_ids: frozenset[int]) -> None:
@@ -41,6 +45,10 @@ class Prompt:
         self.end_ids = end_ids.union(job.extra_end_ids) if job.extra_end_ids else end_ids
         self.announced = False
         self.cached_tokens = 0
+        self.scores: Scores | None = None
+        if job.prompt_logprobs is not None:
+            self.scores = Scores(len(self.ids), job.prompt_logprobs)
+        self.followers: dict[int, list[Prompt]] = {}
 
     @property
     def generates(self) -> bool:
@@ -48,9 +56,13 @@ class Prompt:
         return self.job.max_tokens > 0
 
     @property
-    def scored(self) -> bool:
-        """Whether the prompt's own log-probabilities are wanted."""
-        return self.job.prompt_logprobs is not None
+    def first_row(self) -> int:
+        """The first of the prompt's tokens whose row of logits is wanted.
+
+        A row tells of the token after it. What comes before needs not be computed again if its
+        KV is at hand.
+        """
+        return len(self.ids) - 1 if self.scores is None else self.scores.known - 1
 
     @cached_property
     def bias(self) -> Bias | None:
@@ -90,47 +102,60 @@ class Sequence:
         return len(self.prompt.ids) + self.generated
 
     @property
+    def answered(self) -> bool:
+        """Whether nothing has to be computed: no token is wanted, and no score that is not known."""
+        scores = self.prompt.scores
+        return not self.prompt.generates and (scores is None or scores.complete)
+
+    @property
     def wanted(self) -> int:
         """How many tokens have to be computed for now.
 
-        A prompt that is only scored needs no row from its last token, since none is drawn, and
-        one of which nothing is asked needs none at all.
+        A prompt that is only scored needs no row from its last token, since none is drawn.
         """
-        if self.prompt.generates:
-            return self.length
-        return len(self.prompt.ids) - 1 if self.prompt.scored else 0
+        return self.length if self.prompt.generates else len(self.prompt.ids) - 1
 
 
 class Request:
     """The jobs of one request, and those of their siblings that have no slot yet.
 
-    ``key`` is the worker's name for it. Sequences are made as they come near the head of the
-    line: a request for 2,000 prompts with 128 choices costs no more memory than its prompts.
+    ``key`` is the worker's name for it, ``added_s`` when it came. Sequences are made as they come
+    near the head of the line: a request for 2,000 prompts with 128 choices costs no more memory
+    than its prompts. Their order is that of the prompts' tokens, in which those that begin alike
+    follow each other, so that each beginning is computed once and can go when it has served.
     """
 
-    def __init__(self, key: int, jobs: SequenceOf[Job], end_ids: frozenset[int]) -> None:
+    def __init__(
+        self, key: int, jobs: SequenceOf[Job], end_ids: frozenset[int], added_s: float
+    ) -> None:
         self.key = key
         self.jobs = jobs
+        self.added_s = added_s
+        self.started = False
         self.running: list[Sequence] = []
         self.head: deque[Sequence] = deque()
         self.left = sum(job.n for job in jobs)
         self._end_ids = end_ids
         self._aborted: set[tuple[int, int]] = set()
+        self._order = _by_tokens(jobs)
+        self._places = {index: place for place, index in enumerate(self._order)}
         self._prompt: Prompt | None = None
+        # Place in the order, and sibling, of the next sequence to make.
         self._next = (0, 0)
 
     def look_ahead(self, count: int) -> deque[Sequence]:
         """The next ``count`` waiting sequences at most, in order; the caller removes from it."""
         while len(self.head) < count and self._next[0] < len(self.jobs):
-            index, sibling = self._next
+            place, sibling = self._next
+            index = self._order[place]
             if self._prompt is None:
                 self._prompt = Prompt(index, self.jobs[index], self._end_ids)
             if (index, sibling) not in self._aborted:
                 self.head.append(Sequence(self, self._prompt, sibling))
             if sibling + 1 < self.jobs[index].n:
-                self._next = (index, sibling + 1)
+                self._next = (place, sibling + 1)
             else:
-                self._next = (index + 1, 0)
+                self._next = (place + 1, 0)
                 self._prompt = None
         return self.head
 
@@ -141,7 +166,18 @@ class Request:
 
     def abort_unmade(self, index: int, sibling: int) -> None:
         """Remember that a sequence that was not made yet is not to be made."""
-        known = index < len(self.jobs) and sibling < self.jobs[index].n
-        if known and (index, sibling) >= self._next and (index, sibling) not in self._aborted:
+        if index not in self._places or sibling >= self.jobs[index].n:
+            return
+        made = (self._places[index], sibling) < self._next
+        if not made and (index, sibling) not in self._aborted:
             self._aborted.add((index, sibling))
             self.left -= 1
+
+
+def _by_tokens(jobs: SequenceOf[Job]) -> list[int]:
+    """Indices of the jobs so that prompts which begin alike stand together."""
+    if len(jobs) == 1:
+        return [0]
+    # Any order of whole tokens will do; that of their bytes is the quickest.
+    keys = [array("i", job.prompt_ids).tobytes() for job in jobs]
+    return sorted(range(len(jobs)), key=keys.__getitem__)

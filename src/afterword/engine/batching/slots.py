@@ -1,18 +1,17 @@
-"""Slots and what they keep: the prefix cache is the tokens that slots have computed.
-
-It knows nothing of memory: a slot's index and a number of tokens are all it says of KV.
-"""
+"""Slots: the engine's resource of one sequence, and which idle one to give away."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
-from afterword.engine.batching.scores import Scores
-from afterword.engine.batching.sequence import Prompt, Sequence, TokenIds
+from afterword.engine.batching.sequence import Sequence, TokenIds
+
+if TYPE_CHECKING:
+    from afterword.engine.batching.prefix_cache import Node, Source
 
 
 class SlotState(Enum):
@@ -26,17 +25,17 @@ class SlotState(Enum):
 class Slot:
     """Engine resource of one sequence.
 
-    Invariant: KV of ``tokens[:computed]`` is in memory, and ``scores`` knows positions of these
-    tokens only, plus the one after them.
+    Invariant: KV of ``tokens[:computed]`` is in memory. ``node`` is where the prefix cache has the
+    prompt of the running sequence, or all that is computed in a resident slot.
     """
 
-    __slots__ = ("computed", "index", "last_used", "scores", "sequence", "tokens")
+    __slots__ = ("computed", "index", "last_used", "node", "sequence", "tokens")
 
     def __init__(self, index: int, context: int) -> None:
         self.index = index
         self.tokens: TokenIds = np.zeros(context, np.int32)
         self.computed = 0
-        self.scores = Scores()
+        self.node: Node | None = None
         self.sequence: Sequence | None = None
         self.last_used = 0
 
@@ -47,38 +46,17 @@ class Slot:
             return SlotState.ACTIVE
         return SlotState.RESIDENT if self.computed else SlotState.EMPTY
 
-    def reusable(self, prompt: Prompt, *, computed: int) -> int:
-        """How many of a prompt's tokens need not be computed if this slot has ``computed``.
-
-        At most all but the last where a row to draw from is needed. A prompt to be scored needs
-        the scores of what is not computed again, the branching token's own excluded.
-        """
-        length = len(prompt.ids)
-        if prompt.job.prompt_logprobs is None:
-            return min(common_prefix(prompt.ids, self.tokens[:computed]), length - 1)
-        if self.scores.k < prompt.job.prompt_logprobs:
-            return 0
-        known = self.scores.known
-        if self.sequence is not None and self.sequence.prompt.scored and computed > self.computed:
-            # What this slot will have scored once it has computed that far.
-            known = max(known, computed - 1)
-        shared = common_prefix(prompt.ids, self.tokens[: max(computed, known + 1)])
-        return max(0, min(shared - 1, known, computed, length - 1))
-
-
-class Source(msgspec.Struct, frozen=True):
-    """A slot and how many of its tokens serve a prompt."""
-
-    slot: Slot
-    tokens: int
+    @property
+    def will_compute(self) -> int:
+        """How many tokens there will be once the running sequence's prompt is computed."""
+        return self.computed if self.sequence is None else max(self.computed, self.sequence.wanted)
 
 
 class Slots:
-    """All slots of an engine, and the choice among them."""
+    """All slots of an engine, and the choice among the idle ones."""
 
-    def __init__(self, count: int, context: int, *, least_shared_tokens: int) -> None:
+    def __init__(self, count: int, context: int) -> None:
         self._slots = [Slot(i, context) for i in range(count)]
-        self._least_shared_tokens = least_shared_tokens
         self._clock = 0
 
     def __iter__(self) -> Iterator[Slot]:
@@ -96,15 +74,6 @@ class Slots:
         self._clock += 1
         slot.last_used = self._clock
 
-    def best(self, prompt: Prompt, computed: Callable[[Slot], int]) -> Source | None:
-        """The slot that saves most of ``prompt``, the lowest index on a tie; None below a limit."""
-        best: Source | None = None
-        for slot in self._slots:
-            tokens = slot.reusable(prompt, computed=computed(slot))
-            if tokens >= self._least_shared_tokens and (best is None or tokens > best.tokens):
-                best = Source(slot, tokens)
-        return best
-
     def victim(self, source: Source | None) -> Slot:
         """The idle slot to give to a sequence that continues ``source``.
 
@@ -118,13 +87,3 @@ class Slots:
                 return source.slot
             idle.remove(source.slot)
         return min(idle, key=lambda slot: (slot.computed > 0, slot.last_used, slot.index))
-
-
-def common_prefix(a: TokenIds, b: TokenIds) -> int:
-    """Length of the longest common prefix."""
-    n = min(len(a), len(b))
-    if n == 0 or a[0] != b[0]:
-        return 0
-    different = a[:n] != b[:n]
-    first = int(different.argmax())
-    return first if different[first] else n

@@ -57,13 +57,15 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Gauges(msgspec.Struct, frozen=True):
-    """The scheduler's figures after a step."""
+    """The scheduler's figures after a step; ``waiting_since_s`` is of ``time.perf_counter``."""
 
     running: int
     waiting: int
     cells_used: int
     active_slots: int
     resident_slots: int
+    score_bytes: int
+    waiting_since_s: float | None
     counters: Counters
     cpu_s: float
 
@@ -77,11 +79,12 @@ class Worker:
         end_ids: frozenset[int],
         *,
         target_gap_s: float,
+        score_budget_bytes: int,
         deliver: Callable[[Report], None],
         check: bool = False,
     ) -> None:
         self._runner = runner
-        self._scheduler = Scheduler(runner, end_ids)
+        self._scheduler = Scheduler(runner, end_ids, score_budget_bytes=score_budget_bytes)
         self._sampler = Sampler(runner.vocabulary)
         self._budget = ChunkBudget(most_tokens=runner.max_batch_tokens, target_gap_s=target_gap_s)
         self._deliver = deliver
@@ -134,7 +137,7 @@ class Worker:
             match self._commands.popleft():
                 case Add(key, jobs):
                     self._open.add(key)
-                    scheduler.add(key, jobs)
+                    scheduler.add(key, jobs, now_s=time.perf_counter())
                 case Abort(key, None):
                     self._open.discard(key)
                     scheduler.abort_request(key)
@@ -145,7 +148,7 @@ class Worker:
     def _step(self) -> None:
         scheduler = self._scheduler
         budget = self._budget.tokens(decoding=scheduler.decoding)
-        step = scheduler.schedule(budget)
+        step = scheduler.schedule(budget, now_s=time.perf_counter())
         failed: list[tuple[int, Exception]] = []
         if step is not None:
             try:
@@ -191,6 +194,8 @@ class Worker:
             used,
             active,
             resident,
+            scheduler.score_bytes,
+            scheduler.waiting_since_s,
             scheduler.counters,
             time.thread_time() if threading.current_thread() is self._thread else 0.0,
         )

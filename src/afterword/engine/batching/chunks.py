@@ -1,0 +1,68 @@
+"""Which tokens of the running sequences a step computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from afterword.engine.batching.slots import Slot
+from afterword.engine.batching.step import Span
+
+
+def choose_spans(
+    slots: Iterable[Slot], *, budget_tokens: int, most_tokens: int, most_rows: int
+) -> list[Span]:
+    """Every row that decodes, then at most ``budget_tokens`` of prefill, in the order of slots.
+
+    Half of the budget goes to the prompt that has waited longest, the rest to the shortest first:
+    none is stuck behind a long one, and a long one gets through.
+    """
+    spans: list[Span] = []
+    prefilling: list[Slot] = []
+    for slot in slots:
+        sequence = slot.sequence
+        if sequence is None:
+            continue
+        if sequence.generated:
+            spans.append(Span(sequence, slot, slot.computed, 1, 1, samples=True))
+        else:
+            prefilling.append(slot)
+    if prefilling:
+        budget_tokens = min(budget_tokens, most_tokens - len(spans))
+        rows = most_rows - len(spans)
+        for slot, tokens in _share(prefilling, budget_tokens):
+            span = _prefill_span(slot, tokens, rows)
+            if span is not None:
+                spans.append(span)
+                rows -= span.rows
+    # Runners want slots in order.
+    spans.sort(key=lambda span: span.slot.index)
+    return spans
+
+
+def _share(prefilling: list[Slot], budget_tokens: int) -> list[tuple[Slot, int]]:
+    """Tokens of the budget for each slot; the oldest first, so that rows do not run out before."""
+    left = {slot.index: slot.will_compute - slot.computed for slot in prefilling}
+    oldest = min(prefilling, key=lambda slot: slot.last_used)
+    share = dict.fromkeys(left, 0)
+    share[oldest.index] = min(left[oldest.index], max(budget_tokens // 2, 1))
+    budget_tokens -= share[oldest.index]
+    for slot in sorted(prefilling, key=lambda slot: (left[slot.index], slot.last_used)):
+        more = min(left[slot.index] - share[slot.index], budget_tokens)
+        share[slot.index] += more
+        budget_tokens -= more
+    prefilling.sort(key=lambda slot: slot is not oldest)
+    return [(slot, share[slot.index]) for slot in prefilling]
+
+
+def _prefill_span(slot: Slot, tokens: int, most_rows: int) -> Span | None:
+    sequence = slot.sequence
+    if sequence is None or tokens <= 0 or most_rows <= 0:
+        return None
+    start = slot.computed
+    unread = max(0, sequence.prompt.first_row - start)
+    end = start + min(tokens, unread + most_rows)
+    samples = end == sequence.length
+    rows = max(0, end - start - unread)
+    if sequence.prompt.scores is None:
+        rows = int(samples)
+    return Span(sequence, slot, start, end - start, rows, samples=samples)

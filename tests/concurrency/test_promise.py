@@ -14,7 +14,7 @@ from tiny_gguf import make_gguf
 
 CONTEXT = 4096
 REQUESTS = 500
-LONG = ((997, 6), (2500, 1), (4000, 2))
+LONG = ((997, 4), (2000, 1), (4000, 1))
 """Lengths that few prompts have: attention over them is most of what this test costs."""
 TOGETHER = 16
 

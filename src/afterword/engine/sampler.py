@@ -98,6 +98,8 @@ class Sampler:
         """The ids of the k highest logits, highest first, the lowest id first on a tie."""
         if k <= 0:
             return np.empty(0, np.int64)
+        if k == 1:
+            return np.array((row.argmax(),), np.int64)
         candidates = self._at_least_kth(row, k)
         order = np.lexsort((candidates, -row[candidates]))
         return candidates[order[:k]]

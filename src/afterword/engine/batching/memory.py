@@ -11,7 +11,7 @@ from afterword.engine.batching.runner import Fork, KVInstruction, Trim
 from afterword.engine.batching.sequence import Prompt, Sequence
 from afterword.engine.batching.slots import Slot, Slots
 
-_WORTH_WAITING_TOKENS = 16
+_WORTH_WAITING_TOKENS = 6
 """A prefix that another slot is about to compute is waited for if it saves more than this."""
 
 

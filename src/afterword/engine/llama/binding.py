@@ -240,7 +240,8 @@ class LlamaContext:
         params.n_threads = params.n_threads_batch = options.threads
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.kv_unified = not options.exact
-        params.type_k = params.type_v = _GGML_TYPE_BF16 if options.exact else _GGML_TYPE_F16
+        params.type_k = _GGML_TYPE_BF16 if options.exact else _GGML_TYPE_F16
+        params.type_v = _GGML_TYPE_F16
         params.swa_full = True
         params.no_perf = True
         self._context: Any = lib.llama_init_from_model(model, params)

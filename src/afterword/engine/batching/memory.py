@@ -82,9 +82,8 @@ class Memory:
             owner.prompt.followers.setdefault(parts_at, []).append(prompt)
         return Wait(slot, owner, tokens)
 
-    def claim(self, sequence: Sequence, source: Source | None) -> int:
+    def claim(self, sequence: Sequence, slot: Slot, source: Source | None) -> int:
         """Give an idle slot to a sequence, with the KV of ``source``; how many tokens it has."""
-        slot = self.slots.victim(source)
         reused = source.tokens if source is not None else 0
         if source is not None and source.slot is slot:
             if reused < slot.computed:
@@ -93,7 +92,8 @@ class Memory:
             if slot.computed:
                 self._instructions.append(Trim(slot.index, 0))
             if source is not None:
-                self.slots.touch(source.slot)
+                # The source is not touched: what it gave lives on in the new slot, and those that
+                # begin alike come one after the other.
                 self._instructions.append(Fork(source.slot.index, slot.index, reused))
         ids = sequence.prompt.ids
         slot.computed = reused

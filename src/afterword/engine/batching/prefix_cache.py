@@ -125,6 +125,7 @@ class PrefixCache:
         for node in path:
             if node.start < scores.known:
                 self._add(node, scores)
+            self._prune(node)
         self._touch(path)
         self._make_room()
 
@@ -138,13 +139,11 @@ class PrefixCache:
             node.last_used = self._clock
 
     def _add(self, node: Node, scores: Scores) -> None:
-        """Keep the scores of an edge unless what is there is as good, in number or in top ids."""
+        """Keep the scores of an edge if they are more than what is there, or have more top ids."""
         entries = scores.part(node.start, min(node.end, scores.known))
         kept = node.scores
         if kept is not None:
-            if len(entries) < len(kept) or scores.k < kept.k:
-                return
-            if (len(entries), scores.k) == (len(kept), kept.k):
+            if (len(entries), entries.k) <= (len(kept), kept.k):
                 return
             self.score_bytes -= kept.size_bytes
         node.scores = entries.copy()

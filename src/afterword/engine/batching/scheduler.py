@@ -25,7 +25,14 @@ from afterword.engine.sampler import NothingToDrawError
 _LOOK_AHEAD = 64
 """How far into a request's line a sequence is looked for that does not have to wait for another."""
 _FEW_SLOTS = 4
-"""Up to so many slots, none is kept for requests that have none yet."""
+
+
+def kept_slots(slots: int) -> int:
+    """How many slots to have besides ``slots``, for requests that have none yet.
+
+    With fewer than four it would cost too much of the memory.
+    """
+    return int(slots >= _FEW_SLOTS)
 
 
 class Counters(msgspec.Struct):
@@ -61,7 +68,7 @@ class Scheduler:
             least_shared_tokens=runner.least_shared_tokens,
             score_budget_bytes=score_budget_bytes,
         )
-        self._kept_slots = int(runner.slots > _FEW_SLOTS)
+        self._kept_slots = kept_slots(runner.slots - 1)
         self._max_batch_tokens = runner.max_batch_tokens
         self._max_rows = runner.max_rows
         self._end_ids = end_ids
@@ -102,7 +109,7 @@ class Scheduler:
             self._leave(sequence)
             sequence.state = State.ENDED
         for sequence in request.head:
-            self._waits.pop(sequence, None)
+            self._stop_waiting(sequence)
         if request in self._line:
             self._line.remove(request)
 
@@ -220,18 +227,29 @@ class Scheduler:
                 return True
             wait = self._memory.worth_waiting_for(sequence, source)
             if wait is not None:
+                self._stop_waiting(sequence)
                 self._waits[sequence] = wait
+                wait.slot.awaited += 1
                 continue
-            self._waits.pop(sequence, None)
+            # What others await is for them, but nobody has to wait for that with nothing at all.
+            slot = self._slots.victim(source, over_awaited=not request.running)
+            if slot is None:
+                continue
+            self._stop_waiting(sequence)
             del head[at]
-            self._start(sequence, source)
+            self._start(sequence, slot, source)
             return True
         return False
 
-    def _start(self, sequence: Sequence, source: Source | None) -> None:
+    def _stop_waiting(self, sequence: Sequence) -> None:
+        wait = self._waits.pop(sequence, None)
+        if wait is not None:
+            wait.slot.awaited -= 1
+
+    def _start(self, sequence: Sequence, slot: Slot, source: Source | None) -> None:
         request, prompt = sequence.request, sequence.prompt
         self._count_wait(request)
-        reused = self._memory.claim(sequence, source)
+        reused = self._memory.claim(sequence, slot, source)
         sequence.state = State.RUNNING
         request.running.append(sequence)
         self._count_cached(prompt, reused)
@@ -239,7 +257,7 @@ class Scheduler:
     def _answer(self, sequence: Sequence) -> None:
         """End a sequence for which nothing has to be computed, without a slot."""
         prompt = sequence.prompt
-        self._waits.pop(sequence, None)
+        self._stop_waiting(sequence)
         self._count_wait(sequence.request)
         if prompt.scores is not None:
             self._count_cached(prompt, len(prompt.ids))
@@ -307,7 +325,7 @@ class Scheduler:
         request = sequence.request
         if sequence.state is State.WAITING:
             request.head.remove(sequence)
-            self._waits.pop(sequence, None)
+            self._stop_waiting(sequence)
         else:
             self._leave(sequence)
         sequence.state = State.ENDED
@@ -362,6 +380,8 @@ class Scheduler:
         """Raise ``AssertionError`` if an invariant does not hold."""
         self._memory.check()
         for slot in self._slots:
+            if slot.awaited != sum(wait.slot is slot for wait in self._waits.values()):
+                raise AssertionError(f"slot {slot.index} is awaited by others than it says")
             sequence = slot.sequence
             if sequence is None:
                 continue

@@ -26,15 +26,17 @@ class Slot:
     """Engine resource of one sequence.
 
     Invariant: KV of ``tokens[:computed]`` is in memory. ``node`` is where the prefix cache has the
-    prompt of the running sequence, or all that is computed in a resident slot.
+    prompt of the running sequence, or all that is computed in a resident slot. ``awaited`` counts
+    the waiting sequences that are to continue what it holds.
     """
 
-    __slots__ = ("computed", "index", "last_used", "node", "sequence", "tokens")
+    __slots__ = ("awaited", "computed", "index", "last_used", "node", "sequence", "tokens")
 
     def __init__(self, index: int, context: int) -> None:
         self.index = index
         self.tokens: TokenIds = np.zeros(context, np.int32)
         self.computed = 0
+        self.awaited = 0
         self.node: Node | None = None
         self.sequence: Sequence | None = None
         self.last_used = 0
@@ -74,16 +76,21 @@ class Slots:
         self._clock += 1
         slot.last_used = self._clock
 
-    def victim(self, source: Source | None) -> Slot:
-        """The idle slot to give to a sequence that continues ``source``.
+    def victim(self, source: Source | None, *, over_awaited: bool) -> Slot | None:
+        """The idle slot to give to a sequence that continues ``source``; None if none is free.
 
-        The source itself if little of it is lost, or if it is the only idle one; else an empty
-        one; else the least recently used. The caller knows that one is idle.
+        The source itself if little of it is lost or no other is free; else an empty one; else the
+        least recently used. What others await is only given away ``over_awaited``.
         """
         idle = self.idle()
-        if source is not None and source.slot.sequence is None:
-            lost = source.slot.computed - source.tokens
-            if lost <= source.tokens // 4 or len(idle) == 1:
-                return source.slot
-            idle.remove(source.slot)
-        return min(idle, key=lambda slot: (slot.computed > 0, slot.last_used, slot.index))
+        own = source.slot if source is not None and source.slot.sequence is None else None
+        free = [slot for slot in idle if slot is not own and not slot.awaited]
+        if own is not None and source is not None:
+            lost = own.computed - source.tokens
+            if not free or lost <= source.tokens // 4:
+                return own
+        if not free and over_awaited:
+            free = idle
+        return min(
+            free, key=lambda slot: (slot.computed > 0, slot.last_used, slot.index), default=None
+        )

@@ -88,8 +88,8 @@ _abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_give_up)
 class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a context is made with; everything here reaches the kernels.
 
-    ``exact``: every slot has a KV stream of its own in BF16, so that a row cannot depend on its
-    neighbours in the batch; otherwise slots share one F16 buffer.
+    ``exact`` keeps keys and values in different formats, which rules out the kernels that compute
+    a row otherwise when its batch or its context is large.
     """
 
     slots: int
@@ -239,7 +239,8 @@ class LlamaContext:
         params.n_seq_max = options.slots
         params.n_threads = params.n_threads_batch = options.threads
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.kv_unified = not options.exact
+        # A stream for each slot: attention reads no cell of others.
+        params.kv_unified = False
         params.type_k = _GGML_TYPE_BF16 if options.exact else _GGML_TYPE_F16
         params.type_v = _GGML_TYPE_F16
         params.swa_full = True
@@ -284,9 +285,7 @@ class LlamaContext:
     @property
     def slot_tokens(self) -> int:
         """Tokens that a slot has room for, as the library rounded them."""
-        if self._options.exact:
-            return int(lib.llama_n_ctx_seq(self._context))
-        return int(lib.llama_n_ctx(self._context)) // self._options.slots
+        return int(lib.llama_n_ctx_seq(self._context))
 
     def decode(
         self,
@@ -312,10 +311,6 @@ class LlamaContext:
     def remove(self, slot: int, start: int) -> bool:
         """Forget the tokens of a slot from position ``start`` on."""
         return bool(lib.llama_memory_seq_rm(self._memory, slot, start, -1))
-
-    def share(self, source: int, destination: int, tokens: int) -> None:
-        """Let ``destination`` see the first tokens of ``source``; only where slots share cells."""
-        lib.llama_memory_seq_cp(self._memory, source, destination, 0, tokens)
 
     def save(self, slot: int) -> State:
         """The state of a slot, opaque."""

@@ -13,6 +13,7 @@ from afterword.core.errors import ConfigError
 from afterword.core.protocols import EngineCard
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.probe import is_batch_invariant
+from afterword.engine.batching.scheduler import kept_slots
 from afterword.engine.llama.binding import (
     ContextOptions,
     LlamaModel,
@@ -24,7 +25,7 @@ from afterword.engine.llama.vocab import LlamaTokenizer
 
 _log = logging.getLogger("afterword.engine")
 _BATCH_TOKENS = 512
-_ROW_BYTES = 32 * 1024 * 1024
+_ROW_BYTES = 64 * 1024 * 1024
 """Rows of logits that one step may want, as memory."""
 _PROBE_SLOTS = 4
 _PROBE_TOKENS = 256
@@ -62,8 +63,9 @@ def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -
     try:
         context = _context(model, name, options)
         tokenizer = LlamaTokenizer(model)
+        slots = options.slots or _default_slots(model, context)
         made = ContextOptions(
-            slots=options.slots or _default_slots(model, context),
+            slots=slots + kept_slots(slots),
             slot_tokens=context,
             batch_tokens=_BATCH_TOKENS,
             max_rows=max(32, min(_BATCH_TOKENS, _ROW_BYTES // (4 * model.vocabulary))),
@@ -82,7 +84,7 @@ def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -
         batch_invariant=invariant,
         details={
             "format": model.describe(),
-            "slots": made.slots,
+            "slots": slots,
             "threads": made.threads,
             "kv": "exact" if made.exact else "fast",
             "kv_bytes": kv_bytes,

@@ -34,7 +34,6 @@ class LlamaRunner:
     def __init__(self, model: LlamaModel, context: LlamaContext, options: ContextOptions) -> None:
         self._model = model
         self._context = context
-        self._exact = options.exact
         self._lengths = np.zeros(options.slots, np.int64)
         self._failures = 0
         self.slots = options.slots
@@ -51,14 +50,11 @@ class LlamaRunner:
         for instruction in instructions:
             match instruction:
                 case Fork(source, destination, tokens):
-                    if not self._exact:
-                        self._context.share(source, destination, tokens)
-                    else:
-                        if saved is None or saved[0] != source:
-                            saved = (source, self._context.save(source))
-                        if not self._context.restore(destination, saved[1]):
-                            raise DecodeError(f"no room for a copy of slot {source}")
-                        self._context.remove(destination, tokens)
+                    if saved is None or saved[0] != source:
+                        saved = (source, self._context.save(source))
+                    if not self._context.restore(destination, saved[1]):
+                        raise DecodeError(f"no room for a copy of slot {source}")
+                    self._context.remove(destination, tokens)
                     self._lengths[destination] = tokens
                 case Trim(slot, tokens):
                     if saved is not None and saved[0] == slot:
@@ -68,7 +64,7 @@ class LlamaRunner:
 
     def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Rows of the wanted tokens, a view that the next batch overwrites."""
-        filler = self._filler(batch) if self._exact else []
+        filler = self._filler(batch)
         if filler:
             at = np.searchsorted(batch.slots, filler)
             code = self._context.decode(

@@ -1,0 +1,93 @@
+"""The radix tree against brute force: longest common prefixes, and scores that are never wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from afterword.engine.batching.prefix_cache import PrefixCache, common_prefix
+from afterword.engine.batching.scores import Scores
+from afterword.engine.batching.slots import Slot
+
+SLOTS = 3
+BUDGET_BYTES = 600
+# Two tokens and short prompts, so that edges are cut everywhere.
+IDS = st.lists(st.integers(1, 2), min_size=1, max_size=9)
+
+
+def array(ids: list[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    return np.array(ids, np.int32)
+
+
+def logprob(prefix: list[int]) -> float:
+    """What a model would find of the last token of ``prefix``: its digits, so that all differ."""
+    return -float("".join(map(str, prefix)))
+
+
+def found(ids: list[int], known: int, k: int) -> Scores:
+    scores = Scores(len(ids), k)
+    for at in range(1, known):
+        top = [logprob(ids[: at + 1]) - i for i in range(k)]
+        scores.put(at, logprob(ids[: at + 1]), np.arange(k), np.array(top, np.float64))
+    return scores
+
+
+class PrefixCacheMachine(RuleBasedStateMachine):
+    """Slots take and leave tokens, prompts are scored in part or whole, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = PrefixCache(BUDGET_BYTES)
+        self.slots = [Slot(i, 16) for i in range(SLOTS)]
+        self.held: list[list[int]] = [[] for _ in range(SLOTS)]
+
+    @rule(slot=st.integers(0, SLOTS - 1), ids=IDS | st.just([]), computed=st.integers(0, 9))
+    def hold(self, slot: int, ids: list[int], computed: int) -> None:
+        self.cache.hold(self.slots[slot], array(ids))
+        self.held[slot] = ids
+        self.slots[slot].computed = min(computed, len(ids))
+
+    @rule(ids=IDS, known=st.integers(1, 9), k=st.integers(0, 2))
+    def keep(self, ids: list[int], known: int, k: int) -> None:
+        self.cache.keep(array(ids), found(ids, min(known, len(ids)), k))
+
+    @rule(ids=IDS)
+    def whoever_holds_most_is_found(self, ids: list[int]) -> None:
+        best = self.cache.best(self.cache.match(array(ids)), lambda slot: slot.computed)
+        shared = [
+            min(slot.computed, common_prefix(array(ids), array(held)))
+            for slot, held in zip(self.slots, self.held, strict=True)
+        ]
+        assert (best.tokens if best is not None else 0) == max(shared)
+        if best is not None:
+            assert shared[best.slot.index] == best.tokens
+
+    @rule(ids=IDS, k=st.integers(0, 2))
+    def what_is_read_is_what_was_found(self, ids: list[int], k: int) -> None:
+        scores = Scores(len(ids), k)
+        self.cache.read(self.cache.match(array(ids)), scores)
+        assert scores.part(0, scores.known).logprobs[1:].tolist() == [
+            logprob(ids[: at + 1]) for at in range(1, scores.known)
+        ]
+        expected = found(ids, scores.known, k).part(0, scores.known)
+        assert np.array_equal(scores.part(0, scores.known).top_logprobs, expected.top_logprobs)
+
+    @rule(ids=IDS, k=st.integers(0, 2))
+    def what_was_kept_last_is_known(self, ids: list[int], k: int) -> None:
+        if found(ids, len(ids), k).part(0, len(ids)).size_bytes > BUDGET_BYTES // 2:
+            return
+        self.keep(ids, len(ids), k)
+        scores = Scores(len(ids), 0)
+        self.cache.read(self.cache.match(array(ids)), scores)
+        assert scores.complete
+
+    @invariant()
+    def sound(self) -> None:
+        self.cache.check()
+        assert self.cache.score_bytes <= BUDGET_BYTES
+
+
+TestPrefixCache = PrefixCacheMachine.TestCase
+TestPrefixCache.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)

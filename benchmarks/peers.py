@@ -63,10 +63,10 @@ def cpu_seconds_by_thread(pid: int) -> dict[int, float]:
     return seconds
 
 
-def llama_bench(folder: Path, model: Path, *, threads: int, tokens: int) -> float:
-    """Tokens a second of one stream, the better of flash attention on and off."""
+def llama_bench(folder: Path, model: Path, *, threads: int, tokens: int, prompt: int = 0) -> float:
+    """Tokens a second of one stream or one prompt, the better of flash attention on and off."""
     command = [
-        str(folder / "llama-bench"), "-m", str(model), "-p", "0", "-n", str(tokens),
+        str(folder / "llama-bench"), "-m", str(model), "-p", str(prompt), "-n", str(tokens),
         "-t", str(threads), "-r", "2", "-fa", "0,1", "-o", "json",
     ]  # fmt: skip
     rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -77,6 +77,21 @@ def llama_batched_bench(
     folder: Path, model: Path, *, threads: int, streams: int, prompt: int, tokens: int
 ) -> float:
     """Tokens a second of many streams together while they generate."""
+    return _batched_bench(folder, model, threads, (streams, prompt, tokens))[4]
+
+
+def llama_batched_bench_s(
+    folder: Path, model: Path, *, threads: int, streams: int, prompt: int, tokens: int
+) -> float:
+    """Seconds for the prompts and the tokens of many streams together."""
+    return _batched_bench(folder, model, threads, (streams, prompt, tokens))[5]
+
+
+def _batched_bench(
+    folder: Path, model: Path, threads: int, shape: tuple[int, int, int]
+) -> list[float]:
+    """The figures of one row: N_KV, T_PP, S_PP, T_TG, S_TG, T, S."""
+    streams, prompt, tokens = shape
     command = [
         str(folder / "llama-batched-bench"), "-m", str(model),
         "-c", str(streams * (prompt + tokens) + 1024), "-b", "512", "-ub", "512",
@@ -86,4 +101,4 @@ def llama_batched_bench(
     (row,) = re.findall(
         rf"^\|\s*{prompt} \|\s*{tokens} \|\s*{streams} \|(.*)\|$", out, re.MULTILINE
     )
-    return float(row.split("|")[4])
+    return [float(figure) for figure in row.split("|")]

@@ -111,9 +111,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             VOCABULARY, slots=slots, context_tokens=CONTEXT,
             max_batch_tokens=batch, end_ids=sorted(TOKENIZER.end_ids),
         )  # fmt: skip
-        self.scheduler = Scheduler(
-            self.runner, TOKENIZER.end_ids, score_budget_bytes=score_bytes
-        )
+        self.scheduler = Scheduler(self.runner, TOKENIZER.end_ids, score_budget_bytes=score_bytes)
         self.sampler = Sampler(VOCABULARY)
         self.jobs: dict[int, list[Job]] = {}
         self.events: dict[int, list[Event]] = {}

@@ -27,7 +27,7 @@ class BatchingEngine:
     Scores of prompts are kept for others in at most ``score_budget_bytes``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the limits of an engine, each by its name
         self,
         runner: ModelRunner,
         tokenizer: Tokenizer,

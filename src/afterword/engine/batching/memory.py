@@ -1,4 +1,4 @@
-"""KV memory as the scheduler sees it: slots, who shares whose prefix, and what the runner is told."""
+"""KV memory as the scheduler sees it: slots, who shares whose prefix, what the runner is told."""
 
 from __future__ import annotations
 

@@ -57,11 +57,12 @@ def evaluate(step: Step, rows: npt.NDArray[np.float32], sampler: Sampler) -> lis
 def _evaluate_span(span: Span, rows: npt.NDArray[np.float32], sampler: Sampler) -> Outcome:
     sequence = span.sequence
     prompt = sequence.prompt
-    found = []
     # A row tells of the token after its own.
     first = span.start + span.tokens - span.rows + 1
-    for offset in range(span.rows - span.samples):
-        found.append(_find(prompt, first + offset, rows[offset], sampler))
+    found = [
+        _find(prompt, first + offset, rows[offset], sampler)
+        for offset in range(span.rows - span.samples)
+    ]
     if not span.samples:
         return Outcome(found)
     row = rows[-1]

@@ -32,8 +32,8 @@ class Node:
     def __init__(self, tokens: TokenIds, parent: Node | None) -> None:
         self.tokens = tokens
         self.parent = parent
-        self.start = 0 if parent is None else parent.end
-        self.end = self.start + len(tokens)
+        self.start: int = 0 if parent is None else parent.end
+        self.end: int = self.start + len(tokens)
         self.children: dict[int, Node] = {}
         self.holders: dict[Slot, None] = {}
         self.scores: Stretch | None = None

@@ -30,7 +30,7 @@ class Stretch(msgspec.Struct, frozen=True):
     @property
     def k(self) -> int:
         """Top entries of each position."""
-        return self.top_ids.shape[1]
+        return int(self.top_ids.shape[1])
 
     @property
     def size_bytes(self) -> int:

@@ -103,7 +103,7 @@ class Sequence:
 
     @property
     def answered(self) -> bool:
-        """Whether nothing has to be computed: no token is wanted, and no score that is not known."""
+        """Whether nothing has to be computed: no token is wanted, and all scores are known."""
         scores = self.prompt.scores
         return not self.prompt.generates and (scores is None or scores.complete)
 

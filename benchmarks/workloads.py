@@ -1,0 +1,154 @@
+"""What the endpoint's users do, as requests: sampled streams, choices, scoring, long prompts."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import load
+
+SENTENCE = (
+    "the harbour was quiet that morning and nobody had yet seen the ship come in with torn sails "
+    "while a single gull stood on the wall above the nets that men had left before the storm"
+)
+WORDS = SENTENCE.split()
+
+
+def text(words: int, seed: int) -> str:
+    """Words of no meaning, other ones for each seed; about one token each."""
+    return " ".join(WORDS[(seed * 7 + i * (1 + seed % 5) + i // 31) % len(WORDS)]
+                    for i in range(words))  # fmt: skip
+
+
+def sampled(seed: int, *, prompt_words: int, tokens: int) -> dict[str, Any]:
+    """A sampled stream that never ends early; ``top_k`` and ``min_p`` are off for every server."""
+    return {
+        "model": "bench", "prompt": text(prompt_words, seed), "max_tokens": tokens, "seed": seed,
+        "temperature": 1, "top_p": 0.95, "top_k": 0, "min_p": 0, "ignore_eos": True,
+        "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+
+
+def post(port: int, path: str, body: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    """The answer to a POST."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as reply:  # noqa: S310 - loopback
+        return json.load(reply)
+
+
+def many_streams_s(port: int, streams: int, *, prompt_words: int, tokens: int, seed: int) -> float:
+    """Seconds until the last of many sampled streams that begin together has ended."""
+    bodies = [sampled(seed + i, prompt_words=prompt_words, tokens=tokens) for i in range(streams)]
+    started = time.perf_counter()
+    timed = load.stream_all(port, bodies)
+    if any(each.tokens != tokens for each in timed):
+        raise RuntimeError("a stream ended early")
+    return max(each.last for each in timed) - started
+
+
+def choices_s(port: int, n: int, seed: int, *, apart: bool) -> float:
+    """Seconds for n choices of 64 tokens of a 512-token prompt, asked together or ``apart``."""
+    body = sampled(seed, prompt_words=480, tokens=64)
+    if apart:
+        started = time.perf_counter()
+        load.stream_all(port, [{**body, "seed": i} for i in range(n)])
+        return time.perf_counter() - started
+    whole = {k: v for k, v in body.items() if not k.startswith("stream")}
+    started = time.perf_counter()
+    answer = post(port, "/v1/completions", {**whole, "n": n})
+    if len(answer["choices"]) != n:
+        raise RuntimeError("the server does not make n choices")
+    return time.perf_counter() - started
+
+
+def scoring_prompts(port: int, file: Path, items: int) -> list[list[list[int]]]:
+    """Token ids of every choice after its context, by item."""
+    lines = file.read_text("utf-8").splitlines()[:items]
+    return [
+        [
+            post(port, "/tokenize", {"prompt": item["context"] + choice})["tokens"]
+            for choice in item["choices"]
+        ]
+        for item in map(json.loads, lines)
+    ]
+
+
+def unique_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """Nodes of the trie of all prompts: what has to be computed if nothing is computed twice."""
+    trie: dict[int, Any] = {}
+    count = 0
+    for prompt in prompts:
+        node = trie
+        for token in prompt:
+            if token not in node:
+                count += 1
+            node = node.setdefault(token, {})
+    return count
+
+
+def score_s(port: int, items: Sequence[Sequence[Sequence[int]]], *, most_prompts: int) -> float:
+    """Seconds to score all prompts with echo and log-probabilities.
+
+    Several requests of ``most_prompts`` prompts each are under way at once; where a server takes
+    one prompt a request, it is sent as text's ids and alone.
+    """
+    prompts = [prompt for item in items for prompt in item]
+    left = [prompts[i : i + most_prompts] for i in range(0, len(prompts), most_prompts)][::-1]
+
+    def send() -> None:
+        while left:
+            part = left.pop()
+            body = {"model": "bench", "prompt": part if most_prompts > 1 else part[0],
+                    "max_tokens": 0 if most_prompts > 1 else 1, "echo": True, "logprobs": 1,
+                    "temperature": 0}  # fmt: skip
+            post(port, "/v1/completions", body)
+
+    started = time.perf_counter()
+    senders = [threading.Thread(target=send) for _ in range(2 if most_prompts > 1 else 1)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    return time.perf_counter() - started
+
+
+def first_token_s(port: int, prompt: str, *, seed: int = 0) -> float:
+    """Seconds to the first token of one stream."""
+    (timed,) = load.stream_all(
+        port, [{**sampled(seed, prompt_words=1, tokens=2), "prompt": prompt, "temperature": 0}]
+    )
+    return timed.first - timed.started
+
+
+def short_beside_long_s(port: int, *, long_words: int, shorts: int) -> list[float]:
+    """Times to first token of short requests sent while four long prompts are computed."""
+    bodies = [{**sampled(i, prompt_words=long_words, tokens=1)} for i in range(4)]
+    done = threading.Event()
+
+    def send() -> None:
+        load.stream_all(port, bodies)
+        done.set()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    waits: list[float] = []
+    time.sleep(0.5)  # until the long ones are being computed
+    while len(waits) < shorts and not done.is_set():
+        waits.append(first_token_s(port, text(12, 50 + len(waits)), seed=len(waits)))
+    sender.join()
+    return waits
+
+
+def p95(values: Sequence[float]) -> float:
+    """The 95th percentile; of few values the largest."""
+    return statistics.quantiles(values, n=20)[-1] if len(values) >= 20 else max(values)

@@ -45,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv: Literal["exact", "fast"] = "exact"
     target_gap_ms: Count = 200
     max_waiting: Count = 256
+    score_cache_mib: Annotated[int, Meta(ge=0)] = 64
     max_logprobs: Annotated[int, Meta(ge=0, le=1000)] = Limits().max_logprobs
     max_stops: Count = Limits().max_stops
     max_n: Annotated[int, Meta(ge=1, le=128)] = Limits().max_n

@@ -60,6 +60,7 @@ def _open(name: str, file: ModelFile, settings: Settings, *, probe: bool) -> Bat
         exact=settings.kv == "exact",
         probe=probe,
         max_waiting=settings.max_waiting,
+        score_cache_bytes=settings.score_cache_mib * 2**20,
         target_gap_ms=settings.target_gap_ms,
     )
     return open_engine(file.path, digest=file.digest, name=name, options=options)

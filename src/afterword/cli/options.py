@@ -38,6 +38,8 @@ ENGINE: Mapping[str, str] = {
     "target-gap-ms": "Prompts are computed in chunks that keep the gap between tokens of running "
     "streams below this. [default: 200]",
     "max-waiting": "Requests that may wait for a slot. [default: 256]",
+    "score-cache-mib": "Memory for log-probabilities of prompts that others may begin with. "
+    "[default: 64]",
 }
 LIMITS: Mapping[str, str] = {
     "max-logprobs": "Upper limit of logprobs. [default: 5]",

@@ -35,7 +35,7 @@ class BatchingEngine:
         *,
         max_waiting: int = 256,
         target_gap_ms: int = 200,
-        score_budget_bytes: int = 64 * 1024 * 1024,
+        score_budget_bytes: int = 64 * 2**20,
         check: bool = False,
     ) -> None:
         self._tokenizer = tokenizer

@@ -50,6 +50,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool = True
     probe: bool = True
     max_waiting: int = 256
+    score_cache_bytes: int = 64 * 2**20
     target_gap_ms: int = 200
 
 
@@ -76,8 +77,15 @@ def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -
     except BaseException:
         model.close()
         raise
-    _say(name, options, invariant=invariant)
     kv_bytes = made.slots * context * model.cell_bytes()
+    _log.info(
+        "model %s: %d slots of %d tokens, %.2f GiB of KV memory",
+        name,
+        made.slots,
+        context,
+        kv_bytes / 2**30,
+    )
+    _say(name, options, invariant=invariant)
     card = EngineCard(
         context_tokens=context,
         fingerprint=_fingerprint(digest, made, repack=model.repack),
@@ -96,6 +104,7 @@ def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -
         tokenizer,
         card,
         max_waiting=options.max_waiting,
+        score_budget_bytes=options.score_cache_bytes,
         target_gap_ms=options.target_gap_ms,
     )
 

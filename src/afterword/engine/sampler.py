@@ -19,9 +19,8 @@ Ids = npt.NDArray[np.int64]
 
 _BLOCK = 256
 """Width of the blocks whose maxima and sums stand in for a sort of the whole row."""
-_NARROW = np.float32(2.0**-10)
-_WIDE = np.float32(2.0**-20)
-"""Nucleus search looks at tokens this likely against the likeliest one, then at all."""
+_FLOORS = tuple(np.float32(2.0**-power) for power in (10, 13, 16, 20))
+"""Nucleus search looks at tokens this likely against the likeliest one in turn, then at all."""
 
 
 class NothingToDrawError(ArithmeticError):
@@ -197,7 +196,7 @@ class Sampler:
             goal = top_p * float(held.sum(dtype=np.float64))
             return ids[_fewest(held, goal)]
         goal = top_p * float(self._probabilities.reshape(-1, _BLOCK).sum(axis=1).sum(dtype=float))
-        for floor in (_NARROW, _WIDE):
+        for floor in _FLOORS:
             near = np.flatnonzero(weights >= floor)
             held = weights[near]
             if float(held.sum(dtype=np.float64)) >= goal:

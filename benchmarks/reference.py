@@ -10,8 +10,8 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
-_BF16 = 30
-"""ggml_type, which the binding has no name for."""
+_F16, _BF16 = 1, 30
+"""ggml_types, which the binding has no name for."""
 
 
 class Reference:
@@ -25,7 +25,7 @@ class Reference:
         params.n_ctx = 1024
         params.n_batch = params.n_ubatch = 512
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.type_k = params.type_v = _BF16
+        params.type_k, params.type_v = _BF16, _F16
         self._context = lib.llama_init_from_model(self._model, params)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._vocabulary = lib.llama_vocab_n_tokens(self._vocab)

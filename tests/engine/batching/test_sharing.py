@@ -1,0 +1,162 @@
+"""What is shared is computed once, and nobody is kept from a first slot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from afterword.core.job import Ended, Event, Job, Prefilled, SamplingParams
+from afterword.engine.batching.outcome import evaluate
+from afterword.engine.batching.scheduler import Scheduler
+from afterword.engine.sampler import Sampler
+from afterword.engine.toy import ToyRunner, ToyTokenizer
+
+TOKENIZER = ToyTokenizer()
+VOCABULARY = len(TOKENIZER.pieces)
+
+
+class Engine:
+    """A scheduler on the toy runner, stepped by hand."""
+
+    def __init__(self, *, slots: int, budget: int = 64, context: int = 256) -> None:
+        self.runner = ToyRunner(
+            VOCABULARY, slots=slots, context_tokens=context, end_ids=sorted(TOKENIZER.end_ids)
+        )
+        self.scheduler = Scheduler(self.runner, TOKENIZER.end_ids, score_budget_bytes=100_000)
+        self.sampler = Sampler(VOCABULARY)
+        self.budget = budget
+        self.events: list[tuple[int, Event]] = []
+
+    def step(self) -> bool:
+        step = self.scheduler.schedule(self.budget)
+        if step is not None:
+            self.runner.apply(step.instructions)
+            rows = self.runner.decode(step.batch)
+            self.scheduler.update(step, evaluate(step, rows, self.sampler))
+        self.scheduler.check()
+        self.events += self.scheduler.take_events()
+        return not self.scheduler.idle
+
+    def run(self, key: int, jobs: Sequence[Job]) -> list[Event]:
+        self.scheduler.add(key, jobs)
+        while self.step():
+            pass
+        return [event for owner, event in self.events if owner == key]
+
+    @property
+    def prefilled(self) -> int:
+        return self.scheduler.counters.prefilled_tokens
+
+
+def scored(*ids: int, max_tokens: int = 0, top: int = 1) -> Job:
+    return Job(prompt_ids=ids, n=1, max_tokens=max_tokens, sampling=SamplingParams(temperature=0),
+               seed=0, logprobs=top, prompt_logprobs=top)  # fmt: skip
+
+
+def scores(events: Sequence[Event]) -> dict[int, object]:
+    return {e.job: e.scored for e in events if isinstance(e, Prefilled)}
+
+
+def alone(job: Job) -> object:
+    return scores(Engine(slots=1).run(0, [job]))[0]
+
+
+def test_four_answers_of_one_token_cost_what_one_does() -> None:
+    head = tuple(range(3, 40))
+    jobs = [scored(*head, answer) for answer in (70, 71, 72, 73)]
+    engine = Engine(slots=4)
+    found = scores(engine.run(0, jobs))
+    assert engine.prefilled == len(head)
+    assert found == {i: alone(job) for i, job in enumerate(jobs)}
+
+
+def test_longer_answers_compute_no_token_of_the_trunk_again() -> None:
+    head = tuple(range(3, 40))
+    jobs = [scored(*head, answer, 90, 91, 92 + answer) for answer in (70, 71, 72, 73)]
+    engine = Engine(slots=5)
+    found = scores(engine.run(0, jobs))
+    # The last token of each predicts nothing that is asked.
+    assert engine.prefilled == len(head) + 4 * 3
+    assert found == {i: alone(job) for i, job in enumerate(jobs)}
+
+
+def test_contexts_that_come_mixed_are_computed_once_in_few_slots() -> None:
+    heads = [tuple(range(start, start + 30)) for start in (10, 50, 90, 130, 170)]
+    jobs = [scored(*head, 5, answer, 6) for answer in (70, 71, 72) for head in heads]
+    engine = Engine(slots=3)
+    found = scores(engine.run(0, jobs))
+    # Where all slots were taken, one that waits had no chance to ask for its branch: one row more.
+    assert engine.prefilled <= len(heads) * (30 + 1 + 3 + 1)
+    assert found == {i: alone(job) for i, job in enumerate(jobs)}
+
+
+def test_scores_outlive_the_kv_of_their_prompt() -> None:
+    engine = Engine(slots=1)
+    first = engine.run(0, [scored(*range(3, 60))])
+    engine.run(1, [scored(*range(100, 150))])
+    before = engine.prefilled
+    again = engine.run(2, [scored(*range(3, 60))])
+    assert engine.prefilled == before
+    assert scores(again) == scores(first)
+    # With fewer top entries too; with more they have to be found.
+    engine.run(3, [scored(*range(3, 60), top=0)])
+    assert engine.prefilled == before
+    assert scores(engine.run(4, [scored(*range(3, 60), top=4)]))[0] == alone(
+        scored(*range(3, 60), top=4)
+    )
+    assert engine.prefilled > before
+
+
+def test_a_running_prompt_shares_what_it_has_scored_so_far() -> None:
+    engine = Engine(slots=2, budget=8)
+    engine.scheduler.add(0, [scored(*range(3, 120))])
+    for _ in range(6):
+        engine.step()
+    computed = engine.prefilled
+    found = scores(engine.run(1, [scored(*range(3, 33), 200, 201)]))
+    assert found[0] == alone(scored(*range(3, 33), 200, 201))
+    assert computed < 117 - 1
+    # 116 of the long one, and of the short one the branching token's row and what follows it.
+    assert engine.prefilled <= 116 + 2
+
+
+def sampled(n: int, *, seed: int) -> Job:
+    return Job(prompt_ids=(seed + 1, 2, 3), n=n, max_tokens=200, seed=seed,
+               sampling=SamplingParams(ignore_eos=True))  # fmt: skip
+
+
+def test_many_choices_do_not_keep_a_newcomer_from_its_first_slot() -> None:
+    engine = Engine(slots=6)
+    engine.scheduler.add(0, [sampled(128, seed=1)])
+    for _ in range(5):
+        engine.step()
+    assert engine.scheduler.running == 5
+    engine.scheduler.add(1, [sampled(1, seed=2)])
+    engine.step()
+    assert engine.scheduler.running == 6
+    assert any(owner == 1 for owner, _ in engine.events)
+
+
+def test_a_thousand_prompts_take_turns_with_others() -> None:
+    engine = Engine(slots=3)
+    many = [Job(prompt_ids=(i % 200 + 1, i // 200 + 1), n=1, max_tokens=2, seed=i,
+                sampling=SamplingParams(ignore_eos=True)) for i in range(1000)]  # fmt: skip
+    engine.scheduler.add(0, many)
+    engine.step()
+    engine.scheduler.add(1, [sampled(1, seed=7)])
+    for _ in range(4):
+        engine.step()
+    assert any(owner == 1 for owner, _ in engine.events)
+    assert sum(isinstance(event, Ended) for owner, event in engine.events if owner == 0) < 20
+
+
+def test_waits_are_accounted_for() -> None:
+    engine = Engine(slots=1)
+    scheduler = engine.scheduler
+    scheduler.add(0, [sampled(1, seed=1)], now_s=1.0)
+    scheduler.schedule(64, now_s=1.5)
+    scheduler.add(1, [sampled(1, seed=2)], now_s=2.0)
+    assert scheduler.waiting_since_s == 2.0
+    scheduler.abort_request(0)
+    scheduler.schedule(64, now_s=5.0)
+    assert scheduler.waiting_since_s is None
+    assert (scheduler.counters.started_requests, scheduler.counters.waited_s) == (2, 3.5)

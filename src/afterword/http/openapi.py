@@ -75,7 +75,7 @@ def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
             "/metrics": {"get": _plain("Figures for Prometheus.", "text/plain")},
             "/openapi.json": {"get": _plain("This document.", "application/json")},
             "/docs": {"get": _plain("This document for people.", "text/html")},
-            "/": {"get": _plain("What this is.", "text/html")},
+            "/": {"get": _plain("The playground.", "text/html")},
         },
         "components": {"schemas": dict(all_schemas(limits))},
     }

@@ -22,6 +22,9 @@ export class Branches extends EventTarget {
     this.#session = session;
     session.addEventListener("tree", eachFrame(() => this.draw()));
     parts.list.addEventListener("keydown", (event) => this.#key(event));
+    parts.list.addEventListener("focusin", ({ target }) => {
+      if (target.getAttribute("role") === "treeitem") this.#focus = target.dataset.id;
+    });
   }
 
   draw() {

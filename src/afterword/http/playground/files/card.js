@@ -27,7 +27,7 @@ export class Card extends EventTarget {
     return this.#index;
   }
 
-  /** Show a group at a place of the sheet; `width` is the sheet's. */
+  /** Show a group at a place of the text, which is `width` wide. */
   open(index, group, place, width) {
     clearTimeout(this.#closing);
     if (index === this.#index && !this.#box.hidden) return;

@@ -144,7 +144,7 @@ export class Desk {
 
   #open(index) {
     if (this.#session.running !== null) return;
-    this.#card.open(index, this.#session.groups[index], this.#surface.place(index), find("#sheet").clientWidth);
+    this.#card.open(index, this.#session.groups[index], this.#surface.place(index), find("#mirror").clientWidth);
     this.#surface.point(index);
   }
 
@@ -152,7 +152,7 @@ export class Desk {
     const { groups, valid } = this.#session;
     this.#surface.mark(groups, valid);
     const [start, end] = this.#surface.selection;
-    const some = start !== end && document.activeElement === this.#surface.area;
+    const some = start !== end;
     const scored = groupAt(groups, valid);
     find("#strip-box").hidden = scored === 0;
     this.#strip.show(groups, valid);

@@ -150,12 +150,12 @@ const showCount = eachFrame(() => {
   });
 });
 
+document.body.dataset.running = "";
 const showRunning = eachFrame(() => {
   const { running } = session;
   find("#continue").hidden = running !== null;
   find("#stop").hidden = running === null;
   find("#score").disabled = running !== null || session.text === "";
-  document.body.dataset.running = running?.kind ?? "";
 });
 
 function proceed() {
@@ -167,6 +167,7 @@ function proceed() {
 
 session.addEventListener("problem", ({ detail }) => fail(detail, proceed));
 session.addEventListener("running", () => {
+  document.body.dataset.running = session.running?.kind ?? "";
   showRunning();
   if (session.running !== null) notice.say(t(`said.${session.running.kind}`));
   else {
@@ -197,6 +198,7 @@ find("#continue").addEventListener("click", proceed);
 find("#stop").addEventListener("click", () => session.stop());
 find("#score").addEventListener("click", () => {
   notice.clear();
+  desk.area.focus();
   void session.score();
 });
 find("#undo").addEventListener("click", () => session.undo());

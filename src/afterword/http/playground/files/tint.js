@@ -1,7 +1,7 @@
 /** The scale from probability to tint: few steps, one direction of lightness, blue to orange. */
 
 /** The least probability of each step but the last. */
-export const STEPS = [0.9, 0.7, 0.5, 0.3, 0.15, 0.06, 0.02];
+export const STEPS = [0.8, 0.5, 0.3, 0.15, 0.07, 0.03, 0.01];
 export const COUNT = STEPS.length + 1;
 
 /** The step of a log-probability: 0 is what the model expected. */

@@ -23,10 +23,17 @@ export function isPartial(token) {
   return BYTES.test(token);
 }
 
-/** A token for people: bytes as hex, white space visible. */
+/** A token for people: white space visible, and bytes that are no text by themselves as hex. */
 export function spelled(token) {
-  if (isPartial(token)) return token.slice("bytes:".length).replaceAll("\\x", " ").trim().toUpperCase();
+  if (!isPartial(token)) return visible(token);
   return token
+    .slice("bytes:".length)
+    .replace(/(?:\\x[89a-f].)+/g, (high) => `‹${high.slice(2).replaceAll("\\x", " ").toUpperCase()}›`)
+    .replace(/\\x([0-7].)/g, (_, hex) => visible(String.fromCharCode(parseInt(hex, 16))));
+}
+
+function visible(text) {
+  return text
     .replaceAll(" ", "·")
     .replaceAll("\n", "↵")
     .replaceAll("\t", "⇥")

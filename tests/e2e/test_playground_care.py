@@ -13,6 +13,7 @@ from playwright.sync_api import Page, Route, expect
 
 from e2e.browser import Open, Playground
 from e2e.process import MODEL, Server, serving
+from e2e.texts import branches_of
 
 pytestmark = pytest.mark.e2e
 
@@ -240,27 +241,10 @@ def test_the_policy_forbids_what_hostile_text_would_need(desk: Playground) -> No
     desk.complaints.clear()
 
 
-def ten_thousand_tokens() -> str:
-    """Branches with a text of 10,000 tokens that the model wrote."""
-    groups, text = [], ""
-    for i in range(10_000):
-        token = f" word{i % 97}" if i % 40 else "\n\nThe"
-        tops = [[token, -0.1 - i % 7], [" other", -2.5], [" more", -3.5]]
-        groups.append(
-            {"start": len(text), "end": len(text) + len(token),
-             "tokens": [{"text": token, "logprob": -0.1 - i % 7, "top": tops}]}
-        )  # fmt: skip
-        text += token
-    root = {"id": "root", "parent": None, "from": 0, "text": "", "by": "you", "groups": [],
-            "whole": False, "name": "", "finish": None}  # fmt: skip
-    long = {**root, "id": "long", "parent": "root", "text": text, "by": "model", "groups": groups}
-    return json.dumps({"format": "afterword-branches", "version": 1, "nodes": [root, long]})
-
-
 def test_ten_thousand_tokens(desk: Playground, tmp_path: Path) -> None:
     page = desk.page
     file = tmp_path / "long.json"
-    file.write_text(ten_thousand_tokens())
+    file.write_text(json.dumps(branches_of(10_000)))
     desk.view("branches")
     page.set_input_files("#branch-bar input[type=file]", file)
     desk.until("document.querySelector('#text').value.length > 60000")

@@ -112,15 +112,15 @@ export class Branches extends EventTarget {
   #drawBar() {
     const { at } = this.#session;
     const root = at === ROOT;
-    const action = (key, run, disabled = false) => h("button", {
-      type: "button", class: "quiet", onclick: run, disabled,
+    const action = (key, run, more = {}) => h("button", {
+      type: "button", class: "quiet", onclick: run, ...more,
     }, t(key));
     const file = h("input", { type: "file", accept: "application/json,.json", hidden: true, "aria-label": t("branches.import") });
     file.addEventListener("change", () => this.#import(file.files[0]));
     this.#parts.bar.replaceChildren(
-      action("branches.rename", () => this.#rename(at), root),
-      action(this.#picked.includes(at) ? "branches.unpick" : "branches.pick", () => this.#pick(at)),
-      action("branches.prune", () => this.#prune(at), root),
+      action("branches.rename", () => this.#rename(at), { disabled: root }),
+      action("branches.pick", () => this.#pick(at), { "aria-pressed": this.#picked.includes(at) }),
+      action("branches.prune", () => this.#prune(at), { disabled: root }),
       action("branches.export", () => this.#export()),
       action("branches.import", () => file.click()), file,
     );

@@ -2,9 +2,15 @@
 
 const MOST_EDITS = 1500;
 
-/** Words, runs of white space, single marks; scripts without spaces go character by character. */
+// Scripts that are written without spaces are compared character by character.
+const UNSPACED = String.raw`[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]`;
+const WORD = new RegExp(
+  String.raw`\s*(?:${UNSPACED}|(?:(?!${UNSPACED})[\p{L}\p{N}\p{M}'’])+|\S)|\s+`, "gu",
+);
+
+/** Words and single marks, each with the white space before it. */
 export function words(text) {
-  return text.match(/\s+|[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]|[\p{L}\p{N}\p{M}'’]+?(?=[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}])|[\p{L}\p{N}\p{M}'’]+|./gsu) ?? [];
+  return text.match(WORD) ?? [];
 }
 
 /**

@@ -58,6 +58,7 @@ const models = {
     find("#infill").disabled = this.limits.suffix === false;
     find("#infill").checked = settings.infill;
     find("#infill-none").hidden = this.limits.suffix !== false;
+    find("#hint-infill").hidden = this.limits.suffix === false;
     showSuffix();
     pieces.follow(session.text);
   },

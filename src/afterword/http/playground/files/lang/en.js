@@ -109,7 +109,6 @@ export const en = {
   "branches.rename": "Name",
   "branches.name": "Name of this branch",
   "branches.pick": "Compare",
-  "branches.unpick": "Do not compare",
   "branches.prune": "Prune",
   "branches.export": "Export",
   "branches.import": "Import",

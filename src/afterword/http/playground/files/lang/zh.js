@@ -109,7 +109,6 @@ export const zh = {
   "branches.rename": "命名",
   "branches.name": "分支名称",
   "branches.pick": "比较",
-  "branches.unpick": "取消比较",
   "branches.prune": "剪除",
   "branches.export": "导出",
   "branches.import": "导入",

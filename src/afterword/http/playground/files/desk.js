@@ -19,6 +19,8 @@ export class Desk {
   #strip = new Strip(find("#strip"));
   #card = new Card(find("#card"));
   #run = 0;
+  // What the strip and the figures on the page were made from.
+  #drawn = [];
   #drawLater = eachFrame(() => this.#draw());
   #sayLater = settled(SAY_AFTER_MS, (words) => this.#notice.say(words));
   #pauseLater = settled(PAUSE_MS, () => {
@@ -37,6 +39,12 @@ export class Desk {
 
   get area() {
     return this.#surface.area;
+  }
+
+  /** Draw everything anew: colours or words have changed. */
+  redraw() {
+    this.#drawn = [];
+    this.#drawLater();
   }
 
   #followSession() {
@@ -154,6 +162,9 @@ export class Desk {
     const [start, end] = this.#surface.selection;
     const some = start !== end;
     const scored = groupAt(groups, valid);
+    const now = [groups, scored, some, some && start, some && end];
+    if (now.every((part, i) => part === this.#drawn[i])) return;
+    this.#drawn = now;
     find("#strip-box").hidden = scored === 0;
     this.#strip.show(groups, valid);
     this.#strip.select(some ? [start, end] : null);

@@ -263,6 +263,7 @@ onLanguage(() => {
   branches.draw();
   live.build();
   pieces.draw();
+  desk.redraw();
   showCount();
 });
 
@@ -270,13 +271,14 @@ const theme = find("#theme");
 theme.value = preference.get("theme") ?? "auto";
 const applyTheme = () => {
   document.documentElement.dataset.theme = theme.value;
-  session.dispatchEvent(new Event("marks"));
+  desk.redraw();
 };
 theme.addEventListener("change", () => {
   preference.set("theme", theme.value);
   applyTheme();
 });
 applyTheme();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => desk.redraw());
 
 /** A link says what the page is to be; without one it is as it was left. */
 async function arrive() {

@@ -18,9 +18,12 @@ export class Surface extends EventTarget {
   #mirror;
   #view;
   #text = document.createTextNode("");
+  #probe = document.createRange();
   #groups = [];
   #valid = 0;
   #pointed = -1;
+  // What the tints on the page were made from.
+  #painted = [];
   #paintLater = eachFrame(() => this.#paint());
   #pointLater;
   #pointer = null;
@@ -81,6 +84,7 @@ export class Surface extends EventTarget {
 
   /** Tint these groups, as far as they lie before `valid`. */
   mark(groups, valid) {
+    if (groups === this.#groups && valid === this.#valid) return;
     this.#groups = groups;
     this.#valid = valid;
     this.#paintLater();
@@ -148,8 +152,9 @@ export class Surface extends EventTarget {
     });
   }
 
+  /** The one live range there is: every change of the text has to update all of them. */
   #live(start, end) {
-    const range = document.createRange();
+    const range = this.#probe;
     const most = this.#text.length;
     range.setStart(this.#text, Math.min(start, most));
     range.setEnd(this.#text, Math.min(end, most));
@@ -171,10 +176,15 @@ export class Surface extends EventTarget {
 
   #paint() {
     const steps = Array.from({ length: COUNT }, () => []);
-    if (this.#groups.length > 0) {
+    if (this.#groups.length === 0) {
+      this.#painted = [];
+    } else {
       const view = this.#view.getBoundingClientRect();
       const first = this.#offsetBelow(view.top - MARGIN_PX);
       const last = this.#offsetBelow(view.bottom + MARGIN_PX);
+      const now = [this.#groups, this.#groups.length, this.#valid, first, last];
+      if (now.every((part, i) => part === this.#painted[i])) return;
+      this.#painted = now;
       for (let i = groupAt(this.#groups, first); i < this.#groups.length; i += 1) {
         const group = this.#groups[i];
         if (group.start > last || group.end > this.#valid) break;

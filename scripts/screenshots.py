@@ -34,8 +34,9 @@ def write(desk: Playground) -> None:
 
 
 def point(desk: Playground) -> None:
-    """Open the card of the most surprising token in the first half, away from the edges."""
-    desk.page.evaluate("document.querySelector('#text').setSelectionRange(%d, %d)" % ((len(START) + 1,) * 2))
+    """Open the card of a token some words into the continuation."""
+    place = len(START) + 1
+    desk.page.evaluate(f"document.querySelector('#text').setSelectionRange({place}, {place})")
     for _ in range(6):
         desk.page.keyboard.press("Control+ArrowRight")
     expect(desk.page.locator("#card")).to_be_visible()
@@ -54,7 +55,7 @@ def wide(browser: Browser, url: str, scheme: str) -> None:
         desk.page.focus("#text")
         desk.proceed()
         desk.view("branches")
-        desk.page.wait_for_timeout(300)
+        expect(desk.page.locator("#branches > li")).to_have_count(6)
         shoot(desk, f"choices-wide-{scheme}")
 
 

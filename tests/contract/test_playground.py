@@ -33,7 +33,9 @@ async def test_files(client: Client, path: str) -> None:
     assert reply.headers["content-type"].startswith(kinds[path.rsplit(".", 1)[1]])
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["referrer-policy"] == "no-referrer"
-    policy = dict(part.split(" ", 1) for part in reply.headers["content-security-policy"].split("; "))
+    policy = dict(
+        part.split(" ", 1) for part in reply.headers["content-security-policy"].split("; ")
+    )
     assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
     for directive in ("script-src", "style-src", "connect-src"):
         assert policy[directive] == "'self'"
@@ -65,7 +67,9 @@ def test_nothing_is_inline_and_nothing_from_elsewhere() -> None:
     assert not re.search(r"<style|<script(?![^>]* src=)| style=| on\w+=|javascript:", page)
     for path, asset in ASSETS.items():
         text = asset.body.decode().replace("http://www.w3.org/2000/svg", "")
-        assert not re.search(r"https?://(?!\$)|@import|\burl\(|innerHTML|outerHTML|eval\(", text), path
+        assert not re.search(r"https?://(?!\$)|@import|\burl\(|innerHTML|outerHTML|eval\(", text), (
+            path
+        )
 
 
 def test_whatever_is_named_is_there() -> None:

@@ -78,7 +78,10 @@ class Playground:
         """Wait for something that is true in the page; its policy forbids Playwright's own way."""
         self.page.evaluate(
             f"""() => new Promise((done) => {{
-                const look = async () => (await ({condition})) ? done() : requestAnimationFrame(look);
+                const look = async () => {{
+                    if (await ({condition})) done();
+                    else requestAnimationFrame(look);
+                }};
                 look();
             }})"""
         )

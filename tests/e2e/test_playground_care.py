@@ -93,9 +93,7 @@ def test_no_key_given_is_said(visit: Open) -> None:
     assert desk.text == "Hello"
 
 
-def test_the_server_goes_and_comes_back(
-    visit: Open, embedded_model: Path, tmp_path: Path
-) -> None:
+def test_the_server_goes_and_comes_back(visit: Open, embedded_model: Path, tmp_path: Path) -> None:
     arguments = ("--model", f"{MODEL}={embedded_model}", "--slots", "2")
     with serving(tmp_path / "first", *arguments) as first:
         desk = visit(first.url)
@@ -197,7 +195,9 @@ def test_hostile_output_stays_text(visit: Open) -> None:
         ),
     )
     bar = page.locator("header.bar").bounding_box()
-    elements = page.evaluate("document.querySelectorAll('script, img, b, i:not([data-step])').length")
+    elements = page.evaluate(
+        "document.querySelectorAll('script, img, b, i:not([data-step])').length"
+    )
     desk.proceed()
     assert desk.text == HOSTILE
     # The card, the tree, its names, the comparison and the tokens show it too, as text.
@@ -224,7 +224,10 @@ def test_hostile_output_stays_text(visit: Open) -> None:
     assert now == elements
     # Bidirectional marks turn nothing around outside the text.
     assert page.locator("header.bar").bounding_box() == bar
-    assert page.evaluate("getComputedStyle(document.querySelector('#text')).unicodeBidi") == "plaintext"
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('#text')).unicodeBidi")
+        == "plaintext"
+    )
 
 
 def test_the_policy_forbids_what_hostile_text_would_need(desk: Playground) -> None:
@@ -430,8 +433,10 @@ def test_the_live_view_moves(desk: Playground, server: Server) -> None:
     desk.settle()
     expect(value.nth(0)).to_have_text("0")
     drawn = page.evaluate(
-        """() => [...document.querySelectorAll(".live-plot")].map((canvas) =>
-            canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean))"""
+        """() => [...document.querySelectorAll(".live-plot")].map((canvas) => {
+            const pen = canvas.getContext("2d");
+            return pen.getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean);
+        })"""
     )
     assert drawn[0]
     assert drawn[2]

@@ -19,7 +19,7 @@ from e2e.browser import Open, Playground
 pytestmark = pytest.mark.e2e
 
 # Quotes and escapes of all three languages, and characters beyond 16 bits.
-TRICKY = "It's a \"test\" of $HOME `x` \\n {a} ${b} %s 🦜 是的\n\tand\u2028so on, she said:"
+TRICKY = 'It\'s a "test" of $HOME `x` \\n {a} ${b} %s 🦜 是的\n\tand\u2028so on, she said:'
 
 
 def snippet(desk: Playground, language: str) -> str:

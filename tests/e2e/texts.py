@@ -15,7 +15,7 @@ def branches_of(tokens: int) -> dict[str, Any]:
         read = {"text": token, "logprob": -0.1 - i % 7, "top": top}
         groups.append({"start": len(text), "end": len(text) + len(token), "tokens": [read]})
         text += token
-    root = {
+    root: dict[str, Any] = {
         "id": "root", "parent": None, "from": 0, "text": "", "by": "you", "groups": [],
         "whole": False, "name": "", "finish": None,
     }  # fmt: skip

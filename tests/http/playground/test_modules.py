@@ -25,8 +25,9 @@ def test_pure_modules() -> None:
         ["--test", "--disable-warning=MODULE_TYPELESS_PACKAGE_JSON", str(tests)],
         return_completed_process=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"^\S+ pass ([1-9]\d+)$", done.stdout, re.MULTILINE), done.stdout
+    out = str(done.stdout)
+    assert done.returncode == 0, out
+    assert re.search(r"^\S+ pass ([1-9]\d+)$", out, re.MULTILINE), out
 
 
 def test_both_languages_are_complete() -> None:

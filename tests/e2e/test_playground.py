@@ -278,9 +278,9 @@ def test_wrong_values_are_said_at_the_control(desk: Playground) -> None:
     assert desk.text == "A"
 
 
-def test_infill(visit: Open, embedded_model: Path, tmp_path: Path) -> None:
+def test_infill(visit: Open, tiny_model: Path, tmp_path: Path) -> None:
     coder = make_gguf(tmp_path / "coder.gguf", "qwen")
-    models = ("--model", f"plain={embedded_model}", "--model", f"coder={coder}")
+    models = ("--model", f"plain={tiny_model}", "--model", f"coder={coder}")
     with serving(tmp_path / "stderr", *models, "--slots", "2") as served:
         desk = visit(served.url)
         page = desk.page

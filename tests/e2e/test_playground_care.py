@@ -93,14 +93,14 @@ def test_no_key_given_is_said(visit: Open) -> None:
     assert desk.text == "Hello"
 
 
-def test_the_server_goes_and_comes_back(visit: Open, embedded_model: Path, tmp_path: Path) -> None:
-    arguments = ("--model", f"{MODEL}={embedded_model}", "--slots", "2")
+def test_the_server_goes_and_comes_back(visit: Open, tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ("--model", f"{MODEL}={tiny_model}", "--slots", "2")
     with serving(tmp_path / "first", *arguments) as first:
         desk = visit(first.url)
         page = desk.page
-        desk.set("max_tokens", 4000)
+        desk.set("max_tokens", 8000)
         page.evaluate("document.querySelector('#field-ignore_eos').click()")
-        desk.write("It was the best of times,")
+        desk.write("It was")
         page.keyboard.press("Control+Enter")
         desk.until("document.querySelector('#text').value.length > 60")
         first.stop(signal.SIGKILL)

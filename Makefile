@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 RUN := .venv/bin
 
-.PHONY: help serve install test check bench lock clean
+.PHONY: help serve install test check bench typing screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show what there is to make
@@ -34,6 +34,14 @@ check: python ## Lint, types, import rules
 bench: python ## Figures against peers (PEERS=folder of llama-server and llama-bench)
 	@$(PYTHON) scripts/install.py --test
 	$(RUN)/python benchmarks/run.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+
+typing: python ## Typing latency of the playground, by length of the text
+	@$(PYTHON) scripts/install.py --test
+	PYTHONPATH=tests $(RUN)/python benchmarks/playground.py
+
+screenshots: python ## Pictures of the playground for the README, into docs/images
+	@$(PYTHON) scripts/install.py --test
+	PYTHONPATH=tests $(RUN)/python scripts/screenshots.py
 
 lock: ## Compile requirements/*.txt again
 	scripts/lock.sh

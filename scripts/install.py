@@ -49,6 +49,7 @@ __attribute__((target("amx-tile"))) int main() {
     return 0;
 }
 """
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 STEP = re.compile(r"\[\s*(\d+)/(\d+)\]")
 
 
@@ -197,6 +198,20 @@ def show_step(done: int, steps: int, shown: int) -> int:
     return percent
 
 
+def install_browser() -> None:
+    """Chromium, in which the playground is tested; as root it is installed where it is missing."""
+    if any(map(shutil.which, BROWSERS)):
+        return
+    apt = shutil.which("apt-get")
+    prefix = () if os.geteuid() == 0 else ("sudo", "--non-interactive")
+    if apt is None or (prefix and shutil.which("sudo") is None):
+        raise InstallError("the tests need chromium; on Debian and Ubuntu: apt install chromium")
+    say("installing chromium for the tests of the playground")
+    options = ("-o", "DPkg::Lock::Timeout=300", "-qq", "-y", "--no-install-recommends")
+    run([*prefix, apt, "update", "-qq"])
+    run([*prefix, apt, "install", *options, "chromium", "fonts-dejavu-core"])
+
+
 def stamp(sets: Sequence[str]) -> str:
     """Changes with everything that an installation is made of."""
     files = [Path(__file__), ROOT / "pyproject.toml", *sorted(REQUIREMENTS.glob("*.txt"))]
@@ -206,6 +221,8 @@ def stamp(sets: Sequence[str]) -> str:
 
 def install(*, test: bool) -> None:
     """Bring .venv up to date."""
+    if test:
+        install_browser()
     sets = ["test"] if test else ["base"]
     mark = VENV / f"installed-{sets[0]}"
     if PYTHON.exists() and mark.exists() and mark.read_text() == stamp(sets):

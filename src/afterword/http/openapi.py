@@ -75,7 +75,13 @@ def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
             "/metrics": {"get": _plain("Figures for Prometheus.", "text/plain")},
             "/openapi.json": {"get": _plain("This document.", "application/json")},
             "/docs": {"get": _plain("This document for people.", "text/html")},
-            "/": {"get": _plain("What this is.", "text/html")},
+            "/": {"get": _plain("The playground.", "text/html")},
+            "/playground/{path}": {
+                "get": {
+                    **_plain("Files of the playground.", "*/*", also=(404,)),
+                    "parameters": [{**in_path, "name": "path"}],
+                }
+            },
         },
         "components": {"schemas": dict(all_schemas(limits))},
     }
@@ -111,9 +117,9 @@ def _get(summary: str, answer: str, *, also: Sequence[int] = ()) -> Schema:
     }
 
 
-def _plain(summary: str, media: str) -> Schema:
+def _plain(summary: str, media: str, *, also: Sequence[int] = ()) -> Schema:
     ok = {"description": "Done.", "content": {media: {"schema": {}}}}
-    return {"summary": summary, "responses": {"200": ok, **_errors(_COMMON)}}
+    return {"summary": summary, "responses": {"200": ok, **_errors(sorted({*_COMMON, *also}))}}
 
 
 def _health() -> Schema:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 _STYLE = (
@@ -30,7 +28,6 @@ _HEADERS = {
     ),
     "referrer-policy": "no-referrer",
 }
-_HOST = re.compile(r"([A-Za-z0-9.\-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
 _SHOWN_LIMITS = {
     "minimum": "from",
     "maximum": "to",
@@ -43,31 +40,6 @@ _SHOWN_LIMITS = {
 def page(html: str) -> Response:
     """A page as an answer, with a policy that lets it load and run nothing."""
     return Response(html, headers=_HEADERS)
-
-
-def base_url(request: Request) -> str:
-    """Where the client found this server, or a stand-in where its ``Host`` is no host."""
-    host = request.headers.get("host", "")
-    return f"{request.scope['scheme']}://{host if _HOST.fullmatch(host) else 'localhost'}"
-
-
-def index(base: str, model: str) -> str:
-    """What this is, and a first request to try."""
-    body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 32})
-    # Inside single quotes a shell takes everything as it is, except a single quote.
-    quoted = body.replace("'", "'\\''")
-    curl = (
-        f"curl {base}/v1/completions \\\n  -H 'Content-Type: application/json' \\\n  -d '{quoted}'"
-    )
-    return _html(
-        "Afterword",
-        "<h1>Afterword</h1>"
-        "<p>A completions server: all of <code>POST /v1/completions</code>, on real models.</p>"
-        f"<pre>{escape(curl)}</pre>"
-        '<p><a href="/docs">Documentation</a> · <a href="/openapi.json">OpenAPI</a> · '
-        '<a href="/v1/models">Models</a> · <a href="/health">Health</a> · '
-        '<a href="/metrics">Metrics</a></p>',
-    )
 
 
 def docs(document: Mapping[str, Any]) -> str:

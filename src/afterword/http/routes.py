@@ -21,6 +21,7 @@ from afterword.http.exchange import exchange_of
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import CONTENT_TYPE, Metrics
 from afterword.http.openapi import document
+from afterword.http.playground import Playground
 from afterword.http.stream import EventStream
 
 _encode = msgspec.json.Encoder().encode
@@ -119,6 +120,7 @@ class Routes:
         model = service.catalog.default.name
         self._openapi = document(service.limits, model=model, version=__version__)
         self._docs = pages.docs(self._openapi)
+        self._playground = Playground()
 
     def table(self) -> Sequence[BaseRoute]:
         """Paths, methods, endpoints; ``HEAD`` goes wherever ``GET`` does."""
@@ -135,7 +137,8 @@ class Routes:
             Route("/metrics", self.metrics, methods=get),
             Route("/openapi.json", self.openapi, methods=get),
             Route("/docs", self.docs, methods=get),
-            Route("/", self.index, methods=get),
+            Route("/", self._playground.page, methods=get),
+            Route("/playground/{path:path}", self._playground.file, methods=get),
         ]
 
     async def models(self, _: Request) -> Response:
@@ -195,11 +198,6 @@ class Routes:
     async def docs(self, _: Request) -> Response:
         """The OpenAPI document for people."""
         return pages.page(self._docs)
-
-    async def index(self, request: Request) -> Response:
-        """What this is, and a first request to try."""
-        base = pages.base_url(request)
-        return pages.page(pages.index(base, self._service.catalog.default.name))
 
     async def _body(self, request: Request) -> bytes:
         limit_bytes = self._service.limits.max_body_bytes

@@ -1,0 +1,68 @@
+"""Typing latency of the playground: from a key to the frame that shows it, by length of the text.
+
+Needs Chromium; `make test` installs it. Run as `make typing`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from e2e.browser import Playground, chromium, playground
+from e2e.process import serving
+from e2e.texts import branches_of
+
+KEYS = 60
+# After the frame's own work a message comes in turn: the frame is on its way to the screen then.
+MEASURE = """() => {
+    window.latencies_ms = [];
+    document.querySelector("#text").addEventListener("keydown", (event) => {
+        requestAnimationFrame(() => {
+            const { port1, port2 } = new MessageChannel();
+            port1.onmessage = () => window.latencies_ms.push(performance.now() - event.timeStamp);
+            port2.postMessage(null);
+        });
+    });
+}"""
+
+
+def measure(desk: Playground, place: int) -> list[float]:
+    """Latencies in milliseconds of keys typed at an offset, slowest last."""
+    page = desk.page
+    page.evaluate("window.latencies_ms.length = 0")
+    page.focus("#text")
+    page.evaluate(f"document.querySelector('#text').setSelectionRange({place}, {place})")
+    page.keyboard.press("ArrowLeft")
+    desk.until("window.latencies_ms.length === 1")
+    for i in range(KEYS):
+        page.keyboard.type("the quick brown fox "[i % 20])
+        desk.until(f"window.latencies_ms.length === {i + 2}")
+    return sorted(page.evaluate("window.latencies_ms.slice(1)"))
+
+
+def main() -> None:
+    """A line for each length and place."""
+    with tempfile.TemporaryDirectory() as folder:
+        errors, file = Path(folder, "stderr"), Path(folder, "branches.json")
+        with serving(errors, "--slots", "1") as server, chromium() as browser:
+            for tokens in (100, 1_000, 10_000, 30_000):
+                file.write_text(json.dumps(branches_of(tokens)))
+                with playground(browser, server.url) as desk:
+                    desk.view("branches")
+                    desk.page.set_input_files("#branch-bar input[type=file]", file)
+                    desk.until("document.querySelector('#text').value.length > 400")
+                    desk.page.evaluate(MEASURE)
+                    length = len(desk.text)
+                    for name, place in (("end", length), ("middle", length // 2)):
+                        found = measure(desk, place)
+                        print(
+                            f"{tokens:>6} tokens, typing at the {name:<6}: "
+                            f"median {statistics.median(found):5.1f} ms, "
+                            f"95 % {found[int(KEYS * 0.95)]:5.1f} ms, worst {found[-1]:5.1f} ms"
+                        )
+
+
+if __name__ == "__main__":
+    main()

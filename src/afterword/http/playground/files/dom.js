@@ -1,0 +1,51 @@
+/** Elements from code. Text is only ever text: nothing here parses HTML. */
+
+/** An element with properties (`class`, `on…`, attributes) and children; strings become text. */
+export function h(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === null || value === undefined) continue;
+    // To ARIA, false is a value; elsewhere it is an attribute that is not there.
+    if (value === false && !name.startsWith("aria-")) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true && !name.startsWith("aria-") ? "" : String(value));
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+export function find(selector) {
+  const element = document.querySelector(selector);
+  if (element === null) throw new Error(`the page has no ${selector}`);
+  return element;
+}
+
+/** An identifier that no other has; works without a secure context. */
+export function freshId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(12));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** A function that runs once, `delay_ms` after its last call. */
+export function settled(delay_ms, run) {
+  let timer;
+  const later = (...given) => {
+    clearTimeout(timer);
+    timer = setTimeout(run, delay_ms, ...given);
+  };
+  later.cancel = () => clearTimeout(timer);
+  return later;
+}
+
+/** A function that runs once before the next frame, however often it is called. */
+export function eachFrame(run) {
+  let asked = false;
+  return () => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      run();
+    });
+  };
+}

@@ -1,0 +1,323 @@
+/** The playground: puts the parts together, and knows what each needs of the others. */
+
+import { Api, ApiError, Unreachable } from "./api.js";
+import { Branches } from "./branches.js";
+import { Choices } from "./choices.js";
+import { Controls } from "./controls.js";
+import { Desk } from "./desk.js";
+import { eachFrame, find, h, settled } from "./dom.js";
+import { choose, language, number, onLanguage, preferred, t } from "./i18n.js";
+import { KeyDialog } from "./keydialog.js";
+import { BadLink, fromFragment } from "./link.js";
+import { Live } from "./live.js";
+import { Notice } from "./notice.js";
+import { Pieces } from "./pieces.js";
+import { defaults, readSettings } from "./request.js";
+import { Session } from "./session.js";
+import { Share } from "./share.js";
+import { key, preference, Shelf } from "./storage.js";
+import { Panel } from "./panel.js";
+import { ROOT } from "./tree.js";
+
+const SAVE_AFTER_MS = 700;
+const LOOK_AGAIN_MS = 2000;
+
+choose(preferred(preference.get("language"), navigator.languages), { keep: false });
+
+const settings = defaults();
+const notice = new Notice();
+const keys = new KeyDialog(() => void models.load());
+const api = new Api(key, (refused) => keys.ask(refused));
+
+/** The models served, and what the operator allows of the one chosen. */
+const models = {
+  known: [],
+  select: find("#model"),
+
+  get chosen() {
+    return this.known.find((model) => model.id === settings.model);
+  },
+
+  get limits() {
+    return this.chosen?.afterword ?? {};
+  },
+
+  async load() {
+    const list = await attempt(() => api.json("/v1/models"), () => void this.load());
+    if (list === null) return;
+    this.known = list.data;
+    if (this.chosen === undefined && this.known.length > 0) settings.model = this.known[0].id;
+    this.select.replaceChildren(...this.known.map(({ id, afterword }) => h("option", { value: id },
+      afterword?.alias_of ? t("model.alias", { id, model: afterword.alias_of }) : id)));
+    this.show();
+  },
+
+  show() {
+    this.select.value = settings.model;
+    controls.limit(this.limits);
+    find("#infill").disabled = this.limits.suffix === false;
+    find("#infill").checked = settings.infill;
+    find("#infill-none").hidden = this.limits.suffix !== false;
+    find("#hint-infill").hidden = this.limits.suffix === false;
+    showSuffix();
+    pieces.follow(session.text);
+  },
+};
+
+/** What `ask` gives, or null after saying what went wrong. */
+async function attempt(ask, retry) {
+  try {
+    return await ask();
+  } catch (error) {
+    fail(error, retry);
+    return null;
+  }
+}
+
+function fail(error, retry = null) {
+  if (error instanceof Unreachable) waitForServer();
+  if (error instanceof ApiError && controls.fail(error.param, error.message)) panel.open("settings");
+  notice.show(error, error instanceof ApiError && error.retryAfter_s === null ? null : retry);
+}
+
+let looking = false;
+
+/** Look until the server is back, then take up what had to wait. */
+function waitForServer() {
+  if (looking) return;
+  looking = true;
+  const look = async () => {
+    if (!(await api.healthy())) {
+      setTimeout(() => void look(), LOOK_AGAIN_MS);
+      return;
+    }
+    looking = false;
+    notice.tell(t("news.back"));
+    await models.load();
+  };
+  setTimeout(() => void look(), LOOK_AGAIN_MS);
+}
+
+const tokenize = (text, strings) => attempt(() => api.json("/tokenize", {
+  model: settings.model, prompt: text, add_special_tokens: false, return_token_strs: strings,
+}));
+
+const session = new Session({ api, settings: () => settings, limits: () => models.limits });
+const controls = new Controls(find("#controls"), settings, async (text) => {
+  const found = await tokenize(text, true);
+  return found && found.tokens.map((id, i) => ({ id, text: found.token_strs[i] }));
+});
+const panel = new Panel(find("#panel"), find("#panel-toggle"));
+const desk = new Desk(session, notice);
+new Choices(find("#choices"), session);
+const branches = new Branches({
+  list: find("#branches"), bar: find("#branch-bar"), comparison: find("#comparison"),
+}, session);
+const pieces = new Pieces(find("#pieces"), (text) => (settings.model === "" || looking ? null : tokenize(text, true)));
+const live = new Live(find("#live"), async () => {
+  try {
+    return await api.text("/metrics");
+  } catch (error) {
+    if (error instanceof Unreachable) waitForServer();
+    else if (!(error instanceof ApiError)) throw error;
+    return null;
+  }
+});
+const share = new Share(() => ({
+  body: session.body, keyed: key.get() !== null, settings, text: session.text, suffix: session.suffix,
+}));
+
+let shelf = null;
+const save = settled(SAVE_AFTER_MS, async () => {
+  if (shelf === null || session.running !== null) return;
+  const page = { at: session.at, text: session.text, suffix: session.suffix, settings: structuredClone(settings) };
+  try {
+    await shelf.save(session.tree, page);
+  } catch (error) {
+    shelf = null;
+    notice.tell(t("news.notKept", { reason: error.message }));
+  }
+});
+
+function showSuffix() {
+  const shown = settings.infill && models.limits.suffix !== false;
+  find("#gap").hidden = !shown;
+}
+
+const showCount = eachFrame(() => {
+  const { found } = pieces;
+  find("#count").textContent = found === null ? "" : t("count.of", {
+    count: number(found.count), context: number(found.max_model_len),
+  });
+});
+
+document.body.dataset.running = "";
+const showRunning = eachFrame(() => {
+  const { running } = session;
+  find("#continue").hidden = running !== null;
+  find("#stop").hidden = running === null;
+  find("#score").disabled = running !== null || session.text === "";
+});
+
+function proceed() {
+  notice.clear();
+  controls.clearErrors();
+  desk.area.focus();
+  void session.continue();
+}
+
+session.addEventListener("problem", ({ detail }) => fail(detail, proceed));
+session.addEventListener("running", () => {
+  document.body.dataset.running = session.running?.kind ?? "";
+  showRunning();
+  if (session.running !== null) notice.say(t(`said.${session.running.kind}`));
+  else {
+    notice.say(t("said.done"));
+    pieces.follow(session.text);
+    save();
+  }
+});
+for (const type of ["text", "tree", "marks"]) {
+  session.addEventListener(type, () => {
+    if (session.running !== null) return;
+    showRunning();
+    pieces.follow(session.text);
+    save();
+  });
+}
+pieces.addEventListener("counted", showCount);
+controls.addEventListener("change", save);
+branches.addEventListener("imported", ({ detail: { tree, at } }) => {
+  session.take(tree, at);
+  notice.tell(t("news.imported", { count: number(tree.size - 1) }));
+});
+branches.addEventListener("refused", ({ detail }) => {
+  notice.refuse(detail);
+});
+
+find("#continue").addEventListener("click", proceed);
+find("#stop").addEventListener("click", () => session.stop());
+find("#score").addEventListener("click", () => {
+  notice.clear();
+  desk.area.focus();
+  void session.score();
+});
+find("#undo").addEventListener("click", () => session.undo());
+find("#new").addEventListener("click", () => {
+  session.begin("");
+  desk.area.focus();
+});
+find("#share-open").addEventListener("click", () => share.open());
+find("#key-open").addEventListener("click", () => void keys.ask());
+models.select.addEventListener("change", () => {
+  settings.model = models.select.value;
+  models.show();
+  save();
+});
+find("#infill").addEventListener("change", (event) => {
+  settings.infill = event.target.checked;
+  showSuffix();
+  save();
+});
+panel.addEventListener("shown", () => {
+  live.open = panel.shown === "server";
+  pieces.draw();
+});
+
+document.addEventListener("keydown", (event) => {
+  const command = event.ctrlKey || event.metaKey;
+  if (document.querySelector("dialog[open]") !== null) return;
+  if (command && event.key === "Enter") {
+    event.preventDefault();
+    proceed();
+  } else if (event.key === "Escape") {
+    if (session.running !== null) session.stop();
+    else if (session.choices.length > 0) session.choose(-1);
+    else panel.closeDrawer();
+  } else if (command && /^[zy]$/i.test(event.key) && isPaper(event.target)) {
+    event.preventDefault();
+    if (event.key.toLowerCase() === "y" || event.shiftKey) session.redo();
+    else session.undo();
+  }
+});
+
+function isPaper(target) {
+  return target === document.body || target.id === "text" || target.id === "suffix";
+}
+
+// A text area's own history knows nothing of what the model wrote.
+for (const area of [desk.area, find("#suffix")]) {
+  area.addEventListener("beforeinput", (event) => {
+    if (event.inputType !== "historyUndo" && event.inputType !== "historyRedo") return;
+    event.preventDefault();
+    if (event.inputType === "historyUndo") session.undo();
+    else session.redo();
+  });
+}
+
+const languages = find("#language");
+languages.value = language();
+languages.addEventListener("change", () => choose(languages.value, { keep: true }));
+onLanguage(() => {
+  controls.build();
+  branches.draw();
+  live.build();
+  pieces.draw();
+  desk.redraw();
+  showCount();
+});
+
+const theme = find("#theme");
+theme.value = preference.get("theme") ?? "auto";
+const applyTheme = () => {
+  document.documentElement.dataset.theme = theme.value;
+  desk.redraw();
+};
+theme.addEventListener("change", () => {
+  preference.set("theme", theme.value);
+  applyTheme();
+});
+applyTheme();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => desk.redraw());
+
+/** A link says what the page is to be; without one it is as it was left. */
+async function arrive() {
+  try {
+    shelf = await Shelf.open();
+    const { nodes, page } = await shelf.load();
+    if (nodes.length > 0) {
+      Object.assign(settings, readSettings(page?.settings));
+      session.resume(nodes, page?.at ?? ROOT, page?.text, page?.suffix ?? "");
+    }
+  } catch (error) {
+    // Some private windows keep nothing; the page works without.
+    notice.tell(t("news.notKept", { reason: error.message }));
+  }
+  await readLink();
+  controls.refresh();
+  await models.load();
+  document.body.dataset.ready = "true";
+  desk.area.focus();
+}
+
+async function readLink() {
+  try {
+    const carried = await fromFragment(location.hash);
+    if (carried === null) return;
+    Object.assign(settings, carried.settings);
+    session.begin(carried.text, carried.suffix);
+    // What is written from here on is no longer what the link says.
+    history.replaceState(null, "", location.pathname);
+  } catch (error) {
+    if (!(error instanceof BadLink)) throw error;
+    notice.refuse(t("link.bad"));
+  }
+}
+
+window.addEventListener("hashchange", () => {
+  void readLink().then(() => {
+    controls.refresh();
+    models.show();
+  });
+});
+void arrive();

@@ -1,0 +1,62 @@
+/** The token view: ids and pieces of the text as it stands, and how many there are. */
+
+import { h, settled } from "./dom.js";
+import { number, t } from "./i18n.js";
+import { spelled } from "./tokens.js";
+
+const WAIT_MS = 350;
+const SHOWN = 600;
+
+export class Pieces extends EventTarget {
+  #box;
+  #tokenize;
+  #found = null;
+  #text = "";
+  #asked = 0;
+  #later = settled(WAIT_MS, () => void this.#count());
+
+  /**
+   * @param {HTMLElement} box
+   * @param {(text: string) => Promise<object|null>} tokenize
+   */
+  constructor(box, tokenize) {
+    super();
+    this.#box = box;
+    this.#tokenize = tokenize;
+  }
+
+  /** Count this text when the typing pauses. */
+  follow(text) {
+    this.#text = text;
+    this.#later();
+  }
+
+  get found() {
+    return this.#found;
+  }
+
+  async #count() {
+    this.#asked += 1;
+    const turn = this.#asked;
+    const found = await this.#tokenize(this.#text.toWellFormed());
+    // A later question has been asked meanwhile, or the server could not answer.
+    if (turn !== this.#asked || found === null) return;
+    this.#found = found;
+    this.draw();
+    this.dispatchEvent(new Event("counted"));
+  }
+
+  draw() {
+    if (this.#box.closest("[hidden]") !== null || this.#found === null) return;
+    const { tokens, token_strs: strings, count, max_model_len: context } = this.#found;
+    const first = Math.max(0, count - SHOWN);
+    const rows = strings.slice(first).map((text, i) => h("li", { class: "piece" },
+      h("bdi", {}, spelled(text)), h("span", { class: "id" }, tokens[first + i])));
+    const sum = t("pieces.sum", {
+      count: number(count), characters: number([...this.#text].length), context: number(context),
+    });
+    const more = first > 0 ? [h("p", { class: "hint" }, t("pieces.last", { count: number(SHOWN) }))] : [];
+    this.#box.replaceChildren(h("p", { class: "pieces-sum" }, sum), ...more,
+      h("ol", { class: "pieces", start: first + 1 }, ...rows));
+  }
+}

@@ -1,0 +1,78 @@
+/** Carrying on elsewhere: the request as a program, and a link to the page as it stands. */
+
+import { find, h } from "./dom.js";
+import { t } from "./i18n.js";
+import { toFragment } from "./link.js";
+import { LANGUAGES } from "./snippets.js";
+
+const NAMES = { curl: "curl", python: "Python", javascript: "JavaScript" };
+
+/** Put text on the clipboard; false where the browser does not let us (no secure context). */
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch (error) {
+    // Outside a secure context there is no clipboard at all; inside one it may be forbidden.
+    if (error instanceof TypeError || error.name === "NotAllowedError") return false;
+    throw error;
+  }
+}
+
+export class Share {
+  #dialog = find("#share");
+  #page;
+  #language = "curl";
+
+  /** @param {() => {body: object, keyed: boolean, settings: object, text: string, suffix: string}} page */
+  constructor(page) {
+    this.#page = page;
+    find("#share-close").addEventListener("click", () => this.#dialog.close());
+    find("#share-copy").addEventListener("click", () => this.#copy(find("#share-code").textContent));
+    find("#share-link").addEventListener("click", () => void this.#copyLink());
+  }
+
+  open() {
+    this.#draw();
+    find("#share-said").textContent = "";
+    this.#dialog.showModal();
+  }
+
+  #draw() {
+    const { body, keyed } = this.#page();
+    const tabs = Object.keys(LANGUAGES).map((name) => h("button", {
+      type: "button", role: "tab", "aria-selected": name === this.#language, id: `share-${name}`,
+      "aria-controls": "share-code", tabindex: name === this.#language ? 0 : -1,
+      onclick: () => this.#choose(name),
+    }, NAMES[name]));
+    find("#share-tabs").replaceChildren(...tabs);
+    find("#share-tabs").onkeydown = (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (step === undefined) return;
+      const names = Object.keys(LANGUAGES);
+      const next = (names.indexOf(this.#language) + step + names.length) % names.length;
+      this.#choose(names[next]);
+      find(`#share-${names[next]}`).focus();
+    };
+    const code = LANGUAGES[this.#language]({ base: location.origin, body, keyed });
+    find("#share-code").textContent = code;
+  }
+
+  #choose(name) {
+    this.#language = name;
+    this.#draw();
+  }
+
+  async #copyLink() {
+    const { settings, text, suffix } = this.#page();
+    const fragment = await toFragment({ settings, text, suffix });
+    history.replaceState(null, "", `#${fragment}`);
+    await this.#copy(location.href);
+  }
+
+  async #copy(text) {
+    const done = await copy(text);
+    find("#share-said").textContent = t(done ? "share.copied" : "share.byHand");
+    if (!done) getSelection().selectAllChildren(find("#share-code"));
+  }
+}

@@ -1,0 +1,217 @@
+/**
+ * The page to write on: a text area over a mirror of its text, which carries the tints.
+ *
+ * The text area does what text areas do (typing, selection, screen readers); the mirror has the
+ * same text in the same place and is painted by the CSS Custom Highlight API, so that no element
+ * stands for a token. Only what is in view is painted.
+ */
+
+import { eachFrame } from "./dom.js";
+import { groupAt, logprobOf } from "./tokens.js";
+import { COUNT, stepOf } from "./tint.js";
+
+const POINTED = "pointed";
+const MARGIN_PX = 200;
+
+export class Surface extends EventTarget {
+  #area;
+  #mirror;
+  #view;
+  #text = document.createTextNode("");
+  #probe = document.createRange();
+  #groups = [];
+  #valid = 0;
+  #pointed = -1;
+  // What the tints on the page were made from.
+  #painted = [];
+  #paintLater = eachFrame(() => this.#paint());
+  #pointLater;
+  #pointer = null;
+
+  /** @param {{area: HTMLTextAreaElement, mirror: HTMLElement, view: HTMLElement}} parts */
+  constructor({ area, mirror, view }) {
+    super();
+    this.#area = area;
+    this.#mirror = mirror;
+    this.#view = view;
+    mirror.append(this.#text, "\u200b");
+    area.addEventListener("input", () => {
+      this.#sync();
+      this.point(-1);
+      this.dispatchEvent(new Event("edit"));
+    });
+    view.addEventListener("scroll", this.#paintLater, { passive: true });
+    new ResizeObserver(this.#paintLater).observe(mirror);
+    this.#pointLater = eachFrame(() => this.#hover());
+    area.addEventListener("pointermove", (event) => {
+      if (event.pointerType === "touch") return;
+      this.#pointer = { x: event.clientX, y: event.clientY };
+      this.#pointLater();
+    });
+    area.addEventListener("pointerleave", () => {
+      this.#pointer = null;
+      this.dispatchEvent(new Event("leave"));
+    });
+  }
+
+  get value() {
+    return this.#area.value;
+  }
+
+  get area() {
+    return this.#area;
+  }
+
+  get selection() {
+    return [this.#area.selectionStart, this.#area.selectionEnd];
+  }
+
+  /** Replace the text; the caret goes to `caret`, or to the end. */
+  show(text, caret = text.length) {
+    if (text !== this.#area.value) this.#area.value = text;
+    this.#area.setSelectionRange(caret, caret);
+    this.#sync();
+  }
+
+  /** Add to the end, as a stream does; stay with the end if it is in view. */
+  append(text) {
+    const near = this.#view.scrollHeight - this.#view.scrollTop - this.#view.clientHeight < 120;
+    const end = this.#area.value.length;
+    this.#area.setRangeText(text, end, end, "end");
+    this.#sync();
+    if (near) this.#view.scrollTop = this.#view.scrollHeight;
+  }
+
+  /** Tint these groups, as far as they lie before `valid`. */
+  mark(groups, valid) {
+    if (groups === this.#groups && valid === this.#valid) return;
+    this.#groups = groups;
+    this.#valid = valid;
+    this.#paintLater();
+  }
+
+  /** The group pointed at, by index; -1 for none. */
+  point(index) {
+    if (index === this.#pointed) return;
+    this.#pointed = index;
+    const group = this.#groups[index];
+    if (group === undefined) CSS.highlights.delete(POINTED);
+    else CSS.highlights.set(POINTED, new Highlight(this.#range(group.start, group.end)));
+  }
+
+  /** Where a group stands, relative to the mirror's box. */
+  place(index) {
+    const { start, end } = this.#groups[index];
+    const rects = this.#live(start, Math.max(end, start + 1)).getClientRects();
+    const rect = rects[0] ?? this.#mirror.getBoundingClientRect();
+    const box = this.#mirror.getBoundingClientRect();
+    return {
+      left: rect.left - box.left, top: rect.top - box.top, bottom: rect.bottom - box.top,
+      right: rect.right - box.left,
+    };
+  }
+
+  reveal(offset) {
+    const rect = this.#live(offset, offset + 1).getBoundingClientRect();
+    const view = this.#view.getBoundingClientRect();
+    if (rect.top < view.top + 40 || rect.bottom > view.bottom - 40) {
+      this.#view.scrollTop += rect.top - view.top - view.height / 3;
+    }
+  }
+
+  /** The index of the tinted group that ends at or holds an offset, or -1. */
+  indexAt(offset) {
+    const index = groupAt(this.#groups, offset);
+    const group = this.#groups[index];
+    if (group === undefined || group.start > offset || group.end > this.#valid) return -1;
+    return index;
+  }
+
+  /** Change only what differs, which keeps the layout of the rest. */
+  #sync() {
+    const [before, now] = [this.#text.data, this.#area.value];
+    let head = 0;
+    const most = Math.min(before.length, now.length);
+    while (head < most && before.charCodeAt(head) === now.charCodeAt(head)) head += 1;
+    let tail = 0;
+    while (
+      tail < most - head
+      && before.charCodeAt(before.length - 1 - tail) === now.charCodeAt(now.length - 1 - tail)
+    ) tail += 1;
+    if (head < before.length || head < now.length) {
+      this.#text.replaceData(head, before.length - head - tail, now.slice(head, now.length - tail));
+    }
+    this.#paintLater();
+  }
+
+  #range(start, end) {
+    const most = this.#text.length;
+    return new StaticRange({
+      startContainer: this.#text, startOffset: Math.min(start, most),
+      endContainer: this.#text, endOffset: Math.min(end, most),
+    });
+  }
+
+  /** The one live range there is: every change of the text has to update all of them. */
+  #live(start, end) {
+    const range = this.#probe;
+    const most = this.#text.length;
+    range.setStart(this.#text, Math.min(start, most));
+    range.setEnd(this.#text, Math.min(end, most));
+    return range;
+  }
+
+  /** The first offset whose line ends below a height of the window. */
+  #offsetBelow(y) {
+    let low = 0;
+    let high = this.#text.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      const { bottom } = this.#live(middle, middle + 1).getBoundingClientRect();
+      if (bottom <= y) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  #paint() {
+    const steps = Array.from({ length: COUNT }, () => []);
+    if (this.#groups.length === 0) {
+      this.#painted = [];
+    } else {
+      const view = this.#view.getBoundingClientRect();
+      const first = this.#offsetBelow(view.top - MARGIN_PX);
+      const last = this.#offsetBelow(view.bottom + MARGIN_PX);
+      const now = [this.#groups, this.#groups.length, this.#valid, first, last];
+      if (now.every((part, i) => part === this.#painted[i])) return;
+      this.#painted = now;
+      for (let i = groupAt(this.#groups, first); i < this.#groups.length; i += 1) {
+        const group = this.#groups[i];
+        if (group.start > last || group.end > this.#valid) break;
+        const logprob = logprobOf(group);
+        if (logprob === null || group.start === group.end) continue;
+        steps[stepOf(logprob)].push(this.#range(group.start, group.end));
+      }
+    }
+    steps.forEach((ranges, step) => CSS.highlights.set(`tint-${step}`, new Highlight(...ranges)));
+  }
+
+  #hover() {
+    if (this.#pointer === null) return;
+    this.dispatchEvent(new CustomEvent("hover", { detail: this.#indexUnder(this.#pointer) }));
+  }
+
+  /** The group under a point: its line by height, then the one whose boxes hold the point. */
+  #indexUnder({ x, y }) {
+    const from = this.#offsetBelow(y);
+    for (let i = groupAt(this.#groups, from); i < this.#groups.length; i += 1) {
+      const group = this.#groups[i];
+      if (group.end > this.#valid) return -1;
+      const rects = [...this.#live(group.start, group.end).getClientRects()];
+      if (rects.length > 0 && rects.every((rect) => rect.top > y)) return -1;
+      const inside = (r) => x >= r.left && x < r.right && y >= r.top && y < r.bottom;
+      if (rects.some(inside)) return i;
+    }
+    return -1;
+  }
+}

@@ -1,0 +1,137 @@
+"""The playground in a real browser: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage",
+]  # fmt: skip
+# What a test waits for takes milliseconds on a machine that has nothing else to do.
+PATIENCE_MS = 15_000
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser; ``make test`` installs it."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    assert program is not None, "there is no chromium; on Debian and Ubuntu: apt install chromium"
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Playground:
+    """The page, in words of what a reader does; ``complaints`` are errors of the console."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return self.page.input_value("#text")
+
+    def write(self, text: str) -> None:
+        """Type at the end of the text."""
+        self.page.focus("#text")
+        self.page.keyboard.press("Control+End")
+        self.page.keyboard.insert_text(text)
+
+    def set(self, name: str, value: object) -> None:
+        """Give a field a value; its group is opened where it is closed."""
+        self.view("settings")
+        box = self.page.locator(f"#field-{name}")
+        box.evaluate("(e) => { e.closest('details').open = true; }")
+        box.fill(str(value))
+
+    def view(self, name: str) -> None:
+        """Open a view of the panel."""
+        if self.page.get_attribute("#panel-toggle", "aria-expanded") == "false":
+            self.page.click("#panel-toggle")
+        self.page.click(f"#tab-{name}")
+
+    def proceed(self) -> str:
+        """Continue to the end; what was added."""
+        before = len(self.text)
+        self.page.keyboard.press("Control+Enter")
+        self.settle()
+        return self.text[before:]
+
+    def settle(self) -> None:
+        """Wait until nothing is under way."""
+        expect(self.page.locator("body")).to_have_attribute("data-running", "")
+
+    def until(self, condition: str) -> None:
+        """Wait for something that is true in the page; its policy forbids Playwright's own way."""
+        self.page.evaluate(
+            f"""() => new Promise((done) => {{
+                const look = async () => {{
+                    if (await ({condition})) done();
+                    else requestAnimationFrame(look);
+                }};
+                look();
+            }})"""
+        )
+
+    def score(self) -> None:
+        self.page.click("#score")
+        self.settle()
+
+    def tints(self) -> dict[int, int]:
+        """How many ranges each step of the scale is painted on, after the next frame."""
+        return {
+            int(step): count
+            for step, count in self.page.evaluate(
+                """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(
+                    () => done([...CSS.highlights].filter(([name]) => name.startsWith("tint-"))
+                        .map(([name, ranges]) => [name.slice(5), ranges.size])))))"""
+            )
+        }
+
+    def branches(self) -> list[str]:
+        self.view("branches")
+        return self.page.locator("#branches > li .branch-words").all_inner_texts()
+
+
+@contextmanager
+def playground(browser: Browser, url: str, **options: Any) -> Iterator[Playground]:
+    """A tab of its own, with nothing kept from others; nothing may complain in it."""
+    given = {"viewport": {"width": 1280, "height": 800}, "locale": "en-US", **options}
+    context = browser.new_context(**given)
+    context.set_default_timeout(PATIENCE_MS)
+    tab = Playground(context.new_page())
+    watch(tab)
+    tab.page.goto(url)
+    tab.page.wait_for_selector("body[data-ready=true]")
+    yield tab
+    context.close()
+    assert tab.complaints == []
+
+
+def watch(tab: Playground) -> None:
+    """Keep what the page complains of and asks for."""
+
+    def listen(message: Any) -> None:
+        # The browser itself reports each refused or failed request; the page shows them.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            tab.complaints.append(message.text)
+
+    tab.page.on("console", listen)
+    tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    tab.page.on("request", lambda request: tab.requests.append(request.url))
+
+
+Open = Callable[..., Playground]

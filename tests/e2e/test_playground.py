@@ -1,0 +1,420 @@
+"""The playground at work, in a browser on the real model: the main things that people do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from e2e.browser import Open, Playground
+from e2e.process import Server, serving
+from tiny_gguf import make_gguf
+
+pytestmark = pytest.mark.e2e
+
+START = "Once upon a time, in a village by the sea,"
+
+
+@pytest.fixture
+def written(desk: Playground) -> Playground:
+    """A page with a continuation of 24 tokens."""
+    desk.set("seed", 7)
+    desk.set("max_tokens", 24)
+    desk.write(START)
+    assert desk.proceed()
+    return desk
+
+
+def test_everything_comes_from_the_server(desk: Playground, server: Server) -> None:
+    assert {url.split("?")[0][: len(server.url)] for url in desk.requests} == {server.url}
+    assert any(url.endswith("/playground/main.js") for url in desk.requests)
+
+
+def test_write_and_stream(desk: Playground) -> None:
+    desk.set("seed", 7)
+    desk.set("max_tokens", 24)
+    desk.write(START)
+    desk.page.evaluate(
+        """() => {
+            window.seen = new Set();
+            const look = () => {
+                window.seen.add(document.querySelector("#text").value.length);
+                requestAnimationFrame(look);
+            };
+            look();
+        }"""
+    )
+    added = desk.proceed()
+    assert desk.text == START + added
+    # It grew before the eyes of the reader, not at once.
+    assert desk.page.evaluate("window.seen.size") > 5
+    assert sum(desk.tints().values()) == 24
+    assert "24 tokens" in desk.page.inner_text("#figures")
+
+
+def test_the_same_seed_writes_the_same(written: Playground) -> None:
+    first = written.text
+    written.page.keyboard.press("Control+z")
+    assert written.text == START
+    written.proceed()
+    assert written.text == first
+
+
+def test_stop_keeps_what_came(desk: Playground) -> None:
+    desk.set("max_tokens", 2000)
+    desk.set("logprobs", 0)
+    desk.page.evaluate("document.querySelector('#field-ignore_eos').click()")
+    desk.write(START)
+    desk.page.keyboard.press("Control+Enter")
+    desk.until(f"document.querySelector('#text').value.length > {len(START) + 20}")
+    expect(desk.page.locator("#stop")).to_be_visible()
+    desk.page.keyboard.press("Escape")
+    desk.settle()
+    kept = desk.text
+    assert kept.startswith(START)
+    assert len(kept) < 8000
+    expect(desk.page.locator("#continue")).to_be_visible()
+    desk.set("max_tokens", 3)
+    desk.page.focus("#text")
+    assert desk.proceed()
+    assert desk.text.startswith(kept)
+
+
+def test_undo_and_redo(written: Playground) -> None:
+    page, whole = written.page, written.text
+    written.write(" And then")
+    page.keyboard.press("Control+z")
+    assert written.text == whole
+    page.keyboard.press("Control+z")
+    assert written.text == START
+    page.keyboard.press("Control+Shift+z")
+    assert written.text == whole
+    page.keyboard.press("Control+y")
+    assert written.text == f"{whole} And then"
+    # Everything that was taken back is still a branch.
+    assert len(written.branches()) == 3
+
+
+def test_editing_unsettles_what_follows(written: Playground) -> None:
+    before = sum(written.tints().values())
+    page = written.page
+    page.evaluate(f"document.querySelector('#text').setSelectionRange({len(START)}, {len(START)})")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.insert_text("x")
+    assert before == 24
+    assert sum(written.tints().values()) == 0
+    page.keyboard.press("Control+z")
+    assert sum(written.tints().values()) == 24
+
+
+def test_hover_shows_alternatives(written: Playground) -> None:
+    page = written.page
+    spot = page.evaluate(
+        """(offset) => {
+            const range = document.createRange();
+            const text = document.querySelector("#mirror").firstChild;
+            range.setStart(text, offset + 1);
+            range.setEnd(text, offset + 3);
+            const { x, y, width, height } = range.getBoundingClientRect();
+            return { x: x + width / 2, y: y + height / 2 };
+        }""",
+        len(START),
+    )
+    page.mouse.move(spot["x"], spot["y"])
+    card = page.locator("#card")
+    expect(card).to_be_visible()
+    shares = card.locator(".bar-value").all_inner_texts()
+    assert len(shares) >= 6
+    assert abs(sum(float(share.strip(" %<")) for share in shares) - 100) < 1
+    assert card.locator(".other").count() == 1
+    page.mouse.move(5, 5)
+    expect(card).to_be_hidden()
+
+
+def test_arrow_keys_show_alternatives_and_branch(written: Playground) -> None:
+    page, whole = written.page, written.text
+    page.keyboard.press("ArrowLeft")
+    card = page.locator("#card")
+    expect(card).to_be_visible()
+    for _ in range(4):
+        page.keyboard.press("Control+ArrowLeft")
+    caret = page.evaluate("document.querySelector('#text').selectionStart")
+    page.keyboard.press("Alt+ArrowDown")
+    taken = page.evaluate("document.activeElement.querySelector('.bar-token').textContent")
+    page.keyboard.press("Enter")
+    written.settle()
+    assert written.text != whole
+    assert written.text[: caret - 1] == whole[: caret - 1]
+    assert taken.replace("·", " ") in written.text[caret - 1 :]
+    # The tokens before the branch, the one taken, and 24 more are tinted.
+    assert sum(written.tints().values()) > 24
+    page.keyboard.press("Control+z")
+    assert written.text == whole
+
+
+def test_clicking_an_alternative_branches(written: Playground) -> None:
+    page, whole = written.page, written.text
+    page.evaluate(f"document.querySelector('#text').setSelectionRange({len(START)}, {len(START)})")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    choice = page.locator("#card button.bar:not([disabled])").first
+    token = choice.locator(".bar-token").inner_text().replace("·", " ")
+    choice.click()
+    written.settle()
+    assert written.text.startswith(START + token)
+    assert written.text != whole
+    assert len(written.branches()) == 4
+
+
+def test_score_what_was_written(desk: Playground) -> None:
+    desk.write("The cat sat on the mat.")
+    assert sum(desk.tints().values()) == 0
+    desk.score()
+    # Nothing predicts the first token.
+    tints = desk.tints()
+    assert sum(tints.values()) == 6
+    assert len([step for step, count in tints.items() if count]) > 1
+    page = desk.page
+    page.evaluate("document.querySelector('#text').setSelectionRange(7, 15)")
+    expect(page.locator("#figures")).to_contain_text("Selected: 3 tokens")
+    page.evaluate("document.querySelector('#text').setSelectionRange(0, 0)")
+    expect(page.locator("#figures")).to_contain_text("perplexity")
+    expect(page.locator("#figures")).not_to_contain_text("Selected")
+
+
+def test_bytes_are_joined_into_characters(desk: Playground) -> None:
+    desk.write("Smile: 🦜 蒻 end")
+    desk.score()
+    page = desk.page
+    place = desk.text.index("🦜")
+    page.evaluate(f"document.querySelector('#text').setSelectionRange({place}, {place})")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#card")).to_contain_text("tokens make up this text between them")
+    assert " + " in page.inner_text("#card .card-token bdi")
+
+
+def test_choices_side_by_side(desk: Playground) -> None:
+    desk.set("seed", 3)
+    desk.set("max_tokens", 12)
+    desk.set("n", 3)
+    desk.write(START)
+    desk.proceed()
+    assert desk.text == START
+    columns = desk.page.locator(".choice")
+    expect(columns).to_have_count(3)
+    texts = columns.locator(".choice-text").all_text_contents()
+    assert len(set(texts)) == 3
+    columns.nth(1).get_by_role("button").click()
+    assert desk.text == START + texts[1]
+    expect(columns).to_have_count(0)
+    assert len(desk.branches()) == 5
+
+
+def test_best_of_shows_the_likeliest(desk: Playground, server: Server) -> None:
+    desk.set("seed", 5)
+    desk.set("max_tokens", 6)
+    desk.set("best_of", 4)
+    desk.write(START)
+    with desk.page.expect_request("**/v1/completions") as sent:
+        added = desk.proceed()
+    assert json.loads(sent.value.post_data or "")["best_of"] == 4
+    assert "stream" not in json.loads(sent.value.post_data or "")
+    assert added
+
+
+def test_stop_sequences_and_bias(desk: Playground) -> None:
+    page = desk.page
+    desk.set("seed", 7)
+    desk.set("max_tokens", 24)
+    desk.set("stop", ".")
+    page.keyboard.press("Enter")
+    desk.set("logit_bias", " the")
+    page.keyboard.press("Enter")
+    chip = page.locator(".biases .chip")
+    expect(chip).to_have_count(1)
+    assert "·the" in chip.inner_text()
+    desk.write(START)
+    with page.expect_request("**/v1/completions") as sent:
+        added = desk.proceed()
+    body = json.loads(sent.value.post_data or "")
+    assert body["stop"] == ["."]
+    assert list(body["logit_bias"].values()) == [-100]
+    assert added
+    assert "." not in added
+    assert " the " not in f"{added} "
+
+
+def test_every_control_reaches_the_request(desk: Playground) -> None:
+    wanted = {
+        "temperature": 0.5, "top_p": 0.9, "max_tokens": 3, "seed": 11, "presence_penalty": 0.5,
+        "frequency_penalty": -0.5, "top_k": 40, "min_p": 0.05, "min_tokens": 1, "logprobs": 2,
+    }  # fmt: skip
+    for name, value in wanted.items():
+        desk.set(name, value)
+    desk.page.evaluate("document.querySelector('#field-ignore_eos').click()")
+    desk.write("A")
+    with desk.page.expect_request("**/v1/completions") as sent:
+        desk.proceed()
+    body = json.loads(sent.value.post_data or "")
+    assert {name: body[name] for name in wanted} == wanted
+    assert body["ignore_eos"] is True
+
+
+def test_wrong_values_are_said_at_the_control(desk: Playground) -> None:
+    desk.set("temperature", 3)
+    error = desk.page.locator("#error-temperature")
+    expect(error).to_have_text("A number from 0 to 2.")
+    desk.set("temperature", 1)
+    expect(error).to_be_empty()
+    # What only the server can know is said at the control as well.
+    desk.set("max_tokens", 9000)
+    desk.write("A")
+    desk.page.keyboard.press("Control+Enter")
+    expect(desk.page.locator("#notice")).to_contain_text("maximum context length is 8192 tokens")
+    expect(desk.page.locator("#notice")).to_contain_text("ask for fewer tokens")
+    assert desk.text == "A"
+
+
+def test_infill(visit: Open, tiny_model: Path, tmp_path: Path) -> None:
+    coder = make_gguf(tmp_path / "coder.gguf", "qwen")
+    models = ("--model", f"plain={tiny_model}", "--model", f"coder={coder}")
+    with serving(tmp_path / "stderr", *models, "--slots", "2") as served:
+        desk = visit(served.url)
+        page = desk.page
+        # A model that cannot fill in says so.
+        expect(page.locator("#infill")).to_be_disabled()
+        expect(page.locator("#infill-none")).to_be_visible()
+        page.select_option("#model", "coder")
+        page.check("#infill")
+        desk.set("max_tokens", 8)
+        desk.set("seed", 1)
+        desk.write("ab")
+        page.fill("#suffix", "yz")
+        page.focus("#text")
+        with page.expect_request("**/v1/completions") as sent:
+            added = desk.proceed()
+        body = json.loads(sent.value.post_data or "")
+        assert (body["prompt"], body["suffix"]) == ("ab", "yz")
+        assert desk.text == f"ab{added}"
+        assert page.input_value("#suffix") == "yz"
+        desk.page.keyboard.press("Control+z")
+        assert desk.text == "ab"
+
+
+def test_tokens_as_you_type(desk: Playground) -> None:
+    desk.view("tokens")
+    desk.write("Hello 🦜 world")
+    pieces = desk.page.locator(".piece")
+    expect(desk.page.locator("#count")).to_contain_text("of 8,192 tokens")
+    expect(pieces.first).to_contain_text("Hello")
+    ids = [int(text) for text in pieces.locator(".id").all_inner_texts()]
+    assert len(ids) == int(desk.page.inner_text(".pieces-sum").split()[0])
+    # Bytes that are no character by themselves are shown as bytes.
+    assert any("F0 9F" in text for text in pieces.locator("bdi").all_inner_texts())
+
+
+def test_the_tree(written: Playground, tmp_path: Path) -> None:
+    page = written.page
+    first = written.text
+    page.keyboard.press("Control+z")
+    written.set("seed", 8)
+    page.focus("#text")
+    written.proceed()
+    second = written.text
+    assert second != first
+    assert len(written.branches()) == 4
+    rows = page.locator("#branches > li")
+
+    # Move: a click, then the keyboard.
+    rows.nth(2).click()
+    assert written.text == first
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert written.text == second
+
+    # Name.
+    rows.nth(3).focus()
+    page.keyboard.press("F2")
+    page.keyboard.type("The second way")
+    page.keyboard.press("Enter")
+    expect(rows.nth(3)).to_contain_text("The second way")
+
+    # Compare: what differs is marked, what is common is not.
+    page.keyboard.press("c")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("c")
+    sides = page.locator("#comparison .side")
+    expect(sides).to_have_count(2)
+    # A picture of both: whatever the order of picking, the texts are the branches'.
+    assert set(sides.locator("p").all_text_contents()) == {first, second}
+    unmarked = page.evaluate(
+        """() => [...document.querySelectorAll("#comparison p")].map((p) =>
+            [...p.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join(""))"""
+    )
+    assert unmarked[0] == unmarked[1]
+    assert unmarked[0].startswith(START)
+    assert page.locator("#comparison ins").count() > 0
+    assert page.locator("#comparison del").count() > 0
+
+    # Export, prune, import.
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Export").click()
+    file = tmp_path / "branches.json"
+    saved.value.save_as(file)
+    exported = json.loads(file.read_text())
+    assert [node["name"] for node in exported["nodes"]].count("The second way") == 1
+    rows.nth(3).focus()
+    page.keyboard.press("Enter")
+    assert written.text == second
+    page.keyboard.press("Delete")
+    assert written.text == START
+    expect(rows).to_have_count(3)
+    page.set_input_files("#branch-bar input[type=file]", file)
+    expect(rows).to_have_count(4)
+    expect(page.locator("#branches")).to_contain_text("The second way")
+    assert written.text == second
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "is not JSON"),
+        ('{"format": "x"}', "has no branches in it"),
+        ('{"format": "afterword-branches", "version": 9, "nodes": []}', "version 9"),
+        ('{"format": "afterword-branches", "version": 1, "nodes": [{"id": "a"}]}', "Node 1"),
+    ],
+)
+def test_broken_files_are_refused(
+    desk: Playground, tmp_path: Path, content: str, complaint: str
+) -> None:
+    desk.write("mine")
+    desk.view("branches")
+    (tmp_path / "bad.json").write_text(content)
+    desk.page.set_input_files("#branch-bar input[type=file]", tmp_path / "bad.json")
+    expect(desk.page.locator("#notice")).to_contain_text(complaint)
+    expect(desk.page.locator("#notice")).to_contain_text("Nothing was changed")
+    assert desk.text == "mine"
+
+
+def test_kept_in_the_browser(written: Playground) -> None:
+    page, whole = written.page, written.text
+    written.write(" More")
+    written.until(
+        """(async () => {
+            const open = indexedDB.open("afterword");
+            const base = await new Promise((done) => { open.onsuccess = () => done(open.result); });
+            const ask = base.transaction("page").objectStore("page").get("page");
+            const page = await new Promise((done) => { ask.onsuccess = () => done(ask.result); });
+            base.close();
+            return page?.text.endsWith(" More");
+        })()"""
+    )
+    page.reload()
+    page.wait_for_selector("body[data-ready=true]")
+    assert written.text == f"{whole} More"
+    assert sum(written.tints().values()) == 24
+    assert len(written.branches()) == 3
+    assert page.input_value("#field-seed") == "7"

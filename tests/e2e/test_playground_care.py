@@ -1,0 +1,447 @@
+"""The playground in bad weather: keys, lost servers, hostile text, length, languages, access."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, Route, expect
+
+from e2e.browser import Open, Playground
+from e2e.process import MODEL, Server, serving
+from e2e.texts import branches_of
+
+pytestmark = pytest.mark.e2e
+
+HOSTILE = (
+    "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>\x1b[31mred\x1b[0m "
+    "\u202eevil\u202c \u2066isolated\u2069 ${7*7} {{7*7}} </textarea><b>bold</b>"
+)
+
+
+def envelope(message: str, code: str) -> str:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return json.dumps({"error": error})
+
+
+def lock(page: Page, key: str) -> None:
+    """Let nothing through without this key, as a server with keys does."""
+
+    def check(route: Route) -> None:
+        given = route.request.headers.get("authorization", "")
+        if given == f"Bearer {key}":
+            route.continue_()
+            return
+        words = "Incorrect API key provided: sk-ab***yz." if given else "You didn't provide a key."
+        route.fulfill(
+            status=401, content_type="application/json", body=envelope(words, "invalid_api_key")
+        )
+
+    for path in ("/v1/**", "/tokenize", "/metrics"):
+        page.context.route(f"**{path}", check)
+
+
+def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open) -> None:
+    desk = visit()
+    page = desk.page
+    lock(page, "sk-right")
+    page.reload()
+    dialog = page.locator("#key")
+    expect(dialog).to_be_visible()
+    expect(page.locator("#key-error")).to_have_text("This server wants a key.")
+    page.fill("#key-value", "sk-wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#key-error")).to_contain_text("Incorrect API key provided: sk-ab***yz.")
+    page.fill("#key-value", "sk-right")
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    page.wait_for_selector("body[data-ready=true]")
+    expect(page.locator("#model")).to_have_value(MODEL)
+    desk.set("max_tokens", 4)
+    desk.write("Hello")
+    assert desk.proceed()
+    # In this tab only: neither in storage that stays, nor in a link, nor in a snippet.
+    assert page.evaluate("Object.values(sessionStorage)") == ["sk-right"]
+    assert "sk-right" not in page.evaluate("JSON.stringify(Object.entries(localStorage))")
+    page.click("#share-open")
+    code = page.inner_text("#share-code")
+    assert "sk-right" not in code
+    assert "$AFTERWORD_API_KEY" in code
+    page.click("#share-link")
+    expect(page.locator("#share-said")).not_to_be_empty()
+    assert "sk-right" not in page.url
+    page.click("#share-close")
+    page.reload()
+    page.wait_for_selector("body[data-ready=true]")
+    expect(dialog).to_be_hidden()
+
+
+def test_no_key_given_is_said(visit: Open) -> None:
+    desk = visit()
+    page = desk.page
+    lock(page, "sk-right")
+    desk.write("Hello")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#key")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#notice")).to_contain_text("You didn't provide a key.")
+    expect(page.locator("#notice")).to_contain_text("Enter another key")
+    assert desk.text == "Hello"
+
+
+def test_the_server_goes_and_comes_back(visit: Open, tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ("--model", f"{MODEL}={tiny_model}", "--slots", "2")
+    with serving(tmp_path / "first", *arguments) as first:
+        desk = visit(first.url)
+        page = desk.page
+        desk.set("max_tokens", 8000)
+        page.evaluate("document.querySelector('#field-ignore_eos').click()")
+        desk.write("It was")
+        page.keyboard.press("Control+Enter")
+        desk.until("document.querySelector('#text').value.length > 60")
+        first.stop(signal.SIGKILL)
+        notice = page.locator("#notice")
+        expect(notice).to_contain_text("The server does not answer.")
+        desk.settle()
+        kept = desk.text
+        assert len(kept) > 60
+        page.keyboard.press("Control+Enter")
+        expect(notice).to_contain_text("Your text is safe here.")
+        assert desk.text == kept
+        port = first.port
+    with serving(tmp_path / "second", *arguments, "--port", str(port)):
+        expect(notice).to_contain_text("The server is back.")
+        desk.set("max_tokens", 3)
+        page.focus("#text")
+        assert desk.proceed()
+        assert desk.text.startswith(kept)
+
+
+def test_an_answer_that_breaks_off(desk: Playground) -> None:
+    chunk = {"choices": [{"text": " half", "index": 0, "logprobs": None, "finish_reason": None}]}
+    desk.page.route(
+        "**/v1/completions",
+        lambda route: route.fulfill(
+            content_type="text/event-stream", body=f"data: {json.dumps(chunk)}\n\n"
+        ),
+    )
+    desk.write("One")
+    desk.page.keyboard.press("Control+Enter")
+    expect(desk.page.locator("#notice")).to_contain_text("The answer broke off.")
+    assert desk.text == "One half"
+
+
+def test_a_failure_amid_a_stream(desk: Playground) -> None:
+    body = f"data: {envelope('The engine failed. (request id req_1)', 'x')}\n\n"
+    desk.page.route(
+        "**/v1/completions",
+        lambda route: route.fulfill(content_type="text/event-stream", body=body),
+    )
+    desk.write("One")
+    desk.page.keyboard.press("Control+Enter")
+    expect(desk.page.locator("#notice")).to_contain_text("The engine failed. (request id req_1)")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "advice"),
+    [
+        (503, "engine_overloaded", "Try again in 7 seconds."),
+        (429, "rate_limit_exceeded", "Your key has a limit."),
+        (429, "insufficient_quota", "Ask the operator"),
+        (404, "model_not_found", "Choose another model"),
+    ],
+)
+def test_refusals_say_what_to_do(desk: Playground, status: int, code: str, advice: str) -> None:
+    desk.page.route(
+        "**/v1/completions",
+        lambda route: route.fulfill(
+            status=status, headers={"retry-after": "7"}, body=envelope("No.", code),
+            content_type="application/json",
+        ),
+    )  # fmt: skip
+    desk.write("One")
+    desk.page.keyboard.press("Control+Enter")
+    expect(desk.page.locator("#notice")).to_contain_text(advice)
+
+
+def spoken(text: str, index: int = 0) -> list[dict[str, Any]]:
+    """The chunks of a model that says a text, character by character."""
+    chunks = []
+    for offset, character in enumerate(text):
+        logprobs = {
+            "tokens": [character],
+            "token_logprobs": [-0.5],
+            "top_logprobs": [{character: -0.5, f"<i>{character}": -1.5}],
+            "text_offset": [offset],
+        }
+        reason = "stop" if offset == len(text) - 1 else None
+        choice = {"text": character, "index": index, "logprobs": logprobs, "finish_reason": reason}
+        chunks.append({"choices": [choice]})
+    return chunks
+
+
+def test_hostile_output_stays_text(visit: Open) -> None:
+    desk = visit()
+    page = desk.page
+    frames = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in spoken(HOSTILE))
+    page.route(
+        "**/v1/completions",
+        lambda route: route.fulfill(
+            content_type="text/event-stream", body=f"{frames}data: [DONE]\n\n"
+        ),
+    )
+    bar = page.locator("header.bar").bounding_box()
+    elements = page.evaluate(
+        "document.querySelectorAll('script, img, b, i:not([data-step])').length"
+    )
+    desk.proceed()
+    assert desk.text == HOSTILE
+    # The card, the tree, its names, the comparison and the tokens show it too, as text.
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#card")).to_be_visible()
+    desk.view("branches")
+    rows = page.locator("#branches > li")
+    rows.last.focus()
+    page.keyboard.press("F2")
+    page.keyboard.insert_text(HOSTILE[:60])
+    page.keyboard.press("Enter")
+    expect(rows.last.locator("strong")).to_have_text(HOSTILE[:60])
+    page.keyboard.press("c")
+    page.keyboard.press("Home")
+    page.keyboard.press("c")
+    expect(page.locator("#comparison")).to_be_visible()
+    desk.view("tokens")
+    expect(page.locator(".piece").first).to_be_visible()
+    page.click("#share-open")
+    expect(page.locator("#share-code")).to_contain_text("<script>")
+    page.click("#share-close")
+    assert page.evaluate("window.pwned") is None
+    now = page.evaluate("document.querySelectorAll('script, img, b, i:not([data-step])').length")
+    assert now == elements
+    # Bidirectional marks turn nothing around outside the text.
+    assert page.locator("header.bar").bounding_box() == bar
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('#text')).unicodeBidi")
+        == "plaintext"
+    )
+
+
+def test_the_policy_forbids_what_hostile_text_would_need(desk: Playground) -> None:
+    blocked = desk.page.evaluate(
+        """() => new Promise((done) => {
+            document.addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective));
+            const script = document.createElement("script");
+            try { script.text = "window.pwned = 1"; } catch { done("trusted types"); }
+            document.body.append(script);
+        })"""
+    )
+    assert blocked in {"script-src-elem", "require-trusted-types-for", "trusted types"}
+    assert desk.page.evaluate("window.pwned") is None
+    desk.complaints.clear()
+
+
+def test_ten_thousand_tokens(desk: Playground, tmp_path: Path) -> None:
+    page = desk.page
+    file = tmp_path / "long.json"
+    file.write_text(json.dumps(branches_of(10_000)))
+    desk.view("branches")
+    page.set_input_files("#branch-bar input[type=file]", file)
+    desk.until("document.querySelector('#text').value.length > 60000")
+    expect(page.locator("#figures")).to_contain_text("10,000 tokens")
+    # However long the text: what is painted is what is in view.
+    painted = sum(desk.tints().values())
+    assert 50 < painted < 1500
+    nodes = page.evaluate("document.querySelectorAll('*').length")
+    assert nodes < 700
+    page.focus("#text")
+    page.keyboard.press("Control+End")
+    page.keyboard.type("and so on")
+    assert desk.text.endswith("and so on")
+    assert 50 < sum(desk.tints().values()) < 1500
+    # A change in the middle unsettles the rest, and taking it back settles it.
+    page.evaluate("document.querySelector('#text').setSelectionRange(30000, 30000)")
+    page.keyboard.type("x")
+    expect(page.locator("#figures")).not_to_contain_text("10,000")
+    page.keyboard.press("Control+z")
+    expect(page.locator("#figures")).to_contain_text("10,000 tokens")
+    expect(page.locator("#count")).to_contain_text("of 8,192 tokens")
+
+
+def test_line_ends_of_other_systems(desk: Playground) -> None:
+    frames = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in spoken("a\r\nb\rc"))
+    desk.page.route(
+        "**/v1/completions",
+        lambda route: route.fulfill(
+            content_type="text/event-stream", body=f"{frames}data: [DONE]\n\n"
+        ),
+    )
+    desk.proceed()
+    assert desk.text == "a\nb\nc"
+    assert sum(desk.tints().values()) == 5
+
+
+def test_chinese(visit: Open) -> None:
+    desk = visit(locale="zh-CN")
+    page = desk.page
+    assert page.get_attribute("html", "lang") == "zh-Hans"
+    expect(page.locator("#continue")).to_contain_text("续写")
+    page.select_option("#language", "en")
+    assert page.get_attribute("html", "lang") == "en"
+    expect(page.locator("#continue")).to_contain_text("Continue")
+    expect(page.locator("label[for=field-temperature]")).to_have_text("Temperature")
+    page.reload()
+    page.wait_for_selector("body[data-ready=true]")
+    expect(page.locator("#continue")).to_contain_text("Continue")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tints_can_be_read(visit: Open, scheme: str) -> None:
+    """Text on every tint has AA contrast, and lightness alone tells the steps apart in order."""
+    desk = visit(color_scheme=scheme)
+    ink, *tints = desk.page.evaluate(
+        """() => {
+            const pen = new OffscreenCanvas(1, 1).getContext("2d");
+            const style = getComputedStyle(document.documentElement);
+            return ["--ink", ...Array.from({ length: 8 }, (_, i) => `--tint-${i}`)].map((name) => {
+                pen.fillStyle = style.getPropertyValue(name);
+                pen.fillRect(0, 0, 1, 1);
+                return [...pen.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+            });
+        }"""
+    )
+    shades = [luminance(tint) for tint in tints]
+    for shade in shades:
+        low, high = sorted((shade, luminance(ink)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5
+    assert shades == sorted(shades, reverse=scheme == "light")
+    assert len(set(shades)) == len(shades)
+
+
+def luminance(colour: list[int]) -> float:
+    """Relative luminance as WCAG defines it."""
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in (byte / 255 for byte in colour)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def serious(page: Page) -> list[str]:
+    """What axe-core finds that is serious or critical, and where."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{rule['id']}: {node['target']} {node['failureSummary']}"
+        for rule in found
+        if rule["impact"] in {"serious", "critical"}
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "size"), [("light", (1280, 800)), ("dark", (1280, 800)), ("light", (390, 800))]
+)
+def test_nothing_serious_for_axe(visit: Open, scheme: str, size: tuple[int, int]) -> None:
+    width, height = size
+    desk = visit(color_scheme=scheme, viewport={"width": width, "height": height})
+    page = desk.page
+    desk.set("max_tokens", 8)
+    desk.set("seed", 2)
+    desk.set("stop", "zq")
+    page.keyboard.press("Enter")
+    desk.view("settings")
+    page.evaluate("for (const group of document.querySelectorAll('details')) group.open = true")
+    assert serious(page) == []
+    page.keyboard.press("Escape")
+    desk.write("The sea was")
+    desk.proceed()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#card")).to_be_visible()
+    assert serious(page) == []
+    for view in ("branches", "tokens", "server"):
+        desk.view(view)
+        assert serious(page) == []
+    page.keyboard.press("Escape")
+    page.click("#share-open")
+    assert serious(page) == []
+    page.click("#share-close")
+    page.click("#key-open")
+    assert serious(page) == []
+
+
+def test_small_screens(visit: Open) -> None:
+    desk = visit(viewport={"width": 360, "height": 640}, has_touch=True)
+    page = desk.page
+    panel = page.locator("#panel")
+    expect(panel).to_be_hidden()
+    page.click("#panel-toggle")
+    expect(panel).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(panel).to_be_hidden()
+    expect(page.locator("#panel-toggle")).to_be_focused()
+    desk.set("max_tokens", 6)
+    page.keyboard.press("Escape")
+    desk.write("The sea was")
+    desk.proceed()
+    # Nothing sticks out at the side.
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    expect(page.locator("#continue")).to_be_in_viewport()
+    page.click("#text")
+    expect(page.locator("#card")).to_be_visible()
+    box = page.locator("#card").bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 360
+
+
+def test_the_keyboard_reaches_everything(desk: Playground) -> None:
+    page = desk.page
+    page.focus(".skip")
+    reached = []
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert reached[:8] == [
+        "model", "new", "share-open", "key-open", "language", "theme", "panel-toggle", "text",
+    ]  # fmt: skip
+    assert "tab-settings" in reached
+    page.focus("#tab-settings")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#view-branches")).to_be_visible()
+    expect(page.locator("#tab-branches")).to_be_focused()
+
+
+def test_the_live_view_moves(desk: Playground, server: Server) -> None:
+    page = desk.page
+    page.clock.install()
+    desk.view("server")
+    value = page.locator(".live-value")
+    expect(value.nth(0)).to_have_text("0")
+    page.focus("#text")
+    desk.set("max_tokens", 1500)
+    page.evaluate("document.querySelector('#field-ignore_eos').click()")
+    desk.view("server")
+    desk.write("Long ago")
+    page.keyboard.press("Control+Enter")
+    expect(value.nth(0)).to_have_text("1")
+    expect(value.nth(2)).not_to_have_text("0.0")
+    expect(value.nth(3)).to_contain_text("of 32,768")
+    page.keyboard.press("Escape")
+    desk.settle()
+    expect(value.nth(0)).to_have_text("0")
+    drawn = page.evaluate(
+        """() => [...document.querySelectorAll(".live-plot")].map((canvas) => {
+            const pen = canvas.getContext("2d");
+            return pen.getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean);
+        })"""
+    )
+    assert drawn[0]
+    assert drawn[2]
+    # Nobody looks: nothing is asked.
+    desk.view("settings")
+    scrapes = sum(url.endswith("/metrics") for url in desk.requests)
+    page.clock.fast_forward(10_000)
+    assert sum(url.endswith("/metrics") for url in desk.requests) == scrapes

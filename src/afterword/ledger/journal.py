@@ -1,0 +1,251 @@
+"""What was admitted and what it came to, in a file, before the last byte of an answer is sent.
+
+A line is written to the page cache, which outlives the process; ``sync`` brings it to the disk.
+Space for a request's end is taken when it is admitted: a disk that fills up refuses requests, it
+does not lose one. The clerk folds the lines into the database and lets go of them; what is left
+behind by a process that died is read by the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import msgspec
+
+from afterword.core.account import UsageRecord
+
+SEGMENT_BYTES = 1 << 20
+_SUFFIX = ".journal"
+_END_BYTES = 512
+"""What an end may take beyond the length of its admission."""
+
+
+class Line(msgspec.Struct, frozen=True, tag_field="line", omit_defaults=True):
+    """One line. ``record`` is of an admission where its counts are zero and its status is lost."""
+
+    kind: Literal["admitted", "settled", "released"]
+    record: UsageRecord
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Line).decode
+
+
+class Segment:
+    """One file. ``open_lines`` counts what is not in the database yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.written_bytes = 0
+        self.open_lines = 0
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self.descriptor = os.open(path, flags, 0o600)
+        try:
+            # Held while the process lives: whoever can take it knows that the process does not.
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.posix_fallocate(self.descriptor, 0, SEGMENT_BYTES)
+        except OSError:
+            self.remove()
+            raise
+
+    def append(self, line: bytes) -> None:
+        """Write a line for which there is room."""
+        at = self.written_bytes
+        self.written_bytes += len(line)
+        while line:
+            size = os.pwrite(self.descriptor, line, at)
+            at, line = at + size, line[size:]
+
+    def remove(self) -> None:
+        """Everything in it is in the database."""
+        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+
+class Journal:
+    """The lines of this process, in segments. Its methods belong to one thread, ``sync`` to any.
+
+    Invariant: the newest segment has room for the end of every request that is under way.
+    At most ``limit_bytes`` are kept: a database that is away for longer stops admission.
+    """
+
+    def __init__(self, folder: Path, process_id: str, *, limit_bytes: int) -> None:
+        self._folder = folder
+        self._process_id = process_id
+        self._limit_bytes = limit_bytes
+        self._next = 0
+        self._promised_bytes = 0
+        self._segments: list[Segment] = []
+        self._homes: dict[str, Segment] = {}
+        self._promises: dict[str, int] = {}
+
+    @property
+    def unsettled(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return len(self._promises)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the segments take."""
+        return len(self._segments) * SEGMENT_BYTES
+
+    def __enter__(self) -> Self:
+        """Make the folder and the first segment: a disk that is full is noticed at once."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._grow(0)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let go of the files; those with lines that are not in the database stay."""
+        for segment in self._segments:
+            if segment.open_lines:
+                os.close(segment.descriptor)
+            else:
+                segment.remove()
+        self._segments.clear()
+
+    def admit(self, record: UsageRecord) -> None:
+        """A request begins. Raises ``OSError`` where there is no room for it and its end."""
+        line = _line("admitted", record)
+        promise = len(line) + _END_BYTES
+        room = SEGMENT_BYTES - self._segments[-1].written_bytes if self._segments else 0
+        if room < len(line) + self._promised_bytes + promise:
+            self._grow(len(line) + self._promised_bytes + promise)
+        segment = self._segments[-1]
+        segment.append(line)
+        segment.open_lines += 1
+        self._homes[record.id] = segment
+        self._promises[record.id] = promise
+        self._promised_bytes += promise
+
+    def settle(self, record: UsageRecord) -> None:
+        """A request has ended, and is to be folded."""
+        self._end("settled", record)
+
+    def release(self, record: UsageRecord) -> None:
+        """A request was not admitted after all."""
+        self._end("released", record)
+        self.folded([record.id])
+
+    def folded(self, ids: Sequence[str]) -> None:
+        """These are in the database; segments without others are removed."""
+        for request_id in ids:
+            segment = self._homes.pop(request_id)
+            segment.open_lines -= 1
+        for segment in [s for s in self._segments[:-1] if not s.open_lines]:
+            self._segments.remove(segment)
+            segment.remove()
+
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+        for segment in list(self._segments):
+            os.fdatasync(segment.descriptor)
+
+    def _end(self, kind: Literal["settled", "released"], record: UsageRecord) -> None:
+        self._promised_bytes -= self._promises.pop(record.id)
+        newest = self._segments[-1]
+        newest.append(_line(kind, record))
+        # The line that has to stay until it is folded is this one.
+        self._homes[record.id].open_lines -= 1
+        newest.open_lines += 1
+        self._homes[record.id] = newest
+
+    def _grow(self, room_bytes: int) -> None:
+        """A new segment. All ends of what is under way will be written to it."""
+        if room_bytes > SEGMENT_BYTES or self.size_bytes + SEGMENT_BYTES > self._limit_bytes:
+            raise OSError(f"the journal is full: {self.size_bytes} bytes wait for the database")
+        path = self._folder / f"{self._process_id}-{self._next:06d}{_SUFFIX}"
+        segment = Segment(path)
+        self._next += 1
+        self._segments.append(segment)
+
+
+class Remains:
+    """The segments of one process that is dead; the locks on them are held."""
+
+    def __init__(self, process_id: str) -> None:
+        self.process_id = process_id
+        self.files: list[tuple[Path, int]] = []
+
+    def records(self) -> list[UsageRecord]:
+        """How its requests ended; those that did not are ``lost``."""
+        last: dict[str, Line] = {}
+        for path, _ in self.files:
+            for line in read_lines(path):
+                last[line.record.id] = line
+        return [line.record for line in last.values() if line.kind != "released"]
+
+    def remove(self) -> None:
+        """Everything in them is in the database."""
+        for path, descriptor in self.files:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+        self.files.clear()
+
+    def close(self) -> None:
+        """Leave them for another time."""
+        for _, descriptor in self.files:
+            os.close(descriptor)
+        self.files.clear()
+
+
+def remains_in(folder: Path) -> list[Remains]:
+    """What processes that died have left, locked so that no other process takes it too."""
+    found: dict[str, Remains] = {}
+    held: set[str] = set()
+    for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        process_id = path.name.removesuffix(_SUFFIX).rpartition("-")[0]
+        descriptor = _take(path)
+        if descriptor is None:
+            held.add(process_id)
+            continue
+        found.setdefault(process_id, Remains(process_id)).files.append((path, descriptor))
+    for process_id in sorted(held & found.keys()):
+        found.pop(process_id).close()
+    return list(found.values())
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The whole lines of a segment; ends where the process was when it died."""
+    for raw in path.read_bytes().split(b"\n"):
+        check, _, body = raw.partition(b" ")
+        if not body or check != _check(body):
+            return
+        yield _decode(body)
+
+
+def _take(path: Path) -> int | None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    # It may have been removed by whoever held the lock until now.
+    if not path.exists():
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _line(kind: Literal["admitted", "settled", "released"], record: UsageRecord) -> bytes:
+    body = _encode(Line(kind, record))
+    return b"%b %b\n" % (_check(body), body)
+
+
+def _check(body: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(body)

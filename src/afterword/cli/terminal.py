@@ -7,9 +7,15 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.text import Text
 
 _LINE_EVERY = 0.25
 """Without a terminal, one line for each quarter."""
+
+
+def plain(text: str) -> Text:
+    """A text of others for a table: no markup, and nothing that would control the terminal."""
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 class Terminal:

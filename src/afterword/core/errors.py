@@ -125,7 +125,7 @@ class BodyTooLarge(ApiError):
 
 
 class RateLimited(ApiError):
-    """The key's rate is used up for now (H7); ``rates`` is how its limits stand.
+    """The key's rate is used up for now (H7); ``limit`` says which, ``rates`` how they stand.
 
     ``retry_after_s`` None: the request is larger than the limit itself and never fits.
     """
@@ -135,9 +135,10 @@ class RateLimited(ApiError):
     default_code = "rate_limit_exceeded"
 
     def __init__(
-        self, message: str, *, rates: Rates | None = None, retry_after_s: int | None = None
+        self, message: str, *, limit: str, rates: Rates, retry_after_s: int | None = None
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
+        self.limit = limit
         self.rates = rates
 
 

@@ -217,6 +217,9 @@ class Ledger(Protocol):
 class Books(Protocol):
     """The ledger as operators use it. Raises ``LedgerUnavailable`` where it cannot be reached."""
 
+    def now(self) -> float:
+        """Unix seconds by the ledger's clock."""
+
     async def create_key(self, terms: KeyTerms) -> NewKey:
         """Make a key. ``InvalidRequest`` for a name that is taken."""
 

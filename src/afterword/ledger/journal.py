@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -38,10 +39,11 @@ _decode = msgspec.json.Decoder(Line).decode
 
 
 class Segment:
-    """One file. ``open_lines`` counts what is not in the database yet."""
+    """One file. ``open_lines`` counts those that are not in the database yet."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, size_bytes: int) -> None:
         self.path = path
+        self.size_bytes = size_bytes
         self.written_bytes = 0
         self.open_lines = 0
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -49,10 +51,16 @@ class Segment:
         try:
             # Held while the process lives: whoever can take it knows that the process does not.
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.posix_fallocate(self.descriptor, 0, SEGMENT_BYTES)
+            os.posix_fallocate(self.descriptor, 0, size_bytes)
         except OSError:
-            self.remove()
+            path.unlink()
+            os.close(self.descriptor)
             raise
+
+    @property
+    def room_bytes(self) -> int:
+        """What can still be written."""
+        return self.size_bytes - self.written_bytes
 
     def append(self, line: bytes) -> None:
         """Write a line for which there is room."""
@@ -62,17 +70,24 @@ class Segment:
             size = os.pwrite(self.descriptor, line, at)
             at, line = at + size, line[size:]
 
-    def remove(self) -> None:
-        """Everything in it is in the database."""
-        self.path.unlink(missing_ok=True)
-        os.close(self.descriptor)
+
+class _Open(msgspec.Struct):
+    """A line that is not in the database: where it is, and of a request under way its text."""
+
+    home: Segment
+    admission: bytes = b""
+
+    @property
+    def promised_bytes(self) -> int:
+        """Room that is kept for the request's end."""
+        return len(self.admission) + _END_BYTES if self.admission else 0
 
 
 class Journal:
-    """The lines of this process, in segments. Its methods belong to one thread, ``sync`` to any.
+    """The lines of this process. Its methods belong to one thread, ``sync`` to another.
 
-    Invariant: the newest segment has room for the end of every request that is under way.
-    At most ``limit_bytes`` are kept: a database that is away for longer stops admission.
+    Invariant: the newest segment has room for the ends of all requests under way. At most
+    ``limit_bytes`` are kept: a database that is away for longer stops admission.
     """
 
     def __init__(self, folder: Path, process_id: str, *, limit_bytes: int) -> None:
@@ -80,20 +95,17 @@ class Journal:
         self._process_id = process_id
         self._limit_bytes = limit_bytes
         self._next = 0
-        self._promised_bytes = 0
         self._segments: list[Segment] = []
-        self._homes: dict[str, Segment] = {}
-        self._promises: dict[str, int] = {}
-
-    @property
-    def unsettled(self) -> int:
+        self._leaving: deque[int] = deque()
+        self._open: dict[str, _Open] = {}
+        self._promised_bytes = 0
+        self.unsettled = 0
         """Requests that were admitted and have not ended."""
-        return len(self._promises)
 
     @property
     def size_bytes(self) -> int:
         """What the segments take."""
-        return len(self._segments) * SEGMENT_BYTES
+        return sum(segment.size_bytes for segment in self._segments)
 
     def __enter__(self) -> Self:
         """Make the folder and the first segment: a disk that is full is noticed at once."""
@@ -109,25 +121,21 @@ class Journal:
     ) -> None:
         """Let go of the files; those with lines that are not in the database stay."""
         for segment in self._segments:
-            if segment.open_lines:
-                os.close(segment.descriptor)
-            else:
-                segment.remove()
+            if not segment.open_lines:
+                segment.path.unlink(missing_ok=True)
+            self._leaving.append(segment.descriptor)
         self._segments.clear()
+        self.sync()
 
     def admit(self, record: UsageRecord) -> None:
         """A request begins. Raises ``OSError`` where there is no room for it and its end."""
         line = _line("admitted", record)
-        promise = len(line) + _END_BYTES
-        room = SEGMENT_BYTES - self._segments[-1].written_bytes if self._segments else 0
-        if room < len(line) + self._promised_bytes + promise:
-            self._grow(len(line) + self._promised_bytes + promise)
-        segment = self._segments[-1]
-        segment.append(line)
-        segment.open_lines += 1
-        self._homes[record.id] = segment
-        self._promises[record.id] = promise
-        self._promised_bytes += promise
+        wanted_bytes = 2 * len(line) + _END_BYTES
+        if self._segments[-1].room_bytes < wanted_bytes + self._promised_bytes:
+            self._grow(wanted_bytes)
+        self._write_admission(record.id, line)
+        self._promised_bytes += self._open[record.id].promised_bytes
+        self.unsettled += 1
 
     def settle(self, record: UsageRecord) -> None:
         """A request has ended, and is to be folded."""
@@ -139,36 +147,51 @@ class Journal:
         self.folded([record.id])
 
     def folded(self, ids: Sequence[str]) -> None:
-        """These are in the database; segments without others are removed."""
+        """These are in the database; segments without others are removed, oldest first."""
         for request_id in ids:
-            segment = self._homes.pop(request_id)
-            segment.open_lines -= 1
-        for segment in [s for s in self._segments[:-1] if not s.open_lines]:
-            self._segments.remove(segment)
-            segment.remove()
+            self._open.pop(request_id).home.open_lines -= 1
+        # In order, so that no admission is left whose end is gone.
+        while len(self._segments) > 1 and not self._segments[0].open_lines:
+            oldest = self._segments.pop(0)
+            oldest.path.unlink(missing_ok=True)
+            self._leaving.append(oldest.descriptor)
 
     def sync(self) -> None:
-        """Bring what was written to the disk."""
+        """Bring what was written to the disk; close what was removed."""
         for segment in list(self._segments):
             os.fdatasync(segment.descriptor)
+        while self._leaving:
+            os.close(self._leaving.popleft())
+
+    def _write_admission(self, request_id: str, line: bytes) -> None:
+        newest = self._segments[-1]
+        newest.append(line)
+        newest.open_lines += 1
+        self._open[request_id] = _Open(newest, line)
 
     def _end(self, kind: Literal["settled", "released"], record: UsageRecord) -> None:
-        self._promised_bytes -= self._promises.pop(record.id)
+        admitted = self._open[record.id]
+        self._promised_bytes -= admitted.promised_bytes
+        self.unsettled -= 1
+        admitted.home.open_lines -= 1
         newest = self._segments[-1]
         newest.append(_line(kind, record))
-        # The line that has to stay until it is folded is this one.
-        self._homes[record.id].open_lines -= 1
         newest.open_lines += 1
-        self._homes[record.id] = newest
+        self._open[record.id] = _Open(newest)
 
-    def _grow(self, room_bytes: int) -> None:
-        """A new segment. All ends of what is under way will be written to it."""
-        if room_bytes > SEGMENT_BYTES or self.size_bytes + SEGMENT_BYTES > self._limit_bytes:
+    def _grow(self, wanted_bytes: int) -> None:
+        """A new segment. What is under way moves to it, so that older ones wait for nobody."""
+        moving = {key: line for key, line in self._open.items() if line.admission}
+        needed_bytes = wanted_bytes + 2 * self._promised_bytes
+        size_bytes = max(SEGMENT_BYTES, 2 * needed_bytes)
+        if self.size_bytes + size_bytes > self._limit_bytes:
             raise OSError(f"the journal is full: {self.size_bytes} bytes wait for the database")
         path = self._folder / f"{self._process_id}-{self._next:06d}{_SUFFIX}"
-        segment = Segment(path)
+        self._segments.append(Segment(path, size_bytes))
         self._next += 1
-        self._segments.append(segment)
+        for request_id, line in moving.items():
+            line.home.open_lines -= 1
+            self._write_admission(request_id, line.admission)
 
 
 class Remains:

@@ -159,7 +159,7 @@ def check_terms(terms: KeyTerms) -> None:
 
 def keys_version(connection: sa.Connection) -> int:
     """A number that grows with every change of keys."""
-    return connection.scalars(sa.select(state.c.keys_version)).one()
+    return int(connection.scalars(sa.select(state.c.keys_version)).one())
 
 
 def held_keys(connection: sa.Connection) -> list[HeldKey]:

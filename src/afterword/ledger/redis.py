@@ -107,9 +107,9 @@ class RedisWindows:
     def __init__(self, storage: RedisStorage) -> None:
         client = storage.get_connection()
         self._errors = storage.base_exceptions
-        self._acquire: Any = client.register_script(_ACQUIRE)
-        self._settle: Any = client.register_script(_SETTLE)
-        self._renew: Any = client.register_script(_RENEW)
+        self._acquire: Any = client.register_script(_ACQUIRE.encode())
+        self._settle: Any = client.register_script(_SETTLE.encode())
+        self._renew: Any = client.register_script(_RENEW.encode())
         self._running: dict[str, str] = {}
         self._lock = threading.Lock()
 

@@ -115,7 +115,7 @@ async def _serve(
             changed = reread().settings
             logging.getLogger("afterword").setLevel(changed.log_level.upper())
             service.limits = changed.limits()
-            ledger.clerk.work.set()
+            ledger.clerk.refresh()
             _log.warning("keys, limits of a request and the log level were read again")
 
         server = Server(

@@ -161,7 +161,7 @@ def rate_headers(rates: Rates) -> Iterator[tuple[bytes, bytes]]:
 
 def _span(seconds: float) -> bytes:
     """A time as OpenAI writes it, rounded up: 20ms, 7.5s, 1m0s."""
-    milliseconds = math.ceil(seconds * 1000)
+    milliseconds = math.ceil(round(seconds * 1000, 3))
     if milliseconds < 1000:
         return b"%dms" % milliseconds
     if milliseconds < 60_000:

@@ -74,6 +74,7 @@ class Clerk:
         self._ended: deque[UsageRecord] = deque()
         self._released: deque[str] = deque()
         self._claims: deque[tuple[Claim, Future[int | None]]] = deque()
+        self._refreshes: deque[Future[None]] = deque()
         self._held: dict[str, Claim] = {}
         self._seen: dict[str, tuple[int, float]] = {}
         self._away = False
@@ -114,12 +115,26 @@ class Clerk:
         self._released.append(request_id)
         self.work.set()
 
+    def refresh(self) -> Future[None]:
+        """Look at the keys now; done when what was asked for until now has been done."""
+        future: Future[None] = Future()
+        self._refreshes.append(future)
+        self.work.set()
+        return future
+
     def turn(self) -> None:
         """Do everything that there is to do now."""
         now_s = self._clock()
+        refreshes = [self._refreshes.popleft() for _ in range(len(self._refreshes))]
         if self._away and now_s < self._retry_at_s:
             self._fail_claims()
-            return
+        else:
+            self._work(now_s)
+        for future in refreshes:
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
+
+    def _work(self, now_s: float) -> None:
         try:
             self._fold()
             self._decide()

@@ -170,9 +170,7 @@ def _disagreements(connection: sa.Connection) -> Iterator[str]:
             sa.select(spending.c.key_id, sa.cast(sa.func.sum(spending.c.used), sa.BigInteger))
             .where(day)
             .group_by(spending.c.key_id)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     total = sa.func.sum(usage.c.prompt_tokens + usage.c.completion_tokens)
     recorded = connection.execute(
@@ -180,7 +178,7 @@ def _disagreements(connection: sa.Connection) -> Iterator[str]:
         .where(usage.c.key_id.is_not(None))
         .group_by(usage.c.key_id)
     )
-    for key_id, tokens in recorded.tuples():
+    for key_id, tokens in recorded:
         if kept.get(key_id, 0) != tokens:
             yield f"{key_id} used {tokens} tokens by its records, {kept.get(key_id, 0)} by its sums"
     held = sa.func.coalesce(sa.func.sum(reservations.c.tokens), 0)
@@ -195,7 +193,7 @@ def _disagreements(connection: sa.Connection) -> Iterator[str]:
             spending.c.reserved != open_tokens
         )
     )
-    for key_id, period, reserved, tokens in rows.tuples():
+    for key_id, period, reserved, tokens in rows:
         yield f"{key_id} has {reserved} tokens reserved in {period}, {tokens} by its reservations"
 
 

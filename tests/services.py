@@ -104,7 +104,17 @@ def redis() -> Iterator[str]:
     server = program("redis-server", "redis-server")
     folder = Path(tempfile.mkdtemp(prefix="afterword-redis-"))
     socket = folder / "socket"
-    command: list[str | Path] = [server, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", folder]
+    command: list[str | Path] = [
+        server,
+        "--port",
+        "0",
+        "--unixsocket",
+        str(socket),
+        "--save",
+        "",
+        "--dir",
+        folder,
+    ]
     try:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None

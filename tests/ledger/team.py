@@ -83,9 +83,7 @@ async def team(
 
     entropy = random.Random(next(_names)).randbytes
     engine = toy()
-    options = LedgerOptions(
-        folder=folder, redis=redis, policy=Policy(entrance=entrance, **policy)
-    )
+    options = LedgerOptions(folder=folder, redis=redis, policy=Policy(entrance=entrance, **policy))
     identity = Identity(f"p{entropy(6).hex()}", "host", 1)
     clocks = Clocks(hand, hand, sleep)
     async with open_ledger(database, options, identity, clocks=clocks, entropy=entropy) as ledger:

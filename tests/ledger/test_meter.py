@@ -167,7 +167,9 @@ async def test_R1_models_of_a_key(lite: Callable[..., Any]) -> None:
         assert names == ["toy", "alias"]
         by_alias = running.key("two", models=("alias",))
         assert [m["id"] for m in (await by_alias.get("/v1/models")).json()["data"]] == ["alias"]
-        assert (await by_alias.post(PATH, {**BODY, "model": "alias", "max_tokens": 1})).status == 200
+        assert (
+            await by_alias.post(PATH, {**BODY, "model": "alias", "max_tokens": 1})
+        ).status == 200
         for client, model in ((one, "other"), (by_alias, "toy"), (one, "none")):
             for reply in (
                 await client.post(PATH, {"model": model, "prompt": [7] * 300, "max_tokens": 5}),
@@ -345,7 +347,7 @@ async def test_H7_requests_per_minute(running: Team) -> None:
     assert refused.headers["x-ratelimit-reset-requests"] == "59.9s"
     running.hand.now_s += 47.4
     assert (await known.post(PATH, {**BODY, "max_tokens": 9})).status == 200
-    assert "afterword_limited_total{limit=\"rpm\"} 1.0" in (
+    assert 'afterword_limited_total{limit="rpm"} 1.0' in (
         (await known.get("/metrics")).body.decode()
     )
 
@@ -362,7 +364,9 @@ async def test_H7_tokens_per_minute_count_what_was_used(running: Team) -> None:
     assert refused.status == 429
     assert refused.headers["retry-after"] == "60"
     running.hand.now_s += 60
-    early = await known.post(PATH, {**BODY, "max_tokens": 60, "stop": ["e", " ", "a", "o", "i"][:4]})
+    early = await known.post(
+        PATH, {**BODY, "max_tokens": 60, "stop": ["e", " ", "a", "o", "i"][:4]}
+    )
     used = early.json()["usage"]["total_tokens"]
     assert used < 61
     after = await known.post(PATH, {**BODY, "max_tokens": 100 - used - 1})
@@ -549,9 +553,10 @@ async def test_keys_and_usage_over_http(running: Team) -> None:
     answer = (await bob.post(PATH, {**BODY, "max_tokens": 4, "user": "u"})).json()
     await running.records()
     listed = (await admin.get("/admin/v1/keys")).json()["data"]
-    assert [(key["name"], key["used_tokens"]) for key in listed] == [("root", 0), ("bob", 5)]
-    assert "key" not in listed[1]
-    assert (await admin.get("/admin/v1/keys/bob")).json() == listed[1]
+    by_name = {key["name"]: key for key in listed}
+    assert {name: key["used_tokens"] for name, key in by_name.items()} == {"root": 0, "bob": 5}
+    assert "key" not in by_name["bob"]
+    assert (await admin.get("/admin/v1/keys/bob")).json() == by_name["bob"]
     sums = {
         by: (await admin.get(f"/admin/v1/usage?by={by}")).json()["data"][0]["group"]
         for by in ("key", "model", "user", "day")
@@ -602,12 +607,12 @@ async def test_admin_routes_refuse(lite: Callable[..., Any]) -> None:
         await refused(await admin.post("/admin/v1/keys", {"name": "a", "rpm": 0}), "rpm")
         await refused(await admin.post("/admin/v1/keys", {"name": "a", "nope": 1}), None)
         await refused(await admin.post("/admin/v1/keys", {"name": "root"}), "name")
-        await refused(await admin.post("/admin/v1/keys", {"name": "a", "expires": "soon"}), "expires")
+        await refused(
+            await admin.post("/admin/v1/keys", {"name": "a", "expires": "soon"}), "expires"
+        )
         await refused(await admin.post("/admin/v1/keys", b"{"), None)
         await refused(await admin.get("/admin/v1/keys/nobody"), "key")
         await refused(await admin.get("/admin/v1/usage?by=colour"), "by")
         await refused(await admin.get("/admin/v1/usage?since=yesterday"), "since")
         await refused(await admin.get("/admin/v1/usage/requests?limit=0"), "limit")
         await refused(await admin.get("/admin/v1/usage?key=nobody"), "key")
-
-

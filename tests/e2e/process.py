@@ -48,7 +48,7 @@ def serving(errors: Path, *arguments: str) -> Iterator[Server]:
                 line = process.stdout.readline()
                 assert line, errors.read_text()
                 welcome += line
-            found = re.search(r"ready on (http://\S+)", welcome)
+            found = re.search(r"ready on (https?://\S+)", welcome)
             assert found is not None
             yield Server(process, welcome, found[1])
         finally:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-import services
 from afterword.core.account import UsageRecord
-from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
+from afterword.ledger.database import connect, parse_url, prepare
 from afterword.ledger.keys import KeyBook
 
 NOW = 1_795_600_000.0
@@ -32,35 +29,6 @@ class Hand:
 @pytest.fixture
 def hand() -> Hand:
     return Hand()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[services.Postgres]:
-    with services.postgres() as server:
-        template = connect(parse_url(server.url("template1")))
-        prepare(template)
-        template.dispose()
-        yield server
-
-
-@pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    with services.redis() as url:
-        yield url
-
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A ledger's database without a record, of each kind."""
-    if request.param == "sqlite":
-        return str(sqlite_url(tmp_path / "ledger.db"))
-    server: services.Postgres = request.getfixturevalue("postgres")
-    name = f"t{next(_numbers)}"
-    server.sql(f"CREATE DATABASE {name}")
-    return server.url(name)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 import services
 from afterword.cli.sources import Store, parse_source
@@ -23,7 +24,9 @@ from afterword.engine.toy import toy_engine
 from afterword.http.app import create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
+from afterword.ledger.keys import KeyBook
 from asgi import Client
+from ledger.values import Hand
 
 CREATED = 1_700_000_000
 
@@ -134,3 +137,34 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     name = f"t{next(_numbers)}"
     server.sql(f"CREATE DATABASE {name}")
     return server.url(name)
+
+
+@pytest.fixture
+def hand() -> Hand:
+    return Hand()
+
+
+@pytest.fixture
+def connected(database_url: str) -> Iterator[Callable[[], sa.Engine]]:
+    """Makes engines of one database, as several servers have them."""
+    engines: list[sa.Engine] = []
+
+    def make() -> sa.Engine:
+        engine = connect(parse_url(database_url))
+        prepare(engine)
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.fixture
+def engine(connected: Callable[[], sa.Engine]) -> sa.Engine:
+    return connected()
+
+
+@pytest.fixture
+def book(engine: sa.Engine, hand: Hand) -> KeyBook:
+    return KeyBook(engine, clock=hand, entropy=random.Random(3).randbytes)

@@ -1,4 +1,4 @@
-"""Real PostgreSQL and Redis, from Debian's packages, each in a folder and on a socket of its own."""
+"""Real PostgreSQL and Redis from Debian's packages, each in a folder and on a socket of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 
 OWNER = "postgres" if os.geteuid() == 0 else None
 """PostgreSQL does not run as root; its package makes this user."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import ssl
 import subprocess
 import threading
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from afterword.ledger.records import processes, reservations
 from afterword.ledger.store import UsageStore
 from e2e.process import Server, run, serving
 from e2e.wire import Stream
+from services import Postgres
 
 pytestmark = pytest.mark.e2e
 
@@ -46,10 +50,12 @@ class House:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def serving(self, *flags: str, name: str = "stderr") -> Any:
+    def serving(
+        self, *flags: str, name: str = "stderr", inherit: socket.socket | None = None
+    ) -> AbstractContextManager[Server]:
         return serving(
             self.folder / name, "--model", f"tiny={self.model}", "--slots", "8", "--threads", "1",
-            *self.ledger, *flags,
+            *self.ledger, *flags, inherit=inherit,
         )  # fmt: skip
 
     def records(self) -> dict[str, UsageRecord]:
@@ -129,8 +135,8 @@ def test_keys_reach_running_servers(house: House) -> None:
 def test_tls(lite: House) -> None:
     files = {name: str(lite.folder / f"{name}.pem") for name in ("cert", "key")}
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1",
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1",
          "-keyout", files["key"], "-out", files["cert"]],
         check=True, capture_output=True,
     )  # fmt: skip
@@ -181,6 +187,7 @@ class Seen:
         }  # fmt: skip
         # The server is killed meanwhile.
         with suppress(OSError), closing(Stream(server.port, body, key=key)) as stream:
+            chunk: dict[str, Any] = {}
             for frame in stream.frames():
                 if frame == "[DONE]":
                     self.usage[chunk["id"]] = chunk["usage"]
@@ -224,3 +231,228 @@ def test_kill_9_loses_no_answer(house: House, pytestconfig: pytest.Config) -> No
     assert seen.usage.keys() <= records.keys()
     assert house.left() == (0, 0)
     assert not list((house.folder / "data" / "journal").iterdir())
+
+
+# What is away.
+
+
+def test_a_database_that_comes_back(postgres: Postgres, tmp_path: Path, tiny_model: Path) -> None:
+    """Gone under load: keys with a budget wait, others go on, nothing is lost."""
+    postgres.sql("CREATE DATABASE gone")
+    house = House(tmp_path, tiny_model, postgres.url("gone"))
+    free, budgeted = house.create("free"), house.create("b", "--budget-tokens", "1000000")
+    with house.serving() as server:
+        ids = {complete(server, free).json()["id"], complete(server, budgeted).json()["id"]}
+        postgres.stop()
+        try:
+            while complete(server, budgeted).status_code != 503:
+                pass
+            refused = complete(server, budgeted)
+            assert refused.json()["error"]["code"] == "ledger_unavailable"
+            assert refused.headers["retry-after"] == "1"
+            for _ in range(20):
+                answer = complete(server, free)
+                assert answer.status_code == 200
+                ids.add(answer.json()["id"])
+            ready = get(server, "/ready")
+            assert (ready.status_code, ready.json()["ledger"]) == (200, "unreachable")
+        finally:
+            postgres.start()
+        while (answer := complete(server, budgeted)).status_code == 503:
+            pass
+        ids.add(answer.json()["id"])
+        assert server.stop() == 0
+    records = house.records()
+    assert ids <= records.keys()
+    assert {one.status for one in records.values()} == {"answered"}
+    assert house.left() == (0, 0)
+
+
+def complete(server: Server, key: str, **more: Any) -> httpx2.Response:
+    headers = {"authorization": f"Bearer {key}"}
+    body = {**BODY, "max_tokens": 3, **more}
+    return httpx2.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
+
+
+def test_a_full_disk(lite: House) -> None:
+    """A file system of 12 MB that is full: refused before it is computed, well afterwards."""
+    disk = lite.folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        house = House(disk, lite.model, f"sqlite:///{disk}/ledger.db")
+        key = house.create("a", "--budget-tokens", "1000000")
+        with house.serving() as server:
+            ids = [complete(server, key).json()["id"]]
+            filler = disk / "filler"
+            with filler.open("wb", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(b"x" * 4096)
+            # A long name takes the journal's room faster.
+            while (answer := complete(server, key, user="u" * 1000)).status_code == 200:
+                ids.append(answer.json()["id"])
+            assert answer.json()["error"]["code"] == "ledger_unavailable"
+            filler.unlink()
+            while (answer := complete(server, key)).status_code != 200:
+                pass
+            ids.append(answer.json()["id"])
+            assert server.stop() == 0
+        assert set(ids) <= house.records().keys()
+        assert house.left() == (0, 0)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+# Reloading.
+
+
+def test_sighup_reads_limits_and_keys_again(lite: House) -> None:
+    settings = lite.folder / "afterword.toml"
+    settings.write_text("max_n = 2\n")
+    with lite.serving("--config", str(settings)) as server:
+        stream = Stream(server.port, {**BODY, "max_tokens": 2000})
+        frames = stream.frames()
+        next(frames)
+        assert httpx2.post(f"{server.url}/v1/completions", json={**BODY, "n": 3}).status_code == 400
+        settings.write_text("max_n = 3\nlog_level = 'debug'\n")
+        server.process.send_signal(signal.SIGHUP)
+        body = {**BODY, "n": 3, "max_tokens": 1}
+        while httpx2.post(f"{server.url}/v1/completions", json=body).status_code != 200:
+            pass
+        facts = get(server, "/openapi.json").json()["components"]["schemas"]["CompletionRequest"]
+        assert facts["properties"]["n"]["maximum"] == 3
+        settings.write_text("max_n = 'many'\n")
+        server.process.send_signal(signal.SIGHUP)
+        while "not reloaded" not in (lite.folder / "stderr").read_text():
+            pass
+        # Nobody was dropped.
+        assert list(frames)[-1] == "[DONE]"
+        stream.close()
+        assert httpx2.post(f"{server.url}/v1/completions", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("way", ["reuse_port", "socket"])
+def test_a_rolling_restart_loses_no_request(lite: House, way: str) -> None:
+    """Clients that ask all the time get answers all the time, from the old or from the new."""
+    key = lite.create("a")
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as held:
+        port = held.getsockname()[1]
+        if way == "reuse_port":
+            held.close()
+            flags: tuple[str, ...] = ("--port", str(port), "--reuse-port", "true")
+            start = partial(lite.serving, *flags)
+        else:
+            start = partial(lite.serving, inherit=held)
+        asked = Asked(port, key)
+        with start(name="old") as old:
+            clients = [threading.Thread(target=asked.on_and_on, args=(i,)) for i in range(6)]
+            for client in clients:
+                client.start()
+            asked.wait_for(20)
+            with start(name="new") as new:
+                assert old.stop() == 0
+                asked.wait_for(40)
+                asked.over = True
+                for client in clients:
+                    client.join()
+                assert new.stop() == 0
+    assert asked.failures == []
+    records = lite.records()
+    assert asked.ids <= records.keys()
+    assert {records[one].status for one in asked.ids} == {"answered"}
+
+
+@dataclass
+class Asked:
+    """Clients that never stop asking; each request is a connection of its own."""
+
+    port: int
+    key: str
+    ids: set[str] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
+    over: bool = False
+    answered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def on_and_on(self, seed: int) -> None:
+        while not self.over:
+            try:
+                with closing(Stream(self.port, {**BODY, "max_tokens": 30, "seed": seed},
+                                    key=self.key)) as stream:  # fmt: skip
+                    *chunks, last = stream.frames()
+                    assert last == "[DONE]"
+                    self.ids.add(json.loads(chunks[0])["id"])
+            except (OSError, ValueError, AssertionError) as error:
+                self.failures.append(repr(error))
+            self.answered.release()
+
+    def wait_for(self, count: int) -> None:
+        for _ in range(count):
+            self.answered.acquire()
+
+
+# Bad company.
+
+
+def test_hundreds_of_bad_connections_harm_nobody(lite: House) -> None:
+    """Silent, slow, half-open, oversized and endless ones; an honest client is answered."""
+    key = lite.create("a")
+    flags = ("--read-timeout-s", "1", "--max-connections", "700")
+    with lite.serving(*flags) as server, ExitStack() as opened:
+        bad = [opened.enter_context(BadConnection(server.port, kind)) for kind in BAD * 100]
+        for connection in bad:
+            connection.begin()
+        for _ in range(20):
+            for connection in bad[:200]:
+                connection.go_on()
+            assert complete(server, key).status_code == 200
+        # None of them stays.
+        for connection in bad:
+            connection.wait_for_the_end()
+        assert complete(server, key).status_code == 200
+        more = [opened.enter_context(BadConnection(server.port, "silent")) for _ in range(750)]
+        assert sum(connection.is_closed_at_once() for connection in more[-40:]) == 40
+        assert server.stop() == 0
+
+
+BAD = ("silent", "head", "body", "large", "endless")
+STARTS = {
+    "silent": b"",
+    "head": b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n",
+    "body": b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 10000\r\n\r\n{",
+    "large": b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n{",
+    "endless": b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 100_000,
+}
+
+
+class BadConnection(AbstractContextManager["BadConnection"]):
+    """One that means no good."""
+
+    def __init__(self, port: int, kind: str) -> None:
+        self.kind = kind
+        self.socket = socket.create_connection(("127.0.0.1", port))
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def begin(self) -> None:
+        with suppress(OSError):
+            self.socket.sendall(STARTS[self.kind])
+
+    def go_on(self) -> None:
+        """A byte now and then, for ever."""
+        if self.kind in {"head", "body"}:
+            with suppress(OSError):
+                self.socket.send(b"x")
+
+    def wait_for_the_end(self) -> None:
+        with suppress(ConnectionError):
+            while self.socket.recv(65_536):
+                pass
+
+    def is_closed_at_once(self) -> bool:
+        try:
+            return self.socket.recv(1) == b""
+        except ConnectionError:
+            return True

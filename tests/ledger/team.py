@@ -27,7 +27,7 @@ from afterword.ledger.meter import Clocks, Entrance, Policy
 from afterword.ledger.opening import LedgerOptions, OpenLedger, open_ledger
 from afterword.ledger.store import UsageStore
 from asgi import Client
-from ledger.conftest import NOW, Hand
+from ledger.values import NOW, Hand
 
 _names = itertools.count()
 

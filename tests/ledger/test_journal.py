@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from afterword.ledger import journal as module
 from afterword.ledger.journal import Journal, remains_in
-from ledger.conftest import record
+from ledger.values import record
 
 LIMIT = 64 << 20
 
@@ -24,6 +24,21 @@ def die(journal: Journal) -> None:
         os.close(segment.descriptor)
     while journal._leaving:
         os.close(journal._leaving.popleft())
+
+
+def fill(journal: Journal, says: str) -> list[str]:
+    """Admit requests until one is refused; which were admitted."""
+    admitted: list[str] = []
+
+    def admit_for_ever() -> None:
+        while True:
+            request_id = f"r{len(admitted)}"
+            journal.admit(replace(record(request_id), status="lost"))
+            admitted.append(request_id)
+
+    with pytest.raises(OSError, match=says):
+        admit_for_ever()
+    return admitted
 
 
 def left_in(folder: Path) -> dict[str, str]:
@@ -137,11 +152,7 @@ def test_a_full_journal_admits_nobody_and_loses_nothing(
     monkeypatch.setattr(module, "SEGMENT_BYTES", 4096)
     journal = Journal(tmp_path, "p", limit_bytes=3 * 4096)
     journal.__enter__()
-    admitted = []
-    with pytest.raises(OSError, match="the journal is full"):
-        for i in range(1000):
-            journal.admit(replace(record(f"r{i}"), status="lost"))
-            admitted.append(f"r{i}")
+    admitted = fill(journal, "the journal is full")
     for request_id in admitted:
         journal.settle(record(request_id))
     die(journal)
@@ -160,11 +171,7 @@ def test_a_full_disk_admits_nobody_and_loses_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    admitted = []
-    with pytest.raises(OSError, match="No space left"):
-        for i in range(1000):
-            journal.admit(replace(record(f"r{i}"), status="lost"))
-            admitted.append(f"r{i}")
+    admitted = fill(journal, "No space left")
     assert len(list(tmp_path.iterdir())) == 1
     for request_id in admitted:
         journal.settle(record(request_id))

@@ -17,7 +17,7 @@ from afterword.ledger.keyring import Failures, Keyring
 from afterword.ledger.keys import KeyBook, any_key, held_keys, keys_version
 from afterword.ledger.records import metadata
 from afterword.ledger.secret import SECRET_PREFIX, masked
-from ledger.conftest import Hand
+from ledger.values import Hand
 
 TERMS = KeyTerms(
     name="alice", models=("small", "coder"), rpm=10, tpm=1000, concurrent=2,
@@ -119,7 +119,8 @@ def test_keys_are_listed_in_the_order_of_their_making(book: KeyBook, hand: Hand)
 
 @pytest.mark.parametrize(
     ("terms", "param"),
-    [(KeyTerms(name=""), "name"), (KeyTerms(name="a\nb"), "name"), (KeyTerms(name="x" * 201), "name"),
+    [(KeyTerms(name=""), "name"), (KeyTerms(name="a\nb"), "name"),
+     (KeyTerms(name="x" * 201), "name"),
      (KeyTerms(name="a", rpm=0), "rpm"), (KeyTerms(name="a", tpm=-1), "tpm"),
      (KeyTerms(name="a", budget_tokens=2**60), "budget_tokens"),
      (KeyTerms(name="a", concurrent=0), "concurrent")],

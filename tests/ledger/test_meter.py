@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,12 +15,11 @@ import pytest
 import sqlalchemy as sa
 
 from afterword.core.account import KeyTerms, UsageRecord
-from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import toy_engine
-from afterword.ledger.database import check
+from afterword.ledger.database import check, connect, prepare, sqlite_url
 from afterword.ledger.records import reservations
-from asgi import Client, Reply
+from asgi import Reply
 from ledger.team import Team, team
 
 PATH = "/v1/completions"
@@ -35,11 +35,16 @@ async def running(engine: sa.Engine, tmp_path: Path) -> AsyncIterator[Team]:
 @pytest.fixture
 def lite(tmp_path: Path) -> Callable[..., Any]:
     """Servers on SQLite, for what does not depend on the database."""
-    from afterword.ledger.database import connect, prepare, sqlite_url  # noqa: PLC0415
-
     database = connect(sqlite_url(tmp_path / "ledger.db"))
     prepare(database)
     return lambda **options: team(database, tmp_path / "data", **options)
+
+
+def waiting_for(hold: threading.Event) -> Callable[[Batch], None]:
+    def wait(_: Batch) -> None:
+        hold.wait()
+
+    return wait
 
 
 def nothing_is_held(running: Team) -> None:
@@ -287,7 +292,7 @@ async def test_failures_are_recorded_with_what_they_cost(lite: Callable[..., Any
 async def test_what_is_not_admitted_is_not_recorded(lite: Callable[..., Any]) -> None:
     """Neither a mistake, nor a full line; and it costs nothing."""
     hold = threading.Event()
-    engine = toy_engine(slots=1, max_waiting=1, before_decode=lambda _: hold.wait() and None)
+    engine = toy_engine(slots=1, max_waiting=1, before_decode=waiting_for(hold))
     async with lite(toy=lambda: engine) as running:
         known = running.key(rpm=2, tpm=1000, budget_tokens=1000, concurrent=2)
         assert (await known.post(PATH, {**BODY, "max_tokens": -1})).status == 400
@@ -387,7 +392,7 @@ async def test_H7_a_request_that_never_fits(lite: Callable[..., Any]) -> None:
 
 async def test_H7_requests_at_once(lite: Callable[..., Any]) -> None:
     hold = threading.Event()
-    engine = toy_engine(before_decode=lambda _: hold.wait() and None)
+    engine = toy_engine(before_decode=waiting_for(hold))
     async with lite(toy=lambda: engine) as running:
         known = running.key(concurrent=1)
         _, run = known.begin({**BODY, "max_tokens": 1})
@@ -527,11 +532,14 @@ async def test_a_full_disk_refuses_before_anything_is_computed(
 async def test_records_on_the_disk_before_the_last_byte(
     lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os  # noqa: PLC0415
-
     synced: list[int] = []
     exactly = os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(fd), exactly(fd))[1])
+
+    def sync(descriptor: int) -> None:
+        synced.append(descriptor)
+        exactly(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
     async with lite(sync_always=True) as running:
         before = len(synced)
         await running.client.complete(**{**BODY, "max_tokens": 1})

@@ -17,7 +17,7 @@ from afterword.ledger.database import check
 from afterword.ledger.keys import period_of
 from afterword.ledger.quota import Claim
 from afterword.ledger.records import reservations, spending, usage
-from ledger.conftest import NOW, record
+from ledger.values import NOW, record
 
 MONTH = "2026-11"
 

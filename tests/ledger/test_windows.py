@@ -17,7 +17,7 @@ from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.ledger import redis as in_redis
 from afterword.ledger.redis import RedisWindows, open_windows
 from afterword.ledger.windows import WINDOW_S, MemoryWindows, Windows
-from ledger.conftest import Hand
+from ledger.values import Hand
 
 START_S = 1000
 
@@ -91,6 +91,35 @@ def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
     return over_redis
 
 
+def one_asks(windows: Windows, oracle: Oracle, request_id: str, tokens: int) -> None:
+    """The verdict is the oracle's, and everything that it says is true."""
+    terms, now_s = oracle.terms, oracle.now_s
+    admitted = oracle.admits(tokens, now_s)
+    verdict = windows.acquire("k", terms, request_id, tokens)
+    assert (verdict.refused_by is None) == admitted
+    if admitted:
+        oracle.seen[request_id] = (now_s, tokens)
+        oracle.running.add(request_id)
+    elif verdict.refused_by == "concurrent":
+        assert len(oracle.running) >= (terms.concurrent or 0)
+    elif verdict.wait_s is None:
+        assert terms.tpm is not None
+        assert tokens > terms.tpm
+    else:
+        free = Oracle(KeyTerms(name="k", rpm=terms.rpm, tpm=terms.tpm), seen=oracle.seen)
+        assert free.admits(tokens, now_s + verdict.wait_s)
+        assert not free.admits(tokens, now_s + verdict.wait_s - 0.001)
+    requests, used = oracle.used(now_s)
+    for rate, limit, taken in (
+        (verdict.rates.requests, terms.rpm, requests),
+        (verdict.rates.tokens, terms.tpm, used),
+    ):
+        assert (rate is None) == (limit is None)
+        if rate is not None and limit is not None:
+            assert (rate.limit, rate.remaining) == (limit, limit - taken)
+            assert oracle.used(now_s + rate.reset_s) == (0, 0)
+
+
 limits = st.none() | st.integers(1, 6)
 steps = st.lists(
     st.tuples(st.just("ask"), st.integers(0, 60))
@@ -122,31 +151,7 @@ def test_what_is_admitted_is_what_fits(
     for step, number in steps:
         match step:
             case "ask":
-                request_id = next(ids)
-                admitted = oracle.admits(number, oracle.now_s)
-                verdict = windows.acquire("k", terms, request_id, number)
-                assert (verdict.refused_by is None) == admitted
-                if admitted:
-                    oracle.seen[request_id] = (oracle.now_s, number)
-                    oracle.running.add(request_id)
-                elif verdict.refused_by == "concurrent":
-                    assert len(oracle.running) >= (concurrent or 0)
-                elif verdict.wait_s is None:
-                    assert tpm is not None
-                    assert number > tpm
-                else:
-                    free = Oracle(KeyTerms(name="k", rpm=rpm, tpm=tpm), seen=oracle.seen)
-                    assert free.admits(number, oracle.now_s + verdict.wait_s)
-                    assert not free.admits(number, oracle.now_s + verdict.wait_s - 0.001)
-                requests, used = oracle.used(oracle.now_s)
-                for rate, limit, taken in (
-                    (verdict.rates.requests, rpm, requests),
-                    (verdict.rates.tokens, tpm, used),
-                ):
-                    assert (rate is None) == (limit is None)
-                    if rate is not None and limit is not None:
-                        assert (rate.limit, rate.remaining) == (limit, limit - taken)
-                        assert oracle.used(oracle.now_s + rate.reset_s) == (0, 0)
+                one_asks(made.windows, oracle, next(ids), number)
             case "settle" if oracle.running:
                 request_id = min(oracle.running)
                 at_s, reserved = oracle.seen[request_id]

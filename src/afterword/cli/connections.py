@@ -46,6 +46,10 @@ class GuardedConnection(HttpToolsProtocol):
         _detect_death(transport)
         self._expect()
 
+    def is_idle(self) -> bool:
+        """Whether nothing is being answered: a request may be on its way."""
+        return self.cycle is None or self.cycle.response_complete
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         self._arrived()

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import rich_click as click
-from rich.console import Console
 from rich.table import Table
 
 from afterword.cli.ledger import database, key_book
 from afterword.cli.options import Command, read_settings
-from afterword.cli.terminal import plain
+from afterword.cli.terminal import plain, print_table
 from afterword.config import Settings
 from afterword.core.account import KeyTerms, KeyView, NewKey
 from afterword.core.moments import iso, parse_span
@@ -94,7 +93,7 @@ def list_keys(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
                 *("-" if limit is None else str(limit) for limit in limits),
                 _budget(terms), str(view.period_used_tokens),
             )  # fmt: skip
-    Console(soft_wrap=True).print(table)
+    print_table(table)
 
 
 @keys.command(short_help="Show a key.")

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,7 @@ from afterword.config import Resolved, Settings
 from afterword.core.errors import ConfigError
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
+from afterword.http.middleware import Observer
 from afterword.ledger.database import parse_url, reading
 from afterword.ledger.keys import any_key
 from afterword.ledger.meter import Entrance
@@ -80,20 +82,35 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
         engine = open_database(data_folder(settings), settings.database)
         entrance = check_entrance(settings, bound, engine, terminal)
         reread = partial(read_settings, given, os.environ)
-        uvloop.run(_serve(settings, terminal, bound, engine, entrance, reread))
+        ground = Ground(settings, bound, engine, entrance, reread)
+        with _tracing() if settings.otel else nullcontext() as observe:
+            uvloop.run(_serve(ground, terminal, observe))
 
 
-async def _serve(
-    settings: Settings,
-    terminal: Terminal,
-    bound: socket.socket,
-    engine: sa.Engine,
-    entrance: Entrance,
-    reread: Callable[[], Resolved],
-) -> None:
-    options = ledger_options(settings, entrance)
+def _tracing() -> AbstractContextManager[Observer]:
+    # Its packages are an extra.
+    from afterword.cli.tracing import open_tracing  # noqa: PLC0415
+
+    return open_tracing()
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What is decided and opened before there is a loop."""
+
+    settings: Settings
+    bound: socket.socket
+    engine: sa.Engine
+    entrance: Entrance
+    reread: Callable[[], Resolved]
+
+
+async def _serve(ground: Ground, terminal: Terminal, observe: Observer | None) -> None:
+    settings, bound = ground.settings, ground.bound
+    options = ledger_options(settings, ground.entrance)
     async with (
-        open_ledger(engine, options, identity(), clocks=CLOCKS, entropy=os.urandom) as ledger,
+        open_ledger(
+            ground.engine, options, identity(), clocks=CLOCKS, entropy=os.urandom
+        ) as ledger,
         open_service(settings, terminal) as service,
     ):
         lifecycle = Lifecycle()
@@ -109,22 +126,22 @@ async def _serve(
                 guarded=not settings.no_auth,
                 origins=settings.origins(),
             ),
+            observe=observe,
         )
 
         def reload() -> None:
-            changed = reread().settings
+            changed = ground.reread().settings
             logging.getLogger("afterword").setLevel(changed.log_level.upper())
             service.limits = changed.limits()
             ledger.clerk.refresh()
-            _log.warning("keys, limits of a request and the log level were read again")
+            _log.info("keys, limits of a request and the log level were read again")
 
+        url = url_of(bound, tls=settings.certfile is not None)
         server = Server(
             app,
             server_options(settings),
             lifecycle=lifecycle,
-            on_ready=lambda: click.echo(
-                _welcome(service, url_of(bound, tls=settings.certfile is not None))
-            ),
+            on_ready=lambda: click.echo(_welcome(service, url)),
             on_reload=reload,
         )
         await server.serve([bound])

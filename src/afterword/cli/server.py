@@ -16,7 +16,7 @@ import msgspec
 import uvicorn
 from starlette.types import ASGIApp
 
-from afterword.cli.connections import guarded
+from afterword.cli.connections import GuardedConnection, guarded
 from afterword.core.errors import ConfigError
 from afterword.http.lifecycle import Lifecycle
 
@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2048
 _FIRST_PASSED_DESCRIPTOR = 3
+_LINGER_S = 1.0
+"""How long requests on their way are waited for at the end."""
+_LINGER_STEP_S = 0.05
 _IDLE_CONNECTION_S = 75
 """Longer than the minute after which proxies and SDKs drop idle connections themselves."""
 
@@ -112,13 +115,13 @@ class Server(uvicorn.Server):
         on_ready: Callable[[], None],
         on_reload: Callable[[], None],
     ) -> None:
-        protocol = guarded(
+        self._protocol = guarded(
             read_timeout_s=options.read_timeout_s, max_connections=options.max_connections
         )
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol,
+                http=self._protocol,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -157,6 +160,49 @@ class Server(uvicorn.Server):
             for number in (*_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take what came before the end, let it finish, then go.
+
+        A request may be on its way on a connection that is open, or in the kernel's line: closing
+        now would lose it.
+        """
+        waiting = [listening.dup() for listening in sockets or ()]
+        for server in self.servers:
+            server.close()
+        for line in waiting:
+            with line:
+                await self._take_from(line)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + _LINGER_S
+        while self._idle() and loop.time() < until_s and not self.force_exit:
+            await asyncio.sleep(_LINGER_STEP_S)
+        self._lifecycle.draining = True
+        await super().shutdown(sockets)
+
+    async def _take_from(self, line: socket.socket) -> None:
+        """Serve the connections that the kernel has taken and nobody has accepted."""
+        loop = asyncio.get_running_loop()
+        line.setblocking(False)
+        while True:
+            try:
+                connection, _ = line.accept()
+            except OSError:
+                # Nobody is left.
+                return
+            await loop.connect_accepted_socket(self._connected, connection, ssl=self.config.ssl)
+
+    def _connected(self) -> asyncio.Protocol:
+        return self._protocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    def _idle(self) -> bool:
+        """Whether a connection is open on which nothing is being answered."""
+        return any(
+            isinstance(connection, GuardedConnection) and connection.is_idle()
+            for connection in self.server_state.connections
+        )
+
     def _reload(self) -> None:
         options = self._options
         try:
@@ -170,4 +216,4 @@ class Server(uvicorn.Server):
     def _stop(self) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
-        self._lifecycle.draining = True
+        self._lifecycle.leaving = True

@@ -11,12 +11,11 @@ from typing import Any
 import msgspec
 import rich_click as click
 import sqlalchemy as sa
-from rich.console import Console
 from rich.table import Table
 
 from afterword.cli.keys import ledger_flags, ledger_settings
 from afterword.cli.ledger import database, key_book
-from afterword.cli.terminal import plain
+from afterword.cli.terminal import plain, print_table
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
 from afterword.core.moments import parse_moment
 from afterword.ledger.store import UsageStore
@@ -102,7 +101,7 @@ def _write_table(
             totals = [total + number for total, number in zip(totals, numbers, strict=True)]
     if kind is UsageSum and count > 1:
         table.add_row("total", *map(_cell, totals))
-    Console(soft_wrap=True).print(table)
+    print_table(table)
 
 
 def _cell(value: object) -> str:

@@ -15,7 +15,7 @@ from afterword.http.admin import Administration
 from afterword.http.auth import Authentication
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
-from afterword.http.middleware import Boundary
+from afterword.http.middleware import Boundary, Observer
 from afterword.http.routes import Routes
 from afterword.http.unmetered import Unmetered
 
@@ -40,7 +40,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     origins: tuple[str, ...] = ()
 
 
-def create_app(
+def create_app(  # noqa: PLR0913 - what only the composition root knows
     service: CompletionService,
     *,
     lifecycle: Lifecycle,
@@ -48,12 +48,14 @@ def create_app(
     entropy: Callable[[int], bytes],
     keep_alive_s: float = 15.0,
     access: Access | None = None,
+    observe: Observer | None = None,
 ) -> ASGIApp:
     """An ASGI 3 app that serves ``service``.
 
     ``clock`` gives seconds that never go back, ``entropy(n)`` n random bytes for request ids.
     A stream that is silent for ``keep_alive_s`` sends a comment.
-    Without ``access`` it asks for no key and keeps no record.
+    Without ``access`` it asks for no key and keeps no record. ``observe`` is told of every
+    request at its end.
     """
     access = access or Access()
     metrics = Metrics(service.catalog.engines, access.ledger)
@@ -74,7 +76,14 @@ def create_app(
         guarded=access.guarded,
         origins=access.origins,
     )
-    app = Boundary(known, clock=clock, entropy=entropy, lifecycle=lifecycle, metrics=metrics)
+    app = Boundary(
+        known,
+        clock=clock,
+        entropy=entropy,
+        lifecycle=lifecycle,
+        metrics=metrics,
+        observe=observe,
+    )
     if not access.origins:
         return app
     # Outermost, so that errors can be read by pages too.

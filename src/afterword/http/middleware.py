@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -42,6 +43,10 @@ class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     key: str | None = None
 
 
+Observer: TypeAlias = Callable[[AccessRecord, Mapping[bytes, bytes]], None]
+"""Is told of every request at its end, with the headers that it came with."""
+
+
 class Boundary:
     """Around the routes: nothing passes without a request id, and no exception leaves.
 
@@ -56,12 +61,14 @@ class Boundary:
         entropy: Callable[[int], bytes],
         lifecycle: Lifecycle,
         metrics: Metrics,
+        observe: Observer | None = None,
     ) -> None:
         self._routes = routes
         self._clock = clock
         self._entropy = entropy
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -113,7 +120,7 @@ class Boundary:
             (b"x-content-type-options", b"nosniff"),
         ]
         headers += rate_headers(exchange.rates)
-        if self._lifecycle.draining:
+        if self._lifecycle.leaving or self._lifecycle.draining:
             headers.append((b"connection", b"close"))
         return headers
 
@@ -122,7 +129,7 @@ class Boundary:
         status = _CLIENT_GONE if exchange.status is None else exchange.status
         ended_s = self._clock()
         self._metrics.record(exchange, route=route, status=status, ended_s=ended_s)
-        if not _access.isEnabledFor(logging.INFO):
+        if self._observe is None and not _access.isEnabledFor(logging.INFO):
             return
         record = AccessRecord(
             request_id=exchange.request_id,
@@ -148,6 +155,8 @@ class Boundary:
                 completion_tokens=usage.completion_tokens,
             )
         _access.info("%s", _encoder.encode(record).decode())
+        if self._observe is not None:
+            self._observe(record, dict(scope["headers"]))
 
 
 def rate_headers(rates: Rates) -> Iterator[tuple[bytes, bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ _OPERATORS = (400, 401, 403, 405, 413, 500, 503)
 _WITH_BODY = (400, 401, 404, 405, 413, 429, 500, 503)
 
 
+@lru_cache(maxsize=2)
 def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
     """The document of a server with these limits; ``model`` stands in its examples."""
     examples = {"short": {"value": {"model": model, "prompt": "Once upon a time"}}}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -179,9 +180,6 @@ class Routes:
         self._completions = Completions(
             service, ledger, lifecycle=lifecycle, clock=clock, keep_alive_s=keep_alive_s
         )
-        model = service.catalog.default.name
-        self._openapi = document(service.limits, model=model, version=__version__)
-        self._docs = pages.docs(self._openapi)
 
     def table(self) -> Sequence[BaseRoute]:
         """Paths, methods, endpoints; ``HEAD`` goes wherever ``GET`` does."""
@@ -253,7 +251,7 @@ class Routes:
     async def ready(self, request: Request) -> Response:
         """200 while requests are taken: engines compute, and what they use can be recorded."""
         error: ApiError | None = None
-        if self._lifecycle.draining:
+        if self._lifecycle.leaving or self._lifecycle.draining:
             error = EngineUnavailable("The server is shutting down.")
         elif not all(model.engine.healthy() for model in self._service.catalog.engines):
             error = EngineUnavailable("An engine cannot compute.")
@@ -271,16 +269,21 @@ class Routes:
 
     async def openapi(self, _: Request) -> Response:
         """The OpenAPI document."""
-        return _json(self._openapi)
+        return _json(self._document())
 
     async def docs(self, _: Request) -> Response:
         """The OpenAPI document for people."""
-        return pages.page(self._docs)
+        return pages.page(pages.docs(self._document()))
 
     async def index(self, request: Request) -> Response:
         """What this is, and a first request to try."""
         base = pages.base_url(request)
         return pages.page(pages.index(base, self._service.catalog.default.name))
+
+    def _document(self) -> Mapping[str, Any]:
+        """Of the limits that hold now."""
+        model = self._service.catalog.default.name
+        return document(self._service.limits, model=model, version=__version__)
 
     def _for(self, request: Request) -> CompletionService:
         """The service as the key of a request sees it."""

@@ -20,8 +20,8 @@ metadata = MetaData()
 state = Table(
     "state",
     metadata,
-    Column("id", Integer, primary_key=True, comment="always 1"),
-    Column("keys_version", BigInteger, nullable=False, comment="grows with every change of keys"),
+    Column("id", Integer, primary_key=True),  # always 1
+    Column("keys_version", BigInteger, nullable=False),  # grows with every change of keys
 )
 
 keys = Table(
@@ -29,7 +29,7 @@ keys = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    Column("models", Text, comment="JSON array of names; null allows all"),
+    Column("models", Text),  # JSON array of names; null allows all
     Column("rpm", BigInteger),
     Column("tpm", BigInteger),
     Column("concurrent", BigInteger),
@@ -44,7 +44,7 @@ keys = Table(
 secrets = Table(
     "secrets",
     metadata,
-    Column("digest", Text, primary_key=True, comment="SHA-256 of the key, hexadecimal"),
+    Column("digest", Text, primary_key=True),  # SHA-256 of the key, hexadecimal
     Column("key_id", Text, ForeignKey("keys.id"), nullable=False),
     Column("prefix", Text, nullable=False),
     Column("created_at", Double, nullable=False),
@@ -54,8 +54,8 @@ secrets = Table(
 usage = Table(
     "usage",
     metadata,
-    Column("id", Text, primary_key=True, comment="of the answer"),
-    Column("key_id", Text, comment="null where no key was needed"),
+    Column("id", Text, primary_key=True),  # of the answer
+    Column("key_id", Text),  # null where no key was needed
     Column("model", Text, nullable=False),
     Column("user", Text),
     Column("stream", Boolean, nullable=False),
@@ -74,7 +74,7 @@ spending = Table(
     "spending",
     metadata,
     Column("key_id", Text, primary_key=True),
-    Column("period", Text, primary_key=True, comment="2026-11-25 or 2026-11"),
+    Column("period", Text, primary_key=True),  # 2026-11-25 or 2026-11
     Column("used", BigInteger, nullable=False),
     Column("reserved", BigInteger, nullable=False),
 )
@@ -85,13 +85,13 @@ processes = Table(
     Column("id", Text, primary_key=True),
     Column("host", Text, nullable=False),
     Column("pid", BigInteger, nullable=False),
-    Column("beats", BigInteger, nullable=False, comment="stands still when the process is dead"),
+    Column("beats", BigInteger, nullable=False),  # stands still when the process is dead
 )
 
 reservations = Table(
     "reservations",
     metadata,
-    Column("id", Text, primary_key=True, comment="of the answer"),
+    Column("id", Text, primary_key=True),  # of the answer
     Column("process_id", Text, nullable=False, index=True),
     Column("key_id", Text, nullable=False),
     Column("period", Text, nullable=False),

@@ -500,8 +500,7 @@ def away(running: Team, patch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise sa.exc.OperationalError("", {}, ConnectionRefusedError("refused"))
 
-    for name in ("begin", "connect"):
-        patch.setattr(running.database, name, refuse)
+    patch.setattr(running.ledger.clerk, "_transaction", refuse)
     running.refresh()
 
 

@@ -63,7 +63,7 @@ def test_a_settled_request_gives_back_what_it_did_not_use(engine: sa.Engine) -> 
     with engine.begin() as connection:
         assert quota.claim(connection, claim("s", 961), "p") == 960
         assert quota.claim(connection, claim("s", 960), "p") is None
-        quota.fold(connection, [], released=["s"])
+        quota.fold(connection, [], ["s"])
     assert spent(engine) == (40, 0)
 
 

@@ -174,15 +174,20 @@ class Server(uvicorn.Server):
                 await self._take_from(line)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + _LINGER_S
-        while self._idle() and loop.time() < until_s and not self.force_exit:
+        # uvicorn tells nobody when a connection ends or a signal comes.
+        while self._idle() and loop.time() < until_s and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(_LINGER_STEP_S)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        # Requests that are here begin before new ones are refused.
+        await asyncio.sleep(_LINGER_STEP_S)
         self._lifecycle.draining = True
         await super().shutdown(sockets)
 
     async def _take_from(self, line: socket.socket) -> None:
         """Serve the connections that the kernel has taken and nobody has accepted."""
         loop = asyncio.get_running_loop()
-        line.setblocking(False)
+        line.settimeout(0)
         while True:
             try:
                 connection, _ = line.accept()

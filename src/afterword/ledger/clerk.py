@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -23,7 +23,7 @@ from afterword.core.account import UsageRecord
 from afterword.core.errors import LedgerUnavailable
 from afterword.core.faults import in_one_line
 from afterword.ledger import quota
-from afterword.ledger.database import reading, reason
+from afterword.ledger.database import reason
 from afterword.ledger.journal import Remains, remains_in
 from afterword.ledger.keyring import Keyring
 from afterword.ledger.keys import any_key, held_keys, keys_version
@@ -78,7 +78,8 @@ class Clerk:
         self._held: dict[str, Claim] = {}
         self._seen: dict[str, tuple[int, float]] = {}
         self._away = False
-        self._retry_at_s = self._beat_at_s = 0.0
+        self._retry_at_s = self._beat_at_s = self._look_at_s = 0.0
+        self._connection: sa.Connection | None = None
         self._heard_s = clock()
         self.keyring = Keyring(-1, (), needed=True)
         self.folded = 0
@@ -126,6 +127,8 @@ class Clerk:
         """Do everything that there is to do now."""
         now_s = self._clock()
         refreshes = [self._refreshes.popleft() for _ in range(len(self._refreshes))]
+        if refreshes:
+            self._look_at_s = now_s
         if self._away and now_s < self._retry_at_s:
             self._fail_claims()
         else:
@@ -138,7 +141,9 @@ class Clerk:
         try:
             self._fold()
             self._decide()
-            self._look_at_keys()
+            if now_s >= self._look_at_s:
+                self._look_at_keys()
+                self._look_at_s = now_s + TURN_S
             if now_s >= self._beat_at_s:
                 self._beat()
                 self._bury(now_s)
@@ -166,17 +171,34 @@ class Clerk:
         self._retry_at_s = 0.0
         self.turn()
         try:
-            with self._engine.begin() as connection:
+            with self._transaction() as connection:
                 quota.give_back(connection, self._identity.id)
         except SQLAlchemyError as error:
             _log.warning("left without signing off: %s", reason(error))
+        if self._connection is not None:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """A transaction on a connection of this thread's own, which is kept: it costs less."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        try:
+            with self._connection.begin():
+                yield self._connection
+        except BaseException:
+            connection, self._connection = self._connection, None
+            connection.invalidate()
+            connection.close()
+            raise
 
     def _fold(self) -> None:
         while self._ended or self._released:
             records = [self._ended[i] for i in range(min(len(self._ended), _MOST_RECORDS))]
             released = list(self._released)
-            with self._engine.begin() as connection:
-                quota.fold(connection, records, released=released)
+            held = [one.id for one in records if one.id in self._held]
+            with self._transaction() as connection:
+                quota.fold(connection, records, [*held, *released])
             for _ in records:
                 self._ended.popleft()
             for _ in released:
@@ -194,7 +216,7 @@ class Clerk:
             return
         asked.sort(key=lambda pair: (pair[0].key_id, pair[0].period))
         try:
-            with self._engine.begin() as connection:
+            with self._transaction() as connection:
                 left = [quota.claim(connection, c, self._identity.id) for c, _ in asked]
         except SQLAlchemyError:
             for _, future in asked:
@@ -212,7 +234,7 @@ class Clerk:
                 future.set_exception(_unavailable())
 
     def _look_at_keys(self) -> None:
-        with reading(self._engine) as connection:
+        with self._transaction() as connection:
             version = keys_version(connection)
             if version != self.keyring.version:
                 needed = any_key(connection)
@@ -221,7 +243,7 @@ class Clerk:
     def _beat(self) -> None:
         """A sign of life; whoever was taken for dead comes back with what it holds."""
         me = self._identity
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             alive = connection.execute(
                 sa.update(processes)
                 .where(processes.c.id == me.id)
@@ -240,7 +262,7 @@ class Clerk:
                 opened.callback(remains.close)
             for remains in found:
                 self._take_over(remains)
-        with reading(self._engine) as connection:
+        with self._transaction() as connection:
             rows = connection.execute(sa.select(processes.c.id, processes.c.beats)).all()
         self._seen = {
             process_id: seen
@@ -250,13 +272,13 @@ class Clerk:
         }
         for process_id, (_, since_s) in self._seen.items():
             if now_s >= since_s + DEAD_S and process_id != self._identity.id:
-                with self._engine.begin() as connection:
+                with self._transaction() as connection:
                     given_back = quota.give_back(connection, process_id)
                 _log.warning("a process died; %d reservations came back", given_back)
 
     def _take_over(self, remains: Remains) -> None:
         records = remains.records()
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             new = quota.fold(connection, records)
             given_back = quota.give_back(connection, remains.process_id)
         remains.remove()

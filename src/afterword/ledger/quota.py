@@ -30,22 +30,30 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     budget_tokens: int
 
 
-def claim(connection: sa.Connection, wanted: Claim, process_id: str) -> int | None:
-    """Reserve, or give the tokens that are left of the budget."""
-    if not _take(connection, wanted):
-        row = {"key_id": wanted.key_id, "period": wanted.period, "used": 0, "reserved": 0}
-        connection.execute(_insert(connection, spending).on_conflict_do_nothing(), row)
-        if not _take(connection, wanted):
-            spent = connection.execute(
-                sa.select(spending.c.used + spending.c.reserved).where(
-                    spending.c.key_id == wanted.key_id, spending.c.period == wanted.period
-                )
-            ).scalar_one()
-            return max(wanted.budget_tokens - int(spent), 0)
-    _record(connection, wanted, process_id)
-    return None
+class _Statements(msgspec.Struct, frozen=True):
+    """What differs between databases. Made once: building one takes longer than running it."""
+
+    new_spending: sa.Executable
+    new_usage: sa.Executable
+    add: sa.Executable
 
 
+def _made_for(dialect: Any) -> _Statements:  # noqa: ANN401 - a module of SQLAlchemy's
+    counted = dialect.insert(spending)
+    return _Statements(
+        dialect.insert(spending).on_conflict_do_nothing(),
+        dialect.insert(usage).on_conflict_do_nothing().returning(usage.c.id),
+        counted.on_conflict_do_update(
+            index_elements=[spending.c.key_id, spending.c.period],
+            set_={
+                "used": spending.c.used + counted.excluded.used,
+                "reserved": spending.c.reserved - sa.bindparam("given_back"),
+            },
+        ),
+    )
+
+
+_STATEMENTS = {"sqlite": _made_for(sqlite), "postgresql": _made_for(postgresql)}
 _TAKE = (
     sa.update(spending)
     .where(
@@ -57,6 +65,27 @@ _TAKE = (
     .values(reserved=spending.c.reserved + sa.bindparam("tokens"))
 )
 _HOLD = sa.insert(reservations)
+_LET_GO = (
+    sa.delete(reservations)
+    .where(reservations.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .returning(reservations.c.key_id, reservations.c.period, reservations.c.tokens)
+)
+
+
+def claim(connection: sa.Connection, wanted: Claim, process_id: str) -> int | None:
+    """Reserve, or give the tokens that are left of the budget."""
+    if not _take(connection, wanted):
+        row = {"key_id": wanted.key_id, "period": wanted.period, "used": 0, "reserved": 0}
+        connection.execute(_STATEMENTS[connection.dialect.name].new_spending, row)
+        if not _take(connection, wanted):
+            spent = connection.execute(
+                sa.select(spending.c.used + spending.c.reserved).where(
+                    spending.c.key_id == wanted.key_id, spending.c.period == wanted.period
+                )
+            ).scalar_one()
+            return max(wanted.budget_tokens - int(spent), 0)
+    _record(connection, wanted, process_id)
+    return None
 
 
 def _take(connection: sa.Connection, wanted: Claim) -> bool:
@@ -93,11 +122,12 @@ def restore(connection: sa.Connection, held: Iterable[Claim], process_id: str) -
 
 
 def fold(
-    connection: sa.Connection, records: Sequence[UsageRecord], *, released: Sequence[str] = ()
+    connection: sa.Connection, records: Sequence[UsageRecord], holding: Sequence[str] | None = None
 ) -> int:
-    """Take in ended requests, each once however often it comes; give back their reservations.
+    """Take in ended requests, each once however often it comes; give back reservations.
 
-    ``released`` are requests without a record. Gives how many records were new.
+    ``holding`` are the requests that may have one, None is all of the records. Gives how many
+    records were new.
     """
     new = _insert_usage(connection, records)
     used: Counter[tuple[str, str]] = Counter()
@@ -106,7 +136,8 @@ def fold(
             for per in _PERIODS:
                 period = period_of(record.started_at, per)
                 used[record.key_id, period] += record.prompt_tokens + record.completion_tokens
-    given_back = _drop(connection, [*(record.id for record in records), *released])
+    ids = [record.id for record in records] if holding is None else holding
+    given_back = _tokens_of(connection.execute(_LET_GO, {"ids": ids})) if ids else Counter()
     _add(connection, used, given_back)
     return len(new)
 
@@ -114,36 +145,28 @@ def fold(
 def give_back(connection: sa.Connection, process_id: str) -> int:
     """End a process that is dead: its reservations come back. Gives how many there were."""
     connection.execute(sa.delete(processes).where(processes.c.id == process_id))
-    rows = connection.execute(
+    held = connection.execute(
         sa.delete(reservations)
         .where(reservations.c.process_id == process_id)
         .returning(reservations.c.key_id, reservations.c.period, reservations.c.tokens)
     ).all()
-    given_back: Counter[tuple[str, str]] = Counter()
-    for key_id, period, tokens in rows:
-        given_back[key_id, period] += tokens
-    _add(connection, Counter(), given_back)
-    return len(rows)
+    _add(connection, Counter(), _tokens_of(held))
+    return len(held)
 
 
 def _insert_usage(connection: sa.Connection, records: Sequence[UsageRecord]) -> frozenset[str]:
     if not records:
         return frozenset()
     rows = [msgspec.structs.asdict(record) for record in records]
-    statement = _insert(connection, usage).on_conflict_do_nothing().returning(usage.c.id)
+    statement = _STATEMENTS[connection.dialect.name].new_usage
     return frozenset(connection.execute(statement, rows).scalars())
 
 
-def _drop(connection: sa.Connection, ids: Sequence[str]) -> Counter[tuple[str, str]]:
-    given_back: Counter[tuple[str, str]] = Counter()
-    rows = connection.execute(
-        sa.delete(reservations)
-        .where(reservations.c.id.in_(ids))
-        .returning(reservations.c.key_id, reservations.c.period, reservations.c.tokens)
-    )
-    for key_id, period, tokens in rows:
-        given_back[key_id, period] += tokens
-    return given_back
+def _tokens_of(rows: Iterable[sa.Row[str, str, int]]) -> Counter[tuple[str, str]]:
+    tokens: Counter[tuple[str, str]] = Counter()
+    for key_id, period, held in rows:
+        tokens[key_id, period] += held
+    return tokens
 
 
 def _add(
@@ -151,22 +174,15 @@ def _add(
     used: Counter[tuple[str, str]],
     given_back: Counter[tuple[str, str]],
 ) -> None:
-    for key_id, period in sorted({*used, *given_back}):
-        at = (key_id, period)
-        statement = _insert(connection, spending).values(
-            key_id=key_id, period=period, used=used[at], reserved=0
-        )
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=[spending.c.key_id, spending.c.period],
-                set_={
-                    "used": spending.c.used + statement.excluded.used,
-                    "reserved": spending.c.reserved - given_back[at],
-                },
-            )
-        )
-
-
-def _insert(connection: sa.Connection, table: sa.Table) -> Any:  # noqa: ANN401 - one of two dialects' own
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table)
+    rows = [
+        {
+            "key_id": at[0],
+            "period": at[1],
+            "used": used[at],
+            "reserved": 0,
+            "given_back": given_back[at],
+        }
+        for at in sorted({*used, *given_back})
+    ]
+    if rows:
+        connection.execute(_STATEMENTS[connection.dialect.name].add, rows)

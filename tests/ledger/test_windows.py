@@ -221,6 +221,7 @@ def test_memory_forgets_keys_that_do_nothing() -> None:
 
 def test_a_redis_that_is_away_admits_nobody() -> None:
     windows = open_windows("redis://127.0.0.1:9/0")
+    assert not windows.answers()
     with pytest.raises(LedgerUnavailable):
         windows.acquire("k", KeyTerms(name="k", rpm=1), "r", 1)
 

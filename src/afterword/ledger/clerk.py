@@ -1,7 +1,7 @@
 """The thread that talks to the database: in batches, off the way of requests.
 
-A turn folds ended requests, then decides claims on budgets, then looks after keys and processes
-that died, when it is time. A database that is away makes claims fail at once; everything else
+A turn folds ended requests, then decides claims on budgets; when it is time it looks after keys,
+and after processes that died. A database that is away makes claims fail at once; everything else
 waits for it.
 """
 
@@ -139,15 +139,16 @@ class Clerk:
 
     def _work(self, now_s: float) -> None:
         try:
+            # First: whoever was taken for dead has to hold again what it holds.
+            if now_s >= self._beat_at_s:
+                self._beat()
+                self._bury(now_s)
+                self._beat_at_s = now_s + _BEAT_S
             self._fold()
             self._decide()
             if now_s >= self._look_at_s:
                 self._look_at_keys()
                 self._look_at_s = now_s + TURN_S
-            if now_s >= self._beat_at_s:
-                self._beat()
-                self._bury(now_s)
-                self._beat_at_s = now_s + _BEAT_S
         except SQLAlchemyError as error:
             self._lost(reason(error))
             return

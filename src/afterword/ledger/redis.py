@@ -106,6 +106,8 @@ class RedisWindows:
 
     def __init__(self, storage: RedisStorage) -> None:
         client = storage.get_connection()
+        self.answers: Callable[[], bool] = storage.check
+        """Whether Redis can be reached now."""
         self._errors = storage.base_exceptions
         self._acquire: Any = client.register_script(_ACQUIRE.encode())
         self._settle: Any = client.register_script(_SETTLE.encode())

@@ -1,7 +1,7 @@
 """What the ledger adds to a request, and whether its limits are exact under a crowd.
 
 Runs on the exact toy model in this process, so that the ledger is nearly all there is to measure:
-``python benchmarks/ledger.py [--database URL] [--redis URL]``. Without a URL it makes a SQLite
+``python benchmarks/metering.py [--database URL] [--redis URL]``. Without a URL it makes a SQLite
 file in a temporary folder.
 """
 

@@ -453,6 +453,41 @@ async def test_limits_in_redis(lite: Callable[..., Any], redis_url: str) -> None
         nothing_is_held(running)
 
 
+async def test_nothing_is_asked_per_token(
+    lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lines in the journal, one claim, one record, whatever the length of the answer."""
+    async with lite() as running:
+        known = running.key(rpm=10, tpm=10**6, budget_tokens=10**6)
+        calls: list[str] = []
+
+        def count(owner: Any, name: str) -> None:
+            exactly = getattr(owner, name)
+
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                calls.append(name)
+                return exactly(*args, **kwargs)
+
+            monkeypatch.setattr(owner, name, counted)
+
+        meter = running.ledger.meter
+        for owner, names in (
+            (meter, ("authenticate", "reserve", "settle")),
+            (meter._journal, ("admit", "settle")),
+            (meter._windows, ("acquire", "settle")),
+            (running.ledger.clerk, ("claim", "ended")),
+        ):
+            for name in names:
+                count(owner, name)
+        seen = []
+        for tokens in (1, 200):
+            calls.clear()
+            await known.post(PATH, {**BODY, "max_tokens": tokens, "stream": True})
+            seen.append(list(calls))
+        assert seen[0] == seen[1]
+        assert len(seen[0]) == 9
+
+
 # When something is away.
 
 

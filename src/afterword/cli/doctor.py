@@ -46,11 +46,8 @@ async def _examine(settings: Settings) -> int:
             click.echo()
             _print(_model(model, settings))
         kept = all(model.engine.card.batch_invariant for model in served)
-    advice = [finding.change for finding in surroundings if finding.change]
-    if advice:
-        click.echo("\nchange:")
-    for line in advice:
-        click.echo(f"  {line}")
+    click.echo()
+    _print(("change", finding.change) for finding in surroundings if finding.change)
     stopped = any(finding.fatal for finding in surroundings)
     return int(stopped or (settings.kv == "exact" and not kept))
 

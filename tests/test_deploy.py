@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from asgi import Client
 from conftest import make_client
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
+parse_yaml: Any = yaml.safe_load
 VARIABLE = re.compile(r"AFTERWORD_([A-Z_]+)")
 
 
@@ -67,14 +69,14 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
 
 
 def test_the_compose_file_names_files_that_are_there() -> None:
-    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    services = parse_yaml((DEPLOY / "compose.yaml").read_text())["services"]
     assert set(services) == {"afterword", "postgres", "prometheus"}
     build = services["afterword"]["build"]
     assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
     assert (DEPLOY / "prometheus" / "prometheus.yaml").is_file()
     url = services["afterword"]["environment"]["AFTERWORD_DATABASE"]
     assert resolve({}, {"AFTERWORD_DATABASE": url}).settings.database == url
-    scrape = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
+    scrape = parse_yaml((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
     (job,) = scrape["scrape_configs"]
     assert job["authorization"]["credentials_file"] == "/etc/prometheus/key"
 

@@ -180,6 +180,27 @@ def test_a_full_disk_admits_nobody_and_loses_nothing(
     assert left_in(tmp_path) == dict.fromkeys(admitted, "answered")
 
 
+def test_a_disk_that_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a request cannot be written; its admission stays until it is in the database."""
+    journal = Journal(tmp_path, "p", limit_bytes=LIMIT)
+    journal.__enter__()
+    journal.admit(replace(record("a"), status="lost"))
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(os, "pwrite", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            journal.settle(record("a"))
+    assert journal.unsettled == 0
+    journal.folded(["a"])
+    journal.admit(replace(record("b"), status="lost"))
+    journal.settle(record("b"))
+    die(journal)
+    assert left_in(tmp_path)["b"] == "answered"
+
+
 def test_files_are_nobody_elses_business(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     with Journal(folder, "p", limit_bytes=LIMIT):

@@ -123,7 +123,8 @@ def test_keys_are_listed_in_the_order_of_their_making(book: KeyBook, hand: Hand)
      (KeyTerms(name="x" * 201), "name"),
      (KeyTerms(name="a", rpm=0), "rpm"), (KeyTerms(name="a", tpm=-1), "tpm"),
      (KeyTerms(name="a", budget_tokens=2**60), "budget_tokens"),
-     (KeyTerms(name="a", concurrent=0), "concurrent")],
+     (KeyTerms(name="a", concurrent=0), "concurrent"),
+     (KeyTerms(name="a", models=()), "models"), (KeyTerms(name="a", models=("",)), "models")],
 )  # fmt: skip
 def test_terms_that_mean_nothing(book: KeyBook, terms: KeyTerms, param: str) -> None:
     with pytest.raises(InvalidRequest) as error:

@@ -47,13 +47,16 @@ class Segment:
         self.written_bytes = 0
         self.open_lines = 0
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self.descriptor = os.open(path, flags, 0o600)
+        unnamed = path.with_suffix(".new")
+        self.descriptor = os.open(unnamed, flags, 0o600)
         try:
             # Held while the process lives: whoever can take it knows that the process does not.
+            # So the file has its name, by which others look for it, when the lock is there.
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(self.descriptor, 0, size_bytes)
+            unnamed.rename(path)
         except OSError:
-            path.unlink()
+            unnamed.unlink()
             os.close(self.descriptor)
             raise
 
@@ -63,12 +66,12 @@ class Segment:
         return self.size_bytes - self.written_bytes
 
     def append(self, line: bytes) -> None:
-        """Write a line for which there is room."""
+        """Write a line for which there is room; one that fails leaves no gap."""
         at = self.written_bytes
-        self.written_bytes += len(line)
         while line:
             size = os.pwrite(self.descriptor, line, at)
             at, line = at + size, line[size:]
+        self.written_bytes = at
 
 
 class _Open(msgspec.Struct):
@@ -173,9 +176,11 @@ class Journal:
         admitted = self._open[record.id]
         self._promised_bytes -= admitted.promised_bytes
         self.unsettled -= 1
-        admitted.home.open_lines -= 1
+        # Should the disk fail now, the admission stays until the request is in the database.
+        self._open[record.id] = _Open(admitted.home)
         newest = self._segments[-1]
         newest.append(_line(kind, record))
+        admitted.home.open_lines -= 1
         newest.open_lines += 1
         self._open[record.id] = _Open(newest)
 

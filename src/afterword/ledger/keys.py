@@ -151,6 +151,8 @@ def check_terms(terms: KeyTerms) -> None:
         raise InvalidRequest(
             f"a key's name has 1 to {_MOST_NAME_CHARACTERS} printable characters", param="name"
         )
+    if terms.models is not None and not all(terms.models or ("",)):
+        raise InvalidRequest("'models' has to name one model at least", param="models")
     for field in ("rpm", "tpm", "concurrent", "budget_tokens"):
         value = getattr(terms, field)
         if value is not None and not 1 <= value < 2**53:

@@ -224,7 +224,11 @@ class Meter:
 
     async def settle(self, admission: Admission, record: UsageRecord) -> None:
         """Journal, limits, database: in this order, and all of it before anything is awaited."""
-        self._journal.settle(record)
+        try:
+            self._journal.settle(record)
+        except OSError as error:
+            # Its room was there: the disk itself fails. The database may still get the record.
+            _log.error("the journal cannot be written to: %s", in_one_line(error))
         tokens = record.prompt_tokens + record.completion_tokens
         self._settle_windows(admission, tokens)
         self._clerk.ended(record, soon=admission.claim is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -12,6 +13,7 @@ import msgspec
 import sqlalchemy as sa
 
 from afterword.core.errors import ConfigError
+from afterword.core.faults import in_one_line
 from afterword.ledger.books import LedgerBooks
 from afterword.ledger.clerk import Clerk, ClerkThread, Identity
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
@@ -19,6 +21,8 @@ from afterword.ledger.journal import Journal
 from afterword.ledger.meter import Clocks, Meter, Policy
 from afterword.ledger.redis import RedisWindows, open_windows
 from afterword.ledger.windows import MemoryWindows, Windows
+
+_log = logging.getLogger(__name__)
 
 _SYNC_S = 1.0
 _RENEW_TURNS = 20
@@ -121,7 +125,10 @@ async def _keep_up(meter: Meter, windows: Windows, apart: Executor | None) -> No
     turn = 0
     while True:
         await asyncio.sleep(_SYNC_S)
-        await asyncio.wrap_future(meter.sync())
+        try:
+            await asyncio.wrap_future(meter.sync())
+        except OSError as error:
+            _log.error("the journal cannot be brought to the disk: %s", in_one_line(error))
         turn += 1
         if apart is not None and isinstance(windows, RedisWindows) and turn % _RENEW_TURNS == 0:
             apart.submit(windows.renew)

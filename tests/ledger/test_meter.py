@@ -96,8 +96,9 @@ async def test_with_a_key_every_route_but_health_needs_one(lite: Callable[..., A
         ):  # fmt: skip
             assert (await running.client.request(method, path)).status == 401, path
             assert (await known.request(method, path)).status != 401
-        for path in ("/health", "/ready"):
+        for path in ("/health", "/ready", "/"):
             assert (await running.client.get(path)).status == 200
+        assert (await running.client.get("/playground/none.js")).status == 404
 
 
 async def test_no_auth_lets_everybody_in(lite: Callable[..., Any]) -> None:

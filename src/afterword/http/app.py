@@ -19,13 +19,18 @@ from afterword.http.middleware import Boundary, Observer
 from afterword.http.routes import Routes
 from afterword.http.unmetered import Unmetered
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""What is answered without a key: whether the server lives, and whether it takes requests."""
+_OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+_OPEN_FOLDER = "/playground/"
 _EXPOSED_HEADERS = (
     "x-request-id", "openai-processing-ms", "retry-after",
     *(f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens")
       for what in ("limit", "remaining", "reset")),
 )  # fmt: skip
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key: how the server is, and the page that asks for the key."""
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +77,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
     known = Authentication(
         router,
         access.ledger,
-        open_paths=OPEN_PATHS,
+        is_open=is_open,
         guarded=access.guarded,
         origins=access.origins,
     )

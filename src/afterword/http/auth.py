@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Container
+from collections.abc import Callable, Container
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,7 +16,7 @@ _BEARER = b"bearer "
 
 
 class Authentication:
-    """Around the routes: everything but ``open_paths`` belongs to somebody.
+    """Around the routes: every path that is not open belongs to somebody.
 
     With ``guarded``, requests that need no key are answered on behalf of this machine only: not
     for pages of other sites that a browser here has open, whatever name they gave this address.
@@ -27,19 +27,19 @@ class Authentication:
         routes: ASGIApp,
         ledger: Ledger,
         *,
-        open_paths: Container[str],
+        is_open: Callable[[str], bool],
         guarded: bool,
         origins: Container[str] = (),
     ) -> None:
         self.routes = routes
         self._ledger = ledger
-        self._open_paths = open_paths
+        self._is_open = is_open
         self._guarded = guarded
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request whose sender is known."""
-        if scope["type"] == "http" and scope["path"] not in self._open_paths:
+        if scope["type"] == "http" and not self._is_open(scope["path"]):
             headers = dict(scope["headers"])
             source = scope["client"][0] if scope.get("client") else ""
             principal = await self._ledger.authenticate(_secret(headers), source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,45 @@ def test_a_database_that_is_away_is_asked_again_only_after_a_while(
     clerk.turn()
     assert clerk.reachable
     assert clerk.unfolded == 0
+
+
+def test_a_claim_whose_end_nobody_knows_is_given_back(
+    make_clerk: MakeClerk, engine: sa.Engine, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database carried it out, and the connection broke before it said so."""
+    clerk = make_clerk("p")
+    clerk.turn()
+    exactly = clerk._transaction
+
+    @contextmanager
+    def break_afterwards() -> Iterator[sa.Connection]:
+        with exactly() as connection:
+            yield connection
+        raise sa.exc.OperationalError("", {}, ConnectionError('to "/a/socket" broke'))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clerk, "_transaction", break_afterwards)
+        asked = clerk.claim(claim("a", 60))
+        clerk.turn()
+    assert isinstance(asked.exception(), LedgerUnavailable)
+    assert reserved(engine) == 60
+    hand.now_s += 1
+    clerk.turn()
+    assert reserved(engine) == 0
+
+
+def test_the_log_has_no_paths(
+    make_clerk: MakeClerk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clerk = make_clerk("p")
+
+    def refuse() -> None:
+        raise sa.exc.OperationalError("SELECT", {}, ConnectionError('server on "/a/socket" failed'))
+
+    monkeypatch.setattr(clerk, "_transaction", refuse)
+    clerk.turn()
+    assert 'the database is away: server on "…" failed' in caplog.text
+    assert "/a/socket" not in caplog.text
 
 
 def test_a_database_that_does_not_answer_is_not_reachable(

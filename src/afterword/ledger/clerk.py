@@ -219,7 +219,9 @@ class Clerk:
         try:
             with self._transaction() as connection:
                 left = [quota.claim(connection, c, self._identity.id) for c, _ in asked]
-        except SQLAlchemyError:
+        except Exception:
+            # It may have been carried out although nobody was told.
+            self._released.extend(wanted.id for wanted, _ in asked)
             for _, future in asked:
                 future.set_exception(_unavailable())
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ REVISION = "0001"
 _BUSY_MS = 5000
 _CONNECT_S = 3
 _STATEMENT_MS = 30_000
+_QUOTED = re.compile(r'"[^"]*"')
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 # Two servers that start at once on one database: the second waits for the first.
 _UPGRADE_LOCK = 0x61667465
@@ -139,10 +141,10 @@ def prepare(engine: sa.Engine) -> None:
 
 
 def reason(error: SQLAlchemyError) -> str:
-    """What the driver said, in one line, without the statement and its values."""
+    """What the driver said, in one line, without the statement, hosts and paths."""
     original = getattr(error, "orig", None) or error
     lines = str(original).strip().splitlines()
-    return lines[0] if lines else type(original).__name__
+    return _QUOTED.sub('"…"', lines[0]) if lines else type(original).__name__
 
 
 def check(engine: sa.Engine) -> list[str]:

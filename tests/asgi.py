@@ -73,14 +73,19 @@ class Exchange:
 class Client:
     """A client of the app."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str] | None = None) -> None:
         self.app = app
+        self.headers = dict(headers or {})
+
+    def with_key(self, secret: str) -> Client:
+        """The same with a key."""
+        return Client(self.app, {**self.headers, "authorization": f"Bearer {secret}"})
 
     def scope(
         self, method: str, path: str, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         path, _, query = path.partition("?")
-        given = {"host": "server.example", **(headers or {})}
+        given = {"host": "server.example", **self.headers, **(headers or {})}
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -124,6 +129,9 @@ class Client:
     async def post(self, path: str, body: Any) -> Reply:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return await self.request("POST", path, raw)
+
+    async def delete(self, path: str) -> Reply:
+        return await self.request("DELETE", path)
 
     async def refuse(self, **body: Any) -> dict[str, Any]:
         """The error of a request that must be refused with a 400."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+import services
 from afterword.cli.sources import Store, parse_source
 from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import Catalog, ServedModel
@@ -20,9 +23,24 @@ from afterword.core.protocols import Engine
 from afterword.engine.toy import toy_engine
 from afterword.http.app import create_app
 from afterword.http.lifecycle import Lifecycle
+from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
+from afterword.ledger.keys import KeyBook
 from asgi import Client
+from ledger.values import Hand
 
 CREATED = 1_700_000_000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How often the heavy proofs are repeated."""
+    parser.addoption("--kills", type=int, default=1, help="times that a server is killed")
+    parser.addoption("--outage-s", type=float, default=0.0, help="how long a database is away")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ledgers_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Servers and commands started by tests do not touch the ledger of whoever runs them."""
+    os.environ["AFTERWORD_DATA_DIR"] = str(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +109,63 @@ def serve() -> Iterator[Callable[..., Client]]:
     yield make
     for engine in opened:
         asyncio.run(engine.aclose())
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[services.Postgres]:
+    with services.postgres() as server:
+        template = connect(parse_url(server.url("template1")))
+        prepare(template)
+        template.dispose()
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    with services.redis() as url:
+        yield url
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A ledger's database without a record, of each kind."""
+    if request.param == "sqlite":
+        return str(sqlite_url(tmp_path / "ledger.db"))
+    server: services.Postgres = request.getfixturevalue("postgres")
+    name = f"t{next(_numbers)}"
+    server.sql(f"CREATE DATABASE {name}")
+    return server.url(name)
+
+
+@pytest.fixture
+def hand() -> Hand:
+    return Hand()
+
+
+@pytest.fixture
+def connected(database_url: str) -> Iterator[Callable[[], sa.Engine]]:
+    """Makes engines of one database, as several servers have them."""
+    engines: list[sa.Engine] = []
+
+    def make() -> sa.Engine:
+        engine = connect(parse_url(database_url))
+        prepare(engine)
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.fixture
+def engine(connected: Callable[[], sa.Engine]) -> sa.Engine:
+    return connected()
+
+
+@pytest.fixture
+def book(engine: sa.Engine, hand: Hand) -> KeyBook:
+    return KeyBook(engine, clock=hand, entropy=random.Random(3).randbytes)

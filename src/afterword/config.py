@@ -54,10 +54,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Count = Limits().max_body_bytes
     default_max_tokens: Annotated[int, Meta(ge=0)] | None = Limits().default_max_tokens
     require_model: bool = Limits().require_model
+    data_dir: str | None = None
+    database: str | None = None
+    redis: str | None = None
+    no_auth: bool = False
+    cors_origins: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+    database_down: Literal["serve", "refuse"] = "serve"
+    journal_sync: Literal["second", "always"] = "second"
+    journal_mb: Annotated[int, Meta(ge=4)] = 256
+    reuse_port: bool = False
+    max_connections: Count = 1024
+    read_timeout_s: Annotated[float, Meta(gt=0)] = 30.0
+    otel: bool = False
 
     def limits(self) -> Limits:
         """What requests are held to."""
         return Limits(**{name: getattr(self, name) for name in Limits.__struct_fields__})
+
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may use the server."""
+        return tuple(filter(None, map(str.strip, (self.cors_origins or "").split(","))))
 
     def effective_aliases(self) -> Mapping[str, str]:
         """The aliases set, or the legacy name for the first model."""

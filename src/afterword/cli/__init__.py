@@ -10,7 +10,7 @@ import rich_click as click
 from afterword import __version__
 from afterword.core.errors import ApiError, ConfigError, InvalidRequest
 
-_COMMANDS = ("serve", "complete", "models", "doctor")
+_COMMANDS = ("serve", "complete", "models", "keys", "usage", "db", "doctor")
 
 
 class _Lazy(click.RichGroup):

@@ -12,6 +12,7 @@ from typing import Any
 import rich_click as click
 
 from afterword import __version__
+from afterword.cli import checkup
 from afterword.cli.compose import open_service
 from afterword.cli.options import read_settings, setting_flags
 from afterword.cli.terminal import Terminal
@@ -22,34 +23,44 @@ _GIB = 2**30
 
 
 @click.command(short_help="Open the models, say what they come to, start nothing.")
-@setting_flags("Models", "Engine")
+@setting_flags("Models", "Network", "Engine", "Ledger", "Access")
 def doctor(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """Open the models that are set up and say what the server would be: memory, slots, promises.
 
-    Exits with status 1 if answers could depend on what else is served although --kv exact asks
-    that they do not.
+    Looks at machine, disk, port and ledger too, and says what to change. Exits with status 1 if
+    the server would not start, or if answers could depend on what else is served although
+    --kv exact asks that they do not.
     """
     settings = read_settings(given, os.environ).settings
     sys.exit(asyncio.run(_examine(settings)))
 
 
 async def _examine(settings: Settings) -> int:
-    _print(_machine())
+    _print(_machine(settings))
+    click.echo()
+    surroundings = list(checkup.surroundings(settings))
+    _print((finding.name, finding.text) for finding in surroundings)
     async with open_service(settings, Terminal()) as service:
         served = service.catalog.engines
         for model in served:
             click.echo()
             _print(_model(model, settings))
         kept = all(model.engine.card.batch_invariant for model in served)
-    return int(settings.kv == "exact" and not kept)
+    click.echo()
+    _print(("change", finding.change) for finding in surroundings if finding.change)
+    stopped = any(finding.fatal for finding in surroundings)
+    return int(stopped or (settings.kv == "exact" and not kept))
 
 
-def _machine() -> Iterator[tuple[str, object]]:
+def _machine(settings: Settings) -> Iterator[tuple[str, object]]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0))
     yield "afterword", __version__
     yield "python", platform.python_version()
-    yield "cores", len(os.sched_getaffinity(0))
+    yield "cores", cores
     yield "memory", f"{memory / _GIB:.1f} GiB"
+    yield "threads", settings.threads or cores
+    yield "kernels", ", ".join(checkup.instructions()) or "no vector instructions known"
 
 
 def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object]]:

@@ -52,11 +52,36 @@ LIMITS: Mapping[str, str] = {
     "full]",
     "require-model": "Whether a request must name its model: true or false. [default: true]",
 }
+LEDGER: Mapping[str, str] = {
+    "data-dir": "Where the ledger is kept. [default: the user's data folder]",
+    "database": "The ledger's database: sqlite:///FILE or postgresql://USER@HOST/NAME. "
+    "[default: ledger.db in the data folder]",
+    "redis": "Where limits per minute are counted if there are several servers. [default: memory]",
+    "database-down": "serve: requests that need no budget go on while the database is away. "
+    "refuse: none does. [default: serve]",
+    "journal-sync": "When an answer's record is on the disk: second (at most one later), or always "
+    "(before its last byte). [default: second]",
+    "journal-mb": "How much is kept for a database that is away. [default: 256]",
+}
+ACCESS: Mapping[str, str] = {
+    "no-auth": "Whether everybody who can connect may use the server: true or false. "
+    "[default: false]",
+    "cors-origins": "Origins whose pages may use the server, separated by commas. [default: none]",
+    "certfile": "Certificates for TLS, in PEM. [default: no TLS]",
+    "keyfile": "The certificate's key, in PEM. [default: in the certificate's file]",
+    "reuse-port": "Whether a second server may listen on the same port, for a restart without a "
+    "gap: true or false. [default: false]",
+    "max-connections": "Connections at once; more are closed. [default: 1024]",
+    "read-timeout-s": "Seconds that a client has to send a request. [default: 30]",
+    "otel": "Whether a span is made of each request: true or false. [default: false]",
+}
 PANELS: Mapping[str, Mapping[str, str]] = {
     "Models": MODELS,
     "Network": NETWORK,
     "Engine": ENGINE,
     "Limits of a request": LIMITS,
+    "Ledger": LEDGER,
+    "Access": ACCESS,
 }
 _METAVARS = {
     "model": "[NAME=]SOURCE",
@@ -69,6 +94,19 @@ _METAVARS = {
     "ctx": "TOKENS",
     "kv": "MODE",
     "require-model": "BOOLEAN",
+    "data-dir": "FOLDER",
+    "database": "URL",
+    "redis": "URL",
+    "database-down": "POLICY",
+    "journal-sync": "WHEN",
+    "journal-mb": "MB",
+    "no-auth": "BOOLEAN",
+    "cors-origins": "ORIGINS",
+    "certfile": "FILE",
+    "keyfile": "FILE",
+    "reuse-port": "BOOLEAN",
+    "read-timeout-s": "SECONDS",
+    "otel": "BOOLEAN",
 }
 _REPEATED = {"model": "models", "alias": "aliases"}
 

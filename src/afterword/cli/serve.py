@@ -5,30 +5,53 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import msgspec
 import rich_click as click
+import sqlalchemy as sa
 import uvloop
 
 from afterword.cli.compose import open_service
+from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options
 from afterword.cli.options import read_settings, setting_flags
-from afterword.cli.server import Server, bind, url_of
+from afterword.cli.server import (
+    Server,
+    ServerOptions,
+    bind,
+    check_tls,
+    inherited,
+    is_loopback,
+    url_of,
+)
 from afterword.cli.terminal import Terminal
 from afterword.completion.service import CompletionService
 from afterword.config import Resolved, Settings
-from afterword.http.app import create_app
+from afterword.core.errors import ConfigError
+from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
+from afterword.http.middleware import Observer
+from afterword.ledger.database import parse_url, reading
+from afterword.ledger.keys import any_key
+from afterword.ledger.meter import Entrance
+from afterword.ledger.opening import open_database, open_ledger
 
+_log = logging.getLogger(__name__)
+
+_WITHOUT_PASSWORD = re.compile(r"//[^@/]*@")
 SWITCH_INTERVAL_S = 0.001
 """How long the event loop may have to wait for the engine's thread to let go of the interpreter."""
 
 
 @click.command(short_help="Start the server.")
-@setting_flags("Models", "Network", "Engine", "Limits of a request")
+@setting_flags("Models", "Network", "Engine", "Limits of a request", "Ledger", "Access")
 @click.option(
     "--print-config", is_flag=True, help="Show every setting and its origin; start nothing."
 )
@@ -39,7 +62,8 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
     also a key of a TOML file and a variable of the environment (--max-n, max_n,
     AFTERWORD_MAX_N); options come before the environment, that before the file.
 
-    Ctrl-C or SIGTERM stops admission, finishes the answers under way and exits 0.
+    Ctrl-C or SIGTERM stops admission, finishes the answers under way and exits 0. SIGHUP reads
+    keys, limits of a request, the log level and the certificate again.
     """
     resolved = read_settings(given, os.environ)
     if print_config:
@@ -50,12 +74,45 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
         terminal.say(f"{name} is not a setting and has no effect")
     _log_to_stderr(resolved.settings.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    with bind(resolved.settings.host, resolved.settings.port) as bound:
-        uvloop.run(_serve(resolved.settings, terminal, bound))
+    settings = resolved.settings
+    check_tls(settings.certfile, settings.keyfile)
+    with inherited(os.environ) or bind(
+        settings.host, settings.port, reuse_port=settings.reuse_port
+    ) as bound:
+        engine = open_database(data_folder(settings), settings.database)
+        entrance = check_entrance(settings, bound, engine, terminal)
+        reread = partial(read_settings, given, os.environ)
+        ground = Ground(settings, bound, engine, entrance, reread)
+        with _tracing() if settings.otel else nullcontext() as observe:
+            uvloop.run(_serve(ground, terminal, observe))
 
 
-async def _serve(settings: Settings, terminal: Terminal, bound: socket.socket) -> None:
-    async with open_service(settings, terminal) as service:
+def _tracing() -> AbstractContextManager[Observer]:
+    # Its packages are an extra.
+    from afterword.cli.tracing import open_tracing  # noqa: PLC0415
+
+    return open_tracing()
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What is decided and opened before there is a loop."""
+
+    settings: Settings
+    bound: socket.socket
+    engine: sa.Engine
+    entrance: Entrance
+    reread: Callable[[], Resolved]
+
+
+async def _serve(ground: Ground, terminal: Terminal, observe: Observer | None) -> None:
+    settings, bound = ground.settings, ground.bound
+    options = ledger_options(settings, ground.entrance)
+    async with (
+        open_ledger(
+            ground.engine, options, identity(), clocks=CLOCKS, entropy=os.urandom
+        ) as ledger,
+        open_service(settings, terminal) as service,
+    ):
         lifecycle = Lifecycle()
         app = create_app(
             service,
@@ -63,14 +120,64 @@ async def _serve(settings: Settings, terminal: Terminal, bound: socket.socket) -
             clock=time.monotonic,
             entropy=os.urandom,
             keep_alive_s=settings.keep_alive_s,
+            access=Access(
+                ledger=ledger.meter,
+                books=ledger.books,
+                guarded=not settings.no_auth,
+                origins=settings.origins(),
+            ),
+            observe=observe,
         )
+
+        def reload() -> None:
+            changed = ground.reread().settings
+            logging.getLogger("afterword").setLevel(changed.log_level.upper())
+            service.limits = changed.limits()
+            ledger.clerk.refresh()
+            _log.info("keys, limits of a request and the log level were read again")
+
+        url = url_of(bound, tls=settings.certfile is not None)
         server = Server(
             app,
+            server_options(settings),
             lifecycle=lifecycle,
-            grace_s=settings.shutdown_grace_s,
-            on_ready=lambda: click.echo(_welcome(service, url_of(bound))),
+            on_ready=lambda: click.echo(_welcome(service, url)),
+            on_reload=reload,
         )
         await server.serve([bound])
+
+
+def check_entrance(
+    settings: Settings, bound: socket.socket, engine: sa.Engine, terminal: Terminal
+) -> Entrance:
+    """Who gets in without a key. Raises ``ConfigError`` where that would be everybody.
+
+    Nothing listens before this.
+    """
+    here = is_loopback(bound)
+    if settings.no_auth:
+        if not here:
+            terminal.say("WARNING: no-auth: whoever reaches this address may use the server")
+        return "open"
+    with reading(engine) as connection:
+        made = any_key(connection)
+    if not here and not made:
+        raise ConfigError(
+            f"{settings.host} can be reached from other machines, and there is no key yet: "
+            "`afterword keys create NAME` makes one (or --no-auth true lets everybody in)"
+        )
+    return "keys_if_any" if here else "keys"
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """What the settings say of connections."""
+    return ServerOptions(
+        grace_s=settings.shutdown_grace_s,
+        read_timeout_s=settings.read_timeout_s,
+        max_connections=settings.max_connections,
+        certfile=settings.certfile,
+        keyfile=settings.keyfile,
+    )
 
 
 def _welcome(service: CompletionService, url: str) -> str:
@@ -100,6 +207,10 @@ def _welcome(service: CompletionService, url: str) -> str:
 def _settings_table(resolved: Resolved) -> str:
     """One line for each setting: name, value as TOML would have it, origin."""
     values = msgspec.structs.asdict(resolved.settings)
+    if values["database"] is not None:
+        values["database"] = parse_url(values["database"]).render_as_string(hide_password=True)
+    if values["redis"] is not None:
+        values["redis"] = _WITHOUT_PASSWORD.sub("//***@", values["redis"])
     values["aliases"] = dict(resolved.settings.effective_aliases())
     shown = {name: "-" if value is None else json.dumps(value) for name, value in values.items()}
     wide = max(map(len, shown))

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import logging
+import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import ssl
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import msgspec
 import uvicorn
 from starlette.types import ASGIApp
 
+from afterword.cli.connections import GuardedConnection, guarded
 from afterword.core.errors import ConfigError
 from afterword.http.lifecycle import Lifecycle
 
+_log = logging.getLogger(__name__)
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2048
+_FIRST_PASSED_DESCRIPTOR = 3
+_LINGER_S = 1.0
+"""How long requests on their way are waited for at the end."""
+_LINGER_STEP_S = 0.05
 _IDLE_CONNECTION_S = 75
 """Longer than the minute after which proxies and SDKs drop idle connections themselves."""
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     """A socket that is bound and does not listen yet. Raises ``ConfigError``."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -30,6 +42,8 @@ def bind(host: str, port: int) -> socket.socket:
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
     except OSError as error:
         bound.close()
@@ -37,24 +51,77 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def url_of(bound: socket.socket) -> str:
+def inherited(environment: Mapping[str, str]) -> socket.socket | None:
+    """The socket that systemd listens on for us, if it does: it outlives a restart."""
+    if environment.get("LISTEN_PID") != str(os.getpid()) or environment.get("LISTEN_FDS") != "1":
+        return None
+    return socket.socket(fileno=_FIRST_PASSED_DESCRIPTOR)
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine reaches the socket."""
+    if bound.family == socket.AF_UNIX:
+        return True
+    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def url_of(bound: socket.socket, *, tls: bool = False) -> str:
     """Where a client on this machine finds the socket."""
+    scheme = "https" if tls else "http"
+    if bound.family == socket.AF_UNIX:
+        return f"{scheme}+unix://{bound.getsockname()}"
     host, port = bound.getsockname()[:2]
     if host in {"0.0.0.0", "::"}:  # noqa: S104 - shown, not bound
         host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def check_tls(certfile: str | None, keyfile: str | None) -> None:
+    """Refuse certificates that cannot be used, in one line. Raises ``ConfigError``."""
+    if certfile is None:
+        if keyfile is not None:
+            raise ConfigError("--keyfile without --certfile")
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"TLS cannot be set up with {certfile}: {error.strerror or error}"
+        ) from error
+
+
+class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How connections are treated, and how long answers get at the end."""
+
+    grace_s: int
+    read_timeout_s: float
+    max_connections: int
+    certfile: str | None = None
+    keyfile: str | None = None
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which the first signal drains and the second stops; either way it returns."""
+    """uvicorn, which the first signal drains and the second stops; either way it returns.
+
+    SIGHUP calls ``on_reload``, and reads the certificate again.
+    """
 
     def __init__(
-        self, app: ASGIApp, *, lifecycle: Lifecycle, grace_s: int, on_ready: Callable[[], None]
+        self,
+        app: ASGIApp,
+        options: ServerOptions,
+        *,
+        lifecycle: Lifecycle,
+        on_ready: Callable[[], None],
+        on_reload: Callable[[], None],
     ) -> None:
+        self._protocol = guarded(
+            read_timeout_s=options.read_timeout_s, max_connections=options.max_connections
+        )
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=self._protocol,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -64,11 +131,15 @@ class Server(uvicorn.Server):
                 server_header=False,
                 backlog=_BACKLOG,
                 timeout_keep_alive=_IDLE_CONNECTION_S,
-                timeout_graceful_shutdown=grace_s,
+                timeout_graceful_shutdown=options.grace_s,
+                ssl_certfile=options.certfile,
+                ssl_keyfile=options.keyfile,
             )
         )
+        self._options = options
         self._lifecycle = lifecycle
         self._on_ready = on_ready
+        self._on_reload = on_reload
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
@@ -82,13 +153,72 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             yield
         finally:
-            for number in _SIGNALS:
+            for number in (*_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take what came before the end, let it finish, then go.
+
+        A request may be on its way on a connection that is open, or in the kernel's line: closing
+        now would lose it.
+        """
+        waiting = [listening.dup() for listening in sockets or ()]
+        for server in self.servers:
+            server.close()
+        for line in waiting:
+            with line:
+                await self._take_from(line)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + _LINGER_S
+        # uvicorn tells nobody when a connection ends or a signal comes.
+        while self._idle() and loop.time() < until_s and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(_LINGER_STEP_S)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        # Requests that are here begin before new ones are refused.
+        await asyncio.sleep(_LINGER_STEP_S)
+        self._lifecycle.draining = True
+        await super().shutdown(sockets)
+
+    async def _take_from(self, line: socket.socket) -> None:
+        """Serve the connections that the kernel has taken and nobody has accepted."""
+        loop = asyncio.get_running_loop()
+        line.settimeout(0)
+        while True:
+            try:
+                connection, _ = line.accept()
+            except OSError:
+                # Nobody is left.
+                return
+            await loop.connect_accepted_socket(self._connected, connection, ssl=self.config.ssl)
+
+    def _connected(self) -> asyncio.Protocol:
+        return self._protocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    def _idle(self) -> bool:
+        """Whether a connection is open on which nothing is being answered."""
+        return any(
+            isinstance(connection, GuardedConnection) and connection.is_idle()
+            for connection in self.server_state.connections
+        )
+
+    def _reload(self) -> None:
+        options = self._options
+        try:
+            if options.certfile is not None and self.config.ssl is not None:
+                check_tls(options.certfile, options.keyfile)
+                self.config.ssl.load_cert_chain(options.certfile, options.keyfile)
+            self._on_reload()
+        except ConfigError as error:
+            _log.error("not reloaded: %s", error)
 
     def _stop(self) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
-        self._lifecycle.draining = True
+        self._lifecycle.leaving = True

@@ -7,9 +7,25 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
 
+_WIDE = 10_000
 _LINE_EVERY = 0.25
 """Without a terminal, one line for each quarter."""
+
+
+def plain(text: str) -> Text:
+    """A text of others for a table: no markup, and nothing that would control the terminal."""
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+def print_table(table: Table) -> None:
+    """A table on standard output; where that is no terminal, a row is a line."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDE)
+    console.print(table)
 
 
 class Terminal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -29,34 +29,43 @@ class Catalog:
     def __init__(
         self, models: Sequence[ServedModel], aliases: Mapping[str, str] | None = None
     ) -> None:
-        self._models = {model.name: model for model in models}
-        self._aliases = dict(aliases or {})
-        if len(self._models) < len(models) or not models:
+        self.engines: Sequence[ServedModel] = tuple(models)
+        """All models, without aliases, whoever asks."""
+        self._names = {model.name: model for model in models}
+        if len(self._names) < len(models) or not models:
             raise ValueError("models need different names, and one at least")
-        for alias, name in self._aliases.items():
-            if name not in self._models or alias in self._models:
+        for alias, name in (aliases or {}).items():
+            if name not in self._names or alias in self._names:
                 raise ValueError(f"alias {alias}={name} names no model, or is one itself")
+            self._names[alias] = self._names[name]
+
+    def restricted_to(self, allowed: Collection[str]) -> Catalog:
+        """What a key sees that may use these names: a model's name brings its aliases along."""
+        seen = Catalog(self.engines)
+        seen._names = {
+            name: model
+            for name, model in self._names.items()
+            if name in allowed or model.name in allowed
+        }
+        return seen
 
     @property
     def default(self) -> ServedModel:
-        """The first model, for requests that need not name one."""
-        return self.engines[0]
-
-    @property
-    def engines(self) -> Sequence[ServedModel]:
-        """All models, without aliases."""
-        return list(self._models.values())
+        """The first model, for requests that need not name one; ``ModelNotFound`` for none."""
+        for model in self._names.values():
+            return model
+        raise ModelNotFound("-")
 
     def resolve(self, name: str) -> ServedModel:
         """The model of a name or alias; ``ModelNotFound``."""
-        model = self._models.get(self._aliases.get(name, name))
+        model = self._names.get(name)
         if model is None:
             raise ModelNotFound(name if len(name) <= 200 else f"{name[:200]}…")
         return model
 
     def listing(self, limits: Limits) -> list[Model]:
         """Every name and alias."""
-        return [self.describe(name, limits) for name in (*self._models, *self._aliases)]
+        return [self.describe(name, limits) for name in self._names]
 
     def describe(self, name: str, limits: Limits) -> Model:
         """A model as clients see it, with the limits that they can use."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -16,6 +17,7 @@ from afterword.completion.catalog import Catalog
 from afterword.completion.choice import ChoiceBuilder, Delta
 from afterword.completion.plan import Identity, Plan, Room, make_plan
 from afterword.completion.request import decode
+from afterword.core.errors import ApiError
 from afterword.core.job import Ended, Event, Prefilled, Sampled, ScoredPrompt
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine, Generation
@@ -47,6 +49,17 @@ class CompletionService:
         self.limits = limits
         self._clock = clock
         self._entropy = entropy
+
+    def restricted_to(self, models: Collection[str] | None) -> CompletionService:
+        """The same for whoever may use only these models; None is all of them."""
+        if models is None:
+            return self
+        return CompletionService(
+            self.catalog.restricted_to(models),
+            self.limits,
+            clock=self._clock,
+            entropy=self._entropy,
+        )
 
     async def plan(self, body: bytes, *, model: str | None = None) -> Plan:
         """Decide a request; ``model`` is the one its path names. Raises ``ApiError``."""
@@ -113,6 +126,7 @@ class Answer:
         self._prompt_tokens = sum(len(job.prompt_ids) for job in plan.jobs)
         self._cached_tokens = 0
         self._scored: dict[int, ScoredPrompt | None] = {}
+        self.on_first_token: Callable[[], None] | None = None
         # Made when a sequence is first heard of: a request may have very many.
         self._builders: dict[tuple[int, int], ChoiceBuilder] = {}
 
@@ -127,7 +141,12 @@ class Answer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave it: whatever still runs is aborted."""
+        """Leave it: whatever still runs is aborted; what was made and not read still counts."""
+        if exc_type is not None:
+            # Nothing is waited for: a timeout means that there was nothing.
+            with suppress(TimeoutError, StopAsyncIteration, ApiError):
+                async with asyncio.timeout(0):
+                    self._fold(await anext(self._generation))
         await self._generation.__aexit__(exc_type, exc, traceback)
 
     @property
@@ -183,6 +202,8 @@ class Answer:
         """The builder of a sequence, whose prompt is computed by now."""
         builder = self._builders.get((job, seq))
         if builder is None:
+            if not self._builders and self.on_first_token is not None:
+                self.on_first_token()
             plan = self.plan
             builder = self._builders[job, seq] = ChoiceBuilder(
                 plan.spelling,

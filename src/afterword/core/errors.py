@@ -6,6 +6,7 @@ AfterwordError
     ├── InvalidRequest       400 invalid_request_error
     │   └── ContextLengthExceeded   code context_length_exceeded
     ├── AuthenticationFailed 401 invalid_api_key
+    ├── PermissionDenied     403 insufficient_permissions
     ├── ModelNotFound        404 model_not_found
     ├── UnknownUrl           404
     ├── MethodNotAllowed     405
@@ -14,10 +15,13 @@ AfterwordError
     ├── QuotaExceeded        429 insufficient_quota
     ├── EngineFailed         500 server_error
     ├── EngineOverloaded     503 engine_overloaded
-    └── EngineUnavailable    503 the engine is dead or the server is shutting down
+    ├── EngineUnavailable    503 the engine is dead or the server is shutting down
+    └── LedgerUnavailable    503 ledger_unavailable
 """
 
 from typing import ClassVar
+
+from afterword.core.account import Rates
 
 
 class AfterwordError(Exception):
@@ -78,6 +82,14 @@ class AuthenticationFailed(ApiError):
     default_code = "invalid_api_key"
 
 
+class PermissionDenied(ApiError):
+    """A key that is good, but not for this."""
+
+    status = 403
+    type = "invalid_request_error"
+    default_code = "insufficient_permissions"
+
+
 class ModelNotFound(ApiError):
     """A model that is not served, or not to this key (H4)."""
 
@@ -113,11 +125,21 @@ class BodyTooLarge(ApiError):
 
 
 class RateLimited(ApiError):
-    """The key's rate is used up for now (H7)."""
+    """The key's rate is used up for now (H7); ``limit`` says which, ``rates`` how they stand.
+
+    ``retry_after_s`` None: the request is larger than the limit itself and never fits.
+    """
 
     status = 429
     type = "rate_limit_exceeded"
     default_code = "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, limit: str, rates: Rates, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.limit = limit
+        self.rates = rates
 
 
 class QuotaExceeded(ApiError):
@@ -143,3 +165,10 @@ class EngineUnavailable(ApiError):
     """The engine is dead, or the server is shutting down."""
 
     status = 503
+
+
+class LedgerUnavailable(ApiError):
+    """What a request may spend cannot be looked up, or what it spends cannot be kept."""
+
+    status = 503
+    default_code = "ledger_unavailable"

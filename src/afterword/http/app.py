@@ -4,32 +4,98 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from afterword.completion.service import CompletionService
+from afterword.core.protocols import Books, Ledger
+from afterword.http.admin import Administration
+from afterword.http.auth import Authentication
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
-from afterword.http.middleware import Boundary
+from afterword.http.middleware import Boundary, Observer
 from afterword.http.routes import Routes
+from afterword.http.unmetered import Unmetered
+
+_OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+_OPEN_FOLDER = "/playground/"
+_EXPOSED_HEADERS = (
+    "x-request-id", "openai-processing-ms", "retry-after",
+    *(f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens")
+      for what in ("limit", "remaining", "reset")),
+)  # fmt: skip
 
 
-def create_app(
+def is_open(path: str) -> bool:
+    """Whether a path needs no key: how the server is, and the page that asks for the key."""
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may come in. ``guarded``: without a key only programs on this machine.
+
+    ``origins`` are those whose pages a browser may let in.
+    """
+
+    ledger: Ledger = Unmetered()
+    books: Books | None = None
+    guarded: bool = False
+    origins: tuple[str, ...] = ()
+
+
+def create_app(  # noqa: PLR0913 - what only the composition root knows
     service: CompletionService,
     *,
     lifecycle: Lifecycle,
     clock: Callable[[], float],
     entropy: Callable[[int], bytes],
     keep_alive_s: float = 15.0,
+    access: Access | None = None,
+    observe: Observer | None = None,
 ) -> ASGIApp:
     """An ASGI 3 app that serves ``service``.
 
     ``clock`` gives seconds that never go back, ``entropy(n)`` n random bytes for request ids.
     A stream that is silent for ``keep_alive_s`` sends a comment.
+    Without ``access`` it asks for no key and keeps no record. ``observe`` is told of every
+    request at its end.
     """
-    metrics = Metrics(service.catalog.engines)
+    access = access or Access()
+    metrics = Metrics(service.catalog.engines, access.ledger)
     routes = Routes(
-        service, lifecycle=lifecycle, metrics=metrics, clock=clock, keep_alive_s=keep_alive_s
+        service,
+        access.ledger,
+        lifecycle=lifecycle,
+        metrics=metrics,
+        clock=clock,
+        keep_alive_s=keep_alive_s,
     )
-    router = Router(routes.table(), redirect_slashes=False)
-    return Boundary(router, clock=clock, entropy=entropy, lifecycle=lifecycle, metrics=metrics)
+    administration = Administration(access.books)
+    router = Router([*routes.table(), *administration.table()], redirect_slashes=False)
+    known = Authentication(
+        router,
+        access.ledger,
+        is_open=is_open,
+        guarded=access.guarded,
+        origins=access.origins,
+    )
+    app = Boundary(
+        known,
+        clock=clock,
+        entropy=entropy,
+        lifecycle=lifecycle,
+        metrics=metrics,
+        observe=observe,
+    )
+    if not access.origins:
+        return app
+    # Outermost, so that errors can be read by pages too.
+    return CORSMiddleware(
+        app,
+        allow_origins=access.origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("authorization", "content-type"),
+        expose_headers=_EXPOSED_HEADERS,
+    )

@@ -14,7 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from afterword.core import wire
-from afterword.core.errors import ApiError, MethodNotAllowed, UnknownUrl
+from afterword.core.errors import (
+    ApiError,
+    MethodNotAllowed,
+    QuotaExceeded,
+    RateLimited,
+    UnknownUrl,
+)
 from afterword.core.faults import in_one_line
 from afterword.http.exchange import Exchange
 
@@ -69,6 +75,10 @@ def error_body(error: ApiError, exchange: Exchange) -> wire.ErrorBody:
 def _as_api_error(error: Exception, scope: Scope, exchange: Exchange) -> ApiError:
     """What is wrong in the terms of ``core.errors``; the exchange takes note."""
     exchange.outcome = "refused"
+    if isinstance(error, RateLimited):
+        exchange.limited_by, exchange.rates = error.limit, error.rates
+    if isinstance(error, QuotaExceeded):
+        exchange.limited_by = "budget"
     if isinstance(error, ApiError):
         if error.status == ApiError.status:
             exchange.outcome = "failed"

@@ -8,6 +8,7 @@ import msgspec
 from starlette.types import Scope
 
 from afterword.core import wire
+from afterword.core.account import NOBODY, Principal, Rates
 
 Outcome: TypeAlias = Literal["answered", "refused", "failed", "client_gone", "cancelled"]
 
@@ -16,7 +17,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     """Written while the request goes its way, read once at its end.
 
     ``status`` is None until the status line is sent. Times are seconds of the app's clock.
-    It never holds a prompt, a completion or a key.
+    It never holds a prompt, a completion or a key. ``limited_by`` is the limit that refused it.
     """
 
     request_id: str
@@ -27,6 +28,9 @@ class Exchange(msgspec.Struct, kw_only=True):
     stream: bool = False
     first_token_s: float | None = None
     usage: wire.Usage | None = None
+    principal: Principal = NOBODY
+    rates: Rates = Rates()
+    limited_by: str | None = None
 
 
 _KEY = "afterword.exchange"

@@ -1,4 +1,4 @@
-"""What Prometheus may ask: requests, first tokens, tokens, and the engines' own figures."""
+"""What Prometheus may ask: requests, times, tokens, limits, and the figures of others."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from afterword.completion.catalog import ServedModel
+from afterword.core.protocols import Ledger
 from afterword.http.exchange import Exchange
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TOKEN_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
+_LEDGER_GAUGES = {
+    "reachable": "1 while the ledger's database answers.",
+    "unsettled": "Requests that were admitted and have not ended.",
+    "unfolded": "Ended requests that are not in the database yet.",
+    "journal_bytes": "What the journal takes.",
+}
+_LEDGER_COUNTERS = {
+    "folded": "Ended requests that came into the database.",
+    "refused_keys": "Requests with a wrong key.",
+}
 _ENGINE_GAUGES = {
     "running_sequences": "Sequences that generate.",
     "waiting_sequences": "Sequences that wait for a slot.",
@@ -74,10 +86,27 @@ class EngineCollector(Collector):
         return [*families, cpu, healthy]
 
 
+class LedgerCollector(Collector):
+    """Reads the ledger's figures at the moment of the scrape."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterable[Metric]:
+        """One family for each figure."""
+        figures = self._ledger.figures()
+        for field, text in _LEDGER_GAUGES.items():
+            value = float(getattr(figures, field))
+            yield GaugeMetricFamily(f"afterword_ledger_{field}", text, value=value)
+        for field, text in _LEDGER_COUNTERS.items():
+            value = float(getattr(figures, field))
+            yield CounterMetricFamily(f"afterword_ledger_{field}", text, value=value)
+
+
 class Metrics:
     """The server's counters, in a registry of their own so that apps can stand side by side."""
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
+    def __init__(self, models: Sequence[ServedModel], ledger: Ledger) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "afterword_requests",
@@ -104,17 +133,36 @@ class Metrics:
             ["model"],
             registry=self._registry,
         )
+        self._token = Histogram(
+            "afterword_time_per_token_seconds",
+            "Of a stream, from its first chunk to its end, divided by its tokens after the first.",
+            ["model"],
+            buckets=_TOKEN_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._limited = Counter(
+            "afterword_limited",
+            "Requests refused by a limit of their key: rpm, tpm, concurrent, budget.",
+            ["limit"],
+            registry=self._registry,
+        )
         self._registry.register(EngineCollector(models))
+        self._registry.register(LedgerCollector(ledger))
 
-    def record(self, exchange: Exchange, *, route: str, status: int) -> None:
+    def record(self, exchange: Exchange, *, route: str, status: int, ended_s: float) -> None:
         """Count a finished exchange. ``route`` is a template, so that labels stay few."""
         self._requests.labels(route, str(status), exchange.outcome).inc()
+        if exchange.limited_by is not None:
+            self._limited.labels(exchange.limited_by).inc()
         model = exchange.model
         if model is None:
             return
-        if exchange.first_token_s is not None:
-            waited_s = exchange.first_token_s - exchange.started_s
-            self._first_token.labels(model).observe(waited_s)
+        first_s = exchange.first_token_s
+        if first_s is not None and exchange.stream:
+            self._first_token.labels(model).observe(first_s - exchange.started_s)
+            tokens = 0 if exchange.usage is None else exchange.usage.completion_tokens
+            if tokens > 1:
+                self._token.labels(model).observe((ended_s - first_s) / (tokens - 1))
         if exchange.usage is not None:
             self._prompt.labels(model).inc(exchange.usage.prompt_tokens)
             self._completion.labels(model).inc(exchange.usage.completion_tokens)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
 
 import msgspec
 from msgspec.structs import replace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from afterword.core.account import Rates
 from afterword.http.client import ClientDisconnected, send_whole
 from afterword.http.errors import error_answer
 from afterword.http.exchange import Exchange, attach
@@ -37,6 +40,11 @@ class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
+    key: str | None = None
+
+
+Observer: TypeAlias = Callable[[AccessRecord, Mapping[bytes, bytes]], None]
+"""Is told of every request at its end, with the headers that it came with."""
 
 
 class Boundary:
@@ -53,12 +61,14 @@ class Boundary:
         entropy: Callable[[int], bytes],
         lifecycle: Lifecycle,
         metrics: Metrics,
+        observe: Observer | None = None,
     ) -> None:
         self._routes = routes
         self._clock = clock
         self._entropy = entropy
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -109,15 +119,17 @@ class Boundary:
             (b"openai-version", b"2020-10-01"),
             (b"x-content-type-options", b"nosniff"),
         ]
-        if self._lifecycle.draining:
+        headers += rate_headers(exchange.rates)
+        if self._lifecycle.leaving or self._lifecycle.draining:
             headers.append((b"connection", b"close"))
         return headers
 
     def _record(self, scope: Scope, exchange: Exchange) -> None:
         route = scope["route"].path if "route" in scope else "(none)"
         status = _CLIENT_GONE if exchange.status is None else exchange.status
-        self._metrics.record(exchange, route=route, status=status)
-        if not _access.isEnabledFor(logging.INFO):
+        ended_s = self._clock()
+        self._metrics.record(exchange, route=route, status=status, ended_s=ended_s)
+        if self._observe is None and not _access.isEnabledFor(logging.INFO):
             return
         record = AccessRecord(
             request_id=exchange.request_id,
@@ -126,9 +138,10 @@ class Boundary:
             route=route,
             status=status,
             outcome=exchange.outcome,
-            duration_ms=_ms(exchange.started_s, self._clock()),
+            duration_ms=_ms(exchange.started_s, ended_s),
             model=exchange.model,
             stream=exchange.stream,
+            key=exchange.principal.key_id,
         )
         if exchange.first_token_s is not None:
             waited_ms = _ms(exchange.started_s, exchange.first_token_s)
@@ -142,6 +155,28 @@ class Boundary:
                 completion_tokens=usage.completion_tokens,
             )
         _access.info("%s", _encoder.encode(record).decode())
+        if self._observe is not None:
+            self._observe(record, dict(scope["headers"]))
+
+
+def rate_headers(rates: Rates) -> Iterator[tuple[bytes, bytes]]:
+    """Three headers for each limit per minute that the key has."""
+    for unit, rate in ((b"requests", rates.requests), (b"tokens", rates.tokens)):
+        if rate is not None:
+            yield b"x-ratelimit-limit-%b" % unit, b"%d" % rate.limit
+            yield b"x-ratelimit-remaining-%b" % unit, b"%d" % rate.remaining
+            yield b"x-ratelimit-reset-%b" % unit, _span(rate.reset_s)
+
+
+def _span(seconds: float) -> bytes:
+    """A time as OpenAI writes it, rounded up: 20ms, 7.5s, 1m0s."""
+    milliseconds = math.ceil(round(seconds * 1000, 3))
+    if milliseconds < 1000:
+        return b"%dms" % milliseconds
+    if milliseconds < 60_000:
+        return f"{milliseconds / 1000:g}s".encode()
+    whole = math.ceil(milliseconds / 1000)
+    return b"%dm%ds" % divmod(whole, 60)
 
 
 def _ms(start_s: float, end_s: float) -> float:

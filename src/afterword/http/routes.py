@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -11,13 +14,16 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from afterword import __version__
+from afterword.completion.plan import Plan
 from afterword.completion.service import Answer, CompletionService
 from afterword.core import wire
-from afterword.core.errors import EngineUnavailable, UnknownUrl
+from afterword.core.account import Ask, Spent, UsageStatus
+from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable, UnknownUrl
+from afterword.core.protocols import Ledger, Reservation
 from afterword.http import pages
 from afterword.http.client import ClientDisconnected, ClientWatch, read_body, send_whole
 from afterword.http.errors import error_body
-from afterword.http.exchange import exchange_of
+from afterword.http.exchange import Exchange, exchange_of
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import CONTENT_TYPE, Metrics
 from afterword.http.openapi import document
@@ -48,22 +54,33 @@ class Health(msgspec.Struct, frozen=True):
     error: wire.ErrorBody | msgspec.UnsetType = msgspec.UNSET
 
 
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether requests are taken; ``error`` is there where they are not."""
+
+    status: str
+    ledger: str
+    error: wire.ErrorBody | msgspec.UnsetType = msgspec.UNSET
+
+
 class Completions:
-    """``POST /v1/completions``: plan, open, then stream or fold.
+    """``POST /v1/completions``: plan, reserve, open, stream or fold, settle.
 
     Whatever can be refused is refused before the status line. A client that goes away ends the
-    work wherever it stands, and leaving the answer frees its slots (S8).
+    work wherever it stands, and leaving the answer frees its slots (S8). What was admitted is
+    settled before the last byte is sent, however it ended.
     """
 
     def __init__(
         self,
         service: CompletionService,
+        ledger: Ledger,
         *,
         lifecycle: Lifecycle,
         clock: Callable[[], float],
         keep_alive_s: float,
     ) -> None:
         self._service = service
+        self._ledger = ledger
         self._lifecycle = lifecycle
         self._clock = clock
         self._keep_alive_s = keep_alive_s
@@ -73,17 +90,34 @@ class Completions:
         if self._lifecycle.draining:
             raise EngineUnavailable("The server is shutting down.", retry_after_s=_RETRY_AFTER_S)
         exchange = exchange_of(scope)
-        body = await read_body(scope, receive, self._service.limits.max_body_bytes)
+        principal = exchange.principal
+        service = self._service.restricted_to(principal.models)
+        body = await read_body(scope, receive, service.limits.max_body_bytes)
         last = b""
         async with ClientWatch(receive) as watch:
-            plan = await self._service.plan(body, model=scope["path_params"].get("model"))
+            plan = await service.plan(body, model=scope["path_params"].get("model"))
             exchange.model, exchange.stream = plan.model, plan.stream
-            answer = self._service.open(plan)
+            reservation = await self._ledger.reserve(principal, _ask(plan))
+            exchange.rates = reservation.rates
+            try:
+                answer = service.open(plan)
+            except BaseException:
+                reservation.release()
+                raise
+            answer.on_first_token = partial(_note_first_token, exchange, self._clock)
+            status: UsageStatus = "failed"
             try:
                 async with answer:
                     last = await self._deliver(answer, scope, send)
+                if not plan.stream or exchange.outcome == "answered":
+                    status = "answered"
+            except (asyncio.CancelledError, ClientDisconnected) as error:
+                left = watch.gone or isinstance(error, ClientDisconnected)
+                status = "client_gone" if left else "cancelled"
+                raise
             finally:
                 exchange.usage = answer.usage
+                await self._settle(reservation, exchange, status)
         if watch.gone:
             raise ClientDisconnected
         if exchange.stream:
@@ -91,12 +125,40 @@ class Completions:
         else:
             await send_whole(send, 200, _JSON, last)
 
+    async def _settle(
+        self, reservation: Reservation, exchange: Exchange, status: UsageStatus
+    ) -> None:
+        usage, first_s = exchange.usage, exchange.first_token_s
+        if usage is None:
+            raise RuntimeError("settled before it was known what was used")
+        waited_ms = None if first_s is None else (first_s - exchange.started_s) * 1000
+        await reservation.settle(
+            Spent(
+                status=status,
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.prompt_tokens_details.cached_tokens,
+                completion_tokens=usage.completion_tokens,
+                first_token_ms=waited_ms,
+                duration_ms=(self._clock() - exchange.started_s) * 1000,
+            )
+        )
+
     async def _deliver(self, answer: Answer, scope: Scope, send: Send) -> bytes:
         """Deliver all but the end of the body, which is what it gives."""
         if not answer.plan.stream:
             return _encode(await answer.completion())
-        stream = EventStream(scope, send, clock=self._clock, keep_alive_s=self._keep_alive_s)
+        stream = EventStream(scope, send, keep_alive_s=self._keep_alive_s)
         return await stream.run(answer.chunks())
+
+
+def _ask(plan: Plan) -> Ask:
+    """What a plan may take at most: each prompt once, and every candidate in full (A5)."""
+    most = sum(len(job.prompt_ids) + job.n * job.max_tokens for job in plan.jobs)
+    return Ask(id=plan.id, model=plan.model, user=plan.user, stream=plan.stream, most_tokens=most)
+
+
+def _note_first_token(exchange: Exchange, clock: Callable[[], float]) -> None:
+    exchange.first_token_s = clock()
 
 
 class Routes:
@@ -105,6 +167,7 @@ class Routes:
     def __init__(
         self,
         service: CompletionService,
+        ledger: Ledger,
         *,
         lifecycle: Lifecycle,
         metrics: Metrics,
@@ -112,14 +175,12 @@ class Routes:
         keep_alive_s: float,
     ) -> None:
         self._service = service
+        self._ledger = ledger
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._completions = Completions(
-            service, lifecycle=lifecycle, clock=clock, keep_alive_s=keep_alive_s
+            service, ledger, lifecycle=lifecycle, clock=clock, keep_alive_s=keep_alive_s
         )
-        model = service.catalog.default.name
-        self._openapi = document(service.limits, model=model, version=__version__)
-        self._docs = pages.docs(self._openapi)
         self._playground = Playground()
 
     def table(self) -> Sequence[BaseRoute]:
@@ -134,6 +195,7 @@ class Routes:
             Route("/detokenize", self.detokenize, methods=post),
             Route("/tokenizer_info", self.tokenizer_info, methods=get),
             Route("/health", self.health, methods=get),
+            Route("/ready", self.ready, methods=get),
             Route("/metrics", self.metrics, methods=get),
             Route("/openapi.json", self.openapi, methods=get),
             Route("/docs", self.docs, methods=get),
@@ -141,28 +203,30 @@ class Routes:
             Route("/playground/{path:path}", self._playground.file, methods=get),
         ]
 
-    async def models(self, _: Request) -> Response:
-        """Every name and alias."""
-        return _json(wire.ModelList(self._service.catalog.listing(self._service.limits)))
+    async def models(self, request: Request) -> Response:
+        """Every name and alias that the key may use."""
+        service = self._for(request)
+        return _json(wire.ModelList(service.catalog.listing(service.limits)))
 
     async def model(self, request: Request) -> Response:
         """One model; its id may contain slashes."""
         name: str = request.path_params["model"]
         if not name:
             raise UnknownUrl(f"Invalid URL ({request.method} {request.scope['path']})")
-        return _json(self._service.catalog.describe(name, self._service.limits))
+        service = self._for(request)
+        return _json(service.catalog.describe(name, service.limits))
 
     async def tokenize(self, request: Request) -> Response:
         """Text to ids."""
-        return _json(await self._service.tokenize(await self._body(request)))
+        return _json(await self._for(request).tokenize(await self._body(request)))
 
     async def detokenize(self, request: Request) -> Response:
         """Ids to text."""
-        return _json(await self._service.detokenize(await self._body(request)))
+        return _json(await self._for(request).detokenize(await self._body(request)))
 
     async def tokenizer_info(self, request: Request) -> Response:
         """What a remote tokenizer needs to know; ``?model=`` names one that is not the first."""
-        return _json(self._service.tokenizer_info(request.query_params.get("model")))
+        return _json(self._for(request).tokenizer_info(request.query_params.get("model")))
 
     async def health(self, request: Request) -> Response:
         """200 while every engine can compute and new work is taken."""
@@ -187,17 +251,41 @@ class Routes:
         body = error_body(error, exchange_of(request.scope))
         return _json(msgspec.structs.replace(health, error=body), status=error.status)
 
+    async def ready(self, request: Request) -> Response:
+        """200 while requests are taken: engines compute, and what they use can be recorded."""
+        error: ApiError | None = None
+        if self._lifecycle.leaving or self._lifecycle.draining:
+            error = EngineUnavailable("The server is shutting down.")
+        elif not all(model.engine.healthy() for model in self._service.catalog.engines):
+            error = EngineUnavailable("An engine cannot compute.")
+        elif not self._ledger.ready():
+            error = LedgerUnavailable("Requests cannot be recorded.")
+        reachable = "reachable" if self._ledger.figures().reachable else "unreachable"
+        if error is None:
+            return _json(Readiness("ready", reachable))
+        body = error_body(error, exchange_of(request.scope))
+        return _json(Readiness("not_ready", reachable, body), status=error.status)
+
     async def metrics(self, _: Request) -> Response:
         """Prometheus' text format."""
         return Response(self._metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, _: Request) -> Response:
         """The OpenAPI document."""
-        return _json(self._openapi)
+        return _json(self._document())
 
     async def docs(self, _: Request) -> Response:
         """The OpenAPI document for people."""
-        return pages.page(self._docs)
+        return pages.page(pages.docs(self._document()))
+
+    def _document(self) -> Mapping[str, Any]:
+        """Of the limits that hold now."""
+        model = self._service.catalog.default.name
+        return document(self._service.limits, model=model, version=__version__)
+
+    def _for(self, request: Request) -> CompletionService:
+        """The service as the key of a request sees it."""
+        return self._service.restricted_to(exchange_of(request.scope).principal.models)
 
     async def _body(self, request: Request) -> bytes:
         limit_bytes = self._service.limits.max_body_bytes

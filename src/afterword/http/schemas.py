@@ -39,6 +39,7 @@ def all_schemas(limits: Limits) -> Mapping[str, Schema]:
         "Model": _model(),
         "ModelList": _closed({"object": {"const": "list"}, "data": _array(ref("Model"))}),
         "Health": _health(),
+        "Ready": _ready(),
         **_tokenization(),
     }
 
@@ -305,6 +306,18 @@ def _health() -> Schema:
             "engines": _array(engine),
         },
         "Whether completions are to be had.",
+    )
+    schema["properties"]["error"] = ref("ErrorBody")
+    return schema
+
+
+def _ready() -> Schema:
+    schema = _closed(
+        {
+            "status": {"enum": ["ready", "not_ready"]},
+            "ledger": {"enum": ["reachable", "unreachable"]},
+        },
+        "Whether requests are taken and can be recorded.",
     )
     schema["properties"]["error"] = ref("ErrorBody")
     return schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 from starlette.types import Scope, Send
@@ -31,13 +31,10 @@ class EventStream:
     for what is left of the silence.
     """
 
-    def __init__(
-        self, scope: Scope, send: Send, *, clock: Callable[[], float], keep_alive_s: float
-    ) -> None:
+    def __init__(self, scope: Scope, send: Send, *, keep_alive_s: float) -> None:
         self._scope = scope
         self._exchange = exchange_of(scope)
         self._send = send
-        self._clock = clock
         self._keep_alive_s = keep_alive_s
         self._loop = asyncio.get_running_loop()
         self._last_sent_s = 0.0
@@ -70,8 +67,6 @@ class EventStream:
             async for pulled in chunks:
                 if not pulled:
                     continue
-                if self._exchange.first_token_s is None:
-                    self._exchange.first_token_s = self._clock()
                 # One send at a time: frames wait for a comment that is under way.
                 if self._comment is not None:
                     await self._comment

@@ -1,0 +1,143 @@
+"""What surrounds a server: cores, disk, port, ledger; what is found, and what to change."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from afterword.cli.ledger import data_folder, database
+from afterword.cli.server import bind, check_tls, is_loopback
+from afterword.config import Settings
+from afterword.core.errors import ConfigError
+from afterword.ledger.database import REVISION, check, reading, revision_of
+from afterword.ledger.keys import any_key
+from afterword.ledger.redis import open_windows
+
+_GIB = 2**30
+_INSTRUCTIONS = ("avx2", "f16c", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile",
+                 "asimd", "asimddp", "i8mm", "sve")  # fmt: skip
+_LEAST_FREE_BYTES = 2 * _GIB
+_SPARE_FILES = 64
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One row. ``change`` is what would make it better, ``fatal`` that a server would not start."""
+
+    name: str
+    text: str
+    change: str | None = None
+    fatal: bool = False
+
+
+def instructions() -> Sequence[str]:
+    """The vector instructions of this processor that matrix kernels use."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except FileNotFoundError:
+        return ()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    has = found[1].split() if found else []
+    return [name for name in _INSTRUCTIONS if name in has]
+
+
+def surroundings(settings: Settings) -> Iterator[Finding]:
+    """All but the models, in the order in which a server meets them."""
+    yield _threads(settings)
+    yield _files(settings)
+    yield _disk(settings)
+    yield _port(settings)
+    yield from _ledger(settings)
+    if settings.redis is not None:
+        yield _redis(settings.redis)
+
+
+def _threads(settings: Settings) -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    busy = os.getloadavg()[0]
+    change = None
+    if (settings.threads or cores) > cores:
+        change = f"--threads {cores}: more threads than cores wait for each other"
+    elif busy > cores / 2:
+        change = f"other programs keep {busy:.1f} of {cores} cores busy: steps will take longer"
+    return Finding("load", f"{busy:.1f} of {cores} cores", change)
+
+
+def _files(settings: Settings) -> Finding:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_connections + _SPARE_FILES
+    change = None
+    if most < needed:
+        change = f"ulimit -n {needed}: {settings.max_connections} connections need so many files"
+    return Finding("open files", f"{most} at most", change)
+
+
+def _disk(settings: Settings) -> Finding:
+    folder = data_folder(settings)
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK):
+        where = "--data-dir: name a folder that can be written to"
+        return Finding("data folder", "cannot be written to", where, fatal=True)
+    change = None
+    if free < _LEAST_FREE_BYTES:
+        change = "free some disk: when it is full, requests are refused"
+    return Finding("data folder", f"{free / _GIB:.1f} GiB free", change)
+
+
+def _port(settings: Settings) -> Finding:
+    where = f"{settings.host} port {settings.port}"
+    try:
+        check_tls(settings.certfile, settings.keyfile)
+        with bind(settings.host, settings.port, reuse_port=settings.reuse_port) as bound:
+            here = is_loopback(bound)
+    except ConfigError as error:
+        # It may be this server that runs there already.
+        return Finding("port", f"{where}: cannot be used", str(error))
+    change = None
+    if not here and settings.certfile is None:
+        change = "--certfile, or a proxy with TLS: keys cross the network readable"
+    return Finding("port", f"{where}: free{'' if here else ', open to other machines'}", change)
+
+
+def _ledger(settings: Settings) -> Iterator[Finding]:
+    try:
+        with database(settings, prepared=False) as engine:
+            kind = engine.dialect.name
+            found = revision_of(engine)
+            if found != REVISION:
+                yield _other_time(kind, found)
+                return
+            wrong = check(engine)
+            change = f"run `afterword db check`: {wrong[0]}" if wrong else None
+            state = f"{len(wrong)} things do not agree" if wrong else "whole"
+            yield Finding("ledger", f"{kind}, {state}", change)
+            with reading(engine) as connection:
+                made = any_key(connection)
+    except ConfigError as error:
+        yield Finding("ledger", "cannot be used", str(error), fatal=True)
+        return
+    change = None
+    if not made:
+        change = "run `afterword keys create NAME` before other machines are let in"
+    yield Finding("keys", "needed by every request" if made else "none", change)
+
+
+def _other_time(kind: str, found: str | None) -> Finding:
+    if found is None:
+        return Finding("ledger", f"{kind}, empty: the server sets it up")
+    return Finding("ledger", f"{kind}, at step {found}", "run `afterword db upgrade`", fatal=True)
+
+
+def _redis(url: str) -> Finding:
+    try:
+        reachable = open_windows(url).answers()
+    except ConfigError as error:
+        return Finding("redis", "cannot be used", str(error), fatal=True)
+    change = None if reachable else "start it, or leave --redis out: limited keys are refused"
+    return Finding("redis", "reachable" if reachable else "not reachable", change)

@@ -1,0 +1,54 @@
+"""``afterword db``: the ledger's database as a whole."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from afterword.cli.keys import ledger_flags, ledger_settings
+from afterword.cli.ledger import database
+from afterword.ledger.database import REVISION, backup, check, revision_of, upgrade
+
+
+@click.group(short_help="Upgrade, check and copy the ledger's database.")
+def db() -> None:
+    """The ledger's database: bring it up to date, check it, copy it."""
+
+
+@db.command("upgrade", short_help="Bring the tables up to date.")
+@ledger_flags
+def upgrade_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
+    """Make the tables, or bring them to what this version needs: all steps or none."""
+    with database(ledger_settings(given), prepared=False) as engine:
+        before = revision_of(engine)
+        upgrade(engine)
+    click.echo(f"the ledger is at step {REVISION} (it was at {before or 'none'})")
+
+
+@db.command("check", short_help="Look for what does not agree.")
+@ledger_flags
+def check_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
+    """Check the file, the tables, and that sums are the sums of their records.
+
+    Exits with status 1 if something is wrong.
+    """
+    with database(ledger_settings(given), prepared=False) as engine:
+        wrong = check(engine)
+    for line in wrong:
+        click.echo(line)
+    if wrong:
+        sys.exit(1)
+    click.echo("the ledger is whole")
+
+
+@db.command("backup", short_help="Copy the ledger to a file.")
+@click.argument("file", type=Path)
+@ledger_flags
+def backup_tables(file: Path, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
+    """Copy a SQLite ledger to FILE while servers go on. PostgreSQL has pg_dump."""
+    with database(ledger_settings(given)) as engine:
+        backup(engine, file)
+    click.echo(f"copied to {file}")

@@ -1,0 +1,169 @@
+"""``afterword keys``: who may use the server, and how much."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import rich_click as click
+from rich.table import Table
+
+from afterword.cli.ledger import database, key_book
+from afterword.cli.options import Command, read_settings
+from afterword.cli.terminal import plain, print_table
+from afterword.config import Settings
+from afterword.core.account import KeyTerms, KeyView, NewKey
+from afterword.core.moments import iso, parse_span
+
+_LEDGER = ("config", "data_dir", "database")
+
+
+def ledger_flags(command: Command) -> Command:
+    """Which ledger a command works on."""
+    for flag, metavar, text in (
+        ("--database", "URL", "The ledger's database. [default: a file in the data folder]"),
+        ("--data-dir", "FOLDER", "Where the ledger is kept. [default: the user's data folder]"),
+        ("--config", "FILE", "A TOML file of settings."),
+    ):
+        command = click.option(flag, metavar=metavar, help=text)(command)
+    return command
+
+
+def ledger_settings(given: dict[str, Any]) -> Settings:
+    """The settings with a command's ledger flags, which are taken out of ``given``."""
+    flags = {name: given.pop(name) for name in _LEDGER}
+    return read_settings(flags, os.environ).settings
+
+
+@click.group(short_help="Make, list, rotate and revoke keys.")
+def keys() -> None:
+    """Keys: who may use the server, and how much.
+
+    From the first key on, a server that shares the ledger answers nobody without one. Changes
+    reach running servers within a second.
+    """
+
+
+@keys.command(short_help="Make a key.")
+@click.argument("name")
+@click.option("--models", metavar="NAMES", help="Only these, separated by commas. [default: all]")
+@click.option("--rpm", type=int, metavar="N", help="Requests in any minute.")
+@click.option("--tpm", type=int, metavar="N", help="Tokens in any minute.")
+@click.option("--concurrent", type=int, metavar="N", help="Requests at once.")
+@click.option("--budget-tokens", type=int, metavar="N", help="Tokens in a day or month.")
+@click.option("--per", type=click.Choice(["day", "month"]), help="What the budget is for. "
+              "[default: month]")  # fmt: skip
+@click.option("--expires", metavar="SPAN", help="How long it is good, as in 90d. [default: ever]")
+@click.option("--admin", is_flag=True, help="It may also manage keys and see usage over HTTP.")
+@ledger_flags
+def create(name: str, **given: Any) -> None:  # noqa: ANN401 - the terms' and the ledger's flags
+    """Make a key for NAME, a person or a program. It is shown once; only its hash is kept."""
+    settings = ledger_settings(given)
+    models, expires = given["models"], given["expires"]
+    terms = KeyTerms(
+        name=name,
+        models=None if models is None else tuple(filter(None, map(str.strip, models.split(",")))),
+        rpm=given["rpm"],
+        tpm=given["tpm"],
+        concurrent=given["concurrent"],
+        budget_tokens=given["budget_tokens"],
+        budget_per=given["per"] or "month",
+        expires_at=time.time() + parse_span(expires, param="expires") if expires else None,
+        admin=given["admin"],
+    )
+    with database(settings) as engine:
+        _show_secret(key_book(engine).create(terms))
+
+
+@keys.command("list", short_help="Show all keys.")
+@ledger_flags
+def list_keys(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
+    """List keys, their limits, and what they used of their budgets."""
+    table = Table("NAME", "KEY", "STATE", "MODELS", "RPM", "TPM", "AT ONCE", "BUDGET", "USED",
+                  box=None, pad_edge=False, header_style="")  # fmt: skip
+    with database(ledger_settings(given)) as engine:
+        for view in key_book(engine).all():
+            terms = view.terms
+            limits = (terms.rpm, terms.tpm, terms.concurrent)
+            table.add_row(
+                plain(terms.name), f"{view.prefix}…", _state(view),
+                plain(",".join(terms.models or ("all",))),
+                *("-" if limit is None else str(limit) for limit in limits),
+                _budget(terms), str(view.period_used_tokens),
+            )  # fmt: skip
+    print_table(table)
+
+
+@keys.command(short_help="Show a key.")
+@click.argument("key")
+@ledger_flags
+def show(key: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
+    """Show everything about KEY, a name or an id, but the key itself."""
+    with database(ledger_settings(given)) as engine:
+        for name, value in _facts(key_book(engine).find(key)):
+            click.echo(f"{name:<14} {value}")
+
+
+@keys.command(short_help="Give a key a new secret.")
+@click.argument("key")
+@click.option("--overlap", default="0s", show_default=True, metavar="SPAN",
+              help="How long the old one goes on, as in 24h.")  # fmt: skip
+@ledger_flags
+def rotate(key: str, overlap: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
+    """Give KEY a new secret; limits, budget and usage stay."""
+    overlap_s = parse_span(overlap, param="overlap")
+    with database(ledger_settings(given)) as engine:
+        _show_secret(key_book(engine).rotate(key, overlap_s))
+
+
+@keys.command(short_help="End a key.")
+@click.argument("key")
+@ledger_flags
+def revoke(key: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
+    """End KEY. Running servers refuse it within a second; its records stay."""
+    with database(ledger_settings(given)) as engine:
+        view = key_book(engine).revoke(key)
+    click.echo(f"{view.terms.name} is revoked")
+
+
+def _show_secret(made: NewKey) -> None:
+    """The key on standard output, what is to be known of it beside."""
+    click.echo(made.secret)
+    click.echo(f"This is the key of {made.view.terms.name}; it is not shown again.", err=True)
+
+
+def _state(view: KeyView) -> str:
+    if view.revoked_at is not None:
+        return "revoked"
+    expires_at = view.terms.expires_at
+    if expires_at is None:
+        return "good"
+    if expires_at <= time.time():
+        return "expired"
+    return f"until {iso(expires_at)[:10]}"
+
+
+def _budget(terms: KeyTerms) -> str:
+    return "-" if terms.budget_tokens is None else f"{terms.budget_tokens}/{terms.budget_per}"
+
+
+def _facts(view: KeyView) -> Iterator[tuple[str, object]]:
+    terms = view.terms
+    shown: Callable[[object], object] = lambda value: "-" if value is None else value  # noqa: E731
+    yield "name", terms.name
+    yield "id", view.id
+    yield "key", f"{view.prefix}…"
+    yield "state", _state(view)
+    yield "admin", "yes" if terms.admin else "no"
+    yield "models", ", ".join(terms.models or ("all",))
+    yield "rpm", shown(terms.rpm)
+    yield "tpm", shown(terms.tpm)
+    yield "concurrent", shown(terms.concurrent)
+    yield "budget", _budget(terms)
+    yield "used", f"{view.period_used_tokens} tokens this {terms.budget_per}"
+    yield "reserved", f"{view.period_reserved_tokens} tokens"
+    yield "created", iso(view.created_at)
+    yield "expires", "-" if terms.expires_at is None else iso(terms.expires_at)
+    yield "revoked", "-" if view.revoked_at is None else iso(view.revoked_at)

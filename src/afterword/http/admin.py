@@ -1,0 +1,224 @@
+"""Keys and usage for programs: what ``afterword keys`` and ``afterword usage`` do, over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar, get_args
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from afterword.core.account import (
+    KeyTerms,
+    KeyView,
+    Period,
+    UsageBy,
+    UsageQuery,
+    UsageRecord,
+    UsageSum,
+)
+from afterword.core.errors import InvalidRequest, LedgerUnavailable, PermissionDenied
+from afterword.core.moments import parse_moment, parse_span
+from afterword.core.protocols import Books
+from afterword.http.client import read_body
+from afterword.http.exchange import exchange_of
+
+T = TypeVar("T")
+
+_MOST_BODY_BYTES = 65_536
+_MOST_RECORDS = 1000
+_GROUPS: Sequence[UsageBy] = get_args(UsageBy)
+_encode = msgspec.json.Encoder().encode
+
+
+class NewKeyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /admin/v1/keys; ``expires`` is a span from now on, as in 90d."""
+
+    name: str
+    models: tuple[str, ...] | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrent: int | None = None
+    budget_tokens: int | None = None
+    budget_per: Period = "month"
+    expires: str | None = None
+    admin: bool = False
+
+
+class RotateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /admin/v1/keys/{key}/rotate; the old key goes on for ``overlap``, as in 1h."""
+
+    overlap: str = "0s"
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, tag_field="object", tag="key"):
+    """A key; ``key`` itself is there once, when it is made. Times are Unix seconds."""
+
+    id: str
+    name: str
+    prefix: str
+    models: tuple[str, ...] | None
+    rpm: int | None
+    tpm: int | None
+    concurrent: int | None
+    budget_tokens: int | None
+    budget_per: Period
+    used_tokens: int
+    reserved_tokens: int
+    admin: bool
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+    key: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class KeyList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
+    """All keys."""
+
+    data: list[Key]
+
+
+class UsageList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
+    """Sums."""
+
+    data: list[UsageSum]
+
+
+class RecordList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
+    """Requests; ``has_more``: ask again, with ``after`` the last one's id."""
+
+    data: list[UsageRecord]
+    has_more: bool
+
+
+class Administration:
+    """The routes of operators; every one needs a key made with ``--admin``."""
+
+    def __init__(self, books: Books | None) -> None:
+        self._books = books
+
+    def table(self) -> Sequence[BaseRoute]:
+        """Paths, methods, endpoints."""
+        return [
+            Route("/admin/v1/keys", self.keys, methods=["GET"]),
+            Route("/admin/v1/keys", self.create, methods=["POST"]),
+            Route("/admin/v1/keys/{key}", self.key, methods=["GET"]),
+            Route("/admin/v1/keys/{key}", self.revoke, methods=["DELETE"]),
+            Route("/admin/v1/keys/{key}/rotate", self.rotate, methods=["POST"]),
+            Route("/admin/v1/usage", self.usage, methods=["GET"]),
+            Route("/admin/v1/usage/requests", self.requests, methods=["GET"]),
+        ]
+
+    async def keys(self, request: Request) -> Response:
+        """Every key."""
+        views = await self._for(request).keys()
+        return _json(KeyList([_key(view) for view in views]))
+
+    async def key(self, request: Request) -> Response:
+        """One key by id or name."""
+        return _json(_key(await self._for(request).key(request.path_params["key"])))
+
+    async def create(self, request: Request) -> Response:
+        """Make a key; the answer is the only place where it is shown."""
+        books = self._for(request)
+        given = await _body(request, NewKeyRequest)
+        fields = msgspec.structs.asdict(given)
+        expires = fields.pop("expires")
+        if expires is not None:
+            fields["expires_at"] = books.now() + parse_span(expires, param="expires")
+        made = await books.create_key(KeyTerms(**fields))
+        return _json(msgspec.structs.replace(_key(made.view), key=made.secret))
+
+    async def rotate(self, request: Request) -> Response:
+        """A new secret for a key."""
+        books = self._for(request)
+        given = await _body(request, RotateRequest)
+        overlap_s = parse_span(given.overlap, param="overlap")
+        made = await books.rotate_key(request.path_params["key"], overlap_s)
+        return _json(msgspec.structs.replace(_key(made.view), key=made.secret))
+
+    async def revoke(self, request: Request) -> Response:
+        """End a key."""
+        return _json(_key(await self._for(request).revoke_key(request.path_params["key"])))
+
+    async def usage(self, request: Request) -> Response:
+        """Sums by key, model, user or day."""
+        books = self._for(request)
+        given = request.query_params.get("by", "key")
+        by = next((by for by in _GROUPS if by == given), None)
+        if by is None:
+            raise InvalidRequest(
+                f"'by' is {given[:40]!r}: expected key, model, user or day", param="by"
+            )
+        query = await self._query(books, request)
+        return _json(UsageList(await books.usage(by, query)))
+
+    async def requests(self, request: Request) -> Response:
+        """Requests one by one, in pages."""
+        books = self._for(request)
+        query = await self._query(books, request)
+        limit = request.query_params.get("limit", str(_MOST_RECORDS))
+        if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_RECORDS:
+            raise InvalidRequest(
+                f"'limit' is {limit[:40]!r}: expected 1 to {_MOST_RECORDS}", param="limit"
+            )
+        after = request.query_params.get("after", "")
+        records = await books.requests(query, after=after, most=int(limit) + 1)
+        return _json(RecordList(records[: int(limit)], len(records) > int(limit)))
+
+    async def _query(self, books: Books, request: Request) -> UsageQuery:
+        moments = {
+            name: parse_moment(text, now_s=books.now(), param=name)
+            for name in ("since", "until")
+            if (text := request.query_params.get(name)) is not None
+        }
+        key = request.query_params.get("key")
+        return UsageQuery(**moments, key_id=None if key is None else (await books.key(key)).id)
+
+    def _for(self, request: Request) -> Books:
+        """The books, for whoever may see them. Raises ``PermissionDenied``."""
+        if not exchange_of(request.scope).principal.admin:
+            raise PermissionDenied(
+                "This needs an admin key: afterword keys create NAME --admin makes one."
+            )
+        if self._books is None:
+            raise LedgerUnavailable("This server keeps no ledger.")
+        return self._books
+
+
+async def _body(request: Request, kind: type[T]) -> T:
+    raw = await read_body(request.scope, request.receive, _MOST_BODY_BYTES)
+    try:
+        return msgspec.json.decode(raw or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).replace("`", "'").partition(" - at '$.")
+        raise InvalidRequest(what, param=where.removesuffix("'") or None) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequest("We could not parse the JSON body of your request.") from None
+
+
+def _key(view: KeyView) -> Key:
+    terms = view.terms
+    return Key(
+        id=view.id,
+        name=terms.name,
+        prefix=view.prefix,
+        models=terms.models,
+        rpm=terms.rpm,
+        tpm=terms.tpm,
+        concurrent=terms.concurrent,
+        budget_tokens=terms.budget_tokens,
+        budget_per=terms.budget_per,
+        used_tokens=view.period_used_tokens,
+        reserved_tokens=view.period_reserved_tokens,
+        admin=terms.admin,
+        created_at=int(view.created_at),
+        expires_at=None if terms.expires_at is None else int(terms.expires_at),
+        revoked_at=None if view.revoked_at is None else int(view.revoked_at),
+    )
+
+
+def _json(value: object) -> Response:
+    return Response(_encode(value), media_type="application/json")

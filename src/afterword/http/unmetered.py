@@ -1,0 +1,38 @@
+"""A ledger that asks for no key, limits nothing and keeps nothing: an app without one."""
+
+from __future__ import annotations
+
+from afterword.core.account import NOBODY, Ask, Principal, Rates, Spent
+from afterword.core.protocols import LedgerFigures
+
+
+class Free:
+    """A ``Reservation`` of nothing."""
+
+    rates = Rates()
+
+    async def settle(self, spent: Spent) -> None:
+        """Keep nothing."""
+
+    def release(self) -> None:
+        """Give back nothing."""
+
+
+class Unmetered:
+    """A ``Ledger`` for apps that stand alone."""
+
+    async def authenticate(self, secret: str | None, source: str) -> Principal:  # noqa: ARG002 - nobody is asked
+        """Whoever asks."""
+        return NOBODY
+
+    async def reserve(self, principal: Principal, ask: Ask) -> Free:  # noqa: ARG002 - all is admitted
+        """Everything is admitted."""
+        return Free()
+
+    def ready(self) -> bool:
+        """Always."""
+        return True
+
+    def figures(self) -> LedgerFigures:
+        """Zeros."""
+        return LedgerFigures()

@@ -1,0 +1,76 @@
+"""The ledger as operators use it over HTTP: keys and usage, each call in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from afterword.core.account import (
+    KeyTerms,
+    KeyView,
+    NewKey,
+    UsageBy,
+    UsageQuery,
+    UsageRecord,
+    UsageSum,
+)
+from afterword.core.errors import LedgerUnavailable
+from afterword.ledger.keys import KeyBook
+from afterword.ledger.store import UsageStore
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class LedgerBooks:
+    """``core.protocols.Books`` over a database."""
+
+    def __init__(
+        self, engine: sa.Engine, *, clock: Callable[[], float], entropy: Callable[[int], bytes]
+    ) -> None:
+        self._keys = KeyBook(engine, clock=clock, entropy=entropy)
+        self._usage = UsageStore(engine)
+        self._clock = clock
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return self._clock()
+
+    async def create_key(self, terms: KeyTerms) -> NewKey:
+        """Make a key."""
+        return await _apart(self._keys.create, terms)
+
+    async def keys(self) -> list[KeyView]:
+        """Every key."""
+        return await _apart(self._keys.all)
+
+    async def key(self, key: str) -> KeyView:
+        """One key by id or name."""
+        return await _apart(self._keys.find, key)
+
+    async def rotate_key(self, key: str, overlap_s: float) -> NewKey:
+        """A new secret for a key."""
+        return await _apart(self._keys.rotate, key, overlap_s)
+
+    async def revoke_key(self, key: str) -> KeyView:
+        """End a key."""
+        return await _apart(self._keys.revoke, key)
+
+    async def usage(self, by: UsageBy, query: UsageQuery) -> list[UsageSum]:
+        """Sums of usage."""
+        return await _apart(self._usage.sums, by, query)
+
+    async def requests(self, query: UsageQuery, *, after: str, most: int) -> list[UsageRecord]:
+        """Records of usage."""
+        return await _apart(self._usage.requests, query, after=after, most=most)
+
+
+async def _apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    except SQLAlchemyError as error:
+        raise LedgerUnavailable("The ledger cannot be reached.", retry_after_s=1) from error

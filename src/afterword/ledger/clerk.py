@@ -1,0 +1,323 @@
+"""The thread that talks to the database: in batches, off the way of requests.
+
+A turn folds ended requests, then decides claims on budgets; when it is time it looks after keys,
+and after processes that died. A database that is away makes claims fail at once; everything else
+waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from afterword.core.account import UsageRecord
+from afterword.core.errors import LedgerUnavailable
+from afterword.core.faults import in_one_line
+from afterword.ledger import quota
+from afterword.ledger.database import reason
+from afterword.ledger.journal import Remains, remains_in
+from afterword.ledger.keyring import Keyring
+from afterword.ledger.keys import any_key, held_keys, keys_version
+from afterword.ledger.quota import Claim
+from afterword.ledger.records import processes
+
+_log = logging.getLogger(__name__)
+
+TURN_S = 0.4
+"""The longest pause between two turns, so that a revoked key stops within a second."""
+DEAD_S = 30.0
+"""After so long without a sign of life a process is dead, and its reservations come back."""
+_BEAT_S = 5.0
+_RETRY_S = 0.5
+_STUCK_S = 5.0
+_MOST_RECORDS = 500
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What a process is called in the ledger."""
+
+    id: str
+    host: str
+    pid: int
+
+
+class Clerk:
+    """What is to be done in the database. Methods are safe from any thread but ``turn``.
+
+    ``clock`` gives seconds that never go back; ``on_folded`` is told the ids of requests that are
+    in the database, on the thread that takes turns.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        identity: Identity,
+        journals: Path,
+        *,
+        clock: Callable[[], float],
+        on_folded: Callable[[Sequence[str]], None],
+    ) -> None:
+        self._engine = engine
+        self._identity = identity
+        self._journals = journals
+        self._clock = clock
+        self._on_folded = on_folded
+        self._ended: deque[UsageRecord] = deque()
+        self._released: deque[str] = deque()
+        self._claims: deque[tuple[Claim, Future[int | None]]] = deque()
+        self._refreshes: deque[Future[None]] = deque()
+        self._held: dict[str, Claim] = {}
+        self._seen: dict[str, tuple[int, float]] = {}
+        self._away = False
+        self._retry_at_s = self._beat_at_s = self._look_at_s = 0.0
+        self._connection: sa.Connection | None = None
+        self._heard_s = clock()
+        self.keyring = Keyring(-1, (), needed=True)
+        self.folded = 0
+        self.work = threading.Event()
+
+    @property
+    def unfolded(self) -> int:
+        """Ended requests that are not in the database yet."""
+        return len(self._ended)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the database answered the last time, and not too long ago."""
+        return not self._away and self._clock() < self._heard_s + _STUCK_S
+
+    def claim(self, claim: Claim) -> Future[int | None]:
+        """Reserve of a budget; the future has None, or the tokens that are left.
+
+        It fails with ``LedgerUnavailable`` where the database is away.
+        """
+        future: Future[int | None] = Future()
+        self._claims.append((claim, future))
+        self.work.set()
+        return future
+
+    def ended(self, record: UsageRecord, *, soon: bool) -> None:
+        """A request to be folded with the next turn; ``soon`` does not wait for it."""
+        self._ended.append(record)
+        if soon:
+            self.work.set()
+
+    def released(self, request_id: str) -> None:
+        """A claim to be given back."""
+        self._released.append(request_id)
+        self.work.set()
+
+    def refresh(self) -> Future[None]:
+        """Look at the keys now; done when what was asked for until now has been done."""
+        future: Future[None] = Future()
+        self._refreshes.append(future)
+        self.work.set()
+        return future
+
+    def turn(self) -> None:
+        """Do everything that there is to do now."""
+        now_s = self._clock()
+        refreshes = [self._refreshes.popleft() for _ in range(len(self._refreshes))]
+        if refreshes:
+            self._look_at_s = now_s
+        if self._away and now_s < self._retry_at_s:
+            self._fail_claims()
+        else:
+            self._work(now_s)
+        for future in refreshes:
+            if future.set_running_or_notify_cancel():
+                future.set_result(None)
+
+    def _work(self, now_s: float) -> None:
+        try:
+            # First: whoever was taken for dead has to hold again what it holds.
+            if now_s >= self._beat_at_s:
+                self._beat()
+                self._bury(now_s)
+                self._beat_at_s = now_s + _BEAT_S
+            self._fold()
+            self._decide()
+            if now_s >= self._look_at_s:
+                self._look_at_keys()
+                self._look_at_s = now_s + TURN_S
+        except SQLAlchemyError as error:
+            self._lost(reason(error))
+            return
+        except Exception as error:  # noqa: BLE001 - the thread goes on, and tries again
+            self._lost(in_one_line(error))
+            return
+        if self._away:
+            _log.warning("the database is back; %d requests wait for it", len(self._ended))
+        self._away = False
+        self._heard_s = self._clock()
+
+    def _lost(self, why: str) -> None:
+        if not self._away:
+            _log.error("the database is away: %s", why)
+        self._away = True
+        self._retry_at_s = self._clock() + _RETRY_S
+        self._fail_claims()
+
+    def leave(self) -> None:
+        """The last turn: nothing of this process stays behind, if the database can be reached."""
+        self._retry_at_s = 0.0
+        self.turn()
+        try:
+            with self._transaction() as connection:
+                quota.give_back(connection, self._identity.id)
+        except SQLAlchemyError as error:
+            _log.warning("left without signing off: %s", reason(error))
+        if self._connection is not None:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """A transaction on a connection of this thread's own, which is kept: it costs less."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        try:
+            with self._connection.begin():
+                yield self._connection
+        except BaseException:
+            connection, self._connection = self._connection, None
+            connection.invalidate()
+            connection.close()
+            raise
+
+    def _fold(self) -> None:
+        while self._ended or self._released:
+            records = [self._ended[i] for i in range(min(len(self._ended), _MOST_RECORDS))]
+            released = list(self._released)
+            held = [one.id for one in records if one.id in self._held]
+            with self._transaction() as connection:
+                quota.fold(connection, records, [*held, *released])
+            for _ in records:
+                self._ended.popleft()
+            for _ in released:
+                self._released.popleft()
+            ids = [record.id for record in records]
+            for request_id in (*ids, *released):
+                self._held.pop(request_id, None)
+            self.folded += len(ids)
+            self._on_folded(ids)
+
+    def _decide(self) -> None:
+        waiting = [self._claims.popleft() for _ in range(len(self._claims))]
+        asked = [(c, future) for c, future in waiting if future.set_running_or_notify_cancel()]
+        if not asked:
+            return
+        asked.sort(key=lambda pair: (pair[0].key_id, pair[0].period))
+        try:
+            with self._transaction() as connection:
+                left = [quota.claim(connection, c, self._identity.id) for c, _ in asked]
+        except Exception:
+            # It may have been carried out although nobody was told.
+            self._released.extend(wanted.id for wanted, _ in asked)
+            for _, future in asked:
+                future.set_exception(_unavailable())
+            raise
+        for (wanted, future), tokens in zip(asked, left, strict=True):
+            if tokens is None:
+                self._held[wanted.id] = wanted
+            future.set_result(tokens)
+
+    def _fail_claims(self) -> None:
+        while self._claims:
+            _, future = self._claims.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_unavailable())
+
+    def _look_at_keys(self) -> None:
+        with self._transaction() as connection:
+            version = keys_version(connection)
+            if version != self.keyring.version:
+                needed = any_key(connection)
+                self.keyring = Keyring(version, held_keys(connection), needed=needed)
+
+    def _beat(self) -> None:
+        """A sign of life; whoever was taken for dead comes back with what it holds."""
+        me = self._identity
+        with self._transaction() as connection:
+            alive = connection.execute(
+                sa.update(processes)
+                .where(processes.c.id == me.id)
+                .values(beats=processes.c.beats + 1)
+            )
+            if not alive.rowcount:
+                row = {**msgspec.structs.asdict(me), "beats": 1}
+                connection.execute(sa.insert(processes), row)
+                quota.restore(connection, list(self._held.values()), me.id)
+
+    def _bury(self, now_s: float) -> None:
+        """Take over from processes that died: here by their journals, elsewhere by silence."""
+        with ExitStack() as opened:
+            found = remains_in(self._journals)
+            for remains in found:
+                opened.callback(remains.close)
+            for remains in found:
+                self._take_over(remains)
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(processes.c.id, processes.c.beats)).all()
+        self._seen = {
+            process_id: seen
+            if (seen := self._seen.get(process_id)) is not None and seen[0] == beats
+            else (beats, now_s)
+            for process_id, beats in rows
+        }
+        for process_id, (_, since_s) in self._seen.items():
+            if now_s >= since_s + DEAD_S and process_id != self._identity.id:
+                with self._transaction() as connection:
+                    given_back = quota.give_back(connection, process_id)
+                _log.warning("a process died; %d reservations came back", given_back)
+
+    def _take_over(self, remains: Remains) -> None:
+        records = remains.records()
+        with self._transaction() as connection:
+            new = quota.fold(connection, records)
+            given_back = quota.give_back(connection, remains.process_id)
+        remains.remove()
+        _log.warning(
+            "a process died; %d of its requests recorded, %d reservations came back",
+            new,
+            given_back,
+        )
+
+
+class ClerkThread:
+    """Takes the clerk's turns until it is closed."""
+
+    def __init__(self, clerk: Clerk) -> None:
+        self._clerk = clerk
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="afterword-ledger", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Fold what there is, sign off, and wait for the end of it."""
+        self._closing = True
+        self._clerk.work.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        work = self._clerk.work
+        while not self._closing:
+            work.wait(TURN_S)
+            work.clear()
+            self._clerk.turn()
+        self._clerk.leave()
+
+
+def _unavailable() -> LedgerUnavailable:
+    return LedgerUnavailable("Budgets cannot be looked up at the moment.", retry_after_s=1)

@@ -1,0 +1,218 @@
+"""The database as a whole: how it is opened, brought up to date, checked and copied."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from afterword.core.errors import ConfigError
+from afterword.ledger import migrations
+from afterword.ledger.records import metadata, reservations, spending, usage
+
+REVISION = "0001"
+"""The step of ``migrations`` that this code is written for."""
+_BUSY_MS = 5000
+_CONNECT_S = 3
+_STATEMENT_MS = 30_000
+_QUOTED = re.compile(r'"[^"]*"')
+_DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
+# Two servers that start at once on one database: the second waits for the first.
+_UPGRADE_LOCK = 0x61667465
+
+
+def parse_url(text: str) -> URL:
+    """A database's URL with the driver that is used for it. Raises ``ConfigError``."""
+    try:
+        url = make_url(text)
+        backend = url.get_backend_name()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigError("the database's URL cannot be parsed") from error
+    if backend not in _DRIVERS:
+        raise ConfigError(f"the database is {backend!r}: expected 'sqlite' or 'postgresql'")
+    if backend == "sqlite" and url.database in {None, "", ":memory:"}:
+        raise ConfigError("a ledger in memory would be lost: name a file, sqlite:///FILE")
+    return url.set(drivername=_DRIVERS[backend])
+
+
+def sqlite_url(file: Path) -> URL:
+    """The URL of a file."""
+    return URL.create("sqlite", database=str(file))
+
+
+def connect(url: URL) -> sa.Engine:
+    """An engine; nothing is opened until it is used. Raises ``ConfigError``."""
+    if url.get_backend_name() == "sqlite":
+        return _connect_sqlite(url)
+    arguments = {
+        "connect_timeout": _CONNECT_S,
+        "application_name": "afterword",
+        # A server that went away without a word is noticed before TCP gives up.
+        "options": f"-c statement_timeout={_STATEMENT_MS}",
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+    }
+    try:
+        return sa.create_engine(url, connect_args=arguments, pool_size=2, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "PostgreSQL needs its driver: pip install 'afterword[postgres]'"
+        ) from error
+
+
+def _connect_sqlite(url: URL) -> sa.Engine:
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_MS / 1000})
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        # Transactions begin where ``begin`` below says so, not where the driver guesses.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # A reader that becomes a writer midway fails where another wrote in between.
+        reads = connection.get_execution_options().get("reads", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+@contextlib.contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that only reads, and holds up no writer."""
+    with engine.connect().execution_options(reads=True) as connection, connection.begin():
+        yield connection
+
+
+def revision_of(engine: sa.Engine) -> str | None:
+    """The step that the tables are at; None where there are none."""
+    with reading(engine) as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        return found
+
+
+def upgrade(engine: sa.Engine) -> None:
+    """Run the steps that are missing, all or none; another process that does it is waited for."""
+    # Alembic takes a third of a second to import, which a server that is up to date need not pay.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def prepare(engine: sa.Engine) -> None:
+    """Make the tables where there are none. Raises ``ConfigError`` where they are of another time.
+
+    An empty database is set up; one with an older ledger is left to ``afterword db upgrade``, so
+    that a copy can be made first.
+    """
+    try:
+        found = revision_of(engine)
+        if found is None:
+            upgrade(engine)
+            return
+    except DBAPIError as error:
+        raise ConfigError(f"the ledger's database cannot be used: {reason(error)}") from error
+    if found < REVISION:
+        raise ConfigError("the ledger is of an older version: run `afterword db upgrade`")
+    if found > REVISION:
+        raise ConfigError("the ledger is of a newer version than this program")
+
+
+def reason(error: SQLAlchemyError) -> str:
+    """What the driver said, in one line, without the statement, hosts and paths."""
+    original = getattr(error, "orig", None) or error
+    lines = str(original).strip().splitlines()
+    return _QUOTED.sub('"…"', lines[0]) if lines else type(original).__name__
+
+
+def check(engine: sa.Engine) -> list[str]:
+    """What is wrong with a ledger, in sentences; empty where everything agrees."""
+    found = revision_of(engine)
+    if found != REVISION:
+        return [f"its tables are at step {found}, this program needs {REVISION}"]
+    wrong: list[str] = []
+    with reading(engine) as connection:
+        if engine.dialect.name == "sqlite":
+            rows = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+            wrong += [f"the file is damaged: {row}" for row in rows if row != "ok"]
+        names = set(sa.inspect(connection).get_table_names())
+        wrong += [f"table {t} is missing" for t in metadata.tables if t not in names]
+        if not wrong:
+            wrong += _disagreements(connection)
+    return wrong
+
+
+def _disagreements(connection: sa.Connection) -> Iterator[str]:
+    """Where sums that are kept differ from what they are sums of."""
+    day = sa.func.length(spending.c.period) == len("2026-11-25")
+    kept: dict[str, int] = dict(
+        connection.execute(
+            sa.select(spending.c.key_id, sa.cast(sa.func.sum(spending.c.used), sa.BigInteger))
+            .where(day)
+            .group_by(spending.c.key_id)
+        ).all()
+    )
+    total = sa.func.sum(usage.c.prompt_tokens + usage.c.completion_tokens)
+    recorded = connection.execute(
+        sa.select(usage.c.key_id, sa.cast(total, sa.BigInteger))
+        .where(usage.c.key_id.is_not(None))
+        .group_by(usage.c.key_id)
+    )
+    for key_id, tokens in recorded:
+        if kept.get(key_id, 0) != tokens:
+            yield f"{key_id} used {tokens} tokens by its records, {kept.get(key_id, 0)} by its sums"
+    held = sa.func.coalesce(sa.func.sum(reservations.c.tokens), 0)
+    open_tokens = (
+        sa.select(held)
+        .where(reservations.c.key_id == spending.c.key_id)
+        .where(reservations.c.period == spending.c.period)
+        .scalar_subquery()
+    )
+    rows = connection.execute(
+        sa.select(spending.c.key_id, spending.c.period, spending.c.reserved, open_tokens).where(
+            spending.c.reserved != open_tokens
+        )
+    )
+    for key_id, period, reserved, tokens in rows:
+        yield f"{key_id} has {reserved} tokens reserved in {period}, {tokens} by its reservations"
+
+
+def backup(engine: sa.Engine, file: Path) -> None:
+    """Copy a SQLite ledger to a new file, whole and consistent, while servers go on.
+
+    Raises ``ConfigError`` for a file that exists, and for a database that has its own tools.
+    """
+    if engine.dialect.name != "sqlite":
+        raise ConfigError("PostgreSQL has its own tool: pg_dump --format=custom DATABASE > FILE")
+    try:
+        file.open("x").close()
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    with engine.connect() as connection:
+        source: Any = connection.connection.driver_connection
+        with contextlib.closing(sqlite3.connect(file)) as copy:
+            source.backup(copy)
+            # One file, that needs no others beside it.
+            copy.execute("PRAGMA journal_mode=DELETE")

@@ -1,0 +1,203 @@
+"""Keys in the database: made, listed, rotated, revoked. Only hashes of them are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from afterword.core.account import KeyTerms, KeyView, NewKey, Period
+from afterword.core.errors import InvalidRequest
+from afterword.ledger.database import reading
+from afterword.ledger.records import keys, secrets, spending, state
+from afterword.ledger.secret import digest_of, make_secret, prefix_of
+
+_ID_BYTES = 6
+_MOST_NAME_CHARACTERS = 200
+
+
+class HeldKey(msgspec.Struct, frozen=True):
+    """A key as servers need it: how it is recognised, what it allows, until when."""
+
+    digest: bytes
+    id: str
+    terms: KeyTerms
+    expires_at: float | None
+
+
+def period_of(moment_s: float, per: Period) -> str:
+    """The name of the budget period, in UTC, that a moment falls into."""
+    shape = "%Y-%m-%d" if per == "day" else "%Y-%m"
+    return datetime.fromtimestamp(moment_s, UTC).strftime(shape)
+
+
+class KeyBook:
+    """The keys of a database. ``clock`` gives Unix seconds, ``entropy(n)`` n random bytes."""
+
+    def __init__(
+        self, engine: sa.Engine, *, clock: Callable[[], float], entropy: Callable[[int], bytes]
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._entropy = entropy
+
+    def create(self, terms: KeyTerms) -> NewKey:
+        """Make a key; it is never shown again. ``InvalidRequest`` for a name that is taken."""
+        check_terms(terms)
+        key_id = f"key-{self._entropy(_ID_BYTES).hex()}"
+        models = None if terms.models is None else msgspec.json.encode(terms.models).decode()
+        row = {**msgspec.structs.asdict(terms), "id": key_id, "models": models}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(keys).values(**row, created_at=self._clock()))
+                secret = self._add_secret(connection, key_id)
+                _bump(connection)
+        except IntegrityError as error:
+            raise InvalidRequest(f"there is a key {terms.name!r} already", param="name") from error
+        return NewKey(secret, self.find(key_id))
+
+    def all(self) -> list[KeyView]:
+        """Every key, in the order of their making."""
+        with reading(self._engine) as connection:
+            return self._views(connection, sa.true())
+
+    def find(self, key: str) -> KeyView:
+        """A key by id or name; ``InvalidRequest`` where there is none."""
+        with reading(self._engine) as connection:
+            found = self._views(connection, (keys.c.id == key) | (keys.c.name == key))
+        if not found:
+            raise InvalidRequest(f"there is no key {key[:_MOST_NAME_CHARACTERS]!r}", param="key")
+        return found[0]
+
+    def rotate(self, key: str, overlap_s: float) -> NewKey:
+        """A new secret; the old ones end after ``overlap_s`` seconds."""
+        view = self.find(key)
+        if view.revoked_at is not None:
+            raise InvalidRequest(f"key {view.terms.name!r} is revoked", param="key")
+        end = self._clock() + overlap_s
+        runs_on = secrets.c.expires_at.is_(None) | (secrets.c.expires_at > end)
+        with self._engine.begin() as connection:
+            connection.execute(
+                sa.update(secrets)
+                .where(secrets.c.key_id == view.id, runs_on)
+                .values(expires_at=end)
+            )
+            secret = self._add_secret(connection, view.id)
+            _bump(connection)
+        return NewKey(secret, self.find(view.id))
+
+    def revoke(self, key: str) -> KeyView:
+        """End a key. Idempotent."""
+        view = self.find(key)
+        with self._engine.begin() as connection:
+            connection.execute(
+                sa.update(keys)
+                .where(keys.c.id == view.id, keys.c.revoked_at.is_(None))
+                .values(revoked_at=self._clock())
+            )
+            _bump(connection)
+        return self.find(view.id)
+
+    def _add_secret(self, connection: sa.Connection, key_id: str) -> str:
+        secret = make_secret(self._entropy)
+        connection.execute(
+            sa.insert(secrets).values(
+                digest=digest_of(secret).hex(),
+                key_id=key_id,
+                prefix=prefix_of(secret),
+                created_at=self._clock(),
+            )
+        )
+        return secret
+
+    def _views(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[KeyView]:
+        rows = connection.execute(
+            sa.select(keys).where(which).order_by(keys.c.created_at, keys.c.id)
+        ).mappings()
+        views = []
+        for row in rows.all():
+            newest = (
+                sa.select(secrets.c.prefix)
+                .where(secrets.c.key_id == row["id"])
+                .order_by(secrets.c.created_at.desc(), secrets.c.digest)
+                .limit(1)
+            )
+            period = period_of(self._clock(), row["budget_per"])
+            spent = connection.execute(
+                sa.select(spending.c.used, spending.c.reserved).where(
+                    spending.c.key_id == row["id"], spending.c.period == period
+                )
+            ).one_or_none()
+            views.append(
+                KeyView(
+                    id=row["id"],
+                    prefix=connection.scalars(newest).one(),
+                    terms=_terms(row),
+                    created_at=row["created_at"],
+                    revoked_at=row["revoked_at"],
+                    period_used_tokens=spent.used if spent else 0,
+                    period_reserved_tokens=spent.reserved if spent else 0,
+                )
+            )
+        return views
+
+
+def check_terms(terms: KeyTerms) -> None:
+    """Refuse terms that mean nothing. Raises ``InvalidRequest``."""
+    if not terms.name or len(terms.name) > _MOST_NAME_CHARACTERS or not terms.name.isprintable():
+        raise InvalidRequest(
+            f"a key's name has 1 to {_MOST_NAME_CHARACTERS} printable characters", param="name"
+        )
+    if terms.models is not None and not all(terms.models or ("",)):
+        raise InvalidRequest("'models' has to name one model at least", param="models")
+    for field in ("rpm", "tpm", "concurrent", "budget_tokens"):
+        value = getattr(terms, field)
+        if value is not None and not 1 <= value < 2**53:
+            raise InvalidRequest(f"'{field}' is {value}: expected 1 or more", param=field)
+
+
+def keys_version(connection: sa.Connection) -> int:
+    """A number that grows with every change of keys."""
+    return int(connection.scalars(sa.select(state.c.keys_version)).one())
+
+
+def held_keys(connection: sa.Connection) -> list[HeldKey]:
+    """Every secret of every key that is not revoked."""
+    rows = connection.execute(
+        sa.select(secrets.c.digest, secrets.c.expires_at.label("ends_at"), keys)
+        .join(keys, keys.c.id == secrets.c.key_id)
+        .where(keys.c.revoked_at.is_(None))
+    ).mappings()
+    held = []
+    for row in rows:
+        ends = [end for end in (row["ends_at"], row["expires_at"]) if end is not None]
+        digest = bytes.fromhex(row["digest"])
+        held.append(HeldKey(digest, row["id"], _terms(row), min(ends, default=None)))
+    return held
+
+
+def any_key(connection: sa.Connection) -> bool:
+    """Whether a key was ever made: from then on every request needs one."""
+    return connection.scalars(sa.select(sa.exists().select_from(keys))).one()
+
+
+def _bump(connection: sa.Connection) -> None:
+    connection.execute(sa.update(state).values(keys_version=state.c.keys_version + 1))
+
+
+def _terms(row: sa.RowMapping) -> KeyTerms:
+    models = row["models"]
+    return KeyTerms(
+        name=row["name"],
+        models=None if models is None else msgspec.json.decode(models, type=tuple[str, ...]),
+        rpm=row["rpm"],
+        tpm=row["tpm"],
+        concurrent=row["concurrent"],
+        budget_tokens=row["budget_tokens"],
+        budget_per=row["budget_per"],
+        expires_at=row["expires_at"],
+        admin=bool(row["admin"]),
+    )

@@ -1,0 +1,357 @@
+"""The ledger as the server asks it: whose key, may it, what did it come to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Literal, TypeAlias
+
+import msgspec
+from msgspec.structs import replace
+
+from afterword.core.account import (
+    NOBODY,
+    Ask,
+    KeyTerms,
+    Principal,
+    Rates,
+    Spent,
+    UsageRecord,
+)
+from afterword.core.errors import (
+    AuthenticationFailed,
+    InvalidRequest,
+    LedgerUnavailable,
+    QuotaExceeded,
+    RateLimited,
+)
+from afterword.core.faults import in_one_line
+from afterword.core.protocols import LedgerFigures
+from afterword.ledger.clerk import Clerk
+from afterword.ledger.journal import Journal
+from afterword.ledger.keyring import Failures
+from afterword.ledger.keys import HeldKey, period_of
+from afterword.ledger.quota import Claim
+from afterword.ledger.secret import masked
+from afterword.ledger.windows import Verdict, Windows
+
+_log = logging.getLogger(__name__)
+
+Entrance: TypeAlias = Literal["open", "keys", "keys_if_any"]
+"""Who gets in without a key: everybody; nobody; everybody until the first key is made."""
+
+MOST_USER_CHARACTERS = 1024
+_CLAIM_S = 5.0
+_FULL_S = 5.0
+_NO_KEY = (
+    "You didn't provide an API key. You need to provide your API key in an Authorization header "
+    "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
+)
+_UNITS = {"rpm": "requests per min (RPM)", "tpm": "tokens per min (TPM)"}
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What is decided by the operator.
+
+    ``serve_without_database``: requests that need no budget go on while the database is away.
+    ``sync_always``: an answer ends when its record is on the disk, not only with the kernel.
+    """
+
+    entrance: Entrance = "keys_if_any"
+    serve_without_database: bool = True
+    sync_always: bool = False
+
+
+class Clocks(msgspec.Struct, frozen=True):
+    """Seconds that never go back, Unix seconds, and a way to wait."""
+
+    monotonic: Callable[[], float]
+    unix: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+class Meter:
+    """A ``Ledger``. Belongs to the event loop's thread.
+
+    ``limits_apart``: limits are asked for over a network, so a thread does it.
+    """
+
+    def __init__(
+        self,
+        clerk: Clerk,
+        journal: Journal,
+        windows: Windows,
+        *,
+        policy: Policy,
+        clocks: Clocks,
+        limits_apart: Executor | None = None,
+    ) -> None:
+        self._clerk = clerk
+        self._journal = journal
+        self._windows = windows
+        self._policy = policy
+        self._clocks = clocks
+        self._limits_apart = limits_apart
+        self._failures = Failures()
+        self._full_until_s = 0.0
+        self._syncs = ThreadPoolExecutor(1, "afterword-journal")
+
+    async def authenticate(self, secret: str | None, source: str) -> Principal:
+        """See ``core.protocols.Ledger``."""
+        entrance = self._policy.entrance
+        if entrance == "open" or (entrance == "keys_if_any" and not self._clerk.keyring.needed):
+            return NOBODY
+        if not secret:
+            raise AuthenticationFailed(_NO_KEY)
+        key = self._find(secret)
+        if key is None:
+            await self._clocks.sleep(self._failures.wait_s(source, self._clocks.monotonic()))
+            # It may have been made a moment ago.
+            key = self._find(secret)
+        if key is None:
+            raise AuthenticationFailed(f"Incorrect API key provided: {masked(secret)}.")
+        terms = key.terms
+        models = None if terms.models is None else frozenset(terms.models)
+        return Principal(key.id, terms.name, models, terms.admin)
+
+    def _find(self, secret: str) -> HeldKey | None:
+        return self._clerk.keyring.find(secret, self._clocks.unix())
+
+    async def reserve(self, principal: Principal, ask: Ask) -> Admission:
+        """See ``core.protocols.Ledger``."""
+        _check_user(ask.user)
+        if not (self._policy.serve_without_database or self._clerk.reachable):
+            raise LedgerUnavailable("The ledger cannot be reached.", retry_after_s=1)
+        key_id, terms = principal.key_id, None
+        if key_id is not None:
+            terms = self._clerk.keyring.terms(key_id)
+            if terms is None:
+                raise AuthenticationFailed("This API key was revoked.")
+        admission = Admission(self, _admitted(principal, ask, self._clocks.unix()))
+        try:
+            if key_id is not None and terms is not None:
+                await self._pass_limits(admission, terms, key_id, ask)
+                await self._pass_budget(admission, terms, key_id, ask)
+            self._write_down(admission)
+        except BaseException:
+            admission.release()
+            raise
+        return admission
+
+    def ready(self) -> bool:
+        """Whether requests would be admitted, as far as that is not up to their keys."""
+        full = self._clocks.monotonic() < self._full_until_s
+        return not full and (self._policy.serve_without_database or self._clerk.reachable)
+
+    def figures(self) -> LedgerFigures:
+        """See ``core.protocols.Ledger``."""
+        return LedgerFigures(
+            reachable=self._clerk.reachable,
+            unsettled=self._journal.unsettled,
+            unfolded=self._clerk.unfolded,
+            journal_bytes=self._journal.size_bytes,
+            folded=self._clerk.folded,
+            refused_keys=self._failures.count,
+        )
+
+    def sync(self) -> Future[None]:
+        """Bring the journal to the disk, in a thread."""
+        return self._syncs.submit(self._journal.sync)
+
+    def close(self) -> None:
+        """Wait for the threads."""
+        self._syncs.shutdown()
+
+    async def _pass_limits(
+        self, admission: Admission, terms: KeyTerms, key_id: str, ask: Ask
+    ) -> None:
+        if terms.rpm is None and terms.tpm is None and terms.concurrent is None:
+            return
+        arguments = (key_id, terms, ask.id, ask.most_tokens)
+        if self._limits_apart is None:
+            verdict = self._windows.acquire(*arguments)
+        else:
+            asked = self._limits_apart.submit(self._windows.acquire, *arguments)
+            # Whoever leaves meanwhile gives back what is then admitted.
+            admission.in_windows = True
+            verdict = await asyncio.wrap_future(asked)
+        if verdict.refused_by is not None:
+            admission.in_windows = False
+            raise _rate_limited(verdict, verdict.refused_by, terms, ask)
+        admission.in_windows = True
+        admission.rates = verdict.rates
+
+    async def _pass_budget(
+        self, admission: Admission, terms: KeyTerms, key_id: str, ask: Ask
+    ) -> None:
+        if terms.budget_tokens is None:
+            return
+        if not self._clerk.reachable:
+            raise LedgerUnavailable("Budgets cannot be looked up now.", retry_after_s=1)
+        claim = Claim(
+            id=ask.id,
+            key_id=key_id,
+            period=period_of(admission.record.started_at, terms.budget_per),
+            tokens=ask.most_tokens,
+            budget_tokens=terms.budget_tokens,
+        )
+        admission.claim = self._clerk.claim(claim)
+        try:
+            async with asyncio.timeout(_CLAIM_S):
+                left_tokens = await asyncio.wrap_future(admission.claim)
+        except TimeoutError as error:
+            raise LedgerUnavailable("Budgets cannot be looked up now.", retry_after_s=1) from error
+        if left_tokens is not None:
+            raise QuotaExceeded(
+                "You exceeded your current quota, please check your plan and billing details. "
+                f"This request may take {ask.most_tokens} tokens; of {terms.budget_tokens} a "
+                f"{terms.budget_per}, {left_tokens} are left."
+            )
+
+    def _write_down(self, admission: Admission) -> None:
+        try:
+            self._journal.admit(admission.record)
+        except OSError as error:
+            self._full_until_s = self._clocks.monotonic() + _FULL_S
+            _log.error("a request cannot be recorded: %s", in_one_line(error))
+            raise LedgerUnavailable(
+                "The request cannot be recorded at the moment.", retry_after_s=5
+            ) from error
+        admission.written = True
+
+    async def settle(self, admission: Admission, record: UsageRecord) -> None:
+        """Journal, limits, database: in this order, and all of it before anything is awaited."""
+        try:
+            self._journal.settle(record)
+        except OSError as error:
+            # Its room was there: the disk itself fails. The database may still get the record.
+            _log.error("the journal cannot be written to: %s", in_one_line(error))
+        tokens = record.prompt_tokens + record.completion_tokens
+        self._settle_windows(admission, tokens)
+        self._clerk.ended(record, soon=admission.claim is not None)
+        if self._policy.sync_always:
+            await asyncio.wrap_future(self.sync())
+
+    def release(self, admission: Admission) -> None:
+        """Give back what an admission has got so far."""
+        if admission.written:
+            self._journal.release(admission.record)
+        self._settle_windows(admission, None)
+        claim = admission.claim
+        if claim is not None and not claim.cancel():
+            claim.add_done_callback(lambda _: self._give_back(admission.record.id, claim))
+
+    def _give_back(self, request_id: str, claim: Future[int | None]) -> None:
+        if claim.exception() is None and claim.result() is None:
+            self._clerk.released(request_id)
+
+    def _settle_windows(self, admission: Admission, tokens: int | None) -> None:
+        key_id = admission.record.key_id
+        if not admission.in_windows or key_id is None:
+            return
+        if self._limits_apart is None:
+            self._windows.settle(key_id, admission.record.id, tokens)
+            return
+        # One thread: it comes after the question whether to admit.
+        settled = self._limits_apart.submit(
+            self._windows.settle, key_id, admission.record.id, tokens
+        )
+        settled.add_done_callback(_log_unsettled)
+
+
+class Admission:
+    """A ``Reservation``: what was taken for one request, so that it can be given back."""
+
+    def __init__(self, meter: Meter, record: UsageRecord) -> None:
+        self._meter = meter
+        self._over = False
+        self.record = record
+        self.rates = Rates()
+        self.in_windows = False
+        self.claim: Future[int | None] | None = None
+        self.written = False
+
+    async def settle(self, spent: Spent) -> None:
+        """See ``core.protocols.Reservation``."""
+        if not self._over:
+            self._over = True
+            record = replace(self.record, **msgspec.structs.asdict(spent))
+            await self._meter.settle(self, record)
+
+    def release(self) -> None:
+        """See ``core.protocols.Reservation``."""
+        if not self._over:
+            self._over = True
+            self._meter.release(self)
+
+
+def _admitted(principal: Principal, ask: Ask, now_s: float) -> UsageRecord:
+    """The record of a request of which nothing else is ever heard."""
+    return UsageRecord(
+        id=ask.id,
+        key_id=principal.key_id,
+        model=ask.model,
+        user=ask.user,
+        stream=ask.stream,
+        status="lost",
+        prompt_tokens=0,
+        cached_tokens=0,
+        completion_tokens=0,
+        started_at=now_s,
+        first_token_ms=None,
+        duration_ms=0.0,
+    )
+
+
+def _check_user(user: str | None) -> None:
+    if user is None:
+        return
+    if len(user) > MOST_USER_CHARACTERS:
+        raise InvalidRequest(
+            f"'user' has {len(user)} characters: expected at most {MOST_USER_CHARACTERS}, since "
+            "it is recorded.",
+            param="user",
+        )
+    if "\0" in user:
+        raise InvalidRequest("'user' has a null character, which cannot be recorded.", param="user")
+
+
+def _rate_limited(verdict: Verdict, limit: str, terms: KeyTerms, ask: Ask) -> RateLimited:
+    if limit == "concurrent":
+        return RateLimited(
+            f"Rate limit reached for requests at once: Limit {terms.concurrent}. Please try again "
+            "when one of them has ended.",
+            limit=limit,
+            rates=verdict.rates,
+            retry_after_s=1,
+        )
+    by_requests = limit == "rpm"
+    rate = verdict.rates.requests if by_requests else verdict.rates.tokens
+    if rate is None:
+        raise RuntimeError("refused by a limit that the key does not have")
+    used = rate.limit - rate.remaining
+    stands = f"Limit {rate.limit}, Used {used}, Requested {1 if by_requests else ask.most_tokens}"
+    unit = _UNITS[limit]
+    if verdict.wait_s is None:
+        return RateLimited(
+            f"Request too large for {ask.model} on {unit}: {stands}. A smaller max_tokens (or n, "
+            "or best_of) asks for less.",
+            limit=limit,
+            rates=verdict.rates,
+        )
+    seconds = max(math.ceil(verdict.wait_s), 1)
+    return RateLimited(
+        f"Rate limit reached for {ask.model} on {unit}: {stands}. Please try again in {seconds}s.",
+        limit=limit,
+        rates=verdict.rates,
+        retry_after_s=seconds,
+    )
+
+
+def _log_unsettled(settled: Future[None]) -> None:
+    error = settled.exception()
+    if error is not None:
+        _log.warning("a limit was not settled and frees itself in a minute: %s", in_one_line(error))

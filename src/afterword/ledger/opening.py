@@ -1,0 +1,134 @@
+"""A ledger, opened: database, journal, thread and limits, closed in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import sqlalchemy as sa
+
+from afterword.core.errors import ConfigError
+from afterword.core.faults import in_one_line
+from afterword.ledger.books import LedgerBooks
+from afterword.ledger.clerk import Clerk, ClerkThread, Identity
+from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
+from afterword.ledger.journal import Journal
+from afterword.ledger.meter import Clocks, Meter, Policy
+from afterword.ledger.redis import RedisWindows, open_windows
+from afterword.ledger.windows import MemoryWindows, Windows
+
+_log = logging.getLogger(__name__)
+
+_SYNC_S = 1.0
+_RENEW_TURNS = 20
+
+
+class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a ledger is kept; ``database`` None is a file in ``folder``, ``redis`` None memory."""
+
+    folder: Path
+    database: str | None = None
+    redis: str | None = None
+    journal_bytes: int = 256 << 20
+    policy: Policy = Policy()
+
+
+class OpenLedger(msgspec.Struct, frozen=True):
+    """What an open ledger offers: to requests, to operators, and to signals."""
+
+    meter: Meter
+    books: LedgerBooks
+    clerk: Clerk
+
+
+def open_database(folder: Path, database: str | None) -> sa.Engine:
+    """The ledger's database, its tables made where there are none. Raises ``ConfigError``."""
+    if database is None:
+        make_folder(folder)
+        url = sqlite_url(folder / "ledger.db")
+    else:
+        url = parse_url(database)
+    engine = connect(url)
+    prepare(engine)
+    return engine
+
+
+def make_folder(folder: Path) -> None:
+    """A folder that is nobody else's business. Raises ``ConfigError``."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: the ledger cannot be kept here (--data-dir): {error.strerror}"
+        ) from error
+
+
+@asynccontextmanager
+async def open_ledger(
+    engine: sa.Engine, options: LedgerOptions, identity: Identity, *, clocks: Clocks,
+    entropy: Callable[[int], bytes],
+) -> AsyncIterator[OpenLedger]:  # fmt: skip
+    """A ledger at work; at the end everything is in the database, or in the journal.
+
+    Raises ``ConfigError``.
+    """
+    loop = asyncio.get_running_loop()
+    journals = options.folder / "journal"
+    with ExitStack() as opened:
+        opened.callback(engine.dispose)
+        try:
+            journal = opened.enter_context(
+                Journal(journals, identity.id, limit_bytes=options.journal_bytes)
+            )
+        except OSError as error:
+            raise ConfigError(f"{journals}: no journal can be kept here: {error}") from error
+
+        def folded(ids: Sequence[str]) -> None:
+            loop.call_soon_threadsafe(journal.folded, ids)
+
+        clerk = Clerk(engine, identity, journals, clock=clocks.monotonic, on_folded=folded)
+        clerk.turn()
+        if not clerk.reachable:
+            raise ConfigError("the ledger's database cannot be used")
+        windows, apart = _windows(options, clocks)
+        if apart is not None:
+            opened.callback(apart.shutdown)
+        meter = Meter(
+            clerk, journal, windows, policy=options.policy, clocks=clocks, limits_apart=apart
+        )
+        opened.callback(meter.close)
+        books = LedgerBooks(engine, clock=clocks.unix, entropy=entropy)
+        thread = ClerkThread(clerk)
+        thread.start()
+        upkeep = asyncio.create_task(_keep_up(meter, windows, apart))
+        try:
+            yield OpenLedger(meter, books, clerk)
+        finally:
+            upkeep.cancel()
+            # The loop goes on meanwhile: it is told what was folded.
+            await asyncio.shield(asyncio.to_thread(thread.close))
+
+
+def _windows(options: LedgerOptions, clocks: Clocks) -> tuple[Windows, Executor | None]:
+    if options.redis is None:
+        return MemoryWindows(clocks.monotonic), None
+    return open_windows(options.redis), ThreadPoolExecutor(1, "afterword-limits")
+
+
+async def _keep_up(meter: Meter, windows: Windows, apart: Executor | None) -> None:
+    """Every second the journal goes to the disk; now and then Redis hears of what runs."""
+    turn = 0
+    while True:
+        await asyncio.sleep(_SYNC_S)
+        try:
+            await asyncio.wrap_future(meter.sync())
+        except OSError as error:
+            _log.error("the journal cannot be brought to the disk: %s", in_one_line(error))
+        turn += 1
+        if apart is not None and isinstance(windows, RedisWindows) and turn % _RENEW_TURNS == 0:
+            apart.submit(windows.renew)

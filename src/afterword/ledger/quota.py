@@ -1,0 +1,188 @@
+"""Budgets in the database: what is reserved, what is used, never more than there is.
+
+Rows are touched in the order of (key, period), so that servers never wait for each other in a ring.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from afterword.core.account import Period, UsageRecord
+from afterword.ledger.keys import period_of
+from afterword.ledger.records import processes, reservations, spending, usage
+
+_PERIODS: Sequence[Period] = ("day", "month")
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A worst case to be taken out of a budget."""
+
+    id: str
+    key_id: str
+    period: str
+    tokens: int
+    budget_tokens: int
+
+
+class _Statements(msgspec.Struct, frozen=True):
+    """What differs between databases. Made once: building one takes longer than running it."""
+
+    new_spending: sa.Executable
+    new_usage: sa.Executable
+    add: sa.Executable
+
+
+def _made_for(dialect: Any) -> _Statements:  # noqa: ANN401 - a module of SQLAlchemy's
+    counted = dialect.insert(spending)
+    return _Statements(
+        dialect.insert(spending).on_conflict_do_nothing(),
+        dialect.insert(usage).on_conflict_do_nothing().returning(usage.c.id),
+        counted.on_conflict_do_update(
+            index_elements=[spending.c.key_id, spending.c.period],
+            set_={
+                "used": spending.c.used + counted.excluded.used,
+                "reserved": spending.c.reserved - sa.bindparam("given_back"),
+            },
+        ),
+    )
+
+
+_STATEMENTS = {"sqlite": _made_for(sqlite), "postgresql": _made_for(postgresql)}
+_TAKE = (
+    sa.update(spending)
+    .where(
+        spending.c.key_id == sa.bindparam("of_key"),
+        spending.c.period == sa.bindparam("in_period"),
+        spending.c.used + spending.c.reserved + sa.bindparam("tokens")
+        <= sa.bindparam("budget_tokens"),
+    )
+    .values(reserved=spending.c.reserved + sa.bindparam("tokens"))
+)
+_HOLD = sa.insert(reservations)
+_LET_GO = (
+    sa.delete(reservations)
+    .where(reservations.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .returning(reservations.c.key_id, reservations.c.period, reservations.c.tokens)
+)
+
+
+def claim(connection: sa.Connection, wanted: Claim, process_id: str) -> int | None:
+    """Reserve, or give the tokens that are left of the budget."""
+    if not _take(connection, wanted):
+        row = {"key_id": wanted.key_id, "period": wanted.period, "used": 0, "reserved": 0}
+        connection.execute(_STATEMENTS[connection.dialect.name].new_spending, row)
+        if not _take(connection, wanted):
+            spent = connection.execute(
+                sa.select(spending.c.used + spending.c.reserved).where(
+                    spending.c.key_id == wanted.key_id, spending.c.period == wanted.period
+                )
+            ).scalar_one()
+            return max(wanted.budget_tokens - int(spent), 0)
+    _record(connection, wanted, process_id)
+    return None
+
+
+def _take(connection: sa.Connection, wanted: Claim) -> bool:
+    """The whole decision is this one statement: two servers cannot both have the last tokens."""
+    values = {
+        "of_key": wanted.key_id,
+        "in_period": wanted.period,
+        "tokens": wanted.tokens,
+        "budget_tokens": wanted.budget_tokens,
+    }
+    return connection.execute(_TAKE, values).rowcount == 1
+
+
+def _record(connection: sa.Connection, wanted: Claim, process_id: str) -> None:
+    row = {
+        "id": wanted.id,
+        "process_id": process_id,
+        "key_id": wanted.key_id,
+        "period": wanted.period,
+        "tokens": wanted.tokens,
+    }
+    connection.execute(_HOLD, row)
+
+
+def restore(connection: sa.Connection, held: Iterable[Claim], process_id: str) -> None:
+    """Hold again what was given back while this process could not be heard of."""
+    for wanted in sorted(held, key=lambda claim: (claim.key_id, claim.period)):
+        connection.execute(
+            sa.update(spending)
+            .where(spending.c.key_id == wanted.key_id, spending.c.period == wanted.period)
+            .values(reserved=spending.c.reserved + wanted.tokens)
+        )
+        _record(connection, wanted, process_id)
+
+
+def fold(
+    connection: sa.Connection, records: Sequence[UsageRecord], holding: Sequence[str] | None = None
+) -> int:
+    """Take in ended requests, each once however often it comes; give back reservations.
+
+    ``holding`` are the requests that may have one, None is all of the records. Gives how many
+    records were new.
+    """
+    new = _insert_usage(connection, records)
+    used: Counter[tuple[str, str]] = Counter()
+    for record in records:
+        if record.id in new and record.key_id is not None:
+            for per in _PERIODS:
+                period = period_of(record.started_at, per)
+                used[record.key_id, period] += record.prompt_tokens + record.completion_tokens
+    ids = [record.id for record in records] if holding is None else holding
+    given_back = _tokens_of(connection.execute(_LET_GO, {"ids": ids})) if ids else Counter()
+    _add(connection, used, given_back)
+    return len(new)
+
+
+def give_back(connection: sa.Connection, process_id: str) -> int:
+    """End a process that is dead: its reservations come back. Gives how many there were."""
+    connection.execute(sa.delete(processes).where(processes.c.id == process_id))
+    held = connection.execute(
+        sa.delete(reservations)
+        .where(reservations.c.process_id == process_id)
+        .returning(reservations.c.key_id, reservations.c.period, reservations.c.tokens)
+    ).all()
+    _add(connection, Counter(), _tokens_of(held))
+    return len(held)
+
+
+def _insert_usage(connection: sa.Connection, records: Sequence[UsageRecord]) -> frozenset[str]:
+    if not records:
+        return frozenset()
+    rows = [msgspec.structs.asdict(record) for record in records]
+    statement = _STATEMENTS[connection.dialect.name].new_usage
+    return frozenset(connection.execute(statement, rows).scalars())
+
+
+def _tokens_of(rows: Iterable[sa.Row[str, str, int]]) -> Counter[tuple[str, str]]:
+    tokens: Counter[tuple[str, str]] = Counter()
+    for key_id, period, held in rows:
+        tokens[key_id, period] += held
+    return tokens
+
+
+def _add(
+    connection: sa.Connection,
+    used: Counter[tuple[str, str]],
+    given_back: Counter[tuple[str, str]],
+) -> None:
+    rows = [
+        {
+            "key_id": at[0],
+            "period": at[1],
+            "used": used[at],
+            "reserved": 0,
+            "given_back": given_back[at],
+        }
+        for at in sorted({*used, *given_back})
+    ]
+    if rows:
+        connection.execute(_STATEMENTS[connection.dialect.name].add, rows)

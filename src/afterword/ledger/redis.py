@@ -1,0 +1,167 @@
+"""Limits counted in Redis, so that they hold over every server that names it.
+
+One script admits against all limits of a key at once. Times are Redis' own, so that servers need
+not agree on theirs. The connection is the ``limits`` package's: it knows the URLs of single
+servers, sentinels, clusters and Valkey. Its windows are not used, since they hold an entry for
+each token and can give none back (docs/decisions/0021).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from limits.errors import ConfigurationError
+from limits.storage import RedisStorage, storage_from_string
+
+from afterword.core.account import KeyTerms
+from afterword.core.errors import ConfigError, LedgerUnavailable
+from afterword.ledger.windows import WINDOW_S, Verdict, rates_of
+
+T = TypeVar("T")
+
+_LEASE_S = 60
+"""After so long without a sign of life, requests of a server no longer count as running."""
+
+# KEYS: window (sorted by time), costs (by request), running (sorted by end of lease).
+# ARGV: request, tokens, rpm, tpm, concurrent (-1: no limit), window and lease in microseconds.
+# Gives: refused by ('' if admitted), wait (-1: never), requests and tokens used, age of the newest.
+_ACQUIRE = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local tokens, rpm, tpm = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local concurrent, window, lease = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - window)) do
+  local cost = tonumber(redis.call('HGET', KEYS[2], id) or 0)
+  redis.call('HINCRBY', KEYS[2], '=', -cost)
+  redis.call('HDEL', KEYS[2], id)
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - window)
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
+local count = redis.call('ZCARD', KEYS[1])
+local used = tonumber(redis.call('HGET', KEYS[2], '=') or 0)
+local newest = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+local age = newest[2] and now - tonumber(newest[2]) or window
+if tpm >= 0 and tokens > tpm then
+  return {'tpm', -1, count, used, age}
+end
+local more = rpm >= 0 and count + 1 - rpm or 0
+local more_tokens = tpm >= 0 and used + tokens - tpm or 0
+if more > 0 or more_tokens > 0 then
+  local why = more > 0 and 'rpm' or 'tpm'
+  local last = now - window
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    if more <= 0 and more_tokens <= 0 then break end
+    more = more - 1
+    more_tokens = more_tokens - tonumber(redis.call('HGET', KEYS[2], id) or 0)
+    last = tonumber(redis.call('ZSCORE', KEYS[1], id))
+  end
+  return {why, last + window - now, count, used, age}
+end
+if concurrent >= 0 and redis.call('ZCARD', KEYS[3]) >= concurrent then
+  return {'concurrent', 1000000, count, used, age}
+end
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], tokens)
+redis.call('HINCRBY', KEYS[2], '=', tokens)
+redis.call('ZADD', KEYS[3], now + lease, ARGV[1])
+redis.call('PEXPIRE', KEYS[1], window / 500)
+redis.call('PEXPIRE', KEYS[2], window / 500)
+redis.call('PEXPIRE', KEYS[3], lease / 500)
+return {'', 0, count + 1, used + tokens, 0}
+"""
+
+# ARGV: request, what it cost (-1: as if it had not been).
+_SETTLE = """
+redis.call('ZREM', KEYS[3], ARGV[1])
+local cost, tokens = redis.call('HGET', KEYS[2], ARGV[1]), tonumber(ARGV[2])
+if not cost then return 0 end
+if tokens < 0 then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('HDEL', KEYS[2], ARGV[1])
+  redis.call('HINCRBY', KEYS[2], '=', -tonumber(cost))
+else
+  redis.call('HSET', KEYS[2], ARGV[1], tokens)
+  redis.call('HINCRBY', KEYS[2], '=', tokens - tonumber(cost))
+end
+return 1
+"""
+
+# ARGV: request, lease in microseconds.
+_RENEW = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+redis.call('ZADD', KEYS[3], 'XX', now + tonumber(ARGV[2]), ARGV[1])
+return redis.call('PEXPIRE', KEYS[3], tonumber(ARGV[2]) / 500)
+"""
+
+
+class RedisWindows:
+    """Limits counted in Redis; see ``windows.Windows``.
+
+    Raises ``LedgerUnavailable`` where Redis does not answer: a limit that cannot be counted is
+    not exceeded.
+    """
+
+    def __init__(self, storage: RedisStorage) -> None:
+        client = storage.get_connection()
+        self.answers: Callable[[], bool] = storage.check
+        """Whether Redis can be reached now."""
+        self._errors = storage.base_exceptions
+        self._acquire: Any = client.register_script(_ACQUIRE.encode())
+        self._settle: Any = client.register_script(_SETTLE.encode())
+        self._renew: Any = client.register_script(_RENEW.encode())
+        self._running: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> Verdict:
+        """See ``Windows``."""
+        limits = (-1 if n is None else n for n in (terms.rpm, terms.tpm, terms.concurrent))
+        arguments = [request_id, tokens, *limits, int(WINDOW_S * 1e6), int(_LEASE_S * 1e6)]
+        why, wait_us, count, used, age_us = self._answer(
+            lambda: self._acquire(keys=_names(key_id), args=arguments)
+        )
+        rates = rates_of(terms, count, used, WINDOW_S - age_us / 1e6)
+        if why:
+            return Verdict(rates, why.decode(), None if wait_us < 0 else wait_us / 1e6)
+        with self._lock:
+            self._running[request_id] = key_id
+        return Verdict(rates)
+
+    def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
+        """See ``Windows``."""
+        with self._lock:
+            self._running.pop(request_id, None)
+        arguments = [request_id, -1 if tokens is None else tokens]
+        self._answer(lambda: self._settle(keys=_names(key_id), args=arguments))
+
+    def renew(self) -> None:
+        """Say that what runs still runs; to be called well within a lease."""
+        with self._lock:
+            running = list(self._running.items())
+        for request_id, key_id in running:
+            arguments = [request_id, int(_LEASE_S * 1e6)]
+            self._answer(lambda: self._renew(keys=_names(key_id), args=arguments))  # noqa: B023 - called at once
+
+    def _answer(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except self._errors as error:
+            raise LedgerUnavailable("Limits cannot be counted at the moment.") from error
+
+
+def open_windows(url: str) -> RedisWindows:
+    """Connect at first use. Raises ``ConfigError`` for what is no Redis."""
+    try:
+        storage = storage_from_string(url)
+    except (ConfigurationError, ValueError) as error:
+        raise ConfigError("redis: the URL or its driver: pip install 'afterword[redis]'") from error
+    if not isinstance(storage, RedisStorage):
+        raise ConfigError("redis: expected a redis:// or valkey:// URL")
+    return RedisWindows(storage)
+
+
+def _names(key_id: str) -> list[str]:
+    """Of one key, in braces: a cluster keeps them on one server."""
+    return [f"afterword:{{{key_id}}}:{part}" for part in ("window", "costs", "running")]

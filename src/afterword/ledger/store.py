@@ -1,0 +1,91 @@
+"""What was spent, asked for in sums or request by request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
+from afterword.ledger.database import reading
+from afterword.ledger.records import keys, usage
+
+_COUNTS = (
+    "requests", "answered", "prompt_tokens", "cached_tokens", "completion_tokens", "total_tokens",
+)  # fmt: skip
+
+
+class UsageStore:
+    """The usage records of a database."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def sums(self, by: UsageBy, query: UsageQuery) -> list[UsageSum]:
+        """Sums by key (its name), model, user or day; largest first, days in order."""
+        group = sa.literal_column('"group"', sa.Text)
+        total = sa.func.sum(usage.c.prompt_tokens + usage.c.completion_tokens)
+        columns: list[sa.ColumnElement[Any]] = [
+            _group(by, self._engine.dialect.name).label("group"),
+            sa.func.count().label("requests"),
+            sa.func.sum(sa.case((usage.c.status == "answered", 1), else_=0)).label("answered"),
+            sa.func.sum(usage.c.prompt_tokens).label("prompt_tokens"),
+            sa.func.sum(usage.c.cached_tokens).label("cached_tokens"),
+            sa.func.sum(usage.c.completion_tokens).label("completion_tokens"),
+            total.label("total_tokens"),
+        ]
+        order = [group] if by == "day" else [total.desc(), group]
+        statement = (
+            sa.select(*columns)
+            .select_from(usage.outerjoin(keys, keys.c.id == usage.c.key_id))
+            .where(*_conditions(query))
+            .group_by(group)
+            .order_by(*order)
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(statement).mappings().all()
+        # PostgreSQL's sums of integers are decimals.
+        return [
+            UsageSum(group=row["group"], **{name: int(row[name]) for name in _COUNTS})
+            for row in rows
+        ]
+
+    def requests(
+        self, query: UsageQuery, *, after: str = "", most: int = 1000
+    ) -> list[UsageRecord]:
+        """Records in the order of their ids, from the one after ``after`` on."""
+        statement = (
+            sa.select(usage)
+            .where(usage.c.id > after, *_conditions(query))
+            .order_by(usage.c.id)
+            .limit(most)
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(statement).mappings().all()
+        return [UsageRecord(**row) for row in rows]
+
+
+def _group(by: UsageBy, dialect: str) -> sa.ColumnElement[str]:
+    match by:
+        case "key":
+            return sa.func.coalesce(keys.c.name, usage.c.key_id, "-")
+        case "model":
+            return usage.c.model
+        case "user":
+            return sa.func.coalesce(usage.c.user, "-")
+        case "day":
+            if dialect == "sqlite":
+                return sa.func.strftime("%Y-%m-%d", usage.c.started_at, "unixepoch")
+            moment = sa.func.timezone("UTC", sa.func.to_timestamp(usage.c.started_at))
+            return sa.func.to_char(moment, "YYYY-MM-DD")
+
+
+def _conditions(query: UsageQuery) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = []
+    if query.since is not None:
+        conditions.append(usage.c.started_at >= query.since)
+    if query.until is not None:
+        conditions.append(usage.c.started_at < query.until)
+    if query.key_id is not None:
+        conditions.append(usage.c.key_id == query.key_id)
+    return conditions

@@ -1,0 +1,159 @@
+"""Limits per minute and on requests at once, decided together or not at all.
+
+A window holds what was admitted in the last minute, each with its cost: the worst case while the
+request runs, what it really cost afterwards. This is exact at every moment, not only at the turn
+of a minute, and gives back what was not used.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from afterword.core.account import KeyTerms, Rate, Rates
+
+WINDOW_S = 60.0
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Whether a request was admitted. If not: by what, and when it would be (None: never)."""
+
+    rates: Rates
+    refused_by: str | None = None
+    wait_s: float | None = None
+
+
+class Windows(Protocol):
+    """Where limits are counted. Methods may wait for the network; safe from any thread."""
+
+    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> Verdict:
+        """Admit a request, against all limits of its key at once, or leave everything as it was."""
+
+    def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
+        """A request has ended and came to ``tokens``; None takes it back as if it had not been."""
+
+
+class Entry(msgspec.Struct):
+    """A request in the window; ``tokens`` is what it costs as far as it is known."""
+
+    at_s: float
+    tokens: int
+    gone: bool = False
+
+
+class _Window:
+    """One key's last minute. Invariant: ``tokens`` and ``count`` sum over ``entries`` not gone."""
+
+    def __init__(self) -> None:
+        self.entries: deque[Entry] = deque()
+        self.running: dict[str, Entry] = {}
+        self.tokens = 0
+        self.count = 0
+
+    def expire(self, now_s: float) -> None:
+        while self.entries and self.entries[0].at_s <= now_s - WINDOW_S:
+            self.drop(self.entries.popleft())
+
+    def drop(self, entry: Entry) -> None:
+        if not entry.gone:
+            entry.gone = True
+            self.tokens -= entry.tokens
+            self.count -= 1
+
+    def add(self, request_id: str, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.running[request_id] = entry
+        self.tokens += entry.tokens
+        self.count += 1
+
+    def settle(self, request_id: str, tokens: int | None) -> None:
+        entry = self.running.pop(request_id, None)
+        if entry is None or entry.gone:
+            return
+        if tokens is None:
+            self.drop(entry)
+            return
+        self.tokens += tokens - entry.tokens
+        entry.tokens = tokens
+
+    def wait_s(self, now_s: float, requests: int, tokens: int) -> float:
+        """How long until so many requests and tokens have left the window."""
+        last_s = now_s - WINDOW_S
+        for entry in self.entries:
+            if requests <= 0 and tokens <= 0:
+                break
+            if not entry.gone:
+                requests -= 1
+                tokens -= entry.tokens
+                last_s = entry.at_s
+        return last_s + WINDOW_S - now_s
+
+
+class MemoryWindows:
+    """Limits counted in this process. Its methods belong to one thread.
+
+    ``clock`` gives seconds that never go back. What a key used is forgotten a minute after its
+    last request, so memory is bounded by a minute's requests.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._windows: dict[str, _Window] = {}
+        self._swept_s = clock()
+
+    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> Verdict:
+        """See ``Windows``."""
+        now_s = self._clock()
+        self._sweep(now_s)
+        window = self._windows.setdefault(key_id, _Window())
+        window.expire(now_s)
+        verdict = _refusal(window, terms, tokens, now_s)
+        if verdict is not None:
+            return verdict
+        window.add(request_id, Entry(now_s, tokens))
+        return Verdict(rates_of(terms, window.count, window.tokens, WINDOW_S))
+
+    def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
+        """See ``Windows``."""
+        window = self._windows.get(key_id)
+        if window is not None:
+            window.settle(request_id, tokens)
+
+    def _sweep(self, now_s: float) -> None:
+        """Once a minute, forget the keys that did nothing."""
+        if now_s < self._swept_s + WINDOW_S:
+            return
+        self._swept_s = now_s
+        for key_id, window in list(self._windows.items()):
+            window.expire(now_s)
+            if not window.entries and not window.running:
+                del self._windows[key_id]
+
+
+def _refusal(window: _Window, terms: KeyTerms, tokens: int, now_s: float) -> Verdict | None:
+    newest = next((entry for entry in reversed(window.entries) if not entry.gone), None)
+    reset_s = 0.0 if newest is None else newest.at_s + WINDOW_S - now_s
+    rates = rates_of(terms, window.count, window.tokens, reset_s)
+    if terms.tpm is not None and tokens > terms.tpm:
+        return Verdict(rates, "tpm", None)
+    more_requests = 0 if terms.rpm is None else window.count + 1 - terms.rpm
+    more_tokens = 0 if terms.tpm is None else window.tokens + tokens - terms.tpm
+    if more_requests > 0 or more_tokens > 0:
+        wait_s = window.wait_s(now_s, more_requests, more_tokens)
+        return Verdict(rates, "rpm" if more_requests > 0 else "tpm", wait_s)
+    if terms.concurrent is not None and len(window.running) >= terms.concurrent:
+        return Verdict(rates, "concurrent", 1.0)
+    return None
+
+
+def rates_of(terms: KeyTerms, requests: int, tokens: int, reset_s: float) -> Rates:
+    """How the limits stand with so much in the window."""
+
+    def rate(limit: int | None, used: int) -> Rate | None:
+        # A limit that was lowered can be overdrawn.
+        return None if limit is None else Rate(limit, max(limit - used, 0), max(reset_s, 0.0))
+
+    return Rates(rate(terms.rpm, requests), rate(terms.tpm, tokens))

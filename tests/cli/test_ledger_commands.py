@@ -1,0 +1,175 @@
+"""``afterword keys``, ``usage`` and ``db``: what they print, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner, Result
+
+from afterword.cli import cli
+from afterword.core.account import KeyTerms, UsageRecord
+from afterword.core.errors import ApiError, ConfigError
+from afterword.ledger import quota
+from afterword.ledger.database import connect, parse_url
+from afterword.ledger.keys import KeyBook
+from afterword.ledger.records import spending
+from ledger.values import NOW, record
+
+Afterword = Callable[..., Result]
+
+
+@pytest.fixture
+def afterword(database_url: str, tmp_path: Path) -> Afterword:
+    """Runs a command on a ledger of each kind."""
+
+    def call(*words: str) -> Result:
+        flags = ("--database", database_url, "--data-dir", str(tmp_path))
+        done = CliRunner().invoke(cli, [*words, *flags], catch_exceptions=True)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            assert isinstance(done.exception, (ConfigError, ApiError)), done.exc_info
+        return done
+
+    return call
+
+
+def rows(done: Result) -> dict[str, str]:
+    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+
+
+def test_a_keys_life(afterword: Afterword) -> None:
+    made = afterword(
+        "keys", "create", "alice", "--models", "small, coder", "--rpm", "60", "--tpm", "10000",
+        "--concurrent", "4", "--budget-tokens", "500", "--per", "day", "--expires", "90d",
+    )  # fmt: skip
+    secret = made.stdout.strip()
+    assert secret.startswith("sk-af-")
+    assert "not shown again" in made.stderr
+    shown = rows(afterword("keys", "show", "alice"))
+    assert shown["models"] == "small, coder"
+    assert (shown["rpm"], shown["tpm"], shown["concurrent"]) == ("60", "10000", "4")
+    assert shown["budget"] == "500/day"
+    assert shown["key"] == f"{secret[:10]}…"
+    header, line = afterword("keys", "list").stdout.splitlines()
+    assert header.split()[:4] == ["NAME", "KEY", "STATE", "MODELS"]
+    assert line.split()[0] == "alice"
+    assert secret not in afterword("keys", "list").stdout
+    rotated = afterword("keys", "rotate", "alice", "--overlap", "1h").stdout.strip()
+    assert rotated.startswith("sk-af-")
+    assert rotated != secret
+    assert afterword("keys", "revoke", "alice").stdout == "alice is revoked\n"
+    assert rows(afterword("keys", "show", "alice"))["state"] == "revoked"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(("keys", "create", "a", "--expires", "soon"), "expected a number and s, m, h, d or w"),
+     (("keys", "create", "a", "--rpm", "0"), "'rpm' is 0: expected 1 or more"),
+     (("keys", "show", "nobody"), "there is no key 'nobody'"),
+     (("keys", "revoke", "nobody"), "there is no key 'nobody'"),
+     (("usage", "--since", "then"), "expected 2026-11-25, 2026-11-25T14:00 or 7d"),
+     (("usage", "--key", "nobody"), "there is no key 'nobody'")],
+)  # fmt: skip
+def test_mistakes(afterword: Afterword, words: tuple[str, ...], says: str) -> None:
+    done = afterword(*words)
+    assert done.exit_code != 0
+    assert says in str(done.exception)
+    assert done.stdout == ""
+
+
+def spend(engine: sa.Engine, book: KeyBook, records: list[UsageRecord]) -> None:
+    with engine.begin() as connection:
+        quota.fold(connection, records)
+
+
+@pytest.fixture
+def spent(engine: sa.Engine, book: KeyBook) -> str:
+    """Two days' records; gives the id of alice's key."""
+    key_id = book.create(KeyTerms(name="alice")).view.id
+    evil = "=HYPERLINK(1)\x1b[31m[bold]"
+    made = [
+        record("cmpl-1", key_id=key_id, tokens=100),
+        msgspec.structs.replace(record("cmpl-2", key_id=key_id, tokens=50), user=evil),
+        record("cmpl-3", key_id=None, tokens=7, started_at=NOW - 86_400),
+    ]
+    spend(engine, book, made)
+    return key_id
+
+
+def test_usage_in_sums(afterword: Afterword, spent: str) -> None:
+    by_key = [json.loads(line) for line in afterword("usage", "--json").stdout.splitlines()]
+    assert [(row["group"], row["requests"], row["total_tokens"]) for row in by_key] == [
+        ("alice", 2, 150), ("-", 1, 7),
+    ]  # fmt: skip
+    days = list(csv.DictReader(io.StringIO(afterword("usage", "--by", "day", "--csv").stdout)))
+    assert [(row["group"], row["total_tokens"]) for row in days] == [
+        ("2026-11-24", "7"), ("2026-11-25", "150"),
+    ]  # fmt: skip
+    table = afterword("usage", "--by", "model").stdout.splitlines()
+    assert table[0].split()[:2] == ["MODEL", "REQUESTS"]
+    assert table[1].split() == ["toy", "3", "3", "79", "0", "78", "157"]
+    since = afterword("usage", "--since", "2026-11-25", "--until", "2026-11-26", "--json").stdout
+    assert [json.loads(line)["group"] for line in since.splitlines()] == ["alice"]
+
+
+def test_usage_request_by_request(afterword: Afterword, spent: str) -> None:
+    lines = afterword("usage", "--requests", "--json", "--key", "alice").stdout.splitlines()
+    found = [msgspec.json.decode(line, type=UsageRecord) for line in lines]
+    assert [(one.id, one.key_id) for one in found] == [("cmpl-1", spent), ("cmpl-2", spent)]
+
+
+def test_what_clients_wrote_controls_neither_terminal_nor_spreadsheet(
+    afterword: Afterword, spent: str
+) -> None:
+    table = afterword("usage", "--by", "user").stdout
+    assert "\x1b" not in table
+    assert "[bold]" in table
+    users = list(csv.reader(io.StringIO(afterword("usage", "--by", "user", "--csv").stdout)))
+    assert any(row[0].startswith("'=HYPERLINK") for row in users)
+
+
+def test_the_database_is_checked(afterword: Afterword, spent: str, engine: sa.Engine) -> None:
+    assert afterword("db", "upgrade").stdout == "the ledger is at step 0001 (it was at 0001)\n"
+    assert afterword("db", "check").stdout == "the ledger is whole\n"
+    with engine.begin() as connection:
+        connection.execute(sa.update(spending).values(used=1, reserved=5))
+    done = afterword("db", "check")
+    assert done.exit_code == 1
+    assert f"{spent} used 150 tokens by its records, 1 by its sums" in done.stdout
+    assert f"{spent} has 5 tokens reserved in 2026-11, 0 by its reservations" in done.stdout
+
+
+def test_a_copy_is_whole(
+    afterword: Afterword, spent: str, database_url: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.db"
+    done = afterword("db", "backup", str(copy))
+    if database_url.startswith("postgresql"):
+        assert "pg_dump" in str(done.exception)
+        return
+    assert done.exit_code == 0
+    again = CliRunner().invoke(cli, ["db", "check", "--database", f"sqlite:///{copy}"])
+    assert again.stdout == "the ledger is whole\n"
+    engine = connect(parse_url(f"sqlite:///{copy}"))
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM usage")) == 3
+    engine.dispose()
+    assert "File exists" in str(afterword("db", "backup", str(copy)).exception)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [("nonsense", "cannot be parsed"), ("mysql://x/y", "expected 'sqlite' or 'postgresql'"),
+     ("sqlite://", "would be lost"), ("sqlite:////nowhere/x.db", "unable to open database file"),
+     ("postgresql://127.0.0.1:9/x?connect_timeout=1", "cannot be used")],
+)  # fmt: skip
+def test_databases_that_cannot_be_used(url: str, says: str) -> None:
+    done = CliRunner().invoke(cli, ["keys", "list", "--database", url])
+    assert isinstance(done.exception, ConfigError)
+    assert says in str(done.exception)

@@ -1,0 +1,81 @@
+"""The database as a whole: its steps lead to its tables, and other times are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from afterword.core.errors import ConfigError
+from afterword.ledger.database import (
+    REVISION,
+    check,
+    connect,
+    parse_url,
+    prepare,
+    reading,
+    revision_of,
+)
+from afterword.ledger.records import metadata
+
+
+def test_the_steps_lead_to_the_tables(engine: sa.Engine) -> None:
+    """No difference between what migrations made and what the code expects."""
+    assert revision_of(engine) == REVISION
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    assert check(engine) == []
+
+
+def test_servers_that_start_at_once_make_one_ledger(
+    database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """An empty database, eight at once: one makes the tables, the others find them."""
+    if database_url.startswith("sqlite"):
+        database_url = f"sqlite:///{tmp_path_factory.mktemp('empty')}/l.db"
+    else:
+        engine = connect(parse_url(database_url))
+        with engine.begin() as connection:
+            metadata.drop_all(connection)
+            connection.execute(sa.text("DROP TABLE alembic_version"))
+        engine.dispose()
+
+    def start(_: int) -> str | None:
+        engine = connect(parse_url(database_url))
+        prepare(engine)
+        found = revision_of(engine)
+        engine.dispose()
+        return found
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(start, range(8))) == {REVISION}
+
+
+@pytest.mark.parametrize(
+    ("found", "says"), [("0000", "run `afterword db upgrade`"), ("9999", "of a newer version")]
+)
+def test_ledgers_of_another_time(engine: sa.Engine, found: str, says: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = :n"), {"n": found})
+    with pytest.raises(ConfigError, match=says):
+        prepare(engine)
+
+
+def test_readers_hold_up_no_writer(connected: Callable[[], sa.Engine]) -> None:
+    reader, writer = connected(), connected()
+    with reading(reader) as connection:
+        before = connection.scalar(sa.text("SELECT keys_version FROM state"))
+        with writer.begin() as other:
+            other.execute(sa.text("UPDATE state SET keys_version = keys_version + 1"))
+        assert before is not None
+
+
+def test_passwords_are_not_shown() -> None:
+    url = parse_url("postgresql://u:hunter2@h/d")
+    assert "hunter2" not in str(url)
+    assert "hunter2" in url.render_as_string(hide_password=False)

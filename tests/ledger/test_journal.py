@@ -1,0 +1,208 @@
+"""The journal: whatever was settled is found again, however the process died."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from afterword.ledger import journal as module
+from afterword.ledger.journal import Journal, remains_in
+from ledger.values import record
+
+LIMIT = 64 << 20
+
+
+def die(journal: Journal) -> None:
+    """As the kernel does it for a killed process: descriptors close, files stay."""
+    for segment in journal._segments:
+        os.close(segment.descriptor)
+    while journal._leaving:
+        os.close(journal._leaving.popleft())
+
+
+def fill(journal: Journal, says: str) -> list[str]:
+    """Admit requests until one is refused; which were admitted."""
+    admitted: list[str] = []
+
+    def admit_for_ever() -> None:
+        while True:
+            request_id = f"r{len(admitted)}"
+            journal.admit(replace(record(request_id), status="lost"))
+            admitted.append(request_id)
+
+    with pytest.raises(OSError, match=says):
+        admit_for_ever()
+    return admitted
+
+
+def left_in(folder: Path) -> dict[str, str]:
+    """What the next process finds: how each request ended."""
+    found = remains_in(folder)
+    ends = {one.id: one.status for remains in found for one in remains.records()}
+    for remains in found:
+        remains.remove()
+    assert list(folder.iterdir()) == []
+    return {request_id: str(status) for request_id, status in ends.items()}
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["admit", "settle", "release", "fold"]), st.integers(0, 9)),
+    max_size=60,
+)
+
+
+@given(steps=steps, segment_bytes=st.integers(1500, 6000), user=st.integers(0, 300))
+@settings(max_examples=200, deadline=None)
+def test_nothing_settled_is_lost_and_nothing_released_is_found(
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[tuple[str, int]],
+    segment_bytes: int,
+    user: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SEGMENT_BYTES", segment_bytes)
+        journal = Journal(folder, "p", limit_bytes=LIMIT)
+        journal.__enter__()
+        running: list[str] = []
+        settled: list[str] = []
+        folded: set[str] = set()
+        for number, (step, at) in enumerate(steps):
+            if step == "admit":
+                journal.admit(replace(record(f"r{number}"), status="lost", user="é" * user))
+                running.append(f"r{number}")
+            elif step == "settle" and running:
+                request_id = running.pop(at % len(running))
+                journal.settle(replace(record(request_id), user="é" * user))
+                settled.append(request_id)
+            elif step == "release" and running:
+                journal.release(replace(record(running.pop(at % len(running))), status="lost"))
+            elif step == "fold":
+                taken, settled = settled[:at], settled[at:]
+                journal.folded(taken)
+                folded.update(taken)
+        assert journal.unsettled == len(running)
+        die(journal)
+    expected = dict.fromkeys(running, "lost") | dict.fromkeys(settled, "answered")
+    found = left_in(folder)
+    assert expected.items() <= found.items()
+    # What is in the database may be found again: it is taken in once.
+    assert found.keys() - expected.keys() <= folded
+    assert all(found[one] == "answered" for one in found.keys() & folded)
+
+
+def test_a_torn_line_is_no_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "p", limit_bytes=LIMIT)
+    journal.__enter__()
+    journal.admit(replace(record("a"), status="lost"))
+    journal.settle(record("a"))
+    whole = journal._segments[-1].written_bytes
+    journal.admit(replace(record("b"), status="lost"))
+    end = journal._segments[-1].written_bytes
+    (path,) = tmp_path.iterdir()
+    die(journal)
+    data = path.read_bytes()
+    for cut in range(whole, end):
+        path.write_bytes(data[:cut].ljust(len(data), b"\0"))
+        (remains,) = remains_in(tmp_path)
+        assert [one.id for one in remains.records()] == ["a"]
+        remains.close()
+
+
+def test_the_living_are_left_alone(tmp_path: Path) -> None:
+    with Journal(tmp_path, "p", limit_bytes=LIMIT) as journal:
+        journal.admit(replace(record("a"), status="lost"))
+        assert remains_in(tmp_path) == []
+    # It closed, and one of its requests is not in the database.
+    assert left_in(tmp_path) == {"a": "lost"}
+
+
+def test_a_clean_end_leaves_nothing(tmp_path: Path) -> None:
+    with Journal(tmp_path, "p", limit_bytes=LIMIT) as journal:
+        journal.admit(replace(record("a"), status="lost"))
+        journal.settle(record("a"))
+        journal.folded(["a"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stream_that_runs_for_hours_does_not_fill_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 4096)
+    with Journal(tmp_path, "p", limit_bytes=LIMIT) as journal:
+        journal.admit(replace(record("long"), status="lost"))
+        for i in range(500):
+            journal.admit(replace(record(f"r{i}"), status="lost"))
+            journal.settle(record(f"r{i}"))
+            journal.folded([f"r{i}"])
+            assert len(journal._segments) <= 2
+        journal.settle(record("long"))
+        journal.folded(["long"])
+
+
+def test_a_full_journal_admits_nobody_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 4096)
+    journal = Journal(tmp_path, "p", limit_bytes=3 * 4096)
+    journal.__enter__()
+    admitted = fill(journal, "the journal is full")
+    for request_id in admitted:
+        journal.settle(record(request_id))
+    die(journal)
+    assert left_in(tmp_path) == dict.fromkeys(admitted, "answered")
+
+
+def test_a_full_disk_admits_nobody_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for ends was taken before the disk was full."""
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 4096)
+    journal = Journal(tmp_path, "p", limit_bytes=LIMIT)
+    journal.__enter__()
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    admitted = fill(journal, "No space left")
+    assert len(list(tmp_path.iterdir())) == 1
+    for request_id in admitted:
+        journal.settle(record(request_id))
+    assert admitted
+    die(journal)
+    assert left_in(tmp_path) == dict.fromkeys(admitted, "answered")
+
+
+def test_a_disk_that_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a request cannot be written; its admission stays until it is in the database."""
+    journal = Journal(tmp_path, "p", limit_bytes=LIMIT)
+    journal.__enter__()
+    journal.admit(replace(record("a"), status="lost"))
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(os, "pwrite", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            journal.settle(record("a"))
+    assert journal.unsettled == 0
+    journal.folded(["a"])
+    journal.admit(replace(record("b"), status="lost"))
+    journal.settle(record("b"))
+    die(journal)
+    assert left_in(tmp_path)["b"] == "answered"
+
+
+def test_files_are_nobody_elses_business(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    with Journal(folder, "p", limit_bytes=LIMIT):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert next(folder.iterdir()).stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,174 @@
+"""Keys: 256 random bits, kept as a hash; limits that mean something; an end within a second."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+
+from afterword.core.account import KeyTerms
+from afterword.core.errors import InvalidRequest
+from afterword.ledger.database import reading
+from afterword.ledger.keyring import Failures, Keyring
+from afterword.ledger.keys import KeyBook, any_key, held_keys, keys_version
+from afterword.ledger.records import metadata
+from afterword.ledger.secret import SECRET_PREFIX, masked
+from ledger.values import Hand
+
+TERMS = KeyTerms(
+    name="alice", models=("small", "coder"), rpm=10, tpm=1000, concurrent=2,
+    budget_tokens=5000, budget_per="day",
+)  # fmt: skip
+
+
+def ring(engine: sa.Engine) -> Keyring:
+    with reading(engine) as connection:
+        return Keyring(keys_version(connection), held_keys(connection), needed=any_key(connection))
+
+
+def test_a_key_is_random_and_kept_as_a_hash(book: KeyBook, engine: sa.Engine) -> None:
+    made = book.create(TERMS)
+    assert made.secret.startswith(SECRET_PREFIX)
+    assert len(base64.urlsafe_b64decode(made.secret[len(SECRET_PREFIX) :] + "=")) == 32
+    assert made.view.terms == TERMS
+    assert made.view.prefix == made.secret[:10]
+    assert book.find("alice") == made.view == book.find(made.view.id)
+    digest = hashlib.sha256(made.secret.encode()).hexdigest()
+    with engine.connect() as connection:
+        kept = [
+            str(row)
+            for table in metadata.sorted_tables
+            for row in connection.execute(table.select())
+        ]
+    assert any(digest in row for row in kept)
+    assert not any(made.secret[10:] in row for row in kept)
+
+
+def test_who_a_key_belongs_to(book: KeyBook, engine: sa.Engine, hand: Hand) -> None:
+    assert not ring(engine).needed
+    made = book.create(TERMS)
+    found = ring(engine).find(made.secret, hand())
+    assert found is not None
+    assert (found.id, found.terms) == (made.view.id, TERMS)
+    assert ring(engine).needed
+    for wrong in ("", "sk-af-", made.secret[:-1], made.secret + "x", made.secret.upper(), "\udcff"):
+        assert ring(engine).find(wrong, hand()) is None
+
+
+def test_comparison_takes_constant_time(
+    book: KeyBook, engine: sa.Engine, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    exactly = hmac.compare_digest
+
+    def compare(a: bytes, b: bytes) -> bool:
+        compared.append((a, b))
+        return exactly(a, b)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    made = book.create(TERMS)
+    ring(engine).find(made.secret, hand())
+    digest = hashlib.sha256(made.secret.encode()).digest()
+    assert compared == [(digest, digest)]
+
+
+def test_revoked_expired_and_rotated_keys(book: KeyBook, engine: sa.Engine, hand: Hand) -> None:
+    first = book.create(KeyTerms(name="a", expires_at=hand() + 100))
+    assert ring(engine).find(first.secret, hand()) is not None
+    assert ring(engine).find(first.secret, hand() + 100) is None
+    second = book.rotate("a", overlap_s=50)
+    assert second.view.id == first.view.id
+    assert second.secret != first.secret
+    now = ring(engine)
+    assert now.find(first.secret, hand() + 49) is not None
+    assert now.find(first.secret, hand() + 50) is None
+    assert now.find(second.secret, hand() + 50) is not None
+    revoked = book.revoke("a")
+    assert revoked.revoked_at == hand()
+    assert book.revoke("a") == revoked
+    assert ring(engine).find(second.secret, hand()) is None
+    # A server whose keys are all gone is not open to everybody.
+    assert ring(engine).needed
+    with pytest.raises(InvalidRequest, match="is revoked"):
+        book.rotate("a", overlap_s=0)
+
+
+def test_every_change_is_noticed(book: KeyBook, engine: sa.Engine) -> None:
+    seen = [ring(engine).version]
+    changes: list[Callable[[], object]] = [
+        lambda: book.create(KeyTerms(name="a")),
+        lambda: book.rotate("a", 0),
+        lambda: book.revoke("a"),
+    ]
+    for change in changes:
+        change()
+        seen.append(ring(engine).version)
+    assert seen == sorted(set(seen))
+
+
+def test_keys_are_listed_in_the_order_of_their_making(book: KeyBook, hand: Hand) -> None:
+    for name in ("c", "a", "b"):
+        book.create(KeyTerms(name=name))
+        hand.now_s += 1
+    assert [view.terms.name for view in book.all()] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("terms", "param"),
+    [(KeyTerms(name=""), "name"), (KeyTerms(name="a\nb"), "name"),
+     (KeyTerms(name="x" * 201), "name"),
+     (KeyTerms(name="a", rpm=0), "rpm"), (KeyTerms(name="a", tpm=-1), "tpm"),
+     (KeyTerms(name="a", budget_tokens=2**60), "budget_tokens"),
+     (KeyTerms(name="a", concurrent=0), "concurrent"),
+     (KeyTerms(name="a", models=()), "models"), (KeyTerms(name="a", models=("",)), "models")],
+)  # fmt: skip
+def test_terms_that_mean_nothing(book: KeyBook, terms: KeyTerms, param: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        book.create(terms)
+    assert error.value.param == param
+    assert book.all() == []
+
+
+def test_a_name_belongs_to_one_key(book: KeyBook) -> None:
+    book.create(KeyTerms(name="a"))
+    with pytest.raises(InvalidRequest, match="'a' already"):
+        book.create(KeyTerms(name="a"))
+    with pytest.raises(InvalidRequest, match="no key 'b'"):
+        book.find("b")
+
+
+@pytest.mark.parametrize(
+    ("secret", "shown"),
+    [("sk-abcdefghijklmnopqrstuvwxyz", "sk-ab***yz"), ("short", "***"), ("x" * 15, "***"),
+     ("", "***"), ("sk-af\x1b[31m\nabcdefghijkl\xe9", "sk-af***l?")],
+)  # fmt: skip
+def test_a_masked_key(secret: str, shown: str) -> None:
+    assert masked(secret) == shown
+
+
+def test_failures_wait_longer_each_time_and_are_forgiven() -> None:
+    failures = Failures()
+    waits = [failures.wait_s("10.0.0.1", 0) for _ in range(8)]
+    assert waits[:5] == [0.5, 1, 2, 4, 8]
+    assert set(waits[5:]) == {8}
+    assert failures.wait_s("10.0.0.2", 0) == 0.5
+    assert failures.wait_s("10.0.0.1", 61) == 0.5
+    assert failures.count == 10
+
+
+def test_failures_take_a_network_of_ipv6_for_one_source() -> None:
+    failures = Failures()
+    assert failures.wait_s("2001:db8::1", 0) == 0.5
+    assert failures.wait_s("2001:db8::2", 0) == 1
+    assert failures.wait_s("2001:db8:0:1::1", 0) == 0.5
+
+
+def test_failures_remember_so_many_sources_and_no_more() -> None:
+    failures = Failures()
+    for i in range(10_000):
+        failures.wait_s(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}", 0)
+    assert len(failures._sources) == 4096

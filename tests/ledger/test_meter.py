@@ -1,0 +1,661 @@
+"""The ledger as clients meet it: keys, limits, and a record of everything that was admitted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from afterword.core.account import KeyTerms, UsageRecord
+from afterword.engine.batching.runner import Batch, DecodeError
+from afterword.engine.toy import toy_engine
+from afterword.ledger.database import check, connect, prepare, sqlite_url
+from afterword.ledger.records import reservations
+from asgi import Reply
+from ledger.team import Team, team
+
+PATH = "/v1/completions"
+BODY: dict[str, Any] = {"model": "toy", "prompt": "a", "ignore_eos": True}
+
+
+@pytest.fixture
+async def running(engine: sa.Engine, tmp_path: Path) -> AsyncIterator[Team]:
+    async with team(engine, tmp_path / "data") as opened:
+        yield opened
+
+
+@pytest.fixture
+def lite(tmp_path: Path) -> Callable[..., Any]:
+    """Servers on SQLite, for what does not depend on the database."""
+    database = connect(sqlite_url(tmp_path / "ledger.db"))
+    prepare(database)
+    return lambda **options: team(database, tmp_path / "data", **options)
+
+
+def waiting_for(hold: threading.Event) -> Callable[[Batch], None]:
+    def wait(_: Batch) -> None:
+        hold.wait()
+
+    return wait
+
+
+def nothing_is_held(running: Team) -> None:
+    """No reservation is left, and every sum is right."""
+    running.refresh()
+    assert running.ledger.meter.figures().unsettled == 0
+    with running.database.connect() as connection:
+        assert connection.execute(sa.select(reservations)).all() == []
+    assert check(running.database) == []
+
+
+def agrees(record: UsageRecord, answer: dict[str, Any]) -> None:
+    usage = answer["usage"]
+    assert record.id == answer["id"]
+    assert record.prompt_tokens == usage["prompt_tokens"]
+    assert record.completion_tokens == usage["completion_tokens"]
+    assert record.cached_tokens == usage["prompt_tokens_details"]["cached_tokens"]
+
+
+# Who gets in.
+
+
+async def test_without_keys_programs_of_this_machine_get_in(lite: Callable[..., Any]) -> None:
+    async with lite(guarded=True) as running:
+        here = [{"host": h} for h in ("localhost:8000", "127.0.0.1", "[::1]:80", "x.localhost")]
+        same = {"host": "localhost:8000", "origin": "http://localhost:8000"}
+        for headers in (*here, same, {**here[0], "authorization": "Bearer unused"}):
+            assert (await running.client.request("GET", "/v1/models", b"", headers)).status == 200
+        for headers in (
+            {"host": "evil.example"},
+            {"host": "localhost:8000", "origin": "https://evil.example"},
+            {"host": "localhost:8000", "origin": "null"},
+            {"host": "[::1"},
+            {"host": ""},
+        ):
+            reply = await running.client.request("GET", "/v1/models", b"", headers)
+            assert reply.status == 401
+            assert "pages of other sites" in reply.error["message"]
+
+
+async def test_with_a_key_every_route_but_health_needs_one(lite: Callable[..., Any]) -> None:
+    async with lite() as running:
+        known = running.key()
+        for method, path in (
+            ("POST", PATH), ("POST", "/v1/engines/toy/completions"), ("GET", "/v1/models"),
+            ("GET", "/v1/models/toy"), ("POST", "/tokenize"), ("POST", "/detokenize"),
+            ("GET", "/tokenizer_info"), ("GET", "/metrics"), ("GET", "/openapi.json"),
+            ("GET", "/docs"), ("GET", "/nowhere"), ("GET", "/admin/v1/keys"), ("HEAD", "/metrics"),
+        ):  # fmt: skip
+            assert (await running.client.request(method, path)).status == 401, path
+            assert (await known.request(method, path)).status != 401
+        for path in ("/health", "/ready", "/"):
+            assert (await running.client.get(path)).status == 200
+        assert (await running.client.get("/playground/none.js")).status == 404
+
+
+async def test_no_auth_lets_everybody_in(lite: Callable[..., Any]) -> None:
+    async with lite(entrance="open") as running:
+        running.key()
+        assert (await running.client.get("/v1/models")).status == 200
+
+
+async def test_a_server_for_others_needs_keys_even_before_the_first(
+    lite: Callable[..., Any],
+) -> None:
+    async with lite(entrance="keys") as running:
+        assert (await running.client.get("/v1/models")).status == 401
+
+
+async def test_H3_a_missing_key(lite: Callable[..., Any]) -> None:
+    async with lite(entrance="keys") as running:
+        for headers in ({}, {"authorization": "Basic x"}, {"authorization": "Bearer "}):
+            reply = await running.client.request("GET", "/v1/models", b"", headers)
+            assert reply.status == 401
+            assert reply.error["code"] == "invalid_api_key"
+            assert reply.error["message"].startswith("You didn't provide an API key.")
+            assert reply.headers["www-authenticate"] == "Bearer"
+        assert running.slept == []
+
+
+async def test_H3_a_wrong_key_is_masked_slowed_and_counted(
+    lite: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "sk-af-0123456789abcdefghijklmnopqrstuvwxyz"  # noqa: S105 - made up
+    async with lite() as running:
+        good = running.key()
+        with caplog.at_level(logging.DEBUG):
+            for _ in range(3):
+                reply = await running.client.with_key(secret).get("/v1/models")
+        assert reply.status == 401
+        assert reply.error["message"] == "Incorrect API key provided: sk-af***yz."
+        assert reply.error["type"] == "invalid_request_error"
+        assert reply.error["code"] == "invalid_api_key"
+        assert running.slept == [0.5, 1, 2]
+        assert secret not in caplog.text
+        assert secret[8:20] not in caplog.text
+        figures = (await good.get("/metrics")).body.decode()
+        assert "afterword_ledger_refused_keys_total 3.0" in figures
+        # Whoever has a key does not wait for those who guess.
+        assert len(running.slept) == 3
+
+
+async def test_a_revoked_key_ends_and_a_new_one_begins(running: Team) -> None:
+    known = running.key("a")
+    assert (await known.get("/v1/models")).status == 200
+    running.book.revoke("a")
+    running.refresh()
+    assert (await known.get("/v1/models")).status == 401
+
+
+async def test_a_key_made_while_it_is_asked_for(lite: Callable[..., Any]) -> None:
+    """The wait of a wrong key is longer than the time until the server knows of it."""
+    async with lite() as running:
+        running.key("first")
+        made = running.book.create(KeyTerms(name="second"))
+        asked = asyncio.create_task(running.client.with_key(made.secret).get("/v1/models"))
+        running.refresh()
+        assert (await asked).status == 200
+
+
+async def test_R1_models_of_a_key(lite: Callable[..., Any]) -> None:
+    """What it may not use does not exist for it, by any route and before any other error."""
+    async with lite() as running:
+        one = running.key("one", models=("toy",))
+        names = [m["id"] for m in (await one.get("/v1/models")).json()["data"]]
+        assert names == ["toy", "alias"]
+        by_alias = running.key("two", models=("alias",))
+        assert [m["id"] for m in (await by_alias.get("/v1/models")).json()["data"]] == ["alias"]
+        assert (
+            await by_alias.post(PATH, {**BODY, "model": "alias", "max_tokens": 1})
+        ).status == 200
+        for client, model in ((one, "other"), (by_alias, "toy"), (one, "none")):
+            for reply in (
+                await client.post(PATH, {"model": model, "prompt": [7] * 300, "max_tokens": 5}),
+                await client.post(f"/v1/engines/{model}/completions", {"prompt": "a"}),
+                await client.get(f"/v1/models/{model}"),
+                await client.post("/tokenize", {"model": model, "prompt": "a"}),
+                await client.post("/detokenize", {"model": model, "tokens": [1]}),
+                await client.get(f"/tokenizer_info?model={model}"),
+            ):
+                assert reply.status == 404
+                assert reply.error["code"] == "model_not_found"
+                assert f"`{model}`" in reply.error["message"]
+        nothing = running.key("three", models=("gone",))
+        assert (await nothing.get("/v1/models")).json()["data"] == []
+        assert (await nothing.post("/tokenize", {"prompt": "a"})).status == 404
+
+
+# What is recorded.
+
+
+async def test_every_answer_is_recorded_as_it_says(running: Team) -> None:
+    known = running.key(budget_tokens=10**6, tpm=10**6, rpm=1000)
+    answers = [
+        (await known.post(PATH, {**BODY, **body})).json()
+        for body in (
+            {"max_tokens": 5, "user": "u1"},
+            {"max_tokens": 0, "echo": True, "logprobs": 1},
+            {"max_tokens": 7, "n": 3, "prompt": ["a", "b"]},
+            {"max_tokens": 4, "n": 1, "best_of": 3, "user": "ü\u2028"},
+            {"max_tokens": 50, "stop": ["e"]},
+            {"prompt": "a" * 40, "max_tokens": 1},
+        )
+    ]
+    records = {record.id: record for record in await running.records()}
+    for answer in answers:
+        agrees(records[answer["id"]], answer)
+    first = records[answers[0]["id"]]
+    assert (first.status, first.user, first.stream, first.model) == ("answered", "u1", False, "toy")
+    assert records[answers[3]["id"]].user == "ü\u2028"
+    assert len(records) == len(answers)
+    nothing_is_held(running)
+    view = running.book.find("k")
+    total = sum(answer["usage"]["total_tokens"] for answer in answers)
+    assert (view.period_used_tokens, view.period_reserved_tokens) == (total, 0)
+
+
+async def test_streams_are_recorded_before_their_last_byte(running: Team) -> None:
+    """Whoever has seen the end finds the request in the journal, whatever happens next."""
+    known = running.key(budget_tokens=10**6)
+    body = {**BODY, "stream": True, "max_tokens": 6, "stream_options": {"include_usage": True}}
+    blocked = asyncio.Event()
+    exchange, run = known.begin(body, blocked=blocked)
+    await exchange.frames(1)
+    assert running.ledger.meter.figures().unsettled == 1
+    blocked.set()
+    while b"[DONE]" not in exchange.sent[-1].get("body", b""):
+        await exchange.frames(len(exchange.sent))
+    assert running.ledger.meter.figures().unsettled == 0
+    await run
+    chunks = [json.loads(line[6:]) for line in exchange.reply.body.split(b"\n\n")[:-2]]
+    (record,) = await running.records()
+    agrees(record, chunks[-1])
+    assert record.stream
+    nothing_is_held(running)
+
+
+async def test_a_client_that_leaves_pays_for_what_was_made(running: Team) -> None:
+    known = running.key(budget_tokens=10**6, tpm=10**6)
+    exchange, run = known.begin({**BODY, "stream": True, "max_tokens": 200})
+    await exchange.frames(3)
+    exchange.leave.set()
+    await run
+    (record,) = await running.records()
+    assert record.status == "client_gone"
+    assert 3 <= record.completion_tokens <= 200
+    assert record.prompt_tokens == 1
+    nothing_is_held(running)
+
+
+async def test_a_reader_that_stalls_and_leaves_pays_for_what_waited_for_it(running: Team) -> None:
+    """Two hundred tokens were made while it did not read a second frame."""
+    known = running.key()
+    blocked = asyncio.Event()
+    exchange, run = known.begin({**BODY, "stream": True, "max_tokens": 200}, blocked=blocked)
+    await exchange.frames(1)
+    while running.engine.stats().generated_tokens < 200:
+        await asyncio.sleep(0)
+    exchange.leave.set()
+    await run
+    (record,) = await running.records()
+    assert (record.status, record.completion_tokens) == ("client_gone", 200)
+
+
+async def test_failures_are_recorded_with_what_they_cost(lite: Callable[..., Any]) -> None:
+    steps = 0
+
+    def fail(_: Batch) -> None:
+        nonlocal steps
+        steps += 1
+        if steps % 5 == 0:
+            raise DecodeError("broken")
+
+    async with lite(toy=lambda: toy_engine(before_decode=fail)) as running:
+        known = running.key(budget_tokens=10**6, concurrent=1)
+        whole = await known.post(PATH, {**BODY, "max_tokens": 20})
+        assert whole.status == 500
+        streamed = await known.post(PATH, {**BODY, "max_tokens": 20, "stream": True})
+        assert b'"error"' in streamed.body
+        records = await running.records()
+        assert [record.status for record in records] == ["failed", "failed"]
+        assert all(0 < record.completion_tokens < 20 for record in records)
+        nothing_is_held(running)
+
+
+async def test_what_is_not_admitted_is_not_recorded(lite: Callable[..., Any]) -> None:
+    """Neither a mistake, nor a full line; and it costs nothing."""
+    hold = threading.Event()
+    engine = toy_engine(slots=1, max_waiting=1, before_decode=waiting_for(hold))
+    async with lite(toy=lambda: engine) as running:
+        known = running.key(rpm=2, tpm=1000, budget_tokens=1000, concurrent=2)
+        assert (await known.post(PATH, {**BODY, "max_tokens": -1})).status == 400
+        _, run = known.begin({**BODY, "max_tokens": 5})
+        while not engine._unstarted:
+            await asyncio.sleep(0)
+        assert (await known.post(PATH, {**BODY, "max_tokens": 5})).status == 503
+        hold.set()
+        await run
+        # Had the refused one counted, this would be the third.
+        last = await known.post(PATH, {**BODY, "max_tokens": 5})
+        assert last.status == 200
+        assert last.headers["x-ratelimit-remaining-requests"] == "0"
+        assert len(await running.records()) == 2
+        nothing_is_held(running)
+
+
+async def test_a_user_that_cannot_be_recorded_is_refused(running: Team) -> None:
+    known = running.key()
+    for user in ("x" * 1025, "a\0b"):
+        reply = await known.post(PATH, {**BODY, "user": user, "max_tokens": 1})
+        assert reply.status == 400
+        assert reply.error["param"] == "user"
+    assert await running.records() == []
+
+
+async def test_requests_without_a_key_are_recorded_too(lite: Callable[..., Any]) -> None:
+    async with lite() as running:
+        await running.client.complete(**{**BODY, "max_tokens": 2, "user": "me"})
+        (record,) = await running.records()
+        assert (record.key_id, record.user, record.completion_tokens) == (None, "me", 2)
+
+
+# Limits.
+
+
+async def test_H7_requests_per_minute(running: Team) -> None:
+    known = running.key(rpm=2, tpm=1000)
+    first = await known.post(PATH, {**BODY, "max_tokens": 9})
+    assert {name: value for name, value in first.headers.items() if "ratelimit" in name} == {
+        "x-ratelimit-limit-requests": "2", "x-ratelimit-remaining-requests": "1",
+        "x-ratelimit-reset-requests": "1m0s", "x-ratelimit-limit-tokens": "1000",
+        "x-ratelimit-remaining-tokens": "990", "x-ratelimit-reset-tokens": "1m0s",
+    }  # fmt: skip
+    running.hand.now_s += 12.5
+    await known.post(PATH, {**BODY, "max_tokens": 9})
+    running.hand.now_s += 0.1
+    refused = await known.post(PATH, {**BODY, "max_tokens": 9})
+    assert refused.status == 429
+    assert refused.error["type"] == refused.error["code"] == "rate_limit_exceeded"
+    assert refused.error["message"] == (
+        "Rate limit reached for toy on requests per min (RPM): Limit 2, Used 2, Requested 1. "
+        "Please try again in 48s."
+    )
+    assert refused.headers["retry-after"] == "48"
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert refused.headers["x-ratelimit-reset-requests"] == "59.9s"
+    running.hand.now_s += 47.4
+    assert (await known.post(PATH, {**BODY, "max_tokens": 9})).status == 200
+    assert 'afterword_limited_total{limit="rpm"} 1.0' in (
+        (await known.get("/metrics")).body.decode()
+    )
+
+
+async def test_H7_tokens_per_minute_count_what_was_used(running: Team) -> None:
+    """The worst case is reserved; afterwards what was not used can be used."""
+    known = running.key(tpm=100)
+    for _ in range(10):
+        reply = await known.post(PATH, {**BODY, "max_tokens": 9})
+        assert reply.status == 200
+    assert reply.headers["x-ratelimit-remaining-tokens"] == "0"
+    assert "x-ratelimit-limit-requests" not in reply.headers
+    refused = await known.post(PATH, {**BODY, "max_tokens": 0})
+    assert refused.status == 429
+    assert refused.headers["retry-after"] == "60"
+    running.hand.now_s += 60
+    early = await known.post(
+        PATH, {**BODY, "max_tokens": 60, "stop": ["e", " ", "a", "o", "i"][:4]}
+    )
+    used = early.json()["usage"]["total_tokens"]
+    assert used < 61
+    after = await known.post(PATH, {**BODY, "max_tokens": 100 - used - 1})
+    assert after.status == 200
+
+
+async def test_H7_a_request_that_never_fits(lite: Callable[..., Any]) -> None:
+    """It is told so, and not to come back."""
+    async with lite() as running:
+        known = running.key(tpm=100)
+        refused = await known.post(PATH, {**BODY, "max_tokens": 50, "n": 2})
+        assert refused.status == 429
+        assert refused.error["message"].startswith(
+            "Request too large for toy on tokens per min (TPM): Limit 100, Used 0, Requested 101."
+        )
+        assert "retry-after" not in refused.headers
+
+
+async def test_H7_requests_at_once(lite: Callable[..., Any]) -> None:
+    hold = threading.Event()
+    engine = toy_engine(before_decode=waiting_for(hold))
+    async with lite(toy=lambda: engine) as running:
+        known = running.key(concurrent=1)
+        _, run = known.begin({**BODY, "max_tokens": 1})
+        while not running.ledger.meter.figures().unsettled:
+            await asyncio.sleep(0)
+        refused = await known.post(PATH, {**BODY, "max_tokens": 1})
+        hold.set()
+        await run
+        assert refused.status == 429
+        assert refused.headers["retry-after"] == "1"
+        assert (await known.post(PATH, {**BODY, "max_tokens": 1})).status == 200
+
+
+async def test_H8_a_spent_budget(running: Team) -> None:
+    known = running.key(budget_tokens=100, budget_per="day")
+    assert (await known.post(PATH, {**BODY, "max_tokens": 59})).status == 200
+    refused = await known.post(PATH, {**BODY, "max_tokens": 40})
+    assert refused.status == 429
+    assert refused.error["type"] == refused.error["code"] == "insufficient_quota"
+    assert refused.error["message"].endswith(
+        "This request may take 41 tokens; of 100 a day, 40 are left."
+    )
+    # What one gave back the next can have at once.
+    assert (await known.post(PATH, {**BODY, "max_tokens": 39})).status == 200
+    assert (await known.post(PATH, {**BODY, "max_tokens": 0})).status == 429
+    running.hand.now_s += 86_400
+    running.refresh()
+    assert (await known.post(PATH, {**BODY, "max_tokens": 59})).status == 200
+    nothing_is_held(running)
+
+
+async def test_a_hundred_clients_race_for_the_last_thousand_tokens(running: Team) -> None:
+    """A budget and a limit per minute: what is admitted is what fits, never one more."""
+    for name, terms in (("b", {"budget_tokens": 1000}), ("t", {"tpm": 1000}), ("r", {"rpm": 33})):
+        known = running.key(name, **terms)
+        racing = [known.begin({**BODY, "max_tokens": 29}) for _ in range(100)]
+        for _, run in racing:
+            await run
+        statuses = [exchange.reply.status for exchange, _ in racing]
+        assert statuses.count(200) == 33
+        assert statuses.count(429) == 67
+    records = await running.records()
+    assert len(records) == 99
+    assert sum(record.prompt_tokens + record.completion_tokens for record in records) == 99 * 30
+    nothing_is_held(running)
+
+
+async def test_limits_in_redis(lite: Callable[..., Any], redis_url: str) -> None:
+    async with lite(redis=redis_url) as running:
+        known = running.key(rpm=20, tpm=10_000, concurrent=50)
+        racing = [known.begin({**BODY, "max_tokens": 3}) for _ in range(40)]
+        for _, run in racing:
+            await run
+        assert [exchange.reply.status for exchange, _ in racing].count(200) == 20
+        exchange, run = known.begin({**BODY, "max_tokens": 3})
+        exchange.leave.set()
+        await run
+        nothing_is_held(running)
+
+
+async def test_nothing_is_asked_per_token(
+    lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lines in the journal, one claim, one record, whatever the length of the answer."""
+    async with lite() as running:
+        known = running.key(rpm=10, tpm=10**6, budget_tokens=10**6)
+        calls: list[str] = []
+
+        def count(owner: Any, name: str) -> None:
+            exactly = getattr(owner, name)
+
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                calls.append(name)
+                return exactly(*args, **kwargs)
+
+            monkeypatch.setattr(owner, name, counted)
+
+        meter = running.ledger.meter
+        for owner, names in (
+            (meter, ("authenticate", "reserve", "settle")),
+            (meter._journal, ("admit", "settle")),
+            (meter._windows, ("acquire", "settle")),
+            (running.ledger.clerk, ("claim", "ended")),
+        ):
+            for name in names:
+                count(owner, name)
+        seen = []
+        for tokens in (1, 200):
+            calls.clear()
+            await known.post(PATH, {**BODY, "max_tokens": tokens, "stream": True})
+            seen.append(list(calls))
+        assert seen[0] == seen[1]
+        assert len(seen[0]) == 9
+
+
+# When something is away.
+
+
+async def test_a_database_that_is_away(
+    lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Budgets are not exceeded, the rest goes on, and everything is recorded afterwards."""
+    async with lite() as running:
+        free, budgeted = running.key("free", rpm=100), running.key("budgeted", budget_tokens=1000)
+        with monkeypatch.context() as patch:
+            away(running, patch)
+            assert (await free.post(PATH, {**BODY, "max_tokens": 5})).status == 200
+            refused = await budgeted.post(PATH, {**BODY, "max_tokens": 5})
+            assert refused.status == 503
+            assert refused.error["code"] == "ledger_unavailable"
+            assert refused.headers["retry-after"] == "1"
+            ready = await running.client.get("/ready")
+            assert (ready.status, ready.json()["ledger"]) == (200, "unreachable")
+            figures = running.ledger.meter.figures()
+            assert (figures.reachable, figures.unfolded) == (False, 1)
+        running.hand.now_s += 1
+        running.refresh()
+        assert (await budgeted.post(PATH, {**BODY, "max_tokens": 5})).status == 200
+        assert len(await running.records()) == 2
+        nothing_is_held(running)
+
+
+async def test_a_database_that_is_away_may_stop_everything(
+    lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lite(serve_without_database=False) as running:
+        free = running.key("free")
+        with monkeypatch.context() as patch:
+            away(running, patch)
+            assert (await free.post(PATH, {**BODY, "max_tokens": 5})).status == 503
+            assert (await running.client.get("/ready")).status == 503
+        running.hand.now_s += 1
+        running.refresh()
+        assert (await free.post(PATH, {**BODY, "max_tokens": 5})).status == 200
+
+
+def away(running: Team, patch: pytest.MonkeyPatch) -> None:
+    """The database refuses connections, and the server has noticed."""
+
+    def refuse(*_: object) -> None:
+        raise sa.exc.OperationalError("", {}, ConnectionRefusedError("refused"))
+
+    patch.setattr(running.ledger.clerk, "_transaction", refuse)
+    running.refresh()
+
+
+async def test_a_full_disk_refuses_before_anything_is_computed(
+    lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lite() as running:
+        known = running.key(rpm=1, budget_tokens=10)
+        with monkeypatch.context() as patch:
+
+            def full(*_: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            patch.setattr("os.posix_fallocate", full)
+            running.ledger.meter._journal._segments[-1].written_bytes = 1 << 20
+            refused = await known.post(PATH, {**BODY, "max_tokens": 5})
+            assert refused.status == 503
+            assert refused.error["code"] == "ledger_unavailable"
+            assert (await running.client.get("/ready")).status == 503
+        assert running.engine.stats().decoded_tokens == 0
+        running.hand.now_s += 6
+        running.refresh()
+        assert (await running.client.get("/ready")).status == 200
+        assert (await known.post(PATH, {**BODY, "max_tokens": 5})).status == 200
+        nothing_is_held(running)
+
+
+async def test_records_on_the_disk_before_the_last_byte(
+    lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    exactly = os.fdatasync
+
+    def sync(descriptor: int) -> None:
+        synced.append(descriptor)
+        exactly(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    async with lite(sync_always=True) as running:
+        before = len(synced)
+        await running.client.complete(**{**BODY, "max_tokens": 1})
+        assert len(synced) > before
+
+
+# For programs.
+
+
+async def test_keys_and_usage_over_http(running: Team) -> None:
+    admin = running.key("root", admin=True)
+    terms = {"name": "bob", "models": ["toy"], "rpm": 5, "budget_tokens": 50, "expires": "1d"}
+    made = (await admin.post("/admin/v1/keys", terms)).json()
+    assert made["object"] == "key"
+    assert made["key"].startswith("sk-af-")
+    assert made["expires_at"] - made["created_at"] == 86_400
+    running.refresh()
+    bob = running.client.with_key(made["key"])
+    answer = (await bob.post(PATH, {**BODY, "max_tokens": 4, "user": "u"})).json()
+    await running.records()
+    listed = (await admin.get("/admin/v1/keys")).json()["data"]
+    by_name = {key["name"]: key for key in listed}
+    assert {name: key["used_tokens"] for name, key in by_name.items()} == {"root": 0, "bob": 5}
+    assert "key" not in by_name["bob"]
+    assert (await admin.get("/admin/v1/keys/bob")).json() == by_name["bob"]
+    sums = {
+        by: (await admin.get(f"/admin/v1/usage?by={by}")).json()["data"][0]["group"]
+        for by in ("key", "model", "user", "day")
+    }
+    assert sums == {"key": "bob", "model": "toy", "user": "u", "day": "2026-11-25"}
+    page = (await admin.get("/admin/v1/usage/requests?key=bob&since=1h")).json()
+    assert [one["id"] for one in page["data"]] == [answer["id"]]
+    assert page["has_more"] is False
+    rotated = (await admin.post(f"/admin/v1/keys/{made['id']}/rotate", b"")).json()
+    revoked = (await admin.delete("/admin/v1/keys/bob")).json()
+    assert revoked["revoked_at"] is not None
+    running.refresh()
+    for secret in (made["key"], rotated["key"]):
+        assert (await running.client.with_key(secret).get("/v1/models")).status == 401
+
+
+async def test_pages_of_requests(lite: Callable[..., Any]) -> None:
+    async with lite() as running:
+        admin = running.key("root", admin=True)
+        ids = set()
+        for _ in range(5):
+            ids.add((await admin.post(PATH, {**BODY, "max_tokens": 1})).json()["id"])
+        await running.records()
+        seen: list[str] = []
+        more = True
+        while more:
+            after = seen[-1] if seen else ""
+            page = (await admin.get(f"/admin/v1/usage/requests?limit=2&after={after}")).json()
+            seen += [one["id"] for one in page["data"]]
+            more = page["has_more"]
+        assert seen == sorted(ids)
+
+
+async def test_admin_routes_refuse(lite: Callable[..., Any]) -> None:
+    async with lite(entrance="keys_if_any") as running:
+        # Without any key nobody is an admin.
+        assert (await running.client.post("/admin/v1/keys", {"name": "x"})).status == 403
+        admin, plain = running.key("root", admin=True), running.key("plain")
+        assert (await plain.get("/admin/v1/keys")).error["code"] == "insufficient_permissions"
+
+        async def refused(reply: Reply, param: str | None) -> None:
+            assert reply.status == 400, reply.body
+            assert reply.error["param"] == param
+
+        await refused(await admin.post("/admin/v1/keys", {}), None)
+        await refused(await admin.post("/admin/v1/keys", {"name": 5}), "name")
+        await refused(await admin.post("/admin/v1/keys", {"name": "a", "rpm": "x"}), "rpm")
+        await refused(await admin.post("/admin/v1/keys", {"name": "a", "rpm": 0}), "rpm")
+        await refused(await admin.post("/admin/v1/keys", {"name": "a", "nope": 1}), None)
+        await refused(await admin.post("/admin/v1/keys", {"name": "root"}), "name")
+        await refused(
+            await admin.post("/admin/v1/keys", {"name": "a", "expires": "soon"}), "expires"
+        )
+        await refused(await admin.post("/admin/v1/keys", b"{"), None)
+        await refused(await admin.get("/admin/v1/keys/nobody"), "key")
+        await refused(await admin.get("/admin/v1/usage?by=colour"), "by")
+        await refused(await admin.get("/admin/v1/usage?since=yesterday"), "since")
+        await refused(await admin.get("/admin/v1/usage/requests?limit=0"), "limit")
+        await refused(await admin.get("/admin/v1/usage?key=nobody"), "key")

@@ -136,7 +136,7 @@ class Bench:
         with self.ours(slots=self.args.slots, ctx=ctx) as port:
             items = workloads.scoring_prompts(port, self.args.data / name, self.args.items)
             prompts = [prompt for item in items for prompt in item]
-            took = workloads.score_s(port, items, most_prompts=40)
+            took = workloads.score_s(port, prompts)
         total, unique = sum(map(len, prompts)), workloads.unique_tokens(prompts)
         limit = self.prefill()
         line(f"{name}, unique tokens/s | prefill (the limit)", f"{unique / took:.0f}",
@@ -144,7 +144,7 @@ class Bench:
         if not (self.args.peers / "pyserver").exists():
             return
         with self.python_server(ctx=ctx) as port:
-            peer = workloads.score_s(port, items[:few], most_prompts=1)
+            peer = workloads.score_texts_s(port, self.args.data / name, few)
         theirs = sum(len(prompt) for item in items[:few] for prompt in item) / peer
         line(f"the same, tokens/s | llama_cpp.server, {few} items", f"{total / took:.0f}",
              f"{theirs:.0f}", total / took / theirs, goals[1])  # fmt: skip

@@ -18,6 +18,8 @@ SENTENCE = (
     "while a single gull stood on the wall above the nets that men had left before the storm"
 )
 WORDS = SENTENCE.split()
+PROMPTS = 40
+"""Prompts in a scoring request; two of them are under way at a time."""
 
 
 def text(words: int, seed: int) -> str:
@@ -96,29 +98,36 @@ def unique_tokens(prompts: Sequence[Sequence[int]]) -> int:
     return count
 
 
-def score_s(port: int, items: Sequence[Sequence[Sequence[int]]], *, most_prompts: int) -> float:
-    """Seconds to score all prompts with echo and log-probabilities.
-
-    Several requests of ``most_prompts`` prompts each are under way at once; where a server takes
-    one prompt a request, it is sent as text's ids and alone.
-    """
-    prompts = [prompt for item in items for prompt in item]
-    left = [prompts[i : i + most_prompts] for i in range(0, len(prompts), most_prompts)][::-1]
+def score_s(port: int, prompts: Sequence[Sequence[int]]) -> float:
+    """Seconds to score all prompts, as token ids, with echo and log-probabilities."""
+    left = [prompts[i : i + PROMPTS] for i in range(0, len(prompts), PROMPTS)][::-1]
 
     def send() -> None:
         while left:
-            part = left.pop()
-            body = {"model": "bench", "prompt": part if most_prompts > 1 else part[0],
-                    "max_tokens": 0 if most_prompts > 1 else 1, "echo": True, "logprobs": 1,
-                    "temperature": 0}  # fmt: skip
+            body = {"model": "bench", "prompt": left.pop(), "max_tokens": 0, "echo": True,
+                    "logprobs": 1}  # fmt: skip
             post(port, "/v1/completions", body)
 
     started = time.perf_counter()
-    senders = [threading.Thread(target=send) for _ in range(2 if most_prompts > 1 else 1)]
+    senders = [threading.Thread(target=send) for _ in range(2)]
     for sender in senders:
         sender.start()
     for sender in senders:
         sender.join()
+    return time.perf_counter() - started
+
+
+def score_texts_s(port: int, file: Path, items: int) -> float:
+    """The same of a server that takes one text a request, and generates a token at least."""
+    texts = [
+        item["context"] + choice
+        for item in map(json.loads, file.read_text("utf-8").splitlines()[:items])
+        for choice in item["choices"]
+    ]
+    started = time.perf_counter()
+    for prompt in texts:
+        body = {"model": "bench", "prompt": prompt, "max_tokens": 1, "echo": True, "logprobs": 1}
+        post(port, "/v1/completions", body)
     return time.perf_counter() - started
 
 

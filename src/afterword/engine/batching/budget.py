@@ -4,6 +4,8 @@ _LEAST_TOKENS = 16
 """Below this a step costs about the same, and prompts would never get through."""
 _MOST_SHARE = 0.5
 """How much of what was measured last counts in the average."""
+_CALM_GAPS = 5
+"""A step that keeps no stream waiting may take so many times the target; newcomers wait for it."""
 
 
 class ChunkBudget:
@@ -20,12 +22,12 @@ class ChunkBudget:
         self._decode_s = 0.0
 
     def tokens(self, *, decoding: bool) -> int:
-        """The budget of the next step; all there is where nobody waits for a token."""
-        if not decoding:
-            return self._most_tokens
+        """The budget of the next step; a larger one where nobody waits for a token."""
         if not self._prefill_s_per_token:
-            return min(4 * _LEAST_TOKENS, self._most_tokens)
-        spare_s = self._target_gap_s - self._decode_s
+            return min(4 * _LEAST_TOKENS, self._most_tokens) if decoding else self._most_tokens
+        spare_s = self._target_gap_s * _CALM_GAPS
+        if decoding:
+            spare_s = self._target_gap_s - self._decode_s
         tokens = int(spare_s / self._prefill_s_per_token)
         return max(_LEAST_TOKENS, min(tokens, self._most_tokens))
 

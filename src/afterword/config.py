@@ -57,13 +57,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str | None = None
     database: str | None = None
     redis: str | None = None
+    database_down: Literal["serve", "refuse"] = "serve"
+    journal_sync: Literal["second", "always"] = "second"
+    journal_mb: Annotated[int, Meta(ge=4)] = 256
     no_auth: bool = False
     cors_origins: str | None = None
     certfile: str | None = None
     keyfile: str | None = None
-    database_down: Literal["serve", "refuse"] = "serve"
-    journal_sync: Literal["second", "always"] = "second"
-    journal_mb: Annotated[int, Meta(ge=4)] = 256
     reuse_port: bool = False
     max_connections: Count = 1024
     read_timeout_s: Annotated[float, Meta(gt=0)] = 30.0

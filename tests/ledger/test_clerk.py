@@ -62,7 +62,7 @@ def reserved(engine: sa.Engine) -> int:
         return connection.scalar(sa.select(sa.func.sum(spending.c.reserved))) or 0
 
 
-def test_what_ended_is_folded_before_what_is_asked(make_clerk: MakeClerk) -> None:
+def test_what_ended_is_folded_before_a_claim_is_refused(make_clerk: MakeClerk) -> None:
     """Whoever has an answer can have at once what it did not use."""
     told: list[str] = []
     clerk = make_clerk("p", on_folded=told.extend)
@@ -70,7 +70,7 @@ def test_what_ended_is_folded_before_what_is_asked(make_clerk: MakeClerk) -> Non
     clerk.turn()
     assert first.result() is None
     second = clerk.claim(claim("b", 60))
-    clerk.ended(record("a", tokens=40), soon=True)
+    clerk.ended(record("a", tokens=40))
     clerk.turn()
     assert second.result() is None
     assert told == ["a"]
@@ -128,7 +128,7 @@ def test_a_process_that_is_silent_for_long_is_dead(
     silent.released("late")
     silent.turn()
     assert reserved(engine) == 70
-    silent.ended(record("a", tokens=30), soon=True)
+    silent.ended(record("a", tokens=30))
     silent.turn()
     assert reserved(engine) == 0
     assert check(engine) == []
@@ -179,7 +179,7 @@ def test_leaving_leaves_nothing(make_clerk: MakeClerk, engine: sa.Engine) -> Non
     clerk = make_clerk("p")
     clerk.claim(claim("a", 40))
     clerk.turn()
-    clerk.ended(record("b"), soon=False)
+    clerk.ended(record("b"))
     clerk.leave()
     with engine.connect() as connection:
         assert connection.execute(sa.select(processes)).all() == []
@@ -201,7 +201,7 @@ def test_a_database_that_is_away_is_asked_again_only_after_a_while(
 
     with monkeypatch.context() as patch:
         patch.setattr(clerk, "_transaction", refuse)
-        clerk.ended(record("a"), soon=True)
+        clerk.ended(record("a"))
         asked = clerk.claim(claim("b", 1))
         clerk.turn()
         assert isinstance(asked.exception(), LedgerUnavailable)

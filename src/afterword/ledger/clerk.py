@@ -1,8 +1,8 @@
 """The thread that talks to the database: in batches, off the way of requests.
 
-A turn folds ended requests, then decides claims on budgets; when it is time it looks after keys,
-and after processes that died. A database that is away makes claims fail at once; everything else
-waits for it.
+A turn decides claims on budgets and folds ended requests, these first where a claim would be
+refused; when it is time it looks after keys, and after processes that died. A database that is
+away makes claims fail at once; everything else waits for it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Clerk:
         self._held: dict[str, Claim] = {}
         self._seen: dict[str, tuple[int, float]] = {}
         self._away = False
-        self._retry_at_s = self._beat_at_s = self._look_at_s = 0.0
+        self._retry_at_s = self._beat_at_s = self._look_at_s = self._fold_at_s = 0.0
         self._connection: sa.Connection | None = None
         self._heard_s = clock()
         self.keyring = Keyring(-1, (), needed=True)
@@ -105,11 +105,9 @@ class Clerk:
         self.work.set()
         return future
 
-    def ended(self, record: UsageRecord, *, soon: bool) -> None:
-        """A request to be folded with the next turn; ``soon`` does not wait for it."""
+    def ended(self, record: UsageRecord) -> None:
+        """A request to be folded with the next turn."""
         self._ended.append(record)
-        if soon:
-            self.work.set()
 
     def released(self, request_id: str) -> None:
         """A claim to be given back."""
@@ -144,8 +142,10 @@ class Clerk:
                 self._beat()
                 self._bury(now_s)
                 self._beat_at_s = now_s + _BEAT_S
-            self._fold()
-            self._decide()
+            # Whoever waits for a claim goes on at once; what ended can wait for the next turn.
+            if not self._decide() or now_s >= self._fold_at_s:
+                self._fold()
+                self._fold_at_s = now_s + TURN_S
             if now_s >= self._look_at_s:
                 self._look_at_keys()
                 self._look_at_s = now_s + TURN_S
@@ -210,15 +210,23 @@ class Clerk:
             self.folded += len(ids)
             self._on_folded(ids)
 
-    def _decide(self) -> None:
+    def _decide(self) -> bool:
+        """Answer the claims that wait; whether there were any."""
         waiting = [self._claims.popleft() for _ in range(len(self._claims))]
         asked = [(c, future) for c, future in waiting if future.set_running_or_notify_cancel()]
         if not asked:
-            return
+            return False
         asked.sort(key=lambda pair: (pair[0].key_id, pair[0].period))
         try:
-            with self._transaction() as connection:
-                left = [quota.claim(connection, c, self._identity.id) for c, _ in asked]
+            left = self._claim([wanted for wanted, _ in asked])
+            if any(tokens is not None for tokens in left) and (self._ended or self._released):
+                # What ended meanwhile may have given back enough.
+                self._fold()
+                again = [
+                    c for (c, _), tokens in zip(asked, left, strict=True) if tokens is not None
+                ]
+                answers = iter(self._claim(again))
+                left = [None if tokens is None else next(answers) for tokens in left]
         except Exception:
             # It may have been carried out although nobody was told.
             self._released.extend(wanted.id for wanted, _ in asked)
@@ -229,6 +237,11 @@ class Clerk:
             if tokens is None:
                 self._held[wanted.id] = wanted
             future.set_result(tokens)
+        return True
+
+    def _claim(self, wanted: Sequence[Claim]) -> list[int | None]:
+        with self._transaction() as connection:
+            return [quota.claim(connection, one, self._identity.id) for one in wanted]
 
     def _fail_claims(self) -> None:
         while self._claims:

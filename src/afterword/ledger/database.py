@@ -85,7 +85,8 @@ def _connect_sqlite(url: URL) -> sa.Engine:
     def begin(connection: sa.Connection) -> None:
         # A reader that becomes a writer midway fails where another wrote in between.
         reads = connection.get_execution_options().get("reads", False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        driver: Any = connection.connection.dbapi_connection
+        driver.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 

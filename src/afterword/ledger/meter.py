@@ -231,7 +231,7 @@ class Meter:
             _log.error("the journal cannot be written to: %s", in_one_line(error))
         tokens = record.prompt_tokens + record.completion_tokens
         self._settle_windows(admission, tokens)
-        self._clerk.ended(record, soon=admission.claim is not None)
+        self._clerk.ended(record)
         if self._policy.sync_always:
             await asyncio.wrap_future(self.sync())
 

@@ -65,7 +65,7 @@ def failure_of(head: Head, body: bytes) -> UpstreamFailure:
     if status in {400, 413, 422}:
         return ClientsFault(clients_fault(body))
     if status in {429, 503}:
-        return Overloaded(f"it is full ({status})", rest_s=_rest_s(head))
+        return Overloaded(status, rest_s=_rest_s(head))
     if status in {401, 403}:
         return Refused("it does not accept this server's key")
     if status == 404:

@@ -20,7 +20,7 @@ from afterword.engine.remote.dialect import (
     identity,
     is_greedy,
 )
-from afterword.engine.remote.failures import ClientsFault, Refused, StreamBroke
+from afterword.engine.remote.failures import ClientsFault, Refused, StreamBroke, UpstreamFailure
 from afterword.engine.remote.reading import Part, Reading, Top, reason_of, scored_prompt
 from afterword.engine.remote.spelling import survey_vocabulary
 from afterword.engine.remote.vocabulary import RemoteTokenizer, TextTokenizer
@@ -28,6 +28,7 @@ from afterword.engine.remote.vocabulary import RemoteTokenizer, TextTokenizer
 _LEAST_LOGPROBS = 5
 """What OpenAI's endpoint gives, and so whoever imitates it."""
 _VLLM_LOGPROBS = 20
+_REQUESTS_FAULT = ("invalid_request_error", "BadRequestError")
 
 
 class _Logprobs(msgspec.Struct):
@@ -57,7 +58,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class _Listed(msgspec.Struct):
@@ -347,7 +348,7 @@ class _Reader:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise StreamBroke("it sent an event that is no chunk") from None
         if chunk.error is not None:
-            raise failure_in_stream(bytes(chunk.error))
+            raise failure_in_stream(chunk.error)
         events: list[Event] = []
         for choice in chunk.choices:
             part, first = self._part(choice)
@@ -457,14 +458,11 @@ def piece_of(token: str) -> bytes:
     return token.encode()
 
 
-def failure_in_stream(error: bytes) -> Exception:
+def failure_in_stream(error: Any) -> UpstreamFailure:  # noqa: ANN401 - whatever JSON gave
     """What an error event means: the request's fault, or the upstream's."""
-    fault = clients_fault(error)
-    said = msgspec.json.decode(error)
-    kind = said.get("type", "") if isinstance(said, dict) else ""
-    code = said.get("code") if isinstance(said, dict) else None
-    if code in {400, "400"} or kind in {"invalid_request_error", "BadRequestError"}:
-        return ClientsFault(fault)
+    said = error if isinstance(error, dict) else {}
+    if said.get("code") in {400, "400"} or said.get("type") in _REQUESTS_FAULT:
+        return ClientsFault(clients_fault(msgspec.json.encode(error)))
     return Refused("it reported an error of its own")
 
 

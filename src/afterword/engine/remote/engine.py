@@ -12,6 +12,7 @@ from typing import Self
 import msgspec
 
 from afterword.core.errors import (
+    ApiError,
     ConfigError,
     EngineFailed,
     EngineOverloaded,
@@ -24,7 +25,7 @@ from afterword.engine.remote.address import Address
 from afterword.engine.remote.attempt import Attempt
 from afterword.engine.remote.completions import AfterwordDialect, OpenaiDialect, VllmDialect
 from afterword.engine.remote.dialect import AnyTokenizer, Dialect, Facts, identity, refuse
-from afterword.engine.remote.failures import ClientsFault, Overloaded, UpstreamFailure
+from afterword.engine.remote.failures import ClientsFault, Overloaded, Refused, UpstreamFailure
 from afterword.engine.remote.llamacpp import LlamacppDialect
 from afterword.engine.remote.pool import Pool, PoolOptions
 from afterword.engine.remote.prefixes import block_keys
@@ -48,6 +49,7 @@ DIALECTS: dict[str, Dialect] = {
 _MOST_TOGETHER = 64
 """How many requests to upstreams one request of a client makes at a time."""
 _RETRY_AFTER_S = 1
+_MOST_TRIES = 2
 
 
 async def open_remote(
@@ -145,9 +147,7 @@ class RemoteEngine:
         if self._closed:
             raise EngineUnavailable("The engine is not available.")
         if not self.pool.healthy:
-            raise EngineUnavailable(
-                "No server of this model can be reached.", retry_after_s=_RETRY_AFTER_S
-            )
+            raise _error_of(broke=False)
         refuse(self.pool.dialect, self._facts, self.pool.upstreams[0].address.origin, jobs)
         waiting = sum(not generation.begun for generation in self._generations)
         if waiting >= self._max_waiting:
@@ -317,31 +317,47 @@ class RemoteGeneration:
         until_s = asyncio.get_running_loop().time() + pool.options.patience_s
         keys = block_keys(job.prompt_ids)
         tried: list[Upstream] = []
-        while True:
-            upstream = await pool.choose(keys, len(job.prompt_ids), tried=tried, until_s=until_s)
-            attempt = self._attempt(upstream, index, job, seqs)
-            load = pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
+        last: UpstreamFailure | None = None
+        while len(tried) < _MOST_TRIES:
             try:
-                await attempt.run()
-            except ClientsFault as fault:
-                raise fault.error from None
+                upstream = await pool.choose(
+                    keys, len(job.prompt_ids), tried=tried, until_s=until_s
+                )
+            except EngineUnavailable:
+                break
+            try:
+                await self._try(upstream, index, job, seqs)
             except Overloaded as failure:
                 pool.rest(upstream, failure)
             except UpstreamFailure as failure:
-                pool.failed(upstream, failure)
-                if attempt.produced:
-                    raise EngineFailed("The server of this model broke off.") from failure
-                if tried:
-                    raise EngineUnavailable(
-                        "The servers of this model fail.", retry_after_s=_RETRY_AFTER_S
-                    ) from failure
+                await pool.examine(upstream, failure)
                 tried.append(upstream)
+                last = failure
             else:
                 return
-            finally:
-                load.end()
-                for seq in seqs:
-                    self._attempts.pop((index, seq), None)
+        broke = isinstance(last, Refused) and any(upstream.up for upstream in tried)
+        raise _error_of(broke=broke) from last
+
+    async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
+        """One attempt at one upstream. Raises ``UpstreamFailure`` only if it produced nothing."""
+        pool = self._engine.pool
+        attempt = self._attempt(upstream, index, job, seqs)
+        load = pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
+        try:
+            await attempt.run()
+        except ClientsFault as fault:
+            raise fault.error from None
+        except UpstreamFailure as failure:
+            if not attempt.produced:
+                raise
+            pool.failed(upstream, failure)
+            raise EngineFailed("The server of this model broke off.") from failure
+        else:
+            upstream.answered()
+        finally:
+            load.end()
+            for seq in seqs:
+                self._attempts.pop((index, seq), None)
 
     def _attempt(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> Attempt:
         engine = self._engine
@@ -383,3 +399,12 @@ class RemoteGeneration:
                 counts.cached_tokens += event.cached_tokens
             passed.append(event)
         self._mailbox.put(passed)
+
+
+def _error_of(*, broke: bool) -> ApiError:
+    """What a client is told when no upstream is left: they fail at this request, or at all."""
+    if broke:
+        return EngineFailed("The server of this model failed.")
+    return EngineUnavailable(
+        "No server of this model can be reached.", retry_after_s=_RETRY_AFTER_S
+    )

@@ -24,8 +24,9 @@ class Refused(UpstreamFailure):
 class Overloaded(UpstreamFailure):
     """The upstream is healthy and full (429, 503): it wants to be left alone for ``rest_s``."""
 
-    def __init__(self, message: str, *, rest_s: float) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, *, rest_s: float) -> None:
+        super().__init__(f"it is full ({status})")
+        self.status = status
         self.rest_s = rest_s
 
 

@@ -47,7 +47,7 @@ class _Partial(msgspec.Struct):
     tokens_evaluated: int = 0
     completion_probabilities: list[_Scored] = []
     timings: _Timings | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class _Meta(msgspec.Struct):
@@ -212,7 +212,7 @@ class _Reader:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise StreamBroke("it sent an event that is no part of a completion") from None
         if partial.error is not None:
-            raise failure_in_stream(bytes(partial.error))
+            raise failure_in_stream(partial.error)
         events = self._reading.prefilled()
         ids, logprobs, tops = self._untold(partial)
         ids += partial.tokens

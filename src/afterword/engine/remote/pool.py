@@ -14,7 +14,7 @@ import msgspec
 from afterword.core.errors import ConfigError, EngineOverloaded, EngineUnavailable
 from afterword.engine.remote.address import Address
 from afterword.engine.remote.dialect import Dialect, Facts
-from afterword.engine.remote.failures import ClientsFault, Overloaded, UpstreamFailure
+from afterword.engine.remote.failures import ClientsFault, Overloaded, Refused, UpstreamFailure
 from afterword.engine.remote.prefixes import PrefixMap
 from afterword.engine.remote.upstream import Load, Upstream
 
@@ -24,6 +24,7 @@ T = TypeVar("T")
 _TYPICAL_TOKENS = 256
 """How long an answer is taken to be where it may be longer."""
 _LEAST_PROBE_S = 1.0
+_MOST_REFUSALS = 3
 
 
 class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,17 +121,27 @@ class Pool:
             return
         try:
             await upstream.api.get(self.dialect.health(upstream.api), msgspec.Raw)
-        except Overloaded:
-            # Full or still loading: its own requests will tell which.
-            return
+        except Overloaded as failure:
+            # A path that says how it is answers 503 while it loads, stops or is broken.
+            if failure.status == 503:
+                upstream.went_down(self.model, str(failure))
         except UpstreamFailure as failure:
             self.failed(upstream, failure)
         else:
             upstream.went_up(self.model)
 
+    async def examine(self, upstream: Upstream, failure: UpstreamFailure) -> None:
+        """A request failed at an upstream: is it the upstream's doing, or the request's own?"""
+        self.failed(upstream, failure)
+        if isinstance(failure, Refused):
+            await self.probe(upstream)
+
     def failed(self, upstream: Upstream, failure: UpstreamFailure) -> None:
-        """An upstream did not do what it should; what it had in memory is no longer counted on."""
+        """An upstream did not do what it should. Some errors in a row are its own doing."""
+        if isinstance(failure, Refused) and upstream.refused() < _MOST_REFUSALS:
+            return
         upstream.went_down(self.model, str(failure))
+        # What it had in memory is no longer counted on.
         self._prefixes.forget(upstream.bit)
 
     def rest(self, upstream: Upstream, failure: Overloaded) -> None:

@@ -72,7 +72,7 @@ class _Output(msgspec.Struct):
     output_ids: list[int] = []
     meta_info: _Meta = msgspec.field(default_factory=_Meta)
     index: int = 0
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _decode = msgspec.json.Decoder(_Output).decode
@@ -198,7 +198,7 @@ class _Reader:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise StreamBroke("it sent an event that is no output") from None
         if output.error is not None:
-            raise failure_in_stream(bytes(output.error))
+            raise failure_in_stream(output.error)
         meta = output.meta_info
         finish = meta.finish_reason
         if finish is not None and finish.type == "abort":

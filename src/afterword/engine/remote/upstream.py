@@ -33,6 +33,7 @@ class Upstream:
         self.outstanding_tokens = 0
         self.running = 0
         self.served = 0
+        self._refusals = 0
 
     def takes(self, now_s: float) -> bool:
         """Whether it gets requests now."""
@@ -42,7 +43,17 @@ class Upstream:
         """It answers."""
         if not self.up:
             _log.info("model %s: %s is up", model, self.address.origin)
+            self._refusals = 0
         self.up = True
+
+    def answered(self) -> None:
+        """It did what it should."""
+        self._refusals = 0
+
+    def refused(self) -> int:
+        """It answered, but with an error of its own; how often in a row by now."""
+        self._refusals += 1
+        return self._refusals
 
     def went_down(self, model: str, why: str) -> None:
         """It does not answer: no request is sent to it until a probe finds it up."""

@@ -1,15 +1,19 @@
-"""The contract holds for an engine in this process and for Afterword in front of Afterword."""
+"""The contract holds for an engine in this process, and with the same models behind others:
+
+Afterword in front of Afterword, and in front of vLLM's routes (``tests/vllm.py``).
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack
 
 import pytest
 
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
+from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.remote.dialect import Facts
 from afterword.engine.remote.engine import RemoteEngine
 from afterword.engine.toy import toy_engine
@@ -17,47 +21,56 @@ from afterword.http.lifecycle import Lifecycle
 from asgi import Client
 from conftest import make_client
 from upstreams import engine_of, facts_of, listening
+from vllm import Vllm
 
-WAYS = ("in this process", "behind another")
+HERE, BEHIND_AFTERWORD, BEHIND_VLLM = "here", "behind afterword", "behind vllm"
+Surveyed = Mapping[str, tuple[str, list[Facts]]]
+"""Sources of models by name, and what the servers there say of them."""
 
 
 @pytest.fixture(scope="session")
-def upstream() -> Iterator[tuple[str, dict[str, list[Facts]]]]:
-    """A server of the toy models, and what it says of each of them."""
-    engines: dict[str, Engine] = {
+def upstreams() -> Iterator[Mapping[str, Surveyed]]:
+    """Two servers of the toy models."""
+    engines: dict[str, BatchingEngine] = {
         "toy": toy_engine(),
         "toy-bos": toy_engine(adds_bos=True),
         "plain": toy_engine(infill=False),
     }
-    with listening(make_client(engines).app) as base:
-        yield base, {name: facts_of(f"afterword+{base}#{name}") for name in engines}
+    afterword = make_client(dict(engines)).app
+    with listening(afterword) as one, listening(Vllm(engines).app) as other:
+        sources = {
+            BEHIND_AFTERWORD: {name: f"afterword+{one}#{name}" for name in engines},
+            BEHIND_VLLM: {name: f"vllm+{other}#{name}" for name in engines},
+        }
+        yield {
+            way: {name: (source, facts_of(source)) for name, source in named.items()}
+            for way, named in sources.items()
+        }
     for engine in engines.values():
         asyncio.run(engine.aclose())
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=[HERE, BEHIND_AFTERWORD, BEHIND_VLLM])
 async def client(
-    request: pytest.FixtureRequest,
-    client: Client,
-    upstream: tuple[str, dict[str, list[Facts]]],
+    request: pytest.FixtureRequest, client: Client, upstreams: Mapping[str, Surveyed]
 ) -> AsyncIterator[Client]:
-    """The toy models, at hand or behind another Afterword."""
-    if request.param == WAYS[0]:
+    """The toy models, in this process or behind other servers."""
+    if request.param == HERE:
         yield client
         return
-    base, facts = upstream
-    engines = {name: engine_of(f"afterword+{base}#{name}", facts[name]) for name in facts}
+    surveyed = upstreams[request.param]
+    engines = {name: engine_of(*found) for name, found in surveyed.items()}
     yield make_client(dict(engines))
     for engine in engines.values():
         await engine.aclose()
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=[HERE, BEHIND_AFTERWORD])
 async def serve(
     request: pytest.FixtureRequest, serve: Callable[..., Client]
 ) -> AsyncIterator[Callable[..., Client]]:
-    """Makes servers of a test's own engine, at hand or behind another Afterword."""
-    if request.param == WAYS[0]:
+    """Makes servers of a test's own engine, in this process or behind Afterword."""
+    if request.param == HERE:
         yield serve
         return
     fronts: list[RemoteEngine] = []
@@ -71,8 +84,7 @@ async def serve(
             keep_alive_s: float = 15.0,
         ) -> Client:
             behind = serve(engine, limits=limits)
-            base = opened.enter_context(listening(behind.app))
-            source = f"afterword+{base}"
+            source = f"afterword+{opened.enter_context(listening(behind.app))}"
             front = engine_of(source, facts_of(source))
             fronts.append(front)
             return make_client(

@@ -17,7 +17,7 @@ from asgi import Client, chunks_of
 
 B = {"98": 100}
 TOKENIZER = ToyTokenizer()
-AT_HAND = pytest.mark.parametrize("serve", ["in this process"], indirect=True)
+AT_HAND = pytest.mark.parametrize("serve", ["here"], indirect=True)
 """For what depends on single steps of the engine."""
 NO_END = {str(i): -100 for i in sorted(TOKENIZER.end_ids)}
 

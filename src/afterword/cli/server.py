@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -49,7 +49,13 @@ class Server(uvicorn.Server):
     """uvicorn, which the first signal drains and the second stops; either way it returns."""
 
     def __init__(
-        self, app: ASGIApp, *, lifecycle: Lifecycle, grace_s: int, on_ready: Callable[[], None]
+        self,
+        app: ASGIApp,
+        *,
+        lifecycle: Lifecycle,
+        grace_s: int,
+        on_ready: Callable[[], None],
+        on_hangup: Callable[[], Coroutine[None, None, None]],
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -69,6 +75,8 @@ class Server(uvicorn.Server):
         )
         self._lifecycle = lifecycle
         self._on_ready = on_ready
+        self._on_hangup = on_hangup
+        self._hangup: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
@@ -82,11 +90,16 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         try:
             yield
         finally:
-            for number in _SIGNALS:
+            for number in (*_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+
+    def _hang_up(self) -> None:
+        if self._hangup is None or self._hangup.done():
+            self._hangup = asyncio.get_running_loop().create_task(self._on_hangup())
 
     def _stop(self) -> None:
         self.force_exit = self.should_exit

@@ -119,7 +119,8 @@ class LlamacppDialect:
 
         meta = model.meta
         return Facts(
-            model=model.id,
+            # It calls a model by the path of its file, which is nobody's business.
+            model=model.id.rsplit("/", 1)[-1],
             context_tokens=props.default_generation_settings.n_ctx,
             max_logprobs=_MOST_LOGPROBS,
             identity=identity(
@@ -189,6 +190,7 @@ class _Reader:
         self._seq = seq
         self._tokenizer = tokenizer
         self._told = 0
+        self._held: Part | None = None
 
     @property
     def over(self) -> bool:
@@ -224,10 +226,27 @@ class _Reader:
                 raise StreamBroke("its log-probabilities are not one for each token")
         self._told += len(ids)
         finish = partial.stop_type if partial.stop else None
-        events += self._reading.sampled(Part(self._seq, ids, logprobs, tops, finish))
+        if self._held is not None:
+            events += self._released(self._held, ended=finish == "eos" and not ids)
+        part = Part(self._seq, ids, logprobs, tops, finish)
+        self._held = part if self._may_end(partial) else None
+        if self._held is None:
+            events += self._reading.sampled(part)
         if partial.stop and partial.timings is not None:
             events.append(self._reading.counted(partial.tokens_evaluated, partial.timings.cache_n))
         return events
+
+    def _may_end(self, partial: _Partial) -> bool:
+        """Whether a part has a token without text, which is an end token if the end comes next."""
+        if partial.stop or partial.content or len(partial.tokens) != 1:
+            return False
+        (token,) = partial.tokens
+        return bool(self._tokenizer.pieces[token]) and token not in self._tokenizer.end_ids
+
+    def _released(self, held: Part, *, ended: bool) -> list[Event]:
+        if ended:
+            held.ids[-1] = self._tokenizer.end(held.ids[-1])
+        return self._reading.sampled(held)
 
     def _untold(self, partial: _Partial) -> tuple[list[int], list[float], list[Top]]:
         """Tokens that the server passed over in silence before those of this part."""

@@ -27,6 +27,8 @@ _LONE = ("\x80", "\x90", "\ue000", "\ue800", "\U000f0000")
 _HEADS = (b"", b"\xc2", b"\xee", b"\xf3")
 _TAILS = (b"", b"\x80", b"\xa0", b"\x90", b"\x80\x80", b"\xa0\x80", b"\x90\x80", b"\x90\x80\x80",
           b"\x80\x80\x80")  # fmt: skip
+_NEVER = (0xC0, 0xC1, *range(0xF5, 0x100))
+"""Bytes that UTF-8 never has, so that no neighbours complete them."""
 _CLEANED = (".", "?", "!", ",", "'", "n't")
 """What some decoders take the space before away from, to the loss of the token's own bytes."""
 
@@ -118,7 +120,12 @@ async def _pieces(spell: Spell, encode: Encode, size: int | None) -> list[bytes]
     pieces = [text.encode() for text in texts]
     broken = [i for i, text in enumerate(texts) if _BROKEN in text]
     neighbours = await _neighbours(separated, encode) if broken else {}
-    for i, piece in (await _mended(separated, broken, neighbours)).items():
+    mended = await _mended(separated, broken, neighbours)
+    hopeless = [i for i in broken if i not in mended and texts[i] == _BROKEN]
+    if len(hopeless) == len(_NEVER):
+        # One token for each byte that no text has; vocabularies have bytes in their order.
+        mended |= {i: bytes([byte]) for i, byte in zip(hopeless, _NEVER, strict=True)}
+    for i, piece in mended.items():
         pieces[i] = piece
     for i, piece in (await _spaced(encode, texts)).items():
         pieces[i] = piece
@@ -190,7 +197,7 @@ async def _neighbours(separated: _Separated, encode: Encode) -> Mapping[int, int
 
 async def _mended(
     separated: _Separated, broken: Sequence[int], neighbours: Mapping[int, int]
-) -> Mapping[int, bytes]:
+) -> dict[int, bytes]:
     """The bytes of broken tokens, as far as some neighbours complete them."""
     mended: dict[int, bytes] = {}
     left = list(broken)

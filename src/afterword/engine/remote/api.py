@@ -43,10 +43,18 @@ class Api:
         """The answer to a POST. Raises ``UpstreamFailure``."""
         return await self._ask("POST", path, _encode(body), answer)
 
-    async def _ask(self, method: str, path: str, body: bytes | None, answer: type[T]) -> T:
+    async def check(self, path: str) -> None:
+        """See that a GET is answered with a 200, whatever is in it. Raises ``UpstreamFailure``."""
+        await self._receive("GET", path, None)
+
+    async def _receive(self, method: str, path: str, body: bytes | None) -> bytes:
         head, received = await self._client.exchange(method, path, body, timeout_s=self._timeout_s)
         if head.status != 200:
             raise failure_of(head, received)
+        return received
+
+    async def _ask(self, method: str, path: str, body: bytes | None, answer: type[T]) -> T:
+        received = await self._receive(method, path, body)
         try:
             return msgspec.json.decode(received, type=answer)
         except (msgspec.DecodeError, UnicodeDecodeError):

@@ -120,7 +120,7 @@ class Pool:
             await self._survey(upstream)
             return
         try:
-            await upstream.api.get(self.dialect.health(upstream.api), msgspec.Raw)
+            await upstream.api.check(self.dialect.health(upstream.api))
         except Overloaded as failure:
             # A path that says how it is answers 503 while it loads, stops or is broken.
             if failure.status == 503:

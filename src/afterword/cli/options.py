@@ -127,6 +127,8 @@ def _pairs(name: str, values: Sequence[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for value in values:
         left, equals, right = value.partition("=")
+        if name == "model" and is_remote(value):
+            raise ConfigError(f"--model {value!r}: a model of other servers needs a NAME=")
         if name == "model" and not equals and value:
             left, right = parse_source(value).label, value
         if not left or not right or ":" in left:

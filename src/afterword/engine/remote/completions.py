@@ -352,7 +352,8 @@ class _Reader:
         events: list[Event] = []
         for choice in chunk.choices:
             part, first = self._part(choice)
-            events += first
+            if first:
+                events += first
             events += self._taken(part)
         if chunk.usage is not None and not chunk.choices:
             events += self._counted(chunk.usage)
@@ -396,7 +397,8 @@ class _Reader:
                 raise StreamBroke("its log-probabilities are not one for each token")
         elif self._job.logprobs is not None and ids:
             raise StreamBroke("it sent tokens without the log-probabilities that were asked for")
-        first = first or self._reading.prefilled()
+        if not self._reading.begun:
+            first = self._reading.prefilled()
         return Part(seq, ids, logprobs, tops, choice.finish_reason), first
 
     def _scores(self, given: _Logprobs) -> tuple[list[float], list[Top]]:

@@ -215,7 +215,7 @@ class RemoteGeneration:
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._unwanted: set[tuple[int, int]] = set()
         self._prefilled: set[int] = set()
-        self._prompts: dict[int, Counted] = {}
+        self._counted: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self.begun = False
 
@@ -380,25 +380,24 @@ class RemoteGeneration:
 
     def _emit(self, events: list[Event]) -> None:
         """Pass events on. Requests for siblings of one job say all that its prompt is computed."""
+        self.begun = True
+        self._mailbox.put([event for event in events if self._is_news(event)])
+
+    def _is_news(self, event: Event) -> bool:
         counts = self._engine.counts
-        passed: list[Event] = []
-        for event in events:
-            if isinstance(event, Sampled):
-                self.begun = True
-                counts.generated_tokens += len(event.tokens)
-            elif isinstance(event, Prefilled):
-                if event.job in self._prefilled:
-                    continue
-                self._prefilled.add(event.job)
-            elif isinstance(event, Counted):
-                before = self._prompts.get(event.job)
-                if before is not None:
-                    continue
-                self._prompts[event.job] = event
-                counts.prompt_tokens += event.prompt_tokens
-                counts.cached_tokens += event.cached_tokens
-            passed.append(event)
-        self._mailbox.put(passed)
+        if isinstance(event, Sampled):
+            counts.generated_tokens += len(event.tokens)
+        elif isinstance(event, Prefilled):
+            if event.job in self._prefilled:
+                return False
+            self._prefilled.add(event.job)
+        elif isinstance(event, Counted):
+            if event.job in self._counted:
+                return False
+            self._counted.add(event.job)
+            counts.prompt_tokens += event.prompt_tokens
+            counts.cached_tokens += event.cached_tokens
+        return True
 
 
 def _error_of(*, broke: bool) -> ApiError:

@@ -109,16 +109,20 @@ class Reading:
     def _cut(self, part: Part) -> tuple[int, FinishReason | None]:
         """How many of a part's tokens count, and whether the sequence ends with them."""
         left = self._job.max_tokens - self._made[part.seq]
-        if self._end_ids:
-            for at, token in enumerate(part.ids[:left], 1):
+        ids = part.ids
+        if not self._end_ids.isdisjoint(ids):
+            for at, token in enumerate(ids[:left], 1):
                 if token in self._end_ids:
                     return at, "stop"
         if part.finish is not None:
-            return min(len(part.ids), left), reason_of(part.finish)
-        return (left, "length") if len(part.ids) >= left > 0 else (min(len(part.ids), left), None)
+            return min(len(ids), left), reason_of(part.finish)
+        if len(ids) < left:
+            return len(ids), None
+        return (left, "length") if left else (0, None)
 
     def _sampled(self, part: Part, count: int) -> Sampled:
         k = self._job.logprobs
+        # Arrays of their own: the mailbox extends them.
         logprobs, top_ids, top_logprobs = array("d"), array("i"), array("d")
         if k is not None:
             logprobs.extend(part.logprobs[:count])

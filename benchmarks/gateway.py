@@ -108,7 +108,12 @@ def litellm(program: str, upstream: int, core: int) -> Iterator[tuple[int, int]]
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "config.yaml")
         config.write_text(json.dumps({"model_list": [model]}))
-        os.environ["LITELLM_LOG"] = "ERROR"
+        # Quiet, without the net, and without a key, as the others are.
+        os.environ |= {
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+        }
         command = ["taskset", "-c", str(core), program, "--port", str(port), "--config",
                    str(config), "--num_workers", "1"]  # fmt: skip
         with running(command, port, ready="/health/liveliness") as pid:

@@ -1,6 +1,7 @@
 """The contract holds for an engine in this process, and with the same models behind others:
 
-Afterword in front of Afterword, and in front of vLLM's routes (``tests/vllm.py``).
+Afterword in front of Afterword, and in front of the routes of vLLM (``tests/vllm.py``) and of SGLang
+(``tests/sglang.py``).
 """
 
 from __future__ import annotations
@@ -20,37 +21,48 @@ from afterword.engine.toy import toy_engine
 from afterword.http.lifecycle import Lifecycle
 from asgi import Client
 from conftest import make_client
+from sglang import Sglang
 from upstreams import engine_of, facts_of, listening
 from vllm import Vllm
 
 HERE, BEHIND_AFTERWORD, BEHIND_VLLM = "here", "behind afterword", "behind vllm"
+BEHIND_SGLANG = "behind sglang"
 Surveyed = Mapping[str, tuple[str, list[Facts]]]
 """Sources of models by name, and what the servers there say of them."""
 
 
 @pytest.fixture(scope="session")
 def upstreams() -> Iterator[Mapping[str, Surveyed]]:
-    """Two servers of the toy models."""
+    """Servers of the toy models."""
     engines: dict[str, BatchingEngine] = {
         "toy": toy_engine(),
         "toy-bos": toy_engine(adds_bos=True),
         "plain": toy_engine(infill=False),
     }
     afterword = make_client(dict(engines)).app
-    with listening(afterword) as one, listening(Vllm(engines).app) as other:
+    with ExitStack() as opened:
+        one = opened.enter_context(listening(afterword))
+        other = opened.enter_context(listening(Vllm(engines).app))
+        sglangs = {
+            name: opened.enter_context(
+                listening(Sglang(engine, name=name, incremental=name != "toy").app)
+            )
+            for name, engine in engines.items()
+        }
         sources = {
             BEHIND_AFTERWORD: {name: f"afterword+{one}#{name}" for name in engines},
             BEHIND_VLLM: {name: f"vllm+{other}#{name}" for name in engines},
+            BEHIND_SGLANG: {name: f"sglang+{base}" for name, base in sglangs.items()},
         }
         yield {
-            way: {name: (source, facts_of(source)) for name, source in named.items()}
+            way: {name: (source, facts_of(source, name=name)) for name, source in named.items()}
             for way, named in sources.items()
         }
     for engine in engines.values():
         asyncio.run(engine.aclose())
 
 
-@pytest.fixture(params=[HERE, BEHIND_AFTERWORD, BEHIND_VLLM])
+@pytest.fixture(params=[HERE, BEHIND_AFTERWORD, BEHIND_VLLM, BEHIND_SGLANG])
 async def client(
     request: pytest.FixtureRequest, client: Client, upstreams: Mapping[str, Surveyed]
 ) -> AsyncIterator[Client]:
@@ -59,7 +71,7 @@ async def client(
         yield client
         return
     surveyed = upstreams[request.param]
-    engines = {name: engine_of(*found) for name, found in surveyed.items()}
+    engines = {name: engine_of(*found, name=name) for name, found in surveyed.items()}
     yield make_client(dict(engines))
     for engine in engines.values():
         await engine.aclose()

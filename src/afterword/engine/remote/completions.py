@@ -100,6 +100,7 @@ class _Completions:
     name = ""
     title = ""
     lacks: Mapping[str, str] = {}
+    notes: Mapping[str, str] = {}
 
     def health(self, api: Api) -> str:
         return f"{api.address.root}/health"
@@ -128,6 +129,7 @@ class AfterwordDialect(_Completions):
 
     name = "afterword"
     title = "Afterword"
+    notes: Mapping[str, str] = {"seed": "yes, with the promise of those behind"}
 
     async def survey(self, api: Api, name: str) -> Facts:
         """See ``Dialect``."""
@@ -188,6 +190,10 @@ class VllmDialect(_Completions):
 
     name = "vllm"
     title = "vLLM"
+    notes: Mapping[str, str] = {
+        "seed": "as far as it keeps them",
+        "cached_tokens": "with its `--enable-prompt-tokens-details`",
+    }
 
     async def survey(self, api: Api, name: str) -> Facts:
         """See ``Dialect``."""
@@ -264,11 +270,20 @@ class OpenaiDialect(_Completions):
     title = "an OpenAI-like endpoint"
     lacks: Mapping[str, str] = {
         "ids": "has no tokenizer",
+        "suffix": "has no tokenizer",
         "scoring": "cannot say which tokens of a prompt it scored",
         "top_k": "does not know it",
         "min_p": "does not know it",
         "min_tokens": "does not know it",
         "ignore_eos": "does not know it",
+    }
+    notes: Mapping[str, str] = {
+        "text": "yes, `max_tokens` must be given",
+        "logprobs": "where it has them, at most 5",
+        "bytes": "as it writes them",
+        "seed": "as far as it keeps them",
+        "usage": "its own count; up to a `stop`, by chunks",
+        "cached_tokens": "where it tells",
     }
 
     def health(self, api: Api) -> str:

@@ -77,6 +77,10 @@ class Dialect(Protocol):
     def lacks(self) -> Mapping[str, str]:
         """Features that are refused, and why."""
 
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """Features that are there in part, and in which."""
+
     def health(self, api: Api) -> str:
         """The path whose answer shows that it can compute."""
 

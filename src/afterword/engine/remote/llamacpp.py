@@ -98,6 +98,10 @@ class LlamacppDialect:
         "min_tokens": "does not know it",
         "ignore_eos": "bans end tokens instead of going on after them",
     }
+    notes: Mapping[str, str] = {
+        "bytes": "yes; -9999.0 for tokens that end inside a character, which it does not tell",
+        "seed": "32 bits of it, one stream at a time",
+    }
 
     def health(self, api: Api) -> str:
         """Answers 503 while the model is loaded."""

@@ -84,6 +84,7 @@ class SglangDialect:
     name = "sglang"
     title = "SGLang"
     lacks: Mapping[str, str] = {}
+    notes: Mapping[str, str] = {"seed": "with its `--enable-deterministic-inference`"}
 
     def health(self, api: Api) -> str:
         """See ``Dialect``."""

@@ -1,6 +1,6 @@
 """A toy model behind the routes of SGLang 0.5.23, shape for shape by its source.
 
-From ``sglang/srt/entrypoints/http_server.py`` (``/generate``), ``managers/tokenizer_manager.py`` and
+From ``srt/entrypoints/http_server.py`` (``/generate``), ``srt/managers/tokenizer_manager.py`` and
 ``openai/serving_tokenize.py``: outputs tell all tokens so far, log-probabilities are triples.
 """
 

@@ -1,6 +1,6 @@
 """The contract holds for an engine in this process, and with the same models behind others:
 
-Afterword in front of Afterword, and in front of the routes of vLLM (``tests/vllm.py``) and of SGLang
+Afterword in front of Afterword, of vLLM's routes (``tests/vllm.py``), and of SGLang's
 (``tests/sglang.py``).
 """
 

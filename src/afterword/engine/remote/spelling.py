@@ -22,7 +22,7 @@ _BROKEN = "\ufffd"
 _SEPARATORS = ("ZqXj#Zq", "QxvK%Qx", "JkZw~Jk")
 _BLOCK = 16384
 _MOST_IDS = 1 << 20
-_LONE = ("\x80", "\x90", "\ue000", "\ue800", "\U000f0000")
+_LONE = ("\x80", "\x90", "\ue000", "\ue800", "\ue820", "\U000f0000")
 """Characters that no vocabulary has a token for, so that they are told byte by byte."""
 _HEADS = (b"", b"\xc2", b"\xee", b"\xf3")
 _TAILS = (b"", b"\x80", b"\xa0", b"\x90", b"\x80\x80", b"\xa0\x80", b"\x90\x80", b"\x90\x80\x80",

@@ -34,32 +34,37 @@ Surveyed = Mapping[str, tuple[str, list[Facts]]]
 @pytest.fixture(scope="session")
 def upstreams() -> Iterator[Mapping[str, Surveyed]]:
     """Servers of the toy models."""
-    engines: dict[str, BatchingEngine] = {
+    ways: dict[str, dict[str, str]] = {}
+    with ExitStack() as opened:
+        engines = _engines(opened)
+        base = opened.enter_context(listening(make_client(dict(engines)).app))
+        ways[BEHIND_AFTERWORD] = {name: f"afterword+{base}#{name}" for name in engines}
+        base = opened.enter_context(listening(Vllm(_engines(opened)).app))
+        ways[BEHIND_VLLM] = {name: f"vllm+{base}#{name}" for name in engines}
+        ways[BEHIND_SGLANG] = {}
+        for name, engine in _engines(opened).items():
+            app = Sglang(engine, name=name, incremental=name != "toy").app
+            ways[BEHIND_SGLANG][name] = f"sglang+{opened.enter_context(listening(app))}"
+        yield {
+            way: {name: (source, facts_of(source, name=name)) for name, source in named.items()}
+            for way, named in ways.items()
+        }
+
+
+def _engines(opened: ExitStack) -> dict[str, BatchingEngine]:
+    """Toy models of their own, closed at the end."""
+    engines = {
         "toy": toy_engine(),
         "toy-bos": toy_engine(adds_bos=True),
         "plain": toy_engine(infill=False),
     }
-    afterword = make_client(dict(engines)).app
-    with ExitStack() as opened:
-        one = opened.enter_context(listening(afterword))
-        other = opened.enter_context(listening(Vllm(engines).app))
-        sglangs = {
-            name: opened.enter_context(
-                listening(Sglang(engine, name=name, incremental=name != "toy").app)
-            )
-            for name, engine in engines.items()
-        }
-        sources = {
-            BEHIND_AFTERWORD: {name: f"afterword+{one}#{name}" for name in engines},
-            BEHIND_VLLM: {name: f"vllm+{other}#{name}" for name in engines},
-            BEHIND_SGLANG: {name: f"sglang+{base}" for name, base in sglangs.items()},
-        }
-        yield {
-            way: {name: (source, facts_of(source, name=name)) for name, source in named.items()}
-            for way, named in sources.items()
-        }
     for engine in engines.values():
-        asyncio.run(engine.aclose())
+        opened.callback(_close, engine)
+    return engines
+
+
+def _close(engine: Engine) -> None:
+    asyncio.run(engine.aclose())
 
 
 @pytest.fixture(params=[HERE, BEHIND_AFTERWORD, BEHIND_VLLM, BEHIND_SGLANG])

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 
 from afterword.engine.remote.engine import RemoteEngine
-from asgi import Client
+from asgi import Client, Reply, chunks_of
 from conftest import make_client
 from engine.remote.conftest import Front, hasty
 from standin import Exchange, StandIn
 
 PATH = "/v1/completions"
 BODY = {"model": "toy", "prompt": [97], "max_tokens": 3}
-HASTY = hasty(first_token_s=0.02, silence_s=0.02, connect_s=0.02)
 
 
 def hung(exchange: Exchange) -> None:
@@ -86,6 +85,30 @@ BEFORE = [hung, hung_after_the_head, keeps_alive_only, half_a_json, no_http, wro
           ends_early, killed, broken, error_event, full, limited, of_another_choice]  # fmt: skip
 
 
+HUNG = (hung, hung_after_the_head, keeps_alive_only)
+
+
+def expire(engine: RemoteEngine) -> None:
+    """Let the time of all that is under way be over."""
+    for generation in engine._generations:
+        for attempt in set(generation._attempts.values()):
+            attempt._heard_s = -1e9
+            attempt._look_back()
+
+
+async def posted(
+    engine: RemoteEngine, body: dict[str, Any], bad: StandIn, *, hangs: bool, after_tokens: int = 0
+) -> Reply:
+    """The answer to a request; where the upstream hangs, it does until its time is over."""
+    run = asyncio.ensure_future(client_of(engine).post(PATH, body))
+    if hangs:
+        await bad.until_asked(1)
+        while engine.counts.generated_tokens < after_tokens:
+            await asyncio.sleep(0)
+        expire(engine)
+    return await run
+
+
 def client_of(engine: RemoteEngine) -> Client:
     return make_client({"toy": engine})
 
@@ -104,8 +127,8 @@ async def test_a_fault_before_the_first_token_is_an_error(
     front: Front, fault: Callable[[Exchange], None], stream: bool
 ) -> None:
     async with StandIn(fault) as upstream:
-        client = client_of(front(upstream, options=HASTY))
-        reply = await client.post(PATH, {**BODY, "stream": stream})
+        body = {**BODY, "stream": stream}
+        reply = await posted(front(upstream), body, upstream, hangs=fault in HUNG)
         assert error_of(reply.body)["type"] == "server_error"
         assert b"secret" not in reply.body
         assert b"127.0.0.1" not in reply.body
@@ -123,15 +146,16 @@ async def test_a_fault_before_the_first_token_is_mended_elsewhere(
     front: Front, fault: Callable[[Exchange], None], stream: bool
 ) -> None:
     async with StandIn(fault) as bad, StandIn() as good:
-        client = client_of(front(bad, good, options=HASTY))
-        body = {"prompt": [97], "max_tokens": 3, "stream_options": {"include_usage": True}}
+        body = {**BODY, "stream": stream}
         if stream:
-            chunks = await client.stream(**body)
+            body["stream_options"] = {"include_usage": True}
+        reply = await posted(front(bad, good), body, bad, hangs=fault in HUNG)
+        if stream:
+            chunks = chunks_of(reply.body)
             text = "".join(c["choices"][0]["text"] for c in chunks if c["choices"])
             usage = chunks[-1]["usage"]
         else:
-            answer = await client.complete(prompt=[97], max_tokens=3)
-            text, usage = answer["choices"][0]["text"], answer["usage"]
+            text, usage = reply.json()["choices"][0]["text"], reply.json()["usage"]
         assert text == "bbb"
         assert usage["completion_tokens"] == 3
         assert usage["prompt_tokens"] == 1
@@ -179,8 +203,9 @@ async def test_a_fault_in_the_middle_is_never_tried_again(
     front: Front, fault: str, stream: bool
 ) -> None:
     async with StandIn(one_token_then(AFTER[fault])) as bad, StandIn() as good:
-        client = client_of(front(bad, good, options=HASTY))
-        reply = await client.post(PATH, {**BODY, "stream": stream})
+        body = {**BODY, "stream": stream}
+        engine = front(bad, good)
+        reply = await posted(engine, body, bad, hangs=fault == "hung", after_tokens=1)
         assert error_of(reply.body)["type"] == "server_error"
         assert (len(bad.bodies), len(good.bodies)) == (1, 0)
         if stream:

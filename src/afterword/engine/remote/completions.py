@@ -99,6 +99,7 @@ class _Completions:
 
     name = ""
     title = ""
+    takes_names_as_text = False
     lacks: Mapping[str, str] = {}
     notes: Mapping[str, str] = {}
 

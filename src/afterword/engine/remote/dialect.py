@@ -78,6 +78,10 @@ class Dialect(Protocol):
         """Features that are refused, and why."""
 
     @property
+    def takes_names_as_text(self) -> bool:
+        """Whether its tokenizer can be told that names of special tokens are text."""
+
+    @property
     def notes(self) -> Mapping[str, str]:
         """Features that are there in part, and in which."""
 

@@ -60,10 +60,12 @@ async def open_remote(
     pool = Pool(name, dialect, addresses, options)
     try:
         found = await pool.survey()
-        return RemoteEngine(pool, found, max_waiting=max_waiting)
+        engine = RemoteEngine(pool, found, max_waiting=max_waiting)
+        pool.watch()
     except BaseException:
         await pool.aclose()
         raise
+    return engine
 
 
 class RemoteEngine:
@@ -81,10 +83,8 @@ class RemoteEngine:
         self._closed = False
         self.tokenizer: AnyTokenizer = self._tokenizer()
         self.counts = _Counts()
-        pool.admit_only(self._against)
         context = min(facts.context_tokens for facts in found)
-        same = msgspec.structs.replace(self._facts, context_tokens=context)
-        self._facts = same
+        self._facts = msgspec.structs.replace(found[0], context_tokens=context)
         digest = identity(pool.dialect.name, *sorted({facts.identity for facts in found}))
         self.card = EngineCard(
             context_tokens=context,
@@ -96,6 +96,7 @@ class RemoteEngine:
                 "upstream_model": self._facts.model,
             },
         )
+        pool.admit_only(self._against)
 
     def _tokenizer(self) -> AnyTokenizer:
         facts, dialect = self._facts, self.pool.dialect
@@ -108,8 +109,9 @@ class RemoteEngine:
 
     async def _ids_of(self, text: str, parse_special: bool) -> list[int]:
         """Have a text tokenised; names of special tokens are text where they should be."""
-        parts = [text] if parse_special else self._without_names(text)
         dialect = self.pool.dialect
+        whole = parse_special or dialect.takes_names_as_text
+        parts = [text] if whole else self._without_names(text)
         ids: list[int] = []
         for part in parts:
             ids += await self.pool.ask(
@@ -138,7 +140,7 @@ class RemoteEngine:
         mine = self._facts
         if facts.vocabulary != mine.vocabulary:
             return "its vocabulary is another one"
-        if facts.context_tokens < mine.context_tokens and hasattr(self, "card"):
+        if facts.context_tokens < mine.context_tokens:
             return f"its context of {facts.context_tokens} tokens is shorter"
         return None
 

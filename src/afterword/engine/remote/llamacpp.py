@@ -92,6 +92,7 @@ class LlamacppDialect:
 
     name = "llamacpp"
     title = "llama-server"
+    takes_names_as_text = True
     lacks: Mapping[str, str] = {
         "scoring": "does not score prompts",
         "penalties": "counts the prompt's tokens too",

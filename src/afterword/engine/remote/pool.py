@@ -24,6 +24,7 @@ T = TypeVar("T")
 _TYPICAL_TOKENS = 256
 """How long an answer is taken to be where it may be longer."""
 _LEAST_PROBE_S = 1.0
+_LEAST_REST_S = 0.1
 _MOST_REFUSALS = 3
 
 
@@ -146,7 +147,8 @@ class Pool:
 
     def rest(self, upstream: Upstream, failure: Overloaded) -> None:
         """An upstream asked to be left alone."""
-        until_s = asyncio.get_running_loop().time() + failure.rest_s
+        # One that says 0 is not asked in a circle.
+        until_s = asyncio.get_running_loop().time() + max(failure.rest_s, _LEAST_REST_S)
         upstream.resting_until_s = max(upstream.resting_until_s, until_s)
 
     async def choose(

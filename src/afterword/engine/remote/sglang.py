@@ -83,6 +83,7 @@ class SglangDialect:
 
     name = "sglang"
     title = "SGLang"
+    takes_names_as_text = False
     lacks: Mapping[str, str] = {}
     notes: Mapping[str, str] = {"seed": "with its `--enable-deterministic-inference`"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from afterword.core.protocols import InfillTokens
@@ -71,10 +72,9 @@ class RemoteTokenizer:
         for text, parse_special in texts:
             if (text, parse_special) not in known:
                 known[text, parse_special] = await self._ask(text, parse_special)
-        made = object.__new__(RemoteTokenizer)
-        made.__dict__ |= self.__dict__
-        made._known = known
-        return made
+        knowing = copy.copy(self)  # tables are shared
+        knowing._known = known  # noqa: SLF001 - our own kind
+        return knowing
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """The ids of a text that was fetched."""

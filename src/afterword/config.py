@@ -26,7 +26,8 @@ LEGACY_NAME = "gpt-3.5-turbo-instruct"
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an operator can decide. None means that it is decided from what is there.
 
-    ``models`` are sources by name, in order; ``aliases`` are models by alias.
+    ``models`` are sources by name, in order; ``aliases`` are models by alias; ``upstream_keys``
+    are what other servers want to see, by model. They are in no flag and are shown nowhere.
     """
 
     models: dict[str, str] = msgspec.field(
@@ -46,6 +47,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     target_gap_ms: Count = 200
     max_waiting: Count = 256
     score_cache_mib: Annotated[int, Meta(ge=0)] = 64
+    upstream_keys: dict[str, str] | None = None
+    upstream_connect_s: Annotated[float, Meta(gt=0)] = 5.0
+    upstream_first_token_s: Annotated[float, Meta(gt=0)] = 300.0
+    upstream_silence_s: Annotated[float, Meta(gt=0)] = 60.0
+    upstream_probe_s: Annotated[float, Meta(gt=0)] = 5.0
+    upstream_patience_s: Annotated[float, Meta(ge=0)] = 10.0
     max_logprobs: Annotated[int, Meta(ge=0, le=1000)] = Limits().max_logprobs
     max_stops: Count = Limits().max_stops
     max_n: Annotated[int, Meta(ge=1, le=128)] = Limits().max_n
@@ -97,7 +104,7 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 _FIELDS = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-_TABLES = ("models", "aliases")
+_TABLES = ("models", "aliases", "upstream_keys")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
@@ -138,7 +145,7 @@ def parse_pairs(text: str, *, what: str) -> dict[str, str]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = part.partition("=")
         if not equals or not value:
-            raise ConfigError(f"{what}: {part!r} is not NAME=VALUE")
+            raise ConfigError(f"{what}: {_shown(part, what)} is not NAME=VALUE")
         if name in pairs:
             raise ConfigError(f"{what}: {name!r} is given twice")
         pairs[name] = value
@@ -186,7 +193,7 @@ def _convert(name: str, value: object, place: str) -> Any:  # noqa: ANN401 - of 
         return msgspec.convert(value, _FIELDS[name], strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
         raise ConfigError(
-            f"{place}: {name} = {_shown(value)}: expected {_expected(name, error)}"
+            f"{place}: {name} = {_shown(value, name)}: expected {_expected(name, error)}"
         ) from error
 
 
@@ -211,6 +218,9 @@ def _check_names(settings: Settings, origins: Mapping[str, str]) -> None:
             )
         if alias in settings.models:
             raise ConfigError(f"{origins['aliases']}: alias {alias!r} is a model's name")
+    for name in settings.upstream_keys or {}:
+        if name not in settings.models:
+            raise ConfigError(f"{origins['upstream_keys']}: a key for {name!r}, which is no model")
 
 
 def _nearest(name: str) -> str:
@@ -218,6 +228,8 @@ def _nearest(name: str) -> str:
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, name: str) -> str:
+    if "key" in name.lower():
+        return "(not shown)"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"

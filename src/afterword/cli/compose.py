@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from afterword.cli.sources import ModelFile, Store, parse_source
@@ -13,8 +13,12 @@ from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
+from afterword.core.protocols import Engine
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.llama.gguf import read_header
+from afterword.engine.remote.address import Address, is_remote, parse_addresses
+from afterword.engine.remote.engine import RemoteEngine, open_remote
+from afterword.engine.remote.pool import PoolOptions
 
 
 @asynccontextmanager
@@ -27,15 +31,47 @@ async def open_service(
     """
     store = Store(settings.models_dir, terminal)
     # All files are looked at before the first is loaded: what is wrong is said at once.
-    files = {name: _checked_file(store, settings, name) for name in settings.models}
+    sources = {
+        name: parse_addresses(source) if is_remote(source) else _checked_file(store, settings, name)
+        for name, source in settings.models.items()
+    }
     async with AsyncExitStack() as opened:
         served: list[ServedModel] = []
-        for name, file in files.items():
-            engine = _open(name, file, settings, probe=probe)
+        for name, source in sources.items():
+            engine: Engine
+            if isinstance(source, ModelFile):
+                engine = _open(name, source, settings, probe=probe)
+                created = int(source.path.stat().st_mtime)
+            else:
+                engine = await _open_remote(name, source, settings)
+                created = int(time.time())
             opened.push_async_callback(engine.aclose)
-            served.append(ServedModel(name, engine, int(file.path.stat().st_mtime)))
+            served.append(ServedModel(name, engine, created))
         catalog = Catalog(served, settings.effective_aliases())
         yield CompletionService(catalog, settings.limits(), clock=time.time, entropy=os.urandom)
+
+
+async def retarget(service: CompletionService, models: Mapping[str, str]) -> None:
+    """Serve models of other servers from the addresses there now; what else changed waits.
+
+    ``models`` are sources by name. Raises ``ConfigError``, and then nothing has changed.
+    """
+    there = {name: parse_addresses(text) for name, text in models.items() if is_remote(text)}
+    for served in service.catalog.engines:
+        if isinstance(served.engine, RemoteEngine) and served.name in there:
+            await served.engine.retarget(there[served.name])
+
+
+async def _open_remote(name: str, addresses: Sequence[Address], settings: Settings) -> RemoteEngine:
+    options = PoolOptions(
+        key=(settings.upstream_keys or {}).get(name),
+        connect_s=settings.upstream_connect_s,
+        first_token_s=settings.upstream_first_token_s,
+        silence_s=settings.upstream_silence_s,
+        probe_s=settings.upstream_probe_s,
+        patience_s=settings.upstream_patience_s,
+    )
+    return await open_remote(name, addresses, options=options, max_waiting=settings.max_waiting)
 
 
 def _checked_file(store: Store, settings: Settings, name: str) -> ModelFile:

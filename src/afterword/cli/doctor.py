@@ -18,6 +18,7 @@ from afterword.cli.options import read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import ServedModel
 from afterword.config import Settings
+from afterword.engine.remote.address import is_remote
 
 _GIB = 2**30
 
@@ -45,7 +46,11 @@ async def _examine(settings: Settings) -> int:
         for model in served:
             click.echo()
             _print(_model(model, settings))
-        kept = all(model.engine.card.batch_invariant for model in served)
+        # What other servers promise is their own affair.
+        kept = all(
+            model.engine.card.batch_invariant or is_remote(settings.models[model.name])
+            for model in served
+        )
     click.echo()
     _print(("change", finding.change) for finding in surroundings if finding.change)
     stopped = any(finding.fatal for finding in surroundings)
@@ -74,7 +79,9 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
             yield name, value
     yield "fingerprint", card.fingerprint
     yield "suffix", "yes" if model.engine.tokenizer.infill else "refused: no infill tokens"
-    if card.batch_invariant:
+    if is_remote(settings.models[model.name]):
+        promise = "that of the servers behind"
+    elif card.batch_invariant:
         promise = "kept: answers do not depend on what else is served"
     elif settings.kv == "exact":
         promise = "NOT kept: this file's formats are computed otherwise in larger batches"

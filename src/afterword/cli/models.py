@@ -17,6 +17,7 @@ from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.gguf import Header, read_header
+from afterword.engine.remote.address import is_remote
 
 _config = click.option("--config", metavar="FILE", help="A TOML file of settings.")
 _models_dir = click.option("--models-dir", metavar="FOLDER", help="Where models are kept.")
@@ -36,6 +37,8 @@ def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
     table = Table("NAME", "SOURCE", "SIZE", box=None, pad_edge=False, header_style="")
     for name, source, path in _known(settings, _store(settings)):
         size = "not fetched" if path is None else _megabytes(path.stat().st_size)
+        if is_remote(source):
+            size = "another server"
         table.add_row(name, source, size)
     Console(soft_wrap=True).print(table)
 
@@ -79,7 +82,7 @@ def _store(settings: Settings) -> Store:
 def _known(settings: Settings, store: Store) -> Iterator[tuple[str, str, Path | None]]:
     """Name, source and file of the models set up, then of the others."""
     for name, source in settings.models.items():
-        yield name, source, store.find(parse_source(source))
+        yield name, source, None if is_remote(source) else store.find(parse_source(source))
     for source, path in store.kept():
         if source not in settings.models.values():
             yield "-", source, path

@@ -10,14 +10,17 @@ import rich_click as click
 from afterword.cli.sources import parse_source
 from afterword.config import EMBEDDED_MODEL, LEGACY_NAME, Resolved, resolve
 from afterword.core.errors import ConfigError
+from afterword.engine.remote.address import is_remote
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SOURCES = "a path, pypi:PACKAGE==VERSION or hf:ORG/REPO/FILE.gguf"
+UPSTREAMS = "or the address of another server, as in vllm+http://host:8000/v1"
 
 MODELS: Mapping[str, str] = {
-    "model": f"A model to serve, and where it comes from: {SOURCES}. Without NAME it has its "
-    f"file's. May be repeated; the first is the default. [default: {EMBEDDED_MODEL}]",
+    "model": f"A model to serve, and where it comes from: {SOURCES}, {UPSTREAMS}. Without NAME "
+    "it has its file's. May be repeated; the first is the default; a NAME with several addresses "
+    f"is served by all of them. [default: {EMBEDDED_MODEL}]",
     "alias": "Another name for a model. May be repeated. "
     f"[default: {LEGACY_NAME} for the first model]",
     "models-dir": "Where fetched models are kept. [default: the user's cache]",
@@ -40,6 +43,15 @@ ENGINE: Mapping[str, str] = {
     "max-waiting": "Requests that may wait for a slot. [default: 256]",
     "score-cache-mib": "Memory for log-probabilities of prompts that others may begin with. "
     "[default: 64]",
+}
+UPSTREAM: Mapping[str, str] = {
+    "upstream-connect-s": "Seconds for a connection to another server. [default: 5]",
+    "upstream-first-token-s": "Seconds that another server may take for a first token. "
+    "[default: 300]",
+    "upstream-silence-s": "Seconds between two tokens of another server. [default: 60]",
+    "upstream-probe-s": "Seconds between two looks at whether another server is well. [default: 5]",
+    "upstream-patience-s": "Seconds that a request waits where all servers of a model are full. "
+    "[default: 10]",
 }
 LIMITS: Mapping[str, str] = {
     "max-logprobs": "Upper limit of logprobs. [default: 5]",
@@ -79,6 +91,7 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     "Models": MODELS,
     "Network": NETWORK,
     "Engine": ENGINE,
+    "Other servers": UPSTREAM,
     "Limits of a request": LIMITS,
     "Ledger": LEDGER,
     "Access": ACCESS,
@@ -107,6 +120,7 @@ _METAVARS = {
     "reuse-port": "BOOLEAN",
     "read-timeout-s": "SECONDS",
     "otel": "BOOLEAN",
+    **dict.fromkeys(UPSTREAM, "SECONDS"),
 }
 _REPEATED = {"model": "models", "alias": "aliases"}
 
@@ -153,10 +167,14 @@ def _pairs(name: str, values: Sequence[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for value in values:
         left, equals, right = value.partition("=")
+        if name == "model" and is_remote(value):
+            raise ConfigError(f"--model {value!r}: a model of other servers needs a NAME=")
         if name == "model" and not equals and value:
             left, right = parse_source(value).label, value
         if not left or not right or ":" in left:
             raise ConfigError(f"--{name} {value!r} is not {_METAVARS[name]}")
+        if name == "model" and is_remote(right) and is_remote(pairs.get(left, "")):
+            right = f"{pairs.pop(left)} {right}"
         if left in pairs:
             raise ConfigError(f"--{name} {left!r} is given twice")
         pairs[left] = right

@@ -19,7 +19,7 @@ import rich_click as click
 import sqlalchemy as sa
 import uvloop
 
-from afterword.cli.compose import open_service
+from afterword.cli.compose import open_service, retarget
 from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options
 from afterword.cli.options import read_settings, setting_flags
 from afterword.cli.server import (
@@ -51,7 +51,9 @@ SWITCH_INTERVAL_S = 0.001
 
 
 @click.command(short_help="Start the server.")
-@setting_flags("Models", "Network", "Engine", "Limits of a request", "Ledger", "Access")
+@setting_flags(
+    "Models", "Network", "Engine", "Other servers", "Limits of a request", "Ledger", "Access"
+)
 @click.option(
     "--print-config", is_flag=True, help="Show every setting and its origin; start nothing."
 )
@@ -63,7 +65,8 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
     AFTERWORD_MAX_N); options come before the environment, that before the file.
 
     Ctrl-C or SIGTERM stops admission, finishes the answers under way and exits 0. SIGHUP reads
-    keys, limits of a request, the log level and the certificate again.
+    keys, limits of a request, the log level, the certificate and the addresses of other servers
+    again; servers whose addresses are gone finish what they have.
     """
     resolved = read_settings(given, os.environ)
     if print_config:
@@ -129,12 +132,13 @@ async def _serve(ground: Ground, terminal: Terminal, observe: Observer | None) -
             observe=observe,
         )
 
-        def reload() -> None:
+        async def reload() -> None:
             changed = ground.reread().settings
+            await retarget(service, changed.models)
             logging.getLogger("afterword").setLevel(changed.log_level.upper())
             service.limits = changed.limits()
             ledger.clerk.refresh()
-            _log.info("keys, limits of a request and the log level were read again")
+            _log.info("keys, limits, log level and addresses of other servers were read again")
 
         url = url_of(bound, tls=settings.certfile is not None)
         server = Server(
@@ -211,6 +215,8 @@ def _settings_table(resolved: Resolved) -> str:
         values["database"] = parse_url(values["database"]).render_as_string(hide_password=True)
     if values["redis"] is not None:
         values["redis"] = _WITHOUT_PASSWORD.sub("//***@", values["redis"])
+    if resolved.settings.upstream_keys is not None:
+        values["upstream_keys"] = dict.fromkeys(resolved.settings.upstream_keys, "***")
     values["aliases"] = dict(resolved.settings.effective_aliases())
     shown = {name: "-" if value is None else json.dumps(value) for name, value in values.items()}
     wide = max(map(len, shown))

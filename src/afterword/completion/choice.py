@@ -149,6 +149,8 @@ class ChoiceBuilder:
         """The engine ended the sequence: flush what was held, which may still complete a stop."""
         if self.finish_reason is not None:
             return
+        # An engine that is given text is told only at the end how many tokens it was.
+        self.completion_tokens = event.completion_tokens
         if self._wrote or self._echo:
             rest = self._detokenizer.flush()
             if rest and self._wrote:

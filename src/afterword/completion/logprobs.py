@@ -64,6 +64,8 @@ class Entries:
         top: dict[str, float] = {}
         chosen_is_among = False
         for i, value in zip(ids, values, strict=True):
+            if i < 0:  # the engine was told of fewer
+                continue
             chosen_is_among = chosen_is_among or i == token
             self._put(top, i, logprob if i == token else finite(value))
         if not chosen_is_among:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import msgspec
@@ -73,6 +73,13 @@ class Room(msgspec.Struct, frozen=True):
                 context=self.context_tokens, prompt=least, completion=asked or 0
             )
 
+    def fitting(
+        self, texts: Iterable[tuple[str, bool]], tokenizer: Tokenizer
+    ) -> list[tuple[str, bool]]:
+        """Those texts that ``refuse_endless`` lets through."""
+        most = self.context_tokens * tokenizer.max_piece_bytes
+        return [text for text in texts if len(text[0]) <= most]
+
     def completion_tokens(self, prompt_tokens: int, asked: int | None) -> int:
         """How many tokens may be generated; ``ContextLengthExceeded`` where it does not fit."""
         left = self.context_tokens - prompt_tokens
@@ -111,7 +118,7 @@ def make_plan(
             "in the order in which it is echoed.",
             param="suffix",
         )
-    sampling = _sampling(request, len(tokenizer.pieces))
+    sampling = _sampling(request, tokenizer)
     extra_end_ids = infill_tokens(tokenizer).end_ids if suffix is not None else ()
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
@@ -170,13 +177,16 @@ def _counts(request: CompletionRequest) -> tuple[int, int]:
     return n, best_of
 
 
-def _sampling(request: CompletionRequest, vocabulary: int) -> SamplingParams:
+def _sampling(request: CompletionRequest, tokenizer: Tokenizer) -> SamplingParams:
     bias = request.logit_bias or ()
+    if bias:
+        _refuse_ids("logit_bias", tokenizer)
+    vocabulary = len(tokenizer.pieces)
     if bias and bias[-1][0] >= vocabulary:
         raise out_of_range(
             "logit_bias", bias[-1][0], f"token ids below the vocabulary's size of {vocabulary}"
         )
-    if sum(value <= -100 for _, value in bias) >= vocabulary:
+    if bias and sum(value <= -100 for _, value in bias) >= vocabulary:
         raise InvalidRequest("'logit_bias' bans every token of the vocabulary.", param="logit_bias")
     given = SamplingParams()
     return SamplingParams(
@@ -222,6 +232,7 @@ def _prompt(
 def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:
     if isinstance(prompt, str):
         return tokenizer.encode(prompt, parse_special=parse_special) if prompt else ()
+    _refuse_ids("prompt", tokenizer)
     largest = max(prompt)
     if largest >= len(tokenizer.pieces):
         raise InvalidRequest(
@@ -231,3 +242,19 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequen
             code="invalid_value",
         )
     return prompt
+
+
+def _refuse_ids(name: str, tokenizer: Tokenizer) -> None:
+    """Refuse token ids where they mean nothing."""
+    if tokenizer.lacks_ids is not None:
+        raise InvalidRequest(f"Token ids in '{name}': {tokenizer.lacks_ids}", param=name)
+
+
+def texts_of(request: CompletionRequest) -> Iterator[tuple[str, bool]]:
+    """What ``make_plan`` will have tokenised: texts, and whether names of special tokens count."""
+    suffix = request.suffix or ""
+    for prompt in request.prompt:
+        if isinstance(prompt, str) and prompt:
+            yield prompt, not suffix
+    if suffix:
+        yield suffix, False

@@ -13,14 +13,14 @@ from typing import Self, TypeVar
 import msgspec
 
 from afterword.completion import ranking, tokens
-from afterword.completion.catalog import Catalog
+from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.choice import ChoiceBuilder, Delta
-from afterword.completion.plan import Identity, Plan, Room, make_plan
-from afterword.completion.request import decode
+from afterword.completion.plan import Identity, Plan, Room, make_plan, texts_of
+from afterword.completion.request import CompletionRequest, decode
 from afterword.core.errors import ApiError
-from afterword.core.job import Ended, Event, Prefilled, Sampled, ScoredPrompt
+from afterword.core.job import Counted, Ended, Event, Prefilled, Sampled, ScoredPrompt
 from afterword.core.limits import Limits
-from afterword.core.protocols import Engine, Generation
+from afterword.core.protocols import DistantTokenizer, Engine, Generation, Tokenizer
 from afterword.core.wire import Choice, Chunk, Completion, PromptTokensDetails, Usage
 
 T = TypeVar("T")
@@ -63,21 +63,26 @@ class CompletionService:
 
     async def plan(self, body: bytes, *, model: str | None = None) -> Plan:
         """Decide a request; ``model`` is the one its path names. Raises ``ApiError``."""
-        return await _off_the_loop(len(body), partial(self._decide, body, model))
-
-    def _decide(self, body: bytes, model: str | None) -> Plan:
-        request = decode(body, self.limits, model=model)
+        request = await _off_the_loop(len(body), partial(decode, body, self.limits, model=model))
         served = self.catalog.resolve(request.model) if request.model else self.catalog.default
-        engine = served.engine
+        room = Room(served.engine.card.context_tokens, self.limits)
+        tokenizer = served.engine.tokenizer
+        if isinstance(tokenizer, DistantTokenizer):
+            tokenizer = await tokenizer.fetch(room.fitting(texts_of(request), tokenizer))
+        decide = partial(self._decide, request, served, tokenizer, room)
+        return await _off_the_loop(len(body), decide)
+
+    def _decide(
+        self, request: CompletionRequest, served: ServedModel, tokenizer: Tokenizer, room: Room
+    ) -> Plan:
         identity = Identity(
             id=f"cmpl-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}",
             model=request.model or served.name,
             created=int(self._clock()),
-            fingerprint=engine.card.fingerprint,
+            fingerprint=served.engine.card.fingerprint,
             seed=int.from_bytes(self._entropy(8), "big") >> 1,
         )
-        room = Room(engine.card.context_tokens, self.limits)
-        return make_plan(request, engine.tokenizer, room, identity)
+        return make_plan(request, tokenizer, room, identity)
 
     def open(self, plan: Plan) -> Answer:
         """Admit a plan; what is refused is refused here. Raises ``ApiError``."""
@@ -86,12 +91,12 @@ class CompletionService:
 
     async def tokenize(self, body: bytes) -> tokens.Tokenized:
         """POST /tokenize. Raises ``ApiError``."""
-
-        def count() -> tokens.Tokenized:
-            request = tokens.decode_tokenize(body)
-            engine = self._engine(request.model)
-            return tokens.tokenize(request, engine.tokenizer, engine.card.context_tokens)
-
+        request = await _off_the_loop(len(body), partial(tokens.decode_tokenize, body))
+        engine = self._engine(request.model)
+        tokenizer = engine.tokenizer
+        if isinstance(tokenizer, DistantTokenizer):
+            tokenizer = await tokenizer.fetch([(request.prompt, True)])
+        count = partial(tokens.tokenize, request, tokenizer, engine.card.context_tokens)
         return await _off_the_loop(len(body), count)
 
     async def detokenize(self, body: bytes) -> tokens.Detokenized:
@@ -103,10 +108,12 @@ class CompletionService:
 
         return await _off_the_loop(len(body), spell)
 
-    def tokenizer_info(self, model: str | None = None) -> tokens.TokenizerInfo:
-        """GET /tokenizer_info."""
+    def tokenizer_info(
+        self, model: str | None = None, *, vocabulary: bool = False
+    ) -> tokens.TokenizerInfo:
+        """GET /tokenizer_info; the whole ``vocabulary`` only for those who ask for it."""
         engine = self._engine(model)
-        return tokens.describe(engine.tokenizer, engine.card.context_tokens)
+        return tokens.describe(engine.tokenizer, engine.card.context_tokens, vocabulary=vocabulary)
 
     def _engine(self, model: str | None) -> Engine:
         served = self.catalog.resolve(model) if model else self.catalog.default
@@ -123,8 +130,8 @@ class Answer:
         self.plan = plan
         self._generation = generation
         self._entropy = entropy
-        self._prompt_tokens = sum(len(job.prompt_ids) for job in plan.jobs)
-        self._cached_tokens = 0
+        # Prompt tokens and cached ones of each job.
+        self._prompts = [(len(job.prompt_ids), 0) for job in plan.jobs]
         self._scored: dict[int, ScoredPrompt | None] = {}
         self.on_first_token: Callable[[], None] | None = None
         # Made when a sequence is first heard of: a request may have very many.
@@ -153,12 +160,9 @@ class Answer:
     def usage(self) -> Usage:
         """What the request used so far (A5)."""
         completion = sum(builder.completion_tokens for builder in self._builders.values())
-        return Usage(
-            self._prompt_tokens,
-            completion,
-            self._prompt_tokens + completion,
-            PromptTokensDetails(self._cached_tokens),
-        )
+        prompt = sum(tokens for tokens, _ in self._prompts)
+        cached = sum(cached for _, cached in self._prompts)
+        return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
     async def completion(self) -> Completion:
         """The whole answer."""
@@ -194,8 +198,10 @@ class Answer:
                     self._builder(job, seq).ended(event)
                     changed[job, seq] = None
                 case Prefilled(job=job):
-                    self._cached_tokens += event.cached_tokens
+                    self._prompts[job] = (event.prompt_tokens, event.cached_tokens)
                     self._scored[job] = event.scored
+                case Counted(job=job):
+                    self._prompts[job] = (event.prompt_tokens, event.cached_tokens)
         return list(changed)
 
     def _builder(self, job: int, seq: int) -> ChoiceBuilder:

@@ -14,6 +14,7 @@ from afterword.completion.logprobs import token_text
 from afterword.completion.request import parse_object
 from afterword.core.errors import InvalidRequest
 from afterword.core.protocols import Tokenizer
+from afterword.core.wire import Vocabulary
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +59,7 @@ class TokenizerInfo(msgspec.Struct, frozen=True):
     pad_token: str | None
     add_bos_token: bool
     chat_template: str | None
+    vocabulary: Vocabulary | msgspec.UnsetType = msgspec.UNSET
 
 
 def _ids(name: str, value: fields.Json) -> tuple[int, ...]:
@@ -99,6 +101,7 @@ def _decode(body: bytes, table: Mapping[str, Parser], *, required: str) -> dict[
 
 def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, context_tokens: int) -> Tokenized:
     """The ids of a text, special tokens parsed as in a completion's prompt (R2)."""
+    _refuse_without(tokenizer, "prompt")
     ids = tokenizer.encode(request.prompt)
     bos = tokenizer.bos_id
     if request.add_special_tokens and bos is not None and ids[:1] != [bos]:
@@ -111,6 +114,7 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, context_tokens: int
 
 def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer) -> Detokenized:
     """The text of token ids, special tokens by their names."""
+    _refuse_without(tokenizer, "tokens")
     largest = max(request.tokens, default=0)
     if largest >= len(tokenizer.pieces):
         raise fields.out_of_range(
@@ -120,8 +124,11 @@ def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer) -> Detokenized:
     return Detokenized(text.text + text.dangling.decode(errors="replace"))
 
 
-def describe(tokenizer: Tokenizer, context_tokens: int) -> TokenizerInfo:
+def describe(
+    tokenizer: Tokenizer, context_tokens: int, *, vocabulary: bool = False
+) -> TokenizerInfo:
     """What a remote user of a tokenizer needs to know."""
+    _refuse_without(tokenizer, None)
 
     def name(role: str) -> str | None:
         token = tokenizer.roles.get(role)
@@ -136,4 +143,23 @@ def describe(tokenizer: Tokenizer, context_tokens: int) -> TokenizerInfo:
         pad_token=name("pad"),
         add_bos_token=tokenizer.bos_id is not None,
         chat_template=tokenizer.chat_template,
+        vocabulary=_vocabulary(tokenizer) if vocabulary else msgspec.UNSET,
     )
+
+
+def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    return Vocabulary(
+        pieces=[tokenizer.pieces[i] for i in range(len(tokenizer.pieces))],
+        special_ids=sorted(tokenizer.special_ids),
+        end_ids=sorted(i for i in tokenizer.end_ids if i < len(tokenizer.pieces)),
+        document_start_id=tokenizer.document_start_id,
+        bos_id=tokenizer.bos_id,
+        roles=tokenizer.roles,
+        infill=tokenizer.infill,
+    )
+
+
+def _refuse_without(tokenizer: Tokenizer, param: str | None) -> None:
+    """Refuse where tokens cannot be named by id."""
+    if tokenizer.lacks_ids is not None:
+        raise InvalidRequest(f"This model cannot tokenise: {tokenizer.lacks_ids}", param=param)

@@ -83,7 +83,7 @@ class Sampled(msgspec.Struct, frozen=True):
 
     ``tokens`` holds ids. If the job asked for log-probabilities, ``logprobs`` has one float a
     token, and ``top_ids`` and ``top_logprobs`` are flat, k entries a token, likeliest first;
-    otherwise all three are empty.
+    otherwise all three are empty. An engine that is told of fewer fills up with the id -1.
     """
 
     job: int
@@ -92,6 +92,17 @@ class Sampled(msgspec.Struct, frozen=True):
     logprobs: array[float]
     top_ids: array[int]
     top_logprobs: array[float]
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What a job's prompt came to, where an engine is told only at the end.
+
+    Replaces what ``Prefilled`` said; engines that know it by then send none.
+    """
+
+    job: int
+    prompt_tokens: int
+    cached_tokens: int
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -106,4 +117,4 @@ class Ended(msgspec.Struct, frozen=True):
     completion_tokens: int
 
 
-Event: TypeAlias = Prefilled | Sampled | Ended
+Event: TypeAlias = Prefilled | Sampled | Counted | Ended

@@ -1,8 +1,8 @@
 """The seams: what the layers expect of an engine, its tokenizer, a generation and a ledger."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -73,6 +73,10 @@ class Tokenizer(Protocol):
         """The fill-in-the-middle tokens, or None where the vocabulary has none."""
 
     @property
+    def lacks_ids(self) -> str | None:
+        """Why clients cannot name tokens by id (a server without a tokenizer), or None."""
+
+    @property
     def max_piece_bytes(self) -> int:
         """The most bytes of text that one id can stand for."""
 
@@ -80,6 +84,17 @@ class Tokenizer(Protocol):
         """Tokenise text, without any BOS; names of special tokens are parsed on request.
 
         May take milliseconds for long text and releases the GIL meanwhile.
+        """
+
+
+@runtime_checkable
+class DistantTokenizer(Protocol):
+    """A ``Tokenizer`` that another server has: what will be asked of it is fetched first."""
+
+    async def fetch(self, texts: Iterable[tuple[str, bool]]) -> Tokenizer:
+        """A tokenizer that can ``encode`` these texts, each with its ``parse_special``.
+
+        Raises ``ApiError`` where the other server cannot be asked.
         """
 
 
@@ -125,8 +140,9 @@ class Generation(AbstractAsyncContextManager["Generation", None], Protocol):
 
     An iteration gives all that happened since the last one, merged: a reader that lags finds
     one list, not a queue. It ends after the last ``Ended`` of the last job, and raises
-    ``EngineFailed`` where a computation failed. Leaving the context aborts what still runs;
-    its slots are free at the next step.
+    ``EngineFailed`` where a computation failed. Entering the context waits until whoever
+    computes has taken the jobs, and raises ``ApiError`` where nobody does (the status line is
+    not sent yet). Leaving it aborts what still runs; its slots are free at the next step.
     """
 
     def __aiter__(self) -> AsyncIterator[list[Event]]: ...
@@ -153,7 +169,8 @@ class Engine(Protocol):
         """Admit the jobs of one request, all or none; nothing is computed before admission.
 
         Events name a job by its index here. Raises ``EngineOverloaded`` where the waiting line
-        is full, ``EngineUnavailable`` where the engine is dead or closing.
+        is full, ``EngineUnavailable`` where the engine is dead or closing, ``InvalidRequest``
+        where a job asks for what the engine cannot give.
         """
 
     def healthy(self) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from afterword.core.job import FinishReason
+from afterword.core.protocols import InfillTokens
 
 
 class Logprobs(msgspec.Struct, frozen=True):
@@ -61,6 +62,18 @@ class Chunk(msgspec.Struct, frozen=True, tag_field="object", tag="text_completio
     system_fingerprint: str
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     obfuscation: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """A whole vocabulary, for a server that stands in front of this one; pieces in base64."""
+
+    pieces: list[bytes]
+    special_ids: list[int]
+    end_ids: list[int]
+    document_start_id: int
+    bos_id: int | None
+    roles: Mapping[str, int]
+    infill: InfillTokens | None
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

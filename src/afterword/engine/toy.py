@@ -53,6 +53,7 @@ class ToyTokenizer:
         self.document_start_id = self._special["<|im_start|>" if adds_bos else "<|endoftext|>"]
         self.roles = {"bos": self._special["<|im_start|>"], "eos": self._special["<|endoftext|>"]}
         self.chat_template: str | None = None
+        self.lacks_ids: str | None = None
         self.max_piece_bytes = max(map(len, self.pieces))
         self.infill: InfillTokens | None = None
         if infill:

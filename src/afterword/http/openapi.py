@@ -49,6 +49,7 @@ def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
     )
     in_path = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
     in_query = {"name": "model", "in": "query", "schema": {"type": "string"}}
+    whole = {"name": "vocabulary", "in": "query", "schema": {"type": "boolean"}}
     engines = {**completion, "parameters": [in_path], "deprecated": True}
     return {
         "openapi": "3.1.0",
@@ -74,8 +75,8 @@ def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
             },
             "/tokenizer_info": {
                 "get": {
-                    **_get("The tokenizer.", "TokenizerInfo", also=(404,)),
-                    "parameters": [in_query],
+                    **_get("The tokenizer.", "TokenizerInfo", also=(400, 404)),
+                    "parameters": [in_query, whole],
                 }
             },
             "/health": {"get": _health()},

@@ -225,8 +225,13 @@ class Routes:
         return _json(await self._for(request).detokenize(await self._body(request)))
 
     async def tokenizer_info(self, request: Request) -> Response:
-        """What a remote tokenizer needs to know; ``?model=`` names one that is not the first."""
-        return _json(self._for(request).tokenizer_info(request.query_params.get("model")))
+        """What a remote tokenizer needs to know; ``?model=`` names one that is not the first.
+
+        ``?vocabulary=true`` adds all tokens.
+        """
+        query = request.query_params
+        whole = query.get("vocabulary") == "true"
+        return _json(self._for(request).tokenizer_info(query.get("model"), vocabulary=whole))
 
     async def health(self, request: Request) -> Response:
         """200 while every engine can compute and new work is taken."""

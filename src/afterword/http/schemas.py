@@ -355,14 +355,23 @@ def _tokenization() -> Mapping[str, Schema]:
             "properties": {**model, "tokens": _IDS},
         },
         "Text": _closed({"prompt": _TEXT}),
-        "TokenizerInfo": _closed(
-            {
-                "tokenizer_class": _TEXT,
-                "vocab_size": _COUNT,
-                "model_max_length": _COUNT,
-                **{f"{role}_token": _or_null("string", "Its name.") for role in _ROLES},
-                "add_bos_token": {"type": "boolean"},
-                "chat_template": {"type": ["string", "null"]},
-            }
-        ),
+        "TokenizerInfo": _tokenizer_info(),
     }
+
+
+def _tokenizer_info() -> Schema:
+    schema = _closed(
+        {
+            "tokenizer_class": _TEXT,
+            "vocab_size": _COUNT,
+            "model_max_length": _COUNT,
+            **{f"{role}_token": _or_null("string", "Its name.") for role in _ROLES},
+            "add_bos_token": {"type": "boolean"},
+            "chat_template": {"type": ["string", "null"]},
+        }
+    )
+    schema["properties"]["vocabulary"] = {
+        "type": "object",
+        "description": "With ?vocabulary=true: all tokens, in base64, and what they are for.",
+    }
+    return schema

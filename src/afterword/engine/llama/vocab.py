@@ -25,6 +25,7 @@ class LlamaTokenizer:
         named = {role: model.named(role) for role in ("bos", "eos", "pad")}
         self.roles = {role: token for role, token in named.items() if token is not None}
         self.chat_template = model.metadata("tokenizer.chat_template")
+        self.lacks_ids: str | None = None
         bos = named["bos"]
         self.bos_id = bos if model.adds_bos else None
         starts = (self.bos_id, self._special(_DOCUMENT_START), bos, named["eos"], 0)

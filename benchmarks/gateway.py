@@ -1,0 +1,176 @@
+"""Afterword as a gateway beside litellm: processor time a token, added time to the first token.
+
+A stub upstream, written for this, speaks vLLM's routes at line rate. Every process has a core of
+its own as far as there are cores: the gateway has the first, stub and clients share the second.
+
+    python benchmarks/gateway.py [--litellm PATH-OF-ITS-litellm]
+
+litellm in an environment of its own: ``python -m venv V && V/bin/pip install 'litellm[proxy]'``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from peers import free_port, running
+
+STREAMS = 64
+PACED_TOKENS_PER_S = 30
+STUB = Path(__file__).with_name("gateway_stub.py")
+AFTERWORD = Path(sys.executable).parent / "afterword"
+
+
+class Figures(msgspec.Struct):
+    """What one run over a server gave; times in milliseconds."""
+
+    tokens: int
+    tokens_per_s: float
+    cpu_us_per_token: float
+    first_ms: list[float]
+
+    def first(self, share: float) -> float:
+        """A quantile of the times to the first token."""
+        return sorted(self.first_ms)[min(int(len(self.first_ms) * share), len(self.first_ms) - 1)]
+
+
+class Load(msgspec.Struct):
+    """What the clients do; ``pace`` 0 is as fast as it goes."""
+
+    requests: int
+    tokens: int
+    pace: int
+
+
+def drive(port: int, load: Load, core: int) -> Figures:
+    """Have a client process keep 64 streams open until all requests are done."""
+    program = str(Path(__file__).with_name("gateway_load.py"))
+    numbers = (port, load.requests, STREAMS, load.tokens, load.pace)
+    command = ["taskset", "-c", str(core), sys.executable, program, *map(str, numbers)]
+    done = subprocess.run(command, check=True, capture_output=True)
+    return msgspec.json.decode(done.stdout, type=Figures)
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process and its children, by the scheduler's clock.
+
+    Counting ticks would be wrong here: what wakes for a token wakes on ticks.
+    """
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    processes = [pid, *map(int, listed)]
+    threads = [t for p in processes for t in Path(f"/proc/{p}/task").glob("*/schedstat")]
+    return sum(int(thread.read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9
+
+
+def measured(pid: int, port: int, load: Load, core: int) -> Figures:
+    """A run with the processor time of the server in it."""
+    before = cpu_s(pid)
+    figures = drive(port, load, core)
+    figures.cpu_us_per_token = (cpu_s(pid) - before) / figures.tokens * 1e6
+    return figures
+
+
+@contextmanager
+def stub(core: int) -> Iterator[int]:
+    """The upstream."""
+    port = free_port()
+    command = ["taskset", "-c", str(core), sys.executable, str(STUB), str(port)]
+    with running(command, port):
+        yield port
+
+
+@contextmanager
+def afterword(upstream: int, dialect: str, core: int) -> Iterator[tuple[int, int]]:
+    """Afterword in front of the stub: its process and port."""
+    port = free_port()
+    command = [
+        "taskset", "-c", str(core), str(AFTERWORD), "serve", "--port", str(port), "--model",
+        f"stub={dialect}+http://127.0.0.1:{upstream}/v1", "--log-level", "warning",
+    ]  # fmt: skip
+    with running(command, port) as pid:
+        yield pid, port
+
+
+@contextmanager
+def litellm(program: str, upstream: int, core: int) -> Iterator[tuple[int, int]]:
+    """The litellm proxy in front of the stub."""
+    port = free_port()
+    model = {
+        "model_name": "stub",
+        "litellm_params": {"model": "text-completion-openai/stub", "api_key": "x",
+                           "api_base": f"http://127.0.0.1:{upstream}/v1"},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "config.yaml")
+        config.write_text(json.dumps({"model_list": [model]}))
+        # Quiet, without the net, and without a key, as the others are.
+        os.environ |= {
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+        }
+        command = ["taskset", "-c", str(core), program, "--port", str(port), "--config",
+                   str(config), "--num_workers", "1"]  # fmt: skip
+        with running(command, port, ready="/health/liveliness") as pid:
+            yield pid, port
+
+
+def show(name: str, figures: Figures, bare: Figures | None) -> None:
+    """One line."""
+    line = f"{name:<34} {figures.tokens_per_s:>9,.0f} tok/s"
+    if figures.cpu_us_per_token:
+        line += f"  {figures.cpu_us_per_token:>8.1f} us/token"
+    line += f"  first p50 {figures.first(0.5):>8.2f} ms  p99 {figures.first(0.99):>8.2f} ms"
+    if bare is not None:
+        added = [figures.first(q) - bare.first(q) for q in (0.5, 0.99)]
+        line += f"  added {added[0]:>7.2f} / {added[1]:>7.2f} ms"
+    print(line, flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--litellm", help="the program of litellm in its own environment")
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=256)
+    given = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    gateway, rest = cores[0], cores[-1]
+    paced = Load(given.requests, given.tokens, PACED_TOKENS_PER_S)
+    flat = Load(4 * STREAMS, 2000, 0)
+    with stub(rest) as upstream:
+        print(f"{STREAMS} streams of {given.tokens} tokens at {PACED_TOKENS_PER_S} a second each")
+        bare = drive(upstream, paced, rest)
+        show("the stub itself", bare, None)
+        for name, opened in gateways(given.litellm, upstream, gateway):
+            with opened as (pid, port):
+                show(name, measured(pid, port, paced, rest), bare)
+        print("as fast as it goes, one core for the gateway")
+        show("the stub itself", drive(upstream, flat, rest), None)
+        for name, opened in gateways(given.litellm, upstream, gateway):
+            load = Load(2 * STREAMS, given.tokens, 0) if name == "litellm" else flat
+            with opened as (pid, port):
+                show(name, measured(pid, port, load, rest), None)
+
+
+def gateways(
+    program: str | None, upstream: int, core: int
+) -> Iterator[tuple[str, AbstractContextManager[tuple[int, int]]]]:
+    """Those that are measured."""
+    yield "afterword, vllm+", afterword(upstream, "vllm", core)
+    yield "afterword, openai+", afterword(upstream, "openai", core)
+    if program:
+        yield "litellm", litellm(program, upstream, core)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Server-sent events from bytes that are cut anywhere."""
+
+from __future__ import annotations
+
+_MOST_EVENT_BYTES = 64 * 1024 * 1024
+"""Longer than the log-probabilities of a full context; beyond, a server does not speak SSE."""
+
+
+class EventTooLongError(ValueError):
+    """What came is no event stream, or one that cannot be kept in memory."""
+
+
+class EventSplitter:
+    """Gives the payloads of complete events; what is left waits for the next bytes.
+
+    Invariant: the payloads do not depend on how the bytes were cut.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, received: bytes) -> list[bytes]:
+        """The payloads of the events that ``received`` completes. ``EventTooLongError``."""
+        if (
+            received.endswith(b"\n\n")
+            and received.startswith(b"data: ")
+            and received.count(b"\n") == 2
+            and not self._rest
+            and b"\r" not in received
+        ):
+            return [received[6:-2]]  # one event in one piece, as most come
+        text = self._rest + received if self._rest else received
+        half = b""
+        if b"\r" in text:
+            # A last \r may be the first half of \r\n.
+            half = b"\r" if text.endswith(b"\r") else b""
+            text = text[: len(text) - len(half)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        end = text.rfind(b"\n\n")
+        if end < 0:
+            self._rest = text + half
+            if len(self._rest) > _MOST_EVENT_BYTES:
+                raise EventTooLongError
+            return []
+        self._rest = text[end + 2 :] + half
+        payloads = []
+        for event in text[:end].split(b"\n\n"):
+            if event.startswith(b"data: ") and b"\n" not in event:
+                payloads.append(event[6:])
+            else:
+                payloads += _payload(event)
+        return payloads
+
+
+def _payload(event: bytes) -> list[bytes]:
+    """The payload of an event that has comments, other fields or several lines, if it has one."""
+    lines = [
+        line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")
+    ]
+    return [b"\n".join(lines)] if lines else []

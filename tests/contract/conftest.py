@@ -1,0 +1,113 @@
+"""The contract holds for an engine in this process, and with the same models behind others:
+
+Afterword in front of Afterword, of vLLM's routes (``tests/vllm.py``), and of SGLang's
+(``tests/sglang.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack
+
+import pytest
+
+from afterword.core.limits import Limits
+from afterword.core.protocols import Engine
+from afterword.engine.batching.engine import BatchingEngine
+from afterword.engine.remote.dialect import Facts
+from afterword.engine.remote.engine import RemoteEngine
+from afterword.engine.toy import toy_engine
+from afterword.http.lifecycle import Lifecycle
+from asgi import Client
+from conftest import make_client
+from sglang import Sglang
+from upstreams import engine_of, facts_of, listening
+from vllm import Vllm
+
+HERE, BEHIND_AFTERWORD, BEHIND_VLLM = "here", "behind afterword", "behind vllm"
+BEHIND_SGLANG = "behind sglang"
+Surveyed = Mapping[str, tuple[str, list[Facts]]]
+"""Sources of models by name, and what the servers there say of them."""
+
+
+@pytest.fixture(scope="session")
+def upstreams() -> Iterator[Mapping[str, Surveyed]]:
+    """Servers of the toy models."""
+    ways: dict[str, dict[str, str]] = {}
+    with ExitStack() as opened:
+        engines = _engines(opened)
+        base = opened.enter_context(listening(make_client(dict(engines)).app))
+        ways[BEHIND_AFTERWORD] = {name: f"afterword+{base}#{name}" for name in engines}
+        base = opened.enter_context(listening(Vllm(_engines(opened)).app))
+        ways[BEHIND_VLLM] = {name: f"vllm+{base}#{name}" for name in engines}
+        ways[BEHIND_SGLANG] = {}
+        for name, engine in _engines(opened).items():
+            app = Sglang(engine, name=name, incremental=name != "toy").app
+            ways[BEHIND_SGLANG][name] = f"sglang+{opened.enter_context(listening(app))}"
+        yield {
+            way: {name: (source, facts_of(source, name=name)) for name, source in named.items()}
+            for way, named in ways.items()
+        }
+
+
+def _engines(opened: ExitStack) -> dict[str, BatchingEngine]:
+    """Toy models of their own, closed at the end."""
+    engines = {
+        "toy": toy_engine(),
+        "toy-bos": toy_engine(adds_bos=True),
+        "plain": toy_engine(infill=False),
+    }
+    for engine in engines.values():
+        opened.callback(_close, engine)
+    return engines
+
+
+def _close(engine: Engine) -> None:
+    asyncio.run(engine.aclose())
+
+
+@pytest.fixture(params=[HERE, BEHIND_AFTERWORD, BEHIND_VLLM, BEHIND_SGLANG])
+async def client(
+    request: pytest.FixtureRequest, client: Client, upstreams: Mapping[str, Surveyed]
+) -> AsyncIterator[Client]:
+    """The toy models, in this process or behind other servers."""
+    if request.param == HERE:
+        yield client
+        return
+    surveyed = upstreams[request.param]
+    engines = {name: engine_of(*found, name=name) for name, found in surveyed.items()}
+    yield make_client(dict(engines))
+    for engine in engines.values():
+        await engine.aclose()
+
+
+@pytest.fixture(params=[HERE, BEHIND_AFTERWORD])
+async def serve(
+    request: pytest.FixtureRequest, serve: Callable[..., Client]
+) -> AsyncIterator[Callable[..., Client]]:
+    """Makes servers of a test's own engine, in this process or behind Afterword."""
+    if request.param == HERE:
+        yield serve
+        return
+    fronts: list[RemoteEngine] = []
+    with ExitStack() as opened:
+
+        def make(
+            engine: Engine,
+            *,
+            limits: Limits | None = None,
+            lifecycle: Lifecycle | None = None,
+            keep_alive_s: float = 15.0,
+        ) -> Client:
+            behind = serve(engine, limits=limits)
+            source = f"afterword+{opened.enter_context(listening(behind.app))}"
+            front = engine_of(source, facts_of(source))
+            fronts.append(front)
+            return make_client(
+                {"toy": front}, limits=limits, lifecycle=lifecycle, keep_alive_s=keep_alive_s
+            )
+
+        yield make
+        for front in fronts:
+            await front.aclose()

@@ -127,7 +127,7 @@ def test_a_mistake_in_the_settings_changes_nothing(
     with serving(errors, "--config", str(config)) as server:
         config.write_text("[models\n")
         server.process.send_signal(signal.SIGHUP)
-        while "not read again" not in errors.read_text():
+        while "not reloaded" not in errors.read_text():
             pass
         assert ask(server.url)["choices"][0]["text"] == "b" * 9
 

@@ -141,7 +141,8 @@ class Bench:
         limit = self.prefill()
         line(f"{name}, unique tokens/s | prefill (the limit)", f"{unique / took:.0f}",
              f"{limit:.0f}", unique / took / limit, goals[0])  # fmt: skip
-        if not (self.args.peers / "pyserver").exists():
+        few = min(few, self.args.few)
+        if not few or not (self.args.peers / "pyserver").exists():
             return
         with self.python_server(ctx=ctx) as port:
             peer = workloads.score_texts_s(port, self.args.data / name, few)
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument("--kv", choices=("exact", "fast"), default="fast")
     parser.add_argument("--slots", type=int, default=16, help="slots for scoring")
     parser.add_argument("--items", type=int, default=1000, help="items of a file to score")
+    parser.add_argument("--few", type=int, default=12, help="items for llama-cpp-python's server")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
     args = parser.parse_args()

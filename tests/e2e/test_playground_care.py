@@ -428,7 +428,7 @@ def test_the_live_view_moves(desk: Playground, server: Server) -> None:
     page.keyboard.press("Control+Enter")
     expect(value.nth(0)).to_have_text("1")
     expect(value.nth(2)).not_to_have_text("0.0")
-    expect(value.nth(3)).to_contain_text("of 32,768")
+    expect(value.nth(3)).to_contain_text("of 40,960")
     page.keyboard.press("Escape")
     desk.settle()
     expect(value.nth(0)).to_have_text("0")

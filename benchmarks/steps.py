@@ -1,0 +1,84 @@
+"""Python's share of a step: everything but the model, by how many sequences generate.
+
+``python benchmarks/steps.py``; rows of 49,152 logits that cost nothing stand in for the model.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from afterword.core.job import Job, SamplingParams
+from afterword.engine.batching.outcome import evaluate
+from afterword.engine.batching.runner import Batch, KVInstruction
+from afterword.engine.batching.scheduler import Scheduler
+from afterword.engine.sampler import Sampler
+
+VOCABULARY = 49_152
+STEPS = 300
+
+
+class FreeRunner:
+    """A ``ModelRunner`` that computes nothing."""
+
+    context_tokens = 1024
+    max_batch_tokens = 512
+    max_rows = 512
+    vocabulary = VOCABULARY
+    least_shared_tokens = 4
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        rng = np.random.default_rng(0)
+        self._rows = (3 * rng.standard_normal((slots, VOCABULARY))).astype(np.float32)
+
+    def apply(self, instructions: Sequence[KVInstruction]) -> None:
+        """Nothing to do."""
+
+    def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """The same rows every time."""
+        return self._rows[: int(batch.wanted.sum())]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def step_us(sequences: int, sampling: SamplingParams) -> float:
+    """Median microseconds of a step in which every sequence generates a token."""
+    runner = FreeRunner(sequences)
+    scheduler = Scheduler(runner, frozenset(), score_budget_bytes=0)
+    sampler = Sampler(VOCABULARY)
+    for key in range(sequences):
+        prompt = tuple(range(key, key + 8))
+        scheduler.add(
+            key, [Job(prompt_ids=prompt, n=1, max_tokens=900, sampling=sampling, seed=key)]
+        )
+    took_us = []
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        step = scheduler.schedule(512)
+        if step is None:
+            raise RuntimeError("the sequences have ended")
+        scheduler.update(step, evaluate(step, runner.decode(step.batch), sampler))
+        scheduler.take_events()
+        took_us.append((time.perf_counter() - started) * 1e6)
+    return statistics.median(took_us)
+
+
+def main() -> None:
+    """A line for each number of sequences."""
+    for sequences in (1, 8, 32):
+        greedy = step_us(sequences, SamplingParams(temperature=0))
+        drawn = step_us(sequences, SamplingParams())
+        print(
+            f"{sequences:>3} sequences: greedy {greedy:.0f} us a step, {greedy / sequences:.0f} a "
+            f"token; drawn at temperature 1 {drawn:.0f} us a step, {drawn / sequences:.0f} a token"
+        )
+
+
+if __name__ == "__main__":
+    main()

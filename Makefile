@@ -31,9 +31,10 @@ check: python ## Lint, types, import rules
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 
-bench: python ## Figures against peers (PEERS=folder of llama-server and llama-bench)
+bench: python ## Figures against peers (PEERS=folder of llama-server, DATA=folder of choices)
 	@$(PYTHON) scripts/install.py --test
 	$(RUN)/python benchmarks/run.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+	$(if $(and $(PEERS),$(DATA)),$(RUN)/python benchmarks/sharing.py --peers $(PEERS) --data $(DATA))
 
 typing: python ## Typing latency of the playground, by length of the text
 	@$(PYTHON) scripts/install.py --test

@@ -11,27 +11,16 @@ import argparse
 import json
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peers
 from run import serve_command
+from workloads import post
 
 TOKENS = 64
 TEST_LIMIT_S = 10
-
-
-def post(port: int, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
-    """The answer to a POST."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as reply:  # noqa: S310 - loopback
-        return json.load(reply)
 
 
 def ours(port: int, item: dict[str, Any]) -> str:

@@ -63,6 +63,4 @@ def _prefill_span(slot: Slot, tokens: int, most_rows: int) -> Span | None:
     end = start + min(tokens, unread + most_rows)
     samples = end == sequence.length
     rows = max(0, end - start - unread)
-    if sequence.prompt.scores is None:
-        rows = int(samples)
     return Span(sequence, slot, start, end - start, rows, samples=samples)

@@ -6,7 +6,7 @@ from collections.abc import Sequence as SequenceOf
 
 import msgspec
 
-from afterword.engine.batching.prefix_cache import PrefixCache, Source, common_prefix
+from afterword.engine.batching.prefix_cache import Match, PrefixCache, Source, common_prefix
 from afterword.engine.batching.runner import Fork, KVInstruction, Trim
 from afterword.engine.batching.sequence import Prompt, Sequence
 from afterword.engine.batching.slots import Slot, Slots
@@ -44,9 +44,12 @@ class Memory:
         instructions, self._instructions = self._instructions, []
         return instructions
 
-    def source(self, prompt: Prompt) -> Source | None:
-        """The slot whose KV saves most of a prompt now; its scores take what is known."""
-        match = self.cache.match(prompt.ids)
+    def source(self, prompt: Prompt, match: Match) -> Source | None:
+        """The slot whose KV saves most of a prompt now; its scores take what is known.
+
+        ``match`` is how far the cache goes along with the prompt.
+        """
+        self.cache.touch(match)
         if prompt.scores is not None:
             self.cache.read(match, prompt.scores)
         most = prompt.first_row
@@ -55,14 +58,13 @@ class Memory:
             return None
         return found
 
-    def worth_waiting_for(self, sequence: Sequence, source: Source | None) -> Wait | None:
+    def worth_waiting_for(self, prompt: Prompt, match: Match, source: Source | None) -> Wait | None:
         """The running slot that will soon save more of a prompt than ``source`` does.
 
         A prompt to be scored then follows the owner's: it is told what is found at the position
         where they part.
         """
-        prompt = sequence.prompt
-        coming = self.cache.best(self.cache.match(prompt.ids), lambda slot: slot.will_compute)
+        coming = self.cache.best(match, lambda slot: slot.will_compute)
         owner = None if coming is None else coming.slot.sequence
         if coming is None or owner is None:
             return None

@@ -221,11 +221,12 @@ class Scheduler:
             waits = self._waits.get(sequence)
             if waits is not None and not waits.over():
                 continue
-            source = self._memory.source(sequence.prompt)
+            match = self._memory.cache.match(sequence.prompt.ids)
+            source = self._memory.source(sequence.prompt, match)
             if sequence.answered:
                 self._answer(sequence)
                 return True
-            wait = self._memory.worth_waiting_for(sequence, source)
+            wait = self._memory.worth_waiting_for(sequence.prompt, match, source)
             if wait is not None:
                 self._stop_waiting(sequence)
                 self._waits[sequence] = wait

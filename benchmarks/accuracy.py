@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from afterword.cli.terminal import Terminal
 from afterword.config import EMBEDDED_SOURCE
 from reference import Reference
 from run import serve_command
+from workloads import post
 
 BATCH = 16
 
@@ -27,13 +27,7 @@ def score(port: int, prompts: Sequence[list[int]], max_tokens: int) -> list[list
     body = {
         "model": "bench", "prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": max_tokens,
     }  # fmt: skip
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as reply:  # noqa: S310 - loopback
-        choices = json.load(reply)["choices"]
+    choices = post(port, "/v1/completions", body)["choices"]
     return [
         choice["logprobs"]["token_logprobs"][1 : len(prompt)]
         for choice, prompt in zip(choices, prompts, strict=True)

@@ -14,6 +14,7 @@ from afterword.engine.remote.completions import failure_in_stream
 from afterword.engine.remote.dialect import AnyTokenizer, Facts, Reader, chosen, identity, is_greedy
 from afterword.engine.remote.failures import StreamBroke
 from afterword.engine.remote.reading import Part, Reading, Top
+from afterword.engine.remote.single import SingleReader
 from afterword.engine.remote.spelling import survey_vocabulary
 from afterword.engine.remote.vocabulary import RemoteTokenizer
 
@@ -183,34 +184,15 @@ class LlamacppDialect:
         return _Reader(Reading(index, job, seqs, tokenizer.end_ids), job, seqs[0], tokenizer)
 
 
-class _Reader:
+class _Reader(SingleReader):
     """Reads partial results. The server does not tell of tokens that end inside a character.
 
     They show in ``tokens_predicted``, and their bytes in the text that completes the character.
     """
 
     def __init__(self, reading: Reading, job: Job, seq: int, tokenizer: RemoteTokenizer) -> None:
-        self._reading = reading
-        self._job = job
-        self._seq = seq
-        self._tokenizer = tokenizer
-        self._told = 0
+        super().__init__(reading, job, seq, tokenizer)
         self._held: Part | None = None
-
-    @property
-    def over(self) -> bool:
-        """See ``Reader``."""
-        return self._reading.over
-
-    def close(self, seq: int) -> None:
-        """See ``Reader``."""
-        self._reading.close(seq)
-
-    def done(self) -> list[Event]:
-        """See ``Reader``."""
-        if not self._reading.over:
-            raise StreamBroke("it ended its stream without ending its choice")
-        return []
 
     def read(self, payload: bytes) -> list[Event]:
         """See ``Reader``."""

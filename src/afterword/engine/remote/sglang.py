@@ -21,6 +21,7 @@ from afterword.engine.remote.dialect import (
 )
 from afterword.engine.remote.failures import Refused, StreamBroke
 from afterword.engine.remote.reading import Part, Reading, Top, scored_prompt
+from afterword.engine.remote.single import SingleReader
 from afterword.engine.remote.spelling import survey_vocabulary
 from afterword.engine.remote.vocabulary import RemoteTokenizer
 
@@ -168,30 +169,8 @@ class SglangDialect:
         return _Reader(Reading(index, job, seqs, tokenizer.end_ids), job, seqs[0], tokenizer)
 
 
-class _Reader:
+class _Reader(SingleReader):
     """Reads outputs. Each tells all tokens so far, or with an option of the server the new ones."""
-
-    def __init__(self, reading: Reading, job: Job, seq: int, tokenizer: RemoteTokenizer) -> None:
-        self._reading = reading
-        self._job = job
-        self._seq = seq
-        self._tokenizer = tokenizer
-        self._told = 0
-
-    @property
-    def over(self) -> bool:
-        """See ``Reader``."""
-        return self._reading.over
-
-    def close(self, seq: int) -> None:
-        """See ``Reader``."""
-        self._reading.close(seq)
-
-    def done(self) -> list[Event]:
-        """See ``Reader``."""
-        if not self._reading.over:
-            raise StreamBroke("it ended its stream without ending its choice")
-        return []
 
     def read(self, payload: bytes) -> list[Event]:
         """See ``Reader``."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from limits.storage import RedisStorage, storage_from_string
 
@@ -131,6 +131,8 @@ steps = st.lists(
 
 
 @given(rpm=limits, tpm=st.none() | st.integers(1, 100), concurrent=limits, steps=steps)
+@example(rpm=None, tpm=None, concurrent=None, steps=[("ask", 0), ("release", 0)])
+@example(rpm=None, tpm=None, concurrent=None, steps=[("ask", 0), ("wait", 60), ("ask", 1)])
 @settings(
     max_examples=150, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -27,6 +27,7 @@ _LEASE_S = 60
 # KEYS: window (sorted by time), costs (by request), running (sorted by end of lease).
 # ARGV: request, tokens, rpm, tpm, concurrent (-1: no limit), window and lease in microseconds.
 # Gives: refused by ('' if admitted), wait (-1: never), requests and tokens used, age of the newest.
+# Costs are taken from 0, since Lua's -x of 0 is '-0', which Redis does not take for an integer.
 _ACQUIRE = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -34,7 +35,7 @@ local tokens, rpm, tpm = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local concurrent, window, lease = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - window)) do
   local cost = tonumber(redis.call('HGET', KEYS[2], id) or 0)
-  redis.call('HINCRBY', KEYS[2], '=', -cost)
+  redis.call('HINCRBY', KEYS[2], '=', 0 - cost)
   redis.call('HDEL', KEYS[2], id)
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - window)
@@ -80,7 +81,7 @@ if not cost then return 0 end
 if tokens < 0 then
   redis.call('ZREM', KEYS[1], ARGV[1])
   redis.call('HDEL', KEYS[2], ARGV[1])
-  redis.call('HINCRBY', KEYS[2], '=', -tonumber(cost))
+  redis.call('HINCRBY', KEYS[2], '=', 0 - tonumber(cost))
 else
   redis.call('HSET', KEYS[2], ARGV[1], tokens)
   redis.call('HINCRBY', KEYS[2], '=', tokens - tonumber(cost))

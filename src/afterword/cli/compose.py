@@ -98,5 +98,6 @@ def _open(name: str, file: ModelFile, settings: Settings, *, probe: bool) -> Bat
         max_waiting=settings.max_waiting,
         score_cache_bytes=settings.score_cache_mib * 2**20,
         target_gap_ms=settings.target_gap_ms,
+        prompt_lookup=settings.prompt_lookup,
     )
     return open_engine(file.path, digest=file.digest, name=name, options=options)

@@ -130,6 +130,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefilled_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     started_requests: int = 0
     waited_s: float = 0.0
     engine_cpu_s: float = 0.0

@@ -44,6 +44,8 @@ _ENGINE_COUNTERS = {
     "prefilled_tokens": "Prompt tokens that went through the model.",
     "cached_tokens": "Prompt tokens taken from the prefix cache.",
     "generated_tokens": "Tokens sampled.",
+    "drafted_tokens": "Tokens that prompt lookup proposed and the model verified.",
+    "accepted_tokens": "Of these, tokens that were what the model gave.",
     "started_requests": "Requests that got their first slot, or an answer without one.",
     "waited_s": "Seconds that these requests waited in line for it, all together.",
 }

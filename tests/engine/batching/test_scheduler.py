@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams, ScoredPrompt
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
+from afterword.engine.batching.step import Step
 from afterword.engine.draws import mix64, uniform
 from afterword.engine.sampler import Bias, Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
@@ -27,7 +28,7 @@ Answer = dict[int, tuple[list[int], list[float], str | None]]
 def job_strategy() -> st.SearchStrategy[Job]:
     def build(
         head: int, tail: list[int], n: int, room: int, t: float, seed: int, lp: int | None,
-        plp: int | None, pen: float,
+        plp: int | None, pen: float, few: int,
     ) -> Job:  # fmt: skip
         # Few heads and few tokens, so that prefixes are shared often.
         prompt = tuple(([1, 2, 3] * 12)[: head * 6] + tail)
@@ -35,7 +36,13 @@ def job_strategy() -> st.SearchStrategy[Job]:
             prompt_ids=prompt,
             n=n,
             max_tokens=min(room, CONTEXT - len(prompt)),
-            sampling=SamplingParams(temperature=t, top_p=0.95, presence_penalty=pen),
+            sampling=SamplingParams(
+                temperature=t,
+                top_p=0.95,
+                presence_penalty=pen,
+                # Few tokens to choose from repeat themselves: drafts hold now and then.
+                logit_bias=tuple((i, 100.0) for i in range(1, few + 1)),
+            ),
             seed=seed,
             logprobs=lp,
             prompt_logprobs=plp,
@@ -52,6 +59,7 @@ def job_strategy() -> st.SearchStrategy[Job]:
         st.sampled_from((None, 0, 2)),
         st.sampled_from((None, 0, 3)),
         st.sampled_from((0.0, 1.0)),
+        st.sampled_from((0, 1, 2, 3)),
     )
 
 
@@ -118,6 +126,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.gone: set[int] = set()
         self.aborted: set[tuple[int, int, int]] = set()
         self.next_key = 0
+        self.row_share: float | None = None
+
+    @rule(share=st.sampled_from((None, 0.0, 0.3, 0.9)))
+    def drafts(self, share: float | None) -> None:
+        self.row_share = share
 
     @rule(jobs=st.lists(job_strategy(), min_size=1, max_size=3))
     def add(self, jobs: list[Job]) -> None:
@@ -143,14 +156,20 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(budget=st.integers(1, 64))
     def failing_step(self, budget: int) -> None:
-        step = self.scheduler.schedule(budget)
+        step = self.schedule(budget)
         if step is not None:
             self.runner.apply(step.instructions)
             self.gone.update(self.scheduler.fail(step))
         self.collect()
 
+    def schedule(self, budget: int) -> Step | None:
+        share = self.row_share
+        return self.scheduler.schedule(
+            budget, row_share=None if share is None else lambda _rows: share
+        )
+
     def one_step(self, budget: int) -> None:
-        step = self.scheduler.schedule(budget)
+        step = self.schedule(budget)
         if step is not None:
             assert len(step.batch.tokens) <= self.runner.max_batch_tokens
             assert int(step.batch.wanted.sum()) <= self.runner.max_rows

@@ -9,10 +9,16 @@ from afterword.engine.batching.step import Span
 
 
 def choose_spans(
-    slots: Iterable[Slot], *, budget_tokens: int, most_tokens: int, most_rows: int
+    slots: Iterable[Slot],
+    *,
+    drafted: int,
+    budget_tokens: int,
+    most_tokens: int,
+    most_rows: int,
 ) -> list[Span]:
     """Every row that decodes, then at most ``budget_tokens`` of prefill, in the order of slots.
 
+    After each row that decodes come ``drafted`` tokens of a draft, which stand in the slot.
     Half of the budget goes to the prompt that has waited longest, the rest to the shortest first:
     none is stuck behind a long one, and a long one gets through.
     """
@@ -23,7 +29,9 @@ def choose_spans(
         if sequence is None:
             continue
         if sequence.generated:
-            spans.append(Span(sequence, slot, slot.computed, 1, 1, samples=True))
+            tokens = 1 + drafted
+            start = slot.computed
+            spans.append(Span(sequence, slot, start, tokens, tokens, samples=True, drafted=drafted))
         else:
             prefilling.append(slot)
     if prefilling:

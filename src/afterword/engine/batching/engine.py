@@ -36,6 +36,7 @@ class BatchingEngine:
         max_waiting: int = 256,
         target_gap_ms: int = 200,
         score_budget_bytes: int = 64 * 2**20,
+        drafts: bool = True,
         check: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
@@ -54,6 +55,7 @@ class BatchingEngine:
             tokenizer.end_ids,
             target_gap_s=target_gap_ms / 1000,
             score_budget_bytes=score_budget_bytes,
+            drafts=drafts,
             deliver=self._deliver,
             check=check,
         )
@@ -110,6 +112,8 @@ class BatchingEngine:
             prefilled_tokens=counters.prefilled_tokens,
             cached_tokens=counters.cached_tokens,
             generated_tokens=counters.generated_tokens,
+            drafted_tokens=counters.drafted_tokens,
+            accepted_tokens=counters.accepted_tokens,
             started_requests=counters.started_requests,
             waited_s=counters.waited_s,
             engine_cpu_s=gauges.cpu_s,

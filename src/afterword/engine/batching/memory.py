@@ -105,6 +105,11 @@ class Memory:
         self.slots.touch(slot)
         return reused
 
+    def trim(self, slot: Slot, tokens: int) -> None:
+        """What was computed in a slot beyond ``tokens`` does not hold."""
+        self._instructions.append(Trim(slot.index, tokens))
+        slot.computed = tokens
+
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out of its slot, which keeps what it has computed."""
         slot = sequence.slot

@@ -30,16 +30,22 @@ class Found(msgspec.Struct, frozen=True):
     branches: SequenceOf[tuple[Prompt, float]] = ()
 
 
+class Drawn(msgspec.Struct, frozen=True):
+    """A token that was drawn, with its ``score`` where log-probabilities are wanted."""
+
+    token: int
+    score: Score | None
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """What one span gave.
 
-    What was ``found`` of the prompt; the ``token`` drawn, if any, with its ``score`` where
-    log-probabilities are wanted; or the ``error`` that kept it from being drawn.
+    What was ``found`` of the prompt; the tokens ``drawn``, more than one where a draft held; the
+    ``error`` that kept the next from being drawn.
     """
 
     found: SequenceOf[Found] = ()
-    token: int | None = None
-    score: Score | None = None
+    drawn: SequenceOf[Drawn] = ()
     error: NothingToDrawError | None = None
 
 
@@ -61,18 +67,40 @@ def _evaluate_span(span: Span, rows: npt.NDArray[np.float32], sampler: Sampler) 
     first = span.start + span.tokens - span.rows + 1
     found = [
         _find(prompt, first + offset, rows[offset], sampler)
-        for offset in range(span.rows - span.samples)
+        for offset in range(span.rows - span.drafted - span.samples)
     ]
     if not span.samples:
         return Outcome(found)
-    row = rows[-1]
+    drawn: list[Drawn] = []
     try:
-        token = _draw(sequence, row, sampler)
+        _draw_along(sequence, span.draft, rows[len(found) :], sampler, drawn)
     except NothingToDrawError as error:
-        return Outcome(found, error=error)
-    wanted = prompt.job.logprobs
-    score = None if wanted is None else _score(row, token, wanted, sampler.normaliser(row), sampler)
-    return Outcome(found, token, score)
+        return Outcome(found, drawn, error)
+    return Outcome(found, drawn)
+
+
+def _draw_along(
+    sequence: Sequence,
+    draft: SequenceOf[int],
+    rows: npt.NDArray[np.float32],
+    sampler: Sampler,
+    drawn: list[Drawn],
+) -> None:
+    """Draw from row after row for as long as the draft has what was drawn."""
+    counts = sequence.counts
+    if counts is not None and draft:
+        counts = dict(counts)
+    wanted = sequence.prompt.job.logprobs
+    for at, row in enumerate(rows):
+        token = _draw(sequence, at, counts, row, sampler)
+        score = None
+        if wanted is not None:
+            score = _score(row, token, wanted, sampler.normaliser(row), sampler)
+        drawn.append(Drawn(token, score))
+        if sequence.ends_with(token) or at == len(draft) or token != draft[at]:
+            return
+        if counts is not None:
+            counts[token] = counts.get(token, 0) + 1
 
 
 def _find(prompt: Prompt, position: int, row: Row, sampler: Sampler) -> Found:
@@ -91,30 +119,29 @@ def _score(row: Row, token: int, k: int, normaliser: float, sampler: Sampler) ->
     return float(row[token]) - normaliser, ids, row[ids].astype(np.float64) - normaliser
 
 
-def _draw(sequence: Sequence, row: Row, sampler: Sampler) -> int:
+def _draw(
+    sequence: Sequence, ahead: int, counts: dict[int, int] | None, row: Row, sampler: Sampler
+) -> int:
+    """The token ``ahead`` of the next one."""
     prompt, job = sequence.prompt, sequence.prompt.job
-    sampling = job.sampling
-    banned = prompt.end_array if sequence.generated < sampling.min_tokens else None
-    u = (
-        0.0
-        if sampling.temperature == 0
-        else uniform(job.seed, sequence.sibling, sequence.generated)
-    )
-    return sampler.draw(row, sampling, u, bias=prompt.bias, counts=sequence.counts, banned=banned)
+    sampling, generated = job.sampling, sequence.generated + ahead
+    banned = prompt.end_array if generated < sampling.min_tokens else None
+    u = 0.0 if sampling.temperature == 0 else uniform(job.seed, sequence.sibling, generated)
+    return sampler.draw(row, sampling, u, bias=prompt.bias, counts=counts, banned=banned)
 
 
-def sampled_event(sequence: Sequence, outcome: Outcome, token: int) -> Sampled:
+def sampled_event(sequence: Sequence, drawn: Drawn) -> Sampled:
     """The event that says a token was generated."""
     logprobs, top_ids, top_logprobs = array("d"), array("i"), array("d")
-    if outcome.score is not None:
-        value, ids, values = outcome.score
+    if drawn.score is not None:
+        value, ids, values = drawn.score
         logprobs.append(value)
         top_ids.extend(ids.tolist())
         top_logprobs.extend(values.tolist())
     return Sampled(
         sequence.prompt.index,
         sequence.sibling,
-        array("i", (token,)),
+        array("i", (drawn.token,)),
         logprobs,
         top_ids,
         top_logprobs,

@@ -7,14 +7,16 @@ is pure: no clock, no thread, no model library; the same calls give the same ste
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 import msgspec
 
 from afterword.core.job import Ended, Event, FinishReason, Job, Prefilled
 from afterword.engine.batching.chunks import choose_spans
+from afterword.engine.batching.drafts import MOST_SEQUENCES, learn, make_guesses
 from afterword.engine.batching.memory import Memory, Wait
-from afterword.engine.batching.outcome import Found, Outcome, sampled_event
+from afterword.engine.batching.outcome import Drawn, Found, Outcome, sampled_event
 from afterword.engine.batching.prefix_cache import Source
 from afterword.engine.batching.runner import Fork, ModelRunner
 from afterword.engine.batching.sequence import Prompt, Request, Sequence, State
@@ -38,8 +40,8 @@ def kept_slots(slots: int) -> int:
 class Counters(msgspec.Struct):
     """What was done since the start; only grows.
 
-    ``waited_s`` sums how long each of ``started_requests`` was in line before it had a slot or an
-    answer.
+    Drafted tokens are decoded, those accepted are generated as well. ``waited_s`` sums how long
+    each of ``started_requests`` was in line before it had a slot or an answer.
     """
 
     steps: int = 0
@@ -47,6 +49,8 @@ class Counters(msgspec.Struct):
     prefilled_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     started_requests: int = 0
     waited_s: float = 0.0
 
@@ -71,6 +75,7 @@ class Scheduler:
         self._kept_slots = kept_slots(runner.slots - 1)
         self._max_batch_tokens = runner.max_batch_tokens
         self._max_rows = runner.max_rows
+        self._can_trim = runner.least_shared_tokens <= runner.context_tokens
         self._end_ids = end_ids
         self._requests: dict[int, Request] = {}
         self._line: deque[Request] = deque()
@@ -134,16 +139,24 @@ class Scheduler:
 
     # One step.
 
-    def schedule(self, budget_tokens: int, *, now_s: float = 0.0) -> Step | None:
+    def schedule(
+        self,
+        budget_tokens: int,
+        *,
+        row_share: Callable[[int], float] | None = None,
+        now_s: float = 0.0,
+    ) -> Step | None:
         """The next step: every row that decodes, then at most ``budget_tokens`` of prefill.
 
-        None where nothing is left to compute; events may have come all the same. ``now_s`` is
-        only for the account of who waited how long.
+        None where nothing is left to compute; events may have come all the same. ``row_share`` is
+        what part of a step is spent on so many rows that decode, see ``drafts.StepCost``; nothing
+        is drafted without it. ``now_s`` is only for the account of who waited how long.
         """
         self._now_s = now_s
         self._place()
         spans = choose_spans(
             self._slots,
+            drafted=0 if row_share is None else self._draft(row_share),
             budget_tokens=budget_tokens,
             most_tokens=self._max_batch_tokens,
             most_rows=self._max_rows,
@@ -158,24 +171,32 @@ class Scheduler:
         self.counters.steps += 1
         for span, outcome in zip(step.spans, outcomes, strict=True):
             sequence, slot = span.sequence, span.slot
-            slot.computed = span.start + span.tokens
             if sequence.state is not State.RUNNING:
-                continue  # a sibling's failure in this step ended it
-            if span.tokens == 1 and sequence.generated:
-                self.counters.decoded_tokens += 1
+                # A sibling's failure in this step ended it.
+                self._memory.trim(slot, slot.computed)
+                continue
+            refuted = span.drafted and span.drafted + 1 - max(len(outcome.drawn), 1)
+            slot.computed = span.start + span.tokens
+            if refuted:
+                self._memory.trim(slot, slot.computed - refuted)
+            if sequence.generated:
+                self.counters.decoded_tokens += span.tokens
+                self.counters.drafted_tokens += span.drafted
+                self.counters.accepted_tokens += span.drafted - refuted
+                learn(sequence.guess, [drawn.token for drawn in outcome.drawn])
             else:
                 self.counters.prefilled_tokens += span.tokens
             if outcome.found:
                 self._learn(sequence.prompt, outcome.found)
+            if outcome.drawn:
+                self._announce(sequence)
+                self._extend(sequence, slot, outcome.drawn)
+            elif outcome.error is None and slot.computed == sequence.wanted:
+                self._announce(sequence)
+                self._finish(sequence, "length")
             if outcome.error is not None:
                 self._failures.append((sequence.request.key, outcome.error))
                 self.abort_request(sequence.request.key)
-            elif slot.computed == sequence.wanted:
-                self._announce(sequence)
-                if outcome.token is None:
-                    self._finish(sequence, "length")
-                else:
-                    self._extend(sequence, slot, outcome, outcome.token)
 
     def fail(self, step: Step) -> list[int]:
         """Give up the requests in a step whose decode failed; returns their keys.
@@ -191,6 +212,24 @@ class Scheduler:
             if slot.index in touched:
                 self._memory.forget(slot)
         return keys
+
+    def _draft(self, row_share: Callable[[int], float]) -> int:
+        """Draft for all running sequences, if they are few and decode; how many tokens for each.
+
+        Where the end of a sequence cannot be trimmed, a draft could not be taken back.
+        """
+        running = [slot for slot in self._slots if slot.sequence is not None]
+        if not self._can_trim or not 0 < len(running) <= MOST_SEQUENCES:
+            return 0
+        sequences = [slot.sequence for slot in running if slot.sequence is not None]
+        if not all(sequence.generated for sequence in sequences):
+            return 0
+        most = min(self._max_batch_tokens, self._max_rows) // len(running) - 1
+        drafted = min(make_guesses(sequences, row_share(len(running))), most)
+        for slot, sequence in zip(running, sequences, strict=True):
+            start = sequence.length
+            slot.tokens[start : start + drafted] = sequence.guess.tokens[:drafted]
+        return drafted
 
     # Slots and the line.
 
@@ -304,18 +343,20 @@ class Scheduler:
         event = Prefilled(prompt.index, len(prompt.ids), prompt.cached_tokens, scored)
         self._events.append((sequence.request.key, event))
 
-    def _extend(self, sequence: Sequence, slot: Slot, outcome: Outcome, token: int) -> None:
-        sequence.generated += 1
-        self.counters.generated_tokens += 1
-        if sequence.counts is not None:
-            sequence.counts[token] = sequence.counts.get(token, 0) + 1
-        self._events.append((sequence.request.key, sampled_event(sequence, outcome, token)))
-        if token in sequence.prompt.end_ids and not sequence.prompt.job.sampling.ignore_eos:
-            self._finish(sequence, "stop")
-        elif sequence.length == sequence.limit:
-            self._finish(sequence, "length")
-        else:
-            slot.tokens[sequence.length - 1] = token
+    def _extend(self, sequence: Sequence, slot: Slot, drawn: SequenceOf[Drawn]) -> None:
+        key, counts = sequence.request.key, sequence.counts
+        for one in drawn:
+            sequence.generated += 1
+            self.counters.generated_tokens += 1
+            if counts is not None:
+                counts[one.token] = counts.get(one.token, 0) + 1
+            self._events.append((key, sampled_event(sequence, one)))
+            if sequence.ends_with(one.token):
+                self._finish(sequence, "stop")
+            elif sequence.length == sequence.limit:
+                self._finish(sequence, "length")
+            else:
+                slot.tokens[sequence.length - 1] = one.token
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         event = Ended(sequence.prompt.index, sequence.sibling, reason, sequence.generated)

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -75,6 +76,13 @@ class Prompt:
         return np.array(sorted(self.end_ids), np.int64)
 
 
+class Guess(msgspec.Struct):
+    """How a sequence may go on: ``tokens``, and how ``likely`` each has been to be right."""
+
+    tokens: list[int] = []
+    likely: float = 0.5
+
+
 class Sequence:
     """One sibling of a job.
 
@@ -82,7 +90,9 @@ class Sequence:
     entries of ``slot.tokens`` are the prompt and what was generated.
     """
 
-    __slots__ = ("counts", "generated", "limit", "prompt", "request", "sibling", "slot", "state")
+    __slots__ = (
+        "counts", "generated", "guess", "limit", "prompt", "request", "sibling", "slot", "state",
+    )  # fmt: skip
 
     def __init__(self, request: Request, prompt: Prompt, sibling: int) -> None:
         self.request = request
@@ -90,6 +100,7 @@ class Sequence:
         self.sibling = sibling
         self.generated = 0
         self.limit = len(prompt.ids) + prompt.job.max_tokens
+        self.guess = Guess()
         self.slot: Slot | None = None
         self.state = State.WAITING
         sampling = prompt.job.sampling
@@ -100,6 +111,10 @@ class Sequence:
     def length(self) -> int:
         """Tokens there are: the prompt's and the generated ones."""
         return len(self.prompt.ids) + self.generated
+
+    def ends_with(self, token: int) -> bool:
+        """Whether nothing comes after this token."""
+        return token in self.prompt.end_ids and not self.prompt.job.sampling.ignore_eos
 
     @property
     def answered(self) -> bool:

@@ -16,7 +16,8 @@ class Span(msgspec.Struct, frozen=True):
     """Consecutive tokens of one sequence in a batch.
 
     ``rows`` of them give rows of logits, the last ones. All but the last score the next prompt
-    token; the last one scores too, or is drawn from if ``samples``.
+    token; the last one scores too, or is drawn from if ``samples``. The last ``drafted`` tokens
+    are a draft: the row before each is drawn from, and says whether the draft holds.
     """
 
     sequence: Sequence
@@ -25,6 +26,14 @@ class Span(msgspec.Struct, frozen=True):
     tokens: int
     rows: int
     samples: bool
+    drafted: int = 0
+
+    @property
+    def draft(self) -> list[int]:
+        """The drafted tokens."""
+        end = self.start + self.tokens
+        drafted: list[int] = self.slot.tokens[end - self.drafted : end].tolist()
+        return drafted
 
 
 class Step(msgspec.Struct, frozen=True):

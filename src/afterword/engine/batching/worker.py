@@ -18,6 +18,7 @@ import msgspec
 from afterword.core.faults import in_one_line
 from afterword.core.job import Event, Job
 from afterword.engine.batching.budget import ChunkBudget
+from afterword.engine.batching.drafts import StepCost
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import DecodeError, FatalDecodeError, ModelRunner
 from afterword.engine.batching.scheduler import Counters, Scheduler
@@ -71,15 +72,19 @@ class Gauges(msgspec.Struct, frozen=True):
 
 
 class Worker:
-    """Runs ``deliver(report)`` on its own thread after each step that brought something."""
+    """Runs ``deliver(report)`` on its own thread after each step that brought something.
 
-    def __init__(
+    ``drafts``: whether tokens may be drafted, see ``drafts``.
+    """
+
+    def __init__(  # noqa: PLR0913 - what decides how it works, each by its name
         self,
         runner: ModelRunner,
         end_ids: frozenset[int],
         *,
         target_gap_s: float,
         score_budget_bytes: int,
+        drafts: bool,
         deliver: Callable[[Report], None],
         check: bool = False,
     ) -> None:
@@ -87,6 +92,8 @@ class Worker:
         self._scheduler = Scheduler(runner, end_ids, score_budget_bytes=score_budget_bytes)
         self._sampler = Sampler(runner.vocabulary)
         self._budget = ChunkBudget(most_tokens=runner.max_batch_tokens, target_gap_s=target_gap_s)
+        self._cost = StepCost()
+        self._drafts = drafts
         self._deliver = deliver
         self._check = check
         self._commands: deque[Command] = deque()
@@ -148,7 +155,8 @@ class Worker:
     def _step(self) -> None:
         scheduler = self._scheduler
         budget = self._budget.tokens(decoding=scheduler.decoding)
-        step = scheduler.schedule(budget, now_s=time.perf_counter())
+        row_share = self._cost.row_share if self._drafts else None
+        step = scheduler.schedule(budget, row_share=row_share, now_s=time.perf_counter())
         failed: list[tuple[int, Exception]] = []
         if step is not None:
             try:
@@ -177,12 +185,14 @@ class Worker:
         self._runner.apply(step.instructions)
         rows = self._runner.decode(step.batch)
         took_s = time.perf_counter() - started
-        decoded = sum(span.sequence.generated > 0 for span in step.spans)
+        computed = len(step.batch.tokens)
+        decoded = sum(span.tokens for span in step.spans if span.sequence.generated)
         self._budget.observe(
-            decoded_rows=decoded,
-            prefilled_tokens=len(step.batch.tokens) - decoded,
-            took_s=took_s,
+            decoded_rows=decoded, prefilled_tokens=computed - decoded, took_s=took_s
         )
+        if decoded == computed:
+            drafted = sum(span.drafted for span in step.spans)
+            self._cost.observe(rows=computed, drafted=drafted, took_s=took_s)
         self._scheduler.update(step, evaluate(step, rows, self._sampler))
 
     def _measure(self) -> Gauges:

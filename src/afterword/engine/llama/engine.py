@@ -52,6 +52,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting: int = 256
     score_cache_bytes: int = 64 * 2**20
     target_gap_ms: int = 200
+    prompt_lookup: bool = True
 
 
 def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -> BatchingEngine:
@@ -106,6 +107,7 @@ def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -
         max_waiting=options.max_waiting,
         score_budget_bytes=options.score_cache_bytes,
         target_gap_ms=options.target_gap_ms,
+        drafts=options.prompt_lookup,
     )
 
 

@@ -43,6 +43,8 @@ ENGINE: Mapping[str, str] = {
     "max-waiting": "Requests that may wait for a slot. [default: 256]",
     "score-cache-mib": "Memory for log-probabilities of prompts that others may begin with. "
     "[default: 64]",
+    "prompt-lookup": "Whether text that repeats itself is drafted and verified several tokens at "
+    "once; the answer is the same: true or false. [default: true]",
 }
 UPSTREAM: Mapping[str, str] = {
     "upstream-connect-s": "Seconds for a connection to another server. [default: 5]",
@@ -106,6 +108,7 @@ _METAVARS = {
     "log-level": "LEVEL",
     "ctx": "TOKENS",
     "kv": "MODE",
+    "prompt-lookup": "BOOLEAN",
     "require-model": "BOOLEAN",
     "data-dir": "FOLDER",
     "database": "URL",

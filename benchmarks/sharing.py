@@ -64,13 +64,13 @@ class Bench:
             yield port
 
     @contextmanager
-    def llama_server(self, *, slots: int, ctx: int) -> Iterator[int]:
+    def llama_server(self, *flags: str, slots: int, ctx: int) -> Iterator[int]:
         """The peer on a free port."""
         port = peers.free_port()
         command = [
             str(self.args.peers / "llama-server"), "-m", str(self.model), "-c", str(slots * ctx),
             "-np", str(slots), "-t", str(self.args.threads), "--port", str(port),
-            "--host", "127.0.0.1",
+            "--host", "127.0.0.1", *flags,
         ]  # fmt: skip
         with peers.running(command, port):
             yield port
@@ -105,6 +105,31 @@ class Bench:
             peer = self.rounds(partial(one_stream_s, port))
         line("one greedy stream, ms a token | llama-server", f"{1e3 * ours:.1f}",
              f"{1e3 * peer:.1f}", peer / ours, ">= 1.0")  # fmt: skip
+
+    def prompt(self) -> None:
+        """Time to first token of a prompt of 2,000 tokens that nobody sent before."""
+        found = []
+        for server in (self.ours, self.llama_server):
+            with server(slots=2, ctx=4096) as port:
+                found.append(
+                    self.rounds(
+                        lambda i, port=port: workloads.first_token_s(
+                            port, workloads.text(1900, 20 + i)
+                        )
+                    )
+                )
+        line("prefill of 2,000 tokens, s | llama-server", f"{found[0]:.2f}", f"{found[1]:.2f}",
+             found[1] / found[0], "")  # fmt: skip
+
+    def rewrite(self) -> None:
+        """One greedy stream that rewrites a text; the peer without and with drafts of its own."""
+        with self.ours(slots=4, ctx=1024) as port:
+            ours = self.rounds(lambda _: workloads.rewriting_s_per_token(port))
+        for name, flags in (("", ()), (", ngram-simple", ("--spec-type", "ngram-simple"))):
+            with self.llama_server(*flags, slots=4, ctx=1024) as port:
+                peer = self.rounds(lambda _, port=port: workloads.rewriting_s_per_token(port))
+            line(f"rewriting a text, ms a token | llama-server{name}", f"{1e3 * ours:.1f}",
+                 f"{1e3 * peer:.1f}", peer / ours, ">= 2")  # fmt: skip
 
     def streams(self) -> None:
         """32 sampled streams of 64 tokens after 64, until the last has ended."""
@@ -193,7 +218,18 @@ class Bench:
                  took["fast"][name] / took["exact"][name], ">= 0.85")  # fmt: skip
 
 
-ROWS = ("one", "streams", "choices", "hellaswag", "mmlu", "prefix", "fair", "promise")
+ROWS = (
+    "one",
+    "prompt",
+    "rewrite",
+    "streams",
+    "choices",
+    "hellaswag",
+    "mmlu",
+    "prefix",
+    "fair",
+    "promise",
+)
 
 
 def main() -> None:

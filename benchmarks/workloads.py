@@ -158,6 +158,25 @@ def short_beside_long_s(port: int, *, long_words: int, shorts: int) -> list[floa
     return waits
 
 
+def rewriting_s_per_token(port: int) -> float:
+    """Seconds a token of a greedy answer that is a given text of 300 tokens with a small change.
+
+    The prompt is in the cache: it was sent before.
+    """
+    code = Path(__file__).with_name("basket.txt").read_text("utf-8")
+    prompt = (
+        "<|im_start|>user\nRename Basket to Cart in this code and print all of it.\n```python\n"
+        f"{code}```<|im_end|>\n<|im_start|>assistant\n```python\nclass Cart:\n"
+    )
+    body = {
+        "model": "bench", "prompt": prompt, "max_tokens": 300, "temperature": 0, "stream": True,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    first_token_s(port, prompt)
+    (timed,) = load.stream_all(port, [body])
+    return (timed.last - timed.started) / timed.tokens
+
+
 def p95(values: Sequence[float]) -> float:
     """The 95th percentile; of few values the largest."""
     return statistics.quantiles(values, n=20)[-1] if len(values) >= 20 else max(values)

@@ -46,6 +46,16 @@ def prefill_s(port: int, seed: int) -> float:
     return workloads.first_token_s(port, workloads.text(500, 20 + seed))
 
 
+def long_prompt_s(port: int, seed: int) -> float:
+    """The same of 2,000 tokens."""
+    return workloads.first_token_s(port, workloads.text(1900, 20 + seed))
+
+
+def rewriting_s(port: int, _seed: int) -> float:
+    """Seconds a token of a text that is nearly what the prompt has."""
+    return workloads.rewriting_s_per_token(port)
+
+
 class Bench:
     """One machine, one model, its peers."""
 
@@ -111,23 +121,17 @@ class Bench:
         found = []
         for server in (self.ours, self.llama_server):
             with server(slots=2, ctx=4096) as port:
-                found.append(
-                    self.rounds(
-                        lambda i, port=port: workloads.first_token_s(
-                            port, workloads.text(1900, 20 + i)
-                        )
-                    )
-                )
+                found.append(self.rounds(partial(long_prompt_s, port)))
         line("prefill of 2,000 tokens, s | llama-server", f"{found[0]:.2f}", f"{found[1]:.2f}",
              found[1] / found[0], "")  # fmt: skip
 
     def rewrite(self) -> None:
         """One greedy stream that rewrites a text; the peer without and with drafts of its own."""
         with self.ours(slots=4, ctx=1024) as port:
-            ours = self.rounds(lambda _: workloads.rewriting_s_per_token(port))
+            ours = self.rounds(partial(rewriting_s, port))
         for name, flags in (("", ()), (", ngram-simple", ("--spec-type", "ngram-simple"))):
             with self.llama_server(*flags, slots=4, ctx=1024) as port:
-                peer = self.rounds(lambda _, port=port: workloads.rewriting_s_per_token(port))
+                peer = self.rounds(partial(rewriting_s, port))
             line(f"rewriting a text, ms a token | llama-server{name}", f"{1e3 * ours:.1f}",
                  f"{1e3 * peer:.1f}", peer / ours, ">= 2")  # fmt: skip
 

@@ -8,11 +8,11 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 RUN := .venv/bin
 
-.PHONY: help serve install test check bench typing screenshots lock clean
+.PHONY: help serve install test check bench bench-plots typing screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 serve: install ## Start the server on PORT (8000), with ARGS
 	@exec $(RUN)/afterword serve --port $(PORT) $(ARGS)
@@ -35,6 +35,11 @@ bench: python ## Figures against peers (PEERS=folder of llama-server, DATA=folde
 	@$(PYTHON) scripts/install.py --test
 	$(RUN)/python benchmarks/run.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(if $(and $(PEERS),$(DATA)),$(RUN)/python benchmarks/sharing.py --peers $(PEERS) --data $(DATA))
+
+bench-plots: python ## How the cost of a step grows, into docs/images (MODELS='--model NAME=FILE ...')
+	@$(PYTHON) scripts/install.py --test
+	@$(RUN)/uv pip install --quiet --python $(RUN)/python --requirements requirements/plots.txt
+	$(RUN)/python benchmarks/plots.py --out docs/images/cost.svg $(MODELS)
 
 typing: python ## Typing latency of the playground, by length of the text
 	@$(PYTHON) scripts/install.py --test

@@ -1,0 +1,163 @@
+"""Where the time of a step goes, and how far it is from what the machine can do.
+
+``python benchmarks/stages.py [--model FILE]``: memory bandwidth and arithmetic of the machine, then
+each kind of step by stage, on the real model without HTTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from afterword.cli.sources import Store, parse_source
+from afterword.cli.terminal import Terminal
+from afterword.config import EMBEDDED_SOURCE
+from afterword.core.job import Job, SamplingParams
+from afterword.engine.batching.outcome import evaluate
+from afterword.engine.batching.runner import Trim
+from afterword.engine.batching.scheduler import Scheduler
+from afterword.engine.llama.binding import ContextOptions, LlamaModel
+from afterword.engine.llama.runner import LlamaRunner
+from afterword.engine.sampler import Sampler
+
+STAGES = ("schedule", "apply", "decode", "draw", "update")
+BATCH_TOKENS = 512
+ARRAY_BYTES = 256 * 2**20
+MATRIX = 2048
+ROUNDS = 5
+
+
+def best_s(call: Callable[[], object]) -> float:
+    """The least of a few times, since what disturbs a machine only ever adds."""
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def bandwidth(threads: int) -> float:
+    """Bytes a second that ``threads`` threads read together from memory."""
+    parts = np.array_split(np.ones(ARRAY_BYTES // 8), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return ARRAY_BYTES / best_s(lambda: list(pool.map(np.max, parts)))
+
+
+def arithmetic() -> float:
+    """Operations a second of a product of float32 matrices, on all cores."""
+    left = np.ones((MATRIX, MATRIX), np.float32)
+    out = np.empty_like(left)
+    return 2 * MATRIX**3 / best_s(lambda: np.matmul(left, left, out=out))
+
+
+@contextmanager
+def open_runner(
+    path: Path, *, slots: int, slot_tokens: int, threads: int, exact: bool = True
+) -> Iterator[LlamaRunner]:
+    """A file on the engine's own runner."""
+    options = ContextOptions(
+        slots=slots, slot_tokens=slot_tokens, batch_tokens=BATCH_TOKENS, max_rows=BATCH_TOKENS // 4,
+        threads=threads, exact=exact,
+    )  # fmt: skip
+    model = LlamaModel(path)
+    runner = LlamaRunner(model, model.open_context(options), options)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+class Profile:
+    """Times of the stages of steps, those of one kind together."""
+
+    def __init__(self, runner: LlamaRunner) -> None:
+        self._runner = runner
+        self._sampler = Sampler(runner.vocabulary)
+
+    def steps(self, jobs: list[Job], *, prefill: bool) -> tuple[dict[str, float], int]:
+        """Median seconds of each stage, and tokens a step, of steps that prefill or decode."""
+        scheduler = Scheduler(self._runner, frozenset(), score_budget_bytes=0)
+        for key, job in enumerate(jobs):
+            scheduler.add(key, [job])
+        taken: list[list[float]] = []
+        sizes: list[int] = []
+        while not scheduler.idle:
+            marks = [time.perf_counter()]
+            step = scheduler.schedule(BATCH_TOKENS)
+            if step is None:
+                break
+            marks.append(time.perf_counter())
+            self._runner.apply(step.instructions)
+            marks.append(time.perf_counter())
+            rows = self._runner.decode(step.batch)
+            marks.append(time.perf_counter())
+            outcomes = evaluate(step, rows, self._sampler)
+            marks.append(time.perf_counter())
+            computes_prompts = any(not span.sequence.generated for span in step.spans)
+            scheduler.update(step, outcomes)
+            scheduler.take_events()
+            marks.append(time.perf_counter())
+            if computes_prompts == prefill:
+                taken.append([b - a for a, b in itertools.pairwise(marks)])
+                sizes.append(len(step.batch.tokens))
+        self._runner.apply([Trim(slot, 0) for slot in range(self._runner.slots)])
+        medians = [statistics.median(column) for column in zip(*taken, strict=True)]
+        return dict(zip(STAGES, medians, strict=True)), int(statistics.median(sizes))
+
+
+def job(seed: int, *, prompt: int, tokens: int, sampled: bool = False, scored: bool = False) -> Job:
+    """A prompt that no other job begins like."""
+    sampling = SamplingParams(top_p=0.95) if sampled else SamplingParams(temperature=0)
+    ids = tuple(int(i) for i in np.random.default_rng(seed).integers(1000, 20_000, prompt))
+    return Job(
+        prompt_ids=ids, n=1, max_tokens=tokens, sampling=sampling, seed=seed,
+        prompt_logprobs=1 if scored else None,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Parse arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="a GGUF file; without it the embedded model")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    args = parser.parse_args()
+    path: Path = args.model or Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path
+    read, operations = bandwidth(args.threads), arithmetic()
+    print(f"memory {read / 1e9:.1f} GB/s, arithmetic {operations / 1e9:.0f} GFLOP/s in float32")
+    weights = path.stat().st_size
+    with open_runner(path, slots=33, slot_tokens=1024, threads=args.threads) as runner:
+        profile = Profile(runner)
+        kinds = {
+            "one greedy stream": ([job(1, prompt=64, tokens=48)], False),
+            "8 greedy streams": ([job(i, prompt=64, tokens=48) for i in range(8)], False),
+            "32 greedy streams": ([job(i, prompt=64, tokens=24) for i in range(32)], False),
+            "32 sampled streams": (
+                [job(i, prompt=64, tokens=24, sampled=True) for i in range(32)],
+                False,
+            ),
+            "prefill": ([job(i, prompt=512, tokens=1) for i in range(4)], True),
+            "scoring": ([job(i, prompt=512, tokens=0, scored=True) for i in range(4)], True),
+        }
+        print(f"{'':<20}{'tokens':>7}{'ms':>9}" + "".join(f"{name:>10}" for name in STAGES))
+        for name, (jobs, prefill) in kinds.items():
+            stages, tokens = profile.steps(jobs, prefill=prefill)
+            total = sum(stages.values())
+            shares = "".join(f"{100 * stages[stage] / total:>9.1f}%" for stage in STAGES)
+            print(
+                f"{name:<20}{tokens:>7}{1e3 * total:>9.1f}{shares}   weights read at "
+                f"{weights / stages['decode'] / 1e9:.1f} GB/s"
+            )
+
+
+if __name__ == "__main__":
+    main()

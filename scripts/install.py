@@ -135,7 +135,8 @@ def wheel_folder(environment: Mapping[str, str]) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parts = [
         (REQUIREMENTS / "llama.txt").read_text(), cpu_flags(), platform.platform(),
-        (ROOT / "scripts" / "llama.cmake").read_text(), os.environ.get("CMAKE_ARGS", ""),
+        *((ROOT / "scripts" / name).read_text() for name in ("llama.cmake", "attention.patch")),
+        os.environ.get("CMAKE_ARGS", ""),
         environment["CFLAGS"], environment["CXXFLAGS"],
     ]  # fmt: skip
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

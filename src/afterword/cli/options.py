@@ -38,6 +38,9 @@ ENGINE: Mapping[str, str] = {
     "threads": "Threads that compute. [default: the machine's cores]",
     "kv": "exact: answers do not depend on what else is served. fast: gives that up. "
     "[default: exact]",
+    "weights": "What the file's weights are converted to, once: q8_0, bf16, f16, q4_0, as-is, or "
+    "auto: what is fastest here and as faithful. [default: auto for the embedded model, else "
+    "as-is]",
     "target-gap-ms": "Prompts are computed in chunks that keep the gap between tokens of running "
     "streams below this. [default: 200]",
     "max-waiting": "Requests that may wait for a slot. [default: 256]",
@@ -106,6 +109,7 @@ _METAVARS = {
     "log-level": "LEVEL",
     "ctx": "TOKENS",
     "kv": "MODE",
+    "weights": "FORM",
     "require-model": "BOOLEAN",
     "data-dir": "FOLDER",
     "database": "URL",

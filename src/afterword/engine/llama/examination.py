@@ -122,7 +122,7 @@ class Examination:
         if kept is not None:
             return kept
         if most_bytes(self._subject.header, form) > subject.memory_bytes // _MEMORY_PARTS:
-            raise ConfigError(f"{form}: its weights may take more than half of the memory")
+            raise ConfigError(f"{form}: its weights may take more than half of memory")
         self._say(f"converting to {form}")
         run = converter(subject.threads)
         self._made[form] = self._shop.convert(subject.path, subject.digest, form, run)

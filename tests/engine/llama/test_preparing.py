@@ -18,7 +18,7 @@ from afterword.engine.llama.fidelity import Fidelity
 from afterword.engine.llama.gguf import read_header
 from afterword.engine.llama.preparing import known_fidelity, memory_limit, prepare
 from afterword.engine.llama.verdict import Figures, Speeds, is_faithful
-from afterword.engine.llama.weights import UNCHANGED, WeightsFolder
+from afterword.engine.llama.weights import UNCHANGED, WeightsFolder, most_bytes
 from tiny_gguf import make_gguf
 
 FASTER = {"as-is": 1.0, "q8_0": 2.0, "bf16": 3.0, "f16": 2.5, "q4_0": 4.0}
@@ -138,6 +138,23 @@ def test_auto_leaves_out_what_memory_has_no_room_for(
     outcome = preparing.recall(folder, subject)
     assert outcome is not None
     assert outcome.figures["q8_0"].left_out == "q8_0: its weights may take more than half of memory"
+
+
+def test_what_cannot_be_compared_is_not_chosen_nor_measured_at_every_start(
+    tiny: Path, folder: WeightsFolder, laboratory: Laboratory, say: Callable[[str], None]
+) -> None:
+    """There is room for the forms, but not for the float32 file."""
+    memory_bytes = 2 * most_bytes(read_header(tiny), "bf16")
+    subject = subject_of(tiny, memory_bytes=memory_bytes)
+    assert prepare(folder, subject, "auto", say).weights == UNCHANGED
+    assert "survey q8_0" in laboratory.asked
+    outcome = preparing.recall(folder, subject)
+    assert outcome is not None
+    assert outcome.choice.why.startswith("forms could not be compared: f32: its weights may take")
+    laboratory.asked.clear()
+    assert prepare(folder, subject, "auto", say).weights == UNCHANGED
+    assert laboratory.asked == []
+    assert list(folder.kept()) == []
 
 
 def test_auto_does_without_a_place_to_store(

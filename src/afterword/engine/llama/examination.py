@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from afterword.core.errors import ConfigError
 from afterword.engine.llama.child import Compare, Convert, Effort, Survey, WriteReference, ask
 from afterword.engine.llama.fidelity import PASSAGE_TOKENS, Fidelity
 from afterword.engine.llama.gguf import Header
-from afterword.engine.llama.verdict import Figures
+from afterword.engine.llama.verdict import Choice, Figures, choose, is_faithful
 from afterword.engine.llama.weights import (
     AS_IS,
     EXACT_FORM,
@@ -63,6 +63,7 @@ class Examination:
         self._subject = subject
         self._say = say
         self._made: dict[str, Path] = {}
+        self._not_compared: str | None = None
         self.found: dict[str, Figures] = {}
 
     def survey(self, form: str, effort: Effort, *, promised: bool) -> None:
@@ -78,26 +79,27 @@ class Examination:
                 raise
             self.found[form] = Figures(left_out=str(error))
 
-    @contextmanager
-    def reference(self) -> Iterator[Path]:
-        """The float32 model's rows over the passage. ``ConfigError`` where it is too large."""
-        self._say("computing the float32 model for comparison")
+    def compare(self, forms: Iterable[str], *, until_faithful: bool) -> None:
+        """Fidelity of the file and of forms that were surveyed, as far as it can be measured."""
         subject = self._subject
-        size = PASSAGE_TOKENS * self._subject.header.vocabulary * _ROW_VALUE_BYTES
-        with self._shop.scratch(f"{subject.digest}-rows", size) as rows:
-            path = self._path(EXACT_FORM)
-            request = WriteReference(str(path), str(rows), subject.threads)
-            ask(request, type(None), self._shop.descriptor)
-            self._discard(EXACT_FORM)
-            yield rows
+        try:
+            with self._reference() as rows:
+                for form in (AS_IS, *forms):
+                    self._say(f"comparing {form}")
+                    path = str(self._path(form))
+                    request = Compare(path, str(rows), subject.threads, subject.exact)
+                    self.learn(form, ask(request, Fidelity, self._shop.descriptor))
+                    if until_faithful and form != AS_IS and self._faithful(form):
+                        return
+        except ConfigError as error:
+            self._not_compared = str(error)
 
-    def compare(self, form: str, rows: Path) -> None:
-        """Fidelity of a form that was surveyed."""
-        self._say(f"comparing {form}")
-        subject = self._subject
-        request = Compare(str(self._path(form)), str(rows), subject.threads, subject.exact)
-        fidelity = ask(request, Fidelity, self._shop.descriptor)
-        self.learn(form, fidelity)
+    def choose(self) -> Choice:
+        """What the rule says of all that was found."""
+        choice = choose(self.found, exact=self._subject.exact)
+        if choice.form == AS_IS and self._not_compared is not None:
+            return Choice(AS_IS, f"forms could not be compared: {self._not_compared}")
+        return choice
 
     def learn(self, form: str, fidelity: Fidelity) -> None:
         """Fidelity that is known."""
@@ -108,6 +110,21 @@ class Examination:
         for form in list(self._made):
             if form != keep:
                 self._discard(form)
+
+    def _faithful(self, form: str) -> bool:
+        return is_faithful(self.found[form].fidelity, self.found[AS_IS].fidelity)
+
+    @contextmanager
+    def _reference(self) -> Iterator[Path]:
+        """The float32 model's rows over the passage. ``ConfigError`` where it is too large."""
+        self._say("computing the float32 model for comparison")
+        subject = self._subject
+        size = PASSAGE_TOKENS * subject.header.vocabulary * _ROW_VALUE_BYTES
+        with self._shop.scratch(f"{subject.digest}-rows", size) as rows:
+            request = WriteReference(str(self._path(EXACT_FORM)), str(rows), subject.threads)
+            ask(request, type(None), self._shop.descriptor)
+            self._discard(EXACT_FORM)
+            yield rows
 
     def _discard(self, form: str) -> None:
         path = self._made.pop(form, None)

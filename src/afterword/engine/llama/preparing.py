@@ -21,7 +21,7 @@ from afterword.engine.llama.child import QUICK, THOROUGH
 from afterword.engine.llama.examination import Examination, Subject, converter
 from afterword.engine.llama.fidelity import Fidelity
 from afterword.engine.llama.gguf import Header
-from afterword.engine.llama.verdict import Choice, Figures, choose, is_faithful, ranked
+from afterword.engine.llama.verdict import Choice, Figures, is_faithful, ranked
 from afterword.engine.llama.weights import (
     AS_IS,
     FORMS,
@@ -33,6 +33,8 @@ from afterword.engine.llama.weights import (
 )
 
 _log = logging.getLogger("afterword.weights")
+_MEMORY_STEP = 2**28
+"""Memory differs a little from one start of a machine to the next."""
 _RULE = 1
 """Raised whenever the rule or what it is fed may decide otherwise."""
 
@@ -129,7 +131,7 @@ def remember(folder: WeightsFolder, subject: Subject, outcome: Outcome) -> None:
 def _outcome_path(folder: WeightsFolder, subject: Subject) -> Path:
     parts = (
         subject.digest, LIBRARY_VERSION, _processor(), subject.threads, subject.exact,
-        subject.memory_bytes, _RULE,
+        subject.memory_bytes // _MEMORY_STEP, _RULE,
     )  # fmt: skip
     key = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
     return folder.folder / f"auto-{key[:16]}.json"
@@ -177,10 +179,8 @@ def examine(
             for form in (AS_IS, *forms_of(subject.header)):
                 look.survey(form, THOROUGH, promised=False)
             measured = [form for form, figures in look.found.items() if figures.speeds]
-            with look.reference() as rows:
-                for form in measured:
-                    look.compare(form, rows)
-            choice = choose(look.found, exact=subject.exact)
+            look.compare(measured[1:], until_faithful=False)
+            choice = look.choose()
             keep = choice.form
         finally:
             look.close(keep)
@@ -209,24 +209,13 @@ def _find_out(
         for form in look.found:
             if form in known:
                 look.learn(form, known[form])
-        if any(
-            look.found[form].fidelity is None for form in ranked(look.found, exact=subject.exact)
-        ):
-            _compare_candidates(look, exact=subject.exact)
-        choice = choose(look.found, exact=subject.exact)
+        candidates = ranked(look.found, exact=subject.exact)
+        if any(look.found[form].fidelity is None for form in candidates):
+            look.compare(candidates, until_faithful=True)
+        choice = look.choose()
         keep = choice.form
     finally:
         look.close(keep)
     outcome = Outcome(choice, look.found)
     remember(folder, subject, outcome)
     return outcome
-
-
-def _compare_candidates(look: Examination, *, exact: bool) -> None:
-    """Compare the fastest first, until one is faithful."""
-    with look.reference() as rows:
-        look.compare(AS_IS, rows)
-        for form in ranked(look.found, exact=exact):
-            look.compare(form, rows)
-            if is_faithful(look.found[form].fidelity, look.found[AS_IS].fidelity):
-                return

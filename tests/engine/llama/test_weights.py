@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -52,6 +54,26 @@ def test_a_form_is_converted_once(tiny: Path, folder: WeightsFolder) -> None:
     assert kinds["blk.0.attn_norm.weight"] == "F32"
     (kept,) = folder.kept()
     assert (kept.form, kept.digest, kept.size_bytes) == ("q8_0", DIGEST, path.stat().st_size)
+
+
+def test_two_that_want_a_form_convert_it_once(tiny: Path, tmp_path: Path) -> None:
+    """Each opens the folder by itself, as processes do; the first to come works, the other waits."""
+    both = threading.Barrier(2)
+    conversions: list[str] = []
+
+    def run(source: Path, destination: Path, form: str, descriptor: int) -> None:
+        conversions.append(form)
+        shutil.copy(source, destination)
+
+    def want() -> Path:
+        both.wait()
+        with WeightsFolder(tmp_path / "weights").work() as shop:
+            return shop.convert(tiny, DIGEST, "q8_0", run)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(want), pool.submit(want)
+        assert first.result() == second.result()
+    assert conversions == ["q8_0"]
 
 
 def test_a_file_that_was_cut_is_made_again(tiny: Path, folder: WeightsFolder) -> None:

@@ -57,7 +57,7 @@ def test_a_form_is_converted_once(tiny: Path, folder: WeightsFolder) -> None:
 
 
 def test_two_that_want_a_form_convert_it_once(tiny: Path, tmp_path: Path) -> None:
-    """Each opens the folder by itself, as processes do; the first to come works, the other waits."""
+    """Each opens the folder by itself, as processes do; the first works, the other waits."""
     both = threading.Barrier(2)
     conversions: list[str] = []
 

@@ -136,7 +136,7 @@ def test_kill_9_leaves_nothing_behind(tmp_path: Path, folder: WeightsFolder) -> 
     pipe = tmp_path / "pipe.gguf"
     os.mkfifo(pipe)
     part = folder.folder / "half.part"
-    command = [sys.executable, "-c", KILLED, folder.folder, pipe]
+    command: list[str | Path] = [sys.executable, "-c", KILLED, folder.folder, pipe]
     with subprocess.Popen(command) as parent, pipe.open("wb"):  # opens when the child reads
         (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
         watched = os.pidfd_open(int(child))

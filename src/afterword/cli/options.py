@@ -34,13 +34,12 @@ NETWORK: Mapping[str, str] = {
 }
 ENGINE: Mapping[str, str] = {
     "ctx": "Tokens of context for each slot. [default: the model's]",
+    "weights": "The form that files are converted to, once: as-is, q8_0, bf16, f16, q4_0, or auto, "
+    "the fastest here that is faithful enough. [default: auto for the embedded model, else as-is]",
     "slots": "Sequences computed at once. [default: what memory allows, 8 at most]",
     "threads": "Threads that compute. [default: the machine's cores]",
     "kv": "exact: answers do not depend on what else is served. fast: gives that up. "
     "[default: exact]",
-    "weights": "What the file's weights are converted to, once: q8_0, bf16, f16, q4_0, as-is, or "
-    "auto: what is fastest here and as faithful. [default: auto for the embedded model, else "
-    "as-is]",
     "target-gap-ms": "Prompts are computed in chunks that keep the gap between tokens of running "
     "streams below this. [default: 200]",
     "max-waiting": "Requests that may wait for a slot. [default: 256]",
@@ -108,8 +107,8 @@ _METAVARS = {
     "keep-alive-s": "SECONDS",
     "log-level": "LEVEL",
     "ctx": "TOKENS",
-    "kv": "MODE",
     "weights": "FORM",
+    "kv": "MODE",
     "require-model": "BOOLEAN",
     "data-dir": "FOLDER",
     "database": "URL",

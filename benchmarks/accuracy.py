@@ -1,15 +1,17 @@
 """Accuracy on multiple-choice files, through the endpoint and by llama.cpp directly, item for item.
 
 ``python benchmarks/accuracy.py FILE.jsonl ...``; a line is ``{"context", "choices", "label"}``.
+With ``--weights FORM`` the file as it is and that form are compared, both through the endpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peers
 from afterword.cli.sources import Store, parse_source
@@ -34,10 +36,12 @@ def score(port: int, prompts: Sequence[list[int]], max_tokens: int) -> list[list
     ]
 
 
-def accuracy(items: Sequence[dict[str, Any]], sums: Sequence[list[float]]) -> tuple[float, float]:
+def accuracy(
+    items: Sequence[dict[str, Any]], grouped: Sequence[list[float]]
+) -> tuple[float, float]:
     """Shares of items whose label has the largest sum, and the largest sum per character."""
     plain = normed = 0
-    for item, values in zip(items, sums, strict=True):
+    for item, values in zip(items, grouped, strict=True):
         lengths = [len(choice) for choice in item["choices"]]
         by_character = [value / length for value, length in zip(values, lengths, strict=True)]
         plain += max(range(len(values)), key=values.__getitem__) == item["label"]
@@ -45,35 +49,69 @@ def accuracy(items: Sequence[dict[str, Any]], sums: Sequence[list[float]]) -> tu
     return plain / len(items), normed / len(items)
 
 
-def compare(port: int, reference: Reference, file: Path) -> None:
-    """One line of figures for one file."""
-    items = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+class Questions(NamedTuple):
+    """A file's items; for each choice the tokens, and where the choice begins."""
+
+    items: Sequence[dict[str, Any]]
+    prompts: Sequence[list[int]]
+    begins: Sequence[int]
+
+
+def read(file: Path, reference: Reference, most: int | None) -> Questions:
+    """The first items of a file, tokenised."""
+    items = [json.loads(line) for line in file.read_text("utf-8").splitlines()[:most]]
     prompts, begins = [], []
     for item in items:
         for choice in item["choices"]:
             prompts.append(reference.tokenize(item["context"] + choice))
             begins.append(len(reference.tokenize(item["context"])))
+    print(f"{file.name}: {len(items)} items, {len(prompts)} prompts")
+    return Questions(items, prompts, begins)
+
+
+def sums(port: int, questions: Questions, max_tokens: int) -> list[float]:
+    """The log-probability of every choice, through the endpoint."""
+    scored: list[list[float]] = []
+    for at in range(0, len(questions.prompts), BATCH):
+        scored += score(port, questions.prompts[at : at + BATCH], max_tokens)
+    return [sum(v[b - 1 :]) for v, b in zip(scored, questions.begins, strict=True)]
+
+
+def compare(port: int, reference: Reference, questions: Questions) -> None:
+    """What llama.cpp says directly, and what the endpoint says."""
+    items, prompts, begins = questions
     direct = []
     for ids, begin in zip(prompts, begins, strict=True):
         rows = reference.log_softmax(ids)
         direct.append(sum(float(rows[i - 1][ids[i]]) for i in range(begin, len(ids))))
-    print(f"{file.name}: {len(items)} items, {len(prompts)} prompts")
     report("direct", items, direct, direct)
     for max_tokens in (0, 1):
-        scored: list[list[float]] = []
-        for at in range(0, len(prompts), BATCH):
-            scored += score(port, prompts[at : at + BATCH], max_tokens)
-        ours = [sum(values[b - 1 :]) for values, b in zip(scored, begins, strict=True)]
-        report(f"endpoint, max_tokens {max_tokens}", items, ours, direct)
+        report(
+            f"endpoint, max_tokens {max_tokens}", items, sums(port, questions, max_tokens), direct
+        )
+
+
+def compare_weights(model: Path, asked: Sequence[Questions], args: argparse.Namespace) -> None:
+    """What the file as it is says, and what one of its forms says, with the seconds taken."""
+    found: dict[str, list[list[float]]] = {}
+    for form in ("as-is", args.weights):
+        port = peers.free_port()
+        with peers.running([*serve_command(model, port, args, 8), "--weights", form], port):
+            started = time.perf_counter()
+            found[form] = [sums(port, questions, 0) for questions in asked]
+            print(f"{form}: scored in {time.perf_counter() - started:.1f} s", flush=True)
+    for form, values in found.items():
+        for questions, ours, base in zip(asked, values, found["as-is"], strict=True):
+            report(form, questions.items, ours, base)
 
 
 def report(
-    name: str, items: Sequence[dict[str, Any]], sums: list[float], direct: list[float]
+    name: str, items: Sequence[dict[str, Any]], ours: list[float], direct: list[float]
 ) -> None:
     """Accuracies, the largest difference of a sum, and how many items are decided otherwise."""
-    grouped, wanted = group(items, sums), group(items, direct)
+    grouped, wanted = group(items, ours), group(items, direct)
     plain, normed = accuracy(items, grouped)
-    worst = max(abs(a - b) for a, b in zip(sums, direct, strict=True))
+    worst = max(abs(a - b) for a, b in zip(ours, direct, strict=True))
     flipped = sum(a.index(max(a)) != b.index(max(b)) for a, b in zip(grouped, wanted, strict=True))
     chance = sum(1 / len(item["choices"]) for item in items) / len(items)
     print(
@@ -83,9 +121,9 @@ def report(
     )
 
 
-def group(items: Sequence[dict[str, Any]], sums: Sequence[float]) -> list[list[float]]:
+def group(items: Sequence[dict[str, Any]], flat: Sequence[float]) -> list[list[float]]:
     """Sums by item."""
-    left = iter(sums)
+    left = iter(flat)
     return [[next(left) for _ in item["choices"]] for item in items]
 
 
@@ -97,13 +135,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ctx", type=int, default=1024)
     parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
+    parser.add_argument("--weights", help="a form to compare with the file as it is")
+    parser.add_argument("--first", type=int, help="only so many items of each file")
     args = parser.parse_args()
     model = args.model or Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path
     reference = Reference(model)
+    asked = [read(file, reference, args.first) for file in args.files]
+    if args.weights is not None:
+        reference.close()
+        compare_weights(model, asked, args)
+        return
     port = peers.free_port()
     with peers.running(serve_command(model, port, args, 8), port):
-        for file in args.files:
-            compare(port, reference, file)
+        for questions in asked:
+            compare(port, reference, questions)
     reference.close()
 
 

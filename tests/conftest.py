@@ -39,8 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _ledgers_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Servers and commands started by tests do not touch the ledger of whoever runs them."""
+    """Servers and commands started by tests do not touch the ledger of whoever runs them.
+
+    They serve files as they are: what they answer is held against the file's own logits.
+    """
     os.environ["AFTERWORD_DATA_DIR"] = str(tmp_path_factory.mktemp("data"))
+    os.environ["AFTERWORD_WEIGHTS"] = "as-is"
 
 
 @pytest.fixture(scope="session")

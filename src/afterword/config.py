@@ -44,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     slots: Annotated[int, Meta(ge=1, le=256)] | None = None
     threads: Annotated[int, Meta(ge=1, le=512)] | None = None
     kv: Literal["exact", "fast"] = "exact"
+    weights: Literal["as-is", "auto", "q8_0", "bf16", "f16", "q4_0"] | None = None
     target_gap_ms: Count = 200
     max_waiting: Count = 256
     score_cache_mib: Annotated[int, Meta(ge=0)] = 64
@@ -84,6 +85,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def origins(self) -> tuple[str, ...]:
         """The origins whose pages may use the server."""
         return tuple(filter(None, map(str.strip, (self.cors_origins or "").split(","))))
+
+    def effective_weights(self, model: str) -> str:
+        """The form of a model's weights: what is set, else measured for the embedded model only."""
+        if self.weights is not None:
+            return self.weights
+        return "auto" if self.models[model] == EMBEDDED_SOURCE else "as-is"
 
     def effective_aliases(self) -> Mapping[str, str]:
         """The aliases set, or the legacy name for the first model."""
@@ -199,8 +206,9 @@ def _convert(name: str, value: object, place: str) -> Any:  # noqa: ANN401 - of 
 
 
 def _expected(name: str, error: msgspec.ValidationError) -> str:
-    if get_origin(_FIELDS[name]) is Literal:
-        return " or ".join(map(repr, get_args(_FIELDS[name])))
+    for kind in (_FIELDS[name], *get_args(_FIELDS[name])):
+        if get_origin(kind) is Literal:
+            return " or ".join(map(repr, get_args(kind)))
     return str(error).replace("`", "").removeprefix("Expected ")
 
 

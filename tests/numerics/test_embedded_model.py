@@ -18,6 +18,9 @@ from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
 from afterword.core.wire import Completion
 from afterword.engine.llama.engine import EngineOptions, open_engine
+from afterword.engine.llama.examination import converter
+from afterword.engine.llama.fidelity import passage
+from afterword.engine.llama.weights import WeightsFolder
 from reference import Reference
 
 pytestmark = pytest.mark.model
@@ -93,6 +96,29 @@ async def test_greedy_text_is_what_llama_cpp_says(
     reference.close()
     answer = await ask(service, prompt=prompt, max_tokens=7, temperature=0)
     assert answer.choices[0].text == expected
+
+
+async def test_q8_0_is_nearly_the_file_and_served_as_the_library_computes_it(
+    embedded_model: Path, tmp_path: Path
+) -> None:
+    folder = WeightsFolder(tmp_path / "weights")
+    with folder.work() as shop:
+        path = shop.convert(embedded_model, "0" * 64, "q8_0", converter(threads=2))
+    rows = {}
+    for file in (embedded_model, path):
+        reference = Reference(file)
+        rows[file] = reference.log_softmax(reference.tokenize(passage())[:150])
+        expected = reference.greedy("Say this is a test", 7)
+        reference.close()
+    p, q = rows[embedded_model], rows[path]
+    assert 0 < (np.exp(p) * (p - q)).sum(axis=1).mean() < 0.02
+    options = EngineOptions(ctx=1024, slots=1, probe=False)
+    engine = open_engine(path, digest="0" * 64, name="m", options=options)
+    catalog = Catalog([ServedModel("m", engine, 1)])
+    service = CompletionService(catalog, Limits(), clock=time.time, entropy=os.urandom)
+    answer = await ask(service, prompt="Say this is a test", max_tokens=7, temperature=0)
+    assert answer.choices[0].text == expected
+    await engine.aclose()
 
 
 async def test_D2_a_prompt_answers_the_same_alone_and_in_an_array(

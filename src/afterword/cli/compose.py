@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from afterword.cli.sources import ModelFile, Store, parse_source
+from afterword.cli.sources import Store, parse_source
 from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
@@ -15,7 +15,9 @@ from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.core.protocols import Engine
 from afterword.engine.batching.engine import BatchingEngine
+from afterword.engine.llama.examination import Subject
 from afterword.engine.llama.gguf import read_header
+from afterword.engine.llama.preparing import Prepared, memory_limit, prepare
 from afterword.engine.remote.address import Address, is_remote, parse_addresses
 from afterword.engine.remote.engine import RemoteEngine, open_remote
 from afterword.engine.remote.pool import PoolOptions
@@ -32,15 +34,17 @@ async def open_service(
     store = Store(settings.models_dir, terminal)
     # All files are looked at before the first is loaded: what is wrong is said at once.
     sources = {
-        name: parse_addresses(source) if is_remote(source) else _checked_file(store, settings, name)
+        name: parse_addresses(source) if is_remote(source) else checked(store, settings, name)
         for name, source in settings.models.items()
     }
     async with AsyncExitStack() as opened:
         served: list[ServedModel] = []
         for name, source in sources.items():
             engine: Engine
-            if isinstance(source, ModelFile):
-                engine = _open(name, source, settings, probe=probe)
+            if isinstance(source, Subject):
+                wanted = settings.effective_weights(name)
+                prepared = prepare(store.weights, source, wanted, terminal.say)
+                engine = _open(name, source, prepared, settings, probe=probe)
                 created = int(source.path.stat().st_mtime)
             else:
                 engine = await _open_remote(name, source, settings)
@@ -74,18 +78,29 @@ async def _open_remote(name: str, addresses: Sequence[Address], settings: Settin
     return await open_remote(name, addresses, options=options, max_waiting=settings.max_waiting)
 
 
-def _checked_file(store: Store, settings: Settings, name: str) -> ModelFile:
+def checked(store: Store, settings: Settings, name: str) -> Subject:
+    """The file of a model, fetched and looked at, as these settings will run it."""
     file = store.fetch(parse_source(settings.models[name]))
-    trained = read_header(file.path).context_tokens
+    header = read_header(file.path)
+    trained = header.context_tokens
     if settings.ctx is not None and trained is not None and settings.ctx > trained:
         raise ConfigError(
             f"model {name}: a context of {settings.ctx} tokens is larger than the model's, "
             f"which is {trained}"
         )
-    return file
+    return Subject(
+        path=file.path,
+        digest=file.digest,
+        header=header,
+        threads=settings.threads or len(os.sched_getaffinity(0)),
+        exact=settings.kv == "exact",
+        memory_bytes=memory_limit(),
+    )
 
 
-def _open(name: str, file: ModelFile, settings: Settings, *, probe: bool) -> BatchingEngine:
+def _open(
+    name: str, file: Subject, prepared: Prepared, settings: Settings, *, probe: bool
+) -> BatchingEngine:
     # Loading the native library takes time that --help and --print-config need not spend.
     from afterword.engine.llama.engine import EngineOptions, open_engine  # noqa: PLC0415
 
@@ -100,4 +115,10 @@ def _open(name: str, file: ModelFile, settings: Settings, *, probe: bool) -> Bat
         target_gap_ms=settings.target_gap_ms,
         prompt_lookup=settings.prompt_lookup,
     )
-    return open_engine(file.path, digest=file.digest, name=name, options=options)
+    return open_engine(
+        prepared.path,
+        digest=file.digest,
+        name=name,
+        options=options,
+        weights=prepared.weights,
+    )

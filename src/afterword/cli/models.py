@@ -23,23 +23,28 @@ _config = click.option("--config", metavar="FILE", help="A TOML file of settings
 _models_dir = click.option("--models-dir", metavar="FOLDER", help="Where models are kept.")
 
 
-@click.group(short_help="List, fetch and describe models.")
+@click.group(short_help="List, fetch, describe and prune models.")
 def models() -> None:
-    """Models: those that are set up, those that are here."""
+    """Models: those that are set up, those that are here, and what was made of them."""
 
 
 @models.command("list", short_help="Models that are set up or were fetched.")
 @_config
 @_models_dir
 def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """List models that are set up to be served, and others that were fetched."""
+    """List models that are set up, others that were fetched, and files that were converted."""
     settings = read_settings(given, os.environ).settings
     table = Table("NAME", "SOURCE", "SIZE", box=None, pad_edge=False, header_style="")
-    for name, source, path in _known(settings, _store(settings)):
+    store = _store(settings)
+    for name, source, path in _known(settings, store):
         size = "not fetched" if path is None else _megabytes(path.stat().st_size)
         if is_remote(source):
             size = "another server"
         table.add_row(name, source, size)
+    for kept in store.weights.kept():
+        table.add_row(
+            "-", f"{store.named(kept.digest)} as {kept.form}", _megabytes(kept.size_bytes)
+        )
     Console(soft_wrap=True).print(table)
 
 
@@ -58,6 +63,18 @@ def pull(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' fla
 pull.help = (
     f"Fetch SOURCE, check it, and print where it is. SOURCE is a name that is set up, {SOURCES}."
 )
+
+
+@models.command(short_help="Remove converted files.")
+@_config
+@_models_dir
+def prune(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
+    """Remove converted files, and what was measured to choose them. Models stay.
+
+    A server that runs on such a file goes on; the next start converts and measures again.
+    """
+    settings = read_settings(given, os.environ).settings
+    click.echo(f"freed {_megabytes(_store(settings).weights.prune())}")
 
 
 @models.command(short_help="Describe a model's file.")

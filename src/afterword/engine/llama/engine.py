@@ -22,9 +22,10 @@ from afterword.engine.llama.binding import (
 )
 from afterword.engine.llama.runner import LlamaRunner
 from afterword.engine.llama.vocab import LlamaTokenizer
+from afterword.engine.llama.weights import LIBRARY_VERSION, UNCHANGED, Weights
 
 _log = logging.getLogger("afterword.engine")
-_BATCH_TOKENS = 512
+BATCH_TOKENS = 512
 _ROW_BYTES = 64 * 1024 * 1024
 """Rows of logits that one step may want, as memory."""
 _PROBE_SLOTS = 4
@@ -32,7 +33,7 @@ _PROBE_TOKENS = 256
 _MOST_SLOTS = 8
 _MEMORY_SHARE = 8
 """Slots that nobody asked for take at most one in this many parts of the machine's memory."""
-_LIBRARY = "llama-cpp-python 0.3.36"
+_LIBRARY = f"llama-cpp-python {LIBRARY_VERSION}"
 _NUMERICS = 1
 """Raised whenever the sampler or the scorer may answer differently than before."""
 
@@ -54,14 +55,29 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     target_gap_ms: int = 200
     prompt_lookup: bool = True
 
+    @property
+    def compute_threads(self) -> int:
+        """The threads given, or one for each core that this process may use."""
+        return self.threads or len(os.sched_getaffinity(0))
 
-def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -> BatchingEngine:
+
+def open_engine(
+    path: Path,
+    *,
+    digest: str,
+    name: str,
+    options: EngineOptions,
+    weights: Weights = UNCHANGED,
+) -> BatchingEngine:
     """Load a GGUF file whose header was checked; ``digest`` is its SHA-256 in hex.
+
+    Where the file was converted, ``weights`` says so, and ``digest`` is that of the file it was
+    made from.
 
     Raises ``ConfigError`` for a context larger than the model's, for a model that does not
     continue text, and where memory is short.
     """
-    model, invariant = _load(path, options)
+    model, invariant = load(path, options)
     try:
         context = _context(model, name, options)
         tokenizer = LlamaTokenizer(model)
@@ -69,9 +85,9 @@ def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -
         made = ContextOptions(
             slots=slots + kept_slots(slots),
             slot_tokens=context,
-            batch_tokens=_BATCH_TOKENS,
-            max_rows=max(32, min(_BATCH_TOKENS, _ROW_BYTES // (4 * model.vocabulary))),
-            threads=options.threads or len(os.sched_getaffinity(0)),
+            batch_tokens=BATCH_TOKENS,
+            max_rows=most_rows(model),
+            threads=options.compute_threads,
             exact=options.exact,
         )
         runner = LlamaRunner(model, model.open_context(made), made)
@@ -89,10 +105,11 @@ def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -
     _say(name, options, invariant=invariant)
     card = EngineCard(
         context_tokens=context,
-        fingerprint=_fingerprint(digest, made, repack=model.repack),
+        fingerprint=_fingerprint(f"{digest} {weights.form}", made, repack=model.repack),
         batch_invariant=invariant,
         details={
             "format": model.describe(),
+            **weights.facts(),
             "slots": slots,
             "threads": made.threads,
             "kv": "exact" if made.exact else "fast",
@@ -109,6 +126,11 @@ def open_engine(path: Path, *, digest: str, name: str, options: EngineOptions) -
         target_gap_ms=options.target_gap_ms,
         drafts=options.prompt_lookup,
     )
+
+
+def most_rows(model: LlamaModel) -> int:
+    """Rows of logits that one step may want."""
+    return max(32, min(BATCH_TOKENS, _ROW_BYTES // (4 * model.vocabulary)))
 
 
 def _context(model: LlamaModel, name: str, options: EngineOptions) -> int:
@@ -129,7 +151,7 @@ def _default_slots(model: LlamaModel, context: int) -> int:
     return max(1, min(_MOST_SLOTS, memory // _MEMORY_SHARE // slot_bytes))
 
 
-def _load(path: Path, options: EngineOptions) -> tuple[LlamaModel, bool]:
+def load(path: Path, options: EngineOptions) -> tuple[LlamaModel, bool]:
     """The model on the fastest kernels that keep the promise of D1, and whether it is kept."""
     if not options.exact:
         return LlamaModel(path), False
@@ -149,9 +171,9 @@ def _probe(model: LlamaModel, options: EngineOptions) -> bool:
     made = ContextOptions(
         slots=_PROBE_SLOTS,
         slot_tokens=min(_PROBE_TOKENS, model.context_tokens),
-        batch_tokens=_BATCH_TOKENS,
-        max_rows=_BATCH_TOKENS,
-        threads=options.threads or len(os.sched_getaffinity(0)),
+        batch_tokens=BATCH_TOKENS,
+        max_rows=BATCH_TOKENS,
+        threads=options.compute_threads,
         exact=True,
     )
     context = model.open_context(made)
@@ -175,8 +197,8 @@ def _say(name: str, options: EngineOptions, *, invariant: bool) -> None:
         )
 
 
-def _fingerprint(digest: str, options: ContextOptions, *, repack: bool) -> str:
+def _fingerprint(origin: str, options: ContextOptions, *, repack: bool) -> str:
     """``fp_`` and ten hex digits of everything that may change an answer (D3)."""
     made = msgspec.json.encode(options).decode()
-    parts = (digest, _LIBRARY, system_info(), str(_NUMERICS), made, str(repack))
+    parts = (origin, _LIBRARY, system_info(), str(_NUMERICS), made, str(repack))
     return f"fp_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"

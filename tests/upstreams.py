@@ -14,7 +14,8 @@ from starlette.types import ASGIApp
 
 from afterword.engine.remote.address import parse_addresses
 from afterword.engine.remote.dialect import Facts
-from afterword.engine.remote.engine import DIALECTS, RemoteEngine
+from afterword.engine.remote.dialects import DIALECTS
+from afterword.engine.remote.engine import RemoteEngine
 from afterword.engine.remote.pool import Pool, PoolOptions
 
 PATIENT = PoolOptions(probe_s=3600, patience_s=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Self
 
 from afterword.core.job import Event, Sampled
 
@@ -70,3 +71,21 @@ class Mailbox:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+class MailboxReader:
+    """What generations have in common that read a mailbox: an iterator of lists of events."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+
+    def __aiter__(self) -> Self:
+        """Iterate over lists of events."""
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        """All that happened since the last call."""
+        events = await self._mailbox.take()
+        if not events:
+            raise StopAsyncIteration
+        return events

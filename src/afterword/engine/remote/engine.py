@@ -150,6 +150,7 @@ class RemoteEngine:
             prefilled_tokens=self.counts.prompt_tokens - self.counts.cached_tokens,
             cached_tokens=self.counts.cached_tokens,
             generated_tokens=self.counts.generated_tokens,
+            upstreams=tuple(upstream.stats() for upstream in self.pool.upstreams),
         )
 
     async def retarget(self, addresses: Sequence[Address]) -> None:

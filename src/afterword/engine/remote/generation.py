@@ -180,6 +180,7 @@ class RemoteGeneration(MailboxReader):
         except ClientsFault as fault:
             raise fault.error from None
         except UpstreamFailure as failure:
+            upstream.failures += 1
             if not attempt.produced:
                 raise
             pool.failed(upstream, failure)

@@ -25,6 +25,7 @@ class Mailbox:
         self._error: Exception | None = None
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def put(self, events: Iterable[Event]) -> None:
         """Add events in their order; the mailbox owns them, arrays included, from here on."""
@@ -59,7 +60,10 @@ class Mailbox:
                 if self._error is not None:
                     raise self._error
                 return []
-            self._waiter = asyncio.get_running_loop().create_future()
+            # Looked up once: asking which loop runs costs a call of the system.
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:

@@ -87,9 +87,11 @@ class ChunkReader:
             raise failure_in_stream(chunk.error)
         events: list[Event] = []
         for choice in chunk.choices:
-            part, first = self._part(choice)
-            if first:
-                events += first
+            part = (
+                self._bare(choice) if self._job.logprobs is None else self._scored(choice, events)
+            )
+            if not self._reading.begun:
+                events += self._reading.prefilled()
             events += self._taken(part)
         if chunk.usage is not None and not chunk.choices:
             events += self._counted(chunk.usage)
@@ -109,34 +111,34 @@ class ChunkReader:
         cached = (details.cached_tokens or 0) if details is not None else 0
         return [self._reading.counted(usage.prompt_tokens, cached)]
 
-    def _part(self, choice: Choice) -> tuple[Part, list[Event]]:
-        """What a choice adds, and the events before it."""
+    def _bare(self, choice: Choice) -> Part:
+        """What a choice adds where no log-probabilities were asked for."""
         seq = self._reading.seq(choice.index)
-        ids = self._speller.ids(choice)
-        logprobs: list[float] = []
-        tops: list[Top] = []
-        first: list[Event] = []
-        if self._job.logprobs is not None and choice.logprobs is not None:
-            logprobs, tops = self._scores(choice.logprobs)
-            if self._job.prompt_logprobs is not None and seq not in self._echoed:
-                self._echoed.add(seq)
-                prompt = len(self._job.prompt_ids)
-                if len(logprobs) < prompt:
-                    raise StreamBroke("it did not score the whole prompt")
-                scored = scored_prompt(
-                    logprobs[1:prompt], tops[1:prompt], self._job.prompt_logprobs
-                )
-                first = self._reading.prefilled(scored)
-                logprobs, tops = logprobs[prompt:], tops[prompt:]
-                # Ids beside the log-probabilities are of generated tokens alone.
-                ids = ids[-len(logprobs) :] if logprobs else []
-            if len(logprobs) != len(ids):
-                raise StreamBroke("its log-probabilities are not one for each token")
-        elif self._job.logprobs is not None and ids:
-            raise StreamBroke("it sent tokens without the log-probabilities that were asked for")
-        if not self._reading.begun:
-            first = self._reading.prefilled()
-        return Part(seq, ids, logprobs, tops, choice.finish_reason), first
+        return Part(seq, self._speller.ids(choice), [], [], choice.finish_reason)
+
+    def _scored(self, choice: Choice, events: list[Event]) -> Part:
+        """What a choice adds with its log-probabilities; those of the prompt go to ``events``."""
+        part = self._bare(choice)
+        if choice.logprobs is None:
+            if part.ids:
+                raise StreamBroke("it sent tokens without the log-probabilities asked for")
+            return part
+        logprobs, tops = self._scores(choice.logprobs)
+        k = self._job.prompt_logprobs
+        if k is not None and part.seq not in self._echoed:
+            self._echoed.add(part.seq)
+            prompt = len(self._job.prompt_ids)
+            if len(logprobs) < prompt:
+                raise StreamBroke("it did not score the whole prompt")
+            scored = scored_prompt(logprobs[1:prompt], tops[1:prompt], k)
+            events += self._reading.prefilled(scored)
+            logprobs, tops = logprobs[prompt:], tops[prompt:]
+            # Ids beside the log-probabilities are of generated tokens alone.
+            part.ids = part.ids[-len(logprobs) :] if logprobs else []
+        if len(logprobs) != len(part.ids):
+            raise StreamBroke("its log-probabilities are not one for each token")
+        part.logprobs, part.tops = logprobs, tops
+        return part
 
     def _scores(self, given: ChoiceLogprobs) -> tuple[list[float], list[Top]]:
         values = [0.0 if value is None else value for value in given.token_logprobs]

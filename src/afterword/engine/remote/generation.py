@@ -213,22 +213,25 @@ class RemoteGeneration(MailboxReader):
     def _emit(self, events: list[Event]) -> None:
         """Pass events on. Requests for siblings of one job say all that its prompt is computed."""
         self.begun = True
-        self._mailbox.put([event for event in events if self._is_news(event)])
-
-    def _is_news(self, event: Event) -> bool:
         counts = self._counts
-        if isinstance(event, Sampled):
-            counts.generated_tokens += len(event.tokens)
-        elif isinstance(event, Prefilled):
-            if event.job in self._prefilled:
-                return False
-            self._prefilled.add(event.job)
-        elif isinstance(event, Counted):
-            if event.job in self._counted:
-                return False
-            self._counted.add(event.job)
-            counts.prompt_tokens += event.prompt_tokens
-            counts.cached_tokens += event.cached_tokens
+        news: list[Event] = []
+        for event in events:
+            if isinstance(event, Sampled):
+                counts.generated_tokens += len(event.tokens)
+            elif not isinstance(event, Ended) and not self._is_first(event):
+                continue
+            news.append(event)
+        self._mailbox.put(news)
+
+    def _is_first(self, event: Prefilled | Counted) -> bool:
+        """Whether an event of a job as a whole is the first of its kind."""
+        seen = self._prefilled if isinstance(event, Prefilled) else self._counted
+        if event.job in seen:
+            return False
+        seen.add(event.job)
+        if isinstance(event, Counted):
+            self._counts.prompt_tokens += event.prompt_tokens
+            self._counts.cached_tokens += event.cached_tokens
         return True
 
 

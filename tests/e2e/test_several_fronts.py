@@ -36,11 +36,11 @@ EACH_TOKENS = 13
 """One of the prompt and twelve made: what a request reserves is what it takes."""
 CLIENTS = 100
 ALLOWED = 40
-LIMITS: dict[str, dict[str, int]] = {
-    "rpm": {"rpm": ALLOWED},
-    "tpm": {"tpm": ALLOWED * EACH_TOKENS},
-    "budget": {"budget_tokens": ALLOWED * EACH_TOKENS},
-}
+LIMITED = (
+    KeyTerms(name="rpm", rpm=ALLOWED),
+    KeyTerms(name="tpm", tpm=ALLOWED * EACH_TOKENS),
+    KeyTerms(name="budget", budget_tokens=ALLOWED * EACH_TOKENS),
+)
 DEADLINE_S = 10.0
 LOG = logging.getLogger(__name__)
 
@@ -96,8 +96,7 @@ def fronts(tmp_path: Path, postgres: Postgres, redis_url: str) -> Iterator[Front
     database = connect(parse_url(postgres.url("fronts")))
     prepare(database)
     book = KeyBook(database, clock=time.time, entropy=os.urandom)
-    terms = [KeyTerms(name=name, **limits) for name, limits in LIMITS.items()]
-    terms += [KeyTerms(name="admin", admin=True), KeyTerms(name="revoked")]
+    terms = (*LIMITED, KeyTerms(name="admin", admin=True), KeyTerms(name="revoked"))
     keys = {one.name: book.create(one).secret for one in terms}
     database.dispose()
     engine = toy_engine(slots=16, max_waiting=CLIENTS)
@@ -121,7 +120,7 @@ def fronts(tmp_path: Path, postgres: Postgres, redis_url: str) -> Iterator[Front
 
 def test_three_servers_behave_as_one(fronts: Fronts) -> None:
     """Limits to the unit over all of them, revocation everywhere, one account of it all."""
-    for name in LIMITS:
+    for name in (terms.name for terms in LIMITED):
         began_s = time.monotonic()
         came = fronts.race(fronts.keys[name])
         LOG.info("%s: %s in %.1f s", name, dict(came), time.monotonic() - began_s)
@@ -140,7 +139,7 @@ def test_three_servers_behave_as_one(fronts: Fronts) -> None:
         "refused %s s after it was revoked", [f"{at_s - revoked_s:.2f}" for at_s, _ in refused]
     )
 
-    expected = dict.fromkeys(LIMITS, ALLOWED * EACH_TOKENS)
+    expected = {terms.name: ALLOWED * EACH_TOKENS for terms in LIMITED}
     expected["revoked"] = (3 + sum(taken for _, taken in refused)) * EACH_TOKENS
     for at in range(3):
         # A record is in the database soon after its answer, not before it.

@@ -8,26 +8,38 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from afterword.engine.remote.address import parse_addresses
 from afterword.engine.remote.dialect import Facts
-from afterword.engine.remote.engine import DIALECTS, RemoteEngine
+from afterword.engine.remote.dialects import DIALECTS
+from afterword.engine.remote.engine import RemoteEngine
 from afterword.engine.remote.pool import Pool, PoolOptions
 
 PATIENT = PoolOptions(probe_s=3600, patience_s=0)
 """Nothing happens by itself while a test looks."""
 
 
+class Certificate(NamedTuple):
+    """Files of a server that speaks TLS."""
+
+    chain: Path
+    key: Path
+
+
 class _Server(uvicorn.Server):
     """Says when it listens."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, certificate: Certificate | None) -> None:
         super().__init__(
             uvicorn.Config(app, http="httptools", ws="none", lifespan="off", interface="asgi3",
-                           access_log=False, log_config=None, timeout_graceful_shutdown=1)
+                           access_log=False, log_config=None, timeout_graceful_shutdown=1,
+                           ssl_certfile=certificate and certificate.chain,
+                           ssl_keyfile=certificate and str(certificate.key))
         )  # fmt: skip
         self.ready = threading.Event()
 
@@ -37,16 +49,16 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def listening(app: ASGIApp) -> Iterator[str]:
+def listening(app: ASGIApp, *, certificate: Certificate | None = None) -> Iterator[str]:
     """Serve an app; gives the base URL that an SDK would be given."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        server = _Server(app)
+        server = _Server(app, certificate)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         server.ready.wait()
         try:
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+            yield f"http{'s' if certificate else ''}://127.0.0.1:{bound.getsockname()[1]}/v1"
         finally:
             server.should_exit = True
             thread.join()

@@ -22,6 +22,7 @@ from afterword.ledger.opening import open_database
 from e2e.process import AFTERWORD, MODEL, Server, serving
 from hub import Hub, running
 from ledger.values import record
+from services import Postgres
 from tiny_gguf import make_gguf
 from upstreams import listening
 from vllm import Vllm
@@ -64,12 +65,14 @@ def ledger(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("block", blocks("sh"))
-def test_commands(block: str, documented: Server, tmp_path: Path, ledger: Path) -> None:
+def test_commands(
+    block: str, documented: Server, tmp_path: Path, ledger: Path, request: pytest.FixtureRequest
+) -> None:
     commands = block.replace("\\\n", " ").strip().splitlines()
     starts = [c for c in commands if c.startswith("afterword serve") and "--print-config" not in c]
     makes = [c for c in commands if c.startswith("make ")]
     for command in starts:
-        start(command, tmp_path)
+        start(_here(command, request), tmp_path)
     for command in makes:
         subprocess.run(
             ["make", "-n", *command.split()[1:]], cwd=ROOT, check=True, capture_output=True
@@ -82,12 +85,24 @@ def test_commands(block: str, documented: Server, tmp_path: Path, ledger: Path) 
             assert '"error"' not in done.stdout
 
 
+def _here(command: str, request: pytest.FixtureRequest) -> str:
+    """A command with the database and the Redis of these tests for those that it names."""
+    for shown, fixture in (("postgresql", "postgres"), ("redis", "redis_url")):
+        url = re.search(rf"{shown}://\S+", command)
+        if url is not None:
+            there: Postgres | str = request.getfixturevalue(fixture)
+            there = there if isinstance(there, str) else there.url("postgres")
+            command = command.replace(url[0], there)
+    return command
+
+
 def start(command: str, folder: Path) -> None:
     """Start a server as shown; whatever the hub is asked for, it has, and what stands behind is."""
     behind = re.search(r"vllm\+http://\S+", command)
     if behind is not None:
         with listening(Vllm({"big": toy_engine()}).app) as base:
             shown = command.replace(behind[0], f"vllm+{base}").split()[2:]
+            shown += ["--data-dir", str(folder / "data")]
             with serving(folder / "stderr", *shown) as server:
                 assert server.stop() == 0
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -197,3 +198,4 @@ def test_an_upstream_shown_and_listed(
     examined = run("doctor")
     assert examined.returncode == 0, examined.stderr
     assert "that of the servers behind" in examined.stdout
+    assert re.search(r"^context +256 tokens a request$", examined.stdout, re.MULTILINE)

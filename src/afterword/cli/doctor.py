@@ -20,6 +20,7 @@ from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import ServedModel
 from afterword.config import Settings
 from afterword.engine.remote.address import is_remote
+from afterword.engine.remote.dialect import UNKNOWN_CONTEXT
 
 _GIB = 2**30
 
@@ -82,7 +83,7 @@ def _machine(settings: Settings) -> Iterator[tuple[str, object]]:
 def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object]]:
     card = model.engine.card
     yield "model", model.name
-    yield "context", f"{card.context_tokens} tokens a slot"
+    yield "context", _context(card.context_tokens, remote=is_remote(settings.models[model.name]))
     for name, value in card.details.items():
         if name == "kv_bytes":
             yield "kv memory", f"{int(value) / _GIB:.2f} GiB for all slots"
@@ -99,6 +100,13 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
     else:
         promise = "given up (--kv fast): answers may depend on what else is served"
     yield "seed promise", promise
+
+
+def _context(tokens: int, *, remote: bool) -> str:
+    if not remote:
+        return f"{tokens} tokens a slot"
+    # Slots are the other server's, and some do not say how long their context is.
+    return f"{tokens} tokens a request" if tokens < UNKNOWN_CONTEXT else "not told by the server"
 
 
 def _print(rows: Iterator[tuple[str, object]]) -> None:

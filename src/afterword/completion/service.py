@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -179,30 +179,30 @@ class Answer:
     async def chunks(self) -> AsyncIterator[list[Chunk]]:
         """Chunks as tokens come: all that were made since the last list was asked for."""
         async for events in self._generation:
-            made = list(self._new_chunks(self._fold(events)))
+            made = self._new_chunks(self._fold(events))
             if made:
                 yield made
         if self.plan.include_usage:
             yield [self._chunk([], self.usage)]
 
-    def _fold(self, events: list[Event]) -> list[tuple[int, int]]:
-        """Feed the builders; which of them have changed, in order."""
-        changed: dict[tuple[int, int], None] = {}
+    def _fold(self, events: list[Event]) -> dict[tuple[int, int], ChoiceBuilder]:
+        """Feed the builders; those that have changed, in order."""
+        changed: dict[tuple[int, int], ChoiceBuilder] = {}
         for event in events:
             match event:
                 case Sampled(job=job, seq=seq):
-                    if self._builder(job, seq).sampled(event):
+                    builder = changed[job, seq] = self._builder(job, seq)
+                    if builder.sampled(event):
                         self._generation.abort(job, seq)
-                    changed[job, seq] = None
                 case Ended(job=job, seq=seq):
-                    self._builder(job, seq).ended(event)
-                    changed[job, seq] = None
+                    builder = changed[job, seq] = self._builder(job, seq)
+                    builder.ended(event)
                 case Prefilled(job=job):
                     self._prompts[job] = (event.prompt_tokens, event.cached_tokens)
                     self._scored[job] = event.scored
                 case Counted(job=job):
                     self._prompts[job] = (event.prompt_tokens, event.cached_tokens)
-        return list(changed)
+        return changed
 
     def _builder(self, job: int, seq: int) -> ChoiceBuilder:
         """The builder of a sequence, whose prompt is computed by now."""
@@ -228,13 +228,15 @@ class Answer:
         scores = [(builder.logprob_sum, builder.completion_tokens) for builder in siblings]
         return [siblings[i] for i in ranking.best(scores, self.plan.n)]
 
-    def _new_chunks(self, changed: list[tuple[int, int]]) -> Iterator[Chunk]:
+    def _new_chunks(self, changed: dict[tuple[int, int], ChoiceBuilder]) -> list[Chunk]:
         usage = None if self.plan.include_usage else msgspec.UNSET
-        for job, seq in changed:
-            delta = self._builders[job, seq].drain()
+        chunks = []
+        for (job, seq), builder in changed.items():
+            delta = builder.drain()
             if delta is not None:
                 index = job * self.plan.n + seq
-                yield self._chunk([_choice(delta, index=index)], usage)
+                chunks.append(self._chunk([_choice(delta, index=index)], usage))
+        return chunks
 
     def _chunk(self, choices: list[Choice], usage: Usage | msgspec.UnsetType | None) -> Chunk:
         plan = self.plan

@@ -10,12 +10,13 @@ class Detokenizer:
     """Decodes UTF-8 incrementally and counts characters from the start of the prompt's text.
 
     Invariant: the text does not depend on how the bytes were split. Bytes that cannot become a
-    character give U+FFFD, those that still may are pending.
+    character give U+FFFD, those that still may are pending. ``_between``: none are.
     """
 
     def __init__(self, *, characters: int = 0, pending: bytes = b"") -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._decoder.decode(pending)
+        self._between = not pending
         self.characters = characters
 
     @property
@@ -26,18 +27,28 @@ class Detokenizer:
     def feed(self, piece: bytes) -> tuple[str, int]:
         """The text that ``piece`` completes, and the offset of the character it starts in."""
         offset = self.characters
+        if self._between:
+            try:
+                text = piece.decode()
+            except UnicodeDecodeError:
+                pass  # the piece ends inside a character, or has bytes that are none
+            else:
+                self.characters = offset + len(text)
+                return text, offset
         pending = self.pending
         if pending and piece and not _continues(pending, piece[0]):
             # The pending bytes become U+FFFD, and the piece starts after it.
             given_up = len(pending.decode("utf-8", "replace"))
             offset += given_up
         text = self._decoder.decode(piece)
+        self._between = not self.pending
         self.characters += len(text)
         return text, offset
 
     def flush(self) -> str:
         """What remains at the end: U+FFFD for a character that never completed (A4)."""
         text = self._decoder.decode(b"", final=True)
+        self._between = True
         self.characters += len(text)
         return text
 

@@ -113,6 +113,20 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
     details: Mapping[str, str | int | bool] = {}
 
 
+class UpstreamStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Another server that an engine has its tokens from, at one moment; counters only grow.
+
+    ``address`` has nothing secret. ``requests`` were sent there and ``failures`` are those of them
+    that it did not answer as it should; ``in_flight`` it works on now.
+    """
+
+    address: str
+    healthy: bool
+    in_flight: int
+    requests: int
+    failures: int
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges and counters of an engine at one moment; counters only grow."""
 
@@ -135,6 +149,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     started_requests: int = 0
     waited_s: float = 0.0
     engine_cpu_s: float = 0.0
+    upstreams: tuple[UpstreamStats, ...] = ()
 
 
 class Generation(AbstractAsyncContextManager["Generation", None], Protocol):

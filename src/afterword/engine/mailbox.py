@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Self
 
 from afterword.core.job import Event, Sampled
 
@@ -24,6 +25,7 @@ class Mailbox:
         self._error: Exception | None = None
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def put(self, events: Iterable[Event]) -> None:
         """Add events in their order; the mailbox owns them, arrays included, from here on."""
@@ -58,7 +60,10 @@ class Mailbox:
                 if self._error is not None:
                     raise self._error
                 return []
-            self._waiter = asyncio.get_running_loop().create_future()
+            # Looked up once: asking which loop runs costs a call of the system.
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
@@ -70,3 +75,21 @@ class Mailbox:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+class MailboxReader:
+    """What generations have in common that read a mailbox: an iterator of lists of events."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+
+    def __aiter__(self) -> Self:
+        """Iterate over lists of events."""
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        """All that happened since the last call."""
+        events = await self._mailbox.take()
+        if not events:
+            raise StopAsyncIteration
+        return events

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from afterword.completion.catalog import ServedModel
 from afterword.core.protocols import Ledger
 from afterword.http.exchange import Exchange
+from afterword.http.upstreams import UpstreamCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -150,6 +151,7 @@ class Metrics:
         )
         self._registry.register(EngineCollector(models))
         self._registry.register(LedgerCollector(ledger))
+        self._registry.register(UpstreamCollector(models))
 
     def record(self, exchange: Exchange, *, route: str, status: int, ended_s: float) -> None:
         """Count a finished exchange. ``route`` is a template, so that labels stay few."""

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import msgspec
 import pytest
 
+from afterword.engine.remote.dialect import Facts
 from afterword.engine.remote.engine import RemoteEngine
 from afterword.engine.remote.pool import PoolOptions
 from standin import FACTS, StandIn
@@ -22,11 +23,14 @@ async def front() -> AsyncIterator[Front]:
     async with AsyncExitStack() as opened:
 
         def make(
-            *upstreams: StandIn | str, options: PoolOptions = PATIENT, max_waiting: int = 256
+            *upstreams: StandIn | str,
+            facts: Facts = FACTS,
+            options: PoolOptions = PATIENT,
+            max_waiting: int = 256,
         ) -> RemoteEngine:
             addresses = [u if isinstance(u, str) else u.address for u in upstreams]
             made = engine_of(
-                " ".join(addresses), [FACTS] * len(addresses), options=options,
+                " ".join(addresses), [facts] * len(addresses), options=options,
                 max_waiting=max_waiting,
             )  # fmt: skip
             opened.push_async_callback(made.aclose)

@@ -42,6 +42,12 @@ def say(exchange: Exchange, text: str, finish: str | None = None, index: int = 0
                               "finish_reason": finish}])  # fmt: skip
 
 
+def done(exchange: Exchange) -> None:
+    """``[DONE]`` and the end of the answer."""
+    exchange.part(b"data: [DONE]\n\n")
+    exchange.transport.write(b"0\r\n\r\n")
+
+
 def hello(exchange: Exchange) -> None:
     """Three tokens in two chunks."""
     exchange.begin()
@@ -49,8 +55,7 @@ def hello(exchange: Exchange) -> None:
     say(exchange, "lo 🙂", "stop")
     chunk(exchange, choices=[], usage={"prompt_tokens": 7, "completion_tokens": 3,
                                        "prompt_tokens_details": {"cached_tokens": 4}})  # fmt: skip
-    exchange.part(b"data: [DONE]\n\n")
-    exchange.transport.write(b"0\r\n\r\n")
+    done(exchange)
 
 
 async def test_text_goes_through_and_usage_is_theirs(hosted: Open) -> None:
@@ -87,7 +92,7 @@ async def test_several_choices_are_counted_together(hosted: Open) -> None:
         say(exchange, "a", "stop", 1)
         say(exchange, "b", "length", 0)
         chunk(exchange, choices=[], usage={"prompt_tokens": 1, "completion_tokens": 9})
-        exchange.part(b"data: [DONE]\n\n")
+        done(exchange)
 
     async with StandIn(two) as upstream:
         answer = await hosted(upstream).complete(prompt="a", max_tokens=9, n=2)
@@ -108,7 +113,7 @@ async def test_logprobs_name_the_tokens(hosted: Open) -> None:
         }  # fmt: skip
         chunk(exchange, choices=[{"index": 0, "text": "🙂!", "logprobs": logprobs,
                                   "finish_reason": "length"}])  # fmt: skip
-        exchange.part(b"data: [DONE]\n\n")
+        done(exchange)
 
     async with StandIn(scored) as upstream:
         answer = await hosted(upstream).complete(prompt="ab", max_tokens=3, logprobs=2)

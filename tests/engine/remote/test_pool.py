@@ -179,3 +179,31 @@ async def test_another_dialect_is_another_engine(front: Front) -> None:
     async with StandIn() as one:
         with pytest.raises(ConfigError, match="another start"):
             await front(one).retarget(parse_addresses("openai+http://127.0.0.1:9/v1"))
+
+
+async def test_figures_of_each_upstream(front: Front) -> None:
+    """What was sent where, what failed there, what runs there, and no credentials."""
+    held = Held()
+    async with StandIn(lambda exchange: exchange.transport.abort()) as bad, StandIn() as good:
+        engine = front(f"{bad.address}#toy", good)
+        client = make_client({"toy": engine})
+        for _ in range(3):
+            await client.complete(prompt=[97], max_tokens=3)
+        good.behaviour = held
+        _, run = client.begin(BODY)
+        await good.until_asked(4)
+        figures = (await client.get("/metrics")).body.decode()
+        held.let.set()
+        await run
+        where = {u: f'{{model="toy",upstream="http://127.0.0.1:{u.port}/v1' for u in (bad, good)}
+        lines = [line for line in figures.splitlines() if line.startswith("afterword_upstream")]
+        assert lines == [
+            f'afterword_upstream_requests_total{where[bad]}#toy"}} 1.0',
+            f'afterword_upstream_requests_total{where[good]}"}} 4.0',
+            f'afterword_upstream_failures_total{where[bad]}#toy"}} 1.0',
+            f'afterword_upstream_failures_total{where[good]}"}} 0.0',
+            f'afterword_upstream_in_flight{where[bad]}#toy"}} 0.0',
+            f'afterword_upstream_in_flight{where[good]}"}} 1.0',
+            f'afterword_upstream_healthy{where[bad]}#toy"}} 0.0',
+            f'afterword_upstream_healthy{where[good]}"}} 1.0',
+        ]

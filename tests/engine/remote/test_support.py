@@ -6,7 +6,7 @@ from pathlib import Path
 
 from afterword.engine.remote.address import DIALECTS as NAMES
 from afterword.engine.remote.dialect import FEATURES
-from afterword.engine.remote.engine import DIALECTS
+from afterword.engine.remote.dialects import DIALECTS
 from afterword.engine.remote.support import ROWS, support_table
 
 PAGE = Path(__file__).parents[3] / "docs" / "guides" / "gateway.md"

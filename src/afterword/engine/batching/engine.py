@@ -14,7 +14,7 @@ from afterword.core.job import Event, Job
 from afterword.core.protocols import EngineCard, EngineStats, Tokenizer
 from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.worker import Abort, Add, Report, Worker
-from afterword.engine.mailbox import Mailbox
+from afterword.engine.mailbox import Mailbox, MailboxReader
 from afterword.engine.sampler import NothingToDrawError
 
 _RETRY_AFTER_S = 1
@@ -173,13 +173,13 @@ class BatchingEngine:
             self._finish(key, error)
 
 
-class BatchGeneration:
+class BatchGeneration(MailboxReader):
     """The running jobs of one request; see ``core.protocols.Generation``."""
 
     def __init__(self, engine: BatchingEngine, key: int, mailbox: Mailbox) -> None:
+        super().__init__(mailbox)
         self._engine = engine
         self._key = key
-        self._mailbox = mailbox
 
     async def __aenter__(self) -> Self:
         """Nothing to do: the jobs were admitted by ``open``."""
@@ -193,17 +193,6 @@ class BatchGeneration:
     ) -> None:
         """Abort what still runs."""
         self._engine.leave(self._key)
-
-    def __aiter__(self) -> Self:
-        """Iterate over lists of events."""
-        return self
-
-    async def __anext__(self) -> list[Event]:
-        """All that happened since the last call."""
-        events = await self._mailbox.take()
-        if not events:
-            raise StopAsyncIteration
-        return events
 
     def abort(self, job: int, seq: int) -> None:
         """Stop one sibling at the next step."""

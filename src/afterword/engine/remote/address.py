@@ -34,6 +34,11 @@ class Address(msgspec.Struct, frozen=True):
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
 
     @property
+    def url(self) -> str:
+        """The whole address: no two upstreams have the same. It cannot hold a key."""
+        return self.origin + self.base + (f"#{self.model}" if self.model else "")
+
+    @property
     def root(self) -> str:
         """The path in which routes beside ``/v1`` stand."""
         return self.base.removesuffix("/v1")

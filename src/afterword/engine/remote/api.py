@@ -25,6 +25,7 @@ _MOST_REST_S = 60.0
 _SHOWN_CHARACTERS = 500
 _encode = msgspec.json.Encoder().encode
 _CONTEXT_CODE = ContextLengthExceeded.default_code
+_REQUESTS_FAULT = ("invalid_request_error", "BadRequestError")
 
 
 class Api:
@@ -88,6 +89,14 @@ def clients_fault(body: bytes) -> InvalidRequest:
     too_long = said.code == _CONTEXT_CODE or "maximum context length" in message
     code = said.code if isinstance(said.code, str) else None
     return InvalidRequest(message, param=said.param, code=_CONTEXT_CODE if too_long else code)
+
+
+def failure_in_stream(error: Any) -> UpstreamFailure:  # noqa: ANN401 - whatever JSON gave
+    """What an error event means: the request's fault, or the upstream's."""
+    said = error if isinstance(error, dict) else {}
+    if said.get("code") in {400, "400"} or said.get("type") in _REQUESTS_FAULT:
+        return ClientsFault(clients_fault(msgspec.json.encode(error)))
+    return Refused("it reported an error of its own")
 
 
 def _error_in(body: bytes) -> _Error:

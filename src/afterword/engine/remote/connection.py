@@ -168,6 +168,9 @@ class HttpClient:
                 )
         except TimeoutError:
             raise ConnectFailed(f"no connection within {self._connect_s:g} s") from None
+        except ssl.SSLCertVerificationError as error:
+            why = error.verify_message.rstrip(".")
+            raise ConnectFailed(f"its certificate is not accepted: {why}") from None
         except ssl.SSLError as error:
             raise ConnectFailed(f"TLS failed: {error.reason}") from None
         except OSError as error:

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import re
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
-from afterword.core.errors import (
-    ApiError,
-    ConfigError,
-    EngineFailed,
-    EngineOverloaded,
-    EngineUnavailable,
-)
-from afterword.core.job import Counted, Ended, Event, Job, Prefilled, Sampled
+from afterword.core.errors import ConfigError, EngineOverloaded, EngineUnavailable
+from afterword.core.job import Job
 from afterword.core.protocols import EngineCard, EngineStats
-from afterword.engine.mailbox import Mailbox
 from afterword.engine.remote.address import Address
-from afterword.engine.remote.attempt import Attempt
-from afterword.engine.remote.completions import AfterwordDialect, OpenaiDialect, VllmDialect
-from afterword.engine.remote.dialect import AnyTokenizer, Dialect, Facts, identity, refuse
-from afterword.engine.remote.failures import ClientsFault, Overloaded, Refused, UpstreamFailure
-from afterword.engine.remote.llamacpp import LlamacppDialect
+from afterword.engine.remote.dialect import AnyTokenizer, Facts, identity, refuse
+from afterword.engine.remote.dialects import DIALECTS
+from afterword.engine.remote.generation import Counts, RemoteGeneration, nobody_left
 from afterword.engine.remote.pool import Pool, PoolOptions
-from afterword.engine.remote.prefixes import block_keys
-from afterword.engine.remote.sglang import SglangDialect
-from afterword.engine.remote.upstream import Upstream
 from afterword.engine.remote.vocabulary import RemoteTokenizer, TextTokenizer
 
-_log = logging.getLogger("afterword.upstream")
-_encode = msgspec.json.Encoder().encode
-
-DIALECTS: dict[str, Dialect] = {
-    dialect.name: dialect
-    for dialect in (
-        AfterwordDialect(),
-        VllmDialect(),
-        SglangDialect(),
-        LlamacppDialect(),
-        OpenaiDialect(),
-    )
-}
-_MOST_TOGETHER = 64
-"""How many requests to upstreams one request of a client makes at a time."""
 _RETRY_AFTER_S = 1
-_MOST_TRIES = 2
 
 
 async def open_remote(
@@ -82,7 +50,7 @@ class RemoteEngine:
         self._generations: set[RemoteGeneration] = set()
         self._closed = False
         self.tokenizer: AnyTokenizer = self._tokenizer()
-        self.counts = _Counts()
+        self.counts = Counts()
         context = min(facts.context_tokens for facts in found)
         self._facts = msgspec.structs.replace(found[0], context_tokens=context)
         digest = identity(pool.dialect.name, *sorted({facts.identity for facts in found}))
@@ -149,7 +117,7 @@ class RemoteEngine:
         if self._closed:
             raise EngineUnavailable("The engine is not available.")
         if not self.pool.healthy:
-            raise _error_of(broke=False)
+            raise nobody_left(broke=False)
         refuse(self.pool.dialect, self._facts, self.pool.upstreams[0].address.origin, jobs)
         waiting = sum(not generation.begun for generation in self._generations)
         if waiting >= self._max_waiting:
@@ -158,11 +126,13 @@ class RemoteEngine:
                 retry_after_s=_RETRY_AFTER_S,
             )
         self.pool.watch()
-        generation = RemoteGeneration(self, jobs)
+        generation = RemoteGeneration(
+            self.pool, self.tokenizer, jobs, counts=self.counts, leave=self._leave
+        )
         self._generations.add(generation)
         return generation
 
-    def leave(self, generation: RemoteGeneration) -> None:
+    def _leave(self, generation: RemoteGeneration) -> None:
         """A generation is over."""
         self._generations.discard(generation)
         self.pool.drop_drained()
@@ -180,6 +150,7 @@ class RemoteEngine:
             prefilled_tokens=self.counts.prompt_tokens - self.counts.cached_tokens,
             cached_tokens=self.counts.cached_tokens,
             generated_tokens=self.counts.generated_tokens,
+            upstreams=tuple(upstream.stats() for upstream in self.pool.upstreams),
         )
 
     async def retarget(self, addresses: Sequence[Address]) -> None:
@@ -196,216 +167,3 @@ class RemoteEngine:
         for generation in list(self._generations):
             generation.end(EngineUnavailable("The server is shutting down."))
         await self.pool.aclose()
-
-
-class _Counts:
-    """What went through, for the metrics."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens = 0
-        self.cached_tokens = 0
-        self.generated_tokens = 0
-
-
-class RemoteGeneration:
-    """The running jobs of one request; see ``core.protocols.Generation``."""
-
-    def __init__(self, engine: RemoteEngine, jobs: Sequence[Job]) -> None:
-        self._engine = engine
-        self._jobs = jobs
-        self._mailbox = Mailbox()
-        self._attempts: dict[tuple[int, int], Attempt] = {}
-        self._unwanted: set[tuple[int, int]] = set()
-        self._prefilled: set[int] = set()
-        self._counted: set[int] = set()
-        self._tasks: list[asyncio.Task[None]] = []
-        self.begun = False
-
-    @property
-    def sequences(self) -> int:
-        """How many sequences the jobs have."""
-        return sum(job.n for job in self._jobs)
-
-    async def __aenter__(self) -> Self:
-        """Send the requests; returns when upstreams have taken those that go first."""
-        loop = asyncio.get_running_loop()
-        together = asyncio.Semaphore(_MOST_TOGETHER)
-        groups = self._engine.pool.dialect.groups
-        units = [(i, job, seqs) for i, job in enumerate(self._jobs) for seqs in groups(job)]
-        self._left = len(units)
-        self._untaken = {(i, seqs[0]) for i, _, seqs in units[:_MOST_TOGETHER]}
-        self._admission = loop.create_future()
-        self._tasks = [loop.create_task(self._run(*unit, together)) for unit in units]
-        try:
-            await self._admission
-        except BaseException:
-            await self._stop()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Abort what still runs."""
-        await self._stop()
-
-    def __aiter__(self) -> Self:
-        """Iterate over lists of events."""
-        return self
-
-    async def __anext__(self) -> list[Event]:
-        """All that happened since the last call."""
-        events = await self._mailbox.take()
-        if not events:
-            raise StopAsyncIteration
-        return events
-
-    def abort(self, job: int, seq: int) -> None:
-        """Stop one sibling. Where others share its request, only its tokens are dropped."""
-        self._unwanted.add((job, seq))
-        attempt = self._attempts.get((job, seq))
-        if attempt is not None:
-            attempt.close(seq)
-
-    def end(self, error: Exception) -> None:
-        """Nothing more comes but the error."""
-        self._mailbox.close(error)
-        for attempt in dict.fromkeys(self._attempts.values()):
-            attempt.abort()
-
-    async def _stop(self) -> None:
-        # Upstreams are left at once, not when the tasks get their turn.
-        for attempt in dict.fromkeys(self._attempts.values()):
-            attempt.abort()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._engine.leave(self)
-
-    async def _run(
-        self, index: int, job: Job, seqs: Sequence[int], together: asyncio.Semaphore
-    ) -> None:
-        """Have some siblings of a job made."""
-        try:
-            async with together:
-                await self._make(index, job, seqs)
-        except Exception as error:  # noqa: BLE001 - whoever reads the generation gets it
-            if self._admission.done():
-                self.end(error)
-            else:
-                self._admission.set_exception(error)
-        else:
-            self._taken(index, seqs)
-            self._left -= 1
-            if not self._left:
-                self._mailbox.close()
-
-    def _taken(self, index: int, seqs: Sequence[int]) -> None:
-        """An upstream works on some siblings."""
-        self._untaken.discard((index, seqs[0]))
-        if not self._untaken and not self._admission.done():
-            self._admission.set_result(None)
-
-    async def _make(self, index: int, job: Job, seqs: Sequence[int]) -> None:
-        engine = self._engine
-        if not job.max_tokens and job.prompt_logprobs is None:
-            ends: list[Event] = [Ended(index, seq, "length", 0) for seq in seqs]
-            self._emit([Prefilled(index, len(job.prompt_ids), 0, None), *ends])
-            return
-        pool = engine.pool
-        until_s = asyncio.get_running_loop().time() + pool.options.patience_s
-        keys = block_keys(job.prompt_ids)
-        tried: list[Upstream] = []
-        last: UpstreamFailure | None = None
-        while len(tried) < _MOST_TRIES:
-            try:
-                upstream = await pool.choose(
-                    keys, len(job.prompt_ids), tried=tried, until_s=until_s
-                )
-            except EngineUnavailable:
-                break
-            try:
-                await self._try(upstream, index, job, seqs)
-            except Overloaded as failure:
-                pool.rest(upstream, failure)
-            except UpstreamFailure as failure:
-                await pool.examine(upstream, failure)
-                tried.append(upstream)
-                last = failure
-            else:
-                return
-        broke = isinstance(last, Refused) and any(upstream.up for upstream in tried)
-        raise _error_of(broke=broke) from last
-
-    async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
-        """One attempt at one upstream. Raises ``UpstreamFailure`` only if it produced nothing."""
-        pool = self._engine.pool
-        attempt = self._attempt(upstream, index, job, seqs)
-        load = pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
-        try:
-            await attempt.run()
-        except ClientsFault as fault:
-            raise fault.error from None
-        except UpstreamFailure as failure:
-            if not attempt.produced:
-                raise
-            pool.failed(upstream, failure)
-            raise EngineFailed("The server of this model broke off.") from failure
-        else:
-            upstream.answered()
-        finally:
-            load.end()
-            for seq in seqs:
-                self._attempts.pop((index, seq), None)
-
-    def _attempt(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> Attempt:
-        engine = self._engine
-        dialect, tokenizer = engine.pool.dialect, engine.tokenizer
-        assert upstream.facts is not None  # noqa: S101 - it is up
-        path, body = dialect.request(upstream.api, job, seqs, upstream.facts, tokenizer)
-        attempt = Attempt(
-            upstream.client,
-            upstream.client.request("POST", path, _encode(body)),
-            dialect.reader(index, job, seqs, tokenizer),
-            options=engine.pool.options,
-            emit=self._emit,
-            admitted=lambda: self._taken(index, seqs),
-        )
-        for seq in seqs:
-            self._attempts[index, seq] = attempt
-            if (index, seq) in self._unwanted:
-                attempt.close(seq)
-        return attempt
-
-    def _emit(self, events: list[Event]) -> None:
-        """Pass events on. Requests for siblings of one job say all that its prompt is computed."""
-        self.begun = True
-        self._mailbox.put([event for event in events if self._is_news(event)])
-
-    def _is_news(self, event: Event) -> bool:
-        counts = self._engine.counts
-        if isinstance(event, Sampled):
-            counts.generated_tokens += len(event.tokens)
-        elif isinstance(event, Prefilled):
-            if event.job in self._prefilled:
-                return False
-            self._prefilled.add(event.job)
-        elif isinstance(event, Counted):
-            if event.job in self._counted:
-                return False
-            self._counted.add(event.job)
-            counts.prompt_tokens += event.prompt_tokens
-            counts.cached_tokens += event.cached_tokens
-        return True
-
-
-def _error_of(*, broke: bool) -> ApiError:
-    """What a client is told when no upstream is left: they fail at this request, or at all."""
-    if broke:
-        return EngineFailed("The server of this model failed.")
-    return EngineUnavailable(
-        "No server of this model can be reached.", retry_after_s=_RETRY_AFTER_S
-    )

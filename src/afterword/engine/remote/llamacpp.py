@@ -9,8 +9,7 @@ import msgspec
 
 from afterword.core.job import Event, Job
 from afterword.engine.draws import mix64
-from afterword.engine.remote.api import Api
-from afterword.engine.remote.completions import failure_in_stream
+from afterword.engine.remote.api import Api, failure_in_stream
 from afterword.engine.remote.dialect import AnyTokenizer, Facts, Reader, chosen, identity, is_greedy
 from afterword.engine.remote.failures import StreamBroke
 from afterword.engine.remote.reading import Part, Reading, Top

@@ -50,6 +50,8 @@ class Reading:
         self._made = dict.fromkeys(seqs, 0)
         self._open = set(seqs)
         self._prefilled = False
+        # Of all events where no scores are asked for; extended with one another they stay empty.
+        self._unscored = (array("d"), array("i"), array("d"))
         ends = end_ids if not job.sampling.ignore_eos else frozenset()
         self._end_ids = ends.union(job.extra_end_ids)
 
@@ -122,13 +124,13 @@ class Reading:
 
     def _sampled(self, part: Part, count: int) -> Sampled:
         k = self._job.logprobs
-        # Arrays of their own: the mailbox extends them.
-        logprobs, top_ids, top_logprobs = array("d"), array("i"), array("d")
-        if k is not None:
-            logprobs.extend(part.logprobs[:count])
-            for top in part.tops[:count]:
-                add_top(top, k, top_ids, top_logprobs)
         tokens = array("i", part.ids[:count])
+        if k is None:
+            return Sampled(self._index, part.seq, tokens, *self._unscored)
+        # Arrays of their own: the mailbox extends them.
+        logprobs, top_ids, top_logprobs = array("d", part.logprobs[:count]), array("i"), array("d")
+        for top in part.tops[:count]:
+            add_top(top, k, top_ids, top_logprobs)
         return Sampled(self._index, part.seq, tokens, logprobs, top_ids, top_logprobs)
 
 

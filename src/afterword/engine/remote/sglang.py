@@ -8,21 +8,18 @@ from typing import Any
 import msgspec
 
 from afterword.core.job import Event, Job
-from afterword.engine.remote.api import Api
-from afterword.engine.remote.completions import failure_in_stream
+from afterword.engine.remote.api import Api, failure_in_stream
 from afterword.engine.remote.dialect import (
-    UNKNOWN_CONTEXT,
     AnyTokenizer,
     Facts,
     Reader,
-    chosen,
     identity,
     is_greedy,
 )
 from afterword.engine.remote.failures import Refused, StreamBroke
 from afterword.engine.remote.reading import Part, Reading, Top, scored_prompt
+from afterword.engine.remote.routes import encode, facts_of, model_of
 from afterword.engine.remote.single import SingleReader
-from afterword.engine.remote.spelling import survey_vocabulary
 from afterword.engine.remote.vocabulary import RemoteTokenizer
 
 _MOST_LOGPROBS = 1000
@@ -30,22 +27,8 @@ _Entry = tuple[float | None, int, str | None]
 """Log-probability, id and perhaps text."""
 
 
-class _Listed(msgspec.Struct):
-    id: str
-    root: str | None = None
-    max_model_len: int | None = None
-
-
-class _Models(msgspec.Struct):
-    data: list[_Listed]
-
-
 class _Server(msgspec.Struct):
     version: str = ""
-
-
-class _Tokens(msgspec.Struct):
-    tokens: list[int]
 
 
 class _Text(msgspec.Struct):
@@ -94,31 +77,25 @@ class SglangDialect:
 
     async def survey(self, api: Api, name: str) -> Facts:
         """See ``Dialect``."""
+        model = await model_of(api, name)
         root = api.address.root
-        listed = (await api.get(f"{api.address.base}/models", _Models)).data
-        model = next(m for m in listed if m.id == chosen([m.id for m in listed], api, name))
         version = (await api.get(f"{root}/server_info", _Server)).version
 
         async def spell(ids: Sequence[int]) -> str:
             body = {"model": model.id, "tokens": list(ids), "skip_special_tokens": False}
             return (await api.post(f"{root}/detokenize", body, _Text)).text
 
-        async def encode(text: str, *, add_special: bool = False) -> list[int]:
-            body = {"model": model.id, "prompt": text, "add_special_tokens": add_special}
-            return (await api.post(f"{root}/tokenize", body, _Tokens)).tokens
-
-        return Facts(
-            model=model.id,
-            context_tokens=model.max_model_len or UNKNOWN_CONTEXT,
-            max_logprobs=_MOST_LOGPROBS,
+        return await facts_of(
+            api,
+            model,
             identity=identity(self.name, version, model.id, model.root),
-            vocabulary=await survey_vocabulary(spell, encode),
+            max_logprobs=_MOST_LOGPROBS,
+            spell=spell,
         )
 
     async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - names are cut beforehand
         """See ``Dialect``."""
-        body = {"model": model, "prompt": text, "add_special_tokens": False}
-        return (await api.post(f"{api.address.root}/tokenize", body, _Tokens)).tokens
+        return await encode(api, model, text)
 
     def groups(self, job: Job) -> Sequence[Sequence[int]]:
         """One each: its siblings share a seed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from afterword.core.protocols import UpstreamStats
 from afterword.engine.remote.address import Address
 from afterword.engine.remote.api import Api
 from afterword.engine.remote.connection import HttpClient
@@ -16,6 +17,7 @@ class Upstream:
     """State of one address. Times are the event loop's seconds.
 
     ``facts`` None: it was never reached. ``draining``: it finishes what it has and gets no more.
+    ``served`` requests were sent to it, ``failures`` of them it did not answer as it should.
     ``outstanding_tokens`` are those that it has yet to compute, as far as they are foreseen.
     """
 
@@ -33,7 +35,18 @@ class Upstream:
         self.outstanding_tokens = 0
         self.running = 0
         self.served = 0
+        self.failures = 0
         self._refusals = 0
+
+    def stats(self) -> UpstreamStats:
+        """Its figures now."""
+        return UpstreamStats(
+            address=self.address.url,
+            healthy=self.up,
+            in_flight=self.running,
+            requests=self.served,
+            failures=self.failures,
+        )
 
     def takes(self, now_s: float) -> bool:
         """Whether it gets requests now."""

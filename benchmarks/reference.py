@@ -10,14 +10,17 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
-_F16, _BF16 = 1, 30
-"""ggml_types, which the binding has no name for."""
+_F32 = 0
+"""A ggml_type, which the binding has no name for."""
 
 
 class Reference:
-    """llama.cpp by itself: one sequence, one batch, all rows, log-softmax in float64."""
+    """llama.cpp by itself: one sequence, one batch, all rows, log-softmax in float64.
 
-    def __init__(self, path: Path) -> None:
+    ``plain`` has attention as a product, a softmax and a product in float32.
+    """
+
+    def __init__(self, path: Path, *, plain: bool = False) -> None:
         self._model = lib.llama_model_load_from_file(
             str(path).encode(), lib.llama_model_default_params()
         )
@@ -25,7 +28,9 @@ class Reference:
         params.n_ctx = 1024
         params.n_batch = params.n_ubatch = 512
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.type_k, params.type_v = _BF16, _F16
+        if plain:
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.type_k = params.type_v = _F32
         self._context = lib.llama_init_from_model(self._model, params)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._vocabulary = lib.llama_vocab_n_tokens(self._vocab)

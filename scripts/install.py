@@ -32,6 +32,7 @@ CMAKE_ARGS = (
     "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_CURL=OFF",
     "-DLLAMA_OPENSSL=OFF", f"-DCMAKE_PROJECT_INCLUDE={ROOT / 'scripts' / 'llama.cmake'}",
 )  # fmt: skip
+BUILD = (ROOT / "scripts" / "llama.cmake", ROOT / "scripts" / "attention.patch")
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 # Asks the kernel for the tile registers, then uses one.
 AMX_PROBE = r"""
@@ -135,8 +136,7 @@ def wheel_folder(environment: Mapping[str, str]) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parts = [
         (REQUIREMENTS / "llama.txt").read_text(), cpu_flags(), platform.platform(),
-        *((ROOT / "scripts" / name).read_text() for name in ("llama.cmake", "attention.patch")),
-        os.environ.get("CMAKE_ARGS", ""),
+        *(file.read_text() for file in BUILD), os.environ.get("CMAKE_ARGS", ""),
         environment["CFLAGS"], environment["CXXFLAGS"],
     ]  # fmt: skip
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -215,7 +215,7 @@ def install_browser() -> None:
 
 def stamp(sets: Sequence[str]) -> str:
     """Changes with everything that an installation is made of."""
-    files = [Path(__file__), ROOT / "pyproject.toml", *sorted(REQUIREMENTS.glob("*.txt"))]
+    files = [Path(__file__), *BUILD, ROOT / "pyproject.toml", *sorted(REQUIREMENTS.glob("*.txt"))]
     parts = [*sets, cpu_flags(), str(VENV.resolve()), *(file.read_text() for file in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -232,7 +232,8 @@ def install(*, test: bool) -> None:
     make_venv()
     say(f"installing requirements/{sets[0]}.txt")
     pip("--require-hashes", "--requirement", REQUIREMENTS / f"{sets[0]}.txt")
-    pip("--no-deps", llama_wheel())
+    # Another build may have the same version.
+    pip("--no-deps", "--force-reinstall", llama_wheel())
     say("installing afterword")
     pip("--no-deps", "--editable", ROOT)
     say("fetching the embedded model")

@@ -40,6 +40,9 @@ _FILE_TYPES = {
     "q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0,
 }
 
+ATTENTION_BY_ROWS = hasattr(lib._lib, "ggml_afterword_attention")  # noqa: SLF001 - no binding has it
+"""Whether the library computes attention alike in batches of any size: scripts/attention.patch."""
+
 _complaints: list[str] | None = None
 """What the library says is wrong with a file while it loads it; None at other times."""
 
@@ -96,8 +99,9 @@ _abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_give_up)
 class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a context is made with; everything here reaches the kernels.
 
-    ``exact`` keeps keys and values in different formats, which rules out the kernels that compute
-    a row otherwise when its batch or its context is large.
+    With ``exact``, a library without ``ATTENTION_BY_ROWS`` keeps keys and values in different
+    formats, which rules out the kernels that compute a row otherwise when its batch or its context
+    is large.
     """
 
     slots: int
@@ -277,7 +281,8 @@ class LlamaContext:
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         # A stream for each slot: attention reads no cell of others.
         params.kv_unified = False
-        params.type_k = _GGML_TYPE_BF16 if options.exact else _GGML_TYPE_F16
+        two_formats = options.exact and not ATTENTION_BY_ROWS
+        params.type_k = _GGML_TYPE_BF16 if two_formats else _GGML_TYPE_F16
         params.type_v = _GGML_TYPE_F16
         params.swa_full = True
         params.no_perf = True

@@ -15,6 +15,7 @@ from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.probe import is_batch_invariant
 from afterword.engine.batching.scheduler import kept_slots
 from afterword.engine.llama.binding import (
+    ATTENTION_BY_ROWS,
     ContextOptions,
     LlamaModel,
     multiply_row_by_row,
@@ -34,7 +35,7 @@ _MOST_SLOTS = 8
 _MEMORY_SHARE = 8
 """Slots that nobody asked for take at most one in this many parts of the machine's memory."""
 _LIBRARY = f"llama-cpp-python {LIBRARY_VERSION}"
-_NUMERICS = 1
+_NUMERICS = 2
 """Raised whenever the sampler or the scorer may answer differently than before."""
 
 
@@ -200,5 +201,6 @@ def _say(name: str, options: EngineOptions, *, invariant: bool) -> None:
 def _fingerprint(origin: str, options: ContextOptions, *, repack: bool) -> str:
     """``fp_`` and ten hex digits of everything that may change an answer (D3)."""
     made = msgspec.json.encode(options).decode()
-    parts = (origin, _LIBRARY, system_info(), str(_NUMERICS), made, str(repack))
+    kernels = f"{_LIBRARY} {system_info()} {ATTENTION_BY_ROWS} {repack}"
+    parts = (origin, kernels, str(_NUMERICS), made)
     return f"fp_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"

@@ -1,0 +1,107 @@
+"""The patched attention: what plain float32 attention gives, whatever else is in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from afterword.engine.batching.probe import is_batch_invariant
+from afterword.engine.batching.runner import Batch, Trim
+from afterword.engine.llama.binding import ATTENTION_BY_ROWS, ContextOptions, LlamaModel, convert
+from afterword.engine.llama.runner import LlamaRunner
+from reference import Reference
+from tiny_gguf import make_gguf
+
+TOKENS = 700
+"""More than ten tiles of 64, more than the 512 from which on the context was split."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", context=1024)
+
+
+@contextmanager
+def runner(path: Path, *, threads: int = 2) -> Iterator[LlamaRunner]:
+    options = ContextOptions(
+        slots=4, slot_tokens=1024, batch_tokens=512, max_rows=512, threads=threads, exact=True
+    )
+    model = LlamaModel(path)
+    made = LlamaRunner(model, model.open_context(options), options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def part(slot: int, ids: npt.NDArray[np.int32], start: int) -> Batch:
+    count = len(ids)
+    return Batch(
+        ids,
+        np.arange(start, start + count, dtype=np.int32),
+        np.full(count, slot, np.int32),
+        np.ones(count, np.bool_),
+    )
+
+
+def together(*parts: Batch) -> Batch:
+    return Batch(
+        *(
+            np.concatenate([getattr(each, name) for each in parts])
+            for name in ("tokens", "positions", "slots", "wanted")
+        )
+    )
+
+
+def test_the_library_is_patched() -> None:
+    assert ATTENTION_BY_ROWS
+
+
+def test_rows_are_those_of_plain_attention(tiny: Path, tmp_path: Path) -> None:
+    """With weights in float32, so that nothing but attention rounds."""
+    full = tmp_path / "f32.gguf"
+    convert(tiny, full, "f32", threads=2)
+    plain = Reference(full, plain=True)
+    ids = plain.tokenize("The quick brown fox jumps over the lazy dog. " * 12)[:500]
+    expected = plain.log_softmax(ids)
+    plain.close()
+    with runner(full) as made:
+        rows = made.decode(part(0, np.array(ids, np.int32), 0)).astype(np.float64)
+    got = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
+    # Keys and values are rounded to 16 bits, and logits go up to 58.
+    assert np.abs(got - expected).max() < 0.05
+
+
+def test_a_row_is_the_same_in_any_batch(tiny: Path) -> None:
+    random = np.random.default_rng(0)
+    with runner(tiny) as made:
+        ids = random.integers(0, made.vocabulary, TOKENS).astype(np.int32)
+        alone = {}
+        for start, end in ((0, 500), (500, 690), *((at, at + 1) for at in range(690, TOKENS))):
+            rows = made.decode(part(0, ids[start:end], start))
+            alone.update({start + i: row.copy() for i, row in enumerate(rows)})
+        made.apply([Trim(0, 0)])
+        at, lengths, step = 0, [0, 0, 0], 0
+        while at < TOKENS:
+            mine = min((1, 3, 63, 64, 65, 100, 2)[step % 7], TOKENS - at)
+            parts = []
+            for slot, length in enumerate(lengths):
+                more = (1, 5, 70)[(slot + step) % 3]
+                noise = random.integers(0, made.vocabulary, more).astype(np.int32)
+                parts.append(part(slot, noise, length))
+                lengths[slot] += more
+            rows = made.decode(together(*parts, part(3, ids[at : at + mine], at)))[-mine:]
+            for offset, row in enumerate(rows):
+                assert np.array_equal(row, alone[at + offset])
+            at, step = at + mine, step + 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_probe_finds_it_so(tiny: Path, threads: int) -> None:
+    with runner(tiny, threads=threads) as made:
+        assert is_batch_invariant(made)

@@ -114,7 +114,7 @@ def test_hover_shows_alternatives(written: Playground) -> None:
     spot = page.evaluate(
         """(offset) => {
             const range = document.createRange();
-            const text = document.querySelector("#mirror").firstChild;
+            const text = document.querySelector("#mirror > div").firstChild;
             range.setStart(text, offset + 1);
             range.setEnd(text, offset + 3);
             const { x, y, width, height } = range.getBoundingClientRect();

@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route, expect
 
 from e2e.browser import Open, Playground
-from e2e.process import MODEL, Server, serving
+from e2e.process import MODEL, serving
 from e2e.texts import branches_of
 
 pytestmark = pytest.mark.e2e
@@ -271,6 +271,66 @@ def test_ten_thousand_tokens(desk: Playground, tmp_path: Path) -> None:
     expect(page.locator("#count")).to_contain_text("of 8,192 tokens")
 
 
+# Random edits of a mirror, each compared with the same text laid out as one block.
+EDITS = """async () => {
+    const { Mirror } = await import("/playground/mirror.js");
+    const [box, whole] = ["mirror", "mirror"].map((name) => {
+        const element = document.createElement("div");
+        element.className = name;
+        element.style.width = "400px";
+        document.querySelector("#view").prepend(element);
+        return element;
+    });
+    const line = whole.appendChild(document.createElement("div"));
+    const mirror = new Mirror(box);
+    let state = 7;
+    const draw = (below) => {
+        state = (state * 48271) % 2147483647;
+        return state % below;
+    };
+    const parts = ["word ", "\\n", "\\n\\n", "\\tlong".repeat(30), "אב ", "🦜", "    ",
+        "line\\n".repeat(300), "no end ".repeat(400)];
+    const [wrong, most] = [[], { blocks: 0 }];
+    let text = "";
+    for (let i = 0; i < 300; i += 1) {
+        const at = draw(5) === 0 ? text.length : draw(text.length + 1);
+        const gone = [0, 0, 1, 3, draw(text.length + 1)][draw(5)];
+        text = text.slice(0, at) + parts[draw(parts.length)] + text.slice(at + gone);
+        mirror.show(text);
+        line.textContent = text;
+        const blocks = [...box.children].map((block) => block.textContent);
+        most.blocks = Math.max(most.blocks, blocks.length);
+        if (blocks.join("") !== text) wrong.push([i, "text"]);
+        if (!blocks.slice(0, -1).every((block) => block.endsWith("\\n"))) wrong.push([i, "ends"]);
+        if (box.offsetHeight !== whole.offsetHeight) wrong.push([i, "height"]);
+        const [here, there] = [box.getBoundingClientRect(), whole.getBoundingClientRect()];
+        const range = document.createRange();
+        for (let j = 0; j < 5 && text !== ""; j += 1) {
+            const offset = draw(text.length);
+            range.setStart(line.firstChild, offset);
+            range.setEnd(line.firstChild, offset + 1);
+            const [mine] = mirror.rects(offset, offset + 1);
+            const [its] = range.getClientRects();
+            const same = Math.abs(mine.left - here.left - its.left + there.left) < 0.1
+                && Math.abs(mine.top - here.top - its.top + there.top) < 0.1;
+            if (!same) wrong.push([i, "place", offset]);
+            const first = mirror.offsetBelow(mine.top);
+            const [found] = mirror.rects(first, first + 1);
+            if (first > offset || found.bottom <= mine.top) wrong.push([i, "below", offset, first]);
+        }
+    }
+    box.remove();
+    whole.remove();
+    return [wrong, most.blocks];
+}"""
+
+
+def test_blocks_are_laid_out_as_one_text(desk: Playground) -> None:
+    wrong, blocks = desk.page.evaluate(EDITS)
+    assert wrong == []
+    assert blocks > 5
+
+
 def test_line_ends_of_other_systems(desk: Playground) -> None:
     frames = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in spoken("a\r\nb\rc"))
     desk.page.route(
@@ -342,7 +402,13 @@ def serious(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "size"), [("light", (1280, 800)), ("dark", (1280, 800)), ("light", (390, 800))]
+    ("scheme", "size"),
+    [
+        ("light", (1280, 800)),
+        ("dark", (1280, 800)),
+        ("light", (390, 800)),
+        ("dark", (390, 800)),
+    ],
 )
 def test_nothing_serious_for_axe(visit: Open, scheme: str, size: tuple[int, int]) -> None:
     width, height = size
@@ -414,7 +480,9 @@ def test_the_keyboard_reaches_everything(desk: Playground) -> None:
     expect(page.locator("#tab-branches")).to_be_focused()
 
 
-def test_the_live_view_moves(desk: Playground, server: Server) -> None:
+def test_the_live_view_moves(visit: Open) -> None:
+    # A tab of its own: its clock is another one from here on.
+    desk = visit()
     page = desk.page
     page.clock.install()
     desk.view("server")

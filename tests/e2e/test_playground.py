@@ -69,16 +69,32 @@ def test_stop_keeps_what_came(desk: Playground) -> None:
     desk.page.keyboard.press("Control+Enter")
     desk.until(f"document.querySelector('#text').value.length > {len(START) + 20}")
     expect(desk.page.locator("#stop")).to_be_visible()
+    expect(desk.page.locator("#undo")).to_be_disabled()
+    desk.page.keyboard.press("Control+z")
     desk.page.keyboard.press("Escape")
     desk.settle()
     kept = desk.text
     assert kept.startswith(START)
     assert len(kept) < 8000
+    # What was pressed meanwhile took nothing back, neither then nor from what can be taken back.
+    desk.page.keyboard.press("Control+z")
+    assert desk.text == START
+    desk.page.keyboard.press("Control+y")
+    assert desk.text == kept
     expect(desk.page.locator("#continue")).to_be_visible()
     desk.set("max_tokens", 3)
     desk.page.focus("#text")
     assert desk.proceed()
     assert desk.text.startswith(kept)
+
+
+def test_there_is_nothing_to_undo_at_first(desk: Playground) -> None:
+    undo = desk.page.locator("#undo")
+    expect(undo).to_be_disabled()
+    desk.write("A")
+    undo.click()
+    assert desk.text == ""
+    expect(undo).to_be_disabled()
 
 
 def test_undo_and_redo(written: Playground) -> None:
@@ -302,6 +318,8 @@ def test_wrong_values_are_said_at_the_control(desk: Playground) -> None:
     desk.page.keyboard.press("Control+Enter")
     expect(desk.page.locator("#notice")).to_contain_text("maximum context length is 8192 tokens")
     expect(desk.page.locator("#notice")).to_contain_text("ask for fewer tokens")
+    expect(desk.page.locator("#error-max_tokens")).to_contain_text("9001 tokens")
+    expect(desk.page.locator("#field-max_tokens")).to_have_attribute("aria-invalid", "true")
     assert desk.text == "A"
 
 

@@ -259,6 +259,13 @@ def test_ten_thousand_tokens(desk: Playground, tmp_path: Path) -> None:
     assert nodes < 700
     page.focus("#text")
     page.keyboard.press("Control+End")
+    # There is no room below the last line: the card is above it.
+    expect(page.locator("#card")).to_be_visible()
+    card, view = (page.locator(name).bounding_box() for name in ("#card", "#view"))
+    assert card is not None
+    assert view is not None
+    assert view["y"] <= card["y"]
+    assert card["y"] + card["height"] <= view["y"] + view["height"]
     page.keyboard.type("and so on")
     assert desk.text.endswith("and so on")
     assert 50 < sum(desk.tints().values()) < 1500
@@ -292,9 +299,13 @@ EDITS = """async () => {
         "line\\n".repeat(300), "no end ".repeat(400)];
     const [wrong, most] = [[], { blocks: 0 }];
     let text = "";
-    for (let i = 0; i < 300; i += 1) {
-        const at = draw(5) === 0 ? text.length : draw(text.length + 1);
-        const gone = [0, 0, 1, 3, draw(text.length + 1)][draw(5)];
+    for (let i = 0; i < 120; i += 1) {
+        // Among other places where one block ends and the next begins.
+        const edges = [...box.children].map((block) => block.textContent.length);
+        for (let j = 1; j < edges.length; j += 1) edges[j] += edges[j - 1];
+        const edge = Math.max(0, edges[draw(edges.length)] - draw(2));
+        const at = [text.length, draw(text.length + 1), edge][draw(3)];
+        const gone = [0, 1, 1, 3, draw(3000)][draw(5)];
         text = text.slice(0, at) + parts[draw(parts.length)] + text.slice(at + gone);
         mirror.show(text);
         line.textContent = text;
@@ -329,6 +340,17 @@ def test_blocks_are_laid_out_as_one_text(desk: Playground) -> None:
     wrong, blocks = desk.page.evaluate(EDITS)
     assert wrong == []
     assert blocks > 5
+    # The mirror gives the text area its height: line ends at the end need lines, too.
+    desk.write("a\n" * 60 + "\n\n")
+    assert (
+        desk.page.evaluate(
+            """() => {
+            const { scrollHeight, clientHeight } = document.querySelector("#text");
+            return scrollHeight - clientHeight;
+        }"""
+        )
+        <= 1
+    )
 
 
 def test_line_ends_of_other_systems(desk: Playground) -> None:

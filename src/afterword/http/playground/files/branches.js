@@ -14,6 +14,7 @@ export class Branches extends EventTarget {
   #session;
   #focus = ROOT;
   #picked = [];
+  #renaming = false;
 
   /** @param {{list: HTMLElement, bar: HTMLElement, comparison: HTMLElement}} parts */
   constructor(parts, session) {
@@ -28,6 +29,8 @@ export class Branches extends EventTarget {
   }
 
   draw() {
+    // The input is in one of the rows; once the name is given all of them are drawn.
+    if (this.#renaming) return;
     const { tree, at } = this.#session;
     this.#picked = this.#picked.filter((id) => tree.has(id));
     if (!tree.has(this.#focus)) this.#focus = at;
@@ -131,10 +134,10 @@ export class Branches extends EventTarget {
     if (id === ROOT || row === undefined) return;
     const before = this.#session.tree.get(id).name;
     const input = h("input", { type: "text", class: "rename", maxlength: 80, value: before, "aria-label": t("branches.name") });
-    let over = false;
+    this.#renaming = true;
     const end = (keep) => {
-      if (over) return;
-      over = true;
+      if (!this.#renaming) return;
+      this.#renaming = false;
       input.remove();
       this.#focus = id;
       if (keep) this.#session.rename(id, input.value);

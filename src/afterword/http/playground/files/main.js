@@ -49,8 +49,13 @@ async function attempt(ask, retry) {
 
 function fail(error, retry = null) {
   if (error instanceof Unreachable) waitForServer();
-  if (error instanceof ApiError && controls.fail(error.param, error.message)) panel.open("settings");
+  if (error instanceof ApiError && controls.fail(fieldOf(error), error.message)) panel.open("settings");
   notice.show(error, error instanceof ApiError && error.retryAfter_s === null ? null : retry);
+}
+
+/** The field that an error is about. One about the context names none, and two can mend it. */
+function fieldOf({ param, code }) {
+  return code === "context_length_exceeded" && settings.max_tokens !== null ? "max_tokens" : param;
 }
 
 let looking = false;
@@ -133,6 +138,8 @@ const showRunning = eachFrame(() => {
   find("#continue").hidden = running !== null;
   find("#stop").hidden = running === null;
   find("#score").disabled = running !== null || session.text === "";
+  find("#new").disabled = running !== null;
+  find("#undo").disabled = running !== null || !session.canUndo;
 });
 
 function proceed() {
@@ -153,7 +160,7 @@ session.addEventListener("running", () => {
     save();
   }
 });
-for (const type of ["text", "tree", "marks"]) {
+for (const type of ["text", "suffix", "tree", "marks"]) {
   session.addEventListener(type, () => {
     if (session.running !== null) return;
     showRunning();

@@ -2,7 +2,7 @@
  * What is being written: the text, where it stands in the tree, and the request under way.
  *
  * Says what changed by events: `text` (all of it), `grown` (text was added at the end), `marks`
- * (what is known of tokens), `tree`, `running`, `choices`, `problem`.
+ * (what is known of tokens), `suffix`, `tree`, `running`, `choices`, `problem`.
  */
 
 import { Asking } from "./asking.js";
@@ -62,10 +62,11 @@ export class Session extends EventTarget {
   editSuffix(suffix, run) {
     this.#history.remember(this.#snapshot(), run);
     this.suffix = suffix;
+    this.#tell("suffix");
   }
 
-  pause() {
-    this.#history.pause();
+  get canUndo() {
+    return this.#history.canUndo;
   }
 
   /** Begin anew with this text; what was there stays a branch. */
@@ -142,11 +143,11 @@ export class Session extends EventTarget {
   }
 
   undo() {
-    return this.#restore(this.#history.undo(this.#snapshot()));
+    if (this.running === null) this.#restore(this.#history.undo(this.#snapshot()));
   }
 
   redo() {
-    return this.#restore(this.#history.redo(this.#snapshot()));
+    if (this.running === null) this.#restore(this.#history.redo(this.#snapshot()));
   }
 
   stop() {
@@ -266,14 +267,13 @@ export class Session extends EventTarget {
   }
 
   #restore(state) {
-    if (state === null || this.running !== null) return false;
+    if (state === null) return;
     this.suffix = state.suffix;
     // A branch may have been pruned since; its text can still be had.
     this.at = this.tree.has(state.at) ? state.at : ROOT;
     this.#dropChoices();
     this.#show(state.text);
     this.#tell("tree");
-    return true;
   }
 
   #show(text) {

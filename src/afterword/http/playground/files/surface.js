@@ -97,14 +97,15 @@ export class Surface extends EventTarget {
     else CSS.highlights.set(POINTED, new Highlight(this.#mirror.range(group.start, group.end)));
   }
 
-  /** Where a group stands, relative to the mirror's box. */
+  /** Where a group stands and what of the page is in view, relative to the mirror's box. */
   place(index) {
     const { start, end } = this.#groups[index];
     const box = this.#mirror.box.getBoundingClientRect();
     const rect = this.#mirror.rects(start, Math.max(end, start + 1))[0] ?? box;
+    const view = this.#view.getBoundingClientRect();
     return {
       left: rect.left - box.left, top: rect.top - box.top, bottom: rect.bottom - box.top,
-      right: rect.right - box.left,
+      width: box.width, inView: [view.top - box.top, view.bottom - box.top],
     };
   }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,26 +147,27 @@ def test_a_failure_amid_a_stream(desk: Playground) -> None:
     expect(desk.page.locator("#notice")).to_contain_text("The engine failed. (request id req_1)")
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "advice"),
-    [
-        (503, "engine_overloaded", "Try again in 7 seconds."),
-        (429, "rate_limit_exceeded", "Your key has a limit."),
-        (429, "insufficient_quota", "Ask the operator"),
-        (404, "model_not_found", "Choose another model"),
-    ],
-)
-def test_refusals_say_what_to_do(desk: Playground, status: int, code: str, advice: str) -> None:
-    desk.page.route(
-        "**/v1/completions",
-        lambda route: route.fulfill(
-            status=status, headers={"retry-after": "7"}, body=envelope("No.", code),
-            content_type="application/json",
-        ),
-    )  # fmt: skip
+REFUSALS = {
+    "engine_overloaded": (503, "Try again in 7 seconds."),
+    "rate_limit_exceeded": (429, "Your key has a limit."),
+    "insufficient_quota": (429, "Ask the operator"),
+    "model_not_found": (404, "Choose another model"),
+}
+
+
+def test_refusals_say_what_to_do(desk: Playground) -> None:
     desk.write("One")
-    desk.page.keyboard.press("Control+Enter")
-    expect(desk.page.locator("#notice")).to_contain_text(advice)
+    for code, (status, advice) in REFUSALS.items():
+        desk.page.unroute_all()
+        desk.page.route("**/v1/completions", refusing(status, envelope("No.", code)))
+        desk.page.keyboard.press("Control+Enter")
+        expect(desk.page.locator("#notice")).to_contain_text(advice)
+        assert desk.text == "One"
+
+
+def refusing(status: int, body: str) -> Callable[[Route], None]:
+    headers = {"retry-after": "7", "content-type": "application/json"}
+    return lambda route: route.fulfill(status=status, body=body, headers=headers)
 
 
 def spoken(text: str, index: int = 0) -> list[dict[str, Any]]:

@@ -119,7 +119,11 @@ export class Branches extends EventTarget {
       type: "button", class: "quiet", onclick: run, ...more,
     }, t(key));
     const file = h("input", { type: "file", accept: "application/json,.json", hidden: true, "aria-label": t("branches.import") });
-    file.addEventListener("change", () => this.#import(file.files[0]));
+    file.addEventListener("change", () => {
+      void this.#import(file.files[0]);
+      // So that the same file can be chosen again, once it is mended.
+      file.value = "";
+    });
     this.#parts.bar.replaceChildren(
       action("branches.rename", () => this.#rename(at), { disabled: root }),
       action("branches.pick", () => this.#pick(at), { "aria-pressed": this.#picked.includes(at) }),

@@ -58,10 +58,11 @@ class Playground:
         box.fill(str(value))
 
     def view(self, name: str) -> None:
-        """Open a view of the panel."""
+        """Open a view of the panel, where it is not open."""
         if self.page.get_attribute("#panel-toggle", "aria-expanded") == "false":
             self.page.click("#panel-toggle")
-        self.page.click(f"#tab-{name}")
+        if self.page.get_attribute(f"#tab-{name}", "aria-selected") == "false":
+            self.page.click(f"#tab-{name}")
 
     def proceed(self) -> str:
         """Continue to the end; what was added."""
@@ -114,11 +115,30 @@ def playground(browser: Browser, url: str, **options: Any) -> Iterator[Playgroun
     context.set_default_timeout(PATIENCE_MS)
     tab = Playground(context.new_page())
     watch(tab)
-    tab.page.goto(url)
-    tab.page.wait_for_selector("body[data-ready=true]")
+    arrive(tab, url)
     yield tab
     context.close()
     assert tab.complaints == []
+
+
+def arrive(tab: Playground, url: str) -> None:
+    """Open the page, and wait until it is ready."""
+    tab.page.goto(url)
+    tab.page.wait_for_selector("body[data-ready=true]")
+
+
+def forget(tab: Playground, url: str) -> None:
+    """Leave the page of this server, and all that it and a test put into the tab."""
+    page = tab.page
+    page.unroute_all()
+    page.context.unroute_all()
+    page.evaluate("sessionStorage.clear()")
+    page.goto("about:blank")
+    browser = page.context.new_cdp_session(page)
+    browser.send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "all"})
+    browser.detach()
+    tab.complaints.clear()
+    tab.requests.clear()
 
 
 def watch(tab: Playground) -> None:

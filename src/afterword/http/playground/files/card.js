@@ -6,6 +6,7 @@ import { isPartial, logprobOf, spelled } from "./tokens.js";
 
 const CLOSE_AFTER_MS = 260;
 const SHOWN = 12;
+const GAP_PX = 6;
 
 export class Card extends EventTarget {
   #box;
@@ -27,16 +28,19 @@ export class Card extends EventTarget {
     return this.#index;
   }
 
-  /** Show a group at a place of the text, which is `width` wide. */
-  open(index, group, place, width) {
+  /** Show a group below its place in the text, or above it where only there is room. */
+  open(index, group, place) {
     clearTimeout(this.#closing);
     if (index === this.#index && !this.#box.hidden) return;
     this.#index = index;
     this.#box.replaceChildren(...this.#content(group));
     this.#box.hidden = false;
-    const left = Math.max(0, Math.min(place.left, width - this.#box.offsetWidth));
-    this.#box.style.left = `${left}px`;
-    this.#box.style.top = `${place.bottom + 6}px`;
+    const { offsetWidth: width, offsetHeight: height } = this.#box;
+    const [below, above] = [place.bottom + GAP_PX, place.top - GAP_PX - height];
+    const [top, bottom] = place.inView;
+    const fits = below + height <= bottom || above < top;
+    this.#box.style.left = `${Math.max(0, Math.min(place.left, place.width - width))}px`;
+    this.#box.style.top = `${fits ? below : above}px`;
   }
 
   closeSoon() {

@@ -51,6 +51,6 @@ export class Choices {
       finish === null ? "…" : t(`finish.${finish}`),
       t("count.tokens", { count: number(tokens) }),
       mean === null ? "" : `⌀ ${percent(Math.exp(mean))}`,
-    ].filter(Boolean).join(" · ");
+    ].filter(Boolean).map((part) => part.replaceAll(" ", "\u00a0")).join(" · ");
   }
 }

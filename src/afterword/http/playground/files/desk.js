@@ -152,7 +152,7 @@ export class Desk {
 
   #open(index) {
     if (this.#session.running !== null) return;
-    this.#card.open(index, this.#session.groups[index], this.#surface.place(index), find("#mirror").clientWidth);
+    this.#card.open(index, this.#session.groups[index], this.#surface.place(index));
     this.#surface.point(index);
   }
 

@@ -20,6 +20,17 @@ export function find(selector) {
   return element;
 }
 
+/** A canvas wiped clean at the screen's resolution: its pen and its size in CSS pixels. */
+export function wiped(canvas) {
+  const ratio = devicePixelRatio || 1;
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  const pen = canvas.getContext("2d");
+  pen.scale(ratio, ratio);
+  return { pen, width, height };
+}
+
 /** An identifier that no other has; works without a secure context. */
 export function freshId() {
   const bytes = crypto.getRandomValues(new Uint8Array(12));

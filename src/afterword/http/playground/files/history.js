@@ -19,6 +19,10 @@ export class History {
     this.#future = [];
   }
 
+  get canUndo() {
+    return this.#past.length > 0;
+  }
+
   /** What comes next is a new step. */
   pause() {
     this.#run = null;

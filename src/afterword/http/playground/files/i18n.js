@@ -65,7 +65,7 @@ export function number(value, places = 0) {
   digits[name] ??= new Intl.NumberFormat(TAGS[current], {
     minimumFractionDigits: places, maximumFractionDigits: places,
   });
-  return digits[name].format(value);
+  return digits[name].format(value).replace("-", "−");
 }
 
 /** A probability in percent, with more places where it is small. */

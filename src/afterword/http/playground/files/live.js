@@ -1,6 +1,6 @@
 /** The live view: a few figures of the server as small moving plots, from its own /metrics. */
 
-import { h } from "./dom.js";
+import { h, wiped } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { rates, totals } from "./exposition.js";
 
@@ -90,13 +90,8 @@ export class Live {
 
 /** A filled line from left to right, newest at the right; gaps where there is no value. */
 function draw(canvas, values, top) {
-  const ratio = devicePixelRatio || 1;
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  canvas.width = Math.round(width * ratio);
-  canvas.height = Math.round(height * ratio);
+  const { pen, width, height } = wiped(canvas);
   if (width === 0 || values.length === 0) return;
-  const pen = canvas.getContext("2d");
-  pen.scale(ratio, ratio);
   const style = getComputedStyle(canvas);
   const most = Math.max(top, 1, ...values.map((value) => value ?? 0));
   const x = (i) => width - ((values.length - 1 - i) * width) / (KEPT - 1);

@@ -1,68 +1,41 @@
 /** The playground: puts the parts together, and knows what each needs of the others. */
 
 import { Api, ApiError, Unreachable } from "./api.js";
+import { settleLanguage, settleTheme } from "./appearance.js";
 import { Branches } from "./branches.js";
 import { Choices } from "./choices.js";
 import { Controls } from "./controls.js";
 import { Desk } from "./desk.js";
-import { eachFrame, find, h, settled } from "./dom.js";
-import { choose, language, number, onLanguage, preferred, t } from "./i18n.js";
+import { eachFrame, find, settled } from "./dom.js";
+import { number, onLanguage, t } from "./i18n.js";
 import { KeyDialog } from "./keydialog.js";
 import { BadLink, fromFragment } from "./link.js";
 import { Live } from "./live.js";
+import { Models } from "./models.js";
 import { Notice } from "./notice.js";
+import { Panel } from "./panel.js";
 import { Pieces } from "./pieces.js";
 import { defaults, readSettings } from "./request.js";
 import { Session } from "./session.js";
 import { Share } from "./share.js";
-import { key, preference, Shelf } from "./storage.js";
-import { Panel } from "./panel.js";
+import { key, Shelf } from "./storage.js";
 import { ROOT } from "./tree.js";
 
 const SAVE_AFTER_MS = 700;
 const LOOK_AGAIN_MS = 2000;
 
-choose(preferred(preference.get("language"), navigator.languages), { keep: false });
+settleLanguage();
 
 const settings = defaults();
 const notice = new Notice();
-const keys = new KeyDialog(() => void models.load());
+const models = new Models(find("#model"), settings);
+const keys = new KeyDialog(() => void loadModels());
 const api = new Api(key, (refused) => keys.ask(refused));
 
-/** The models served, and what the operator allows of the one chosen. */
-const models = {
-  known: [],
-  select: find("#model"),
-
-  get chosen() {
-    return this.known.find((model) => model.id === settings.model);
-  },
-
-  get limits() {
-    return this.chosen?.afterword ?? {};
-  },
-
-  async load() {
-    const list = await attempt(() => api.json("/v1/models"), () => void this.load());
-    if (list === null) return;
-    this.known = list.data;
-    if (this.chosen === undefined && this.known.length > 0) settings.model = this.known[0].id;
-    this.select.replaceChildren(...this.known.map(({ id, afterword }) => h("option", { value: id },
-      afterword?.alias_of ? t("model.alias", { id, model: afterword.alias_of }) : id)));
-    this.show();
-  },
-
-  show() {
-    this.select.value = settings.model;
-    controls.limit(this.limits);
-    find("#infill").disabled = this.limits.suffix === false;
-    find("#infill").checked = settings.infill;
-    find("#infill-none").hidden = this.limits.suffix !== false;
-    find("#hint-infill").hidden = this.limits.suffix === false;
-    showSuffix();
-    pieces.follow(session.text);
-  },
-};
+async function loadModels() {
+  const list = await attempt(() => api.json("/v1/models"), () => void loadModels());
+  if (list !== null) models.take(list);
+}
 
 /** What `ask` gives, or null after saying what went wrong. */
 async function attempt(ask, retry) {
@@ -76,8 +49,13 @@ async function attempt(ask, retry) {
 
 function fail(error, retry = null) {
   if (error instanceof Unreachable) waitForServer();
-  if (error instanceof ApiError && controls.fail(error.param, error.message)) panel.open("settings");
+  if (error instanceof ApiError && controls.fail(fieldOf(error), error.message)) panel.open("settings");
   notice.show(error, error instanceof ApiError && error.retryAfter_s === null ? null : retry);
+}
+
+/** The field that an error is about. One about the context names none, and two can mend it. */
+function fieldOf({ param, code }) {
+  return code === "context_length_exceeded" && settings.max_tokens !== null ? "max_tokens" : param;
 }
 
 let looking = false;
@@ -93,7 +71,7 @@ function waitForServer() {
     }
     looking = false;
     notice.tell(t("news.back"));
-    await models.load();
+    await loadModels();
   };
   setTimeout(() => void look(), LOOK_AGAIN_MS);
 }
@@ -139,9 +117,12 @@ const save = settled(SAVE_AFTER_MS, async () => {
   }
 });
 
-function showSuffix() {
-  const shown = settings.infill && models.limits.suffix !== false;
-  find("#gap").hidden = !shown;
+function showInfill() {
+  find("#infill").disabled = !models.fills;
+  find("#infill").checked = settings.infill;
+  find("#infill-none").hidden = models.fills;
+  find("#hint-infill").hidden = !models.fills;
+  find("#gap").hidden = !(settings.infill && models.fills);
 }
 
 const showCount = eachFrame(() => {
@@ -157,6 +138,8 @@ const showRunning = eachFrame(() => {
   find("#continue").hidden = running !== null;
   find("#stop").hidden = running === null;
   find("#score").disabled = running !== null || session.text === "";
+  find("#new").disabled = running !== null;
+  find("#undo").disabled = running !== null || !session.canUndo;
 });
 
 function proceed() {
@@ -177,7 +160,7 @@ session.addEventListener("running", () => {
     save();
   }
 });
-for (const type of ["text", "tree", "marks"]) {
+for (const type of ["text", "suffix", "tree", "marks"]) {
   session.addEventListener(type, () => {
     if (session.running !== null) return;
     showRunning();
@@ -209,14 +192,15 @@ find("#new").addEventListener("click", () => {
 });
 find("#share-open").addEventListener("click", () => share.open());
 find("#key-open").addEventListener("click", () => void keys.ask());
-models.select.addEventListener("change", () => {
-  settings.model = models.select.value;
-  models.show();
+models.addEventListener("chosen", () => {
+  controls.limit(models.limits);
+  showInfill();
+  pieces.follow(session.text);
   save();
 });
 find("#infill").addEventListener("change", (event) => {
   settings.infill = event.target.checked;
-  showSuffix();
+  showInfill();
   save();
 });
 panel.addEventListener("shown", () => {
@@ -255,9 +239,6 @@ for (const area of [desk.area, find("#suffix")]) {
   });
 }
 
-const languages = find("#language");
-languages.value = language();
-languages.addEventListener("change", () => choose(languages.value, { keep: true }));
 onLanguage(() => {
   controls.build();
   branches.draw();
@@ -267,18 +248,7 @@ onLanguage(() => {
   showCount();
 });
 
-const theme = find("#theme");
-theme.value = preference.get("theme") ?? "auto";
-const applyTheme = () => {
-  document.documentElement.dataset.theme = theme.value;
-  desk.redraw();
-};
-theme.addEventListener("change", () => {
-  preference.set("theme", theme.value);
-  applyTheme();
-});
-applyTheme();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => desk.redraw());
+settleTheme(() => desk.redraw());
 
 /** A link says what the page is to be; without one it is as it was left. */
 async function arrive() {
@@ -295,7 +265,7 @@ async function arrive() {
   }
   await readLink();
   controls.refresh();
-  await models.load();
+  await loadModels();
   document.body.dataset.ready = "true";
   desk.area.focus();
 }
@@ -317,7 +287,7 @@ async function readLink() {
 window.addEventListener("hashchange", () => {
   void readLink().then(() => {
     controls.refresh();
-    models.show();
+    models.refresh();
   });
 });
 void arrive();

@@ -1,9 +1,9 @@
 /** Where the page says what went wrong and what to do about it, and tells screen readers the news. */
 
 import { ApiError, Interrupted, Unreachable } from "./api.js";
+import { UnlikeText } from "./asking.js";
 import { find, h } from "./dom.js";
 import { number, t } from "./i18n.js";
-import { UnlikeText } from "./session.js";
 
 const HINTS = {
   context_length_exceeded: "advice.context",

@@ -1,5 +1,7 @@
 /** The panel beside the page: four views behind tabs; on small screens a drawer. */
 
+import { Tabs } from "./tabs.js";
+
 export class Panel extends EventTarget {
   #box;
   #toggle;
@@ -9,9 +11,7 @@ export class Panel extends EventTarget {
     super();
     this.#box = box;
     this.#toggle = toggle;
-    this.#tabs = [...box.querySelectorAll('[role="tab"]')];
-    for (const tab of this.#tabs) tab.addEventListener("click", () => this.#show(tab));
-    box.querySelector('[role="tablist"]').addEventListener("keydown", (event) => this.#key(event));
+    this.#tabs = new Tabs(box.querySelector('[role="tablist"]'), (tab) => this.#show(tab));
     toggle.addEventListener("click", () => this.#turn(!this.#isOpen));
     this.#turn(!this.#isDrawer);
     matchMedia("(max-width: 60rem)").addEventListener("change", () => this.#turn(!this.#isDrawer));
@@ -19,12 +19,11 @@ export class Panel extends EventTarget {
 
   /** The name of the view that can be seen, or null. */
   get shown() {
-    const tab = this.#tabs.find((each) => each.getAttribute("aria-selected") === "true");
-    return this.#isOpen ? tab.dataset.view : null;
+    return this.#isOpen ? this.#tabs.chosen.dataset.view : null;
   }
 
   open(view) {
-    this.#show(this.#tabs.find((tab) => tab.dataset.view === view));
+    this.#tabs.choose(this.#tabs.find(view));
     if (!this.#isOpen) this.#turn(true);
   }
 
@@ -51,22 +50,9 @@ export class Panel extends EventTarget {
   }
 
   #show(chosen) {
-    for (const tab of this.#tabs) {
-      const on = tab === chosen;
-      tab.setAttribute("aria-selected", String(on));
-      tab.tabIndex = on ? 0 : -1;
-      document.getElementById(tab.getAttribute("aria-controls")).hidden = !on;
+    for (const view of this.#box.querySelectorAll('[role="tabpanel"]')) {
+      view.hidden = view.id !== chosen.getAttribute("aria-controls");
     }
     this.dispatchEvent(new Event("shown"));
-  }
-
-  #key(event) {
-    const here = this.#tabs.indexOf(document.activeElement);
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step === undefined || here === -1) return;
-    event.preventDefault();
-    const next = this.#tabs[(here + step + this.#tabs.length) % this.#tabs.length];
-    next.focus();
-    this.#show(next);
   }
 }

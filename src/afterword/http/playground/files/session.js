@@ -2,22 +2,17 @@
  * What is being written: the text, where it stands in the tree, and the request under way.
  *
  * Says what changed by events: `text` (all of it), `grown` (text was added at the end), `marks`
- * (what is known of tokens), `tree`, `running`, `choices`, `problem`.
+ * (what is known of tokens), `suffix`, `tree`, `running`, `choices`, `problem`.
  */
 
-import { ApiError, Interrupted, Unreachable } from "./api.js";
+import { Asking } from "./asking.js";
 import { freshId } from "./dom.js";
 import { History } from "./history.js";
-import { canStream, completionBody, scoringBody } from "./request.js";
+import { completionBody, scoringBody } from "./request.js";
 import { commonPrefix, TokenReader } from "./tokens.js";
 import {
   add, emptyTree, groupsOf, makeNode, merge, prune, rename, ROOT, textOf, upTo, withScores, write,
 } from "./tree.js";
-
-/** The model reads this text as another one, so its tokens cannot be shown in it. */
-export class UnlikeText extends Error {}
-
-const KNOWN = [ApiError, Interrupted, Unreachable, UnlikeText];
 
 export class Session extends EventTarget {
   tree = emptyTree();
@@ -27,25 +22,29 @@ export class Session extends EventTarget {
   groups = [];
   /** Groups that end at or before this offset are of the text as it stands. */
   valid = 0;
-  /** @type {{kind: "writing"|"scoring", abort: AbortController}|null} */
-  running = null;
   /** Choices side by side: `{text, groups, finish, node}`; empty when there are none. */
   choices = [];
 
-  #api;
+  #asking;
   #settings;
   #limits;
   #history = new History();
-  #last = ROOT;
 
   /**
    * @param {{api: import("./api.js").Api, settings: () => object, limits: () => object}} given
    */
   constructor({ api, settings, limits }) {
     super();
-    this.#api = api;
+    this.#asking = new Asking(api);
+    this.#asking.addEventListener("running", () => this.#tell("running"));
+    this.#asking.addEventListener("problem", ({ detail }) => this.#tell("problem", detail));
     this.#settings = settings;
     this.#limits = limits;
+  }
+
+  /** The request under way: `{kind: "writing"|"scoring"}`, or null. */
+  get running() {
+    return this.#asking.running;
   }
 
   /** The body that a continuation of the page as it stands would send. */
@@ -63,10 +62,11 @@ export class Session extends EventTarget {
   editSuffix(suffix, run) {
     this.#history.remember(this.#snapshot(), run);
     this.suffix = suffix;
+    this.#tell("suffix");
   }
 
-  pause() {
-    this.#history.pause();
+  get canUndo() {
+    return this.#history.canUndo;
   }
 
   /** Begin anew with this text; what was there stays a branch. */
@@ -143,15 +143,15 @@ export class Session extends EventTarget {
   }
 
   undo() {
-    return this.#restore(this.#history.undo(this.#snapshot()));
+    if (this.running === null) this.#restore(this.#history.undo(this.#snapshot()));
   }
 
   redo() {
-    return this.#restore(this.#history.redo(this.#snapshot()));
+    if (this.running === null) this.#restore(this.#history.redo(this.#snapshot()));
   }
 
   stop() {
-    this.running?.abort.abort();
+    this.#asking.stop();
   }
 
   /** Go on from the end of the text, or fill the gap before the suffix. */
@@ -186,16 +186,12 @@ export class Session extends EventTarget {
   async score() {
     if (this.running !== null || this.text === "") return;
     this.keep();
-    await this.#run("scoring", async (signal) => {
-      const body = scoringBody(this.#settings(), this.text.toWellFormed(), this.#limits());
-      const { choices: [choice] } = await this.#api.json("/v1/completions", body, signal);
-      const reader = new TokenReader();
-      reader.add(choice.text, choice.logprobs);
-      if (reader.text !== this.text) throw new UnlikeText("the model spells this text differently");
-      this.tree = withScores(this.tree, this.at, reader.groups);
-      this.#refresh();
-      this.#tell("tree");
-    });
+    const body = scoringBody(this.#settings(), this.text.toWellFormed(), this.#limits());
+    const groups = await this.#asking.score(body);
+    if (groups === null) return;
+    this.tree = withScores(this.tree, this.at, groups);
+    this.#refresh();
+    this.#tell("tree");
   }
 
   /** Take one of the choices side by side, or none. */
@@ -213,24 +209,20 @@ export class Session extends EventTarget {
     const shown = upTo(this.groups, this.valid);
     this.groups = shown;
     this.#dropChoices();
-    const end = await this.#run("writing", async (signal) => {
-      let finish = null;
-      for await (const choice of this.#answer(body, signal)) {
-        const [units, count] = [reader.text.length, reader.groups.length];
-        reader.add(choice.text, choice.logprobs);
-        shown.push(...reader.groups.slice(count));
-        this.text = head + reader.text;
-        this.valid = this.text.length;
-        this.#tell("grown", reader.text.slice(units));
-        finish = choice.finish_reason ?? finish;
-      }
-      return finish;
+    let finish = null;
+    const early = await this.#asking.write(body, (choice) => {
+      const [units, count] = [reader.text.length, reader.groups.length];
+      reader.add(choice.text, choice.logprobs);
+      shown.push(...reader.groups.slice(count));
+      this.text = head + reader.text;
+      this.valid = this.text.length;
+      this.#tell("grown", reader.text.slice(units));
+      finish = choice.finish_reason ?? finish;
     });
     if (reader.groups.length > 0 || reader.text !== "" || lead.length > 0) {
       const text = head.slice(from) + reader.text;
       const groups = [...lead, ...reader.groups];
-      this.#hang(makeNode(freshId(), parent, from, text, { by: "model", groups, finish: end }));
-      this.at = this.#last;
+      this.at = this.#hang(parent, from, text, groups, early ?? finish);
       this.#refresh();
     }
     this.#tell("tree");
@@ -242,57 +234,27 @@ export class Session extends EventTarget {
     const makeChoice = () => ({ reader: new TokenReader(from), finish: null, node: undefined });
     this.choices = Array.from({ length: body.n }, makeChoice);
     this.#tell("choices");
-    const end = await this.#run("writing", async (signal) => {
-      for await (const choice of this.#answer(body, signal)) {
-        const side = this.choices[choice.index];
-        side.reader.add(choice.text, choice.logprobs);
-        side.finish = choice.finish_reason ?? side.finish;
-        this.#tell("choices");
-      }
-      return null;
+    const early = await this.#asking.write(body, (choice) => {
+      const side = this.choices[choice.index];
+      side.reader.add(choice.text, choice.logprobs);
+      side.finish = choice.finish_reason ?? side.finish;
+      this.#tell("choices");
     });
     for (const side of this.choices) {
       if (side.reader.groups.length === 0 && side.reader.text === "") continue;
-      this.#hang(makeNode(freshId(), parent, from, side.reader.text, {
-        by: "model", groups: side.reader.groups, finish: side.finish ?? end,
-      }));
-      side.node = this.#last;
+      const { text, groups } = side.reader;
+      side.node = this.#hang(parent, from, text, groups, side.finish ?? early);
     }
     if (this.choices.every((side) => side.node === undefined)) this.choices = [];
     this.#tell("choices");
     this.#tell("tree");
   }
 
-  /** The choices of a body as they come, whole or in parts. */
-  async *#answer(body, signal) {
-    if (canStream(body)) {
-      for await (const chunk of this.#api.stream(body, signal)) yield* chunk.choices;
-    } else {
-      yield* (await this.#api.json("/v1/completions", body, signal)).choices;
-    }
-  }
-
-  /** One request at a time. Gives what `work` does, or why it ended early. */
-  async #run(kind, work) {
-    const abort = new AbortController();
-    this.running = { kind, abort };
-    this.#tell("running");
-    try {
-      return await work(abort.signal);
-    } catch (error) {
-      if (error.name === "AbortError") return "stopped";
-      this.#tell("problem", error);
-      if (!KNOWN.some((kind) => error instanceof kind)) throw error;
-      return "interrupted";
-    } finally {
-      this.running = null;
-      this.#tell("running");
-    }
-  }
-
-  #hang(node) {
+  /** Put what the model wrote into the tree; the new node's id. */
+  #hang(parent, from, text, groups, finish) {
+    const node = makeNode(freshId(), parent, from, text, { by: "model", groups, finish });
     this.tree = add(this.tree, node);
-    this.#last = node.id;
+    return node.id;
   }
 
   #snapshot() {
@@ -305,14 +267,13 @@ export class Session extends EventTarget {
   }
 
   #restore(state) {
-    if (state === null || this.running !== null) return false;
+    if (state === null) return;
     this.suffix = state.suffix;
     // A branch may have been pruned since; its text can still be had.
     this.at = this.tree.has(state.at) ? state.at : ROOT;
     this.#dropChoices();
     this.#show(state.text);
     this.#tell("tree");
-    return true;
   }
 
   #show(text) {

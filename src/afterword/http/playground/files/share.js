@@ -4,6 +4,7 @@ import { find, h } from "./dom.js";
 import { t } from "./i18n.js";
 import { toFragment } from "./link.js";
 import { LANGUAGES } from "./snippets.js";
+import { Tabs } from "./tabs.js";
 
 const NAMES = { curl: "curl", python: "Python", javascript: "JavaScript" };
 
@@ -22,11 +23,17 @@ export async function copy(text) {
 export class Share {
   #dialog = find("#share");
   #page;
-  #language = "curl";
+  #tabs;
 
   /** @param {() => {body: object, keyed: boolean, settings: object, text: string, suffix: string}} page */
   constructor(page) {
     this.#page = page;
+    const list = find("#share-tabs");
+    list.append(...Object.keys(LANGUAGES).map((name, i) => h("button", {
+      type: "button", role: "tab", id: `share-${name}`, "data-view": name, "aria-controls": "share-code",
+      "aria-selected": i === 0, tabindex: i === 0 ? 0 : -1,
+    }, NAMES[name])));
+    this.#tabs = new Tabs(list, () => this.#draw());
     find("#share-close").addEventListener("click", () => this.#dialog.close());
     find("#share-copy").addEventListener("click", () => this.#copy(find("#share-code").textContent));
     find("#share-link").addEventListener("click", () => void this.#copyLink());
@@ -40,27 +47,8 @@ export class Share {
 
   #draw() {
     const { body, keyed } = this.#page();
-    const tabs = Object.keys(LANGUAGES).map((name) => h("button", {
-      type: "button", role: "tab", "aria-selected": name === this.#language, id: `share-${name}`,
-      "aria-controls": "share-code", tabindex: name === this.#language ? 0 : -1,
-      onclick: () => this.#choose(name),
-    }, NAMES[name]));
-    find("#share-tabs").replaceChildren(...tabs);
-    find("#share-tabs").onkeydown = (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (step === undefined) return;
-      const names = Object.keys(LANGUAGES);
-      const next = (names.indexOf(this.#language) + step + names.length) % names.length;
-      this.#choose(names[next]);
-      find(`#share-${names[next]}`).focus();
-    };
-    const code = LANGUAGES[this.#language]({ base: location.origin, body, keyed });
+    const code = LANGUAGES[this.#tabs.chosen.dataset.view]({ base: location.origin, body, keyed });
     find("#share-code").textContent = code;
-  }
-
-  #choose(name) {
-    this.#language = name;
-    this.#draw();
   }
 
   async #copyLink() {

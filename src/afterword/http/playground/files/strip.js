@@ -1,5 +1,6 @@
 /** The strip above the text: log-probability or entropy along it, drawn on a canvas. */
 
+import { wiped } from "./dom.js";
 import { entropyOf, groupAt, logprobOf } from "./tokens.js";
 import { COUNT, stepOf } from "./tint.js";
 
@@ -49,15 +50,10 @@ export class Strip extends EventTarget {
 
   draw() {
     const canvas = this.#canvas;
-    const ratio = devicePixelRatio || 1;
-    const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-    canvas.width = Math.round(width * ratio);
-    canvas.height = Math.round(height * ratio);
+    const { pen, width, height } = wiped(canvas);
     if (width === 0 || this.#count === 0) return;
     const style = getComputedStyle(canvas);
     const colours = Array.from({ length: COUNT }, (_, i) => style.getPropertyValue(`--plot-${i}`));
-    const pen = canvas.getContext("2d");
-    pen.scale(ratio, ratio);
     this.#shadeSelection(pen, width, height, style.getPropertyValue("--select"));
     const columns = Math.min(this.#count, Math.floor(width));
     const gap = width / columns > 4 ? 1 : 0;

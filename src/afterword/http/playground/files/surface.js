@@ -7,8 +7,9 @@
  */
 
 import { eachFrame } from "./dom.js";
-import { groupAt, logprobOf } from "./tokens.js";
+import { Mirror } from "./mirror.js";
 import { COUNT, stepOf } from "./tint.js";
+import { groupAt, logprobOf } from "./tokens.js";
 
 const POINTED = "pointed";
 const MARGIN_PX = 200;
@@ -17,8 +18,6 @@ export class Surface extends EventTarget {
   #area;
   #mirror;
   #view;
-  #text = document.createTextNode("");
-  #probe = document.createRange();
   #groups = [];
   #valid = 0;
   #pointed = -1;
@@ -32,9 +31,8 @@ export class Surface extends EventTarget {
   constructor({ area, mirror, view }) {
     super();
     this.#area = area;
-    this.#mirror = mirror;
+    this.#mirror = new Mirror(mirror);
     this.#view = view;
-    mirror.append(this.#text, "\u200b");
     area.addEventListener("input", () => {
       this.#sync();
       this.point(-1);
@@ -96,23 +94,24 @@ export class Surface extends EventTarget {
     this.#pointed = index;
     const group = this.#groups[index];
     if (group === undefined) CSS.highlights.delete(POINTED);
-    else CSS.highlights.set(POINTED, new Highlight(this.#range(group.start, group.end)));
+    else CSS.highlights.set(POINTED, new Highlight(this.#mirror.range(group.start, group.end)));
   }
 
-  /** Where a group stands, relative to the mirror's box. */
+  /** Where a group stands and what of the page is in view, relative to the mirror's box. */
   place(index) {
     const { start, end } = this.#groups[index];
-    const rects = this.#live(start, Math.max(end, start + 1)).getClientRects();
-    const rect = rects[0] ?? this.#mirror.getBoundingClientRect();
-    const box = this.#mirror.getBoundingClientRect();
+    const box = this.#mirror.box.getBoundingClientRect();
+    const rect = this.#mirror.rects(start, Math.max(end, start + 1))[0] ?? box;
+    const view = this.#view.getBoundingClientRect();
     return {
       left: rect.left - box.left, top: rect.top - box.top, bottom: rect.bottom - box.top,
-      right: rect.right - box.left,
+      width: box.width, inView: [view.top - box.top, view.bottom - box.top],
     };
   }
 
   reveal(offset) {
-    const rect = this.#live(offset, offset + 1).getBoundingClientRect();
+    const rect = this.#mirror.rects(offset, offset + 1)[0];
+    if (rect === undefined) return;
     const view = this.#view.getBoundingClientRect();
     if (rect.top < view.top + 40 || rect.bottom > view.bottom - 40) {
       this.#view.scrollTop += rect.top - view.top - view.height / 3;
@@ -127,73 +126,35 @@ export class Surface extends EventTarget {
     return index;
   }
 
-  /** Change only what differs, which keeps the layout of the rest. */
   #sync() {
-    const [before, now] = [this.#text.data, this.#area.value];
-    let head = 0;
-    const most = Math.min(before.length, now.length);
-    while (head < most && before.charCodeAt(head) === now.charCodeAt(head)) head += 1;
-    let tail = 0;
-    while (
-      tail < most - head
-      && before.charCodeAt(before.length - 1 - tail) === now.charCodeAt(now.length - 1 - tail)
-    ) tail += 1;
-    if (head < before.length || head < now.length) {
-      this.#text.replaceData(head, before.length - head - tail, now.slice(head, now.length - tail));
-    }
+    this.#mirror.show(this.#area.value);
     this.#paintLater();
   }
 
-  #range(start, end) {
-    const most = this.#text.length;
-    return new StaticRange({
-      startContainer: this.#text, startOffset: Math.min(start, most),
-      endContainer: this.#text, endOffset: Math.min(end, most),
-    });
-  }
-
-  /** The one live range there is: every change of the text has to update all of them. */
-  #live(start, end) {
-    const range = this.#probe;
-    const most = this.#text.length;
-    range.setStart(this.#text, Math.min(start, most));
-    range.setEnd(this.#text, Math.min(end, most));
-    return range;
-  }
-
-  /** The first offset whose line ends below a height of the window. */
-  #offsetBelow(y) {
-    let low = 0;
-    let high = this.#text.length;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      const { bottom } = this.#live(middle, middle + 1).getBoundingClientRect();
-      if (bottom <= y) low = middle + 1;
-      else high = middle;
-    }
-    return low;
-  }
-
   #paint() {
+    const groups = this.#groups;
+    const [first, end] = this.#inView();
+    const now = [groups, this.#mirror.version, first, end, groups[end - 1]?.end];
+    if (now.every((part, i) => part === this.#painted[i])) return;
+    this.#painted = now;
     const steps = Array.from({ length: COUNT }, () => []);
-    if (this.#groups.length === 0) {
-      this.#painted = [];
-    } else {
-      const view = this.#view.getBoundingClientRect();
-      const first = this.#offsetBelow(view.top - MARGIN_PX);
-      const last = this.#offsetBelow(view.bottom + MARGIN_PX);
-      const now = [this.#groups, this.#groups.length, this.#valid, first, last];
-      if (now.every((part, i) => part === this.#painted[i])) return;
-      this.#painted = now;
-      for (let i = groupAt(this.#groups, first); i < this.#groups.length; i += 1) {
-        const group = this.#groups[i];
-        if (group.start > last || group.end > this.#valid) break;
-        const logprob = logprobOf(group);
-        if (logprob === null || group.start === group.end) continue;
-        steps[stepOf(logprob)].push(this.#range(group.start, group.end));
-      }
+    for (let i = first; i < end; i += 1) {
+      const group = groups[i];
+      const logprob = logprobOf(group);
+      if (logprob === null || group.start === group.end) continue;
+      steps[stepOf(logprob)].push(this.#mirror.range(group.start, group.end));
     }
     steps.forEach((ranges, step) => CSS.highlights.set(`tint-${step}`, new Highlight(...ranges)));
+  }
+
+  /** Indexes of the first group to be tinted, and of the one after the last. */
+  #inView() {
+    if (this.#groups.length === 0) return [0, 0];
+    const view = this.#view.getBoundingClientRect();
+    const first = this.#mirror.offsetBelow(view.top - MARGIN_PX);
+    const last = this.#mirror.offsetBelow(view.bottom + MARGIN_PX);
+    const known = groupAt(this.#groups, this.#valid);
+    return [groupAt(this.#groups, first), Math.min(known, groupAt(this.#groups, last) + 1)];
   }
 
   #hover() {
@@ -203,11 +164,11 @@ export class Surface extends EventTarget {
 
   /** The group under a point: its line by height, then the one whose boxes hold the point. */
   #indexUnder({ x, y }) {
-    const from = this.#offsetBelow(y);
+    const from = this.#mirror.offsetBelow(y);
     for (let i = groupAt(this.#groups, from); i < this.#groups.length; i += 1) {
       const group = this.#groups[i];
       if (group.end > this.#valid) return -1;
-      const rects = [...this.#live(group.start, group.end).getClientRects()];
+      const rects = this.#mirror.rects(group.start, group.end);
       if (rects.length > 0 && rects.every((rect) => rect.top > y)) return -1;
       const inside = (r) => x >= r.left && x < r.right && y >= r.top && y < r.bottom;
       if (rects.some(inside)) return i;

@@ -165,7 +165,7 @@ export const en = {
   "advice.wait": "Try again in {seconds} seconds.",
   "news.back": "The server is back.",
   "news.notKept": "This browser does not keep what you write: {reason}. Export your branches before you leave.",
-  "news.imported": "{count} branches were read and stand beside yours.",
+  "news.imported": "Branches read: {count}. They stand beside yours.",
   "said.writing": "The model writes.",
   "said.scoring": "The text is being scored.",
   "said.done": "Done.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -271,17 +272,32 @@ async def test_streams_are_recorded_before_their_last_byte(running: Team) -> Non
     nothing_is_held(running)
 
 
-async def test_a_client_that_leaves_pays_for_what_was_made(running: Team) -> None:
-    known = running.key(budget_tokens=10**6, tpm=10**6)
-    exchange, run = known.begin({**BODY, "stream": True, "max_tokens": 200})
-    await exchange.frames(3)
-    exchange.leave.set()
-    await run
-    (record,) = await running.records()
-    assert record.status == "client_gone"
-    assert 3 <= record.completion_tokens <= 200
-    assert record.prompt_tokens == 1
-    nothing_is_held(running)
+async def test_a_client_that_leaves_pays_for_what_was_made(
+    engine: sa.Engine, tmp_path: Path
+) -> None:
+    """Five tokens, then the model waits until the client is gone."""
+    hold, steps = threading.Event(), itertools.count()
+
+    def wait(_: Batch) -> None:
+        if next(steps) >= 5:
+            hold.wait()
+
+    async with team(
+        engine, tmp_path / "data", toy=lambda: toy_engine(before_decode=wait)
+    ) as running:
+        known = running.key(budget_tokens=10**6, tpm=10**6)
+        exchange, run = known.begin({**BODY, "stream": True, "max_tokens": 200})
+        try:
+            await exchange.frames(1)
+            exchange.leave.set()
+            await run
+        finally:
+            hold.set()
+        (record,) = await running.records()
+        assert record.status == "client_gone"
+        assert 1 <= record.completion_tokens <= 5
+        assert record.prompt_tokens == 1
+        nothing_is_held(running)
 
 
 async def test_a_reader_that_stalls_and_leaves_pays_for_what_waited_for_it(running: Team) -> None:

@@ -6,20 +6,28 @@ import configparser
 import json
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from afterword.cli import cli
+from afterword.cli.sources import Store
+from afterword.cli.terminal import Terminal
 from afterword.config import Settings, resolve
 from afterword.engine.toy import toy_engine
+from afterword.http.app import is_open
+from afterword.ledger.database import parse_url
 from asgi import Client
 from conftest import make_client
+from services import program
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
 parse_yaml: Any = yaml.safe_load
 VARIABLE = re.compile(r"AFTERWORD_([A-Z_]+)")
 
@@ -54,31 +62,183 @@ def test_the_unit_starts_the_server_without_rights() -> None:
 
 
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("there is no systemd on this machine")
+    """As written, and as tight as it says: 10 is no protection, 0 is all there is."""
+    analyze = program("systemd-analyze", "systemd")
     for name in ("afterword.service", "afterword.socket"):
         text = (DEPLOY / name).read_text()
         # The program is not where the unit expects it.
         (tmp_path / name).write_text(re.sub(r"=/opt/\S+/afterword ", "=/bin/true ", text))
-    done = subprocess.run(
-        [analyze, "verify", "--man=no", *(str(path) for path in tmp_path.iterdir())],
-        check=False, capture_output=True, text=True,
-    )  # fmt: skip
+    verify = [analyze, "verify", "--man=no", *(str(path) for path in tmp_path.iterdir())]
+    done = subprocess.run(verify, check=False, capture_output=True, text=True)
     assert not [line for line in done.stderr.splitlines() if "afterword." in line], done.stderr
+    service = str(tmp_path / "afterword.service")
+    exposed = [analyze, "security", "--offline=yes", "--threshold=20", service]
+    done = subprocess.run(exposed, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
-def test_the_compose_file_names_files_that_are_there() -> None:
-    services = parse_yaml((DEPLOY / "compose.yaml").read_text())["services"]
-    assert set(services) == {"afterword", "postgres", "prometheus"}
-    build = services["afterword"]["build"]
+# The image.
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions in order, each on one line."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    lines = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
+    pairs = [line.split(maxsplit=1) for line in lines if line]
+    return [(word, " ".join(rest.split())) for word, rest in pairs]
+
+
+def given(word: str) -> list[str]:
+    return [rest for instruction, rest in instructions() if instruction == word]
+
+
+def image_environment() -> dict[str, str]:
+    (words,) = given("ENV")
+    return dict(pair.split("=", 1) for pair in shlex.split(words))
+
+
+def test_the_image_has_what_it_starts() -> None:
+    """Program, model and data lie where the parts of the Dockerfile say that they do."""
+    (home,) = given("WORKDIR")
+    environment = image_environment()
+    resolved = resolve({}, environment)
+    assert not resolved.unknown
+    (entry,), (command,) = map(json.loads, given("ENTRYPOINT")), map(json.loads, given("CMD"))
+    assert f"{home}/.venv/bin/afterword" == entry[0]
+    assert command == ["serve"]
+    assert CliRunner().invoke(cli, [*command, "--help"]).exit_code == 0
+    copied = [shlex.split(rest) for rest in given("COPY")]
+    assert ["--from=build", "--chown=root:root", f"{home}/.venv", f"{home}/.venv"] in copied
+    build = next(rest for rest in given("RUN") if "make install" in rest)
+    cache = re.search(r"XDG_CACHE_HOME=(\S+) make install", build)
+    assert cache is not None
+    models = str(Path(cache[1]) / "afterword" / "models")
+    assert resolved.settings.models_dir == models
+    assert [models, models] in [words[-2:] for words in copied]
+    assert re.search(r"^install:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "CMAKE_ARGS" in (ROOT / "scripts" / "install.py").read_text()
+    assert given("VOLUME") == [resolved.settings.data_dir]
+    assert given("EXPOSE") == [str(resolved.settings.port)]
+    assert "afterword" in given("USER")
+
+
+def test_models_are_kept_where_the_image_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    monkeypatch.delenv("AFTERWORD_MODELS_DIR", raising=False)
+    assert str(Store(None, Terminal()).folder) == image_environment()["AFTERWORD_MODELS_DIR"]
+
+
+def test_the_image_asks_itself_whether_it_is_ready() -> None:
+    """By a program that can be compiled, at a path that needs no key, on the image's port."""
+    (check,) = given("HEALTHCHECK")
+    words = json.loads(check[check.index("[") :])
+    compile(words[2], "HEALTHCHECK", "exec")
+    url = urlsplit(re.search(r"http://[^']+", words[2])[0])  # type: ignore[index]
+    assert str(url.port) == image_environment()["AFTERWORD_PORT"]
+    assert is_open(url.path)
+
+
+def test_the_images_packages_are_debians() -> None:
+    """Each that the Dockerfile installs can be had, on a Debian like the image's."""
+    release = Path("/etc/os-release")
+    (base,) = {rest.split()[0] for rest in given("FROM")}
+    codename = base.removeprefix("debian:").removesuffix("-slim")
+    if not release.exists() or f"VERSION_CODENAME={codename}" not in release.read_text():
+        pytest.skip(f"this machine is not Debian {codename}")
+    installed = re.findall(r"--no-install-recommends (.*?) &&", " ".join(given("RUN")))
+    assert len(installed) == len(given("FROM"))
+    show = ["apt-cache", "show", "--no-all-versions", *" ".join(installed).split()]
+    done = subprocess.run(show, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_of_this_machine_gets_into_the_image() -> None:
+    """A .venv that came along would be taken for the image's own."""
+    kept_out = {line.strip("*/") for line in (ROOT / ".dockerignore").read_text().splitlines()}
+    unversioned = {line.strip("*/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    assert {".git", ".venv", "deploy/prometheus/key"} <= kept_out
+    assert unversioned <= kept_out
+
+
+# Compose.
+
+
+COMPOSE: dict[str, Any] = parse_yaml((DEPLOY / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+
+
+def test_compose_names_files_and_volumes_that_there_are() -> None:
+    assert set(SERVICES) == {"afterword", "postgres", "prometheus"}
+    build = SERVICES["afterword"]["build"]
+    assert (DEPLOY / build["context"]).resolve() == ROOT
     assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
-    assert (DEPLOY / "prometheus" / "prometheus.yaml").is_file()
-    url = services["afterword"]["environment"]["AFTERWORD_DATABASE"]
+    sources = [v.split(":")[0] for service in SERVICES.values() for v in service["volumes"]]
+    files = {source for source in sources if source.startswith(".")}
+    # This one is made by the second step of docs/operations.md.
+    assert {name for name in files if not (DEPLOY / name).is_file()} <= {"./prometheus/key"}
+    assert set(sources) - files == set(COMPOSE["volumes"])
+    for service in SERVICES.values():
+        assert set(service.get("depends_on", ())) <= set(SERVICES)
+
+
+def test_compose_keeps_what_the_server_writes() -> None:
+    """Everything else in it is read-only, and it gets the time that it may take to end."""
+    afterword = SERVICES["afterword"]
+    assert afterword["read_only"]
+    (volume,) = afterword["volumes"]
+    assert volume.split(":")[1] == image_environment()["AFTERWORD_DATA_DIR"]
+    assert int(afterword["stop_grace_period"].removesuffix("s")) > Settings().shutdown_grace_s
+    (port,) = afterword["ports"]
+    assert port.split(":")[-1] == image_environment()["AFTERWORD_PORT"]
+    assert port.startswith("127.0.0.1:")
+
+
+def test_compose_gives_the_server_the_database_that_it_makes() -> None:
+    made = SERVICES["postgres"]["environment"]
+    text = SERVICES["afterword"]["environment"]["AFTERWORD_DATABASE"]
+    assert made["POSTGRES_PASSWORD"] in text
+    url = text.replace(made["POSTGRES_PASSWORD"], "secret")
     assert resolve({}, {"AFTERWORD_DATABASE": url}).settings.database == url
+    parsed = parse_url(url)
+    assert (parsed.host, parsed.password) == ("postgres", "secret")
+    assert (parsed.username, parsed.database) == (made["POSTGRES_USER"], made["POSTGRES_DB"])
+    (_, check) = SERVICES["postgres"]["healthcheck"]["test"]
+    assert check == f"pg_isready --username {made['POSTGRES_USER']}"
+
+
+def test_prometheus_finds_the_server_and_its_key() -> None:
     scrape = parse_yaml((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
     (job,) = scrape["scrape_configs"]
-    assert job["authorization"]["credentials_file"] == "/etc/prometheus/key"
+    ((target,),) = (one["targets"] for one in job["static_configs"])
+    host, port = target.split(":")
+    assert host in SERVICES
+    assert port == image_environment()["AFTERWORD_PORT"]
+    mounted = dict(v.split(":")[:2] for v in SERVICES["prometheus"]["volumes"])
+    assert mounted["./prometheus/key"] == job["authorization"]["credentials_file"]
+    # Where the image's own command looks for it.
+    assert mounted["./prometheus/prometheus.yaml"] == "/etc/prometheus/prometheus.yml"
+
+
+def test_the_steps_that_start_it_are_commands(tmp_path: Path) -> None:
+    """Of docs/operations.md: the file, the services, and what runs inside."""
+    steps = re.findall(r"docker compose (.*?)`", (ROOT / "docs" / "operations.md").read_text())
+    assert len(steps) == 3
+    for step in steps:
+        words = shlex.split(step.partition(" > ")[0])
+        assert words[:2] == ["--file", "deploy/compose.yaml"]
+        assert words[2] in {"up", "run"}
+        if words[2] == "run":
+            assert step.endswith("> deploy/prometheus/key")
+            assert words[3:5] == ["--rm", "afterword"]
+            inside = [*words[5:], "--data-dir", str(tmp_path)]
+            done = CliRunner().invoke(cli, inside)
+            assert done.exit_code == 0, done.output
+            assert done.stdout.startswith("sk-")
+        else:
+            assert set(words[4:]) <= set(SERVICES)
+
+
+# Figures.
 
 
 async def test_the_dashboard_asks_for_figures_that_there_are() -> None:

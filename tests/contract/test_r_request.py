@@ -259,9 +259,13 @@ async def test_R15_seeds(client: Client) -> None:
         assert (await client.refuse(prompt="a", seed=seed))["param"] == "seed"
 
 
-async def test_R16_user_is_any_string(client: Client) -> None:
-    await client.complete(prompt="a", max_tokens=1, user="somebody")
-    assert (await client.refuse(prompt="a", user=5))["param"] == "user"
+async def test_R16_user_is_a_string_that_can_be_recorded(client: Client) -> None:
+    for user in ("somebody", "ü\u2028\n", "😀" * 1024):
+        await client.complete(prompt="a", max_tokens=1, user=user)
+    error = await client.refuse(prompt="a", user="x" * 1025)
+    assert (error["param"], error["code"]) == ("user", "invalid_value")
+    assert "at most 1024 characters" in error["message"]
+    assert "1025 characters" in error["message"]
 
 
 async def test_R17_min_tokens_and_ignore_eos(client: Client) -> None:
@@ -313,7 +317,7 @@ WRONG: dict[str, list[Any]] = {
     "frequency_penalty": [-2.1, 2.1, "1", True],
     "logit_bias": ["x", [], 1],
     "seed": [1.5, "1", True, 2**64],
-    "user": [1, [], {}],
+    "user": [1, [], {}, "x" * 1025, "a\0b"],
     "top_k": [-2, 1.5, "1", True],
     "min_p": [-0.1, 1.1, "1"],
     "min_tokens": [-1, 1.5, "1"],

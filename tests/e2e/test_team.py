@@ -19,7 +19,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from click.testing import CliRunner
 
+from afterword.cli import cli
 from afterword.core.account import UsageQuery, UsageRecord
 from afterword.ledger.clerk import TURN_S
 from afterword.ledger.database import check, connect, parse_url
@@ -50,8 +52,9 @@ class House:
         return ("--data-dir", str(self.folder / "data"), "--database", self.database)
 
     def create(self, name: str, *flags: str) -> str:
-        done = run("keys", "create", name, *flags, *self.ledger)
-        assert done.returncode == 0, done.stderr
+        # In this process: Python starts often enough in these tests.
+        done = CliRunner().invoke(cli, ["keys", "create", name, *flags, *self.ledger])
+        assert done.exit_code == 0, done.output
         return done.stdout.strip()
 
     def serving(
@@ -137,22 +140,61 @@ def test_keys_reach_running_servers(house: House) -> None:
 
 
 def test_tls(lite: House) -> None:
-    files = {name: str(lite.folder / f"{name}.pem") for name in ("cert", "key")}
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-         "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1",
-         "-keyout", files["key"], "-out", files["cert"]],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    flags = ("--certfile", files["cert"], "--keyfile", files["key"])
+    files = {name: lite.folder / f"{name}.pem" for name in ("cert", "key")}
+    certify(files["cert"], files["key"], "ec", "ec_paramgen_curve:P-256")
+    flags = ("--certfile", str(files["cert"]), "--keyfile", str(files["key"]))
     with lite.serving(*flags) as server:
         assert server.url.startswith("https://")
         trusted = ssl.create_default_context(cafile=files["cert"])
         assert get(server, "/v1/models", verify=trusted).status_code == 200
-    for wrong in (("--keyfile", files["key"]), ("--certfile", "/nowhere.pem")):
+        assert presented(server) == files["cert"].read_text()
+        body = {**BODY, "max_tokens": 2000, "stream": True}
+        with httpx2.stream(
+            "POST", f"{server.url}/v1/completions", json=body, verify=trusted, timeout=60
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            roll(lite, server, files)
+            # Who was connected before stays, with the certificate of then.
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert server.stop() == 0
+    for wrong in (("--keyfile", flags[3]), ("--certfile", "/nowhere.pem")):
         done = run("serve", "--port", "0", "--model", f"tiny={lite.model}", *lite.ledger, *wrong)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
+
+
+def roll(house: House, server: Server, files: dict[str, Path]) -> None:
+    """Another certificate, of another kind; first its key is missing, then it is there."""
+    before = files["cert"].read_text()
+    key = house.folder / "new-key.pem"
+    certify(files["cert"], key, "rsa", "rsa_keygen_bits:2048")
+    server.process.send_signal(signal.SIGHUP)
+    while "not reloaded" not in (house.folder / "stderr").read_text():
+        pass
+    assert presented(server) == before
+    key.replace(files["key"])
+    server.process.send_signal(signal.SIGHUP)
+    while presented(server) == before:
+        pass
+    assert presented(server) == files["cert"].read_text()
+    trusted = ssl.create_default_context(cafile=files["cert"])
+    assert get(server, "/v1/models", verify=trusted).status_code == 200
+
+
+def certify(certificate: Path, key: Path, kind: str, option: str) -> None:
+    """Make a key and a certificate that this machine has signed itself."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", kind, "-pkeyopt", option,
+         "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1",
+         "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def presented(server: Server) -> str:
+    """The certificate that a new connection is shown, in PEM."""
+    return ssl.get_server_certificate(("127.0.0.1", server.port))
 
 
 def test_pages_of_named_origins_get_in(lite: House) -> None:

@@ -97,6 +97,15 @@ async def test_what_the_schema_refuses_is_refused(
         assert any(word in error["message"] for word in BEYOND_SCHEMAS), (error, text)
 
 
+@pytest.mark.parametrize("user", ["", "x" * 1024, "x" * 1025, "😀" * 1025, "a\0b", "a\n", None])
+async def test_user_is_refused_where_the_document_says_so(
+    client: Client, document: Document, user: str | None
+) -> None:
+    body = {"model": "toy", "prompt": "a", "max_tokens": 1, "user": user}
+    status, _ = await exchange(client, document, "/v1/completions", body)
+    assert (status == 200) == document.accepts("CompletionRequest", body)
+
+
 @given(body=st.fixed_dictionaries({}, optional={"prompt": st.text() | st.none() | st.integers(),
        "model": st.sampled_from(["toy", "x", 1, None]), "tokens": st.lists(st.integers(-2, 400)),
        "add_special_tokens": st.booleans() | st.none() | st.just("yes"),

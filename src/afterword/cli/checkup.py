@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from afterword.cli.ledger import data_folder, database
-from afterword.cli.server import bind, check_tls, is_loopback
+from afterword.cli.server import bind, is_loopback, load_tls
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.ledger.database import REVISION, check, reading, revision_of
@@ -93,7 +93,7 @@ def _disk(settings: Settings) -> Finding:
 def _port(settings: Settings) -> Finding:
     where = f"{settings.host} port {settings.port}"
     try:
-        check_tls(settings.certfile, settings.keyfile)
+        load_tls(settings.certfile, settings.keyfile)
         with bind(settings.host, settings.port, reuse_port=settings.reuse_port) as bound:
             here = is_loopback(bound)
     except ConfigError as error:

@@ -26,9 +26,9 @@ from afterword.cli.server import (
     Server,
     ServerOptions,
     bind,
-    check_tls,
     inherited,
     is_loopback,
+    load_tls,
     url_of,
 )
 from afterword.cli.terminal import Terminal
@@ -78,7 +78,7 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
     _log_to_stderr(resolved.settings.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = resolved.settings
-    check_tls(settings.certfile, settings.keyfile)
+    load_tls(settings.certfile, settings.keyfile)
     with inherited(os.environ) or bind(
         settings.host, settings.port, reuse_port=settings.reuse_port
     ) as bound:

@@ -76,18 +76,20 @@ def url_of(bound: socket.socket, *, tls: bool = False) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def check_tls(certfile: str | None, keyfile: str | None) -> None:
-    """Refuse certificates that cannot be used, in one line. Raises ``ConfigError``."""
+def load_tls(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None:
+    """What a certificate and its key give; None without them. Raises ``ConfigError``."""
     if certfile is None:
         if keyfile is not None:
             raise ConfigError("--keyfile without --certfile")
-        return
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile)
+        context.load_cert_chain(certfile, keyfile)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"TLS cannot be set up with {certfile}: {error.strerror or error}"
         ) from error
+    return context
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +139,7 @@ class Server(uvicorn.Server):
             )
         )
         self._options = options
+        self._tls = load_tls(options.certfile, options.keyfile)
         self._lifecycle = lifecycle
         self._on_ready = on_ready
         self._on_reload = on_reload
@@ -144,6 +147,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
+        if self.config.ssl is not None:
+            self.config.ssl.sni_callback = self._present
         await super().startup(sockets)
         if self.started:
             self._on_ready()
@@ -209,6 +214,15 @@ class Server(uvicorn.Server):
             for connection in self.server_state.connections
         )
 
+    def _present(self, connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+        """Show a new connection the certificate of now.
+
+        The listening context itself cannot be changed: it would go on to show the old one beside
+        a new one of another kind.
+        """
+        if self._tls is not None:
+            connection.context = self._tls
+
     def _reload(self) -> None:
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.get_running_loop().create_task(self._reread())
@@ -216,9 +230,7 @@ class Server(uvicorn.Server):
     async def _reread(self) -> None:
         options = self._options
         try:
-            if options.certfile is not None and self.config.ssl is not None:
-                check_tls(options.certfile, options.keyfile)
-                self.config.ssl.load_cert_chain(options.certfile, options.keyfile)
+            self._tls = load_tls(options.certfile, options.keyfile)
             await self._on_reload()
         except ConfigError as error:
             _log.error("not reloaded: %s", error)

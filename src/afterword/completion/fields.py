@@ -95,6 +95,19 @@ def string(name: str, value: Json) -> str:
     return value
 
 
+def recorded(most: int) -> Parser:
+    """A string of at most ``most`` characters that a database can keep (R16)."""
+
+    def parse(name: str, value: Json) -> str:
+        text = string(name, value)
+        if len(text) > most or "\0" in text:
+            wanted = f"at most {most} characters and no null character, since it is recorded"
+            raise out_of_range(name, text, wanted)
+        return text
+
+    return parse
+
+
 def log_probabilities(most: int) -> Parser:
     """A number of alternatives, ``true`` for 0 or ``false`` for none (R10)."""
     count = integer(0, most)

@@ -13,7 +13,7 @@ import msgspec
 from afterword.completion import fields
 from afterword.completion.fields import Json, Parser, Prompt
 from afterword.core.errors import InvalidRequest
-from afterword.core.limits import Limits
+from afterword.core.limits import MOST_USER_CHARACTERS, Limits
 
 _INT64 = 2**63
 _UNPARSABLE = (
@@ -76,7 +76,7 @@ def parsers(limits: Limits) -> Mapping[str, Parser]:
         "frequency_penalty": penalty,
         "logit_bias": fields.logit_bias,
         "seed": fields.integer(-_INT64, _INT64 - 1),
-        "user": fields.string,
+        "user": fields.recorded(MOST_USER_CHARACTERS),
         "top_k": fields.integer(-1, _INT64 - 1),
         "min_p": fields.number(0, 1),
         "min_tokens": count,

@@ -28,6 +28,8 @@ class Principal(msgspec.Struct, frozen=True):
 
 NOBODY = Principal(None, "-")
 """Whoever asks where no key is needed."""
+STRANGER = Principal(None, "-", models=frozenset())
+"""Whoever asks without the key that is needed: knows of no model."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):

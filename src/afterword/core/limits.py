@@ -2,6 +2,9 @@
 
 import msgspec
 
+MOST_USER_CHARACTERS = 1024
+"""Of ``user``, which is recorded with every request; not the operator's to change."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Upper bounds of request fields, and what stands in where a request is silent.

@@ -128,7 +128,12 @@ class UpstreamStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Gauges and counters of an engine at one moment; counters only grow."""
+    """Gauges and counters of an engine at one moment; counters only grow.
+
+    ``batch_sizes[i]`` counts steps that computed at most 2**i sequences together and more than
+    half as many, its last entry those of more; ``batched_sequences`` sums them. Both are empty
+    where batches are made elsewhere.
+    """
 
     running_sequences: int = 0
     waiting_sequences: int = 0
@@ -140,6 +145,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     score_bytes: int = 0
     longest_wait_s: float = 0.0
     steps: int = 0
+    batch_sizes: tuple[int, ...] = ()
+    batched_sequences: int = 0
     decoded_tokens: int = 0
     prefilled_tokens: int = 0
     cached_tokens: int = 0
@@ -241,8 +248,7 @@ class Ledger(Protocol):
     async def reserve(self, principal: Principal, ask: Ask) -> Reservation:
         """Take the worst case of a request out of what its key may spend.
 
-        Raises ``RateLimited``, ``QuotaExceeded`` and ``LedgerUnavailable``, and
-        ``InvalidRequest`` for what cannot be recorded.
+        Raises ``RateLimited``, ``QuotaExceeded`` and ``LedgerUnavailable``.
         """
 
     def ready(self) -> bool:

@@ -19,7 +19,8 @@ from afterword.http.middleware import Boundary, Observer
 from afterword.http.routes import Routes
 from afterword.http.unmetered import Unmetered
 
-_OPEN_PATHS = frozenset({"/health", "/ready", "/"})
+_OPEN_PATHS = frozenset({"/ready", "/"})
+_DISCREET_PATHS = frozenset({"/health"})
 _OPEN_FOLDER = "/playground/"
 _EXPOSED_HEADERS = (
     "x-request-id", "openai-processing-ms", "retry-after",
@@ -78,6 +79,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         router,
         access.ledger,
         is_open=is_open,
+        discreet=_DISCREET_PATHS,
         guarded=access.guarded,
         origins=access.origins,
     )

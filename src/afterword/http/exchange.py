@@ -8,7 +8,7 @@ import msgspec
 from starlette.types import Scope
 
 from afterword.core import wire
-from afterword.core.account import NOBODY, Principal, Rates
+from afterword.core.account import STRANGER, Principal, Rates
 
 Outcome: TypeAlias = Literal["answered", "refused", "failed", "client_gone", "cancelled"]
 
@@ -28,7 +28,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     stream: bool = False
     first_token_s: float | None = None
     usage: wire.Usage | None = None
-    principal: Principal = NOBODY
+    principal: Principal = STRANGER
     rates: Rates = Rates()
     limited_by: str | None = None
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from afterword.completion.catalog import ServedModel
-from afterword.core.protocols import Ledger
+from afterword.core.protocols import EngineStats, Ledger
 from afterword.http.exchange import Exchange
 from afterword.http.upstreams import UpstreamCollector
 
@@ -41,7 +47,7 @@ _ENGINE_GAUGES = {
 }
 _ENGINE_COUNTERS = {
     "steps": "Steps of the engine.",
-    "decoded_tokens": "Tokens that went through the model.",
+    "decoded_tokens": "Generated tokens that went through the model, for the next one.",
     "prefilled_tokens": "Prompt tokens that went through the model.",
     "cached_tokens": "Prompt tokens taken from the prefix cache.",
     "generated_tokens": "Tokens sampled.",
@@ -77,6 +83,14 @@ class EngineCollector(Collector):
             for name, figures in stats:
                 counter.add_metric([name], getattr(figures, field))
             families.append(counter)
+        batches = HistogramMetricFamily(
+            "afterword_engine_batch_sequences",
+            "Sequences computed together in one step.",
+            labels=["model"],
+        )
+        for name, figures in stats:
+            if figures.batch_sizes:
+                batches.add_metric([name], _batches(figures), figures.batched_sequences)
         cpu = CounterMetricFamily(
             "afterword_engine_cpu_seconds", "CPU time of the engine's thread.", labels=["model"]
         )
@@ -86,7 +100,13 @@ class EngineCollector(Collector):
         for model, (name, figures) in zip(self._models, stats, strict=True):
             cpu.add_metric([name], figures.engine_cpu_s)
             healthy.add_metric([name], float(model.engine.healthy()))
-        return [*families, cpu, healthy]
+        return [*families, batches, cpu, healthy]
+
+
+def _batches(figures: EngineStats) -> list[tuple[str, float]]:
+    """Upper bounds, and how many steps were at or below each."""
+    bounds = [f"{1 << i}.0" for i in range(len(figures.batch_sizes) - 1)]
+    return list(zip([*bounds, "+Inf"], accumulate(figures.batch_sizes), strict=True))
 
 
 class LedgerCollector(Collector):

@@ -31,6 +31,7 @@ _HEADERS = {
 _SHOWN_LIMITS = {
     "minimum": "from",
     "maximum": "to",
+    "maxLength": "characters at most",
     "minItems": "at least",
     "maxItems": "at most",
     "default": "default",

@@ -14,10 +14,11 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from afterword import __version__
+from afterword.completion.catalog import ServedModel
 from afterword.completion.plan import Plan
 from afterword.completion.service import Answer, CompletionService
 from afterword.core import wire
-from afterword.core.account import Ask, Spent, UsageStatus
+from afterword.core.account import Ask, Principal, Spent, UsageStatus
 from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable, UnknownUrl
 from afterword.core.protocols import Ledger, Reservation
 from afterword.http import pages
@@ -35,21 +36,27 @@ _JSON = ((b"content-type", b"application/json"),)
 _RETRY_AFTER_S = 5
 
 
-class EngineHealth(msgspec.Struct, frozen=True):
-    """One model's engine; ``batch_invariant`` says whether it was found to keep D1."""
+class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """One model's engine; ``batch_invariant`` says whether it was found to keep D1.
 
-    model: str
+    Its name and fingerprint are left out for whoever may not use the model.
+    """
+
+    model: str | msgspec.UnsetType = msgspec.UNSET
     healthy: bool
-    fingerprint: str
+    fingerprint: str | msgspec.UnsetType = msgspec.UNSET
     batch_invariant: bool
 
 
-class Health(msgspec.Struct, frozen=True):
-    """Whether completions are to be had; ``error`` is there where they are not."""
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether completions are to be had; ``error`` is there where they are not.
+
+    ``model`` and ``fingerprint`` are the first engine's.
+    """
 
     status: str
-    model: str
-    fingerprint: str
+    model: str | msgspec.UnsetType = msgspec.UNSET
+    fingerprint: str | msgspec.UnsetType = msgspec.UNSET
     engines: list[EngineHealth]
     error: wire.ErrorBody | msgspec.UnsetType = msgspec.UNSET
 
@@ -235,22 +242,17 @@ class Routes:
 
     async def health(self, request: Request) -> Response:
         """200 while every engine can compute and new work is taken."""
-        served = self._service.catalog.engines
-        engines = [
-            EngineHealth(
-                model.name,
-                model.engine.healthy(),
-                model.engine.card.fingerprint,
-                model.engine.card.batch_invariant,
-            )
-            for model in served
-        ]
+        principal = exchange_of(request.scope).principal
+        engines = [_health_of(model, principal) for model in self._service.catalog.engines]
         status, error = "ok", None
         if self._lifecycle.draining:
             status, error = "draining", EngineUnavailable("The server is shutting down.")
         elif not all(engine.healthy for engine in engines):
             status, error = "unhealthy", EngineUnavailable("An engine cannot compute.")
-        health = Health(status, engines[0].model, engines[0].fingerprint, engines)
+        first = engines[0]
+        health = Health(
+            status=status, model=first.model, fingerprint=first.fingerprint, engines=engines
+        )
         if error is None:
             return _json(health)
         body = error_body(error, exchange_of(request.scope))
@@ -295,6 +297,19 @@ class Routes:
     async def _body(self, request: Request) -> bytes:
         limit_bytes = self._service.limits.max_body_bytes
         return await read_body(request.scope, request.receive, limit_bytes)
+
+
+def _health_of(model: ServedModel, principal: Principal) -> EngineHealth:
+    """How an engine is, for whoever asks."""
+    card, healthy = model.engine.card, model.engine.healthy()
+    if principal.models is not None and model.name not in principal.models:
+        return EngineHealth(healthy=healthy, batch_invariant=card.batch_invariant)
+    return EngineHealth(
+        model=model.name,
+        healthy=healthy,
+        fingerprint=card.fingerprint,
+        batch_invariant=card.batch_invariant,
+    )
 
 
 def _json(value: object, *, status: int = 200) -> Response:

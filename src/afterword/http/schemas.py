@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from afterword.core.limits import Limits
+from afterword.core.limits import MOST_USER_CHARACTERS, Limits
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -140,7 +140,12 @@ def completion_request(limits: Limits) -> Schema:
             "seed": _or_null(
                 "integer", "Makes draws repeatable.", minimum=-_INT64, maximum=_INT64 - 1
             ),
-            "user": _or_null("string", "Recorded with the usage."),
+            "user": _or_null(
+                "string",
+                "Recorded with the usage; without null characters.",
+                maxLength=MOST_USER_CHARACTERS,
+                pattern="^[^\\u0000]*$",
+            ),
             "top_k": _or_null(
                 "integer",
                 "Draw from the k likeliest; 0 and -1 are off.",
@@ -296,7 +301,8 @@ def _health() -> Schema:
                 "type": "boolean",
                 "description": "Found at start: answers do not depend on what else is served.",
             },
-        }
+        },
+        required=["healthy", "batch_invariant"],
     )
     schema = _closed(
         {
@@ -305,7 +311,9 @@ def _health() -> Schema:
             "fingerprint": _FINGERPRINT,
             "engines": _array(engine),
         },
-        "Whether completions are to be had.",
+        "Whether completions are to be had; names and fingerprints only of models that whoever "
+        "asks may use.",
+        required=["status", "engines"],
     )
     schema["properties"]["error"] = ref("ErrorBody")
     return schema

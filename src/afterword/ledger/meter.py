@@ -23,7 +23,6 @@ from afterword.core.account import (
 )
 from afterword.core.errors import (
     AuthenticationFailed,
-    InvalidRequest,
     LedgerUnavailable,
     QuotaExceeded,
     RateLimited,
@@ -43,7 +42,6 @@ _log = logging.getLogger(__name__)
 Entrance: TypeAlias = Literal["open", "keys", "keys_if_any"]
 """Who gets in without a key: everybody; nobody; everybody until the first key is made."""
 
-MOST_USER_CHARACTERS = 1024
 _CLAIM_S = 5.0
 _FULL_S = 5.0
 _NO_KEY = (
@@ -122,7 +120,6 @@ class Meter:
 
     async def reserve(self, principal: Principal, ask: Ask) -> Admission:
         """See ``core.protocols.Ledger``."""
-        _check_user(ask.user)
         if not (self._policy.serve_without_database or self._clerk.reachable):
             raise LedgerUnavailable("The ledger cannot be reached.", retry_after_s=1)
         key_id, terms = principal.key_id, None
@@ -304,19 +301,6 @@ def _admitted(principal: Principal, ask: Ask, now_s: float) -> UsageRecord:
         first_token_ms=None,
         duration_ms=0.0,
     )
-
-
-def _check_user(user: str | None) -> None:
-    if user is None:
-        return
-    if len(user) > MOST_USER_CHARACTERS:
-        raise InvalidRequest(
-            f"'user' has {len(user)} characters: expected at most {MOST_USER_CHARACTERS}, since "
-            "it is recorded.",
-            param="user",
-        )
-    if "\0" in user:
-        raise InvalidRequest("'user' has a null character, which cannot be recorded.", param="user")
 
 
 def _rate_limited(verdict: Verdict, limit: str, terms: KeyTerms, ask: Ask) -> RateLimited:

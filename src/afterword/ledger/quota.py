@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg
 
 from afterword.core.account import Period, UsageRecord
 from afterword.ledger.keys import period_of
@@ -31,16 +32,24 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Statements(msgspec.Struct, frozen=True):
-    """What differs between databases. Made once: building one takes longer than running it."""
+    """What differs between databases. Made once: building one takes longer than running it.
 
+    ``take`` and ``hold`` are in the driver's own SQL: a client waits for them, and SQLAlchemy's
+    way from a statement to the driver takes longer than SQLite takes to run it.
+    """
+
+    take: str
+    hold: str
     new_spending: sa.Executable
     new_usage: sa.Executable
     add: sa.Executable
 
 
-def _made_for(dialect: Any) -> _Statements:  # noqa: ANN401 - a module of SQLAlchemy's
+def _made_for(dialect: Any, driver: sa.Dialect) -> _Statements:  # noqa: ANN401 - a module of SQLAlchemy's
     counted = dialect.insert(spending)
     return _Statements(
+        str(_TAKE.compile(dialect=driver)),
+        str(_HOLD.compile(dialect=driver)),
         dialect.insert(spending).on_conflict_do_nothing(),
         dialect.insert(usage).on_conflict_do_nothing().returning(usage.c.id),
         counted.on_conflict_do_update(
@@ -53,7 +62,6 @@ def _made_for(dialect: Any) -> _Statements:  # noqa: ANN401 - a module of SQLAlc
     )
 
 
-_STATEMENTS = {"sqlite": _made_for(sqlite), "postgresql": _made_for(postgresql)}
 _TAKE = (
     sa.update(spending)
     .where(
@@ -65,6 +73,10 @@ _TAKE = (
     .values(reserved=spending.c.reserved + sa.bindparam("tokens"))
 )
 _HOLD = sa.insert(reservations)
+_STATEMENTS = {
+    "sqlite": _made_for(sqlite, sqlite.dialect(paramstyle="named")),
+    "postgresql": _made_for(postgresql, psycopg.dialect()),  # type: ignore[no-untyped-call]
+}
 _LET_GO = (
     sa.delete(reservations)
     .where(reservations.c.id.in_(sa.bindparam("ids", expanding=True)))
@@ -96,7 +108,8 @@ def _take(connection: sa.Connection, wanted: Claim) -> bool:
         "tokens": wanted.tokens,
         "budget_tokens": wanted.budget_tokens,
     }
-    return connection.execute(_TAKE, values).rowcount == 1
+    statement = _STATEMENTS[connection.dialect.name].take
+    return connection.exec_driver_sql(statement, values).rowcount == 1
 
 
 def _record(connection: sa.Connection, wanted: Claim, process_id: str) -> None:
@@ -107,7 +120,7 @@ def _record(connection: sa.Connection, wanted: Claim, process_id: str) -> None:
         "period": wanted.period,
         "tokens": wanted.tokens,
     }
-    connection.execute(_HOLD, row)
+    connection.exec_driver_sql(_STATEMENTS[connection.dialect.name].hold, row)
 
 
 def restore(connection: sa.Connection, held: Iterable[Claim], process_id: str) -> None:

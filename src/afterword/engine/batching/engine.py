@@ -108,6 +108,8 @@ class BatchingEngine:
             score_bytes=gauges.score_bytes,
             longest_wait_s=0.0 if since_s is None else time.perf_counter() - since_s,
             steps=counters.steps,
+            batch_sizes=tuple(counters.batch_sizes),
+            batched_sequences=counters.batched_sequences,
             decoded_tokens=counters.decoded_tokens,
             prefilled_tokens=counters.prefilled_tokens,
             cached_tokens=counters.cached_tokens,

@@ -27,6 +27,8 @@ from afterword.engine.sampler import NothingToDrawError
 _LOOK_AHEAD = 64
 """How far into a request's line a sequence is looked for that does not have to wait for another."""
 _FEW_SLOTS = 4
+_BATCH_SIZES = 12
+"""Counted apart: up to 1, 2, 4 and so on to 1,024 sequences, and more."""
 
 
 def kept_slots(slots: int) -> int:
@@ -38,13 +40,15 @@ def kept_slots(slots: int) -> int:
 
 
 class Counters(msgspec.Struct):
-    """What was done since the start; only grows.
+    """What was done since the start; only grows. See ``core.protocols.EngineStats``.
 
     Drafted tokens are decoded, those accepted are generated as well. ``waited_s`` sums how long
     each of ``started_requests`` was in line before it had a slot or an answer.
     """
 
     steps: int = 0
+    batch_sizes: list[int] = msgspec.field(default_factory=lambda: [0] * _BATCH_SIZES)
+    batched_sequences: int = 0
     decoded_tokens: int = 0
     prefilled_tokens: int = 0
     cached_tokens: int = 0
@@ -53,6 +57,12 @@ class Counters(msgspec.Struct):
     accepted_tokens: int = 0
     started_requests: int = 0
     waited_s: float = 0.0
+
+    def count_step(self, sequences: int) -> None:
+        """A step that computed so many sequences together."""
+        self.steps += 1
+        self.batch_sizes[min((sequences - 1).bit_length(), _BATCH_SIZES - 1)] += 1
+        self.batched_sequences += sequences
 
 
 class Scheduler:
@@ -168,7 +178,7 @@ class Scheduler:
 
     def update(self, step: Step, outcomes: SequenceOf[Outcome]) -> None:
         """Take in what a step gave, one outcome for each span."""
-        self.counters.steps += 1
+        self.counters.count_step(len(step.spans))
         for span, outcome in zip(step.spans, outcomes, strict=True):
             sequence, slot = span.sequence, span.slot
             if sequence.state is not State.RUNNING:

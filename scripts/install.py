@@ -229,6 +229,8 @@ def install(*, test: bool) -> None:
     if PYTHON.exists() and mark.exists() and mark.read_text() == stamp(sets):
         return
     compiler()
+    if shutil.which("patch") is None:
+        raise InstallError("patch not found; on Debian and Ubuntu: apt install patch")
     make_venv()
     say(f"installing requirements/{sets[0]}.txt")
     pip("--require-hashes", "--requirement", REQUIREMENTS / f"{sets[0]}.txt")

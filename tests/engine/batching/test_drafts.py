@@ -54,11 +54,21 @@ def test_what_is_right_grows_likelier_and_ends_at_the_first_mistake() -> None:
 def test_a_price_is_learned_from_steps_with_and_without_drafts() -> None:
     cost = StepCost()
     assert cost.row_share(1) == 0.5
-    for _ in range(100):
-        cost.observe(rows=1, drafted=0, took_s=0.010)
-        cost.observe(rows=8, drafted=7, took_s=0.024)
-    assert cost.row_share(1) == pytest.approx(0.2, abs=0.001)
-    assert cost.row_share(4) == pytest.approx(0.5, abs=0.001)
+    # A base of 8 ms and 2 ms a row: known from the first step with a draft, whatever its length.
+    cost.observe(rows=1, drafted=0, took_s=0.010)
+    for rows in (8, 3, 17, 5):
+        cost.observe(rows=rows, drafted=rows - 1, took_s=0.008 + 0.002 * rows)
+        assert cost.row_share(1) == pytest.approx(0.2)
+        assert cost.row_share(4) == pytest.approx(0.5)
+    cost.observe(rows=4, drafted=0, took_s=0.016)
+    assert cost.row_share(1) == pytest.approx(0.2)
+
+
+def test_rows_that_cost_nothing_are_always_worth_it() -> None:
+    cost = StepCost()
+    cost.observe(rows=1, drafted=0, took_s=0.010)
+    cost.observe(rows=8, drafted=7, took_s=0.009)
+    assert cost.row_share(1) == 0
 
 
 def a_sequence(ids: list[int], *, max_tokens: int, likely: float) -> Sequence:

@@ -23,28 +23,36 @@ _SHARE_OF_NEWS = 0.15
 
 
 class StepCost:
-    """What a step of rows that decode costs: a base, most of it reading weights, and each row."""
+    """What a step of rows that decode costs: a base, most of it reading weights, and each row.
+
+    Both follow from how many rows steps with and without drafts had, and how long they took.
+    """
 
     def __init__(self) -> None:
-        self._base_s = 0.0
-        self._row_s = 0.0
+        self._plain: tuple[float, float] | None = None
+        self._drafted: tuple[float, float] | None = None
 
     def observe(self, *, rows: int, drafted: int, took_s: float) -> None:
         """Learn from a step that computed ``rows`` rows and no prompt, ``drafted`` of them."""
         if drafted:
-            self._row_s = _average(self._row_s, max(took_s - self._base_s, 0.0) / rows)
+            self._drafted = _average(self._drafted, (rows, took_s))
         else:
-            self._base_s = _average(self._base_s, max(took_s - self._row_s * rows, 0.0))
+            self._plain = _average(self._plain, (rows, took_s))
 
     def row_share(self, rows: int) -> float:
         """Which part of a step of ``rows`` rows is spent on them; a half until it was measured.
 
         A drafted token pays where it is likelier than this to be right.
         """
-        if not self._base_s or not self._row_s:
+        if self._plain is None or self._drafted is None:
             return 0.5
-        of_rows_s = rows * self._row_s
-        return of_rows_s / (self._base_s + of_rows_s)
+        (few, fast_s), (many, slow_s) = self._plain, self._drafted
+        if many <= few:
+            return 0.5
+        row_s = max(slow_s - fast_s, 0.0) / (many - few)
+        base_s = max(fast_s - few * row_s, 0.0)
+        whole_s = base_s + rows * row_s
+        return rows * row_s / whole_s if whole_s else 0.5
 
 
 def make_guesses(sequences: SequenceOf[Sequence], row_share: float) -> int:
@@ -103,5 +111,11 @@ def _worth(guess: Guess, row_share: float) -> int:
     return min(_MOST_TOKENS, int(math.log(row_share) / math.log(guess.likely)))
 
 
-def _average(old: float, new: float) -> float:
-    return old + _SHARE_OF_NEWS * (new - old) if old else new
+def _average(old: tuple[float, float] | None, new: tuple[float, float]) -> tuple[float, float]:
+    """The moving average of pairs; those that lie on a line keep to it."""
+    if old is None:
+        return new
+    return (
+        old[0] + _SHARE_OF_NEWS * (new[0] - old[0]),
+        old[1] + _SHARE_OF_NEWS * (new[1] - old[1]),
+    )

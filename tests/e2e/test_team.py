@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -19,12 +20,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from click.testing import CliRunner
 
-from afterword.cli import cli
-from afterword.core.account import UsageQuery, UsageRecord
+from afterword.core.account import KeyTerms, UsageQuery, UsageRecord
 from afterword.ledger.clerk import TURN_S
-from afterword.ledger.database import check, connect, parse_url
+from afterword.ledger.database import check, connect, parse_url, prepare
+from afterword.ledger.keys import KeyBook
 from afterword.ledger.records import processes, reservations
 from afterword.ledger.store import UsageStore
 from e2e.process import Server, run, serving
@@ -51,11 +51,14 @@ class House:
     def ledger(self) -> tuple[str, ...]:
         return ("--data-dir", str(self.folder / "data"), "--database", self.database)
 
-    def create(self, name: str, *flags: str) -> str:
-        # In this process: Python starts often enough in these tests.
-        done = CliRunner().invoke(cli, ["keys", "create", name, *flags, *self.ledger])
-        assert done.exit_code == 0, done.output
-        return done.stdout.strip()
+    def create(self, name: str, **terms: Any) -> str:
+        """A key, made as the command makes it, which would take half a second to start."""
+        engine = connect(parse_url(self.database))
+        prepare(engine)
+        book = KeyBook(engine, clock=time.time, entropy=os.urandom)
+        secret = book.create(KeyTerms(name=name, **terms)).secret
+        engine.dispose()
+        return secret
 
     def serving(
         self, *flags: str, name: str = "stderr", inherit: socket.socket | None = None
@@ -124,7 +127,7 @@ def test_keys_reach_running_servers(house: House) -> None:
     assert TURN_S < 0.5
     with house.serving(name="one") as one, house.serving(name="two") as two:
         assert get(one, "/v1/models").status_code == 200
-        key = house.create("a")
+        key = run("keys", "create", "a", *house.ledger).stdout.strip()
         for server in (one, two):
             while get(server, "/v1/models").status_code == 200:
                 pass
@@ -245,7 +248,7 @@ class Seen:
 
 def test_kill_9_loses_no_answer(house: House, pytestconfig: pytest.Config) -> None:
     """64 streams at once, killed when a few have ended: as often as ``--kills`` says."""
-    key = house.create("a", "--budget-tokens", "100000000", "--tpm", "100000000")
+    key = house.create("a", budget_tokens=10**8, tpm=10**8)
     seen = Seen()
     kills: int = pytestconfig.getoption("--kills")
     for number in range(kills):
@@ -290,7 +293,7 @@ def test_a_database_that_comes_back(
     outage_s: float = pytestconfig.getoption("--outage-s")
     postgres.sql("CREATE DATABASE gone")
     house = House(tmp_path, tiny_model, postgres.url("gone"))
-    free, budgeted = house.create("free"), house.create("b", "--budget-tokens", "1000000")
+    free, budgeted = house.create("free"), house.create("b", budget_tokens=10**6)
     with house.serving() as server:
         ids = {complete(server, free).json()["id"], complete(server, budgeted).json()["id"]}
         postgres.stop()
@@ -335,7 +338,7 @@ def test_a_full_disk(lite: House) -> None:
         pytest.skip("a small file system cannot be mounted here")
     try:
         house = House(disk, lite.model, f"sqlite:///{disk}/ledger.db")
-        key = house.create("a", "--budget-tokens", "1000000")
+        key = house.create("a", budget_tokens=10**6)
         with house.serving() as server:
             ids = [complete(server, key).json()["id"]]
             filler = disk / "filler"

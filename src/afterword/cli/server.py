@@ -87,7 +87,7 @@ def load_tls(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None
         context.load_cert_chain(certfile, keyfile)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"TLS cannot be set up with {certfile}: {error.strerror or error}"
+            f"TLS cannot be set up with certfile and keyfile: {error.strerror or error}"
         ) from error
     return context
 

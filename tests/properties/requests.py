@@ -67,7 +67,7 @@ def bodies(draw: st.DrawFn, *, greedy: bool) -> dict[str, Any]:
                 ),
                 "min_tokens": st.integers(0, 8),
                 "ignore_eos": st.booleans(),
-                "user": st.text(st.characters(exclude_characters="\0"), max_size=5),
+                "user": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5),
             },
         )
     )

@@ -66,11 +66,12 @@ class Bench:
         )
 
     @contextmanager
-    def ours(self, *, slots: int, ctx: int, kv: str | None = None) -> Iterator[int]:
+    def ours(self, *flags: str, slots: int, ctx: int, kv: str | None = None) -> Iterator[int]:
         """Afterword on a free port."""
         port = peers.free_port()
         given = argparse.Namespace(**{**vars(self.args), "ctx": ctx, "kv": kv or self.args.kv})
-        with peers.running(serve_command(self.model, port, given, slots), port):
+        command = [*serve_command(self.model, port, given, slots), *flags]
+        with peers.running(command, port):
             yield port
 
     @contextmanager
@@ -147,6 +148,12 @@ class Bench:
             self.args.peers, self.model, threads=self.args.threads, streams=STREAMS,
             prompt=64, tokens=TOKENS,
         )  # fmt: skip
+        line("the same, s | llama-batched-bench (the limit)", f"{ours:.1f}", f"{limit:.1f}",
+             limit / ours, ">= 0.9")  # fmt: skip
+        with self.ours("--target-gap-ms", "3000", slots=STREAMS, ctx=256) as port:
+            ours = self.rounds(partial(sampled_streams_s, port))
+        line("with --target-gap-ms 3000, s | llama-server", f"{ours:.1f}", f"{peer:.1f}",
+             peer / ours, ">= 1.5")  # fmt: skip
         line("the same, s | llama-batched-bench (the limit)", f"{ours:.1f}", f"{limit:.1f}",
              limit / ours, ">= 0.9")  # fmt: skip
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from afterword.core.errors import ConfigError
 from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams
 from afterword.engine.batching.engine import BatchingEngine
-from afterword.engine.llama.engine import EngineOptions, open_engine
+from afterword.engine.llama.engine import EngineOptions, load, open_engine
 from tiny_gguf import CONTEXT, make_gguf
 
 
@@ -160,3 +163,16 @@ async def test_D3_the_fingerprint_names_file_and_settings(tmp_path: Path) -> Non
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
     assert all(len(p) == 13 and p.startswith("fp_") for p in prints)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the kernel's threads")
+def test_the_probe_leaves_no_threads(tmp_path: Path) -> None:
+    """More of them than cores would have OpenMP wait asleep, and every step take twice as long."""
+    before = len(list(Path("/proc/self/task").iterdir()))
+    model, invariant = load(make_gguf(tmp_path / "m.gguf"), EngineOptions(threads=2))
+    model.close()
+    assert invariant
+    deadline_s = time.monotonic() + 10  # those of the library are told to end, and not waited for
+    while len(list(Path("/proc/self/task").iterdir())) > before:
+        assert time.monotonic() < deadline_s
+        os.sched_yield()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -168,7 +169,12 @@ def load(path: Path, options: EngineOptions) -> tuple[LlamaModel, bool]:
 
 
 def _probe(model: LlamaModel, options: EngineOptions) -> bool:
-    """Ask in a small context of its own; the answer does not depend on the size."""
+    """Ask in a small context of its own; the answer does not depend on the size.
+
+    A thread that has computed once keeps its OpenMP team for life, and with more threads in teams
+    than there are cores OpenMP lets none of them spin: every step would take twice as long. So
+    this is done on a thread that ends.
+    """
     made = ContextOptions(
         slots=_PROBE_SLOTS,
         slot_tokens=min(_PROBE_TOKENS, model.context_tokens),
@@ -179,7 +185,9 @@ def _probe(model: LlamaModel, options: EngineOptions) -> bool:
     )
     context = model.open_context(made)
     try:
-        return is_batch_invariant(LlamaRunner(model, context, made))
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            runner = LlamaRunner(model, context, made)
+            return thread.submit(is_batch_invariant, runner).result()
     finally:
         context.close()
 

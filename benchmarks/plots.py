@@ -27,7 +27,7 @@ from stages import BATCH_TOKENS, open_runner
 CONTEXTS = (0, 256, 512, 1024, 2048, 4000)
 SEQUENCES = (1, 2, 4, 8, 16, 32)
 ROWS = (1, 2, 4, 8, 16, 32)
-ROUNDS = 5
+ROUNDS = 8
 Points = list[tuple[int, float]]
 
 
@@ -62,7 +62,9 @@ def decode_ms(runner: LlamaRunner, slots: Sequence[int], start: int, rows: int) 
 
 
 def by_context(runner: LlamaRunner) -> Iterator[tuple[int, float]]:
-    """One row after more and more tokens."""
+    """One row after more and more tokens; once before for nothing, while the machine wakes up."""
+    for _ in range(3):
+        decode_ms(runner, [0], 0, 1)
     for tokens in CONTEXTS:
         fill(runner, [0], tokens)
         yield tokens, decode_ms(runner, [0], tokens, 1)

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import peers
-from afterword.cli.sources import Store, parse_source
-from afterword.cli.terminal import Terminal
-from afterword.config import EMBEDDED_SOURCE
+from embedded import embedded_file
 from reference import Reference
 from run import serve_command
 from workloads import post
@@ -138,7 +136,7 @@ def main() -> None:
     parser.add_argument("--weights", help="a form to compare with the file as it is")
     parser.add_argument("--first", type=int, help="only so many items of each file")
     args = parser.parse_args()
-    model = args.model or Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path
+    model = args.model or embedded_file()
     reference = Reference(model)
     asked = [read(file, reference, args.first) for file in args.files]
     if args.weights is not None:

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from afterword.cli.sources import Store, parse_source
-from afterword.cli.terminal import Terminal
-from afterword.config import EMBEDDED_SOURCE
 from afterword.core.job import SamplingParams
 from afterword.engine.batching.runner import Batch, Trim
+from afterword.engine.llama.engine import BATCH_TOKENS
 from afterword.engine.llama.runner import LlamaRunner
+from afterword.engine.llama.survey import best_s
 from afterword.engine.sampler import Sampler
-from stages import BATCH_TOKENS, open_runner
+from embedded import embedded_file
+from stages import open_runner
 
 CONTEXTS = (0, 256, 512, 1024, 2048, 4000)
 SEQUENCES = (1, 2, 4, 8, 16, 32)
@@ -88,12 +88,8 @@ def drawing_ms(runner: LlamaRunner) -> float:
     """Milliseconds to draw a token from a row with top_p."""
     fill(runner, [0], 64)
     row = runner.decode(step([0], 64, 1))[0].copy()
-    sampler, times = Sampler(runner.vocabulary), []
-    for at in range(20):
-        started = time.perf_counter()
-        sampler.draw(row, SamplingParams(top_p=0.95), at / 20)
-        times.append(time.perf_counter() - started)
-    return 1e3 * min(times)
+    sampler, params = Sampler(runner.vocabulary), SamplingParams(top_p=0.95)
+    return 1e3 * best_s(lambda: sampler.draw(row, params, 0.5), ROUNDS)
 
 
 def draw(curves: dict[str, dict[str, Points]], models: Sequence[str], out: Path) -> None:
@@ -119,7 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     models = {name: Path(file) for name, _, file in (m.partition("=") for m in args.model)}
     if not models:
-        models["embedded"] = Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path
+        models["embedded"] = embedded_file()
     curves: dict[str, dict[str, Points]] = {
         "tokens of context": {}, "sequences, a row each": {}, "rows of one sequence": {},
     }  # fmt: skip

@@ -11,9 +11,7 @@ from typing import Any
 
 import load
 import peers
-from afterword.cli.sources import Store, parse_source
-from afterword.cli.terminal import Terminal
-from afterword.config import EMBEDDED_SOURCE
+from embedded import embedded_file
 
 TEXT = "The harbour was quiet that morning, and nobody had yet seen the ship. "
 TOKENS = 128
@@ -112,7 +110,7 @@ def main() -> None:
     parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    model = args.model or Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path
+    model = args.model or embedded_file()
     print(f"{'':<44} {'afterword':>14} {'peer':>14} {'ratio':>7}  goal")
     streams(model, args)
 

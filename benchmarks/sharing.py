@@ -17,9 +17,7 @@ from pathlib import Path
 
 import peers
 import workloads
-from afterword.cli.sources import Store, parse_source
-from afterword.cli.terminal import Terminal
-from afterword.config import EMBEDDED_SOURCE
+from embedded import embedded_file
 from load import stream_all
 from run import body, line, rate, serve_command
 
@@ -61,9 +59,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.model: Path = (
-            args.model or Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path
-        )
+        self.model: Path = args.model or embedded_file()
 
     @contextmanager
     def ours(self, *flags: str, slots: int, ctx: int, kv: str | None = None) -> Iterator[int]:

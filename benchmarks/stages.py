@@ -11,53 +11,42 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from afterword.cli.sources import Store, parse_source
-from afterword.cli.terminal import Terminal
-from afterword.config import EMBEDDED_SOURCE
 from afterword.core.job import Job, SamplingParams
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Trim
 from afterword.engine.batching.scheduler import Scheduler
-from afterword.engine.llama.binding import ContextOptions, LlamaModel
+from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.engine import BATCH_TOKENS, temporary_runner
 from afterword.engine.llama.runner import LlamaRunner
+from afterword.engine.llama.survey import best_s
 from afterword.engine.sampler import Sampler
+from embedded import embedded_file
 
 STAGES = ("schedule", "apply", "decode", "draw", "update")
-BATCH_TOKENS = 512
 ARRAY_BYTES = 256 * 2**20
 MATRIX = 2048
 ROUNDS = 5
-
-
-def best_s(call: Callable[[], object]) -> float:
-    """The least of a few times, since what disturbs a machine only ever adds."""
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def bandwidth(threads: int) -> float:
     """Bytes a second that ``threads`` threads read together from memory."""
     parts = np.array_split(np.ones(ARRAY_BYTES // 8), threads)
     with ThreadPoolExecutor(threads) as pool:
-        return ARRAY_BYTES / best_s(lambda: list(pool.map(np.max, parts)))
+        return ARRAY_BYTES / best_s(lambda: list(pool.map(np.max, parts)), ROUNDS)
 
 
 def arithmetic() -> float:
     """Operations a second of a product of float32 matrices, on all cores."""
     left = np.ones((MATRIX, MATRIX), np.float32)
     out = np.empty_like(left)
-    return 2 * MATRIX**3 / best_s(lambda: np.matmul(left, left, out=out))
+    return 2 * MATRIX**3 / best_s(lambda: np.matmul(left, left, out=out), ROUNDS)
 
 
 @contextmanager
@@ -65,16 +54,12 @@ def open_runner(
     path: Path, *, slots: int, slot_tokens: int, threads: int, exact: bool = True
 ) -> Iterator[LlamaRunner]:
     """A file on the engine's own runner."""
-    options = ContextOptions(
-        slots=slots, slot_tokens=slot_tokens, batch_tokens=BATCH_TOKENS, max_rows=BATCH_TOKENS // 4,
-        threads=threads, exact=exact,
-    )  # fmt: skip
     model = LlamaModel(path)
-    runner = LlamaRunner(model, model.open_context(options), options)
     try:
-        yield runner
+        with temporary_runner(model, threads, exact=exact, slots=slots, room=slot_tokens) as runner:
+            yield runner
     finally:
-        runner.close()
+        model.close()
 
 
 class Profile:
@@ -131,7 +116,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a GGUF file; without it the embedded model")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    path: Path = args.model or Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path
+    path: Path = args.model or embedded_file()
     read, operations = bandwidth(args.threads), arithmetic()
     print(f"memory {read / 1e9:.1f} GB/s, arithmetic {operations / 1e9:.0f} GFLOP/s in float32")
     weights = path.stat().st_size

@@ -13,11 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 import services
-from afterword.cli.sources import Store, parse_source
-from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
-from afterword.config import EMBEDDED_SOURCE
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
 from afterword.engine.toy import toy_engine
@@ -26,6 +23,7 @@ from afterword.http.lifecycle import Lifecycle
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
 from afterword.ledger.keys import KeyBook
 from asgi import Client
+from embedded import embedded_file
 from ledger.values import Hand
 
 CREATED = 1_700_000_000
@@ -50,7 +48,7 @@ def _ledgers_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def embedded_model() -> Path:
     """The file of the embedded model, fetched if it is not here."""
-    return Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path
+    return embedded_file()
 
 
 def make_client(

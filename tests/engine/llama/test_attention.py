@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,10 @@ import pytest
 
 from afterword.engine.batching.probe import is_batch_invariant
 from afterword.engine.batching.runner import Batch, Trim
-from afterword.engine.llama.binding import ATTENTION_BY_ROWS, ContextOptions, LlamaModel, convert
+from afterword.engine.llama.binding import ATTENTION_BY_ROWS, convert
 from afterword.engine.llama.runner import LlamaRunner
 from reference import Reference
+from stages import open_runner
 from tiny_gguf import make_gguf
 
 TOKENS = 700
@@ -26,17 +26,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", context=1024)
 
 
-@contextmanager
-def runner(path: Path, *, threads: int = 2) -> Iterator[LlamaRunner]:
-    options = ContextOptions(
-        slots=4, slot_tokens=1024, batch_tokens=512, max_rows=512, threads=threads, exact=True
-    )
-    model = LlamaModel(path)
-    made = LlamaRunner(model, model.open_context(options), options)
-    try:
-        yield made
-    finally:
-        made.close()
+def runner(path: Path, *, threads: int = 2) -> AbstractContextManager[LlamaRunner]:
+    return open_runner(path, slots=4, slot_tokens=1024, threads=threads)
 
 
 def part(slot: int, ids: npt.NDArray[np.int32], start: int) -> Batch:

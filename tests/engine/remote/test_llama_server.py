@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import real_servers
 from afterword.core.limits import Limits
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.vocab import LlamaTokenizer
@@ -185,23 +186,15 @@ async def test_what_it_cannot_give_is_refused_by_name(
 
 
 async def test_R4_H12_limits_of_the_context(client: Client) -> None:
-    error = await client.refuse(prompt=[7] * 500, max_tokens=100)
-    assert error["code"] == "context_length_exceeded"
+    await real_servers.a_prompt_beyond_the_context_is_refused(client)
     nothing = await client.complete(prompt="a", max_tokens=0)
     assert nothing["choices"][0]["text"] == ""
 
 
 async def test_cached_tokens_are_passed_on(client: Client) -> None:
-    prompt = [40 + i % 30 for i in range(200)]
-    await client.complete(prompt=prompt, max_tokens=1)
-    again = await client.complete(prompt=prompt, max_tokens=1)
-    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
+    await real_servers.cached_tokens_are_passed_on(client, prompt_tokens=200)
 
 
 async def test_S8_a_client_that_leaves(client: Client, engine: RemoteEngine) -> None:
-    exchange, run = client.begin({"model": "toy", "prompt": "a", "max_tokens": 400, "stream": True})
-    await exchange.frames(1)
-    exchange.leave.set()
-    await run
-    assert engine.stats().running_sequences == 0
+    await real_servers.a_client_that_leaves_stops_it(client, engine)
     assert msgspec.structs.asdict(engine.card)["context_tokens"] == 512

@@ -228,15 +228,15 @@ class Scheduler:
 
         Where the end of a sequence cannot be trimmed, a draft could not be taken back.
         """
-        running = [slot for slot in self._slots if slot.sequence is not None]
-        if not self._can_trim or not 0 < len(running) <= MOST_SEQUENCES:
+        running = [(slot, slot.sequence) for slot in self._slots if slot.sequence is not None]
+        count = len(running)
+        if not self._can_trim or not 0 < count <= MOST_SEQUENCES:
             return 0
-        sequences = [slot.sequence for slot in running if slot.sequence is not None]
-        if not all(sequence.generated for sequence in sequences):
+        if not all(sequence.generated for _, sequence in running):
             return 0
-        most = min(self._max_batch_tokens, self._max_rows) // len(running) - 1
-        drafted = min(make_guesses(sequences, row_share(len(running))), most)
-        for slot, sequence in zip(running, sequences, strict=True):
+        most = min(self._max_batch_tokens, self._max_rows) // count - 1
+        drafted = min(make_guesses([sequence for _, sequence in running], row_share(count)), most)
+        for slot, sequence in running:
             start = sequence.length
             slot.tokens[start : start + drafted] = sequence.guess.tokens[:drafted]
         return drafted

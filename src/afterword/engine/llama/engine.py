@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -135,6 +137,26 @@ def most_rows(model: LlamaModel) -> int:
     return max(32, min(BATCH_TOKENS, _ROW_BYTES // (4 * model.vocabulary)))
 
 
+@contextmanager
+def temporary_runner(
+    model: LlamaModel, threads: int, *, exact: bool, slots: int, room: int
+) -> Iterator[LlamaRunner]:
+    """A runner with room for ``room`` tokens a slot at most; the model stays open after it."""
+    made = ContextOptions(
+        slots=slots,
+        slot_tokens=min(room, model.context_tokens),
+        batch_tokens=BATCH_TOKENS,
+        max_rows=most_rows(model),
+        threads=threads,
+        exact=exact,
+    )
+    context = model.open_context(made)
+    try:
+        yield LlamaRunner(model, context, made)
+    finally:
+        context.close()
+
+
 def _context(model: LlamaModel, name: str, options: EngineOptions) -> int:
     if not model.decodes:
         raise ConfigError(f"model {name}: this is an encoder, it cannot continue text")
@@ -175,21 +197,13 @@ def _probe(model: LlamaModel, options: EngineOptions) -> bool:
     than there are cores OpenMP lets none of them spin: every step would take twice as long. So
     this is done on a thread that ends.
     """
-    made = ContextOptions(
-        slots=_PROBE_SLOTS,
-        slot_tokens=min(_PROBE_TOKENS, model.context_tokens),
-        batch_tokens=BATCH_TOKENS,
-        max_rows=BATCH_TOKENS,
-        threads=options.compute_threads,
-        exact=True,
-    )
-    context = model.open_context(made)
-    try:
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            runner = LlamaRunner(model, context, made)
-            return thread.submit(is_batch_invariant, runner).result()
-    finally:
-        context.close()
+    with (
+        temporary_runner(
+            model, options.compute_threads, exact=True, slots=_PROBE_SLOTS, room=_PROBE_TOKENS
+        ) as runner,
+        ThreadPoolExecutor(max_workers=1) as thread,
+    ):
+        return thread.submit(is_batch_invariant, runner).result()
 
 
 def _say(name: str, options: EngineOptions, *, invariant: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.engine.batching.runner import Batch, Trim
-from afterword.engine.llama.binding import ContextOptions, LlamaModel
+from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.child import Effort, Survey
-from afterword.engine.llama.engine import BATCH_TOKENS, EngineOptions, load, most_rows
+from afterword.engine.llama.engine import BATCH_TOKENS, EngineOptions, load, temporary_runner
 from afterword.engine.llama.fidelity import (
     PASSAGE_TOKENS,
     Comparison,
@@ -47,12 +46,12 @@ def survey(path: Path, request: Survey) -> Figures:
         if request.promised and not invariant:
             return Figures()
         tokens = np.array(passage_ids(model), np.int32)
-        with _runner(model, threads, exact=exact, slots=MANY, room=_SLOT_TOKENS) as runner:
+        with temporary_runner(model, threads, exact=exact, slots=MANY, room=_SLOT_TOKENS) as runner:
             one, many = (_streams(runner, tokens, n, effort) for n in (1, MANY))
             few = _streams(runner, tokens, _FEW, effort) if effort.full else None
             memory_bytes = _resident_bytes()
         room = min(effort.prompt_tokens, model.context_tokens)
-        with _runner(model, threads, exact=exact, slots=1, room=room) as runner:
+        with temporary_runner(model, threads, exact=exact, slots=1, room=room) as runner:
             prompt = tokens[: min(room, runner.max_batch_tokens)]
             prefill = _prompt(runner, prompt, effort, rows=False)
             scored = tokens[: min(room, runner.max_rows)]
@@ -103,32 +102,13 @@ def _passage_rows(model: LlamaModel, threads: int, *, exact: bool) -> Iterator[t
     """Rows of logits of the passage, each with the position of the first; valid until the next."""
     at = 0
     ids = passage_ids(model)
-    with _runner(model, threads, exact=exact, slots=1, room=BATCH_TOKENS) as runner:
+    with temporary_runner(model, threads, exact=exact, slots=1, room=BATCH_TOKENS) as runner:
         for segment in segments(ids, runner.context_tokens):
             runner.apply([Trim(0, 0)])
             for start in range(0, len(segment), runner.max_rows):
                 part = np.array(segment[start : start + runner.max_rows], np.int32)
                 yield at, runner.decode(_of_one(part, start, rows=True))
                 at += len(part)
-
-
-@contextmanager
-def _runner(
-    model: LlamaModel, threads: int, *, exact: bool, slots: int, room: int
-) -> Iterator[LlamaRunner]:
-    made = ContextOptions(
-        slots=slots,
-        slot_tokens=min(room, model.context_tokens),
-        batch_tokens=BATCH_TOKENS,
-        max_rows=most_rows(model),
-        threads=threads,
-        exact=exact,
-    )
-    context = model.open_context(made)
-    try:
-        yield LlamaRunner(model, context, made)
-    finally:
-        context.close()
 
 
 def _streams(runner: LlamaRunner, tokens: Tokens, count: int, effort: Effort) -> float:
@@ -145,7 +125,7 @@ def _streams(runner: LlamaRunner, tokens: Tokens, count: int, effort: Effort) ->
             runner.decode(Batch(tokens[position : position + count], positions, slots, wanted))
             position += 1
 
-    return count * effort.steps / _best_s(steps, effort.repeats)
+    return count * effort.steps / best_s(steps, effort.repeats)
 
 
 def _prompt(runner: LlamaRunner, prompt: Tokens, effort: Effort, *, rows: bool) -> float:
@@ -157,7 +137,7 @@ def _prompt(runner: LlamaRunner, prompt: Tokens, effort: Effort, *, rows: bool) 
         if rows:
             log_softmax(logits)
 
-    return len(prompt) / _best_s(compute, effort.repeats)
+    return len(prompt) / best_s(compute, effort.repeats)
 
 
 def _of_one(tokens: Tokens, start: int, *, rows: bool) -> Batch:
@@ -168,7 +148,7 @@ def _of_one(tokens: Tokens, start: int, *, rows: bool) -> Batch:
     return Batch(tokens, positions, np.zeros(len(tokens), np.int32), wanted)
 
 
-def _best_s(compute: Callable[[], None], repeats: int) -> float:
+def best_s(compute: Callable[[], object], repeats: int) -> float:
     """Seconds of the quickest of some runs; the first of all warms up and may be it too."""
     best = float("inf")
     for _ in range(repeats):

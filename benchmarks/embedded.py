@@ -1,0 +1,14 @@
+"""The embedded model, for benchmarks and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from afterword.cli.sources import Store, parse_source
+from afterword.cli.terminal import Terminal
+from afterword.config import EMBEDDED_SOURCE
+
+
+def embedded_file() -> Path:
+    """Its file, fetched if it is not here."""
+    return Store(None, Terminal()).fetch(parse_source(EMBEDDED_SOURCE)).path

@@ -24,15 +24,16 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 REQUIREMENTS = ROOT / "requirements"
+# What is changed in llama.cpp: patches, files that are added, and what puts them in place.
+CHANGES = ROOT / "scripts" / "llama"
 LOG_LINES = 30
 LEAST_PYTHON = (3, 11)
 # What the server does not use is left out; llama.cmake does the rest.
 CMAKE_ARGS = (
     "-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_TOOLS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_CURL=OFF",
-    "-DLLAMA_OPENSSL=OFF", f"-DCMAKE_PROJECT_INCLUDE={ROOT / 'scripts' / 'llama.cmake'}",
+    "-DLLAMA_OPENSSL=OFF", f"-DCMAKE_PROJECT_INCLUDE={CHANGES / 'llama.cmake'}",
 )  # fmt: skip
-BUILD = (ROOT / "scripts" / "llama.cmake", ROOT / "scripts" / "attention.patch")
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 # Asks the kernel for the tile registers, then uses one.
 AMX_PROBE = r"""
@@ -131,12 +132,17 @@ def build_environment() -> Mapping[str, str]:
     }
 
 
+def changes() -> Sequence[Path]:
+    """The files that change llama.cpp."""
+    return sorted(CHANGES.iterdir())
+
+
 def wheel_folder(environment: Mapping[str, str]) -> Path:
     """Where the wheel of this build is kept."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parts = [
         (REQUIREMENTS / "llama.txt").read_text(), cpu_flags(), platform.platform(),
-        *(file.read_text() for file in BUILD), os.environ.get("CMAKE_ARGS", ""),
+        *(file.read_text() for file in changes()), os.environ.get("CMAKE_ARGS", ""),
         environment["CFLAGS"], environment["CXXFLAGS"],
     ]  # fmt: skip
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -215,7 +221,12 @@ def install_browser() -> None:
 
 def stamp(sets: Sequence[str]) -> str:
     """Changes with everything that an installation is made of."""
-    files = [Path(__file__), *BUILD, ROOT / "pyproject.toml", *sorted(REQUIREMENTS.glob("*.txt"))]
+    files = [
+        Path(__file__),
+        *changes(),
+        ROOT / "pyproject.toml",
+        *sorted(REQUIREMENTS.glob("*.txt")),
+    ]
     parts = [*sets, cpu_flags(), str(VENV.resolve()), *(file.read_text() for file in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

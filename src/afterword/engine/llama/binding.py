@@ -40,8 +40,22 @@ _FILE_TYPES = {
     "q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0,
 }
 
+
+def _added(name: str, result: Any) -> Any:  # noqa: ANN401 - whatever the function returns
+    """What a function that scripts/llama adds to the library gives; None where it is missing."""
+    function = getattr(lib._lib, name, None)  # noqa: SLF001 - no binding has it
+    if function is None:
+        return None
+    function.restype = result
+    return function()
+
+
 ATTENTION_BY_ROWS = hasattr(lib._lib, "ggml_afterword_attention")  # noqa: SLF001 - no binding has it
-"""Whether the library computes attention alike in batches of any size: scripts/attention.patch."""
+"""Whether the library computes attention alike in batches of any size."""
+PACKS_WEIGHTS = bool(_added("ggml_afterword_packed_buffer_type", ctypes.c_void_p))
+"""Whether the library packs quantised weights in panels on this processor."""
+CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
+"""What this project changed in the library, as a digest; empty for a library as it comes."""
 
 _complaints: list[str] | None = None
 """What the library says is wrong with a file while it loads it; None at other times."""

@@ -18,7 +18,7 @@ from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.probe import is_batch_invariant
 from afterword.engine.batching.scheduler import kept_slots
 from afterword.engine.llama.binding import (
-    ATTENTION_BY_ROWS,
+    CHANGES,
     ContextOptions,
     LlamaModel,
     multiply_row_by_row,
@@ -223,6 +223,6 @@ def _say(name: str, options: EngineOptions, *, invariant: bool) -> None:
 def _fingerprint(origin: str, options: ContextOptions, *, repack: bool) -> str:
     """``fp_`` and ten hex digits of everything that may change an answer (D3)."""
     made = msgspec.json.encode(options).decode()
-    kernels = f"{_LIBRARY} {system_info()} {ATTENTION_BY_ROWS} {repack}"
+    kernels = f"{_LIBRARY} {system_info()} {CHANGES} {repack}"
     parts = (origin, kernels, str(_NUMERICS), made)
     return f"fp_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.binding import ATTENTION_BY_ROWS
+from afterword.engine.llama.binding import CHANGES
 from afterword.engine.llama.child import QUICK, THOROUGH
 from afterword.engine.llama.examination import Examination, Subject, converter
 from afterword.engine.llama.fidelity import Fidelity
@@ -132,7 +132,7 @@ def remember(folder: WeightsFolder, subject: Subject, outcome: Outcome) -> None:
 def _outcome_path(folder: WeightsFolder, subject: Subject) -> Path:
     parts = (
         subject.digest, LIBRARY_VERSION, _processor(), subject.threads, subject.exact,
-        subject.memory_bytes // _MEMORY_STEP, _RULE, ATTENTION_BY_ROWS,
+        subject.memory_bytes // _MEMORY_STEP, _RULE, CHANGES,
     )  # fmt: skip
     key = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
     return folder.folder / f"auto-{key[:16]}.json"

@@ -1,0 +1,638 @@
+// Products of quantised weights with many columns or one, alike in any batch, bit for bit.
+//
+// Added to ggml's CPU backend by llama.cmake; docs/decisions/0007-packed-weights.md has the reasons.
+// The weights of 16 rows are kept together, a lane for each row: one step of the inner loop multiplies four
+// values of 16 rows with four values of a column. A lane is one chain of sums over the blocks of its row,
+// in one order, whoever else is in the batch. The file's weights are put in another order, not changed.
+
+#include "packed.h"
+
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
+
+#include "ggml-backend-impl.h"
+#include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+#include "traits.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+#include <immintrin.h>
+
+namespace {
+
+constexpr int ROWS   = 16;  // of a panel
+constexpr int VALUES = 32;  // of a block
+constexpr int GROUPS = 8;   // of four values
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+constexpr int EIGHT_BIT_OFFSET = 128;  // its product wants unsigned weights
+#else
+constexpr int EIGHT_BIT_OFFSET = 0;
+#endif
+
+// ---- the formats of files
+
+// 32 values of a row: scale * (quant - OFFSET), or scale * quant + min.
+struct row_block {
+    uint8_t   quants[VALUES];
+    ggml_half scale;
+    ggml_half min;
+    int8_t    scales[2];  // in a format of super-blocks what scale is multiplied with: for all, or for each half
+    int8_t    mins;       // and min
+};
+
+// The low and the high halves of 16 bytes.
+inline void read_nibbles(const uint8_t * bytes, row_block & out) {
+    for (int i = 0; i < VALUES / 2; i++) {
+        out.quants[i]              = bytes[i] & 15;
+        out.quants[i + VALUES / 2] = bytes[i] >> 4;
+    }
+}
+
+// A fifth bit for each of 32 values.
+inline void read_fifth_bits(const uint8_t * bytes, row_block & out) {
+    uint32_t bits;
+    std::memcpy(&bits, bytes, sizeof(bits));
+    for (int i = 0; i < VALUES; i++) {
+        out.quants[i] |= (bits >> i & 1) << 4;
+    }
+}
+
+// Four bits of 32 values in a super-block, and the six bits of their scale and of their min.
+template <class B> inline void read_k_nibbles(const B & block, int i, row_block & out) {
+    const uint8_t * s = block.scales;
+    for (int l = 0; l < VALUES; l++) {
+        out.quants[l] = block.qs[VALUES * (i / 2) + l] >> 4 * (i % 2) & 15;
+    }
+    out.scales[0] = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | s[i - 4] >> 6 << 4;
+    out.mins      = i < 4 ? s[i + 4] & 63 : s[i + 4] >> 4 | s[i] >> 6 << 4;
+    out.scale     = block.data.data.d;
+    out.min       = block.data.data.dmin ^ 0x8000;  // the file's is taken away
+}
+
+// Of each format: bits of a value, offset, whether there is a min, scales of 32 values, blocks of 32 in
+// a super-block or 1, and how the i-th block of a super-block is read.
+
+struct q4_0 {
+    using block = block_q4_0;
+    static constexpr int  BITS = 4, OFFSET = 8, SCALES = 1, BLOCKS = 1;
+    static constexpr bool MIN = false;
+
+    static void read(const block & from, int, row_block & out) {
+        read_nibbles(from.qs, out);
+        out.scale = from.d;
+    }
+};
+
+struct q4_1 {
+    using block = block_q4_1;
+    static constexpr int  BITS = 4, OFFSET = 0, SCALES = 1, BLOCKS = 1;
+    static constexpr bool MIN = true;
+
+    static void read(const block & from, int, row_block & out) {
+        read_nibbles(from.qs, out);
+        out.scale = from.data.data.d;
+        out.min   = from.data.data.m;
+    }
+};
+
+struct q5_0 {
+    using block = block_q5_0;
+    static constexpr int  BITS = 5, OFFSET = 16, SCALES = 1, BLOCKS = 1;
+    static constexpr bool MIN = false;
+
+    static void read(const block & from, int, row_block & out) {
+        read_nibbles(from.qs, out);
+        read_fifth_bits(from.qh, out);
+        out.scale = from.d;
+    }
+};
+
+struct q5_1 {
+    using block = block_q5_1;
+    static constexpr int  BITS = 5, OFFSET = 0, SCALES = 1, BLOCKS = 1;
+    static constexpr bool MIN = true;
+
+    static void read(const block & from, int, row_block & out) {
+        read_nibbles(from.qs, out);
+        read_fifth_bits(from.qh, out);
+        out.scale = from.data.data.d;
+        out.min   = from.data.data.m;
+    }
+};
+
+struct q8_0 {
+    using block = block_q8_0;
+    static constexpr int  BITS = 8, OFFSET = EIGHT_BIT_OFFSET, SCALES = 1, BLOCKS = 1;
+    static constexpr bool MIN = false;
+
+    static void read(const block & from, int, row_block & out) {
+        for (int i = 0; i < VALUES; i++) {
+            out.quants[i] = (uint8_t) (from.qs[i] + OFFSET);
+        }
+        out.scale = from.d;
+    }
+};
+
+struct q4_k {
+    using block = block_q4_K;
+    static constexpr int  BITS = 4, OFFSET = 0, SCALES = 1, BLOCKS = 8;
+    static constexpr bool MIN = true;
+
+    static void read(const block & from, int i, row_block & out) { read_k_nibbles(from, i, out); }
+};
+
+struct q5_k {
+    using block = block_q5_K;
+    static constexpr int  BITS = 5, OFFSET = 0, SCALES = 1, BLOCKS = 8;
+    static constexpr bool MIN = true;
+
+    static void read(const block & from, int i, row_block & out) {
+        read_k_nibbles(from, i, out);
+        for (int l = 0; l < VALUES; l++) {
+            out.quants[l] |= (from.qh[l] >> i & 1) << 4;
+        }
+    }
+};
+
+struct q6_k {
+    using block = block_q6_K;
+    static constexpr int  BITS = 6, OFFSET = 32, SCALES = 2, BLOCKS = 8;
+    static constexpr bool MIN = false;
+
+    static void read(const block & from, int i, row_block & out) {
+        const int       quarter = i % 4;
+        const uint8_t * low     = from.ql + 64 * (i / 4) + VALUES * (quarter % 2);
+        const uint8_t * high    = from.qh + VALUES * (i / 4);
+        for (int l = 0; l < VALUES; l++) {
+            out.quants[l] = (low[l] >> 4 * (quarter / 2) & 15) | (high[l] >> 2 * quarter & 3) << 4;
+        }
+        out.scales[0] = from.scales[2 * i];
+        out.scales[1] = from.scales[2 * i + 1];
+        out.scale     = from.d;
+    }
+};
+
+// ---- panels: the quants of all blocks of 16 rows, then their scales (and mins), then those of super-blocks
+
+template <class F> constexpr size_t QUANT_BYTES = ROWS * VALUES * F::BITS / 8;
+template <class F> constexpr size_t HALF_BYTES = ROWS * sizeof(ggml_half) * (1 + F::MIN);
+template <class F> constexpr size_t FACTOR_BYTES = F::BLOCKS == 1 ? 0 : ROWS * (F::SCALES + F::MIN);
+
+template <class F> constexpr size_t panel_bytes(int64_t blocks) {
+    return blocks * (QUANT_BYTES<F> + FACTOR_BYTES<F>) + blocks / F::BLOCKS * HALF_BYTES<F>;
+}
+
+constexpr size_t VECTOR = ROWS * 4;  // bytes of a group's quants, or of four bits of two groups
+
+// Put a row's block in its lane.
+template <class F> void place(const row_block & from, int row, uint8_t * quants, ggml_half * halves, int8_t * factors) {
+    if constexpr (F::BITS == 8) {
+        for (int g = 0; g < GROUPS; g++) {
+            std::memcpy(quants + g * VECTOR + row * 4, from.quants + 4 * g, 4);
+        }
+    } else {
+        uint8_t both[VALUES / 2];
+        for (int i = 0; i < VALUES / 2; i++) {
+            both[i] = (from.quants[i] & 15) | from.quants[i + VALUES / 2] << 4;
+        }
+        for (int g = 0; g < GROUPS / 2; g++) {
+            std::memcpy(quants + g * VECTOR + row * 4, both + 4 * g, 4);
+        }
+    }
+    uint8_t * high = quants + GROUPS / 2 * VECTOR;
+    if constexpr (F::BITS == 5) {
+        // 64 bits a group, four of them a row.
+        for (int g = 0; g < GROUPS; g++) {
+            int bits = 0;
+            for (int i = 0; i < 4; i++) {
+                bits |= from.quants[4 * g + i] >> 4 << i;
+            }
+            uint8_t & byte = high[g * ROWS / 2 + row / 2];
+            byte           = row % 2 ? byte | bits << 4 : bits;
+        }
+    }
+    if constexpr (F::BITS == 6) {
+        // Two bits of four groups in a byte.
+        for (int i = 0; i < 8; i++) {
+            int bits = 0;
+            for (int g = 0; g < 4; g++) {
+                bits |= from.quants[16 * (i / 4) + 4 * g + i % 4] >> 4 << 2 * g;
+            }
+            high[i / 4 * VECTOR + row * 4 + i % 4] = bits;
+        }
+    }
+    halves[row] = from.scale;
+    if constexpr (F::MIN) {
+        halves[ROWS + row] = from.min;
+    }
+    if constexpr (F::BLOCKS > 1) {
+        factors[row]        = from.scales[0];
+        factors[ROWS + row] = F::MIN ? from.mins : from.scales[1];
+    }
+}
+
+template <class F> void pack(const typename F::block * file, uint8_t * packed, int64_t rows, int64_t blocks) {
+    const int64_t stride = blocks / F::BLOCKS;
+    for (int64_t first = 0; first < rows; first += ROWS, packed += panel_bytes<F>(blocks)) {
+        uint8_t * halves  = packed + blocks * QUANT_BYTES<F>;
+        uint8_t * factors = halves + stride * HALF_BYTES<F>;
+        for (int64_t b = 0; b < blocks; b++) {
+            for (int row = 0; row < ROWS; row++) {
+                row_block values;
+                F::read(file[(first + row) * stride + b / F::BLOCKS], b % F::BLOCKS, values);
+                place<F>(
+                    values, row, packed + b * QUANT_BYTES<F>, (ggml_half *) (halves + b / F::BLOCKS * HALF_BYTES<F>),
+                    (int8_t *) (factors + b * FACTOR_BYTES<F>));
+            }
+        }
+    }
+}
+
+// 32 values of a column.
+struct column_block {
+    int8_t quants[VALUES];
+    float  scale;
+    float  sum;       // scale * the sum of the quants: what a row's min is multiplied with
+    int32_t start[2]; // -OFFSET * the sum of the quants that share a scale: what unsigned weights add too much
+};
+
+// ---- 16 lanes of AVX-512, or twice 8 of AVX2
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+
+constexpr int LANES   = 16;
+constexpr int COLUMNS = 12;  // that share a panel's unpacked weights
+using ints   = __m512i;
+using floats = __m512;
+
+inline ints   load(const void * p) { return _mm512_loadu_si512(p); }
+inline ints   low_nibbles(ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+inline ints   high_nibbles(ints v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
+inline ints   set_bit_4(ints v, uint64_t bits) { return _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(16)); }
+inline ints   high_bits(ints v, int shift) {
+    // Two bits at twice `shift` to the fifth and sixth.
+    const ints moved = shift < 2 ? _mm512_slli_epi16(v, 4 - 2 * shift) : _mm512_srli_epi16(v, 2 * shift - 4);
+    return _mm512_and_si512(moved, _mm512_set1_epi8(0x30));
+}
+inline ints   either(ints a, ints b) { return _mm512_or_si512(a, b); }
+inline ints   set1(int32_t v) { return _mm512_set1_epi32(v); }
+inline floats set1(float v) { return _mm512_set1_ps(v); }
+inline floats halves(const void * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
+inline floats to_float(ints v) { return _mm512_cvtepi32_ps(v); }
+inline floats bytes(const void * p) { return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p))); }
+inline floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
+inline floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline void   store(float * p, floats v) { _mm512_storeu_ps(p, v); }
+
+template <class F> inline ints dot(ints sum, ints weights, ints column) {
+    return _mm512_dpbusd_epi32(sum, weights, column);
+}
+
+#else
+
+constexpr int LANES   = 8;
+constexpr int COLUMNS = 4;
+using ints   = __m256i;
+using floats = __m256;
+
+inline ints   load(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
+inline ints   low_nibbles(ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+inline ints   high_nibbles(ints v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
+inline ints   high_bits(ints v, int shift) {
+    const ints moved = shift < 2 ? _mm256_slli_epi16(v, 4 - 2 * shift) : _mm256_srli_epi16(v, 2 * shift - 4);
+    return _mm256_and_si256(moved, _mm256_set1_epi8(0x30));
+}
+inline ints   either(ints a, ints b) { return _mm256_or_si256(a, b); }
+inline ints   set1(int32_t v) { return _mm256_set1_epi32(v); }
+inline floats set1(float v) { return _mm256_set1_ps(v); }
+inline floats halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
+inline floats to_float(ints v) { return _mm256_cvtepi32_ps(v); }
+inline floats bytes(const void * p) { return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p))); }
+inline floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
+inline floats fma(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline void   store(float * p, floats v) { _mm256_storeu_ps(p, v); }
+
+inline ints set_bit_4(ints v, uint64_t bits) {
+    const ints spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t) bits), _mm256_setr_epi8(
+        0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3));
+    const ints bit = _mm256_set1_epi64x((int64_t) 0x8040201008040201);
+    const ints set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+    return _mm256_or_si256(v, _mm256_and_si256(set, _mm256_set1_epi8(16)));
+}
+
+template <class F> inline ints dot(ints sum, ints weights, ints column) {
+    // Pairs of products fit 16 bits: 2 * 128 * 127 at most.
+    const ints pairs = F::BITS == 8
+        ? _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(column, weights))
+        : _mm256_maddubs_epi16(weights, column);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+#endif
+
+constexpr int PARTS = ROWS / LANES;  // of a panel, each computed for itself
+
+// ---- the kernel
+
+// The quants of one block of LANES rows, four values of each row in a vector.
+template <class F> inline void unpack(ints (&weights)[GROUPS], const uint8_t * quants, int part) {
+    const uint8_t * high = quants + GROUPS / 2 * VECTOR;
+    quants += part * LANES * 4;
+    if constexpr (F::BITS == 8) {
+        for (int g = 0; g < GROUPS; g++) {
+            weights[g] = load(quants + g * VECTOR);
+        }
+        return;
+    }
+    for (int g = 0; g < GROUPS / 2; g++) {
+        const ints both         = load(quants + g * VECTOR);
+        weights[g]              = low_nibbles(both);
+        weights[g + GROUPS / 2] = high_nibbles(both);
+    }
+    if constexpr (F::BITS == 5) {
+        for (int g = 0; g < GROUPS; g++) {
+            uint64_t bits = 0;
+            std::memcpy(&bits, high + g * ROWS / 2 + part * LANES / 2, LANES / 2);
+            weights[g] = set_bit_4(weights[g], bits);
+        }
+    }
+    if constexpr (F::BITS == 6) {
+        for (int g = 0; g < GROUPS; g++) {
+            const ints four = load(high + g / 4 * VECTOR + part * LANES * 4);
+            weights[g]      = either(weights[g], high_bits(four, g % 4));
+        }
+    }
+}
+
+// out[c * out_stride + row] for the rows of a panel and N columns.
+template <class F, int N>
+void multiply(const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
+    const uint8_t * all_halves  = panel + blocks * QUANT_BYTES<F>;
+    const uint8_t * all_factors = all_halves + blocks / F::BLOCKS * HALF_BYTES<F>;
+    for (int part = 0; part < PARTS; part++) {
+        floats sums[N];
+        for (int c = 0; c < N; c++) {
+            sums[c] = set1(0.0f);
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            ints weights[GROUPS];
+            unpack<F>(weights, panel + b * QUANT_BYTES<F>, part);
+            const uint8_t * half   = all_halves + b / F::BLOCKS * HALF_BYTES<F> + part * LANES * 2;
+            const uint8_t * factor = all_factors + b * FACTOR_BYTES<F> + part * LANES;
+            floats          scales[F::SCALES];
+            floats          min = set1(0.0f);
+            scales[0]           = halves(half);
+            if constexpr (F::MIN) {
+                min = halves(half + ROWS * 2);
+            }
+            if constexpr (F::BLOCKS > 1) {
+                if constexpr (F::MIN) {
+                    min = mul(min, bytes(factor + ROWS));
+                }
+                if constexpr (F::SCALES == 2) {
+                    scales[1] = mul(scales[0], bytes(factor + ROWS));
+                }
+                scales[0] = mul(scales[0], bytes(factor));
+            }
+#pragma GCC unroll 16
+            for (int c = 0; c < N; c++) {
+                const column_block & column = columns[c * blocks + b];
+                for (int s = 0; s < F::SCALES; s++) {
+                    ints dots = set1(F::OFFSET ? column.start[s] : 0);
+                    for (int g = s * GROUPS / F::SCALES; g < (s + 1) * GROUPS / F::SCALES; g++) {
+                        int32_t four;
+                        std::memcpy(&four, column.quants + 4 * g, 4);
+                        dots = dot<F>(dots, weights[g], set1(four));
+                    }
+                    sums[c] = fma(to_float(dots), mul(scales[s], set1(column.scale)), sums[c]);
+                }
+                if constexpr (F::MIN) {
+                    sums[c] = fma(min, set1(column.sum), sums[c]);
+                }
+            }
+        }
+        for (int c = 0; c < N; c++) {
+            store(out + c * out_stride + part * LANES, sums[c]);
+        }
+    }
+}
+
+// Any number of columns: as many as possible at once.
+template <class F, int N>
+void multiply_all(
+    const uint8_t * panel, int64_t blocks, const column_block * columns, int64_t n, float * out, size_t out_stride) {
+    for (; n >= N; n -= N, columns += N * blocks, out += N * out_stride) {
+        multiply<F, N>(panel, blocks, columns, out, out_stride);
+    }
+    if constexpr (N > 1) {
+        multiply_all<F, N == 12 ? 8 : N / 2>(panel, blocks, columns, n, out, out_stride);
+    }
+}
+
+inline int sum_of(__m256i v) {
+    __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    sums         = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xb1)));
+}
+
+// Eight bits a value, a scale for each block.
+template <class F> void quantize(const float * values, column_block * out, int64_t blocks) {
+    for (int64_t b = 0; b < blocks; b++, values += VALUES, out++) {
+        __m256 v[4];
+        __m256 most = _mm256_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_loadu_ps(values + 8 * i);
+            most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v[i]));
+        }
+        __m128 half = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
+        half        = _mm_max_ps(half, _mm_movehl_ps(half, half));
+        half        = _mm_max_ss(half, _mm_movehdup_ps(half));
+        const float largest = _mm_cvtss_f32(half);
+        const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        __m256i q[4];
+        for (int i = 0; i < 4; i++) {
+            q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], _mm256_set1_ps(inverse)));
+        }
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+        _mm256_storeu_si256((__m256i *) out->quants, _mm256_permutevar8x32_epi32(bytes, order));
+        const int first  = sum_of(_mm256_add_epi32(q[0], q[1]));
+        const int second = sum_of(_mm256_add_epi32(q[2], q[3]));
+        out->scale       = largest / 127.0f;
+        out->sum         = out->scale * (float) (first + second);
+        out->start[0]    = -F::OFFSET * (F::SCALES == 1 ? first + second : first);
+        out->start[1]    = -F::OFFSET * second;
+    }
+}
+
+// ---- the operation
+
+class traits : public ggml::cpu::tensor_traits {
+  public:
+    virtual void   pack(const void * file, ggml_tensor * tensor) const = 0;
+    virtual size_t bytes(const ggml_tensor * tensor) const = 0;
+};
+
+template <class F> class traits_of : public traits {
+    void pack(const void * file, ggml_tensor * tensor) const override {
+        ::pack<F>(
+            (const typename F::block *) file, (uint8_t *) tensor->data, tensor->ne[1], tensor->ne[0] / VALUES);
+    }
+
+    size_t bytes(const ggml_tensor * tensor) const override {
+        return tensor->ne[1] / ROWS * panel_bytes<F>(tensor->ne[0] / VALUES);
+    }
+
+    bool work_size(int /* threads */, const ggml_tensor * op, size_t & size) override {
+        size = ggml_nelements(op->src[1]) / VALUES * sizeof(column_block);
+        return op->op == GGML_OP_MUL_MAT;
+    }
+
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        if (op->op != GGML_OP_MUL_MAT) {
+            return false;
+        }
+        const ggml_tensor * weights = op->src[0];
+        const ggml_tensor * input   = op->src[1];
+        GGML_ASSERT(input->nb[0] == sizeof(float) && op->nb[0] == sizeof(float));
+
+        const int64_t  blocks  = weights->ne[0] / VALUES;
+        const int64_t  panels  = weights->ne[1] / ROWS;
+        const int64_t  columns = ggml_nrows(input);
+        column_block * work    = (column_block *) params->wdata;
+        for (int64_t c = params->ith; c < columns; c += params->nth) {
+            quantize<F>((const float *) ((const char *) input->data + offset(input, c)), work + c * blocks, blocks);
+        }
+
+        // Panels in a few portions for each thread: one that is late takes fewer.
+        const int64_t portion = std::max<int64_t>(1, panels / (4 * params->nth));
+        if (params->ith == 0) {
+            ggml_threadpool_chunk_set(params->threadpool, params->nth);
+        }
+        ggml_barrier(params->threadpool);
+        for (int64_t at = params->ith; at * portion < panels; at = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+            const int64_t end = std::min(panels, (at + 1) * portion);
+            for (int64_t panel = at * portion; panel < end; panel++) {
+                const uint8_t * data = (const uint8_t *) weights->data + panel * panel_bytes<F>(blocks);
+                for (int64_t c = 0; c < columns; c += op->ne[1]) {
+                    float * out = (float *) ((char *) op->data + offset(op, c)) + panel * ROWS;
+                    multiply_all<F, COLUMNS>(
+                        data, blocks, work + c * blocks, op->ne[1], out, op->nb[1] / sizeof(float));
+                }
+            }
+        }
+        return true;
+    }
+
+    // Of a row, counted through all dimensions, in bytes.
+    static size_t offset(const ggml_tensor * t, int64_t row) {
+        const int64_t plane = row / t->ne[1];
+        return row % t->ne[1] * t->nb[1] + plane % t->ne[2] * t->nb[2] + plane / t->ne[2] * t->nb[3];
+    }
+};
+
+traits * traits_for(const ggml_tensor * tensor) {
+    static traits_of<q4_0> as_q4_0;
+    static traits_of<q4_1> as_q4_1;
+    static traits_of<q5_0> as_q5_0;
+    static traits_of<q5_1> as_q5_1;
+    static traits_of<q8_0> as_q8_0;
+    static traits_of<q4_k> as_q4_k;
+    static traits_of<q5_k> as_q5_k;
+    static traits_of<q6_k> as_q6_k;
+    if (ggml_n_dims(tensor) != 2 || tensor->ne[1] % ROWS) {
+        return nullptr;
+    }
+    switch (tensor->type) {
+        case GGML_TYPE_Q4_0: return &as_q4_0;
+        case GGML_TYPE_Q4_1: return &as_q4_1;
+        case GGML_TYPE_Q5_0: return &as_q5_0;
+        case GGML_TYPE_Q5_1: return &as_q5_1;
+        case GGML_TYPE_Q8_0: return &as_q8_0;
+        case GGML_TYPE_Q4_K: return &as_q4_k;
+        case GGML_TYPE_Q5_K: return &as_q5_k;
+        case GGML_TYPE_Q6_K: return &as_q6_k;
+        default: return nullptr;
+    }
+}
+
+// ---- the kind of memory that holds packed weights
+
+const char * buffer_name(ggml_backend_buffer_type_t) { return "CPU_PACKED"; }
+
+size_t buffer_alignment(ggml_backend_buffer_type_t) { return 64; }
+
+size_t buffer_tensor_bytes(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {
+    const traits * found = traits_for(tensor);
+    return found ? found->bytes(tensor) : ggml_nbytes(tensor);
+}
+
+ggml_status buffer_init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
+    tensor->extra = static_cast<ggml::cpu::tensor_traits *>(traits_for(tensor));
+    return GGML_STATUS_SUCCESS;
+}
+
+void buffer_set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor));
+    static_cast<traits *>((ggml::cpu::tensor_traits *) tensor->extra)->pack(data, tensor);
+}
+
+ggml_backend_buffer_t buffer_alloc(ggml_backend_buffer_type_t type, size_t size) {
+    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
+    if (buffer) {
+        buffer->buft              = type;
+        buffer->iface.init_tensor = buffer_init_tensor;
+        buffer->iface.set_tensor  = buffer_set_tensor;
+        buffer->iface.get_tensor  = nullptr;
+        buffer->iface.cpy_tensor  = nullptr;
+    }
+    return buffer;
+}
+
+class buffer_type : public ggml::cpu::extra_buffer_type {
+    static bool holds(const ggml_tensor * op) {
+        return op->op == GGML_OP_MUL_MAT && op->src[0]->buffer &&
+               op->src[0]->buffer->buft == ggml_afterword_packed_buffer_type();
+    }
+
+    bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
+        const ggml_tensor * input = op->src[1];
+        return holds(op) && traits_for(op->src[0]) && input->type == GGML_TYPE_F32 &&
+               (!input->buffer || ggml_backend_buft_is_host(input->buffer->buft));
+    }
+
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        return holds(op) ? (ggml::cpu::tensor_traits *) op->src[0]->extra : nullptr;
+    }
+};
+
+}  // namespace
+
+ggml_backend_buffer_type_t ggml_afterword_packed_buffer_type(void) {
+    static ggml_backend_buffer_type type = {
+        /* .iface   = */ { buffer_name, buffer_alloc, buffer_alignment, nullptr, buffer_tensor_bytes, nullptr },
+        /* .device  = */ ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0),
+        /* .context = */ new buffer_type(),
+    };
+    return &type;
+}
+
+#else
+
+// Another processor: llama.cpp's own ways.
+ggml_backend_buffer_type_t ggml_afterword_packed_buffer_type(void) { return nullptr; }
+
+#endif
+
+#ifndef AFTERWORD_CHANGES
+#    define AFTERWORD_CHANGES "unnamed"
+#endif
+
+const char * ggml_afterword_changes(void) { return AFTERWORD_CHANGES; }

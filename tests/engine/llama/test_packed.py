@@ -1,0 +1,186 @@
+"""Products of packed weights: what float64 gives for the same quants, alike for any columns."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from afterword.engine.llama.binding import CHANGES, PACKS_WEIGHTS
+
+Floats = npt.NDArray[np.float32]
+
+F32, I32 = 0, 26
+PLAIN = "ggml_backend_cpu_buffer_type"
+FORMATS = {
+    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
+}  # fmt: skip
+VALUES, ROWS = 512, 48
+
+pytestmark = pytest.mark.skipif(not PACKS_WEIGHTS, reason="no kernel for this processor")
+
+
+class InitParams(ctypes.Structure):
+    """``ggml_init_params``."""
+
+    _fields_ = (
+        ("bytes", ctypes.c_size_t),
+        ("memory", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
+
+
+def call(name: str, *arguments: Any, result: Any = ctypes.c_void_p) -> Any:
+    """One of ggml's functions, which the binding does not have."""
+    function = getattr(lib._lib, name)
+    function.restype = result
+    return function(*arguments)
+
+
+def pointer(value: int) -> ctypes.c_void_p:
+    return ctypes.c_void_p(value)
+
+
+class Ggml:
+    """A backend, and what is computed on it with one matrix of weights."""
+
+    def __init__(self) -> None:
+        self._backend = call("ggml_backend_cpu_init")
+
+    def close(self) -> None:
+        call("ggml_backend_free", pointer(self._backend), result=None)
+
+    def product(self, form: int, weights: bytes, columns: Floats, *, threads: int) -> Floats:
+        """``columns`` (n, VALUES) times packed weights (ROWS, VALUES): (n, ROWS)."""
+        memory = "ggml_afterword_packed_buffer_type"
+        out = np.empty((len(columns), ROWS), np.float32)
+        self._compute("ggml_mul_mat", (form, weights, memory), columns, out, threads)
+        return out
+
+    def values(self, form: int, weights: bytes) -> Floats:
+        """The weights (ROWS, VALUES) as floats."""
+        out = np.empty((ROWS, VALUES), np.float32)
+        rows = np.arange(ROWS, dtype=np.int32)
+        self._compute("ggml_get_rows", (form, weights, PLAIN), rows, out, 1)
+        return out
+
+    def _compute(
+        self,
+        operation: str,
+        weights: tuple[int, bytes, str],
+        given: npt.NDArray[Any],
+        out: Floats,
+        threads: int,
+    ) -> None:
+        form, data, memory = weights
+        # Weights first, in memory of their own; then what is given and what comes out.
+        contexts = [
+            call("ggml_init", InitParams(bytes=1 << 20, memory=None, no_alloc=True))
+            for _ in range(2)
+        ]
+        kept, passing = map(pointer, contexts)
+        matrix = self._tensor(kept, form, VALUES, ROWS)
+        buffers = [self._allocate(kept, memory)]
+        self._set(matrix, data)
+        shape = reversed(given.shape)
+        argument = self._tensor(passing, F32 if given.dtype == np.float32 else I32, *shape)
+        result = pointer(call(operation, passing, matrix, argument))
+        graph = pointer(call("ggml_new_graph", passing))
+        call("ggml_build_forward_expand", graph, result, result=None)
+        buffers.append(self._allocate(passing, PLAIN))
+        self._set(argument, given.tobytes())
+        call("ggml_backend_cpu_set_n_threads", pointer(self._backend), threads, result=None)
+        compute = "ggml_backend_graph_compute"
+        assert call(compute, pointer(self._backend), graph, result=ctypes.c_int) == 0
+        size = (ctypes.c_size_t(0), ctypes.c_size_t(out.nbytes))
+        call("ggml_backend_tensor_get", result, pointer(out.ctypes.data), *size, result=None)
+        for buffer in buffers:
+            call("ggml_backend_buffer_free", buffer, result=None)
+        for context in contexts:
+            call("ggml_free", pointer(context), result=None)
+
+    @staticmethod
+    def _tensor(context: ctypes.c_void_p, form: int, *shape: int) -> ctypes.c_void_p:
+        sizes = [ctypes.c_int64(n) for n in shape]
+        return pointer(call(f"ggml_new_tensor_{len(shape)}d", context, form, *sizes))
+
+    @staticmethod
+    def _allocate(context: ctypes.c_void_p, memory: str) -> ctypes.c_void_p:
+        allocate = "ggml_backend_alloc_ctx_tensors_from_buft"
+        return pointer(call(allocate, context, pointer(call(memory))))
+
+    @staticmethod
+    def _set(tensor: ctypes.c_void_p, data: bytes) -> None:
+        size = (ctypes.c_size_t(0), ctypes.c_size_t(len(data)))
+        call("ggml_backend_tensor_set", tensor, data, *size, result=None)
+
+
+@pytest.fixture(scope="module")
+def ggml() -> Iterator[Ggml]:
+    made = Ggml()
+    yield made
+    made.close()
+
+
+def quantized(form: int, weights: Floats) -> bytes:
+    """Weights in a format of files."""
+    row = call("ggml_row_size", form, ctypes.c_int64(VALUES), result=ctypes.c_size_t)
+    out = ctypes.create_string_buffer(row * ROWS)
+    call(
+        "ggml_quantize_chunk", form, weights.ctypes.data_as(ctypes.c_void_p), out,
+        ctypes.c_int64(0), ctypes.c_int64(ROWS), ctypes.c_int64(VALUES), None,
+        result=ctypes.c_size_t,
+    )  # fmt: skip
+    return out.raw
+
+
+def rounded(columns: Floats) -> npt.NDArray[np.float64]:
+    """Columns as eight bits and a scale for each 32 values."""
+    blocks = columns.reshape(-1, 32)
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    inverse = np.divide(127, largest, out=np.zeros_like(largest), where=largest > 0)
+    quants = np.rint(blocks * inverse).astype(np.float64)
+    return (quants * (largest / np.float32(127))).reshape(columns.shape)
+
+
+def made(seed: int, *shape: int) -> Floats:
+    random = np.random.default_rng(seed)
+    values = random.standard_normal(shape) * 10.0 ** random.integers(-3, 2, (*shape[:-1], 1))
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_products_are_those_of_float64(ggml: Ggml, form: str) -> None:
+    weights = quantized(FORMATS[form], made(1, ROWS, VALUES))
+    columns = made(2, 31, VALUES)
+    columns[3] = 0
+    columns[4, 32:] = 0
+    got = ggml.product(FORMATS[form], weights, columns, threads=2)
+    values = ggml.values(FORMATS[form], weights).astype(np.float64)
+    given = rounded(columns)
+    # A sum of a few hundred float32 is off by some of its last bits, of the largest that it may be.
+    room = 1e-6 * (np.abs(given) @ np.abs(values.T))
+    assert np.all(np.abs(got - given @ values.T) <= room)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_column_is_the_same_among_any_others(ggml: Ggml, form: str) -> None:
+    weights = quantized(FORMATS[form], made(3, ROWS, VALUES))
+    columns = made(4, 40, VALUES)
+
+    def product(given: Floats, threads: int) -> Floats:
+        return ggml.product(FORMATS[form], weights, given, threads=threads)
+
+    alone = np.concatenate([product(columns[i : i + 1], 1) for i in range(40)])
+    for count in (2, 3, 7, 12, 13, 31, 40):
+        for threads in (1, 2, 3):
+            assert np.array_equal(product(columns[:count], threads), alone[:count])
+
+
+def test_the_changes_of_the_library_have_a_name() -> None:
+    assert len(CHANGES) == 12

@@ -1,9 +1,9 @@
-// Products of quantised weights with many columns or one, alike in any batch, bit for bit.
+// Products of weights with many columns or one, alike in any batch, bit for bit.
 //
 // Added to ggml's CPU backend by llama.cmake; docs/decisions/0007-packed-weights.md has the reasons.
 // The weights of 16 rows are kept together, a lane for each row: one step of the inner loop multiplies four
-// values of 16 rows with four values of a column. A lane is one chain of sums over the blocks of its row,
-// in one order, whoever else is in the batch. The file's weights are put in another order, not changed.
+// quantised values of 16 rows with four values of a column, or one float of each. A lane is one chain of sums
+// over its row, in one order, whoever else is in the batch. The weights are put in another order, not changed.
 
 #include "packed.h"
 
@@ -55,13 +55,22 @@ inline void read_nibbles(const uint8_t * bytes, row_block & out) {
     }
 }
 
-// A fifth bit for each of 32 values.
-inline void read_fifth_bits(const uint8_t * bytes, row_block & out) {
+// 16 in each of 32 bytes whose bit is set.
+inline __m256i fifth_bits(uint32_t bits) {
+    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t) bits), _mm256_setr_epi8(
+        0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3));
+    const __m256i bit = _mm256_set1_epi64x((int64_t) 0x8040201008040201);
+    const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+    return _mm256_and_si256(set, _mm256_set1_epi8(16));
+}
+
+// The same with a fifth bit for each.
+inline void read_five_bits(const uint8_t * bytes, const uint8_t * fifth, row_block & out) {
     uint32_t bits;
-    std::memcpy(&bits, bytes, sizeof(bits));
-    for (int i = 0; i < VALUES; i++) {
-        out.quants[i] |= (bits >> i & 1) << 4;
-    }
+    std::memcpy(&bits, fifth, sizeof(bits));
+    const __m128i both = _mm_loadu_si128((const __m128i *) bytes);
+    const __m256i four = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(both, 4), both), _mm256_set1_epi8(15));
+    _mm256_storeu_si256((__m256i *) out.quants, _mm256_or_si256(four, fifth_bits(bits)));
 }
 
 // Four bits of 32 values in a super-block, and the six bits of their scale and of their min.
@@ -76,10 +85,22 @@ template <class B> inline void read_k_nibbles(const B & block, int i, row_block 
     out.min       = block.data.data.dmin ^ 0x8000;  // the file's is taken away
 }
 
+// 32 values of a column, eight bits each.
+struct column_block {
+    int8_t  quants[VALUES];
+    float   scale;
+    float   sum;       // scale * the sum of the quants: what a row's min is multiplied with
+    int32_t start[2];  // -OFFSET * the sum of the quants that share a scale: what unsigned weights add too much
+};
+
 // Of each format: bits of a value, offset, whether there is a min, scales of 32 values, blocks of 32 in
 // a super-block or 1, and how the i-th block of a super-block is read.
+struct quantized {
+    using column               = column_block;
+    static constexpr int WIDTH = VALUES;  // of a block
+};
 
-struct q4_0 {
+struct q4_0 : quantized {
     using block = block_q4_0;
     static constexpr int  BITS = 4, OFFSET = 8, SCALES = 1, BLOCKS = 1;
     static constexpr bool MIN = false;
@@ -90,7 +111,7 @@ struct q4_0 {
     }
 };
 
-struct q4_1 {
+struct q4_1 : quantized {
     using block = block_q4_1;
     static constexpr int  BITS = 4, OFFSET = 0, SCALES = 1, BLOCKS = 1;
     static constexpr bool MIN = true;
@@ -102,32 +123,30 @@ struct q4_1 {
     }
 };
 
-struct q5_0 {
+struct q5_0 : quantized {
     using block = block_q5_0;
     static constexpr int  BITS = 5, OFFSET = 16, SCALES = 1, BLOCKS = 1;
     static constexpr bool MIN = false;
 
     static void read(const block & from, int, row_block & out) {
-        read_nibbles(from.qs, out);
-        read_fifth_bits(from.qh, out);
+        read_five_bits(from.qs, from.qh, out);
         out.scale = from.d;
     }
 };
 
-struct q5_1 {
+struct q5_1 : quantized {
     using block = block_q5_1;
     static constexpr int  BITS = 5, OFFSET = 0, SCALES = 1, BLOCKS = 1;
     static constexpr bool MIN = true;
 
     static void read(const block & from, int, row_block & out) {
-        read_nibbles(from.qs, out);
-        read_fifth_bits(from.qh, out);
+        read_five_bits(from.qs, from.qh, out);
         out.scale = from.data.data.d;
         out.min   = from.data.data.m;
     }
 };
 
-struct q8_0 {
+struct q8_0 : quantized {
     using block = block_q8_0;
     static constexpr int  BITS = 8, OFFSET = EIGHT_BIT_OFFSET, SCALES = 1, BLOCKS = 1;
     static constexpr bool MIN = false;
@@ -140,7 +159,7 @@ struct q8_0 {
     }
 };
 
-struct q4_k {
+struct q4_k : quantized {
     using block = block_q4_K;
     static constexpr int  BITS = 4, OFFSET = 0, SCALES = 1, BLOCKS = 8;
     static constexpr bool MIN = true;
@@ -148,7 +167,7 @@ struct q4_k {
     static void read(const block & from, int i, row_block & out) { read_k_nibbles(from, i, out); }
 };
 
-struct q5_k {
+struct q5_k : quantized {
     using block = block_q5_K;
     static constexpr int  BITS = 5, OFFSET = 0, SCALES = 1, BLOCKS = 8;
     static constexpr bool MIN = true;
@@ -161,7 +180,7 @@ struct q5_k {
     }
 };
 
-struct q6_k {
+struct q6_k : quantized {
     using block = block_q6_K;
     static constexpr int  BITS = 6, OFFSET = 32, SCALES = 2, BLOCKS = 8;
     static constexpr bool MIN = false;
@@ -179,14 +198,36 @@ struct q6_k {
     }
 };
 
-// ---- panels: the quants of all blocks of 16 rows, then their scales (and mins), then those of super-blocks
+struct floats_of_file {
+    using column               = float;
+    static constexpr int WIDTH = 1;
+};
+
+struct f32 : floats_of_file {
+    using block = float;
+};
+
+struct f16 : floats_of_file {
+    using block = ggml_fp16_t;
+};
+
+struct bf16 : floats_of_file {
+    using block = ggml_bf16_t;
+};
+
+// ---- panels of floats: a value of each of 16 rows, then the next of each
+// ---- panels of quants: the quants of all blocks of 16 rows, then their scales (and mins), then those of super-blocks
 
 template <class F> constexpr size_t QUANT_BYTES = ROWS * VALUES * F::BITS / 8;
 template <class F> constexpr size_t HALF_BYTES = ROWS * sizeof(ggml_half) * (1 + F::MIN);
 template <class F> constexpr size_t FACTOR_BYTES = F::BLOCKS == 1 ? 0 : ROWS * (F::SCALES + F::MIN);
 
 template <class F> constexpr size_t panel_bytes(int64_t blocks) {
-    return blocks * (QUANT_BYTES<F> + FACTOR_BYTES<F>) + blocks / F::BLOCKS * HALF_BYTES<F>;
+    if constexpr (F::WIDTH == 1) {
+        return ROWS * blocks * sizeof(typename F::block);
+    } else {
+        return blocks * (QUANT_BYTES<F> + FACTOR_BYTES<F>) + blocks / F::BLOCKS * HALF_BYTES<F>;
+    }
 }
 
 constexpr size_t VECTOR = ROWS * 4;  // bytes of a group's quants, or of four bits of two groups
@@ -209,14 +250,16 @@ template <class F> void place(const row_block & from, int row, uint8_t * quants,
     uint8_t * high = quants + GROUPS / 2 * VECTOR;
     if constexpr (F::BITS == 5) {
         // 64 bits a group, four of them a row.
-        for (int g = 0; g < GROUPS; g++) {
-            int bits = 0;
-            for (int i = 0; i < 4; i++) {
-                bits |= from.quants[4 * g + i] >> 4 << i;
-            }
-            uint8_t & byte = high[g * ROWS / 2 + row / 2];
-            byte           = row % 2 ? byte | bits << 4 : bits;
+        const __m256i  top  = _mm256_slli_epi16(_mm256_loadu_si256((const __m256i *) from.quants), 3);
+        const uint32_t bits = (uint32_t) _mm256_movemask_epi8(top);
+        uint64_t       groups[GROUPS] = {};
+        if (row) {
+            std::memcpy(groups, high, sizeof(groups));
         }
+        for (int g = 0; g < GROUPS; g++) {
+            groups[g] |= (uint64_t) (bits >> 4 * g & 15) << 4 * row;
+        }
+        std::memcpy(high, groups, sizeof(groups));
     }
     if constexpr (F::BITS == 6) {
         // Two bits of four groups in a byte.
@@ -238,7 +281,7 @@ template <class F> void place(const row_block & from, int row, uint8_t * quants,
     }
 }
 
-template <class F> void pack(const typename F::block * file, uint8_t * packed, int64_t rows, int64_t blocks) {
+template <class F> void pack_quants(const typename F::block * file, uint8_t * packed, int64_t rows, int64_t blocks) {
     const int64_t stride = blocks / F::BLOCKS;
     for (int64_t first = 0; first < rows; first += ROWS, packed += panel_bytes<F>(blocks)) {
         uint8_t * halves  = packed + blocks * QUANT_BYTES<F>;
@@ -255,13 +298,20 @@ template <class F> void pack(const typename F::block * file, uint8_t * packed, i
     }
 }
 
-// 32 values of a column.
-struct column_block {
-    int8_t quants[VALUES];
-    float  scale;
-    float  sum;       // scale * the sum of the quants: what a row's min is multiplied with
-    int32_t start[2]; // -OFFSET * the sum of the quants that share a scale: what unsigned weights add too much
-};
+template <class F> void pack(const typename F::block * file, uint8_t * packed, int64_t rows, int64_t blocks) {
+    if constexpr (F::WIDTH > 1) {
+        pack_quants<F>(file, packed, rows, blocks);
+    } else {
+        typename F::block * out = (typename F::block *) packed;
+        for (int64_t first = 0; first < rows; first += ROWS) {
+            for (int64_t i = 0; i < blocks; i++) {
+                for (int row = 0; row < ROWS; row++) {
+                    *out++ = file[(first + row) * blocks + i];
+                }
+            }
+        }
+    }
+}
 
 // ---- 16 lanes of AVX-512, or twice 8 of AVX2
 
@@ -286,6 +336,12 @@ inline ints   set1(int32_t v) { return _mm512_set1_epi32(v); }
 inline floats set1(float v) { return _mm512_set1_ps(v); }
 inline floats halves(const void * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
 inline floats to_float(ints v) { return _mm512_cvtepi32_ps(v); }
+inline floats load_floats(const float * p) { return _mm512_loadu_ps(p); }
+inline floats load_floats(const ggml_fp16_t * p) { return halves(p); }
+inline floats load_floats(const ggml_bf16_t * p) {
+    const ints wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
 inline floats bytes(const void * p) { return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p))); }
 inline floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
 inline floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
@@ -305,6 +361,7 @@ using floats = __m256;
 inline ints   load(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
 inline ints   low_nibbles(ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline ints   high_nibbles(ints v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
+inline ints   set_bit_4(ints v, uint64_t bits) { return _mm256_or_si256(v, fifth_bits((uint32_t) bits)); }
 inline ints   high_bits(ints v, int shift) {
     const ints moved = shift < 2 ? _mm256_slli_epi16(v, 4 - 2 * shift) : _mm256_srli_epi16(v, 2 * shift - 4);
     return _mm256_and_si256(moved, _mm256_set1_epi8(0x30));
@@ -314,18 +371,16 @@ inline ints   set1(int32_t v) { return _mm256_set1_epi32(v); }
 inline floats set1(float v) { return _mm256_set1_ps(v); }
 inline floats halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
 inline floats to_float(ints v) { return _mm256_cvtepi32_ps(v); }
+inline floats load_floats(const float * p) { return _mm256_loadu_ps(p); }
+inline floats load_floats(const ggml_fp16_t * p) { return halves(p); }
+inline floats load_floats(const ggml_bf16_t * p) {
+    const ints wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
 inline floats bytes(const void * p) { return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p))); }
 inline floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
 inline floats fma(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline void   store(float * p, floats v) { _mm256_storeu_ps(p, v); }
-
-inline ints set_bit_4(ints v, uint64_t bits) {
-    const ints spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t) bits), _mm256_setr_epi8(
-        0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3));
-    const ints bit = _mm256_set1_epi64x((int64_t) 0x8040201008040201);
-    const ints set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
-    return _mm256_or_si256(v, _mm256_and_si256(set, _mm256_set1_epi8(16)));
-}
 
 template <class F> inline ints dot(ints sum, ints weights, ints column) {
     // Pairs of products fit 16 bits: 2 * 128 * 127 at most.
@@ -373,7 +428,8 @@ template <class F> inline void unpack(ints (&weights)[GROUPS], const uint8_t * q
 
 // out[c * out_stride + row] for the rows of a panel and N columns.
 template <class F, int N>
-void multiply(const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
+void multiply_quants(
+    const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
     const uint8_t * all_halves  = panel + blocks * QUANT_BYTES<F>;
     const uint8_t * all_factors = all_halves + blocks / F::BLOCKS * HALF_BYTES<F>;
     for (int part = 0; part < PARTS; part++) {
@@ -424,12 +480,38 @@ void multiply(const uint8_t * panel, int64_t blocks, const column_block * column
     }
 }
 
+template <class F, int N>
+void multiply_floats(const uint8_t * panel, int64_t values, const float * columns, float * out, size_t out_stride) {
+    for (int part = 0; part < PARTS; part++) {
+        const typename F::block * weights = (const typename F::block *) panel + part * LANES;
+        floats                    sums[N];
+        for (int c = 0; c < N; c++) {
+            sums[c] = set1(0.0f);
+        }
+        for (int64_t i = 0; i < values; i++, weights += ROWS) {
+            const floats of_rows = load_floats(weights);
+#pragma GCC unroll 16
+            for (int c = 0; c < N; c++) {
+                sums[c] = fma(of_rows, set1(columns[c * values + i]), sums[c]);
+            }
+        }
+        for (int c = 0; c < N; c++) {
+            store(out + c * out_stride + part * LANES, sums[c]);
+        }
+    }
+}
+
 // Any number of columns: as many as possible at once.
 template <class F, int N>
 void multiply_all(
-    const uint8_t * panel, int64_t blocks, const column_block * columns, int64_t n, float * out, size_t out_stride) {
+    const uint8_t * panel, int64_t blocks, const typename F::column * columns, int64_t n, float * out,
+    size_t out_stride) {
     for (; n >= N; n -= N, columns += N * blocks, out += N * out_stride) {
-        multiply<F, N>(panel, blocks, columns, out, out_stride);
+        if constexpr (F::WIDTH > 1) {
+            multiply_quants<F, N>(panel, blocks, columns, out, out_stride);
+        } else {
+            multiply_floats<F, N>(panel, blocks, columns, out, out_stride);
+        }
     }
     if constexpr (N > 1) {
         multiply_all<F, N == 12 ? 8 : N / 2>(panel, blocks, columns, n, out, out_stride);
@@ -455,7 +537,7 @@ template <class F> void quantize(const float * values, column_block * out, int64
         half        = _mm_max_ps(half, _mm_movehl_ps(half, half));
         half        = _mm_max_ss(half, _mm_movehdup_ps(half));
         const float largest = _mm_cvtss_f32(half);
-        const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        const float inverse = largest > 1e-35f ? 127.0f / largest : 0.0f;  // finite
         __m256i q[4];
         for (int i = 0; i < 4; i++) {
             q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], _mm256_set1_ps(inverse)));
@@ -472,6 +554,14 @@ template <class F> void quantize(const float * values, column_block * out, int64
     }
 }
 
+template <class F> void prepare(const float * values, typename F::column * out, int64_t blocks) {
+    if constexpr (F::WIDTH > 1) {
+        quantize<F>(values, out, blocks);
+    } else {
+        std::memcpy(out, values, blocks * sizeof(float));
+    }
+}
+
 // ---- the operation
 
 class traits : public ggml::cpu::tensor_traits {
@@ -483,15 +573,15 @@ class traits : public ggml::cpu::tensor_traits {
 template <class F> class traits_of : public traits {
     void pack(const void * file, ggml_tensor * tensor) const override {
         ::pack<F>(
-            (const typename F::block *) file, (uint8_t *) tensor->data, tensor->ne[1], tensor->ne[0] / VALUES);
+            (const typename F::block *) file, (uint8_t *) tensor->data, tensor->ne[1], tensor->ne[0] / F::WIDTH);
     }
 
     size_t bytes(const ggml_tensor * tensor) const override {
-        return tensor->ne[1] / ROWS * panel_bytes<F>(tensor->ne[0] / VALUES);
+        return tensor->ne[1] / ROWS * panel_bytes<F>(tensor->ne[0] / F::WIDTH);
     }
 
     bool work_size(int /* threads */, const ggml_tensor * op, size_t & size) override {
-        size = ggml_nelements(op->src[1]) / VALUES * sizeof(column_block);
+        size = ggml_nelements(op->src[1]) / F::WIDTH * sizeof(typename F::column);
         return op->op == GGML_OP_MUL_MAT;
     }
 
@@ -503,12 +593,12 @@ template <class F> class traits_of : public traits {
         const ggml_tensor * input   = op->src[1];
         GGML_ASSERT(input->nb[0] == sizeof(float) && op->nb[0] == sizeof(float));
 
-        const int64_t  blocks  = weights->ne[0] / VALUES;
-        const int64_t  panels  = weights->ne[1] / ROWS;
-        const int64_t  columns = ggml_nrows(input);
-        column_block * work    = (column_block *) params->wdata;
+        const int64_t blocks  = weights->ne[0] / F::WIDTH;
+        const int64_t panels  = weights->ne[1] / ROWS;
+        const int64_t columns = ggml_nrows(input);
+        auto *        work    = (typename F::column *) params->wdata;
         for (int64_t c = params->ith; c < columns; c += params->nth) {
-            quantize<F>((const float *) ((const char *) input->data + offset(input, c)), work + c * blocks, blocks);
+            prepare<F>((const float *) ((const char *) input->data + offset(input, c)), work + c * blocks, blocks);
         }
 
         // Panels in a few portions for each thread: one that is late takes fewer.
@@ -539,6 +629,9 @@ template <class F> class traits_of : public traits {
 };
 
 traits * traits_for(const ggml_tensor * tensor) {
+    static traits_of<f32> as_f32;
+    static traits_of<f16> as_f16;
+    static traits_of<bf16> as_bf16;
     static traits_of<q4_0> as_q4_0;
     static traits_of<q4_1> as_q4_1;
     static traits_of<q5_0> as_q5_0;
@@ -551,6 +644,9 @@ traits * traits_for(const ggml_tensor * tensor) {
         return nullptr;
     }
     switch (tensor->type) {
+        case GGML_TYPE_F32: return &as_f32;
+        case GGML_TYPE_F16: return &as_f16;
+        case GGML_TYPE_BF16: return &as_bf16;
         case GGML_TYPE_Q4_0: return &as_q4_0;
         case GGML_TYPE_Q4_1: return &as_q4_1;
         case GGML_TYPE_Q5_0: return &as_q5_0;

@@ -56,6 +56,15 @@ class Servers:
             yield port
 
     @contextmanager
+    def plain(self, *, slots: int, ctx: int) -> Iterator[int]:
+        """Afterword with the file as it is, on a llama.cpp that this project has not changed."""
+        port = peers.free_port()
+        _, *rest = self.our_command(port, slots=slots, ctx=ctx, weights="as-is")
+        program = str(self.args.peers / "plain" / "bin" / "afterword")
+        with peers.running([program, *rest], port):
+            yield port
+
+    @contextmanager
     def llama_server(self, *flags: str, slots: int, ctx: int) -> Iterator[int]:
         """The peer on a free port."""
         port = peers.free_port()

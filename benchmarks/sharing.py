@@ -13,7 +13,9 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,8 +58,13 @@ def prefill_s(port: int, seed: int) -> float:
     return workloads.first_token_s(port, workloads.text(500, 20 + seed))
 
 
+def prefill_rate(port: int, seed: int) -> float:
+    """Tokens a second of the same."""
+    return len(workloads.tokenize(port, workloads.text(500, 20 + seed))) / prefill_s(port, seed)
+
+
 def long_prompt_s(port: int, seed: int) -> float:
-    """The same of 2,000 tokens."""
+    """Seconds to the first token after 2,000 tokens."""
     return workloads.first_token_s(port, workloads.text(1900, 20 + seed))
 
 
@@ -178,11 +185,14 @@ class Bench(Servers):
             begins = [len(workloads.tokenize(port, item["context"])) for item in items]
             prompts = [prompt for item in grouped for prompt in item]
             scored = workloads.score(port, prompts)
+            limit = self.rounds(partial(prefill_rate, port))
         took = scored.took_s
         total, unique = sum(map(len, prompts)), workloads.unique_tokens(prompts)
-        limit = self.prefill()
-        line(f"{name}, unique tokens/s | prefill (the limit)", f"{unique / took:.0f}",
+        line(f"{name}, unique tokens/s | own prefill (the limit)", f"{unique / took:.0f}",
              f"{limit:.0f}", unique / took / limit, goals[0])  # fmt: skip
+        peer = self.prefill()
+        line("the same | prefill of llama-bench", f"{unique / took:.0f}", f"{peer:.0f}",
+             unique / took / peer, "")  # fmt: skip
         served = min(few.served, self.args.few)
         if served and (self.args.peers / "pyserver").exists():
             with self.python_server(ctx=ctx) as port:
@@ -215,8 +225,11 @@ class Bench(Servers):
              f"{len(items) / took:.1f}", f"{len(items) / found['took_s']:.1f}",
              found["took_s"] / took, goal)  # fmt: skip
         theirs = found["float32_sums"]
-        print("log-probabilities of the first items beside lm_eval's in float32:")
-        report("lm_eval", items[:few], theirs, theirs)
+        theirs = found["float32_sums"]
+        apart = [abs(a - b) for a, b in zip(sums, theirs, strict=False)]
+        print(f"  sums of log-probabilities, {statistics.mean(theirs):.1f} in the mean, beside "
+              f"lm_eval's in float32: {statistics.mean(apart):.3f} apart in the mean, "
+              f"{max(apart):.3f} at most, of {len(apart)}")  # fmt: skip
         report("afterword", items[:few], sums[: len(theirs)], theirs)
 
     def hellaswag(self) -> None:
@@ -231,18 +244,23 @@ class Bench(Servers):
         """HellaSwag with prepared weights beside the file as it is, in turn."""
         form = self.args.weights if self.prepared else "auto"
         items = workloads.read_items(self.args.data / "hellaswag.jsonl", self.args.items)
-        took: dict[str, list[float]] = {"as-is": [], form: []}
-        for _ in range(self.args.rounds):
-            for weights, each in took.items():
-                with self.ours(slots=self.args.slots, ctx=512, weights=weights) as port:
-                    grouped = workloads.scoring_prompts(port, items)
-                    prompts = [prompt for item in grouped for prompt in item]
-                    each.append(workloads.score(port, prompts).took_s)
+        servers: dict[str, Callable[..., AbstractContextManager[int]]] = {
+            form: partial(self.ours, weights=form),
+            "as-is": partial(self.ours, weights="as-is"),
+        }
+        if (self.args.peers / "plain").exists():
+            servers["plain as-is"] = self.plain
+        took: dict[str, list[float]] = {name: [] for name in servers}
+        for _, (name, server) in product(range(self.args.rounds), servers.items()):
+            with server(slots=self.args.slots, ctx=512) as port:
+                grouped = workloads.scoring_prompts(port, items)
+                prompts = [prompt for item in grouped for prompt in item]
+                took[name].append(workloads.score(port, prompts).took_s)
         unique = workloads.unique_tokens(prompts)
-        speeds = {name: unique / statistics.median(each) for name, each in took.items()}
-        line(f"hellaswag.jsonl, unique tokens/s, {form} | as-is", f"{speeds[form]:.0f}",
-             f"{speeds['as-is']:.0f}", speeds[form] / speeds["as-is"],
-             ">= 1.5" if self.args.model else ">= 2")  # fmt: skip
+        ours, *others = (unique / statistics.median(each) for each in took.values())
+        for name, other in zip(list(servers)[1:], others, strict=True):
+            line(f"HellaSwag, tokens/s, {form} | {name}", f"{ours:.0f}", f"{other:.0f}",
+                 ours / other, ">= 1.5" if self.args.model else ">= 2")  # fmt: skip
 
     def prefix(self) -> None:
         """Time to first token behind a 3,000-token prefix, cold and cached."""

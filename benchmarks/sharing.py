@@ -225,7 +225,6 @@ class Bench(Servers):
              f"{len(items) / took:.1f}", f"{len(items) / found['took_s']:.1f}",
              found["took_s"] / took, goal)  # fmt: skip
         theirs = found["float32_sums"]
-        theirs = found["float32_sums"]
         apart = [abs(a - b) for a, b in zip(sums, theirs, strict=False)]
         print(f"  sums of log-probabilities, {statistics.mean(theirs):.1f} in the mean, beside "
               f"lm_eval's in float32: {statistics.mean(apart):.3f} apart in the mean, "

@@ -31,11 +31,16 @@ def request_bytes(port: int, body: Mapping[str, Any]) -> bytes:
     return head.encode() + payload
 
 
-def stream_all(port: int, bodies: Sequence[Mapping[str, Any]]) -> list[Timed]:
+def stream_all(
+    port: int, bodies: Sequence[Mapping[str, Any]], *, limit_s: float | None = None
+) -> list[Timed]:
     """Send all requests at once and read their streams to the end.
 
-    Tokens are counted by the usage of the last chunk, so ``include_usage`` must be asked.
+    Tokens are counted by the usage of the last chunk, so ``include_usage`` must be asked. Streams
+    that have not ended after ``limit_s`` are given up: they have no tokens, and what has not come
+    is 0.
     """
+    until = None if limit_s is None else time.perf_counter() + limit_s
     selector = selectors.DefaultSelector()
     timed = []
     received: list[bytearray] = []
@@ -46,7 +51,10 @@ def stream_all(port: int, bodies: Sequence[Mapping[str, Any]]) -> list[Timed]:
         timed.append(Timed(time.perf_counter()))
         received.append(bytearray())
     while selector.get_map():
-        for key, _ in selector.select():
+        left_s = None if until is None else until - time.perf_counter()
+        if left_s is not None and left_s <= 0:
+            break
+        for key, _ in selector.select(left_s):
             connection = key.fileobj  # type: ignore[assignment] # what was registered
             part = connection.recv(65536)
             now = time.perf_counter()
@@ -59,9 +67,18 @@ def stream_all(port: int, bodies: Sequence[Mapping[str, Any]]) -> list[Timed]:
             if b"data: {" in part:
                 timed[i].first = timed[i].first or now
                 timed[i].last = now
+    given_up = set()
+    for key in selector.get_map().values():
+        key.fileobj.close()  # type: ignore[union-attr] # what was registered
+        given_up.add(key.data)
     for i, data in enumerate(received):
-        usage = data.rsplit(b'"completion_tokens":', 1)
-        if len(usage) != 2 or b"data: [DONE]" not in data:
-            raise RuntimeError(f"a stream broke: {bytes(data[-300:])!r}")
-        timed[i].tokens = int(usage[1].split(b",", 1)[0])
+        timed[i].tokens = 0 if i in given_up else _completion_tokens(bytes(data))
     return timed
+
+
+def _completion_tokens(stream: bytes) -> int:
+    """What the last chunk of a whole stream counts."""
+    usage = stream.rsplit(b'"completion_tokens":', 1)
+    if len(usage) != 2 or b"data: [DONE]" not in stream:
+        raise RuntimeError(f"a stream broke: {stream[-300:]!r}")
+    return int(usage[1].split(b",", 1)[0])

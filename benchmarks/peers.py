@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def free_port() -> int:
@@ -23,18 +24,27 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], port: int, *, ready: str = "/health") -> Iterator[int]:
+def running(
+    command: list[str], port: int, *, ready: str = "/health", wait_s: int = 60
+) -> Iterator[int]:
     """Start a server, wait until it answers, give its process id, stop it."""
+    with started(command) as process:
+        _wait_until_ready(process, f"http://127.0.0.1:{port}{ready}", wait_s)
+        yield process.pid
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that has just been started; it is stopped at the end."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            _wait_until_ready(process, f"http://127.0.0.1:{port}{ready}")
-            yield process.pid
+            yield process
         finally:
             process.terminate()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
-    for _ in range(600):
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, wait_s: int) -> None:
+    for _ in range(10 * wait_s):
         if process.poll() is not None:
             message = f"the server ended with status {process.returncode}"
             raise RuntimeError(message)
@@ -85,6 +95,20 @@ def llama_batched_bench_s(
 ) -> float:
     """Seconds for the prompts and the tokens of many streams together."""
     return _batched_bench(folder, model, threads, (streams, prompt, tokens))[5]
+
+
+def lm_eval(
+    folder: Path, model: Path, file: Path, *, threads: int, items: int, few: int
+) -> dict[str, Any]:
+    """What ``lm_eval_peer.py`` finds in the environment ``lmeval``; its progress is shown."""
+    command = [
+        str(folder / "lmeval" / "bin" / "python"),
+        str(Path(__file__).with_name("lm_eval_peer.py")), str(file), "--model", str(model),
+        "--threads", str(threads), "--items", str(items), "--few", str(few),
+    ]  # fmt: skip
+    shown = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, Any] = json.loads(shown.splitlines()[-1])
+    return found
 
 
 def _batched_bench(

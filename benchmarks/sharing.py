@@ -1,8 +1,10 @@
 """What sharing, sampling and fairness come to, as ratios to peers in one run.
 
-``python benchmarks/sharing.py --peers FOLDER --data FOLDER [--only ROW ...] [--kv exact]``.
-FOLDER of peers has llama-server, llama-bench and llama-batched-bench, and may have an environment
-``pyserver`` with llama-cpp-python's own server; FOLDER of data has the multiple-choice files.
+``python benchmarks/sharing.py --peers FOLDER --data FOLDER [--only ROW ...] [--kv exact]
+[--weights auto]``. FOLDER of peers has llama-server, llama-bench and llama-batched-bench, and may
+have the environments ``pyserver`` with llama-cpp-python's own server and ``lmeval`` with lm_eval's
+transformers backend (docs/performance.md says how they are made); FOLDER of data has the
+multiple-choice files. Peers run the file as it is, whatever ``--weights`` says.
 """
 
 from __future__ import annotations
@@ -10,21 +12,33 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import peers
 import workloads
-from embedded import embedded_file
+from accuracy import report
 from load import stream_all
-from run import body, line, rate, serve_command
+from run import body, line, rate
+from servers import Servers
 
 STREAMS = 32
 CHOICES = 16
 PROMPT_WORDS = 60
 TOKENS = 64
+STARTS = 5
+FAIR_LIMIT_S = 110
+
+
+class Few(NamedTuple):
+    """Items of a file for what is slow: llama-cpp-python's server, and lm_eval's every setting."""
+
+    served: int
+    tried: int
 
 
 def one_stream_s(port: int, seed: int) -> float:
@@ -44,8 +58,13 @@ def prefill_s(port: int, seed: int) -> float:
     return workloads.first_token_s(port, workloads.text(500, 20 + seed))
 
 
+def prefill_rate(port: int, seed: int) -> float:
+    """Tokens a second of the same."""
+    return len(workloads.tokenize(port, workloads.text(500, 20 + seed))) / prefill_s(port, seed)
+
+
 def long_prompt_s(port: int, seed: int) -> float:
-    """The same of 2,000 tokens."""
+    """Seconds to the first token after 2,000 tokens."""
     return workloads.first_token_s(port, workloads.text(1900, 20 + seed))
 
 
@@ -54,45 +73,19 @@ def rewriting_s(port: int, _seed: int) -> float:
     return workloads.rewriting_s_per_token(port)
 
 
-class Bench:
+class Bench(Servers):
     """One machine, one model, its peers."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.model: Path = args.model or embedded_file()
+    @property
+    def prepared(self) -> bool:
+        """Whether the weights are brought into another form than the file's."""
+        return bool(self.args.weights != "as-is")
 
-    @contextmanager
-    def ours(self, *flags: str, slots: int, ctx: int, kv: str | None = None) -> Iterator[int]:
-        """Afterword on a free port."""
-        port = peers.free_port()
-        given = argparse.Namespace(**{**vars(self.args), "ctx": ctx, "kv": kv or self.args.kv})
-        command = [*serve_command(self.model, port, given, slots), *flags]
-        with peers.running(command, port):
-            yield port
-
-    @contextmanager
-    def llama_server(self, *flags: str, slots: int, ctx: int) -> Iterator[int]:
-        """The peer on a free port."""
-        port = peers.free_port()
-        command = [
-            str(self.args.peers / "llama-server"), "-m", str(self.model), "-c", str(slots * ctx),
-            "-np", str(slots), "-t", str(self.args.threads), "--port", str(port),
-            "--host", "127.0.0.1", *flags,
-        ]  # fmt: skip
-        with peers.running(command, port):
-            yield port
-
-    @contextmanager
-    def python_server(self, *, ctx: int) -> Iterator[int]:
-        """llama-cpp-python's own server on a free port; scoring needs all its logits."""
-        port = peers.free_port()
-        command = [
-            str(self.args.peers / "pyserver" / "bin" / "python"), "-m", "llama_cpp.server",
-            "--model", str(self.model), "--n_ctx", str(ctx), "--logits_all", "true",
-            "--n_threads", str(self.args.threads), "--port", str(port),
-        ]  # fmt: skip
-        with peers.running(command, port, ready="/v1/models"):
-            yield port
+    def goal(self, as_is: str, embedded: str, other: str) -> str:
+        """What a row has to reach: with the file as it is, or prepared, by model."""
+        if not self.prepared:
+            return as_is
+        return other if self.args.model else embedded
 
     def rounds(self, measure: Callable[[int], float]) -> float:
         """The median of several rounds, each with a seed of its own."""
@@ -120,7 +113,28 @@ class Bench:
             with server(slots=2, ctx=4096) as port:
                 found.append(self.rounds(partial(long_prompt_s, port)))
         line("prefill of 2,000 tokens, s | llama-server", f"{found[0]:.2f}", f"{found[1]:.2f}",
-             found[1] / found[0], "")  # fmt: skip
+             found[1] / found[0], self.goal("", ">= 2.3", ">= 1.5"))  # fmt: skip
+
+    def start(self) -> None:
+        """From starting the server to the first token; weights prepared and files read before."""
+        slots, ctx = 8, 2048
+        with self.ours(slots=slots, ctx=ctx), self.llama_server(slots=slots, ctx=ctx):
+            pass
+        llama = partial(self.llama_command, slots=slots, ctx=ctx)
+        commands: dict[str, Callable[[int], list[str]]] = {
+            "afterword": partial(self.our_command, slots=slots, ctx=ctx),
+            "llama-server": llama,
+            "llama-server, --no-warmup": partial(llama, flags=("--no-warmup",)),
+        }
+        took: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(STARTS):
+            for name, command in commands.items():
+                port = peers.free_port()
+                took[name].append(workloads.start_s(command(port), port))
+        ours, *others = (statistics.median(each) for each in took.values())
+        for name, peer in zip(list(commands)[1:], others, strict=True):
+            line(f"start to first token, s | {name}", f"{ours:.2f}", f"{peer:.2f}",
+                 peer / ours, ">= 1.0")  # fmt: skip
 
     def rewrite(self) -> None:
         """One greedy stream that rewrites a text; the peer without and with drafts of its own."""
@@ -139,7 +153,7 @@ class Bench:
         with self.llama_server(slots=STREAMS, ctx=256) as port:
             peer = self.rounds(partial(sampled_streams_s, port))
         line(f"{STREAMS} sampled streams, s | llama-server", f"{ours:.1f}", f"{peer:.1f}",
-             peer / ours, ">= 1.5")  # fmt: skip
+             peer / ours, self.goal(">= 1.5", ">= 2.5", ">= 2"))  # fmt: skip
         limit = peers.llama_batched_bench_s(
             self.args.peers, self.model, threads=self.args.threads, streams=STREAMS,
             prompt=64, tokens=TOKENS,
@@ -149,7 +163,7 @@ class Bench:
         with self.ours("--target-gap-ms", "3000", slots=STREAMS, ctx=256) as port:
             ours = self.rounds(partial(sampled_streams_s, port))
         line("with --target-gap-ms 3000, s | llama-server", f"{ours:.1f}", f"{peer:.1f}",
-             peer / ours, ">= 1.5")  # fmt: skip
+             peer / ours, self.goal(">= 1.5", ">= 2.5", ">= 2"))  # fmt: skip
         line("the same, s | llama-batched-bench (the limit)", f"{ours:.1f}", f"{limit:.1f}",
              limit / ours, ">= 0.9")  # fmt: skip
 
@@ -163,32 +177,89 @@ class Bench:
                 line(f"{CHOICES} choices, s | llama-server, {name}", f"{ours:.1f}",
                      f"{peer:.1f}", peer / ours, ">= 2")  # fmt: skip
 
-    def scoring(self, name: str, ctx: int, few: int, goals: tuple[str, str]) -> None:
+    def scoring(self, name: str, ctx: int, few: Few, goals: tuple[str, str, str]) -> None:
         """Echo and log-probabilities of a multiple-choice file."""
+        items = workloads.read_items(self.args.data / name, self.args.items)
         with self.ours(slots=self.args.slots, ctx=ctx) as port:
-            items = workloads.scoring_prompts(port, self.args.data / name, self.args.items)
-            prompts = [prompt for item in items for prompt in item]
-            took = workloads.score_s(port, prompts)
+            grouped = workloads.scoring_prompts(port, items)
+            begins = [len(workloads.tokenize(port, item["context"])) for item in items]
+            prompts = [prompt for item in grouped for prompt in item]
+            scored = workloads.score(port, prompts)
+            limit = self.rounds(partial(prefill_rate, port))
+        took = scored.took_s
         total, unique = sum(map(len, prompts)), workloads.unique_tokens(prompts)
-        limit = self.prefill()
-        line(f"{name}, unique tokens/s | prefill (the limit)", f"{unique / took:.0f}",
+        line(f"{name}, unique tokens/s | own prefill (the limit)", f"{unique / took:.0f}",
              f"{limit:.0f}", unique / took / limit, goals[0])  # fmt: skip
-        few = min(few, self.args.few)
-        if not few or not (self.args.peers / "pyserver").exists():
-            return
-        with self.python_server(ctx=ctx) as port:
-            peer = workloads.score_texts_s(port, self.args.data / name, few)
-        theirs = sum(len(prompt) for item in items[:few] for prompt in item) / peer
-        line(f"the same, tokens/s | llama_cpp.server, {few} items", f"{total / took:.0f}",
-             f"{theirs:.0f}", total / took / theirs, goals[1])  # fmt: skip
+        peer = self.prefill()
+        line("the same | prefill of llama-bench", f"{unique / took:.0f}", f"{peer:.0f}",
+             unique / took / peer, "")  # fmt: skip
+        served = min(few.served, self.args.few)
+        if served and (self.args.peers / "pyserver").exists():
+            with self.python_server(ctx=ctx) as port:
+                peer = workloads.score_texts_s(port, items[:served])
+            theirs = sum(len(prompt) for item in grouped[:served] for prompt in item) / peer
+            line(f"the same, tokens/s | llama_cpp.server, {served} items", f"{total / took:.0f}",
+                 f"{theirs:.0f}", total / took / theirs, goals[1])  # fmt: skip
+        if (self.args.peers / "lmeval").exists():
+            begin = [b for b, item in zip(begins, items, strict=True) for _ in item["choices"]]
+            sums = [
+                sum(v for v in values[b:] if v is not None)
+                for b, values in zip(begin, scored.values, strict=True)
+            ]
+            self.harness(self.args.data / name, items, (took, sums), few.tried, goals[2])
+
+    def harness(
+        self,
+        file: Path,
+        items: Sequence[dict[str, Any]],
+        ours: tuple[float, list[float]],
+        few: int,
+        goal: str,
+    ) -> None:
+        """The same items by lm_eval's transformers backend, and whether both say the same."""
+        took, sums = ours
+        found = peers.lm_eval(
+            self.args.peers, self.model, file, threads=self.args.threads, items=len(items), few=few
+        )
+        line(f"the same, items/s | lm_eval, {found['dtype']}, {found['batch']} a batch",
+             f"{len(items) / took:.1f}", f"{len(items) / found['took_s']:.1f}",
+             found["took_s"] / took, goal)  # fmt: skip
+        theirs = found["float32_sums"]
+        apart = [abs(a - b) for a, b in zip(sums, theirs, strict=False)]
+        print(f"  sums of log-probabilities, {statistics.mean(theirs):.1f} in the mean, beside "
+              f"lm_eval's in float32: {statistics.mean(apart):.3f} apart in the mean, "
+              f"{max(apart):.3f} at most, of {len(apart)}")  # fmt: skip
+        report("afterword", items[:few], sums[: len(theirs)], theirs)
 
     def hellaswag(self) -> None:
         """Short contexts, four endings each."""
-        self.scoring("hellaswag.jsonl", 512, 12, (">= 0.85", ">= 20"))
+        self.scoring("hellaswag.jsonl", 512, Few(12, 20), (">= 0.85", ">= 20", ">= 2"))
 
     def mmlu(self) -> None:
         """The same few-shot header before every question, answers of one token."""
-        self.scoring("mmlu_5shot.jsonl", 2048, 2, (">= 0.8", ">= 100"))
+        self.scoring("mmlu_5shot.jsonl", 2048, Few(2, 10), (">= 0.8", ">= 100", ">= 6"))
+
+    def rescore(self) -> None:
+        """HellaSwag with prepared weights beside the file as it is, in turn."""
+        form = self.args.weights if self.prepared else "auto"
+        items = workloads.read_items(self.args.data / "hellaswag.jsonl", self.args.items)
+        servers: dict[str, Callable[..., AbstractContextManager[int]]] = {
+            form: partial(self.ours, weights=form),
+            "as-is": partial(self.ours, weights="as-is"),
+        }
+        if (self.args.peers / "plain").exists():
+            servers["plain as-is"] = self.plain
+        took: dict[str, list[float]] = {name: [] for name in servers}
+        for _, (name, server) in product(range(self.args.rounds), servers.items()):
+            with server(slots=self.args.slots, ctx=512) as port:
+                grouped = workloads.scoring_prompts(port, items)
+                prompts = [prompt for item in grouped for prompt in item]
+                took[name].append(workloads.score(port, prompts).took_s)
+        unique = workloads.unique_tokens(prompts)
+        ours, *others = (unique / statistics.median(each) for each in took.values())
+        for name, other in zip(list(servers)[1:], others, strict=True):
+            line(f"HellaSwag, tokens/s, {form} | {name}", f"{ours:.0f}", f"{other:.0f}",
+                 ours / other, ">= 1.5" if self.args.model else ">= 2")  # fmt: skip
 
     def prefix(self) -> None:
         """Time to first token behind a 3,000-token prefix, cold and cached."""
@@ -205,10 +276,11 @@ class Bench:
         for server in (self.ours, self.llama_server):
             with server(slots=8, ctx=5120) as port:
                 found.append(
-                    workloads.p95(workloads.short_beside_long_s(port, long_words=3900, shorts=20))
+                    workloads.short_beside_long_s(port, long_words=3900, limit_s=FAIR_LIMIT_S)
                 )
-        line("short beside four long prompts, s | llama-server", f"{found[0]:.2f}",
-             f"{found[1]:.2f}", found[1] / found[0], ">= 3")  # fmt: skip
+        ours, peer = map(workloads.p95, found)
+        line(f"{len(found[0])} short beside four long, s | llama-server, {len(found[1])}",
+             f"{ours:.2f}", f"{peer:.2f}", peer / ours, ">= 3")  # fmt: skip
 
     def promise(self) -> None:
         """What the promise of the seed costs: exact against fast."""
@@ -227,12 +299,14 @@ class Bench:
 
 ROWS = (
     "one",
+    "start",
     "prompt",
     "rewrite",
     "streams",
     "choices",
     "hellaswag",
     "mmlu",
+    "rescore",
     "prefix",
     "fair",
     "promise",
@@ -247,6 +321,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--kv", choices=("exact", "fast"), default="fast")
+    parser.add_argument(
+        "--weights",
+        choices=("as-is", "auto", "q8_0", "bf16", "f16", "q4_0"),
+        default="as-is",
+        help="the form that this project computes with; peers have the file as it is",
+    )
     parser.add_argument("--slots", type=int, default=16, help="slots for scoring")
     parser.add_argument("--items", type=int, default=1000, help="items of a file to score")
     parser.add_argument("--few", type=int, default=12, help="items for llama-cpp-python's server")
@@ -254,7 +334,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS)
     args = parser.parse_args()
     bench = Bench(args)
-    print(f"{'':<50} {'afterword':>10} {'peer':>10} {'ratio':>7}  goal   (--kv {args.kv})")
+    print(f"{'':<50} {'afterword':>10} {'peer':>10} {'ratio':>7}  goal   "
+          f"(--kv {args.kv}, --weights {args.weights})")  # fmt: skip
     for row in args.only:
         getattr(bench, row)()
 

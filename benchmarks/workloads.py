@@ -8,10 +8,12 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import load
+import peers
 
 SENTENCE = (
     "the harbour was quiet that morning and nobody had yet seen the ship come in with torn sails "
@@ -73,15 +75,21 @@ def choices_s(port: int, n: int, seed: int, *, apart: bool) -> float:
     return time.perf_counter() - started
 
 
-def scoring_prompts(port: int, file: Path, items: int) -> list[list[list[int]]]:
+def read_items(file: Path, items: int) -> list[dict[str, Any]]:
+    """The first items of a multiple-choice file."""
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()[:items]]
+
+
+def tokenize(port: int, prompt: str) -> list[int]:
+    """A text as the project's server tokenises it."""
+    found: list[int] = post(port, "/tokenize", {"prompt": prompt})["tokens"]
+    return found
+
+
+def scoring_prompts(port: int, items: Sequence[Mapping[str, Any]]) -> list[list[list[int]]]:
     """Token ids of every choice after its context, by item."""
-    lines = file.read_text("utf-8").splitlines()[:items]
     return [
-        [
-            post(port, "/tokenize", {"prompt": item["context"] + choice})["tokens"]
-            for choice in item["choices"]
-        ]
-        for item in map(json.loads, lines)
+        [tokenize(port, item["context"] + choice) for choice in item["choices"]] for item in items
     ]
 
 
@@ -98,15 +106,25 @@ def unique_tokens(prompts: Sequence[Sequence[int]]) -> int:
     return count
 
 
-def score_s(port: int, prompts: Sequence[Sequence[int]]) -> float:
-    """Seconds to score all prompts, as token ids, with echo and log-probabilities."""
-    left = [prompts[i : i + PROMPTS] for i in range(0, len(prompts), PROMPTS)][::-1]
+class Scored(NamedTuple):
+    """What scoring took, and for each prompt the log-probabilities of its tokens."""
+
+    took_s: float
+    values: Sequence[Sequence[float | None]]
+
+
+def score(port: int, prompts: Sequence[Sequence[int]]) -> Scored:
+    """Score all prompts, as token ids, with echo and log-probabilities."""
+    left = list(range(0, len(prompts), PROMPTS))[::-1]
+    found: dict[int, list[Sequence[float | None]]] = {}
 
     def send() -> None:
         while left:
-            body = {"model": "bench", "prompt": left.pop(), "max_tokens": 0, "echo": True,
-                    "logprobs": 1}  # fmt: skip
-            post(port, "/v1/completions", body)
+            at = left.pop()
+            body = {"model": "bench", "prompt": prompts[at : at + PROMPTS], "max_tokens": 0,
+                    "echo": True, "logprobs": 1}  # fmt: skip
+            choices = post(port, "/v1/completions", body)["choices"]
+            found[at] = [choice["logprobs"]["token_logprobs"] for choice in choices]
 
     started = time.perf_counter()
     senders = [threading.Thread(target=send) for _ in range(2)]
@@ -114,16 +132,16 @@ def score_s(port: int, prompts: Sequence[Sequence[int]]) -> float:
         sender.start()
     for sender in senders:
         sender.join()
-    return time.perf_counter() - started
+    took_s = time.perf_counter() - started
+    return Scored(took_s, [values for at in sorted(found) for values in found[at]])
 
 
-def score_texts_s(port: int, file: Path, items: int) -> float:
-    """The same of a server that takes one text a request, and generates a token at least."""
-    texts = [
-        item["context"] + choice
-        for item in map(json.loads, file.read_text("utf-8").splitlines()[:items])
-        for choice in item["choices"]
-    ]
+def score_texts_s(port: int, items: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds to score all choices by a server that takes one text a request.
+
+    It generates a token at least.
+    """
+    texts = [item["context"] + choice for item in items for choice in item["choices"]]
     started = time.perf_counter()
     for prompt in texts:
         body = {"model": "bench", "prompt": prompt, "max_tokens": 1, "echo": True, "logprobs": 1}
@@ -139,22 +157,44 @@ def first_token_s(port: int, prompt: str, *, seed: int = 0) -> float:
     return timed.first - timed.started
 
 
-def short_beside_long_s(port: int, *, long_words: int, shorts: int) -> list[float]:
-    """Times to first token of short requests sent while four long prompts are computed."""
-    bodies = [{**sampled(i, prompt_words=long_words, tokens=1)} for i in range(4)]
-    done = threading.Event()
+def start_s(command: list[str], port: int) -> float:
+    """Seconds from starting a server until the first token of a short prompt has come.
 
-    def send() -> None:
-        load.stream_all(port, bodies)
-        done.set()
+    It is asked every 10 ms: servers refuse connections or answer 503 until they can serve.
+    """
+    body = {**sampled(0, prompt_words=12, tokens=1), "temperature": 0}
+    begun = time.perf_counter()
+    with peers.started(command) as process:
+        while process.poll() is None:
+            try:
+                (timed,) = load.stream_all(port, [body])
+            except (OSError, RuntimeError):
+                time.sleep(0.01)
+            else:
+                return timed.first - begun
+    message = f"the server ended with status {process.returncode}"
+    raise RuntimeError(message)
 
-    sender = threading.Thread(target=send)
-    sender.start()
+
+def short_beside_long_s(port: int, *, long_words: int, limit_s: float) -> list[float]:
+    """Times to first token of short requests sent while four long prompts are computed.
+
+    The short ones come one after another, half a second after each, until the long prompts are
+    done or ``limit_s`` have passed. One that has no token by then counts with what it has waited.
+    """
+    bodies = [sampled(i, prompt_words=long_words, tokens=1) for i in range(4)]
     waits: list[float] = []
-    time.sleep(0.5)  # until the long ones are being computed
-    while len(waits) < shorts and not done.is_set():
-        waits.append(first_token_s(port, text(12, 50 + len(waits)), seed=len(waits)))
-    sender.join()
+    with ThreadPoolExecutor(1) as pool:
+        until = time.perf_counter() + limit_s
+        long = pool.submit(load.stream_all, port, bodies, limit_s=limit_s)
+        time.sleep(0.5)  # until the long ones are being computed
+        while not long.done() and (left_s := until - time.perf_counter()) > 0:
+            seed = 50 + len(waits)
+            body = sampled(seed, prompt_words=12, tokens=1)
+            (timed,) = load.stream_all(port, [body], limit_s=left_s)
+            waits.append((timed.first or time.perf_counter()) - timed.started)
+            time.sleep(0.5)
+        long.result()
     return waits
 
 

@@ -1,0 +1,84 @@
+"""The servers that are measured beside each other: this one and its peers, on one file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import peers
+from embedded import embedded_file
+from run import serve_command
+
+PREPARING_S = 900
+"""What the first start of a file may take: every form of its weights is made and measured."""
+
+
+class Servers:
+    """Starts them on a free port, with the arguments that the benchmark was given."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.model: Path = args.model or embedded_file()
+
+    def our_command(
+        self, port: int, *, slots: int, ctx: int, kv: str | None = None, weights: str | None = None
+    ) -> list[str]:
+        """Afterword on this port."""
+        given = argparse.Namespace(**{**vars(self.args), "ctx": ctx, "kv": kv or self.args.kv})
+        command = serve_command(self.model, port, given, slots)
+        return [*command, "--weights", weights or self.args.weights]
+
+    def llama_command(
+        self, port: int, *, slots: int, ctx: int, flags: Sequence[str] = ()
+    ) -> list[str]:
+        """The peer on this port."""
+        return [
+            str(self.args.peers / "llama-server"), "-m", str(self.model), "-c", str(slots * ctx),
+            "-np", str(slots), "-t", str(self.args.threads), "--port", str(port),
+            "--host", "127.0.0.1", *flags,
+        ]  # fmt: skip
+
+    @contextmanager
+    def ours(
+        self,
+        *flags: str,
+        slots: int,
+        ctx: int,
+        kv: str | None = None,
+        weights: str | None = None,
+    ) -> Iterator[int]:
+        """Afterword on a free port; its first start prepares the weights."""
+        port = peers.free_port()
+        command = self.our_command(port, slots=slots, ctx=ctx, kv=kv, weights=weights)
+        with peers.running([*command, *flags], port, wait_s=PREPARING_S):
+            yield port
+
+    @contextmanager
+    def plain(self, *, slots: int, ctx: int) -> Iterator[int]:
+        """Afterword with the file as it is, on a llama.cpp that this project has not changed."""
+        port = peers.free_port()
+        _, *rest = self.our_command(port, slots=slots, ctx=ctx, weights="as-is")
+        program = str(self.args.peers / "plain" / "bin" / "afterword")
+        with peers.running([program, *rest], port):
+            yield port
+
+    @contextmanager
+    def llama_server(self, *flags: str, slots: int, ctx: int) -> Iterator[int]:
+        """The peer on a free port."""
+        port = peers.free_port()
+        with peers.running(self.llama_command(port, slots=slots, ctx=ctx, flags=flags), port):
+            yield port
+
+    @contextmanager
+    def python_server(self, *, ctx: int) -> Iterator[int]:
+        """llama-cpp-python's own server on a free port; scoring needs all its logits."""
+        port = peers.free_port()
+        command = [
+            str(self.args.peers / "pyserver" / "bin" / "python"), "-m", "llama_cpp.server",
+            "--model", str(self.model), "--n_ctx", str(ctx), "--logits_all", "true",
+            "--n_threads", str(self.args.threads), "--port", str(port),
+        ]  # fmt: skip
+        with peers.running(command, port, ready="/v1/models"):
+            yield port

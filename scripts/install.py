@@ -26,13 +26,15 @@ PYTHON = VENV / "bin" / "python"
 REQUIREMENTS = ROOT / "requirements"
 # What is changed in llama.cpp: patches, files that are added, and what puts them in place.
 CHANGES = ROOT / "scripts" / "llama"
+INCLUDE = CHANGES / "llama.cmake"
 LOG_LINES = 30
 LEAST_PYTHON = (3, 11)
-# What the server does not use is left out; llama.cmake does the rest.
-CMAKE_ARGS = (
+# What the server does not use is left out; llama.cmake does the rest. Threads are those of
+# engine/llama/team.py, not OpenMP's: docs/decisions/0008-one-team-of-threads.md.
+CMAKE_FLAGS = (
     "-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_TOOLS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_CURL=OFF",
-    "-DLLAMA_OPENSSL=OFF", f"-DCMAKE_PROJECT_INCLUDE={CHANGES / 'llama.cmake'}",
+    "-DLLAMA_OPENSSL=OFF", "-DGGML_OPENMP=OFF",
 )  # fmt: skip
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 # Asks the kernel for the tile registers, then uses one.
@@ -125,7 +127,7 @@ def build_environment() -> Mapping[str, str]:
     flags = NO_AMX if amx_is_broken(compiler()) else ""
     more = os.environ.get("CMAKE_ARGS", "")
     return {
-        "CMAKE_ARGS": " ".join([*CMAKE_ARGS, more]).strip(),
+        "CMAKE_ARGS": " ".join([*CMAKE_FLAGS, f"-DCMAKE_PROJECT_INCLUDE={INCLUDE}", more]).strip(),
         "CFLAGS": f"{os.environ.get('CFLAGS', '')} {flags}".strip(),
         "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} {flags}".strip(),
         "CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))),
@@ -142,7 +144,7 @@ def wheel_folder(environment: Mapping[str, str]) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parts = [
         (REQUIREMENTS / "llama.txt").read_text(), cpu_flags(), platform.platform(),
-        *(file.read_text() for file in changes()), os.environ.get("CMAKE_ARGS", ""),
+        *(file.read_text() for file in changes()), *CMAKE_FLAGS, os.environ.get("CMAKE_ARGS", ""),
         environment["CFLAGS"], environment["CXXFLAGS"],
     ]  # fmt: skip
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

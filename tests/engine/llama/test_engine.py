@@ -13,6 +13,7 @@ import pytest
 from afterword.core.errors import ConfigError
 from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams
 from afterword.engine.batching.engine import BatchingEngine
+from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.engine import EngineOptions, load, open_engine
 from tiny_gguf import CONTEXT, make_gguf
 
@@ -166,13 +167,25 @@ async def test_D3_the_fingerprint_names_file_and_settings(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the kernel's threads")
-def test_the_probe_leaves_no_threads(tmp_path: Path) -> None:
-    """More of them than cores would have OpenMP wait asleep, and every step take twice as long."""
-    before = len(list(Path("/proc/self/task").iterdir()))
-    model, invariant = load(make_gguf(tmp_path / "m.gguf"), EngineOptions(threads=2))
-    model.close()
-    assert invariant
-    deadline_s = time.monotonic() + 10  # those of the library are told to end, and not waited for
-    while len(list(Path("/proc/self/task").iterdir())) > before:
+def test_models_share_one_team_of_threads(tmp_path: Path) -> None:
+    """More threads that compute than cores would wait for each other at every operation."""
+    path, options = make_gguf(tmp_path / "m.gguf"), EngineOptions(threads=2)
+
+    def load_one() -> LlamaModel:
+        model, invariant = load(path, options)
+        assert invariant
+        return model
+
+    models = [load_one()]
+    team = threads_of_the_process()
+    models += [load_one(), load_one()]
+    deadline_s = time.monotonic() + 10  # those that load are told to end, and not waited for
+    while threads_of_the_process() > team:
         assert time.monotonic() < deadline_s
         os.sched_yield()
+    for model in models:
+        model.close()
+
+
+def threads_of_the_process() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))

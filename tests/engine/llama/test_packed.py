@@ -146,7 +146,8 @@ def rounded(columns: Floats) -> npt.NDArray[np.float64]:
     largest = np.abs(blocks).max(axis=1, keepdims=True)
     inverse = np.divide(127, largest, out=np.zeros_like(largest), where=largest > 0)
     quants = np.rint(blocks * inverse).astype(np.float64)
-    return (quants * (largest / np.float32(127))).reshape(columns.shape)
+    values: npt.NDArray[np.float64] = quants * (largest / np.float32(127))
+    return values.reshape(columns.shape)
 
 
 def made(seed: int, *shape: int) -> Floats:

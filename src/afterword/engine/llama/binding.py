@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.errors import ConfigError
+from afterword.engine.llama.team import Turns
 
 State: TypeAlias = "ctypes.Array[ctypes.c_uint8]"
 """What is saved of a slot; only the library reads it."""
@@ -56,6 +57,11 @@ PACKS_WEIGHTS = bool(_added("ggml_afterword_packed_buffer_type", ctypes.c_void_p
 """Whether the library packs quantised weights in panels on this processor."""
 CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
 """What this project changed in the library, as a digest; empty for a library as it comes."""
+
+_turns = Turns()
+_teams: dict[int, ctypes.c_void_p] = {}
+_IDLE_POLL = 1
+"""How long a thread without work looks for more before it sleeps: some milliseconds."""
 
 _complaints: list[str] | None = None
 """What the library says is wrong with a file while it loads it; None at other times."""
@@ -159,6 +165,32 @@ def _start() -> None:
 def system_info() -> str:
     """The instruction sets and features that the library was built with."""
     return str(lib.llama_print_system_info().decode())
+
+
+class _TeamParams(ctypes.Structure):
+    """``ggml_threadpool_params``."""
+
+    _fields_ = (
+        ("cores", ctypes.c_bool * 512),
+        ("threads", ctypes.c_int),
+        ("priority", ctypes.c_int),
+        ("poll", ctypes.c_uint32),
+        ("strict", ctypes.c_bool),
+        ("paused", ctypes.c_bool),
+    )
+
+
+def _team(threads: int) -> ctypes.c_void_p:
+    """The process's ``ggml_threadpool`` of that many threads, which it keeps for life."""
+    with _turns:
+        if threads not in _teams:
+            params = _TeamParams()
+            lib._lib.ggml_threadpool_params_init(ctypes.byref(params), threads)  # noqa: SLF001
+            params.poll = _IDLE_POLL
+            make = lib._lib.ggml_threadpool_new  # noqa: SLF001 - ggml's has no binding
+            make.restype = ctypes.c_void_p
+            _teams[threads] = ctypes.c_void_p(make(ctypes.byref(params)))
+        return _teams[threads]
 
 
 class LlamaModel:
@@ -306,6 +338,9 @@ class LlamaContext:
                 f"no memory for {options.slots} slots of {options.slot_tokens} tokens; "
                 "try a smaller --ctx or fewer --slots"
             )
+        team = _team(options.threads)
+        attach = lib._lib.llama_attach_threadpool  # noqa: SLF001 - has no binding
+        attach(ctypes.c_void_p(self._context), team, team)
         self._memory: Any = lib.llama_get_memory(self._context)
         size = options.batch_tokens + options.slots
         self._tokens = np.zeros(size, np.int32)
@@ -356,7 +391,8 @@ class LlamaContext:
         self._slots[:count] = slots
         self._wanted[:count] = wanted
         self._batch.n_tokens = count
-        return int(lib.llama_decode(self._context, self._batch))
+        with _turns:
+            return int(lib.llama_decode(self._context, self._batch))
 
     def rows(self, count: int) -> npt.NDArray[np.float32]:
         """The wanted rows of the last batch: a view that the next batch overwrites."""

@@ -193,9 +193,9 @@ def load(path: Path, options: EngineOptions) -> tuple[LlamaModel, bool]:
 def _probe(model: LlamaModel, options: EngineOptions) -> bool:
     """Ask in a small context of its own; the answer does not depend on the size.
 
-    A thread that has computed once keeps its OpenMP team for life, and with more threads in teams
-    than there are cores OpenMP lets none of them spin: every step would take twice as long. So
-    this is done on a thread that ends.
+    This is done on a thread that ends, for the sake of libraries that were built with OpenMP:
+    there, a thread that has computed once keeps its team for life, and with more threads in teams
+    than there are cores none of them may spin. Every step would take twice as long.
     """
     with (
         temporary_runner(

@@ -92,6 +92,26 @@ def test_a_row_is_the_same_in_any_batch(tiny: Path) -> None:
             at, step = at + mine, step + 1
 
 
+def test_sequences_of_unequal_lengths_are_computed_together(tiny: Path) -> None:
+    """Of slots that are not neighbours, behind contexts of unlike lengths."""
+    random = np.random.default_rng(1)
+    lengths = {0: (300, 70), 2: (0, 13), 3: (65, 1)}
+    with runner(tiny) as made:
+        assert made.ragged
+        begins, ends, alone = [], [], []
+        for slot, (before, count) in lengths.items():
+            ids = random.integers(0, made.vocabulary, before + count).astype(np.int32)
+            if before:
+                begins.append(part(slot, ids[:before], 0))
+            ends.append(part(slot, ids[before:], before))
+        for begin in begins:
+            made.decode(begin)
+        for end in ends:
+            alone.append(made.decode(end).copy())
+            made.apply([Trim(int(end.slots[0]), int(end.positions[0]))])
+        assert np.array_equal(made.decode(together(*ends)), np.concatenate(alone))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_probe_finds_it_so(tiny: Path, threads: int) -> None:
     with runner(tiny, threads=threads) as made:

@@ -342,6 +342,9 @@ class LlamaContext:
         attach = lib._lib.llama_attach_threadpool  # noqa: SLF001 - has no binding
         attach(ctypes.c_void_p(self._context), team, team)
         self._memory: Any = lib.llama_get_memory(self._context)
+        ragged = getattr(lib._lib, "llama_afterword_ragged", None)  # noqa: SLF001 - of scripts/llama
+        self.ragged = ragged is not None and bool(ragged(ctypes.c_void_p(self._memory)) & 1)
+        """Whether tokens of all slots are computed together, however many each has."""
         size = options.batch_tokens + options.slots
         self._tokens = np.zeros(size, np.int32)
         self._positions = np.zeros(size, np.int32)

@@ -26,9 +26,10 @@ _FATAL_AFTER = 3
 class LlamaRunner:
     """One context and its slots, which it closes with the model. Used by one thread.
 
-    With a KV stream for each slot the library computes neighbouring slots together and starts
-    anew at every gap, reading all weights again. Idle slots in a gap are given a token to
-    compute, which is forgotten at once; no row depends on it.
+    Where the library cannot compute sequences of unequal lengths together, it computes the tokens
+    that neighbouring slots have all, and starts anew with the rest and at every gap, reading all
+    weights again. Idle slots in a gap are then given a token to compute, which is forgotten at
+    once; no row depends on it.
     """
 
     def __init__(self, model: LlamaModel, context: LlamaContext, options: ContextOptions) -> None:
@@ -41,6 +42,7 @@ class LlamaRunner:
         self.max_batch_tokens = self._context.batch_tokens
         self.max_rows = options.max_rows
         self.vocabulary = model.vocabulary
+        self.ragged = context.ragged
         # Where the end of a state cannot be trimmed, no prefix can be shared.
         self.least_shared_tokens = 4 if model.can_trim else self.context_tokens + 1
 
@@ -64,7 +66,7 @@ class LlamaRunner:
 
     def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Rows of the wanted tokens, a view that the next batch overwrites."""
-        filler = self._filler(batch)
+        filler = [] if self.ragged else self._filler(batch)
         if filler:
             at = np.searchsorted(batch.slots, filler)
             code = self._context.decode(

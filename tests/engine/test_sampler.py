@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from afterword.core.job import SamplingParams
 from afterword.engine.draws import uniform
-from afterword.engine.sampler import Bias, NothingToDrawError, Sampler
+from afterword.engine.sampler import Bias, NothingToDrawError, Sampler, _fewest
 
 SIZES = (1, 3, 255, 256, 257, 1000, 5000)
 
@@ -106,6 +106,28 @@ def test_drawn_tokens_pass_a_chi_square(top_p: float, flat: bool) -> None:
     # Wilson and Hilferty's approximation of the 1 - 1e-6 quantile.
     limit = freedom * (1 - 2 / (9 * freedom) + 4.75 * math.sqrt(2 / (9 * freedom))) ** 3
     assert statistic < limit
+
+
+@given(
+    size=st.sampled_from((1, 100, 2048, 2049, 20_000)),
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from((0.0, 0.01, 1.0, 4.0, 30.0)),
+    share=st.sampled_from((1e-9, 0.5, 0.95, 0.999999, 1.0)),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_fewest_are_those_of_a_sort(size: int, seed: int, scale: float, share: float) -> None:
+    row = row_of(size, seed) * np.float32(scale / 4)
+    weights = np.exp(row - row.max())
+    mass = np.sort(weights.astype(np.float64))[::-1].cumsum()
+    goal = share * mass[-1]
+    marked = _fewest(weights, goal)
+    order = np.lexsort((np.arange(size), -weights))
+    assert set(order[: marked.sum()]) == set(np.flatnonzero(marked))
+    # Sums in another order may differ in their last bits.
+    room = 1e-12 * mass[-1]
+    count = int(marked.sum())
+    assert mass[count - 1] >= goal - room
+    assert count == 1 or mass[count - 2] < goal + room
 
 
 @given(size=st.sampled_from(SIZES), seed=st.integers(0, 2**32 - 1), k=st.integers(0, 20))

@@ -19,8 +19,16 @@ Ids = npt.NDArray[np.int64]
 
 _BLOCK = 256
 """Width of the blocks whose maxima and sums stand in for a sort of the whole row."""
-_FLOORS = tuple(np.float32(2.0**-power) for power in (10, 13, 16, 20))
+_FLOORS = tuple(np.float32(2.0**-power) for power in (10, 15, 20))
 """Nucleus search looks at tokens this likely against the likeliest one in turn, then at all."""
+_FEW = 2048
+"""So many are sorted; more are counted into bins first."""
+_CHUNK = 8192
+"""Weights counted into bins at once: what numpy makes of them on the way stays in the cache."""
+_SHIFT = 16
+"""Bits of a float32 that do not tell its bin: 128 bins for each power of two."""
+_TOP_BIN = int(np.float32(1).view(np.int32)) >> _SHIFT
+_LEAST_BIN = int(np.float32(2.0**-20).view(np.int32)) >> _SHIFT
 
 
 class NothingToDrawError(ArithmeticError):
@@ -155,9 +163,9 @@ class Sampler:
             with np.errstate(over="ignore"):
                 np.divide(weights, np.float32(max(params.temperature, 1e-30)), out=weights)
         np.exp(weights, out=weights)
-        if params.top_k <= 0 and params.top_p >= 1 and params.min_p <= 0:
-            return self._draw_from_all(uniform)
         kept = self._kept(row, weights, params)
+        if kept is None:
+            return self._draw_from_all(uniform)
         cumulative = weights[kept].cumsum(dtype=np.float64)
         at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
         return int(kept[min(at, len(kept) - 1)])
@@ -176,8 +184,11 @@ class Sampler:
             at = int(np.flatnonzero(blocks[block])[-1])
         return block * _BLOCK + at
 
-    def _kept(self, row: Row, weights: Row, params: SamplingParams) -> Ids:
-        """Ids that survive top_k, top_p and min_p, in ascending order; at least one."""
+    def _kept(self, row: Row, weights: Row, params: SamplingParams) -> Ids | None:
+        """Ids that survive top_k, top_p and min_p, in ascending order; at least one.
+
+        None where they are many: then the weights of the others have become zero.
+        """
         ids: Ids | None = None
         if 0 < params.top_k < self._vocabulary:
             ids = np.sort(self.top(row, params.top_k))
@@ -186,31 +197,67 @@ class Sampler:
         if params.min_p > 0:
             # The likeliest token has weight 1 and survives everything before.
             likely = weights >= np.float32(params.min_p)
-            ids = np.flatnonzero(likely) if ids is None else ids[likely[ids]]
-        return np.flatnonzero(weights) if ids is None else ids[weights[ids] > 0]
+            if ids is None:
+                np.multiply(weights, likely, out=weights)
+            else:
+                ids = ids[likely[ids]]
+        return None if ids is None else ids[weights[ids] > 0]
 
-    def _nucleus(self, weights: Row, ids: Ids | None, top_p: float) -> Ids:
-        """The fewest likeliest ids whose mass reaches ``top_p`` of that of ``ids`` (None: all)."""
+    def _nucleus(self, weights: Row, ids: Ids | None, top_p: float) -> Ids | None:
+        """The fewest likeliest ids whose mass reaches ``top_p`` of that of ``ids`` (None: all).
+
+        None where they are many, as in ``_kept``.
+        """
         if ids is not None:
             held = weights[ids]
             goal = top_p * float(held.sum(dtype=np.float64))
             return ids[_fewest(held, goal)]
         goal = top_p * float(self._probabilities.reshape(-1, _BLOCK).sum(axis=1).sum(dtype=float))
         for floor in _FLOORS:
-            near = np.flatnonzero(weights >= floor)
+            likely = weights >= floor
+            if np.count_nonzero(likely) > self._vocabulary // 2:
+                break
+            near = np.flatnonzero(likely)
             held = weights[near]
             if float(held.sum(dtype=np.float64)) >= goal:
                 return near[_fewest(held, goal)]
-        return np.flatnonzero(_fewest(weights, goal))
+        np.multiply(weights, _fewest(weights, goal), out=weights)
+        return None
 
 
 def _fewest(weights: Row, goal: float) -> npt.NDArray[np.bool_]:
-    """Marks the fewest highest weights whose sum reaches ``goal``; on a tie the first ones."""
-    descending = np.sort(weights)[::-1]
-    cumulative = descending.cumsum(dtype=np.float64)
-    count = min(int(np.searchsorted(cumulative, goal, side="left")) + 1, len(weights))
+    """Marks the fewest highest weights whose sum reaches ``goal``; on a tie the first ones.
+
+    ``weights`` are from 0 to 1.
+    """
+    if len(weights) <= _FEW:
+        edge, before = np.arange(len(weights)), 0.0
+    else:
+        edge, before = _edge(weights, goal)
+    held = weights[edge]
+    descending = np.sort(held)[::-1]
+    cumulative = before + descending.cumsum(dtype=np.float64)
+    count = min(int(np.searchsorted(cumulative, goal, side="left")) + 1, len(held))
     threshold = descending[count - 1]
     marked: npt.NDArray[np.bool_] = weights > threshold
-    missing = count - int(marked.sum())
-    marked[np.flatnonzero(weights == threshold)[:missing]] = True
+    missing = count - int((held > threshold).sum())
+    marked[edge[np.flatnonzero(held == threshold)[:missing]]] = True
     return marked
+
+
+def _edge(weights: Row, goal: float) -> tuple[Ids, float]:
+    """Weights so near to each other that ``goal`` is reached among them, and the sum above them.
+
+    The bits of floats that are not negative are in the order of the floats.
+    """
+    bins = weights.view(np.int32) >> _SHIFT
+    np.maximum(bins, _LEAST_BIN, out=bins)
+    np.subtract(_TOP_BIN, bins, out=bins)
+    masses = np.zeros(_TOP_BIN - _LEAST_BIN + 1)
+    for at in range(0, len(weights), _CHUNK):
+        chunk = slice(at, at + _CHUNK)
+        masses += np.bincount(bins[chunk], weights[chunk], len(masses))
+    cumulative = masses.cumsum()
+    reached = min(int(np.searchsorted(cumulative, goal, side="left")), int(bins.max()))
+    before = float(cumulative[reached - 1]) if reached else 0.0
+    return np.flatnonzero(bins == reached), before

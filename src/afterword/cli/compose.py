@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from afterword.cli.sources import Store, parse_source
 from afterword.cli.terminal import Terminal
@@ -19,8 +20,9 @@ from afterword.engine.llama.examination import Subject
 from afterword.engine.llama.gguf import read_header
 from afterword.engine.llama.preparing import Prepared, memory_limit, prepare
 from afterword.engine.remote.address import Address, is_remote, parse_addresses
-from afterword.engine.remote.engine import RemoteEngine, open_remote
-from afterword.engine.remote.pool import PoolOptions
+
+if TYPE_CHECKING:
+    from afterword.engine.remote.engine import RemoteEngine
 
 
 @asynccontextmanager
@@ -61,12 +63,20 @@ async def retarget(service: CompletionService, models: Mapping[str, str]) -> Non
     ``models`` are sources by name. Raises ``ConfigError``, and then nothing has changed.
     """
     there = {name: parse_addresses(text) for name, text in models.items() if is_remote(text)}
+    if not there:
+        return
+    from afterword.engine.remote.engine import RemoteEngine  # noqa: PLC0415 - as below
+
     for served in service.catalog.engines:
         if isinstance(served.engine, RemoteEngine) and served.name in there:
             await served.engine.retarget(there[served.name])
 
 
 async def _open_remote(name: str, addresses: Sequence[Address], settings: Settings) -> RemoteEngine:
+    # Who serves files need not wait for the client of other servers.
+    from afterword.engine.remote.engine import open_remote  # noqa: PLC0415
+    from afterword.engine.remote.pool import PoolOptions  # noqa: PLC0415
+
     options = PoolOptions(
         key=(settings.upstream_keys or {}).get(name),
         connect_s=settings.upstream_connect_s,

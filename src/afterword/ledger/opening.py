@@ -19,7 +19,6 @@ from afterword.ledger.clerk import Clerk, ClerkThread, Identity
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
 from afterword.ledger.journal import Journal
 from afterword.ledger.meter import Clocks, Meter, Policy
-from afterword.ledger.redis import RedisWindows, open_windows
 from afterword.ledger.windows import MemoryWindows, Windows
 
 _log = logging.getLogger(__name__)
@@ -117,6 +116,9 @@ async def open_ledger(
 def _windows(options: LedgerOptions, clocks: Clocks) -> tuple[Windows, Executor | None]:
     if options.redis is None:
         return MemoryWindows(clocks.monotonic), None
+    # A server without Redis need not wait for its packages.
+    from afterword.ledger.redis import open_windows  # noqa: PLC0415
+
     return open_windows(options.redis), ThreadPoolExecutor(1, "afterword-limits")
 
 
@@ -130,5 +132,5 @@ async def _keep_up(meter: Meter, windows: Windows, apart: Executor | None) -> No
         except OSError as error:
             _log.error("the journal cannot be brought to the disk: %s", in_one_line(error))
         turn += 1
-        if apart is not None and isinstance(windows, RedisWindows) and turn % _RENEW_TURNS == 0:
+        if apart is not None and turn % _RENEW_TURNS == 0:
             apart.submit(windows.renew)

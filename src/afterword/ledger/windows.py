@@ -35,6 +35,9 @@ class Windows(Protocol):
     def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
         """A request has ended and came to ``tokens``; None takes it back as if it had not been."""
 
+    def renew(self) -> None:
+        """Say now and then that what runs still runs, where others would forget it."""
+
 
 class Entry(msgspec.Struct):
     """A request in the window; ``tokens`` is what it costs as far as it is known."""
@@ -121,6 +124,9 @@ class MemoryWindows:
         window = self._windows.get(key_id)
         if window is not None:
             window.settle(request_id, tokens)
+
+    def renew(self) -> None:
+        """See ``Windows``; what this process runs it does not forget."""
 
     def _sweep(self, now_s: float) -> None:
         """Once a minute, forget the keys that did nothing."""

@@ -281,15 +281,19 @@ class LlamaModel:
                 return ids[:count]
             room = -count
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token; special tokens by their name."""
-        room = 64
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            size = lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, _BY_NAME)
-            if size >= 0:
-                return buffer.raw[:size]
-            room = -size
+    def pieces(self) -> list[bytes]:
+        """The bytes of each token; special tokens by their name."""
+        to_piece, vocab, room = lib.llama_token_to_piece, self._vocab, 256
+        buffer = ctypes.create_string_buffer(room)
+        found: list[bytes] = []
+        for token in range(self.vocabulary):
+            size = to_piece(vocab, token, buffer, room, 0, _BY_NAME)
+            if size < 0:
+                room = -size
+                buffer = ctypes.create_string_buffer(room)
+                size = to_piece(vocab, token, buffer, room, 0, _BY_NAME)
+            found.append(buffer.raw[:size])
+        return found
 
     def is_end(self, token: int) -> bool:
         """Whether a generation is over at this token."""

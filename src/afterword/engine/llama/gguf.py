@@ -6,10 +6,11 @@ length is held against the bytes that are there.
 
 from __future__ import annotations
 
+import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -18,6 +19,7 @@ from afterword.core.errors import ConfigError
 Value: TypeAlias = int | float | bool | str | list["Value"]
 
 _MAGIC = b"GGUF"
+_LENGTH = struct.Struct("<Q")
 _VOCABULARY = "tokenizer.ggml.tokens"
 _VERSIONS = (2, 3)
 _SCALARS = {
@@ -95,17 +97,21 @@ def read_header(path: Path) -> Header:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            return _Reader(file, path, size).header()
+            if size == 0:
+                raise ConfigError(f"{path}: is no GGUF file")
+            # A vocabulary is 50,000 strings and more: a call of the file for each takes time.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(data, path).header()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 class _Reader:
-    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
-        self._file = file
+    def __init__(self, data: mmap.mmap, path: Path) -> None:
+        self._data = data
         self._path = path
-        self._left = size
-        self._size = size
+        self._at = 0
+        self._size = len(data)
 
     def header(self) -> Header:
         if self._size < len(_MAGIC) or self._take(len(_MAGIC)) != _MAGIC:
@@ -155,7 +161,7 @@ class _Reader:
             label, block_values, block_bytes = _BLOCKS[kind]
             formats[label] = formats.get(label, 0) + values
             end = max(end, offset + -(-values // block_values) * block_bytes)
-        start = -(-(self._size - self._left) // alignment) * alignment
+        start = -(-self._at // alignment) * alignment
         if start + end > self._size:
             raise ConfigError(
                 f"{self._path}: is truncated: {self._size} bytes of at least {start + end}"
@@ -187,8 +193,8 @@ class _Reader:
         if kind != _STRING:
             raise self._broken(f"the vocabulary is of type {kind}")
         seen: set[bytes] = set()
-        for token in range(count):
-            name = self._take(self._number("Q"))
+        for token, (start, end) in enumerate(self._strings(count)):
+            name = self._data[start:end]
             if name in seen:
                 raise self._broken(f"token {token} has the name of another")
             if name:
@@ -200,8 +206,8 @@ class _Reader:
         if kind in _SCALARS:
             self._skip(count * struct.calcsize(f"<{_SCALARS[kind]}"))
         elif kind == _STRING:
-            for _ in range(count):
-                self._skip(self._number("Q"))
+            for _ in self._strings(count):
+                pass
         elif kind == _ARRAY and depth < _MOST_DEPTH:
             for _ in range(count):
                 self._skip_array(depth + 1)
@@ -209,24 +215,34 @@ class _Reader:
             raise self._broken(f"unknown type {kind} of an array")
         return count
 
+    def _strings(self, count: int) -> Iterator[tuple[int, int]]:
+        """Where each of the strings that follow begins and ends."""
+        data, at, size = self._data, self._at, self._size
+        unpack, width = _LENGTH.unpack_from, _LENGTH.size
+        for _ in range(count):
+            start = at + width
+            at = start + unpack(data, at)[0] if start <= size else size + 1
+            if at > size:
+                raise self._truncated()
+            yield start, at
+        self._at = at
+
     def _number(self, code: str) -> int:
         number: int = struct.unpack(f"<{code}", self._take(struct.calcsize(f"<{code}")))[0]
         return number
 
     def _take(self, size: int) -> bytes:
-        self._claim(size)
-        return self._file.read(size)
+        start = self._at
+        self._skip(size)
+        return self._data[start : self._at]
 
     def _skip(self, size: int) -> None:
-        self._claim(size)
-        self._file.seek(size, 1)
+        if size > self._size - self._at:
+            raise self._truncated()
+        self._at += size
 
-    def _claim(self, size: int) -> None:
-        if size > self._left:
-            raise ConfigError(
-                f"{self._path}: is truncated: the header ends after {self._size} bytes"
-            )
-        self._left -= size
+    def _truncated(self) -> ConfigError:
+        return ConfigError(f"{self._path}: is truncated: the header ends after {self._size} bytes")
 
     def _broken(self, reason: str) -> ConfigError:
         return ConfigError(f"{self._path}: is a broken GGUF file: {reason}")

@@ -18,7 +18,7 @@ class LlamaTokenizer:
     def __init__(self, model: LlamaModel) -> None:
         self._model = model
         ids = range(model.vocabulary)
-        self.pieces: Sequence[bytes] = [model.piece(i) for i in ids]
+        self.pieces: Sequence[bytes] = model.pieces()
         self.special_ids = frozenset(i for i in ids if model.is_control(i))
         self.end_ids = frozenset(i for i in ids if model.is_end(i))
         self.max_piece_bytes = max(map(len, self.pieces))

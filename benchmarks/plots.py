@@ -88,7 +88,7 @@ def drawing_ms(runner: LlamaRunner) -> float:
     """Milliseconds to draw a token from a row with top_p."""
     fill(runner, [0], 64)
     row = runner.decode(step([0], 64, 1))[0].copy()
-    sampler, params = Sampler(runner.vocabulary), SamplingParams(top_p=0.95)
+    sampler, params = Sampler(runner.vocabulary, runner.exponentials), SamplingParams(top_p=0.95)
     return 1e3 * best_s(lambda: sampler.draw(row, params, 0.5), ROUNDS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy.typing as npt
 
 _F32 = 0
 """A ggml_type, which the binding has no name for."""
+_THREADS = len(os.sched_getaffinity(0))
+"""The library's own default is four, which on fewer cores wait for each other at every step."""
 
 
 class Reference:
@@ -27,6 +30,7 @@ class Reference:
         params = lib.llama_context_default_params()
         params.n_ctx = 1024
         params.n_batch = params.n_ubatch = 512
+        params.n_threads = params.n_threads_batch = _THREADS
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         if plain:
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -95,10 +99,12 @@ def _piece(vocabulary: Any, token: int) -> bytes:  # noqa: ANN401 - a pointer of
 
 
 def greedy_text(path: Path, prompt: str, tokens: int) -> str:
-    """What the library's own greedy sampler writes in a context of default settings."""
+    """What the library's own greedy sampler writes in a context of otherwise default settings."""
     model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
     vocabulary = lib.llama_model_get_vocab(model)
-    context = lib.llama_init_from_model(model, lib.llama_context_default_params())
+    params = lib.llama_context_default_params()
+    params.n_threads = params.n_threads_batch = _THREADS
+    context = lib.llama_init_from_model(model, params)
     sampler = lib.llama_sampler_init_greedy()
     raw = prompt.encode()
     ids = (ctypes.c_int32 * (len(raw) + 1))()

@@ -67,7 +67,7 @@ class Profile:
 
     def __init__(self, runner: LlamaRunner) -> None:
         self._runner = runner
-        self._sampler = Sampler(runner.vocabulary)
+        self._sampler = Sampler(runner.vocabulary, runner.exponentials)
 
     def steps(self, jobs: list[Job], *, prefill: bool) -> tuple[dict[str, float], int]:
         """Median seconds of each stage, and tokens a step, of steps that prefill or decode."""

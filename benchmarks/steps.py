@@ -16,7 +16,7 @@ from afterword.core.job import Job, SamplingParams
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Batch, KVInstruction
 from afterword.engine.batching.scheduler import Scheduler
-from afterword.engine.sampler import Sampler
+from afterword.engine.sampler import Sampler, exponentials
 
 VOCABULARY = 49_152
 STEPS = 300
@@ -30,6 +30,7 @@ class FreeRunner:
     max_rows = 512
     vocabulary = VOCABULARY
     least_shared_tokens = 4
+    exponentials = staticmethod(exponentials)
 
     def __init__(self, slots: int) -> None:
         self.slots = slots

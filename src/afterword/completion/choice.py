@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
+from typing import TypeVar
 
 import msgspec
 
@@ -11,6 +12,8 @@ from afterword.completion.logprobs import Entries
 from afterword.completion.text import Detokenizer, StopMatcher
 from afterword.core.job import Ended, FinishReason, Sampled, ScoredPrompt
 from afterword.core.wire import Logprobs
+
+T = TypeVar("T")
 
 _MOST_CHARACTER_BYTES = 4
 
@@ -58,6 +61,11 @@ def _end(ids: Sequence[int], pieces: Sequence[bytes]) -> bytes:
         if len(raw) >= _MOST_CHARACTER_BYTES:
             break
     return raw
+
+
+def _rows(values: Iterable[T], width: int) -> Iterator[tuple[T, ...]]:
+    """``width`` values after ``width`` values; endless where that is none."""
+    return zip(*[iter(values)] * width, strict=True) if width else repeat(())
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -113,12 +121,16 @@ class ChoiceBuilder:
         width = len(scored.top_ids) // max(len(scored.logprobs), 1)
         # The first score is of the prompt's second token, hidden ones included.
         first = self._prompt.hidden
-        for at, token in enumerate(ids[1:], first):
+        entries = zip(
+            ids[1:],
+            scored.logprobs[first:],
+            _rows(scored.top_ids[first * width :], width),
+            _rows(scored.top_logprobs[first * width :], width),
+            strict=False,  # rows of no width are endless
+        )
+        for token, logprob, top_ids, top_logprobs in entries:
             _, offset = detokenizer.feed(pieces[token])
-            top = slice(at * width, (at + 1) * width)
-            self._entries.add(
-                token, scored.logprobs[at], scored.top_ids[top], scored.top_logprobs[top], offset
-            )
+            self._entries.add(token, logprob, top_ids, top_logprobs, offset)
 
     def sampled(self, event: Sampled) -> bool:
         """Take in generated tokens; True if a stop string ended the choice with them."""

@@ -40,9 +40,21 @@ class Entries:
     ) -> None:
         """A token, the likeliest ones at its position in order, and its offset in the text."""
         logprob = finite(logprob)
-        self._tokens.append(token_text(self._pieces[token]))
+        text = token_text(self._pieces[token])
+        self._tokens.append(text)
         self._token_logprobs.append(logprob)
-        self._top_logprobs.append(self._top(token, logprob, top_ids, top_logprobs))
+        top: dict[str, float] = {}
+        # N or N + 1 entries (L3), also where two tokens are spelled alike.
+        chosen_is_among = False
+        for i, value in zip(top_ids, top_logprobs, strict=True):
+            if i == token:
+                chosen_is_among = True
+                self._put(top, text, i, logprob)
+            elif i >= 0:  # otherwise the engine was told of fewer
+                self._put(top, token_text(self._pieces[i]), i, finite(value))
+        if not chosen_is_among:
+            self._put(top, text, token, logprob)
+        self._top_logprobs.append(top)
         self._offsets.append(offset)
 
     def take(self) -> Logprobs:
@@ -57,26 +69,9 @@ class Entries:
         self._top_logprobs: list[dict[str, float] | None] = []
         self._offsets: list[int] = []
 
-    def _top(
-        self, token: int, logprob: float, ids: Sequence[int], values: Sequence[float]
-    ) -> dict[str, float]:
-        """N or N + 1 entries (L3), also where two tokens are spelled alike."""
-        top: dict[str, float] = {}
-        chosen_is_among = False
-        for i, value in zip(ids, values, strict=True):
-            if i < 0:  # the engine was told of fewer
-                continue
-            chosen_is_among = chosen_is_among or i == token
-            self._put(top, i, logprob if i == token else finite(value))
-        if not chosen_is_among:
-            self._put(top, token, logprob)
-        return top
-
-    def _put(self, top: dict[str, float], token: int, logprob: float) -> None:
-        piece = self._pieces[token]
-        key = token_text(piece)
+    def _put(self, top: dict[str, float], key: str, token: int, logprob: float) -> None:
         if key in top:
-            key = bytes_text(piece)
+            key = bytes_text(self._pieces[token])
         while key in top:
             # A third token of the same bytes: vocabularies have none, but nothing forbids it.
             key += "\u200b"

@@ -6,7 +6,9 @@ depend on the rows beside it, bit for bit (D1), and a row pays only for what was
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -57,11 +59,29 @@ class Bias(msgspec.Struct, frozen=True):
         )
 
 
+class Exponentials(Protocol):
+    """Exponentials of a row; a model's library may have a quicker way than numpy."""
+
+    def __call__(self, row: Row, largest: float, out: Row) -> float:
+        """Put ``exp(row - largest)`` into ``out``, which may be ``row``; gives their sum.
+
+        Minus infinity gives 0. What is done to an entry does not depend on the others.
+        """
+
+
+def exponentials(row: Row, largest: float, out: Row) -> float:
+    """See ``Exponentials``."""
+    np.subtract(row, np.float32(largest), out=out)
+    np.exp(out, out=out)
+    return float(out.sum())
+
+
 class Sampler:
     """Buffers for rows of ``vocabulary`` float32 logits. Not thread-safe: one engine owns it."""
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, vocabulary: int, exponentials: Exponentials = exponentials) -> None:
         self._vocabulary = vocabulary
+        self._exponentials = exponentials
         self._blocks = -(-vocabulary // _BLOCK)
         # The tails beyond the vocabulary stay as they are set here.
         self._probabilities = np.zeros(self._blocks * _BLOCK, np.float32)
@@ -93,13 +113,14 @@ class Sampler:
             return token
         return self._draw_random(row, params, uniform)
 
-    def normaliser(self, row: Row) -> float:
-        """log(sum(exp(row))), so that ``row[t] - normaliser`` is the log-probability of t."""
-        scratch = self._probabilities[: self._vocabulary]
-        largest = row.max()
-        np.subtract(row, largest, out=scratch)
-        np.exp(scratch, out=scratch)
-        return float(largest) + float(np.log(np.float64(scratch.sum())))
+    def normaliser(self, row: Row, top: Ids | None = None) -> float:
+        """log(sum(exp(row))), so that ``row[t] - normaliser`` is the log-probability of t.
+
+        ``top`` are ids that the row has its highest logit first of, if they are known.
+        """
+        largest = float(row[top[0]] if top is not None and len(top) else row.max())
+        total = self._exponentials(row, largest, self._probabilities[: self._vocabulary])
+        return largest + math.log(total) if total > 0 else math.nan
 
     def top(self, row: Row, k: int) -> Ids:
         """The ids of the k highest logits, highest first, the lowest id first on a tie."""
@@ -157,12 +178,14 @@ class Sampler:
         largest = row.max()
         if not np.isfinite(largest):
             raise NothingToDrawError
-        np.subtract(row, largest, out=weights)
-        if params.temperature != 1:
+        if params.temperature == 1:
+            self._exponentials(row, float(largest), weights)
+        else:
+            np.subtract(row, largest, out=weights)
             # A temperature near zero overflows to -inf, which is its meaning.
             with np.errstate(over="ignore"):
                 np.divide(weights, np.float32(max(params.temperature, 1e-30)), out=weights)
-        np.exp(weights, out=weights)
+            self._exponentials(weights, 0.0, weights)
         kept = self._kept(row, weights, params)
         if kept is None:
             return self._draw_from_all(uniform)

@@ -16,6 +16,7 @@ from afterword.core.protocols import EngineCard, InfillTokens
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.runner import Batch, DecodeError, Fork, KVInstruction, Trim
 from afterword.engine.draws import mix64
+from afterword.engine.sampler import exponentials
 
 _WORDS = (
     " the", " a", " of", " and", " to", "ing", "er", " th", "e ", ". ", ", ", "\n\n", " in",
@@ -91,6 +92,7 @@ class ToyRunner:
     """
 
     least_shared_tokens = 1
+    exponentials = staticmethod(exponentials)
 
     def __init__(
         self,

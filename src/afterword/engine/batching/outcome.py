@@ -95,7 +95,7 @@ def _draw_along(
         token = _draw(sequence, at, counts, row, sampler)
         score = None
         if wanted is not None:
-            score = _score(row, token, wanted, sampler.normaliser(row), sampler)
+            score, _ = _score(row, token, wanted, sampler)
         drawn.append(Drawn(token, score))
         if sequence.ends_with(token) or at == len(draft) or token != draft[at]:
             return
@@ -104,9 +104,8 @@ def _draw_along(
 
 
 def _find(prompt: Prompt, position: int, row: Row, sampler: Sampler) -> Found:
-    normaliser = sampler.normaliser(row)
     token, k = int(prompt.ids[position]), prompt.job.prompt_logprobs or 0
-    score = _score(row, token, k, normaliser, sampler)
+    score, normaliser = _score(row, token, k, sampler)
     branches = [
         (follower, float(row[follower.ids[position]]) - normaliser)
         for follower in prompt.followers.get(position, ())
@@ -114,9 +113,12 @@ def _find(prompt: Prompt, position: int, row: Row, sampler: Sampler) -> Found:
     return Found(position, score, branches)
 
 
-def _score(row: Row, token: int, k: int, normaliser: float, sampler: Sampler) -> Score:
+def _score(row: Row, token: int, k: int, sampler: Sampler) -> tuple[Score, float]:
+    """The score, and the row's normaliser."""
     ids = sampler.top(row, k)
-    return float(row[token]) - normaliser, ids, row[ids].astype(np.float64) - normaliser
+    normaliser = sampler.normaliser(row, ids)
+    score = float(row[token]) - normaliser, ids, row[ids].astype(np.float64) - normaliser
+    return score, normaliser
 
 
 def _draw(

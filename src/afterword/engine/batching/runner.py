@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from afterword.engine.sampler import Exponentials
+
 
 class Fork(msgspec.Struct, frozen=True):
     """Give ``destination`` the KV of the first ``tokens`` tokens of ``source``; it had none."""
@@ -74,6 +76,10 @@ class ModelRunner(Protocol):
     @property
     def vocabulary(self) -> int:
         """Width of a row."""
+
+    @property
+    def exponentials(self) -> Exponentials:
+        """What the sampler takes exponentials of rows with."""
 
     @property
     def least_shared_tokens(self) -> int:

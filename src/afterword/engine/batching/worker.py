@@ -90,7 +90,7 @@ class Worker:
     ) -> None:
         self._runner = runner
         self._scheduler = Scheduler(runner, end_ids, score_budget_bytes=score_budget_bytes)
-        self._sampler = Sampler(runner.vocabulary)
+        self._sampler = Sampler(runner.vocabulary, runner.exponentials)
         self._budget = ChunkBudget(most_tokens=runner.max_batch_tokens, target_gap_s=target_gap_s)
         self._cost = StepCost()
         self._drafts = drafts

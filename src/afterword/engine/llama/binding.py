@@ -21,8 +21,7 @@ import numpy.typing as npt
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.team import Turns
 
-State: TypeAlias = "ctypes.Array[ctypes.c_uint8]"
-"""What is saved of a slot; only the library reads it."""
+Row: TypeAlias = npt.NDArray[np.float32]
 
 log = logging.getLogger("afterword.llama")
 
@@ -40,6 +39,16 @@ _FILE_TYPES = {
     "q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,
     "q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0,
 }
+
+
+_exponentials = lib._lib.ggml_vec_soft_max_f32  # noqa: SLF001 - ggml's has no binding
+_exponentials.restype = ctypes.c_double
+_exponentials.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float)
+
+
+def exponentials(row: Row, largest: float, out: Row) -> float:
+    """See ``engine.sampler.Exponentials``: in one pass, the sum in float64."""
+    return float(_exponentials(len(row), out.ctypes.data, row.ctypes.data, largest))
 
 
 def _added(name: str, result: Any) -> Any:  # noqa: ANN401 - whatever the function returns
@@ -410,13 +419,15 @@ class LlamaContext:
         """Forget the tokens of a slot from position ``start`` on."""
         return bool(lib.llama_memory_seq_rm(self._memory, slot, start, -1))
 
-    def save(self, slot: int) -> State:
-        """The state of a slot, opaque."""
-        size = int(lib.llama_state_seq_get_size(self._context, slot))
+    def fork(self, source: int, destination: int, tokens: int) -> bool:
+        """Make a slot the first ``tokens`` tokens of another; False if the state does not fit."""
+        fork = getattr(lib._lib, "llama_afterword_fork", None)  # noqa: SLF001 - of scripts/llama
+        memory = ctypes.c_void_p(self._memory)
+        if fork is not None and fork(memory, source, destination, tokens) & 1:
+            return True
+        size = int(lib.llama_state_seq_get_size(self._context, source))
         state = (ctypes.c_uint8 * size)()
-        lib.llama_state_seq_get_data(self._context, state, size, slot)
-        return state
-
-    def restore(self, slot: int, state: State) -> bool:
-        """Replace the state of a slot; False if it does not fit."""
-        return bool(lib.llama_state_seq_set_data(self._context, state, len(state), slot))
+        lib.llama_state_seq_get_data(self._context, state, size, source)
+        if not lib.llama_state_seq_set_data(self._context, state, size, destination):
+            return False
+        return self.remove(destination, tokens)

@@ -15,7 +15,7 @@ from afterword.engine.batching.runner import (
     KVInstruction,
     Trim,
 )
-from afterword.engine.llama.binding import ContextOptions, LlamaContext, LlamaModel, State
+from afterword.engine.llama.binding import ContextOptions, LlamaContext, LlamaModel, exponentials
 
 _WIDEST_FILL = 3
 """A gap of idle slots up to this wide is cheaper to compute through than to split a batch at."""
@@ -32,6 +32,8 @@ class LlamaRunner:
     once; no row depends on it.
     """
 
+    exponentials = staticmethod(exponentials)
+
     def __init__(self, model: LlamaModel, context: LlamaContext, options: ContextOptions) -> None:
         self._model = model
         self._context = context
@@ -47,20 +49,14 @@ class LlamaRunner:
         self.least_shared_tokens = 4 if model.can_trim else self.context_tokens + 1
 
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
-        """Carry out instructions in their order; a source copied twice is read once."""
-        saved: tuple[int, State] | None = None
+        """Carry out instructions in their order."""
         for instruction in instructions:
             match instruction:
                 case Fork(source, destination, tokens):
-                    if saved is None or saved[0] != source:
-                        saved = (source, self._context.save(source))
-                    if not self._context.restore(destination, saved[1]):
+                    if not self._context.fork(source, destination, tokens):
                         raise DecodeError(f"no room for a copy of slot {source}")
-                    self._context.remove(destination, tokens)
                     self._lengths[destination] = tokens
                 case Trim(slot, tokens):
-                    if saved is not None and saved[0] == slot:
-                        saved = None
                     self._context.remove(slot, tokens)
                     self._lengths[slot] = tokens
 

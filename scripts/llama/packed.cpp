@@ -334,6 +334,11 @@ inline ints   high_bits(ints v, int shift) {
 inline ints   either(ints a, ints b) { return _mm512_or_si512(a, b); }
 inline ints   set1(int32_t v) { return _mm512_set1_epi32(v); }
 inline floats set1(float v) { return _mm512_set1_ps(v); }
+inline ints   four(const int8_t * p) {
+    int32_t bytes;
+    std::memcpy(&bytes, p, sizeof(bytes));
+    return set1(bytes);
+}
 inline floats halves(const void * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
 inline floats to_float(ints v) { return _mm512_cvtepi32_ps(v); }
 inline floats load_floats(const float * p) { return _mm512_loadu_ps(p); }
@@ -347,8 +352,12 @@ inline floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
 inline floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline void   store(float * p, floats v) { _mm512_storeu_ps(p, v); }
 
-template <class F> inline ints dot(ints sum, ints weights, ints column) {
-    return _mm512_dpbusd_epi32(sum, weights, column);
+// start + the products of so many GROUPS of weights with a column's.
+template <class F, int N> inline ints dot(ints start, const ints * weights, const int8_t * column) {
+    for (int g = 0; g < N; g++) {
+        start = _mm512_dpbusd_epi32(start, weights[g], four(column + 4 * g));
+    }
+    return start;
 }
 
 #else
@@ -369,6 +378,11 @@ inline ints   high_bits(ints v, int shift) {
 inline ints   either(ints a, ints b) { return _mm256_or_si256(a, b); }
 inline ints   set1(int32_t v) { return _mm256_set1_epi32(v); }
 inline floats set1(float v) { return _mm256_set1_ps(v); }
+inline ints   four(const int8_t * p) {
+    int32_t bytes;
+    std::memcpy(&bytes, p, sizeof(bytes));
+    return set1(bytes);
+}
 inline floats halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
 inline floats to_float(ints v) { return _mm256_cvtepi32_ps(v); }
 inline floats load_floats(const float * p) { return _mm256_loadu_ps(p); }
@@ -382,12 +396,26 @@ inline floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
 inline floats fma(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline void   store(float * p, floats v) { _mm256_storeu_ps(p, v); }
 
-template <class F> inline ints dot(ints sum, ints weights, ints column) {
-    // Pairs of products fit 16 bits: 2 * 128 * 127 at most.
-    const ints pairs = F::BITS == 8
+// Sums of two products, eight bits each or less.
+template <class F> inline ints pairs(ints weights, ints column) {
+    return F::BITS == 8
         ? _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(column, weights))
         : _mm256_maddubs_epi16(weights, column);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+// start + the products of so many GROUPS of weights with a column's.
+template <class F, int N> inline ints dot(ints start, const ints * weights, const int8_t * column) {
+    // So many pairs fit 16 bits: 2 * 15 * 127 each at most, 2 * 31 * 127, 2 * 63 * 127 or 2 * 128 * 127.
+    constexpr int FOLD = F::BITS == 4 ? 8 : F::BITS == 5 ? 4 : F::BITS == 6 ? 2 : 1;
+    constexpr int STEP = FOLD < N ? FOLD : N;
+    for (int g = 0; g < N; g += STEP) {
+        ints sums = pairs<F>(weights[g], four(column + 4 * g));
+        for (int i = g + 1; i < g + STEP; i++) {
+            sums = _mm256_add_epi16(sums, pairs<F>(weights[i], four(column + 4 * i)));
+        }
+        start = _mm256_add_epi32(start, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
+    }
+    return start;
 }
 
 #endif
@@ -461,12 +489,9 @@ void multiply_quants(
             for (int c = 0; c < N; c++) {
                 const column_block & column = columns[c * blocks + b];
                 for (int s = 0; s < F::SCALES; s++) {
-                    ints dots = set1(F::OFFSET ? column.start[s] : 0);
-                    for (int g = s * GROUPS / F::SCALES; g < (s + 1) * GROUPS / F::SCALES; g++) {
-                        int32_t four;
-                        std::memcpy(&four, column.quants + 4 * g, 4);
-                        dots = dot<F>(dots, weights[g], set1(four));
-                    }
+                    constexpr int N_GROUPS = GROUPS / F::SCALES;
+                    const ints    start    = set1(F::OFFSET ? column.start[s] : 0);
+                    const ints    dots     = dot<F, N_GROUPS>(start, weights + s * N_GROUPS, column.quants + 4 * s * N_GROUPS);
                     sums[c] = fma(to_float(dots), mul(scales[s], set1(column.scale)), sums[c]);
                 }
                 if constexpr (F::MIN) {

@@ -52,23 +52,40 @@ def test_what_is_right_grows_likelier_and_ends_at_the_first_mistake() -> None:
 
 
 def test_a_price_is_learned_from_steps_with_and_without_drafts() -> None:
-    cost = StepCost()
-    assert cost.row_share(1) == 0.5
+    assert StepCost().row_share == 0.5
     # A base of 8 ms and 2 ms a row: known from the first step with a draft, whatever its length.
-    cost.observe(rows=1, drafted=0, took_s=0.010)
     for rows in (8, 3, 17, 5):
-        cost.observe(rows=rows, drafted=rows - 1, took_s=0.008 + 0.002 * rows)
-        assert cost.row_share(1) == pytest.approx(0.2)
-        assert cost.row_share(4) == pytest.approx(0.5)
-    cost.observe(rows=4, drafted=0, took_s=0.016)
-    assert cost.row_share(1) == pytest.approx(0.2)
+        cost = StepCost()
+        cost.observe(rows=1, drafted=0, drawn=1, took_s=0.010)
+        assert cost.row_share == 0.5
+        cost.observe(rows=rows, drafted=rows - 1, drawn=1, took_s=0.008 + 0.002 * rows)
+        token_s = 0.85 * 0.010 + 0.15 * (0.008 + 0.002 * rows)
+        assert cost.row_share == pytest.approx(0.002 / token_s)
+
+
+def test_where_drafts_hold_a_token_is_cheaper_and_a_row_has_to_be_likelier() -> None:
+    cost = StepCost()
+    cost.observe(rows=1, drafted=0, drawn=1, took_s=0.010)
+    for _ in range(200):
+        cost.observe(rows=5, drafted=4, drawn=5, took_s=0.018)
+    assert cost.row_share == pytest.approx(2 / (18 / 5))
+    for _ in range(200):
+        cost.observe(rows=5, drafted=4, drawn=1, took_s=0.018)
+    assert cost.row_share == pytest.approx(2 / 18)
+
+
+def test_a_price_of_several_sequences_is_that_of_one() -> None:
+    cost = StepCost()
+    cost.observe(rows=4, drafted=0, drawn=4, took_s=0.016)
+    cost.observe(rows=8, drafted=4, drawn=6, took_s=0.024)
+    assert cost.row_share == pytest.approx(0.002 / 0.004)
 
 
 def test_rows_that_cost_nothing_are_always_worth_it() -> None:
     cost = StepCost()
-    cost.observe(rows=1, drafted=0, took_s=0.010)
-    cost.observe(rows=8, drafted=7, took_s=0.009)
-    assert cost.row_share(1) == 0
+    cost.observe(rows=1, drafted=0, drawn=1, took_s=0.010)
+    cost.observe(rows=8, drafted=7, drawn=3, took_s=0.009)
+    assert cost.row_share == 0
 
 
 def a_sequence(ids: list[int], *, max_tokens: int, likely: float) -> Sequence:
@@ -113,8 +130,7 @@ def run(job: Job, row_share: float | None) -> tuple[list[tuple[int, ...]], Sched
     scheduler.add(0, [job])
     events: list[tuple[int, ...]] = []
     while not scheduler.idle:
-        share = None if row_share is None else lambda _rows: row_share
-        step = scheduler.schedule(64, row_share=share)
+        step = scheduler.schedule(64, row_share=row_share)
         assert step is not None
         runner.apply(step.instructions)
         scheduler.update(step, evaluate(step, runner.decode(step.batch), sampler))

@@ -164,9 +164,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def schedule(self, budget: int) -> Step | None:
         share = self.row_share
-        return self.scheduler.schedule(
-            budget, row_share=None if share is None else lambda _rows: share
-        )
+        return self.scheduler.schedule(budget, row_share=share)
 
     def one_step(self, budget: int) -> None:
         step = self.schedule(budget)

@@ -23,36 +23,42 @@ _SHARE_OF_NEWS = 0.15
 
 
 class StepCost:
-    """What a step of rows that decode costs: a base, most of it reading weights, and each row.
+    """What a row more costs a step of rows that decode, and what a token costs.
 
-    Both follow from how many rows steps with and without drafts had, and how long they took.
+    A row's cost follows from how many rows steps with and without drafts had, and how long they
+    took; a token's from how many tokens came of all.
     """
 
     def __init__(self) -> None:
         self._plain: tuple[float, float] | None = None
         self._drafted: tuple[float, float] | None = None
+        self._drawn: tuple[float, float] | None = None
 
-    def observe(self, *, rows: int, drafted: int, took_s: float) -> None:
-        """Learn from a step that computed ``rows`` rows and no prompt, ``drafted`` of them."""
+    def observe(self, *, rows: int, drafted: int, drawn: int, took_s: float) -> None:
+        """Learn from a step that computed ``rows`` rows and no prompt, ``drafted`` of them.
+
+        ``drawn`` tokens came of it.
+        """
+        self._drawn = _average(self._drawn, (drawn, took_s))
         if drafted:
             self._drafted = _average(self._drafted, (rows, took_s))
         else:
             self._plain = _average(self._plain, (rows, took_s))
 
-    def row_share(self, rows: int) -> float:
-        """Which part of a step of ``rows`` rows is spent on them; a half until it was measured.
+    @property
+    def row_share(self) -> float:
+        """What a row costs, as a part of what a token costs; a half until it was measured.
 
-        A drafted token pays where it is likelier than this to be right.
+        A drafted token pays where it is likelier than this to be right: it then spares what
+        tokens cost at the pace they come, which drafts have made quicker already.
         """
-        if self._plain is None or self._drafted is None:
+        if self._plain is None or self._drafted is None or self._drawn is None:
             return 0.5
-        (few, fast_s), (many, slow_s) = self._plain, self._drafted
-        if many <= few:
+        (few, fast_s), (many, slow_s), (drawn, took_s) = self._plain, self._drafted, self._drawn
+        if many <= few or took_s <= 0:
             return 0.5
         row_s = max(slow_s - fast_s, 0.0) / (many - few)
-        base_s = max(fast_s - few * row_s, 0.0)
-        whole_s = base_s + rows * row_s
-        return rows * row_s / whole_s if whole_s else 0.5
+        return row_s * drawn / took_s
 
 
 def make_guesses(sequences: SequenceOf[Sequence], row_share: float) -> int:

@@ -7,7 +7,6 @@ is pure: no clock, no thread, no model library; the same calls give the same ste
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
 import msgspec
@@ -153,14 +152,14 @@ class Scheduler:
         self,
         budget_tokens: int,
         *,
-        row_share: Callable[[int], float] | None = None,
+        row_share: float | None = None,
         now_s: float = 0.0,
     ) -> Step | None:
         """The next step: every row that decodes, then at most ``budget_tokens`` of prefill.
 
         None where nothing is left to compute; events may have come all the same. ``row_share`` is
-        what part of a step is spent on so many rows that decode, see ``drafts.StepCost``; nothing
-        is drafted without it. ``now_s`` is only for the account of who waited how long.
+        what a row costs beside a token, see ``drafts.StepCost``; nothing is drafted without it.
+        ``now_s`` is only for the account of who waited how long.
         """
         self._now_s = now_s
         self._place()
@@ -223,7 +222,7 @@ class Scheduler:
                 self._memory.forget(slot)
         return keys
 
-    def _draft(self, row_share: Callable[[int], float]) -> int:
+    def _draft(self, row_share: float) -> int:
         """Draft for all running sequences, if they are few and decode; how many tokens for each.
 
         Where the end of a sequence cannot be trimmed, a draft could not be taken back.
@@ -235,7 +234,7 @@ class Scheduler:
         if not all(sequence.generated for _, sequence in running):
             return 0
         most = min(self._max_batch_tokens, self._max_rows) // count - 1
-        drafted = min(make_guesses([sequence for _, sequence in running], row_share(count)), most)
+        drafted = min(make_guesses([sequence for _, sequence in running], row_share), most)
         for slot, sequence in running:
             start = sequence.length
             slot.tokens[start : start + drafted] = sequence.guess.tokens[:drafted]

@@ -190,10 +190,12 @@ class Worker:
         self._budget.observe(
             decoded_rows=decoded, prefilled_tokens=computed - decoded, took_s=took_s
         )
+        outcomes = evaluate(step, rows, self._sampler)
         if decoded == computed:
             drafted = sum(span.drafted for span in step.spans)
-            self._cost.observe(rows=computed, drafted=drafted, took_s=took_s)
-        self._scheduler.update(step, evaluate(step, rows, self._sampler))
+            drawn = sum(len(outcome.drawn) for outcome in outcomes)
+            self._cost.observe(rows=computed, drafted=drafted, drawn=drawn, took_s=took_s)
+        self._scheduler.update(step, outcomes)
 
     def _measure(self) -> Gauges:
         scheduler = self._scheduler

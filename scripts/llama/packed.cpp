@@ -352,14 +352,6 @@ inline floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
 inline floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline void   store(float * p, floats v) { _mm512_storeu_ps(p, v); }
 
-// start + the products of so many GROUPS of weights with a column's.
-template <class F, int N> inline ints dot(ints start, const ints * weights, const int8_t * column) {
-    for (int g = 0; g < N; g++) {
-        start = _mm512_dpbusd_epi32(start, weights[g], four(column + 4 * g));
-    }
-    return start;
-}
-
 #else
 
 constexpr int LANES   = 8;
@@ -396,6 +388,9 @@ inline floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
 inline floats fma(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline void   store(float * p, floats v) { _mm256_storeu_ps(p, v); }
 
+// Have a sum in a register now: compilers would add all products in the end, and have no room for them.
+inline void keep(ints & sum) { __asm__("" : "+x"(sum)); }
+
 // Sums of two products, eight bits each or less.
 template <class F> inline ints pairs(ints weights, ints column) {
     return F::BITS == 8
@@ -403,106 +398,148 @@ template <class F> inline ints pairs(ints weights, ints column) {
         : _mm256_maddubs_epi16(weights, column);
 }
 
-// start + the products of so many GROUPS of weights with a column's.
-template <class F, int N> inline ints dot(ints start, const ints * weights, const int8_t * column) {
-    // So many pairs fit 16 bits: 2 * 15 * 127 each at most, 2 * 31 * 127, 2 * 63 * 127 or 2 * 128 * 127.
-    constexpr int FOLD = F::BITS == 4 ? 8 : F::BITS == 5 ? 4 : F::BITS == 6 ? 2 : 1;
-    constexpr int STEP = FOLD < N ? FOLD : N;
-    for (int g = 0; g < N; g += STEP) {
-        ints sums = pairs<F>(weights[g], four(column + 4 * g));
-        for (int i = g + 1; i < g + STEP; i++) {
-            sums = _mm256_add_epi16(sums, pairs<F>(weights[i], four(column + 4 * i)));
-        }
-        start = _mm256_add_epi32(start, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
-    }
-    return start;
-}
-
 #endif
 
-constexpr int PARTS = ROWS / LANES;  // of a panel, each computed for itself
+constexpr int PARTS = ROWS / LANES;  // of a panel
 
 // ---- the kernel
 
-// The quants of one block of LANES rows, four values of each row in a vector.
-template <class F> inline void unpack(ints (&weights)[GROUPS], const uint8_t * quants, int part) {
+// Four values of each row of a part, of a block's quants.
+template <class F> inline ints unpack(const uint8_t * quants, int part, int group) {
     const uint8_t * high = quants + GROUPS / 2 * VECTOR;
     quants += part * LANES * 4;
     if constexpr (F::BITS == 8) {
-        for (int g = 0; g < GROUPS; g++) {
-            weights[g] = load(quants + g * VECTOR);
-        }
-        return;
+        return load(quants + group * VECTOR);
     }
-    for (int g = 0; g < GROUPS / 2; g++) {
-        const ints both         = load(quants + g * VECTOR);
-        weights[g]              = low_nibbles(both);
-        weights[g + GROUPS / 2] = high_nibbles(both);
-    }
+    const ints both    = load(quants + group % (GROUPS / 2) * VECTOR);
+    ints       weights = group < GROUPS / 2 ? low_nibbles(both) : high_nibbles(both);
     if constexpr (F::BITS == 5) {
-        for (int g = 0; g < GROUPS; g++) {
-            uint64_t bits = 0;
-            std::memcpy(&bits, high + g * ROWS / 2 + part * LANES / 2, LANES / 2);
-            weights[g] = set_bit_4(weights[g], bits);
-        }
+        uint64_t bits = 0;
+        std::memcpy(&bits, high + group * ROWS / 2 + part * LANES / 2, LANES / 2);
+        weights = set_bit_4(weights, bits);
     }
     if constexpr (F::BITS == 6) {
-        for (int g = 0; g < GROUPS; g++) {
-            const ints four = load(high + g / 4 * VECTOR + part * LANES * 4);
-            weights[g]      = either(weights[g], high_bits(four, g % 4));
+        weights = either(weights, high_bits(load(high + group / 4 * VECTOR + part * LANES * 4), group % 4));
+    }
+    return weights;
+}
+
+// What the sums of a part's products are multiplied with, and what is added for a column's sum.
+template <class F> struct factors {
+    floats scales[F::SCALES];
+    floats min = set1(0.0f);
+
+    // Of block `b`; `halves_of` and `bytes_of` are those of all blocks.
+    factors(const uint8_t * halves_of, const uint8_t * bytes_of, int64_t b, int part) {
+        const uint8_t * half   = halves_of + b / F::BLOCKS * HALF_BYTES<F> + part * LANES * 2;
+        const uint8_t * factor = bytes_of + b * FACTOR_BYTES<F> + part * LANES;
+        scales[0]              = halves(half);
+        if constexpr (F::MIN) {
+            min = halves(half + ROWS * 2);
+        }
+        if constexpr (F::BLOCKS > 1) {
+            if constexpr (F::MIN) {
+                min = mul(min, bytes(factor + ROWS));
+            }
+            if constexpr (F::SCALES == 2) {
+                scales[1] = mul(scales[0], bytes(factor + ROWS));
+            }
+            scales[0] = mul(scales[0], bytes(factor));
         }
     }
-}
+};
 
 // out[c * out_stride + row] for the rows of a panel and N columns.
 template <class F, int N>
 void multiply_quants(
     const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
-    const uint8_t * all_halves  = panel + blocks * QUANT_BYTES<F>;
-    const uint8_t * all_factors = all_halves + blocks / F::BLOCKS * HALF_BYTES<F>;
-    for (int part = 0; part < PARTS; part++) {
-        floats sums[N];
-        for (int c = 0; c < N; c++) {
-            sums[c] = set1(0.0f);
+    constexpr int   N_GROUPS  = GROUPS / F::SCALES;
+    const uint8_t * halves_of = panel + blocks * QUANT_BYTES<F>;
+    const uint8_t * bytes_of  = halves_of + blocks / F::BLOCKS * HALF_BYTES<F>;
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    // A block's weights stay in registers while column after column is multiplied.
+    floats sums[N];
+    for (int c = 0; c < N; c++) {
+        sums[c] = set1(0.0f);
+    }
+    for (int64_t b = 0; b < blocks; b++) {
+        ints weights[GROUPS];
+        for (int g = 0; g < GROUPS; g++) {
+            weights[g] = unpack<F>(panel + b * QUANT_BYTES<F>, 0, g);
         }
-        for (int64_t b = 0; b < blocks; b++) {
-            ints weights[GROUPS];
-            unpack<F>(weights, panel + b * QUANT_BYTES<F>, part);
-            const uint8_t * half   = all_halves + b / F::BLOCKS * HALF_BYTES<F> + part * LANES * 2;
-            const uint8_t * factor = all_factors + b * FACTOR_BYTES<F> + part * LANES;
-            floats          scales[F::SCALES];
-            floats          min = set1(0.0f);
-            scales[0]           = halves(half);
-            if constexpr (F::MIN) {
-                min = halves(half + ROWS * 2);
-            }
-            if constexpr (F::BLOCKS > 1) {
-                if constexpr (F::MIN) {
-                    min = mul(min, bytes(factor + ROWS));
-                }
-                if constexpr (F::SCALES == 2) {
-                    scales[1] = mul(scales[0], bytes(factor + ROWS));
-                }
-                scales[0] = mul(scales[0], bytes(factor));
-            }
+        const factors<F> of_rows(halves_of, bytes_of, b, 0);
 #pragma GCC unroll 16
-            for (int c = 0; c < N; c++) {
-                const column_block & column = columns[c * blocks + b];
-                for (int s = 0; s < F::SCALES; s++) {
-                    constexpr int N_GROUPS = GROUPS / F::SCALES;
-                    const ints    start    = set1(F::OFFSET ? column.start[s] : 0);
-                    const ints    dots     = dot<F, N_GROUPS>(start, weights + s * N_GROUPS, column.quants + 4 * s * N_GROUPS);
-                    sums[c] = fma(to_float(dots), mul(scales[s], set1(column.scale)), sums[c]);
-                }
-                if constexpr (F::MIN) {
-                    sums[c] = fma(min, set1(column.sum), sums[c]);
-                }
-            }
-        }
         for (int c = 0; c < N; c++) {
-            store(out + c * out_stride + part * LANES, sums[c]);
+            const column_block & column = columns[c * blocks + b];
+            for (int s = 0; s < F::SCALES; s++) {
+                ints dots = set1(F::OFFSET ? column.start[s] : 0);
+                for (int g = s * N_GROUPS; g < (s + 1) * N_GROUPS; g++) {
+                    dots = _mm512_dpbusd_epi32(dots, weights[g], four(column.quants + 4 * g));
+                }
+                sums[c] = fma(to_float(dots), mul(of_rows.scales[s], set1(column.scale)), sums[c]);
+            }
+            if constexpr (F::MIN) {
+                sums[c] = fma(of_rows.min, set1(column.sum), sums[c]);
+            }
         }
     }
+    for (int c = 0; c < N; c++) {
+        store(out + c * out_stride, sums[c]);
+    }
+#else
+    // With half the registers, half as long: the sums of a block stay in them, and weights come group by group.
+    // So many pairs fit 16 bits: 2 * 15 * 127 each at most, 2 * 31 * 127, 2 * 63 * 127 or 2 * 128 * 127.
+    constexpr int FOLD = F::BITS == 4 ? 8 : F::BITS == 5 ? 4 : F::BITS == 6 ? 2 : 1;
+    constexpr int STEP = FOLD < N_GROUPS ? FOLD : N_GROUPS;
+    floats sums[N][PARTS];
+    for (int i = 0; i < N * PARTS; i++) {
+        sums[i / PARTS][i % PARTS] = set1(0.0f);
+    }
+    for (int64_t b = 0; b < blocks; b++, columns++) {
+        const uint8_t *  quants = panel + b * QUANT_BYTES<F>;
+        const factors<F> of_rows[PARTS] = {{halves_of, bytes_of, b, 0}, {halves_of, bytes_of, b, 1}};
+        for (int s = 0; s < F::SCALES; s++) {
+            ints dots[N][PARTS];
+#pragma GCC unroll 8
+            for (int i = 0; i < N * PARTS; i++) {
+                dots[i / PARTS][i % PARTS] = set1(F::OFFSET ? columns[i / PARTS * blocks].start[s] : 0);
+            }
+            ints folded[N][PARTS];
+#pragma GCC unroll 8
+            for (int g = s * N_GROUPS; g < (s + 1) * N_GROUPS; g++) {
+                const ints weights[PARTS] = {unpack<F>(quants, 0, g), unpack<F>(quants, 1, g)};
+#pragma GCC unroll 8
+                for (int i = 0; i < N * PARTS; i++) {
+                    ints &     fold     = folded[i / PARTS][i % PARTS];
+                    ints &     sum      = dots[i / PARTS][i % PARTS];
+                    const ints products = pairs<F>(weights[i % PARTS], four(columns[i / PARTS * blocks].quants + 4 * g));
+                    fold                = g % STEP ? _mm256_add_epi16(fold, products) : products;
+                    keep(fold);
+                    if (g % STEP == STEP - 1) {
+                        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(fold, _mm256_set1_epi16(1)));
+                        keep(sum);
+                    }
+                }
+            }
+#pragma GCC unroll 8
+            for (int i = 0; i < N * PARTS; i++) {
+                const int    c = i / PARTS, part = i % PARTS;
+                const floats scale = mul(of_rows[part].scales[s], set1(columns[c * blocks].scale));
+                sums[c][part]      = fma(to_float(dots[c][part]), scale, sums[c][part]);
+            }
+        }
+        if constexpr (F::MIN) {
+#pragma GCC unroll 8
+            for (int i = 0; i < N * PARTS; i++) {
+                const int c = i / PARTS, part = i % PARTS;
+                sums[c][part] = fma(of_rows[part].min, set1(columns[c * blocks].sum), sums[c][part]);
+            }
+        }
+    }
+    for (int i = 0; i < N * PARTS; i++) {
+        store(out + i / PARTS * out_stride + i % PARTS * LANES, sums[i / PARTS][i % PARTS]);
+    }
+#endif
 }
 
 template <class F, int N>

@@ -38,7 +38,7 @@ _MOST_SLOTS = 8
 _MEMORY_SHARE = 8
 """Slots that nobody asked for take at most one in this many parts of the machine's memory."""
 _LIBRARY = f"llama-cpp-python {LIBRARY_VERSION}"
-_NUMERICS = 2
+_NUMERICS = 3
 """Raised whenever the sampler or the scorer may answer differently than before."""
 
 

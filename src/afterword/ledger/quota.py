@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql import psycopg
+from sqlalchemy.dialects import sqlite
 
 from afterword.core.account import Period, UsageRecord
 from afterword.ledger.keys import period_of
@@ -73,10 +73,6 @@ _TAKE = (
     .values(reserved=spending.c.reserved + sa.bindparam("tokens"))
 )
 _HOLD = sa.insert(reservations)
-_STATEMENTS = {
-    "sqlite": _made_for(sqlite, sqlite.dialect(paramstyle="named")),
-    "postgresql": _made_for(postgresql, psycopg.dialect()),  # type: ignore[no-untyped-call]
-}
 _LET_GO = (
     sa.delete(reservations)
     .where(reservations.c.id.in_(sa.bindparam("ids", expanding=True)))
@@ -84,11 +80,22 @@ _LET_GO = (
 )
 
 
+@cache
+def _statements(database: str) -> _Statements:
+    if database == "sqlite":
+        return _made_for(sqlite, sqlite.dialect(paramstyle="named"))
+    # Who keeps the ledger in SQLite need not wait for it at every start.
+    from sqlalchemy.dialects import postgresql  # noqa: PLC0415
+    from sqlalchemy.dialects.postgresql import psycopg  # noqa: PLC0415
+
+    return _made_for(postgresql, psycopg.dialect())  # type: ignore[no-untyped-call]
+
+
 def claim(connection: sa.Connection, wanted: Claim, process_id: str) -> int | None:
     """Reserve, or give the tokens that are left of the budget."""
     if not _take(connection, wanted):
         row = {"key_id": wanted.key_id, "period": wanted.period, "used": 0, "reserved": 0}
-        connection.execute(_STATEMENTS[connection.dialect.name].new_spending, row)
+        connection.execute(_statements(connection.dialect.name).new_spending, row)
         if not _take(connection, wanted):
             spent = connection.execute(
                 sa.select(spending.c.used + spending.c.reserved).where(
@@ -108,7 +115,7 @@ def _take(connection: sa.Connection, wanted: Claim) -> bool:
         "tokens": wanted.tokens,
         "budget_tokens": wanted.budget_tokens,
     }
-    statement = _STATEMENTS[connection.dialect.name].take
+    statement = _statements(connection.dialect.name).take
     return connection.exec_driver_sql(statement, values).rowcount == 1
 
 
@@ -120,7 +127,7 @@ def _record(connection: sa.Connection, wanted: Claim, process_id: str) -> None:
         "period": wanted.period,
         "tokens": wanted.tokens,
     }
-    connection.exec_driver_sql(_STATEMENTS[connection.dialect.name].hold, row)
+    connection.exec_driver_sql(_statements(connection.dialect.name).hold, row)
 
 
 def restore(connection: sa.Connection, held: Iterable[Claim], process_id: str) -> None:
@@ -171,7 +178,7 @@ def _insert_usage(connection: sa.Connection, records: Sequence[UsageRecord]) -> 
     if not records:
         return frozenset()
     rows = [msgspec.structs.asdict(record) for record in records]
-    statement = _STATEMENTS[connection.dialect.name].new_usage
+    statement = _statements(connection.dialect.name).new_usage
     return frozenset(connection.execute(statement, rows).scalars())
 
 
@@ -198,4 +205,4 @@ def _add(
         for at in sorted({*used, *given_back})
     ]
     if rows:
-        connection.execute(_STATEMENTS[connection.dialect.name].add, rows)
+        connection.execute(_statements(connection.dialect.name).add, rows)

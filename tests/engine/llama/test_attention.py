@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from afterword.engine.batching.probe import is_batch_invariant
-from afterword.engine.batching.runner import Batch, Trim
-from afterword.engine.llama.binding import ATTENTION_BY_ROWS, convert
+from afterword.engine.batching.runner import Batch, Fork, Trim
+from afterword.engine.llama.binding import ATTENTION_BY_ROWS, convert, exponentials
 from afterword.engine.llama.runner import LlamaRunner
 from reference import Reference
 from stages import open_runner
@@ -110,6 +110,38 @@ def test_sequences_of_unequal_lengths_are_computed_together(tiny: Path) -> None:
             alone.append(made.decode(end).copy())
             made.apply([Trim(int(end.slots[0]), int(end.positions[0]))])
         assert np.array_equal(made.decode(together(*ends)), np.concatenate(alone))
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_fork_goes_on_as_its_source(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, *, direct: bool
+) -> None:
+    """Copied from stream to stream, and as a library does it that is not patched."""
+    if not direct:
+        monkeypatch.setattr("afterword.engine.llama.binding._fork", None)
+    with runner(tiny) as made:
+        ids = np.random.default_rng(2).integers(0, made.vocabulary, 400).astype(np.int32)
+        expected = made.decode(part(0, ids, 0)).copy()
+        made.decode(part(2, ids[::-1].copy(), 0))
+        made.apply([Trim(2, 0), Fork(0, 2, 250), Fork(2, 3, 100)])
+        assert np.array_equal(made.decode(part(2, ids[250:300], 250)), expected[250:300])
+        assert np.array_equal(made.decode(part(3, ids[100:], 100)), expected[100:])
+        made.apply([Trim(0, 399)])
+        assert np.array_equal(made.decode(part(0, ids[399:], 399)), expected[399:])
+
+
+def test_exponentials_of_the_library_are_exponentials() -> None:
+    random = np.random.default_rng(3)
+    for size in (1, 15, 16, 1000, 49_152):
+        row = (8 * random.standard_normal(size)).astype(np.float32)
+        row[random.random(size) < 0.1] = -np.inf
+        row[0] = 3
+        exact = np.exp(row.astype(np.float64) - row.max())
+        out = row.copy()
+        total = exponentials(out, float(row.max()), out)
+        assert total == pytest.approx(exact.sum(), rel=1e-6)
+        assert out == pytest.approx(exact, rel=1e-5, abs=1e-38)
+        assert not out[row == -np.inf].any()
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -64,6 +64,9 @@ ATTENTION_BY_ROWS = hasattr(lib._lib, "ggml_afterword_attention")  # noqa: SLF00
 """Whether the library computes attention alike in batches of any size."""
 PACKS_WEIGHTS = bool(_added("ggml_afterword_packed_buffer_type", ctypes.c_void_p))
 """Whether the library packs quantised weights in panels on this processor."""
+_fork = getattr(lib._lib, "llama_afterword_fork", None)  # noqa: SLF001 - of scripts/llama
+if _fork is not None:
+    _fork.restype = ctypes.c_bool
 CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
 """What this project changed in the library, as a digest; empty for a library as it comes."""
 
@@ -421,9 +424,8 @@ class LlamaContext:
 
     def fork(self, source: int, destination: int, tokens: int) -> bool:
         """Make a slot the first ``tokens`` tokens of another; False if the state does not fit."""
-        fork = getattr(lib._lib, "llama_afterword_fork", None)  # noqa: SLF001 - of scripts/llama
         memory = ctypes.c_void_p(self._memory)
-        if fork is not None and fork(memory, source, destination, tokens) & 1:
+        if _fork is not None and _fork(memory, source, destination, tokens):
             return True
         size = int(lib.llama_state_seq_get_size(self._context, source))
         state = (ctypes.c_uint8 * size)()

@@ -18,7 +18,8 @@ from afterword.core.protocols import Engine
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.llama.examination import Subject
 from afterword.engine.llama.gguf import read_header
-from afterword.engine.llama.preparing import Prepared, memory_limit, prepare
+from afterword.engine.llama.machine import memory_limit
+from afterword.engine.llama.preparing import Prepared, prepare
 from afterword.engine.remote.address import Address, is_remote, parse_addresses
 
 if TYPE_CHECKING:

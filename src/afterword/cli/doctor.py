@@ -19,6 +19,7 @@ from afterword.cli.options import read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import ServedModel
 from afterword.config import Settings
+from afterword.engine.llama.machine import memory_limit
 from afterword.engine.remote.address import is_remote
 from afterword.engine.remote.dialect import UNKNOWN_CONTEXT
 
@@ -70,12 +71,11 @@ async def _examine(settings: Settings) -> int:
 
 
 def _machine(settings: Settings) -> Iterator[tuple[str, object]]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0))
     yield "afterword", __version__
     yield "python", platform.python_version()
     yield "cores", cores
-    yield "memory", f"{memory / _GIB:.1f} GiB"
+    yield "memory", f"{memory_limit() / _GIB:.1f} GiB"
     yield "threads", settings.threads or cores
     yield "kernels", ", ".join(checkup.instructions()) or "no vector instructions known"
 

@@ -53,6 +53,16 @@ def normal_form(events: list[Event]) -> list[object]:
     return [heads, sorted(tokens.items()), ends]
 
 
+def test_slots_that_the_memory_cannot_hold_are_refused_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KV memory is taken as it is used: the system would end the process much later."""
+    path = make_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr("afterword.engine.llama.engine.memory_limit", lambda: 2**20)
+    with pytest.raises(ConfigError, match=r"slots of \d+ tokens take .* GiB of KV memory"):
+        open_tiny(path, slots=64)
+
+
 async def test_a_scored_prefix_is_not_computed_again(engine: BatchingEngine) -> None:
     job = Job(prompt_ids=tuple(range(10, 90)), n=1, max_tokens=0, sampling=SamplingParams(),
               seed=0, prompt_logprobs=2)  # fmt: skip

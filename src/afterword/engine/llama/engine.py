@@ -24,6 +24,7 @@ from afterword.engine.llama.binding import (
     multiply_row_by_row,
     system_info,
 )
+from afterword.engine.llama.machine import memory_limit
 from afterword.engine.llama.runner import LlamaRunner
 from afterword.engine.llama.vocab import LlamaTokenizer
 from afterword.engine.llama.weights import LIBRARY_VERSION, UNCHANGED, Weights
@@ -36,7 +37,7 @@ _PROBE_SLOTS = 4
 _PROBE_TOKENS = 256
 _MOST_SLOTS = 8
 _MEMORY_SHARE = 8
-"""Slots that nobody asked for take at most one in this many parts of the machine's memory."""
+"""Slots that nobody asked for take at most one in this many parts of the memory that there is."""
 _LIBRARY = f"llama-cpp-python {LIBRARY_VERSION}"
 _NUMERICS = 3
 """Raised whenever the sampler or the scorer may answer differently than before."""
@@ -94,11 +95,11 @@ def open_engine(
             threads=options.compute_threads,
             exact=options.exact,
         )
+        kv_bytes = _kv_bytes(model, name, made)
         runner = LlamaRunner(model, model.open_context(made), made)
     except BaseException:
         model.close()
         raise
-    kv_bytes = made.slots * context * model.cell_bytes()
     _log.info(
         "model %s: %d slots of %d tokens, %.2f GiB of KV memory",
         name,
@@ -170,9 +171,20 @@ def _context(model: LlamaModel, name: str, options: EngineOptions) -> int:
 
 
 def _default_slots(model: LlamaModel, context: int) -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     slot_bytes = max(context * model.cell_bytes(), 1)
-    return max(1, min(_MOST_SLOTS, memory // _MEMORY_SHARE // slot_bytes))
+    return max(1, min(_MOST_SLOTS, memory_limit() // _MEMORY_SHARE // slot_bytes))
+
+
+def _kv_bytes(model: LlamaModel, name: str, made: ContextOptions) -> int:
+    """KV memory of all slots. It is taken as it is used: what is too much has to be said now."""
+    kv_bytes, limit = made.slots * made.slot_tokens * model.cell_bytes(), memory_limit()
+    if kv_bytes > limit:
+        raise ConfigError(
+            f"model {name}: {made.slots} slots of {made.slot_tokens} tokens take "
+            f"{kv_bytes / 2**30:.1f} GiB of KV memory, and there are {limit / 2**30:.1f}; "
+            "try a smaller --ctx or fewer --slots"
+        )
+    return kv_bytes
 
 
 def load(path: Path, options: EngineOptions) -> tuple[LlamaModel, bool]:

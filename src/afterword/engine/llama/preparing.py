@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -145,17 +144,6 @@ def _processor() -> str:
     except FileNotFoundError:
         return platform.processor()
     return "|".join(re.findall(r"^(?:model name|flags|Features)\s*:.*$", text, re.MULTILINE)[:2])
-
-
-def memory_limit() -> int:
-    """What this process may use: the machine's memory, or less where its group is limited."""
-    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        path = Path("/sys/fs/cgroup", name)
-        text = path.read_text().strip() if path.is_file() else ""
-        if text.isdecimal():
-            limit = min(limit, int(text))
-    return limit
 
 
 def known_fidelity(digest: str) -> Mapping[str, Fidelity]:

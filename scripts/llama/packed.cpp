@@ -459,6 +459,7 @@ void multiply_quants(
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
     // A block's weights stay in registers while column after column is multiplied.
     floats sums[N];
+#pragma GCC unroll 16
     for (int c = 0; c < N; c++) {
         sums[c] = set1(0.0f);
     }
@@ -483,6 +484,7 @@ void multiply_quants(
             }
         }
     }
+#pragma GCC unroll 16
     for (int c = 0; c < N; c++) {
         store(out + c * out_stride, sums[c]);
     }

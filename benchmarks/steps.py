@@ -16,7 +16,8 @@ from afterword.core.job import Job, SamplingParams
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Batch, KVInstruction
 from afterword.engine.batching.scheduler import Scheduler
-from afterword.engine.sampler import Sampler, exponentials
+from afterword.engine.llama.binding import exponentials
+from afterword.engine.sampler import Sampler
 
 VOCABULARY = 49_152
 STEPS = 300
@@ -52,7 +53,7 @@ def step_us(sequences: int, sampling: SamplingParams) -> float:
     """Median microseconds of a step in which every sequence generates a token."""
     runner = FreeRunner(sequences)
     scheduler = Scheduler(runner, frozenset(), score_budget_bytes=0)
-    sampler = Sampler(VOCABULARY)
+    sampler = Sampler(VOCABULARY, runner.exponentials)
     for key in range(sequences):
         prompt = tuple(range(key, key + 8))
         scheduler.add(

@@ -334,11 +334,6 @@ inline ints   high_bits(ints v, int shift) {
 inline ints   either(ints a, ints b) { return _mm512_or_si512(a, b); }
 inline ints   set1(int32_t v) { return _mm512_set1_epi32(v); }
 inline floats set1(float v) { return _mm512_set1_ps(v); }
-inline ints   four(const int8_t * p) {
-    int32_t bytes;
-    std::memcpy(&bytes, p, sizeof(bytes));
-    return set1(bytes);
-}
 inline floats halves(const void * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
 inline floats to_float(ints v) { return _mm512_cvtepi32_ps(v); }
 inline floats load_floats(const float * p) { return _mm512_loadu_ps(p); }
@@ -370,11 +365,6 @@ inline ints   high_bits(ints v, int shift) {
 inline ints   either(ints a, ints b) { return _mm256_or_si256(a, b); }
 inline ints   set1(int32_t v) { return _mm256_set1_epi32(v); }
 inline floats set1(float v) { return _mm256_set1_ps(v); }
-inline ints   four(const int8_t * p) {
-    int32_t bytes;
-    std::memcpy(&bytes, p, sizeof(bytes));
-    return set1(bytes);
-}
 inline floats halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
 inline floats to_float(ints v) { return _mm256_cvtepi32_ps(v); }
 inline floats load_floats(const float * p) { return _mm256_loadu_ps(p); }
@@ -401,6 +391,13 @@ template <class F> inline ints pairs(ints weights, ints column) {
 #endif
 
 constexpr int PARTS = ROWS / LANES;  // of a panel
+
+// Four values of a column, for every row.
+inline ints four(const int8_t * values) {
+    int32_t bytes;
+    std::memcpy(&bytes, values, sizeof(bytes));
+    return set1(bytes);
+}
 
 // ---- the kernel
 

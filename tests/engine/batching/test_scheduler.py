@@ -163,8 +163,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.collect()
 
     def schedule(self, budget: int) -> Step | None:
-        share = self.row_share
-        return self.scheduler.schedule(budget, row_share=share)
+        return self.scheduler.schedule(budget, row_share=self.row_share)
 
     def one_step(self, budget: int) -> None:
         step = self.schedule(budget)

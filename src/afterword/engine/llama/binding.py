@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import llama_cpp.llama_cpp as lib
 import msgspec
@@ -20,8 +20,7 @@ import numpy.typing as npt
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.team import Turns
-
-Row: TypeAlias = npt.NDArray[np.float32]
+from afterword.engine.sampler import Row
 
 log = logging.getLogger("afterword.llama")
 
@@ -51,22 +50,26 @@ def exponentials(row: Row, largest: float, out: Row) -> float:
     return float(_exponentials(len(row), out.ctypes.data, row.ctypes.data, largest))
 
 
-def _added(name: str, result: Any) -> Any:  # noqa: ANN401 - whatever the function returns
-    """What a function that scripts/llama adds to the library gives; None where it is missing."""
+def _addition(name: str, result: Any) -> Any:  # noqa: ANN401 - a C function of any kind
+    """A function that scripts/llama adds to the library, or None where it is missing."""
     function = getattr(lib._lib, name, None)  # noqa: SLF001 - no binding has it
-    if function is None:
-        return None
-    function.restype = result
-    return function()
+    if function is not None:
+        function.restype = result
+    return function
+
+
+def _added(name: str, result: Any) -> Any:  # noqa: ANN401 - whatever the function returns
+    """What an addition without arguments gives; None where it is missing."""
+    function = _addition(name, result)
+    return None if function is None else function()
 
 
 ATTENTION_BY_ROWS = hasattr(lib._lib, "ggml_afterword_attention")  # noqa: SLF001 - no binding has it
 """Whether the library computes attention alike in batches of any size."""
 PACKS_WEIGHTS = bool(_added("ggml_afterword_packed_buffer_type", ctypes.c_void_p))
 """Whether the library packs quantised weights in panels on this processor."""
-_fork = getattr(lib._lib, "llama_afterword_fork", None)  # noqa: SLF001 - of scripts/llama
-if _fork is not None:
-    _fork.restype = ctypes.c_bool
+_fork = _addition("llama_afterword_fork", ctypes.c_bool)
+_ragged = _addition("llama_afterword_ragged", ctypes.c_bool)
 CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
 """What this project changed in the library, as a digest; empty for a library as it comes."""
 
@@ -358,8 +361,7 @@ class LlamaContext:
         attach = lib._lib.llama_attach_threadpool  # noqa: SLF001 - has no binding
         attach(ctypes.c_void_p(self._context), team, team)
         self._memory: Any = lib.llama_get_memory(self._context)
-        ragged = getattr(lib._lib, "llama_afterword_ragged", None)  # noqa: SLF001 - of scripts/llama
-        self.ragged = ragged is not None and bool(ragged(ctypes.c_void_p(self._memory)) & 1)
+        self.ragged = _ragged is not None and bool(_ragged(ctypes.c_void_p(self._memory)))
         """Whether tokens of all slots are computed together, however many each has."""
         size = options.batch_tokens + options.slots
         self._tokens = np.zeros(size, np.int32)

@@ -20,6 +20,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __linux__
+#    include <sys/mman.h>
+#endif
+
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 #include <immintrin.h>
@@ -741,9 +745,25 @@ void buffer_set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void *
     static_cast<traits *>((ggml::cpu::tensor_traits *) tensor->extra)->pack(data, tensor);
 }
 
+// Weights are read from end to end in every step: 512 pages as one spare the processor their translation, and the
+// kernel a fault for each.
+void take_large_pages(void * data, size_t size) {
+#    ifdef MADV_HUGEPAGE
+    constexpr uintptr_t PAGE = 2 * 1024 * 1024;
+    const uintptr_t first = ((uintptr_t) data + PAGE - 1) & ~(PAGE - 1), end = ((uintptr_t) data + size) & ~(PAGE - 1);
+    if (first < end) {
+        madvise((void *) first, end - first, MADV_HUGEPAGE);  // where it is refused, pages are small
+    }
+#    else
+    GGML_UNUSED(data);
+    GGML_UNUSED(size);
+#    endif
+}
+
 ggml_backend_buffer_t buffer_alloc(ggml_backend_buffer_type_t type, size_t size) {
     ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     if (buffer) {
+        take_large_pages(ggml_backend_buffer_get_base(buffer), size);
         buffer->buft              = type;
         buffer->iface.init_tensor = buffer_init_tensor;
         buffer->iface.set_tensor  = buffer_set_tensor;

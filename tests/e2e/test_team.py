@@ -106,12 +106,14 @@ def get(server: Server, path: str, key: str | None = None, **more: Any) -> httpx
 
 
 def test_another_address_needs_a_key_first(lite: House) -> None:
-    command = ("serve", "--port", "0", "--host", "0.0.0.0", "--model", f"tiny={lite.model}")  # noqa: S104 - to be refused
-    done = run(*command, *lite.ledger)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "`afterword keys create NAME` makes one" in line
-    assert "--no-auth true" in line
+    command = ("serve", "--port", "0", "--host", "0.0.0.0", "--model")  # noqa: S104 - to be refused
+    # It is said before a model is looked for, let alone fetched.
+    for model in (f"tiny={lite.model}", "tiny=nowhere.gguf"):
+        done = run(*command, model, *lite.ledger)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert "`afterword keys create NAME` makes one" in line
+        assert "--no-auth true" in line
     with lite.serving("--host", "0.0.0.0", "--no-auth", "true") as server:  # noqa: S104 - with a warning
         assert get(server, "/v1/models").status_code == 200
     assert "WARNING: no-auth" in (lite.folder / "stderr").read_text()

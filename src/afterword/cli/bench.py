@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import rich_click as click
 from rich.table import Table
 
-from afterword.cli.compose import checked
+from afterword.cli.loading import checked
 from afterword.cli.sources import Store
 from afterword.cli.terminal import Terminal, plain, print_table
 from afterword.config import EMBEDDED_SOURCE, Settings

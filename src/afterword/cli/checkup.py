@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from afterword.cli.ledger import data_folder, database
-from afterword.cli.server import bind, is_loopback, load_tls
+from afterword.cli.sockets import bind, is_loopback, load_tls
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.ledger.database import REVISION, check, reading, revision_of

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import rich_click as click
 
-from afterword.cli.compose import open_service
+from afterword.cli.compose import load_service
 from afterword.cli.options import read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
@@ -44,7 +44,7 @@ def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings'
 
 
 async def _complete(settings: Settings, body: dict[str, Any]) -> None:
-    async with open_service(settings, Terminal(), probe=False) as service:
+    async with load_service(settings, Terminal(), probe=False) as service:
         plan = await service.plan(msgspec.json.encode(body))
         async with service.open(plan) as answer:
             async for chunks in answer.chunks():

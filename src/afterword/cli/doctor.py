@@ -14,7 +14,7 @@ import rich_click as click
 from afterword import __version__
 from afterword.cli import checkup
 from afterword.cli.bench import bench
-from afterword.cli.compose import open_service
+from afterword.cli.compose import load_service
 from afterword.cli.options import read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import ServedModel
@@ -54,7 +54,7 @@ async def _examine(settings: Settings) -> int:
     click.echo()
     surroundings = list(checkup.surroundings(settings))
     _print((finding.name, finding.text) for finding in surroundings)
-    async with open_service(settings, Terminal()) as service:
+    async with load_service(settings, Terminal(), fresh=True) as service:
         served = service.catalog.engines
         for model in served:
             click.echo()

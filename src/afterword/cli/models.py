@@ -69,12 +69,12 @@ pull.help = (
 @_config
 @_models_dir
 def prune(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """Remove converted files, and what was measured to choose them. Models stay.
+    """Remove converted files, and what was found out about models. Models stay.
 
     A server that runs on such a file goes on; the next start converts and measures again.
     """
     settings = read_settings(given, os.environ).settings
-    click.echo(f"freed {_megabytes(_store(settings).weights.prune())}")
+    click.echo(f"freed {_megabytes(_store(settings).prune())}")
 
 
 @models.command(short_help="Describe a model's file.")

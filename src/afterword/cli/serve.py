@@ -8,42 +8,18 @@ import os
 import re
 import socket
 import sys
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import msgspec
 import rich_click as click
-import sqlalchemy as sa
-import uvloop
 
-from afterword.cli.compose import open_service, retarget
-from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options
+from afterword.cli import importing
 from afterword.cli.options import read_settings, setting_flags
-from afterword.cli.server import (
-    Server,
-    ServerOptions,
-    bind,
-    inherited,
-    is_loopback,
-    load_tls,
-    url_of,
-)
+from afterword.cli.sockets import bind, inherited, is_loopback, load_tls
 from afterword.cli.terminal import Terminal
-from afterword.completion.service import CompletionService
 from afterword.config import Resolved, Settings
-from afterword.core.errors import ConfigError
-from afterword.http.app import Access, create_app
-from afterword.http.lifecycle import Lifecycle
-from afterword.http.middleware import Observer
-from afterword.ledger.database import parse_url, reading
-from afterword.ledger.keys import any_key
-from afterword.ledger.meter import Entrance
-from afterword.ledger.opening import open_database, open_ledger
-
-_log = logging.getLogger(__name__)
 
 _WITHOUT_PASSWORD = re.compile(r"//[^@/]*@")
 SWITCH_INTERVAL_S = 0.001
@@ -72,146 +48,42 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
     if print_config:
         click.echo(_settings_table(resolved))
         return
-    terminal = Terminal()
+    settings, terminal = resolved.settings, Terminal()
     for name in resolved.unknown:
         terminal.say(f"{name} is not a setting and has no effect")
-    _log_to_stderr(resolved.settings.log_level)
+    _log_to_stderr(settings.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    settings = resolved.settings
     load_tls(settings.certfile, settings.keyfile)
     with inherited(os.environ) or bind(
         settings.host, settings.port, reuse_port=settings.reuse_port
     ) as bound:
-        engine = open_database(data_folder(settings), settings.database)
-        entrance = check_entrance(settings, bound, engine, terminal)
         reread = partial(read_settings, given, os.environ)
-        ground = Ground(settings, bound, engine, entrance, reread)
-        with _tracing() if settings.otel else nullcontext() as observe:
-            uvloop.run(_serve(ground, terminal, observe))
+        _serve(settings, bound, terminal, reread)
 
 
-def _tracing() -> AbstractContextManager[Observer]:
-    # Its packages are an extra.
-    from afterword.cli.tracing import open_tracing  # noqa: PLC0415
+def _serve(
+    settings: Settings, bound: socket.socket, terminal: Terminal, reread: Callable[[], Resolved]
+) -> None:
+    # Most of a start is Python that reads Python. --help need not wait for it, and where nobody
+    # has to be let in first, weights are loaded meanwhile.
+    with importing():
+        from afterword.cli.loading import Loading  # noqa: PLC0415
 
-    return open_tracing()
+    with Loading(settings, terminal) as loading:
+        if settings.no_auth or is_loopback(bound):
+            loading.begin()
+        with importing():
+            from afterword.cli.serving import run  # noqa: PLC0415
 
-
-class Ground(msgspec.Struct, frozen=True):
-    """What is decided and opened before there is a loop."""
-
-    settings: Settings
-    bound: socket.socket
-    engine: sa.Engine
-    entrance: Entrance
-    reread: Callable[[], Resolved]
-
-
-async def _serve(ground: Ground, terminal: Terminal, observe: Observer | None) -> None:
-    settings, bound = ground.settings, ground.bound
-    options = ledger_options(settings, ground.entrance)
-    async with (
-        open_ledger(
-            ground.engine, options, identity(), clocks=CLOCKS, entropy=os.urandom
-        ) as ledger,
-        open_service(settings, terminal) as service,
-    ):
-        lifecycle = Lifecycle()
-        app = create_app(
-            service,
-            lifecycle=lifecycle,
-            clock=time.monotonic,
-            entropy=os.urandom,
-            keep_alive_s=settings.keep_alive_s,
-            access=Access(
-                ledger=ledger.meter,
-                books=ledger.books,
-                guarded=not settings.no_auth,
-                origins=settings.origins(),
-            ),
-            observe=observe,
-        )
-
-        async def reload() -> None:
-            changed = ground.reread().settings
-            await retarget(service, changed.models)
-            logging.getLogger("afterword").setLevel(changed.log_level.upper())
-            service.limits = changed.limits()
-            ledger.clerk.refresh()
-            _log.info("keys, limits, log level and addresses of other servers were read again")
-
-        url = url_of(bound, tls=settings.certfile is not None)
-        server = Server(
-            app,
-            server_options(settings),
-            lifecycle=lifecycle,
-            on_ready=lambda: click.echo(_welcome(service, url)),
-            on_reload=reload,
-        )
-        await server.serve([bound])
-
-
-def check_entrance(
-    settings: Settings, bound: socket.socket, engine: sa.Engine, terminal: Terminal
-) -> Entrance:
-    """Who gets in without a key. Raises ``ConfigError`` where that would be everybody.
-
-    Nothing listens before this.
-    """
-    here = is_loopback(bound)
-    if settings.no_auth:
-        if not here:
-            terminal.say("WARNING: no-auth: whoever reaches this address may use the server")
-        return "open"
-    with reading(engine) as connection:
-        made = any_key(connection)
-    if not here and not made:
-        raise ConfigError(
-            f"{settings.host} can be reached from other machines, and there is no key yet: "
-            "`afterword keys create NAME` makes one (or --no-auth true lets everybody in)"
-        )
-    return "keys_if_any" if here else "keys"
-
-
-def server_options(settings: Settings) -> ServerOptions:
-    """What the settings say of connections."""
-    return ServerOptions(
-        grace_s=settings.shutdown_grace_s,
-        read_timeout_s=settings.read_timeout_s,
-        max_connections=settings.max_connections,
-        certfile=settings.certfile,
-        keyfile=settings.keyfile,
-    )
-
-
-def _welcome(service: CompletionService, url: str) -> str:
-    """Where the server is, what it serves, and a line to try."""
-    lines = []
-    for served in service.catalog.engines:
-        card = served.engine.card
-        facts = ", ".join(f"{name} {value}" for name, value in card.details.items())
-        lines.append(f"{served.name}: context {card.context_tokens}, {facts}")
-    request = {
-        "model": service.catalog.default.name,
-        "prompt": "Say this is a test",
-        "max_tokens": 7,
-        "temperature": 0,
-    }
-    header = "-H 'Content-Type: application/json'"
-    return "\n".join(
-        [
-            *lines,
-            f"Afterword is ready on {url}",
-            "Try it:",
-            f"  curl {url}/v1/completions {header} -d '{json.dumps(request)}'",
-        ]
-    )
+        run(settings, bound, loading, terminal=terminal, reread=reread)
 
 
 def _settings_table(resolved: Resolved) -> str:
     """One line for each setting: name, value as TOML would have it, origin."""
     values = msgspec.structs.asdict(resolved.settings)
     if values["database"] is not None:
+        from afterword.ledger.database import parse_url  # noqa: PLC0415 - as above
+
         values["database"] = parse_url(values["database"]).render_as_string(hide_password=True)
     if values["redis"] is not None:
         values["redis"] = _WITHOUT_PASSWORD.sub("//***@", values["redis"])

@@ -1,15 +1,13 @@
-"""The HTTP server as a process: its socket, its signals, its end."""
+"""The HTTP server as a process: its connections, its signals, its end."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -17,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from afterword.cli.connections import GuardedConnection, guarded
+from afterword.cli.sockets import load_tls
 from afterword.core.errors import ConfigError
 from afterword.http.lifecycle import Lifecycle
 
@@ -24,72 +23,11 @@ _log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2048
-_FIRST_PASSED_DESCRIPTOR = 3
 _LINGER_S = 1.0
 """How long requests on their way are waited for at the end."""
 _LINGER_STEP_S = 0.05
 _IDLE_CONNECTION_S = 75
 """Longer than the minute after which proxies and SDKs drop idle connections themselves."""
-
-
-def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """A socket that is bound and does not listen yet. Raises ``ConfigError``."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise ConfigError(f"host {host}: {error.strerror}") from error
-    family, kind, protocol, _, address = found[0]
-    bound = socket.socket(family, kind, protocol)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-    return bound
-
-
-def inherited(environment: Mapping[str, str]) -> socket.socket | None:
-    """The socket that systemd listens on for us, if it does: it outlives a restart."""
-    if environment.get("LISTEN_PID") != str(os.getpid()) or environment.get("LISTEN_FDS") != "1":
-        return None
-    return socket.socket(fileno=_FIRST_PASSED_DESCRIPTOR)
-
-
-def is_loopback(bound: socket.socket) -> bool:
-    """Whether only this machine reaches the socket."""
-    if bound.family == socket.AF_UNIX:
-        return True
-    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
-
-
-def url_of(bound: socket.socket, *, tls: bool = False) -> str:
-    """Where a client on this machine finds the socket."""
-    scheme = "https" if tls else "http"
-    if bound.family == socket.AF_UNIX:
-        return f"{scheme}+unix://{bound.getsockname()}"
-    host, port = bound.getsockname()[:2]
-    if host in {"0.0.0.0", "::"}:  # noqa: S104 - shown, not bound
-        host = "127.0.0.1"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def load_tls(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None:
-    """What a certificate and its key give; None without them. Raises ``ConfigError``."""
-    if certfile is None:
-        if keyfile is not None:
-            raise ConfigError("--keyfile without --certfile")
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certfile, keyfile)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"TLS cannot be set up with certfile and keyfile: {error.strerror or error}"
-        ) from error
-    return context
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):

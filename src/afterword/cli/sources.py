@@ -20,6 +20,8 @@ import platformdirs
 
 from afterword.cli.terminal import Terminal
 from afterword.core.errors import ConfigError
+from afterword.engine.llama.gguf import CHECKS, Header, read_header
+from afterword.engine.llama.notes import Notes
 from afterword.engine.llama.weights import WeightsFolder
 from afterword.engine.remote.address import is_remote
 
@@ -105,6 +107,7 @@ class Store:
         )
         self._terminal = terminal
         self.weights = WeightsFolder(self.folder / "weights")
+        self.notes = Notes(self.folder / "notes")
         self._digests = _Digests(self.folder / "digests.json")
 
     def find(self, source: Source) -> Path | None:
@@ -139,6 +142,22 @@ class Store:
                 blob = path.resolve().name
                 wanted = blob if _SHA256.fullmatch(blob) else None
                 return self._checked(path, f"hf:{repository}/{file}", wanted)
+
+    def header(self, file: ModelFile) -> Header:
+        """What a file says of itself; checked when it is seen first. Raises ``ConfigError``."""
+        origin = (file.digest, CHECKS)
+        header = self.notes.read("header", origin, Header)
+        if header is None:
+            header = read_header(file.path)
+            self.notes.write("header", origin, header)
+        return header
+
+    def prune(self) -> int:
+        """Remove converted files and what was found out of files; the bytes freed.
+
+        Raises ``ConfigError`` while a process is at work there.
+        """
+        return self.weights.prune() + self.notes.forget()
 
     def kept(self) -> Iterator[tuple[str, Path]]:
         """The packages' models that are here, by source."""

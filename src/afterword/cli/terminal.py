@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
-from rich.text import Text
+import click
+
+# Bars and tables are rare: a server that starts need not wait for what draws them.
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 _WIDE = 10_000
 _LINE_EVERY = 0.25
@@ -17,11 +21,15 @@ _LINE_EVERY = 0.25
 
 def plain(text: str) -> Text:
     """A text of others for a table: no markup, and nothing that would control the terminal."""
+    from rich.text import Text  # noqa: PLC0415
+
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def print_table(table: Table) -> None:
     """A table on standard output; where that is no terminal, a row is a line."""
+    from rich.console import Console  # noqa: PLC0415
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)
@@ -31,19 +39,25 @@ def print_table(table: Table) -> None:
 class Terminal:
     """Standard error; standard output is for results."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-
     def say(self, text: str) -> None:
         """One line."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        click.echo(text, err=True)
 
     @contextmanager
     def progress(self, label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
         """A bar that the block moves on by bytes, or plain lines where there is no terminal."""
-        if self._console.is_terminal:
+        if sys.stderr.isatty():
+            from rich.console import Console  # noqa: PLC0415
+            from rich.progress import (  # noqa: PLC0415
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TransferSpeedColumn,
+            )
+
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-            with Progress(*columns, TransferSpeedColumn(), console=self._console) as bars:
+            with Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True)) as bars:
                 bar = bars.add_task(label, total=total_bytes)
                 yield lambda size: bars.advance(bar, size)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -13,8 +14,11 @@ import pytest
 from afterword.core.errors import ConfigError
 from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams
 from afterword.engine.batching.engine import BatchingEngine
+from afterword.engine.llama import binding
 from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.engine import EngineOptions, load, open_engine
+from afterword.engine.llama.engine import EngineOptions, Probed, load, open_engine
+from afterword.engine.llama.gguf import read_header
+from afterword.engine.llama.notes import Notes
 from tiny_gguf import CONTEXT, make_gguf
 
 
@@ -176,15 +180,69 @@ async def test_D3_the_fingerprint_names_file_and_settings(tmp_path: Path) -> Non
     assert all(len(p) == 13 and p.startswith("fp_") for p in prints)
 
 
+def test_the_probe_is_asked_once_for_all_that_its_answer_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, notes = make_gguf(tmp_path / "m.gguf"), Notes(tmp_path / "notes")
+    asked: list[tuple[bool, int]] = []
+
+    def probe(model: LlamaModel, options: EngineOptions) -> bool:
+        asked.append((model.repack, options.compute_threads))
+        return not model.repack
+
+    monkeypatch.setattr("afterword.engine.llama.engine._probe", probe)
+
+    def loaded(*, threads: int = 1, origin: str = "a", kept: Notes | None = notes) -> Probed:
+        found = load(path, EngineOptions(threads=threads), origin=origin, notes=kept)
+        found.model.close()
+        return Probed(found.model.repack, found.batch_invariant)
+
+    for _ in range(2):
+        assert loaded() == Probed(repack=False, batch_invariant=True)
+    assert asked == [(True, 1), (False, 1)]
+    loaded(threads=2)
+    loaded(origin="b")
+    assert asked[2:] == [(True, 2), (False, 2), (True, 1), (False, 1)]
+    loaded(kept=None)
+    assert len(asked) == 8
+
+
+def test_a_vocabulary_is_the_same_in_one_call_and_token_by_token(
+    tmp_path: Path, embedded_model: Path
+) -> None:
+    for path in (make_gguf(tmp_path / "m.gguf", "qwen"), embedded_model):
+        model = LlamaModel(path)
+        try:
+            tokens = model.tokens()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("afterword.engine.llama.binding._pieces", None)
+                assert model.tokens() == tokens
+        finally:
+            model.close()
+        assert len(tokens.pieces) == read_header(path).vocabulary
+        assert tokens.end_ids < tokens.control_ids
+
+
+def test_a_load_does_not_wait_to_say_what_nobody_wants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, lines = make_gguf(tmp_path / "m.gguf"), list[int]()
+    monkeypatch.setattr(binding.log, "log", lambda level, *_: lines.append(level))
+    for level, some in ((logging.INFO, False), (logging.DEBUG, True)):
+        with caplog.at_level(level, binding.log.name):
+            LlamaModel(path).close()
+        assert (logging.DEBUG in lines) == some
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the kernel's threads")
 def test_models_share_one_team_of_threads(tmp_path: Path) -> None:
     """More threads that compute than cores would wait for each other at every operation."""
     path, options = make_gguf(tmp_path / "m.gguf"), EngineOptions(threads=2)
 
     def load_one() -> LlamaModel:
-        model, invariant = load(path, options)
-        assert invariant
-        return model
+        loaded = load(path, options)
+        assert loaded.batch_invariant
+        return loaded.model
 
     models = [load_one()]
     team = threads_of_the_process()

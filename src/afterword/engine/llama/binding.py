@@ -6,14 +6,15 @@ Whoever opens a ``LlamaModel`` or a ``LlamaContext`` closes it. Pointers never l
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import logging
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import llama_cpp.llama_cpp as lib
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,34 @@ from afterword.core.errors import ConfigError
 from afterword.engine.llama.team import Turns
 from afterword.engine.sampler import Row
 
+if TYPE_CHECKING:
+    import llama_cpp.llama_cpp as lib
+else:
+
+    def _bindings() -> Any:  # noqa: ANN401 - a module
+        """The package's bindings alone: chat formats and servers are a twelfth of a start."""
+        package = "llama_cpp"
+        if package in sys.modules or (found := importlib.util.find_spec(package)) is None:
+            return importlib.import_module(f"{package}.llama_cpp")
+        bare = ModuleType(package)
+        bare.__path__ = found.submodule_search_locations
+        sys.modules[package] = bare
+        try:
+            return importlib.import_module(f"{package}.llama_cpp")
+        finally:
+            # Whoever wants the package imports the whole of it.
+            del sys.modules[package]
+
+    lib = _bindings()
+
 log = logging.getLogger("afterword.llama")
 
 _GGML_TYPE_F16 = 1
 _GGML_TYPE_BF16 = 30
 _ADD_NOTHING = False
 _BY_NAME = True
+_CONTROL, _END = 1, 2
+"""What a token is, to ``llama_afterword_pieces``."""
 _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 
@@ -68,6 +91,8 @@ ATTENTION_BY_ROWS = hasattr(lib._lib, "ggml_afterword_attention")  # noqa: SLF00
 """Whether the library computes attention alike in batches of any size."""
 PACKS_WEIGHTS = bool(_added("ggml_afterword_packed_buffer_type", ctypes.c_void_p))
 """Whether the library packs quantised weights in panels on this processor."""
+_pieces = _addition("llama_afterword_pieces", ctypes.c_int64)
+_grave_lines = _addition("llama_afterword_log_grave", None)
 _fork = _addition("llama_afterword_fork", ctypes.c_bool)
 _ragged = _addition("llama_afterword_ragged", ctypes.c_bool)
 CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
@@ -172,7 +197,12 @@ def convert(source: Path, destination: Path, form: str, threads: int) -> None:
 
 def _start() -> None:
     """Have the library speak and end by our callbacks. Idempotent."""
-    lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    if _grave_lines is None or log.isEnabledFor(logging.DEBUG):
+        lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+    else:
+        # The rest would wait for the interpreter, a thousand times in a load.
+        pass_on = ctypes.cast(_grave_lines, lib.llama_log_callback)
+        lib.llama_log_set(pass_on, ctypes.cast(_log_callback, ctypes.c_void_p))
     lib._lib.ggml_set_abort_callback(_abort_callback)  # noqa: SLF001 - ggml's has no binding
     lib.llama_backend_init()
 
@@ -206,6 +236,58 @@ def _team(threads: int) -> ctypes.c_void_p:
             make.restype = ctypes.c_void_p
             _teams[threads] = ctypes.c_void_p(make(ctypes.byref(params)))
         return _teams[threads]
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """The bytes of each token; those that no plain text gives; those that end a generation."""
+
+    pieces: list[bytes]
+    control_ids: frozenset[int]
+    end_ids: frozenset[int]
+
+
+def _tokens_one_by_one(vocab: Any) -> Tokens:  # noqa: ANN401 - a pointer of the binding
+    to_piece, room = lib.llama_token_to_piece, 256
+    buffer = ctypes.create_string_buffer(room)
+    ids = range(lib.llama_vocab_n_tokens(vocab))
+    pieces: list[bytes] = []
+    for token in ids:
+        size = to_piece(vocab, token, buffer, room, 0, _BY_NAME)
+        if size < 0:
+            room = -size
+            buffer = ctypes.create_string_buffer(room)
+            size = to_piece(vocab, token, buffer, room, 0, _BY_NAME)
+        pieces.append(buffer.raw[:size])
+    return Tokens(
+        pieces,
+        frozenset(token for token in ids if lib.llama_vocab_is_control(vocab, token)),
+        frozenset(token for token in ids if lib.llama_vocab_is_eog(vocab, token)),
+    )
+
+
+def _tokens_at_once(vocab: Any) -> Tokens:  # noqa: ANN401 - a pointer of the binding
+    count = int(lib.llama_vocab_n_tokens(vocab))
+    lengths, kinds = np.empty(count, np.int32), np.empty(count, np.uint8)
+
+    def fill(room: int) -> tuple[bytes, int]:
+        buffer = ctypes.create_string_buffer(room)
+        size = _pieces(
+            ctypes.c_void_p(vocab),
+            buffer,
+            ctypes.c_int64(room),
+            ctypes.c_void_p(lengths.ctypes.data),
+            ctypes.c_void_p(kinds.ctypes.data),
+        )
+        return buffer.raw, size
+
+    _, size = fill(0)
+    raw, _ = fill(size)
+    ends = np.cumsum(lengths).tolist()
+    return Tokens(
+        [raw[start:end] for start, end in zip([0, *ends], ends, strict=False)],
+        frozenset(np.flatnonzero(kinds & _CONTROL).tolist()),
+        frozenset(np.flatnonzero(kinds & _END).tolist()),
+    )
 
 
 class LlamaModel:
@@ -296,27 +378,9 @@ class LlamaModel:
                 return ids[:count]
             room = -count
 
-    def pieces(self) -> list[bytes]:
-        """The bytes of each token; special tokens by their name."""
-        to_piece, vocab, room = lib.llama_token_to_piece, self._vocab, 256
-        buffer = ctypes.create_string_buffer(room)
-        found: list[bytes] = []
-        for token in range(self.vocabulary):
-            size = to_piece(vocab, token, buffer, room, 0, _BY_NAME)
-            if size < 0:
-                room = -size
-                buffer = ctypes.create_string_buffer(room)
-                size = to_piece(vocab, token, buffer, room, 0, _BY_NAME)
-            found.append(buffer.raw[:size])
-        return found
-
-    def is_end(self, token: int) -> bool:
-        """Whether a generation is over at this token."""
-        return bool(lib.llama_vocab_is_eog(self._vocab, token))
-
-    def is_control(self, token: int) -> bool:
-        """Whether no plain text gives this token."""
-        return bool(lib.llama_vocab_is_control(self._vocab, token))
+    def tokens(self) -> Tokens:
+        """What each token of the vocabulary is; special tokens have the bytes of their names."""
+        return _tokens_one_by_one(self._vocab) if _pieces is None else _tokens_at_once(self._vocab)
 
     def named(self, name: str) -> int | None:
         """A token by its role (``bos``, ``eos``, ``fim_pre`` ...), if the vocabulary has it."""

@@ -24,7 +24,8 @@ from afterword.engine.llama.binding import (
     multiply_row_by_row,
     system_info,
 )
-from afterword.engine.llama.machine import memory_limit
+from afterword.engine.llama.machine import memory_limit, processor
+from afterword.engine.llama.notes import Notes
 from afterword.engine.llama.runner import LlamaRunner
 from afterword.engine.llama.vocab import LlamaTokenizer
 from afterword.engine.llama.weights import LIBRARY_VERSION, UNCHANGED, Weights
@@ -33,6 +34,8 @@ _log = logging.getLogger("afterword.engine")
 BATCH_TOKENS = 512
 _ROW_BYTES = 64 * 1024 * 1024
 """Rows of logits that one step may want, as memory."""
+_PROBE = 1
+"""Raised whenever the probe may answer differently than before."""
 _PROBE_SLOTS = 4
 _PROBE_TOKENS = 256
 _MOST_SLOTS = 8
@@ -66,6 +69,28 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         return self.threads or len(os.sched_getaffinity(0))
 
 
+class Probed(msgspec.Struct, frozen=True):
+    """What the probe answered: on which kernels, and whether the promise of D1 is kept."""
+
+    repack: bool
+    batch_invariant: bool
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A model in memory; whether answers depend on what else is served (D1), as it was probed."""
+
+    model: LlamaModel
+    batch_invariant: bool
+
+
+class OpenModel(msgspec.Struct, frozen=True):
+    """All that an engine is made of. Closing the runner frees it."""
+
+    runner: LlamaRunner
+    tokenizer: LlamaTokenizer
+    card: EngineCard
+
+
 def open_engine(
     path: Path,
     *,
@@ -74,15 +99,44 @@ def open_engine(
     options: EngineOptions,
     weights: Weights = UNCHANGED,
 ) -> BatchingEngine:
+    """Open a file and start its engine; see ``open_model``."""
+    opened = open_model(path, digest=digest, name=name, options=options, weights=weights)
+    return start_engine(opened, options)
+
+
+def start_engine(opened: OpenModel, options: EngineOptions) -> BatchingEngine:
+    """An engine on a model that was opened with these options, and is its own from now on."""
+    return BatchingEngine(
+        opened.runner,
+        opened.tokenizer,
+        opened.card,
+        max_waiting=options.max_waiting,
+        score_budget_bytes=options.score_cache_bytes,
+        target_gap_ms=options.target_gap_ms,
+        drafts=options.prompt_lookup,
+    )
+
+
+def open_model(
+    path: Path,
+    *,
+    digest: str,
+    name: str,
+    options: EngineOptions,
+    weights: Weights = UNCHANGED,
+    notes: Notes | None = None,
+) -> OpenModel:
     """Load a GGUF file whose header was checked; ``digest`` is its SHA-256 in hex.
 
     Where the file was converted, ``weights`` says so, and ``digest`` is that of the file it was
-    made from.
+    made from. With ``notes`` the probe is not asked again what it was asked before.
 
     Raises ``ConfigError`` for a context larger than the model's, for a model that does not
     continue text, and where memory is short.
     """
-    model, invariant = load(path, options)
+    origin = f"{digest} {weights.form}"
+    loaded = load(path, options, origin=origin, notes=notes)
+    model, invariant = loaded.model, loaded.batch_invariant
     try:
         context = _context(model, name, options)
         tokenizer = LlamaTokenizer(model)
@@ -110,7 +164,7 @@ def open_engine(
     _say(name, options, invariant=invariant)
     card = EngineCard(
         context_tokens=context,
-        fingerprint=_fingerprint(f"{digest} {weights.form}", made, repack=model.repack),
+        fingerprint=_fingerprint(origin, made, repack=model.repack),
         batch_invariant=invariant,
         details={
             "format": model.describe(),
@@ -122,15 +176,7 @@ def open_engine(
             "library": _LIBRARY,
         },
     )
-    return BatchingEngine(
-        runner,
-        tokenizer,
-        card,
-        max_waiting=options.max_waiting,
-        score_budget_bytes=options.score_cache_bytes,
-        target_gap_ms=options.target_gap_ms,
-        drafts=options.prompt_lookup,
-    )
+    return OpenModel(runner, tokenizer, card)
 
 
 def most_rows(model: LlamaModel) -> int:
@@ -187,19 +233,36 @@ def _kv_bytes(model: LlamaModel, name: str, made: ContextOptions) -> int:
     return kv_bytes
 
 
-def load(path: Path, options: EngineOptions) -> tuple[LlamaModel, bool]:
-    """The model on the fastest kernels that keep the promise of D1, and whether it is kept."""
+def load(
+    path: Path, options: EngineOptions, *, origin: str = "", notes: Notes | None = None
+) -> Loaded:
+    """The model on the fastest kernels that keep the promise of D1, and whether it is kept.
+
+    With ``notes`` the probe is asked once for each ``origin`` (what the weights are), library,
+    processor and number of threads: nothing else has a say in its answer.
+    """
     if not options.exact:
-        return LlamaModel(path), False
+        return Loaded(LlamaModel(path), batch_invariant=False)
     multiply_row_by_row()
-    model = LlamaModel(path)
     if not options.probe:
-        return model, False
+        return Loaded(LlamaModel(path), batch_invariant=False)
+    about = (origin, _kernels(), processor(), options.compute_threads, _PROBE)
+    known = notes.read("probe", about, Probed) if notes is not None else None
+    if known is not None:
+        return Loaded(LlamaModel(path, repack=known.repack), known.batch_invariant)
+    loaded = _load_and_probe(path, options)
+    if notes is not None:
+        notes.write("probe", about, Probed(loaded.model.repack, loaded.batch_invariant))
+    return loaded
+
+
+def _load_and_probe(path: Path, options: EngineOptions) -> Loaded:
+    model = LlamaModel(path)
     if _probe(model, options):
-        return model, True
+        return Loaded(model, batch_invariant=True)
     model.close()
     model = LlamaModel(path, repack=False)
-    return model, _probe(model, options)
+    return Loaded(model, _probe(model, options))
 
 
 def _probe(model: LlamaModel, options: EngineOptions) -> bool:
@@ -235,6 +298,10 @@ def _say(name: str, options: EngineOptions, *, invariant: bool) -> None:
 def _fingerprint(origin: str, options: ContextOptions, *, repack: bool) -> str:
     """``fp_`` and ten hex digits of everything that may change an answer (D3)."""
     made = msgspec.json.encode(options).decode()
-    kernels = f"{_LIBRARY} {system_info()} {CHANGES} {repack}"
-    parts = (origin, kernels, str(_NUMERICS), made)
+    parts = (origin, f"{_kernels()} {repack}", str(_NUMERICS), made)
     return f"fp_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"
+
+
+def _kernels() -> str:
+    """The library, what it was built for, and what this project changed in it."""
+    return f"{_LIBRARY} {system_info()} {CHANGES}"

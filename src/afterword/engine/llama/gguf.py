@@ -16,8 +16,10 @@ import msgspec
 
 from afterword.core.errors import ConfigError
 
-Value: TypeAlias = int | float | bool | str | list["Value"]
+Value: TypeAlias = int | float | bool | str
 
+CHECKS = 1
+"""Raised whenever a header is held against more than before."""
 _MAGIC = b"GGUF"
 _LENGTH = struct.Struct("<Q")
 _VOCABULARY = "tokenizer.ggml.tokens"

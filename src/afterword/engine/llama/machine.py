@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 from pathlib import Path
 
 
@@ -15,3 +17,12 @@ def memory_limit() -> int:
         if text.isdecimal():
             limit = min(limit, int(text))
     return limit
+
+
+def processor() -> str:
+    """The model of the processor and what it can do."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except FileNotFoundError:
+        return platform.processor()
+    return "|".join(re.findall(r"^(?:model name|flags|Features)\s*:.*$", text, re.MULTILINE)[:2])

@@ -5,10 +5,7 @@ What ``auto`` found is kept beside the converted files, by everything that it de
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import platform
-import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +18,7 @@ from afterword.engine.llama.child import QUICK, THOROUGH
 from afterword.engine.llama.examination import Examination, Subject, converter
 from afterword.engine.llama.fidelity import Fidelity
 from afterword.engine.llama.gguf import Header
+from afterword.engine.llama.machine import processor
 from afterword.engine.llama.verdict import Choice, Figures, is_faithful, ranked
 from afterword.engine.llama.weights import (
     AS_IS,
@@ -114,36 +112,19 @@ def _in_form(
 
 def recall(folder: WeightsFolder, subject: Subject) -> Outcome | None:
     """What was found out here before, if nothing that it depends on has changed."""
-    try:
-        return msgspec.json.decode(_outcome_path(folder, subject).read_bytes(), type=Outcome)
-    except (OSError, msgspec.DecodeError):
-        return None
+    return folder.notes.read("auto", _origin(subject), Outcome)
 
 
 def remember(folder: WeightsFolder, subject: Subject, outcome: Outcome) -> None:
     """Keep what was found out. The folder's lock must be held."""
-    place = _outcome_path(folder, subject)
-    part = place.with_suffix(".part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(outcome)))
-    part.replace(place)
+    folder.notes.write("auto", _origin(subject), outcome)
 
 
-def _outcome_path(folder: WeightsFolder, subject: Subject) -> Path:
-    parts = (
-        subject.digest, LIBRARY_VERSION, _processor(), subject.threads, subject.exact,
+def _origin(subject: Subject) -> Sequence[object]:
+    return (
+        subject.digest, LIBRARY_VERSION, processor(), subject.threads, subject.exact,
         subject.memory_bytes // _MEMORY_STEP, _RULE, CHANGES,
     )  # fmt: skip
-    key = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
-    return folder.folder / f"auto-{key[:16]}.json"
-
-
-def _processor() -> str:
-    """The model of the processor and what it can do."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except FileNotFoundError:
-        return platform.processor()
-    return "|".join(re.findall(r"^(?:model name|flags|Features)\s*:.*$", text, re.MULTILINE)[:2])
 
 
 def known_fidelity(digest: str) -> Mapping[str, Fidelity]:

@@ -41,9 +41,10 @@ _SLOT_TOKENS = 128
 def survey(path: Path, request: Survey) -> Figures:
     """Measure a file as a request asks."""
     threads, exact, effort = request.threads, request.exact, request.effort
-    model, invariant = load(path, EngineOptions(threads=threads, exact=exact))
+    loaded = load(path, EngineOptions(threads=threads, exact=exact))
+    model = loaded.model
     try:
-        if request.promised and not invariant:
+        if request.promised and not loaded.batch_invariant:
             return Figures()
         tokens = np.array(passage_ids(model), np.int32)
         with temporary_runner(model, threads, exact=exact, slots=MANY, room=_SLOT_TOKENS) as runner:
@@ -58,7 +59,7 @@ def survey(path: Path, request: Survey) -> Figures:
             scoring = _prompt(runner, scored, effort, rows=True) if effort.full else None
         speeds = Speeds(prefill=prefill, one=one, many=many, few=few, scoring=scoring)
         return Figures(
-            batch_invariant=invariant,
+            batch_invariant=loaded.batch_invariant,
             speeds=speeds,
             memory_bytes=memory_bytes,
             file_bytes=path.stat().st_size,
@@ -82,7 +83,7 @@ def write_reference(path: Path, rows_file: Path, threads: int) -> None:
 
 def fidelity(path: Path, rows_file: Path, threads: int, *, exact: bool) -> Fidelity:
     """Compare a file, on the kernels that would serve it, with what ``write_reference`` kept."""
-    model, _ = load(path, EngineOptions(threads=threads, exact=exact))
+    model = load(path, EngineOptions(threads=threads, exact=exact)).model
     try:
         reference = np.memmap(rows_file, np.float32, "r").reshape(-1, model.vocabulary)
         comparison = Comparison()

@@ -17,10 +17,9 @@ class LlamaTokenizer:
 
     def __init__(self, model: LlamaModel) -> None:
         self._model = model
-        ids = range(model.vocabulary)
-        self.pieces: Sequence[bytes] = model.pieces()
-        self.special_ids = frozenset(i for i in ids if model.is_control(i))
-        self.end_ids = frozenset(i for i in ids if model.is_end(i))
+        tokens = model.tokens()
+        self.pieces: Sequence[bytes] = tokens.pieces
+        self.special_ids, self.end_ids = tokens.control_ids, tokens.end_ids
         self.max_piece_bytes = max(map(len, self.pieces))
         named = {role: model.named(role) for role in ("bos", "eos", "pad")}
         self.roles = {role: token for role, token in named.items() if token is not None}

@@ -21,6 +21,7 @@ import msgspec
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.gguf import Header, read_header
+from afterword.engine.llama.notes import Notes
 
 AS_IS = "as-is"
 FORMS: Sequence[str] = ("q8_0", "bf16", "f16", "q4_0")
@@ -77,6 +78,7 @@ class WeightsFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.notes = Notes(folder)
 
     def find(self, digest: str, form: str) -> Path | None:
         """The file of a form, whole, made by this library."""

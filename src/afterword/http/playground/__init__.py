@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
@@ -68,8 +69,9 @@ def _walk(folder: Traversable, prefix: str) -> list[tuple[str, Asset]]:
 class Playground:
     """Endpoints of the page and of its files."""
 
-    def __init__(self) -> None:
-        self._assets = load()
+    @cached_property
+    def _assets(self) -> Mapping[str, Asset]:
+        return load()
 
     async def page(self, request: Request) -> Response:
         """The page itself."""

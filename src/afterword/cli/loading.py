@@ -1,0 +1,144 @@
+"""Files become models in memory: all are looked at first, then a thread loads one after another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from afterword.cli.sources import Store, parse_source
+from afterword.cli.terminal import Terminal
+from afterword.config import Settings
+from afterword.core.errors import ConfigError
+from afterword.engine.llama.engine import EngineOptions, OpenModel, open_model
+from afterword.engine.llama.examination import Subject
+from afterword.engine.llama.machine import memory_limit
+from afterword.engine.llama.preparing import Prepared, prepare
+from afterword.engine.remote.address import is_remote, parse_addresses
+
+
+class LocalModel(msgspec.Struct, frozen=True):
+    """A file, and the model that is made of it in the meantime."""
+
+    file: Subject
+    opened: Future[OpenModel]
+
+
+class Loading:
+    """The models of some settings: addresses of other servers, and files as they are loaded.
+
+    ``probe`` asks of each file whether answers depend on what else is served, once on a machine;
+    ``fresh`` asks again. No file is touched before ``begin``. What nobody has taken at the end of
+    the block is freed. Raises ``ConfigError`` for addresses that are none.
+    """
+
+    def __init__(
+        self, settings: Settings, terminal: Terminal, *, probe: bool = True, fresh: bool = False
+    ) -> None:
+        self.addresses = {
+            name: parse_addresses(text) for name, text in settings.models.items() if is_remote(text)
+        }
+        self._settings = settings
+        self._store = Store(settings.models_dir, terminal)
+        self._say = terminal.say
+        self._probe = probe
+        self._notes = None if fresh else self._store.notes
+        self._thread = ThreadPoolExecutor(1, "afterword-loading")
+        self._models: dict[str, LocalModel] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # What the library is at cannot be stopped.
+        self._thread.shutdown(cancel_futures=True)
+        for left in (self._models or {}).values():
+            if not left.opened.cancelled() and left.opened.exception() is None:
+                left.opened.result().runner.close()
+
+    def begin(self) -> None:
+        """Fetch, check and prepare every file, then begin to load. Once; later calls do nothing.
+
+        Raises ``ConfigError``.
+        """
+        if self._models is not None:
+            return
+        # What is wrong with one is said before the first is loaded.
+        names = [name for name in self._settings.models if name not in self.addresses]
+        files = {name: checked(self._store, self._settings, name) for name in names}
+        ready = {
+            name: prepare(
+                self._store.weights, file, self._settings.effective_weights(name), self._say
+            )
+            for name, file in files.items()
+        }
+        self._models = {
+            name: LocalModel(file, self._thread.submit(self._open, name, file, ready[name]))
+            for name, file in files.items()
+        }
+
+    async def take(self, name: str) -> tuple[Path, OpenModel]:
+        """A model's file, and the model once it is open, the caller's from here on.
+
+        Raises ``ConfigError``.
+        """
+        self.begin()
+        models = self._models or {}
+        opened = await asyncio.wrap_future(models[name].opened)
+        return models.pop(name).file.path, opened
+
+    def _open(self, name: str, file: Subject, prepared: Prepared) -> OpenModel:
+        return open_model(
+            prepared.path,
+            digest=file.digest,
+            name=name,
+            options=self.options,
+            weights=prepared.weights,
+            notes=self._notes,
+        )
+
+    @property
+    def options(self) -> EngineOptions:
+        """What the settings say of engines that run a file."""
+        settings = self._settings
+        return EngineOptions(
+            ctx=settings.ctx,
+            slots=settings.slots,
+            threads=settings.threads,
+            exact=settings.kv == "exact",
+            probe=self._probe,
+            max_waiting=settings.max_waiting,
+            score_cache_bytes=settings.score_cache_mib * 2**20,
+            target_gap_ms=settings.target_gap_ms,
+            prompt_lookup=settings.prompt_lookup,
+        )
+
+
+def checked(store: Store, settings: Settings, name: str) -> Subject:
+    """The file of a model, fetched and looked at, as these settings will run it."""
+    file = store.fetch(parse_source(settings.models[name]))
+    header = store.header(file)
+    trained = header.context_tokens
+    if settings.ctx is not None and trained is not None and settings.ctx > trained:
+        raise ConfigError(
+            f"model {name}: a context of {settings.ctx} tokens is larger than the model's, "
+            f"which is {trained}"
+        )
+    return Subject(
+        path=file.path,
+        digest=file.digest,
+        header=header,
+        threads=settings.threads or len(os.sched_getaffinity(0)),
+        exact=settings.kv == "exact",
+        memory_bytes=memory_limit(),
+    )

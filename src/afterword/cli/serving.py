@@ -1,0 +1,170 @@
+"""What a server does once its settings are read and its socket is bound: everything meets here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import msgspec
+import rich_click as click
+import sqlalchemy as sa
+import uvloop
+
+from afterword.cli.compose import open_service, retarget
+from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options
+from afterword.cli.loading import Loading
+from afterword.cli.server import Server, ServerOptions
+from afterword.cli.sockets import is_loopback, url_of
+from afterword.cli.terminal import Terminal
+from afterword.completion.service import CompletionService
+from afterword.config import Resolved, Settings
+from afterword.core.errors import ConfigError
+from afterword.http.app import Access, create_app
+from afterword.http.lifecycle import Lifecycle
+from afterword.http.middleware import Observer
+from afterword.ledger.database import reading
+from afterword.ledger.keys import any_key
+from afterword.ledger.meter import Entrance
+from afterword.ledger.opening import open_database, open_ledger
+
+_log = logging.getLogger(__name__)
+
+
+def run(
+    settings: Settings,
+    bound: socket.socket,
+    loading: Loading,
+    *,
+    terminal: Terminal,
+    reread: Callable[[], Resolved],
+) -> None:
+    """Serve until a signal ends it. Raises ``ConfigError``."""
+    database = open_database(data_folder(settings), settings.database)
+    entrance = check_entrance(settings, bound, database, terminal)
+    ground = Ground(settings, bound, loading, database, entrance, reread)
+    with _tracing() if settings.otel else nullcontext() as observe:
+        uvloop.run(_serve(ground, observe))
+
+
+def _tracing() -> AbstractContextManager[Observer]:
+    # Its packages are an extra.
+    from afterword.cli.tracing import open_tracing  # noqa: PLC0415
+
+    return open_tracing()
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What is decided and opened before there is a loop."""
+
+    settings: Settings
+    bound: socket.socket
+    loading: Loading
+    database: sa.Engine
+    entrance: Entrance
+    reread: Callable[[], Resolved]
+
+
+async def _serve(ground: Ground, observe: Observer | None) -> None:
+    settings, bound = ground.settings, ground.bound
+    options = ledger_options(settings, ground.entrance)
+    async with (
+        open_ledger(
+            ground.database, options, identity(), clocks=CLOCKS, entropy=os.urandom
+        ) as ledger,
+        open_service(settings, ground.loading) as service,
+    ):
+        lifecycle = Lifecycle()
+        app = create_app(
+            service,
+            lifecycle=lifecycle,
+            clock=time.monotonic,
+            entropy=os.urandom,
+            keep_alive_s=settings.keep_alive_s,
+            access=Access(
+                ledger=ledger.meter,
+                books=ledger.books,
+                guarded=not settings.no_auth,
+                origins=settings.origins(),
+            ),
+            observe=observe,
+        )
+
+        async def reload() -> None:
+            changed = ground.reread().settings
+            await retarget(service, changed.models)
+            logging.getLogger("afterword").setLevel(changed.log_level.upper())
+            service.limits = changed.limits()
+            ledger.clerk.refresh()
+            _log.info("keys, limits, log level and addresses of other servers were read again")
+
+        url = url_of(bound, tls=settings.certfile is not None)
+        server = Server(
+            app,
+            server_options(settings),
+            lifecycle=lifecycle,
+            on_ready=lambda: click.echo(_welcome(service, url)),
+            on_reload=reload,
+        )
+        await server.serve([bound])
+
+
+def check_entrance(
+    settings: Settings, bound: socket.socket, engine: sa.Engine, terminal: Terminal
+) -> Entrance:
+    """Who gets in without a key. Raises ``ConfigError`` where that would be everybody.
+
+    Nothing listens before this.
+    """
+    here = is_loopback(bound)
+    if settings.no_auth:
+        if not here:
+            terminal.say("WARNING: no-auth: whoever reaches this address may use the server")
+        return "open"
+    with reading(engine) as connection:
+        made = any_key(connection)
+    if not here and not made:
+        raise ConfigError(
+            f"{settings.host} can be reached from other machines, and there is no key yet: "
+            "`afterword keys create NAME` makes one (or --no-auth true lets everybody in)"
+        )
+    return "keys_if_any" if here else "keys"
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """What the settings say of connections."""
+    return ServerOptions(
+        grace_s=settings.shutdown_grace_s,
+        read_timeout_s=settings.read_timeout_s,
+        max_connections=settings.max_connections,
+        certfile=settings.certfile,
+        keyfile=settings.keyfile,
+    )
+
+
+def _welcome(service: CompletionService, url: str) -> str:
+    """Where the server is, what it serves, and a line to try."""
+    lines = []
+    for served in service.catalog.engines:
+        card = served.engine.card
+        facts = ", ".join(f"{name} {value}" for name, value in card.details.items())
+        lines.append(f"{served.name}: context {card.context_tokens}, {facts}")
+    request = {
+        "model": service.catalog.default.name,
+        "prompt": "Say this is a test",
+        "max_tokens": 7,
+        "temperature": 0,
+    }
+    header = "-H 'Content-Type: application/json'"
+    return "\n".join(
+        [
+            *lines,
+            f"Afterword is ready on {url}",
+            "Try it:",
+            f"  curl {url}/v1/completions {header} -d '{json.dumps(request)}'",
+        ]
+    )

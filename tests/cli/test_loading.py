@@ -1,0 +1,103 @@
+"""Models on their way into memory: who has them, and what becomes of those that nobody took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afterword.cli.loading import Loading
+from afterword.cli.terminal import Terminal
+from afterword.config import Settings
+from afterword.core.errors import ConfigError
+from afterword.engine.llama.engine import OpenModel, open_model
+from afterword.engine.llama.gguf import Header, read_header
+from afterword.engine.llama.runner import LlamaRunner
+from tiny_gguf import make_gguf
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    files = {name: str(make_gguf(tmp_path / f"{name}.gguf")) for name in ("a", "b")}
+    return Settings(models=files, models_dir=str(tmp_path / "models"), weights="as-is", threads=1)
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[LlamaRunner]:
+    """The runners that were closed."""
+    runners: list[LlamaRunner] = []
+    close = LlamaRunner.close
+
+    def remembered(runner: LlamaRunner) -> None:
+        runners.append(runner)
+        close(runner)
+
+    monkeypatch.setattr(LlamaRunner, "close", remembered)
+    return runners
+
+
+async def test_what_nobody_took_is_freed(settings: Settings, closed: list[LlamaRunner]) -> None:
+    with Loading(settings, Terminal()) as models:
+        models.begin()
+        path, model = await models.take("b")
+    assert path.name == "b.gguf"
+    assert len(closed) == 1
+    assert model.runner not in closed
+    assert model.card.batch_invariant
+    model.runner.close()
+
+
+def test_nothing_is_loaded_before_it_begins(settings: Settings, closed: list[LlamaRunner]) -> None:
+    with Loading(settings, Terminal()):
+        pass
+    assert closed == []
+
+
+async def test_an_error_waits_for_who_takes_the_model(
+    settings: Settings, closed: list[LlamaRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_one(path: Path, *, name: str, **more: object) -> OpenModel:
+        if name == "b":
+            raise ConfigError("b: no")
+        return open_model(path, name=name, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("afterword.cli.loading.open_model", refuse_one)
+    with Loading(settings, Terminal()) as models:
+        models.begin()
+        with pytest.raises(ConfigError, match="b: no"):
+            await models.take("b")
+    assert len(closed) == 1
+
+
+def test_what_is_wrong_is_said_before_anything_is_loaded(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afterword.cli.loading.open_model", None)
+    (tmp_path / "b.gguf").write_bytes(b"GGUF")
+    with Loading(settings, Terminal()) as models, pytest.raises(ConfigError, match="truncated"):
+        models.begin()
+    wrong = Settings(models={"x": "vllm+http://host:port"}, aliases={})
+    with pytest.raises(ConfigError, match="host:port"):
+        Loading(wrong, Terminal())
+
+
+def test_a_header_is_read_once(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*, fresh: bool = False) -> list[Path]:
+        looked_at: list[Path] = []
+
+        def remembered(path: Path) -> Header:
+            looked_at.append(path)
+            return read_header(path)
+
+        with monkeypatch.context() as patch, Loading(settings, Terminal(), fresh=fresh) as models:
+            patch.setattr("afterword.cli.sources.read_header", remembered)
+            models.begin()
+        return looked_at
+
+    # Both files have the same content.
+    assert begin() == [tmp_path / "a.gguf"]
+    assert begin() == []
+    make_gguf(tmp_path / "b.gguf", context=128)
+    assert begin() == [tmp_path / "b.gguf"]

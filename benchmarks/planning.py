@@ -23,7 +23,8 @@ from afterword.cli.serve import SWITCH_INTERVAL_S
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
-from afterword.engine.llama.engine import EngineOptions, open_engine
+from afterword.engine.llama.engine import open_engine
+from afterword.engine.llama.loading import EngineOptions
 
 TEXT = "The quick brown fox jumps over the lazy dog again"
 IDS = 30_000

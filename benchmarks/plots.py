@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 
 from afterword.core.job import SamplingParams
 from afterword.engine.batching.runner import Batch, Trim
-from afterword.engine.llama.engine import BATCH_TOKENS
-from afterword.engine.llama.runner import LlamaRunner
+from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner
 from afterword.engine.llama.survey import best_s
 from afterword.engine.sampler import Sampler
 from embedded import embedded_file

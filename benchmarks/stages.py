@@ -23,8 +23,7 @@ from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Trim
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.engine import BATCH_TOKENS, temporary_runner
-from afterword.engine.llama.runner import LlamaRunner
+from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, temporary_runner
 from afterword.engine.llama.survey import best_s
 from afterword.engine.sampler import Sampler
 from embedded import embedded_file

@@ -16,7 +16,7 @@ from afterword.core.job import Job, SamplingParams
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Batch, KVInstruction
 from afterword.engine.batching.scheduler import Scheduler
-from afterword.engine.llama.binding import exponentials
+from afterword.engine.llama.context import exponentials
 from afterword.engine.sampler import Sampler
 
 VOCABULARY = 49_152

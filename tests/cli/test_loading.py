@@ -12,6 +12,7 @@ from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.gguf import Header, read_header
+from afterword.engine.llama.loading import Loaded
 from afterword.engine.llama.runner import LlamaRunner
 from tiny_gguf import make_gguf
 
@@ -56,12 +57,13 @@ def test_nothing_is_loaded_before_it_begins(settings: Settings, closed: list[Lla
 async def test_an_error_waits_for_who_takes_the_model(
     settings: Settings, closed: list[LlamaRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse_one(path: Path, *, name: str, **more: object) -> OpenModel:
+    def refuse_one(loaded: Loaded, *, name: str, **more: object) -> OpenModel:
         if name == "b":
+            loaded.model.close()
             raise ConfigError("b: no")
-        return open_model(path, name=name, **more)  # type: ignore[arg-type]
+        return open_model(loaded, name=name, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("afterword.cli.loading.open_model", refuse_one)
+    monkeypatch.setattr("afterword.engine.llama.engine.open_model", refuse_one)
     with Loading(settings, Terminal()) as models:
         models.begin()
         with pytest.raises(ConfigError, match="b: no"):
@@ -72,7 +74,7 @@ async def test_an_error_waits_for_who_takes_the_model(
 def test_what_is_wrong_is_said_before_anything_is_loaded(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("afterword.cli.loading.open_model", None)
+    monkeypatch.setattr("afterword.cli.loading.load", None)
     (tmp_path / "b.gguf").write_bytes(b"GGUF")
     with Loading(settings, Terminal()) as models, pytest.raises(ConfigError, match="truncated"):
         models.begin()

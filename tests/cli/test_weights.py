@@ -12,8 +12,7 @@ from click.testing import CliRunner
 from afterword.cli import bench, cli
 from afterword.cli.terminal import Terminal
 from afterword.config import EMBEDDED_MODEL, EMBEDDED_SOURCE, Settings
-from afterword.engine.llama.fidelity import Fidelity
-from afterword.engine.llama.verdict import Figures, Speeds, choose
+from afterword.engine.llama.verdict import Fidelity, Figures, Speeds, choose
 from tiny_gguf import make_gguf
 
 SPEEDS = Speeds(prefill=200, one=100, few=250, many=300, scoring=180)

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from afterword.engine.llama.engine import EngineOptions, open_engine
+from afterword.engine.llama.engine import open_engine
+from afterword.engine.llama.loading import EngineOptions
 from asgi import Client
 from conftest import make_client
 from tiny_gguf import make_gguf

@@ -17,9 +17,10 @@ from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
 from afterword.core.wire import Completion
-from afterword.engine.llama.engine import EngineOptions, open_engine
+from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.examination import converter
 from afterword.engine.llama.fidelity import passage
+from afterword.engine.llama.loading import EngineOptions
 from afterword.engine.llama.weights import WeightsFolder
 from reference import Reference
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterword.engine.llama.engine import EngineOptions, open_engine
+from afterword.engine.llama.engine import open_engine
+from afterword.engine.llama.loading import EngineOptions
 from asgi import Client
 from conftest import make_client
 from properties.laws import delivered_alike

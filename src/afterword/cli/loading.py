@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -15,11 +14,14 @@ from afterword.cli.sources import Store, parse_source
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.engine import EngineOptions, OpenModel, open_model
 from afterword.engine.llama.examination import Subject
+from afterword.engine.llama.loading import EngineOptions, load
 from afterword.engine.llama.machine import memory_limit
 from afterword.engine.llama.preparing import Prepared, prepare
 from afterword.engine.remote.address import is_remote, parse_addresses
+
+if TYPE_CHECKING:
+    from afterword.engine.llama.engine import OpenModel
 
 
 class LocalModel(msgspec.Struct, frozen=True):
@@ -92,20 +94,22 @@ class Loading:
 
         Raises ``ConfigError``.
         """
+        # Whoever waits has a loop; nobody needs it before a file is being loaded.
+        import asyncio  # noqa: PLC0415
+
         self.begin()
         models = self._models or {}
         opened = await asyncio.wrap_future(models[name].opened)
         return models.pop(name).file.path, opened
 
     def _open(self, name: str, file: Subject, prepared: Prepared) -> OpenModel:
-        return open_model(
-            prepared.path,
-            digest=file.digest,
-            name=name,
-            options=self.options,
-            weights=prepared.weights,
-            notes=self._notes,
-        )
+        weights, options = prepared.weights, self.options
+        origin = weights.origin(file.digest)
+        loaded = load(prepared.path, options, origin=origin, notes=self._notes)
+        # What computes is imported in the meantime, or now.
+        from afterword.engine.llama.engine import open_model  # noqa: PLC0415
+
+        return open_model(loaded, digest=file.digest, name=name, options=options, weights=weights)
 
     @property
     def options(self) -> EngineOptions:

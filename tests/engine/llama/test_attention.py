@@ -11,7 +11,8 @@ import pytest
 
 from afterword.engine.batching.probe import is_batch_invariant
 from afterword.engine.batching.runner import Batch, Fork, Trim
-from afterword.engine.llama.binding import ATTENTION_BY_ROWS, convert, exponentials
+from afterword.engine.llama.binding import convert
+from afterword.engine.llama.context import ATTENTION_BY_ROWS, exponentials
 from afterword.engine.llama.runner import LlamaRunner
 from reference import Reference
 from stages import open_runner
@@ -118,7 +119,7 @@ def test_a_fork_goes_on_as_its_source(
 ) -> None:
     """Copied from stream to stream, and as a library does it that is not patched."""
     if not direct:
-        monkeypatch.setattr("afterword.engine.llama.binding._fork", None)
+        monkeypatch.setattr("afterword.engine.llama.context._fork", None)
     with runner(tiny) as made:
         ids = np.random.default_rng(2).integers(0, made.vocabulary, 400).astype(np.int32)
         expected = made.decode(part(0, ids, 0)).copy()

@@ -16,8 +16,9 @@ from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingPa
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.llama import binding
 from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.engine import EngineOptions, Probed, load, open_engine
+from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.gguf import read_header
+from afterword.engine.llama.loading import EngineOptions, Probed, load
 from afterword.engine.llama.notes import Notes
 from tiny_gguf import CONTEXT, make_gguf
 
@@ -190,7 +191,7 @@ def test_the_probe_is_asked_once_for_all_that_its_answer_depends_on(
         asked.append((model.repack, options.compute_threads))
         return not model.repack
 
-    monkeypatch.setattr("afterword.engine.llama.engine._probe", probe)
+    monkeypatch.setattr("afterword.engine.llama.loading._probe", probe)
 
     def loaded(*, threads: int = 1, origin: str = "a", kept: Notes | None = notes) -> Probed:
         found = load(path, EngineOptions(threads=threads), origin=origin, notes=kept)

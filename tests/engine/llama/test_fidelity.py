@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from afterword.engine.llama.fidelity import (
-    PASSAGE_TOKENS,
     SEGMENT_TOKENS,
     Comparison,
     log_softmax,
     passage,
     segments,
 )
+from afterword.engine.llama.verdict import PASSAGE_TOKENS
 
 
 def test_divergence_is_that_of_float64() -> None:

@@ -103,7 +103,8 @@ _LOAD = """
 import asyncio, sys
 from pathlib import Path
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.engine import EngineOptions, open_engine
+from afterword.engine.llama.engine import open_engine
+from afterword.engine.llama.loading import EngineOptions
 from afterword.engine.llama.gguf import read_header
 for name in sys.argv[1:]:
     path = Path(name)

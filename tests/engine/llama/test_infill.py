@@ -12,7 +12,8 @@ import pytest
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
-from afterword.engine.llama.engine import EngineOptions, open_engine
+from afterword.engine.llama.engine import open_engine
+from afterword.engine.llama.loading import EngineOptions
 from asgi import fold
 from conftest import make_client
 from tiny_gguf import make_gguf

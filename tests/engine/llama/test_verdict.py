@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from afterword.engine.llama.fidelity import Fidelity
 from afterword.engine.llama.verdict import (
     LEAST_GAIN,
     LEAST_RATIO,
     MARGIN_KL,
+    Fidelity,
     Figures,
     Speeds,
     choose,

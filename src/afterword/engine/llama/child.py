@@ -17,8 +17,7 @@ from typing import TypeAlias, TypeVar, assert_never
 import msgspec
 
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.fidelity import Fidelity
-from afterword.engine.llama.verdict import Figures
+from afterword.engine.llama.verdict import Fidelity, Figures
 
 _PARENT_DEATH_SIGNAL = 1
 """``prctl``'s PR_SET_PDEATHSIG."""

@@ -10,9 +10,15 @@ import msgspec
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.child import Compare, Convert, Effort, Survey, WriteReference, ask
-from afterword.engine.llama.fidelity import PASSAGE_TOKENS, Fidelity
 from afterword.engine.llama.gguf import Header
-from afterword.engine.llama.verdict import Choice, Figures, choose, is_faithful
+from afterword.engine.llama.verdict import (
+    PASSAGE_TOKENS,
+    Choice,
+    Fidelity,
+    Figures,
+    choose,
+    is_faithful,
+)
 from afterword.engine.llama.weights import (
     AS_IS,
     EXACT_FORM,

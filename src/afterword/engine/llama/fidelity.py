@@ -9,24 +9,16 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from afterword.engine.llama.verdict import PASSAGE_TOKENS, Fidelity
+
 Rows: TypeAlias = npt.NDArray[np.float32]
 
-PASSAGE_TOKENS = 2000
 SEGMENT_TOKENS = 500
 _BLOCK = 16
 """Rows at once: they stay in the processor's cache."""
-
-
-class Fidelity(msgspec.Struct, frozen=True):
-    """Means over positions: divergence in nats, and how often the likeliest token is the same."""
-
-    kl: float
-    agreement: float
-    positions: int
 
 
 def passage() -> str:

@@ -16,10 +16,9 @@ from afterword.core.errors import ConfigError
 from afterword.engine.llama.binding import CHANGES
 from afterword.engine.llama.child import QUICK, THOROUGH
 from afterword.engine.llama.examination import Examination, Subject, converter
-from afterword.engine.llama.fidelity import Fidelity
 from afterword.engine.llama.gguf import Header
 from afterword.engine.llama.machine import processor
-from afterword.engine.llama.verdict import Choice, Figures, is_faithful, ranked
+from afterword.engine.llama.verdict import Choice, Fidelity, Figures, is_faithful, ranked
 from afterword.engine.llama.weights import (
     AS_IS,
     FORMS,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,12 @@ from afterword.engine.batching.runner import (
     KVInstruction,
     Trim,
 )
-from afterword.engine.llama.binding import ContextOptions, LlamaContext, LlamaModel, exponentials
+from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.context import ContextOptions, LlamaContext, exponentials
 
+BATCH_TOKENS = 512
+_ROW_BYTES = 64 * 1024 * 1024
+"""Rows of logits that one step may want, as memory."""
 _WIDEST_FILL = 3
 """A gap of idle slots up to this wide is cheaper to compute through than to split a batch at."""
 _FATAL_AFTER = 3
@@ -100,3 +105,28 @@ class LlamaRunner:
             ):
                 filler.extend(gap)
         return filler
+
+
+def most_rows(model: LlamaModel) -> int:
+    """Rows of logits that one step may want."""
+    return max(32, min(BATCH_TOKENS, _ROW_BYTES // (4 * model.vocabulary)))
+
+
+@contextmanager
+def temporary_runner(
+    model: LlamaModel, threads: int, *, exact: bool, slots: int, room: int
+) -> Iterator[LlamaRunner]:
+    """A runner with room for ``room`` tokens a slot at most; the model stays open after it."""
+    made = ContextOptions(
+        slots=slots,
+        slot_tokens=min(room, model.context_tokens),
+        batch_tokens=BATCH_TOKENS,
+        max_rows=most_rows(model),
+        threads=threads,
+        exact=exact,
+    )
+    context = LlamaContext(model, made)
+    try:
+        yield LlamaRunner(model, context, made)
+    finally:
+        context.close()

@@ -17,18 +17,16 @@ import numpy.typing as npt
 from afterword.engine.batching.runner import Batch, Trim
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.child import Effort, Survey
-from afterword.engine.llama.engine import BATCH_TOKENS, EngineOptions, load, temporary_runner
 from afterword.engine.llama.fidelity import (
-    PASSAGE_TOKENS,
     Comparison,
-    Fidelity,
     Rows,
     log_softmax,
     passage,
     segments,
 )
-from afterword.engine.llama.runner import LlamaRunner
-from afterword.engine.llama.verdict import Figures, Speeds
+from afterword.engine.llama.loading import EngineOptions, load
+from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, temporary_runner
+from afterword.engine.llama.verdict import PASSAGE_TOKENS, Fidelity, Figures, Speeds
 
 Tokens: TypeAlias = npt.NDArray[np.int32]
 

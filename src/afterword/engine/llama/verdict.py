@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from afterword.engine.llama.fidelity import Fidelity
 from afterword.engine.llama.weights import AS_IS
 
 LEAST_GAIN = 1.05
 LEAST_RATIO = 0.6
 MARGIN_KL = 0.002
+PASSAGE_TOKENS = 2000
 
 
 class Speeds(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +31,14 @@ class Speeds(msgspec.Struct, frozen=True, kw_only=True):
     many: float
     few: float | None = None
     scoring: float | None = None
+
+
+class Fidelity(msgspec.Struct, frozen=True):
+    """Means over positions: divergence in nats, and how often the likeliest token is the same."""
+
+    kl: float
+    agreement: float
+    positions: int
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,6 +46,10 @@ class Weights(msgspec.Struct, frozen=True):
     form: str = AS_IS
     converted_from: str | None = None
 
+    def origin(self, digest: str) -> str:
+        """What weights these are: of the file with this SHA-256, in this form."""
+        return f"{digest} {self.form}"
+
     def facts(self) -> Mapping[str, str]:
         """For people and clients."""
         facts = {"weights": self.form}

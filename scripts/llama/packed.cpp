@@ -579,7 +579,7 @@ void multiply_all(
         }
     }
     if constexpr (N > 1) {
-        multiply_all<F, N == 12 ? 8 : N / 2>(panel, blocks, columns, n, out, out_stride);
+        multiply_all<F, N == 12 ? 8 : N == 8 ? 4 : N - 1>(panel, blocks, columns, n, out, out_stride);
     }
 }
 

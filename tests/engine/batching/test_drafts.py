@@ -23,32 +23,54 @@ VOCABULARY = len(TOKENIZER.pieces)
 ALWAYS, NEVER = 0.0, 1.0
 
 
-def brute_force(tokens: list[int], most: int) -> list[int]:
-    """Look at every earlier end, take the longest match of two to eight tokens, latest first."""
-    best: tuple[int, int] = (1, 0)
-    for after in range(2, len(tokens)):
-        length = 0
-        while length < min(8, after) and tokens[after - 1 - length] == tokens[-1 - length]:
-            length += 1
-        if length >= 2:
-            best = max(best, (length, after))
-    length, after = best
-    return list(itertools.islice(itertools.cycle(tokens[after:]), most)) if length >= 2 else []
+def brute_force(tokens: list[int], most: int) -> tuple[list[int], float]:
+    """Weigh every place where the last token stood before, by the 32 tokens up to it."""
+    whole = sum(0.8**back for back in range(32))
+    best, best_likeness = -1, 0.0
+    for place in range(len(tokens) - 1):
+        if tokens[place] == tokens[-1]:
+            agree = [tokens[place - i] == tokens[-1 - i] for i in range(min(32, place + 1))]
+            likeness = sum(0.8**i for i, same in enumerate(agree) if same) / whole
+            if likeness > best_likeness - 1e-12:
+                best, best_likeness = place, likeness
+    if best < 0:
+        return [], 0.0
+    after = tokens[best + 1 :]
+    return list(itertools.islice(itertools.cycle(after), most)), best_likeness
 
 
-@given(st.lists(st.integers(0, 2), max_size=18), st.integers(1, 6))
-def test_the_longest_and_latest_match_is_continued(tokens: list[int], most: int) -> None:
+@given(st.lists(st.integers(0, 2), max_size=60), st.integers(1, 6))
+def test_the_most_alike_and_latest_place_is_continued(tokens: list[int], most: int) -> None:
     # So few tokens that all candidates are looked at.
-    assert look_up(np.array(tokens, np.int32), most).tolist() == brute_force(tokens, most)
+    found, likeness = look_up(np.array(tokens, np.int32), most)
+    expected, expected_likeness = brute_force(tokens, most)
+    assert found.tolist() == expected
+    assert likeness == pytest.approx(expected_likeness)
+
+
+def test_a_place_is_known_again_behind_what_was_replaced() -> None:
+    """With a rename, the longest exact match would be the wrong place."""
+    line = [10, 11, 12, 13, 14, 15]
+    renamed = [10, 11, 99, 13, 14]
+    misleading = [20, 21, 14, 30]
+    found, _ = look_up(np.array([*line, 16, *misleading, *renamed], np.int32), 2)
+    assert found.tolist() == [15, 16]
 
 
 def test_what_is_right_grows_likelier_and_ends_at_the_first_mistake() -> None:
-    guess = Guess([5, 6, 7], likely=0.5)
+    guess = Guess([5, 6, 7], alike=3)
+    others, first, onward = guess.begin[4], guess.begin[3], guess.onward
     learn(guess, [5, 9])
-    assert guess.likely == pytest.approx((0.5 * 0.85 + 0.15) * 0.85)
+    assert guess.begin[3] == pytest.approx(first + 0.05 * (1 - first))
+    assert guess.onward == pytest.approx(onward * 0.95)
     assert guess.tokens == []
+    assert guess.begin[4] == others
     learn(guess, [5])
-    assert guess.likely == pytest.approx((0.5 * 0.85 + 0.15) * 0.85)
+    assert guess.onward == pytest.approx(onward * 0.95)
+    guess.tokens = [5, 6, 7]
+    learn(guess, [9])
+    assert guess.begin[3] == pytest.approx((first + 0.05 * (1 - first)) * 0.95)
+    assert guess.onward == pytest.approx(onward * 0.95)
 
 
 def test_a_price_is_learned_from_steps_with_and_without_drafts() -> None:
@@ -93,14 +115,16 @@ def a_sequence(ids: list[int], *, max_tokens: int, likely: float) -> Sequence:
     sequence = Request(0, [job], frozenset(), 0.0).look_ahead(1)[0]
     sequence.slot = Slot(0, 100)
     sequence.slot.tokens[: len(ids)] = ids
-    sequence.guess.likely = likely
+    sequence.guess.begin = [likely] * len(sequence.guess.begin)
+    sequence.guess.onward = likely
     return sequence
 
 
 @pytest.mark.parametrize(
     ("likely", "row_share", "worth"),
-    [(0.9, 0.5, 6), (0.5, 0.5, 0), (0.4, 0.5, 0), (0.99, 0.1, 16), (0.9, ALWAYS, 16)],
-)
+    [(0.9, 0.5, 6), (0.5, 0.5, 0), (0.4, 0.5, 0), (0.99, 0.1, 16), (1.0, 0.9, 16),
+     (0.9, ALWAYS, 16)],
+)  # fmt: skip
 def test_a_draft_is_as_long_as_its_last_token_pays(
     likely: float, row_share: float, worth: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Prompt lookup: what followed the last tokens before is drafted, and verified in one step.
+"""Prompt lookup: what followed a place like this one is drafted, and verified in one step.
 
 Lossless: each row is drawn from as if it were alone, and a draft only decides whether the rows
 after it hold. So it may depend on time, where nothing else does.
@@ -6,20 +6,23 @@ after it hold. So it may depend on time, where nothing else does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 
-from afterword.engine.batching.sequence import Guess, Sequence, TokenIds
+from afterword.engine.batching.sequence import CLASSES, Guess, Sequence, TokenIds
 
 MOST_SEQUENCES = 4
 """With more sequences at once, rows cost more than what they could save."""
 _MOST_TOKENS = 16
-_LONGEST_MATCH = 8
-_CANDIDATES = 16
+_CANDIDATES = 64
+_WINDOW = 32
+_NEAR = 0.8 ** np.arange(_WINDOW)
+_NEAR /= _NEAR.sum()
+"""How much it counts that tokens agree, by their distance from the end."""
 _SHARE_OF_NEWS = 0.15
 """How much of what was measured last counts in the average."""
+_SHARE_OF_A_GUESS = 0.05
 
 
 class StepCost:
@@ -73,36 +76,43 @@ def make_guesses(sequences: SequenceOf[Sequence], row_share: float) -> int:
         if slot is None:
             raise AssertionError("a sequence that decodes has a slot")
         left = sequence.limit - sequence.length - 1
-        found = look_up(slot.tokens[: sequence.length], _MOST_TOKENS)
-        sequence.guess.tokens = found.tolist()
-        worth = min(worth, left, len(found), _worth(sequence.guess, row_share))
+        found, likeness = look_up(slot.tokens[: sequence.length], _MOST_TOKENS)
+        guess = sequence.guess
+        guess.tokens, guess.alike = found.tolist(), min(int(likeness * CLASSES), CLASSES - 1)
+        worth = min(worth, left, len(found), _worth(guess, row_share))
     return max(worth, 0)
 
 
-def look_up(tokens: TokenIds, most: int) -> TokenIds:
-    """What followed the latest of the longest earlier matches of the last tokens, two at least.
+def look_up(tokens: TokenIds, most: int) -> tuple[TokenIds, float]:
+    """What followed the most alike of the places where the last token stood before.
 
-    ``most`` tokens or none: where the end comes first, what followed is taken to repeat itself.
+    How alike two places are is the weighted share of tokens before them that agree one by one, the
+    nearest counting most: where a few were replaced, the rest still agrees. Of equal places the
+    latest is taken. ``most`` tokens and the likeness in 0 to 1, or no tokens: where the end comes
+    first, what followed is taken to repeat itself.
     """
     end = len(tokens)
-    if end < 3:
-        return tokens[:0]
-    ends = np.flatnonzero((tokens[1 : end - 1] == tokens[-1]) & (tokens[: end - 2] == tokens[-2]))
-    best, best_length = 0, 0
-    for after in (ends[-_CANDIDATES:] + 2).tolist():
-        longest = min(_LONGEST_MATCH, after)
-        differs = np.flatnonzero(tokens[after - longest : after] != tokens[end - longest :])
-        length = longest - 1 - int(differs[-1]) if len(differs) else longest
-        if length >= best_length:
-            best, best_length = after, length
-    return np.resize(tokens[best:], most) if best_length else tokens[:0]
+    if end < 2:
+        return tokens[:0], 0.0
+    places = np.flatnonzero(tokens[: end - 1] == tokens[-1])[-_CANDIDATES:, None]
+    if not len(places):
+        return tokens[:0], 0.0
+    back = np.arange(min(_WINDOW, end - 1))
+    before = places - back
+    agree = (tokens[np.maximum(before, 0)] == tokens[end - 1 - back]) & (before >= 0)
+    likeness = agree @ _NEAR[: len(back)]
+    best = len(likeness) - 1 - int(likeness[::-1].argmax())
+    return np.resize(tokens[int(places[best, 0]) + 1 :], most), float(likeness[best])
 
 
 def learn(guess: Guess, drawn: SequenceOf[int]) -> None:
     """Compare a guess with what was drawn, up to where they part."""
-    for guessed, token in zip(guess.tokens, drawn, strict=False):
+    for number, (guessed, token) in enumerate(zip(guess.tokens, drawn, strict=False)):
         right = guessed == token
-        guess.likely += _SHARE_OF_NEWS * (right - guess.likely)
+        if number:
+            guess.onward += _SHARE_OF_A_GUESS * (right - guess.onward)
+        else:
+            guess.begin[guess.alike] += _SHARE_OF_A_GUESS * (right - guess.begin[guess.alike])
         if not right:
             break
     guess.tokens = []
@@ -110,11 +120,11 @@ def learn(guess: Guess, drawn: SequenceOf[int]) -> None:
 
 def _worth(guess: Guess, row_share: float) -> int:
     """The longest draft whose last token is likelier than ``row_share`` to be right."""
-    if guess.likely <= row_share:
-        return 0
-    if guess.likely >= 1 or row_share <= 0:
-        return _MOST_TOKENS
-    return min(_MOST_TOKENS, int(math.log(row_share) / math.log(guess.likely)))
+    likely, worth = guess.begin[guess.alike], 0
+    while worth < _MOST_TOKENS and likely > row_share:
+        likely *= guess.onward
+        worth += 1
+    return worth
 
 
 def _average(old: tuple[float, float] | None, new: tuple[float, float]) -> tuple[float, float]:

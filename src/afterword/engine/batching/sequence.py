@@ -76,11 +76,26 @@ class Prompt:
         return np.array(sorted(self.end_ids), np.int64)
 
 
+CLASSES = 8
+"""Of how alike two places of a text are."""
+
+
+def _first_odds() -> list[float]:
+    """What is believed before anything was seen: the more alike, the likelier."""
+    return [0.1 + 0.8 * (number + 0.5) / CLASSES for number in range(CLASSES)]
+
+
 class Guess(msgspec.Struct):
-    """How a sequence may go on: ``tokens``, and how ``likely`` each has been to be right."""
+    """How a sequence may go on: ``tokens``, from a place that is ``alike`` by one of ``CLASSES``.
+
+    ``begin`` is how likely the first token of a guess of each class has been to be right, and
+    ``onward`` a token whose predecessor was right.
+    """
 
     tokens: list[int] = []
-    likely: float = 0.5
+    alike: int = 0
+    begin: list[float] = msgspec.field(default_factory=_first_odds)
+    onward: float = 0.8
 
 
 class Sequence:

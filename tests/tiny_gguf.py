@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
 
 CONTEXT = 512
-_EMBEDDING, _LAYERS, _HEADS, _KV_HEADS, _FEED_FORWARD = 64, 2, 4, 2, 128
+_LAYERS, _FEED_FORWARD = 2, 128
 
 FAMILIES: Mapping[str, Sequence[str]] = {
     "plain": (),
@@ -33,10 +34,27 @@ def byte_alphabet() -> list[str]:
     return [table[byte] for byte in range(256)]
 
 
+class Shape(NamedTuple):
+    """Widths of a model; a head has ``embedding // heads`` values."""
+
+    embedding: int = 64
+    heads: int = 4
+    kv_heads: int = 2
+
+
+USUAL = Shape()
+
+
 def make_gguf(
-    path: Path, family: str = "plain", *, adds_bos: bool = False, context: int = CONTEXT
+    path: Path,
+    family: str = "plain",
+    *,
+    adds_bos: bool = False,
+    context: int = CONTEXT,
+    shape: Shape = USUAL,
 ) -> Path:
     """Write a llama model of about 200,000 random weights; greedy text of it is stable noise."""
+    embedding = shape.embedding
     special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
     merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "d e", "de f", "Ġ ="]
     merged = list(dict.fromkeys([m.replace(" ", "") for m in merges]))
@@ -47,12 +65,12 @@ def make_gguf(
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(f"tiny {family}")
     writer.add_context_length(context)
-    writer.add_embedding_length(_EMBEDDING)
+    writer.add_embedding_length(embedding)
     writer.add_block_count(_LAYERS)
     writer.add_feed_forward_length(_FEED_FORWARD)
-    writer.add_head_count(_HEADS)
-    writer.add_head_count_kv(_KV_HEADS)
-    writer.add_rope_dimension_count(_EMBEDDING // _HEADS)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_dimension_count(embedding // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
@@ -65,7 +83,7 @@ def make_gguf(
     writer.add_add_bos_token(adds_bos)
 
     rng = np.random.default_rng(20260928)
-    kv = _EMBEDDING * _KV_HEADS // _HEADS
+    kv = embedding * shape.kv_heads // shape.heads
 
     def weights(name: str, *shape: int, scale: float = 0.15) -> None:
         values = rng.normal(0, scale, shape).astype(np.float32)
@@ -74,22 +92,22 @@ def make_gguf(
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
     def ones(name: str) -> None:
-        writer.add_tensor(name, np.ones(_EMBEDDING, np.float32))
+        writer.add_tensor(name, np.ones(embedding, np.float32))
 
-    weights("token_embd.weight", len(tokens), _EMBEDDING, scale=1.0)
+    weights("token_embd.weight", len(tokens), embedding, scale=1.0)
     for layer in range(_LAYERS):
         block = f"blk.{layer}"
         ones(f"{block}.attn_norm.weight")
-        weights(f"{block}.attn_q.weight", _EMBEDDING, _EMBEDDING)
-        weights(f"{block}.attn_k.weight", kv, _EMBEDDING)
-        weights(f"{block}.attn_v.weight", kv, _EMBEDDING)
-        weights(f"{block}.attn_output.weight", _EMBEDDING, _EMBEDDING)
+        weights(f"{block}.attn_q.weight", embedding, embedding)
+        weights(f"{block}.attn_k.weight", kv, embedding)
+        weights(f"{block}.attn_v.weight", kv, embedding)
+        weights(f"{block}.attn_output.weight", embedding, embedding)
         ones(f"{block}.ffn_norm.weight")
-        weights(f"{block}.ffn_gate.weight", _FEED_FORWARD, _EMBEDDING)
-        weights(f"{block}.ffn_up.weight", _FEED_FORWARD, _EMBEDDING)
-        weights(f"{block}.ffn_down.weight", _EMBEDDING, _FEED_FORWARD)
+        weights(f"{block}.ffn_gate.weight", _FEED_FORWARD, embedding)
+        weights(f"{block}.ffn_up.weight", _FEED_FORWARD, embedding)
+        weights(f"{block}.ffn_down.weight", embedding, _FEED_FORWARD)
     ones("output_norm.weight")
-    weights("output.weight", len(tokens), _EMBEDDING, scale=1.0)
+    weights("output.weight", len(tokens), embedding, scale=1.0)
     _write(writer)
     return path
 

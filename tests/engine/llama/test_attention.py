@@ -16,15 +16,20 @@ from afterword.engine.llama.context import ATTENTION_BY_ROWS, exponentials
 from afterword.engine.llama.runner import LlamaRunner
 from reference import Reference
 from stages import open_runner
-from tiny_gguf import make_gguf
+from tiny_gguf import USUAL, Shape, make_gguf
 
 TOKENS = 700
 """More than ten tiles of 64, more than the 512 from which on the context was split."""
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf", context=1024)
+# Heads too narrow for the short way of a few rows; then three and four that share keys and values.
+SHAPES = (USUAL, Shape(96, 3, 1), Shape(128, 4, 1))
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: f"{shape.heads}-heads")
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    return make_gguf(path, context=1024, shape=request.param)
 
 
 def runner(path: Path, *, threads: int = 2) -> AbstractContextManager[LlamaRunner]:
@@ -66,7 +71,7 @@ def test_rows_are_those_of_plain_attention(tiny: Path, tmp_path: Path) -> None:
         rows = made.decode(part(0, np.array(ids, np.int32), 0)).astype(np.float64)
     got = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
     # Keys and values are rounded to 16 bits, and logits go up to 58.
-    assert np.abs(got - expected).max() < 0.05
+    assert np.abs(got - expected).max() < 0.1
 
 
 def test_a_row_is_the_same_in_any_batch(tiny: Path) -> None:
@@ -91,6 +96,27 @@ def test_a_row_is_the_same_in_any_batch(tiny: Path) -> None:
             for offset, row in enumerate(rows):
                 assert np.array_equal(row, alone[at + offset])
             at, step = at + mine, step + 1
+
+
+def test_batches_of_many_sizes_take_turns(tiny: Path) -> None:
+    """More small sizes than graphs are kept, some with logits for their last row alone."""
+    random = np.random.default_rng(4)
+    with runner(tiny) as made:
+        ids = random.integers(0, made.vocabulary, TOKENS).astype(np.int32)
+        expected = np.concatenate([made.decode(part(0, ids[:350], 0)).copy(),
+                                   made.decode(part(0, ids[350:], 350)).copy()])  # fmt: skip
+        for slot in (1, 2):
+            at = 0
+            while at < TOKENS:
+                size = min(int(random.choice((1, 2, 3, 5, 8, 13, 14, 15, 16, 17, 31, 32, 33))),
+                           TOKENS - at)  # fmt: skip
+                batch = part(slot, ids[at : at + size], at)
+                last_only = bool(random.integers(0, 2))
+                if last_only:
+                    batch.wanted[:-1] = False
+                rows = made.decode(batch)
+                at += size
+                assert np.array_equal(rows, expected[at - (1 if last_only else size) : at])
 
 
 def test_sequences_of_unequal_lengths_are_computed_together(tiny: Path) -> None:

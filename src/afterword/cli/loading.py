@@ -88,6 +88,8 @@ class Loading:
             name: LocalModel(file, self._thread.submit(self._open, name, file, ready[name]))
             for name, file in files.items()
         }
+        # It ends when all are open.
+        self._thread.shutdown(wait=False)
 
     async def take(self, name: str) -> tuple[Path, OpenModel]:
         """A model's file, and the model once it is open, the caller's from here on.

@@ -235,6 +235,16 @@ def test_a_load_does_not_wait_to_say_what_nobody_wants(
         assert (logging.DEBUG in lines) == some
 
 
+async def test_an_engine_opens_computes_and_closes_without_a_complaint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = open_tiny(make_gguf(tmp_path / "m.gguf"))
+    job = Job(prompt_ids=(1, 2, 3), n=1, max_tokens=3, sampling=SamplingParams(), seed=1)
+    await events_of(engine, job)
+    await engine.aclose()
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the kernel's threads")
 def test_models_share_one_team_of_threads(tmp_path: Path) -> None:
     """More threads that compute than cores would wait for each other at every operation."""

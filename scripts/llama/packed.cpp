@@ -740,13 +740,11 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
     return GGML_STATUS_SUCCESS;
 }
 
-void buffer_set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
-    GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor));
-    static_cast<traits *>((ggml::cpu::tensor_traits *) tensor->extra)->pack(data, tensor);
-}
+// Weights are read from end to end in every step: 512 pages as one spare the processor their translation. Up to a size
+// they are large from the first write, which spares faults too. Beyond it they become large after it, bit by bit:
+// virtual machines that give free memory back take seconds to get so much of it again.
+constexpr size_t LARGE_AT_ONCE = 256 * 1024 * 1024;
 
-// Weights are read from end to end in every step: 512 pages as one spare the processor their translation, and the
-// kernel a fault for each.
 void take_large_pages(void * data, size_t size) {
 #    ifdef MADV_HUGEPAGE
     constexpr uintptr_t PAGE = 2 * 1024 * 1024;
@@ -760,10 +758,21 @@ void take_large_pages(void * data, size_t size) {
 #    endif
 }
 
+void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor));
+    auto * found = static_cast<traits *>((ggml::cpu::tensor_traits *) tensor->extra);
+    found->pack(data, tensor);
+    if (ggml_backend_buffer_get_size(buffer) > LARGE_AT_ONCE) {
+        take_large_pages(tensor->data, found->bytes(tensor));
+    }
+}
+
 ggml_backend_buffer_t buffer_alloc(ggml_backend_buffer_type_t type, size_t size) {
     ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     if (buffer) {
-        take_large_pages(ggml_backend_buffer_get_base(buffer), size);
+        if (size <= LARGE_AT_ONCE) {
+            take_large_pages(ggml_backend_buffer_get_base(buffer), size);
+        }
         buffer->buft              = type;
         buffer->iface.init_tensor = buffer_init_tensor;
         buffer->iface.set_tensor  = buffer_set_tensor;

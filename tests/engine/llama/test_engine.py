@@ -224,6 +224,13 @@ def test_a_vocabulary_is_the_same_in_one_call_and_token_by_token(
         assert tokens.end_ids < tokens.control_ids
 
 
+def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes().replace(b"gpt2", b"none", 1))
+    with pytest.raises(ConfigError, match="has no vocabulary"):
+        LlamaModel(path)
+
+
 def test_a_load_does_not_wait_to_say_what_nobody_wants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

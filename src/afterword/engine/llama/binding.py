@@ -226,8 +226,8 @@ class LlamaModel:
 
     ``repack`` lets the library lay weights out anew for kernels that are faster, and that for some
     formats compute a row alone otherwise than among others. Raises ``ConfigError`` where the
-    library cannot load the file; check its header first, since native code does not survive every
-    broken file.
+    library cannot load the file, or the file says that it has no vocabulary; check its header
+    first, since native code does not survive every broken file.
     """
 
     def __init__(self, path: Path, *, repack: bool = True) -> None:
@@ -235,6 +235,9 @@ class LlamaModel:
         _start()
         self.pointer: Any = _load(path, repack=repack)
         self._vocab: Any = lib.llama_model_get_vocab(self.pointer)
+        if lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
+            self.close()
+            raise ConfigError(f"{path}: has no vocabulary")
 
     def close(self) -> None:
         """Free the weights; contexts must be closed before. Idempotent."""

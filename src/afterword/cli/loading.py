@@ -94,12 +94,11 @@ class Loading:
     async def take(self, name: str) -> tuple[Path, OpenModel]:
         """A model's file, and the model once it is open, the caller's from here on.
 
-        Raises ``ConfigError``.
+        Only after ``begin``. Raises ``ConfigError``.
         """
         # Whoever waits has a loop; nobody needs it before a file is being loaded.
         import asyncio  # noqa: PLC0415
 
-        self.begin()
         models = self._models or {}
         opened = await asyncio.wrap_future(models[name].opened)
         return models.pop(name).file.path, opened

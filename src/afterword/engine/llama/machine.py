@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from functools import cache
 from pathlib import Path
 
 
@@ -19,6 +20,7 @@ def memory_limit() -> int:
     return limit
 
 
+@cache
 def processor() -> str:
     """The model of the processor and what it can do."""
     try:

@@ -15,6 +15,17 @@ _log = logging.getLogger("afterword.notes")
 _Value = TypeVar("_Value")
 
 
+def keep(path: Path, value: Any) -> None:  # noqa: ANN401 - any that JSON has
+    """Write a value whole or not at all; where it cannot be written it is found out again."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(value)))
+        part.replace(path)
+    except OSError as error:
+        _log.info("%s is not kept: %s", path.name, error.strerror)
+
+
 class Notes:
     """Values by everything that they depend on, a small file for each in a folder."""
 
@@ -30,14 +41,7 @@ class Notes:
 
     def write(self, name: str, origin: Sequence[object], value: Any) -> None:  # noqa: ANN401 - any that JSON has
         """Keep a value; where the folder cannot be written it is found out again."""
-        path = self._path(name, origin)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(msgspec.json.format(msgspec.json.encode(value)))
-            part.replace(path)
-        except OSError as error:
-            _log.info("%s is not kept: %s", path.name, error.strerror)
+        keep(self._path(name, origin), value)
 
     def forget(self) -> int:
         """Remove everything; the bytes freed."""

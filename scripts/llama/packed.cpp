@@ -17,8 +17,12 @@
 #include "traits.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <system_error>
+#include <thread>
+#include <vector>
 
 #ifdef __linux__
 #    include <sys/mman.h>
@@ -204,7 +208,7 @@ struct q6_k : quantized {
 
 struct floats_of_file {
     using column               = float;
-    static constexpr int WIDTH = 1;
+    static constexpr int WIDTH = 1, BLOCKS = 1;
 };
 
 struct f32 : floats_of_file {
@@ -236,43 +240,39 @@ template <class F> constexpr size_t panel_bytes(int64_t blocks) {
 
 constexpr size_t VECTOR = ROWS * 4;  // bytes of a group's quants, or of four bits of two groups
 
-// Put a row's block in its lane.
-template <class F> void place(const row_block & from, int row, uint8_t * quants, ggml_half * halves, int8_t * factors) {
-    if constexpr (F::BITS == 8) {
-        for (int g = 0; g < GROUPS; g++) {
-            std::memcpy(quants + g * VECTOR + row * 4, from.quants + 4 * g, 4);
-        }
-    } else {
-        uint8_t both[VALUES / 2];
-        for (int i = 0; i < VALUES / 2; i++) {
-            both[i] = (from.quants[i] & 15) | from.quants[i + VALUES / 2] << 4;
-        }
-        for (int g = 0; g < GROUPS / 2; g++) {
-            std::memcpy(quants + g * VECTOR + row * 4, both + 4 * g, 4);
-        }
+// Four groups of a row.
+inline void place_groups(__m128i groups, uint8_t * lane) {
+    const int four[] = {
+        _mm_cvtsi128_si32(groups), _mm_extract_epi32(groups, 1), _mm_extract_epi32(groups, 2),
+        _mm_extract_epi32(groups, 3),
+    };
+    for (int g = 0; g < 4; g++) {
+        std::memcpy(lane + g * VECTOR, four + g, 4);
     }
-    uint8_t * high = quants + GROUPS / 2 * VECTOR;
-    if constexpr (F::BITS == 5) {
-        // 64 bits a group, four of them a row.
-        const __m256i  top  = _mm256_slli_epi16(_mm256_loadu_si256((const __m256i *) from.quants), 3);
-        const uint32_t bits = (uint32_t) _mm256_movemask_epi8(top);
-        uint64_t       groups[GROUPS] = {};
-        if (row) {
-            std::memcpy(groups, high, sizeof(groups));
-        }
-        for (int g = 0; g < GROUPS; g++) {
-            groups[g] |= (uint64_t) (bits >> 4 * g & 15) << 4 * row;
-        }
-        std::memcpy(high, groups, sizeof(groups));
+}
+
+// Put a row's block in its lane, all but its fifth bits.
+template <class F> void place(const row_block & from, int row, uint8_t * quants, ggml_half * halves, int8_t * factors) {
+    const __m128i half[2] = {
+        _mm_loadu_si128((const __m128i *) from.quants), _mm_loadu_si128((const __m128i *) (from.quants + VALUES / 2)),
+    };
+    if constexpr (F::BITS == 8) {
+        place_groups(half[0], quants + row * 4);
+        place_groups(half[1], quants + GROUPS / 2 * VECTOR + row * 4);
+    } else {
+        const __m128i four = _mm_set1_epi8(15);
+        place_groups(
+            _mm_or_si128(_mm_and_si128(half[0], four), _mm_slli_epi16(_mm_and_si128(half[1], four), 4)),
+            quants + row * 4);
     }
     if constexpr (F::BITS == 6) {
         // Two bits of four groups in a byte.
-        for (int i = 0; i < 8; i++) {
-            int bits = 0;
-            for (int g = 0; g < 4; g++) {
-                bits |= from.quants[16 * (i / 4) + 4 * g + i % 4] >> 4 << 2 * g;
-            }
-            high[i / 4 * VECTOR + row * 4 + i % 4] = bits;
+        for (int i = 0; i < 2; i++) {
+            const __m128i high  = _mm_and_si128(_mm_srli_epi16(half[i], 4), _mm_set1_epi8(3));
+            const __m128i apart = _mm_sllv_epi32(high, _mm_setr_epi32(0, 2, 4, 6));
+            const __m128i pairs = _mm_or_si128(apart, _mm_unpackhi_epi64(apart, apart));
+            const int     bits  = _mm_cvtsi128_si32(_mm_or_si128(pairs, _mm_srli_epi64(pairs, 32)));
+            std::memcpy(quants + (GROUPS / 2 + i) * VECTOR + row * 4, &bits, 4);
         }
     }
     halves[row] = from.scale;
@@ -285,35 +285,90 @@ template <class F> void place(const row_block & from, int row, uint8_t * quants,
     }
 }
 
-template <class F> void pack_quants(const typename F::block * file, uint8_t * packed, int64_t rows, int64_t blocks) {
-    const int64_t stride = blocks / F::BLOCKS;
-    for (int64_t first = 0; first < rows; first += ROWS, packed += panel_bytes<F>(blocks)) {
-        uint8_t * halves  = packed + blocks * QUANT_BYTES<F>;
-        uint8_t * factors = halves + stride * HALF_BYTES<F>;
-        for (int64_t b = 0; b < blocks; b++) {
+// The fifth bits of 16 rows, 32 a row: 64 bits a group, four of them a row.
+inline void place_fifth_bits(const uint32_t * rows, uint8_t * high) {
+    __m128i quarter[4];  // of four rows each: their first bytes, their second, ...
+    for (int i = 0; i < 4; i++) {
+        quarter[i] = _mm_shuffle_epi8(
+            _mm_loadu_si128((const __m128i *) rows + i),
+            _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    }
+    const __m128i low[2]  = { _mm_unpacklo_epi32(quarter[0], quarter[1]), _mm_unpacklo_epi32(quarter[2], quarter[3]) };
+    const __m128i rest[2] = { _mm_unpackhi_epi32(quarter[0], quarter[1]), _mm_unpackhi_epi32(quarter[2], quarter[3]) };
+    const __m128i bytes[GROUPS / 2] = {  // of all rows, each with two groups
+        _mm_unpacklo_epi64(low[0], low[1]), _mm_unpackhi_epi64(low[0], low[1]),
+        _mm_unpacklo_epi64(rest[0], rest[1]), _mm_unpackhi_epi64(rest[0], rest[1]),
+    };
+    const __m128i nibble = _mm_set1_epi8(15), neighbours = _mm_set1_epi16(0x1001);
+    for (int i = 0; i < GROUPS / 2; i++) {
+        const __m128i first  = _mm_and_si128(bytes[i], nibble);
+        const __m128i second = _mm_and_si128(_mm_srli_epi16(bytes[i], 4), nibble);
+        const __m128i both   = _mm_packus_epi16(
+            _mm_maddubs_epi16(first, neighbours), _mm_maddubs_epi16(second, neighbours));
+        _mm_storeu_si128((__m128i *) high + i, both);
+    }
+}
+
+constexpr size_t PREFETCH_BYTES = 512;  // processors do not follow 16 rows by themselves
+
+// One panel of 16 rows.
+template <class F> void pack_panel(const typename F::block * file, uint8_t * packed, int64_t blocks) {
+    if constexpr (F::WIDTH == 1) {
+        auto * out = (typename F::block *) packed;
+        for (int64_t i = 0; i < blocks; i++) {
             for (int row = 0; row < ROWS; row++) {
+                *out++ = file[row * blocks + i];
+            }
+        }
+    } else {
+        const int64_t stride  = blocks / F::BLOCKS;
+        uint8_t *     halves  = packed + blocks * QUANT_BYTES<F>;
+        uint8_t *     factors = halves + stride * HALF_BYTES<F>;
+        for (int64_t b = 0; b < blocks; b++) {
+            uint8_t * quants = packed + b * QUANT_BYTES<F>;
+            uint32_t  fifth[ROWS];
+            for (int row = 0; row < ROWS; row++) {
+                const auto & block = file[row * stride + b / F::BLOCKS];
+                __builtin_prefetch((const char *) &block + PREFETCH_BYTES);
                 row_block values;
-                F::read(file[(first + row) * stride + b / F::BLOCKS], b % F::BLOCKS, values);
+                F::read(block, b % F::BLOCKS, values);
                 place<F>(
-                    values, row, packed + b * QUANT_BYTES<F>, (ggml_half *) (halves + b / F::BLOCKS * HALF_BYTES<F>),
+                    values, row, quants, (ggml_half *) (halves + b / F::BLOCKS * HALF_BYTES<F>),
                     (int8_t *) (factors + b * FACTOR_BYTES<F>));
+                if constexpr (F::BITS == 5) {
+                    const __m256i all = _mm256_loadu_si256((const __m256i *) values.quants);
+                    fifth[row]        = (uint32_t) _mm256_movemask_epi8(_mm256_slli_epi16(all, 3));
+                }
+            }
+            if constexpr (F::BITS == 5) {
+                place_fifth_bits(fifth, quants + GROUPS / 2 * VECTOR);
             }
         }
     }
 }
 
-template <class F> void pack(const typename F::block * file, uint8_t * packed, int64_t rows, int64_t blocks) {
-    if constexpr (F::WIDTH > 1) {
-        pack_quants<F>(file, packed, rows, blocks);
-    } else {
-        typename F::block * out = (typename F::block *) packed;
-        for (int64_t first = 0; first < rows; first += ROWS) {
-            for (int64_t i = 0; i < blocks; i++) {
-                for (int row = 0; row < ROWS; row++) {
-                    *out++ = file[(first + row) * blocks + i];
-                }
-            }
+// Calls work(i) for every i below count, on as many processors as pay: packing is most of a large file's load.
+template <class Work> void share_out(int64_t count, int64_t bytes, const Work & work) {
+    constexpr int64_t BYTES_OF_A_THREAD = 512 * 1024, MOST_THREADS = 8;
+    const int64_t processors = std::max<int64_t>(1, std::thread::hardware_concurrency());
+    const int64_t threads    = std::min({ processors, MOST_THREADS, bytes / BYTES_OF_A_THREAD, count });
+    std::atomic<int64_t> next{ 0 };
+    const auto take = [&] {
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+            work(i);
         }
+    };
+    std::vector<std::thread> helpers;
+    try {
+        for (int64_t t = 1; t < threads; t++) {
+            helpers.emplace_back(take);
+        }
+    } catch (const std::system_error & error) {
+        GGML_LOG_DEBUG("weights are packed by %zu threads: %s\n", helpers.size() + 1, error.what());
+    }
+    take();
+    for (std::thread & helper : helpers) {
+        helper.join();
     }
 }
 
@@ -637,8 +692,13 @@ class traits : public ggml::cpu::tensor_traits {
 
 template <class F> class traits_of : public traits {
     void pack(const void * file, ggml_tensor * tensor) const override {
-        ::pack<F>(
-            (const typename F::block *) file, (uint8_t *) tensor->data, tensor->ne[1], tensor->ne[0] / F::WIDTH);
+        const int64_t blocks = tensor->ne[0] / F::WIDTH;
+        const auto *  rows   = (const typename F::block *) file;
+        share_out(tensor->ne[1] / ROWS, bytes(tensor), [&](int64_t panel) {
+            pack_panel<F>(
+                rows + panel * ROWS * (blocks / F::BLOCKS), (uint8_t *) tensor->data + panel * panel_bytes<F>(blocks),
+                blocks);
+        });
     }
 
     size_t bytes(const ggml_tensor * tensor) const override {

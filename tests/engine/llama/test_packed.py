@@ -56,10 +56,12 @@ class Ggml:
     def close(self) -> None:
         call("ggml_backend_free", pointer(self._backend), result=None)
 
-    def product(self, form: int, weights: bytes, columns: Floats, *, threads: int) -> Floats:
-        """``columns`` (n, VALUES) times packed weights (ROWS, VALUES): (n, ROWS)."""
+    def product(
+        self, form: int, weights: bytes, columns: Floats, *, threads: int, rows: int = ROWS
+    ) -> Floats:
+        """``columns`` (n, VALUES) times packed weights (rows, VALUES): (n, rows)."""
         memory = "ggml_afterword_packed_buffer_type"
-        out = np.empty((len(columns), ROWS), np.float32)
+        out = np.empty((len(columns), rows), np.float32)
         self._compute("ggml_mul_mat", (form, weights, memory), columns, out, threads)
         return out
 
@@ -85,7 +87,8 @@ class Ggml:
             for _ in range(2)
         ]
         kept, passing = map(pointer, contexts)
-        matrix = self._tensor(kept, form, VALUES, ROWS)
+        row = call("ggml_row_size", form, ctypes.c_int64(VALUES), result=ctypes.c_size_t)
+        matrix = self._tensor(kept, form, VALUES, len(data) // row)
         buffers = [self._allocate(kept, memory)]
         self._set(matrix, data)
         shape = reversed(given.shape)
@@ -182,6 +185,18 @@ def test_a_column_is_the_same_among_any_others(ggml: Ggml, form: str) -> None:
     for count in (2, 3, 7, 12, 13, 31, 40):
         for threads in (1, 2, 3):
             assert np.array_equal(product(columns[:count], threads), alone[:count])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_weights_that_several_threads_pack_are_those_of_one(ggml: Ggml, form: str) -> None:
+    """A megabyte is packed by two threads, where there are two processors."""
+    parts = [quantized(FORMATS[form], made(seed, ROWS, VALUES)) for seed in range(5, 90)]
+    columns = made(91, 3, VALUES)
+    whole = b"".join(parts)
+    assert len(whole) > 2**20
+    got = ggml.product(FORMATS[form], whole, columns, threads=1, rows=ROWS * len(parts))
+    expected = [ggml.product(FORMATS[form], part, columns, threads=1) for part in parts]
+    assert np.array_equal(got, np.concatenate(expected, axis=1))
 
 
 def test_the_changes_of_the_library_have_a_name() -> None:

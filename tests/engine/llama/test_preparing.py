@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from afterword.engine.llama.gguf import read_header
 from afterword.engine.llama.loading import EngineOptions
 from afterword.engine.llama.machine import memory_limit
 from afterword.engine.llama.preparing import known_fidelity, prepare
+from afterword.engine.llama.survey import times_as_fast
 from afterword.engine.llama.verdict import Fidelity, Figures, Speeds, is_faithful
 from afterword.engine.llama.weights import UNCHANGED, WeightsFolder, most_bytes
 from tiny_gguf import make_gguf
@@ -62,9 +64,13 @@ class Laboratory:
                 self.asked.append(f"convert {form}")
                 Path(destination).write_bytes(form.encode())
                 return None
-            case Survey(path, promised=promised):
+            case Survey(path, promised=promised, beside=beside):
                 form = self._form(path)
                 self.asked.append(f"survey {form}")
+                if form != "as-is":
+                    assert beside is not None
+                    assert self._form(beside.path) == "as-is"
+                    assert beside.speeds == Speeds(prefill=1.0, one=1.0, many=1.0)
                 if promised and form in self.dependent:
                     return Figures()
                 rate = FASTER[form]
@@ -138,7 +144,9 @@ def test_auto_leaves_out_what_memory_has_no_room_for(
     assert laboratory.asked == ["survey as-is"]
     outcome = preparing.recall(folder, subject)
     assert outcome is not None
-    assert outcome.figures["q8_0"].left_out == "q8_0: its weights may take more than half of memory"
+    assert (
+        outcome.figures["q8_0"].left_out == "q8_0: its weights and the file's have no room at once"
+    )
 
 
 def test_what_cannot_be_compared_is_not_chosen_nor_measured_at_every_start(
@@ -190,6 +198,45 @@ def test_the_releases_figures_are_of_this_library_and_follow_the_rule() -> None:
 
 def test_the_memory_is_no_more_than_the_machines() -> None:
     assert 64 * MIB < memory_limit() <= 2**50
+
+
+def test_what_was_converted_is_gone_after_an_end_without_a_choice(
+    tiny: Path,
+    folder: WeightsFolder,
+    laboratory: Laboratory,
+    say: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        # Had it been killed here, the next who comes would sweep these away.
+        assert list(folder.folder.glob("*.part"))
+        assert list(folder.kept()) == []
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparing, "ranked", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(folder, subject_of(tiny), "auto", say)
+    assert [path.name for path in folder.folder.iterdir()] == ["lock"]
+
+
+class Machine:
+    """A clock, and runs that take so many seconds of it; it becomes slower in the middle."""
+
+    def __init__(self, slower_after: float) -> None:
+        self.now = 0.0
+        self._slower_after = slower_after
+
+    def run(self, seconds: float) -> None:
+        self.now += seconds * (3.0 if self.now > self._slower_after else 1.0)
+
+
+@pytest.mark.parametrize("slower_after", [0.0, 0.7, 1.6, 2.3])
+def test_a_machine_that_changes_its_speed_changes_no_ratio(slower_after: float) -> None:
+    machine = Machine(slower_after)
+    ratio = times_as_fast(
+        partial(machine.run, 0.2), partial(machine.run, 0.3), clock=lambda: machine.now
+    )
+    assert ratio == pytest.approx(1.5)
 
 
 async def test_real_figures_and_an_engine_of_what_was_converted(

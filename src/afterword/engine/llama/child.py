@@ -17,26 +17,25 @@ from typing import TypeAlias, TypeVar, assert_never
 import msgspec
 
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.verdict import Fidelity, Figures
+from afterword.engine.llama.verdict import Fidelity, Figures, Speeds
 
 _PARENT_DEATH_SIGNAL = 1
 """``prctl``'s PR_SET_PDEATHSIG."""
 
 
 class Effort(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is computed for a figure: tokens of a prompt, steps of streams, repeats of each.
+    """How much is computed at once: tokens of a prompt, steps of streams.
 
     ``full`` asks for the figures that no choice needs too.
     """
 
     prompt_tokens: int
     steps: int
-    repeats: int
     full: bool
 
 
-QUICK = Effort(prompt_tokens=128, steps=5, repeats=3, full=False)
-THOROUGH = Effort(prompt_tokens=512, steps=8, repeats=2, full=True)
+QUICK = Effort(prompt_tokens=128, steps=5, full=False)
+THOROUGH = Effort(prompt_tokens=512, steps=8, full=True)
 
 
 class Convert(msgspec.Struct, frozen=True, tag=True):
@@ -48,14 +47,26 @@ class Convert(msgspec.Struct, frozen=True, tag=True):
     threads: int
 
 
+class Beside(msgspec.Struct, frozen=True):
+    """A file whose speeds are known."""
+
+    path: str
+    speeds: Speeds
+
+
 class Survey(msgspec.Struct, frozen=True, tag=True):
-    """Measure a file; where ``promised``, only if its rows do not depend on their batch."""
+    """Measure a file; where ``promised``, only if its rows do not depend on their batch.
+
+    With ``beside`` both files are measured in turn, and the speeds are what is known of the other
+    times the ratio of the two: a machine may change its own speed from one minute to the next.
+    """
 
     path: str
     threads: int
     exact: bool
     promised: bool
     effort: Effort
+    beside: Beside | None = None
 
 
 class WriteReference(msgspec.Struct, frozen=True, tag=True):

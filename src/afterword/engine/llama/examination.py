@@ -1,15 +1,25 @@
-"""Has forms of a file measured, one after the other, each by a child process of its own."""
+"""Has forms of a file measured, each in turn with the file as it is, by child processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import msgspec
 
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.child import Compare, Convert, Effort, Survey, WriteReference, ask
+from afterword.engine.llama.child import (
+    Beside,
+    Compare,
+    Convert,
+    Effort,
+    Survey,
+    WriteReference,
+    ask,
+)
 from afterword.engine.llama.gguf import Header
 from afterword.engine.llama.verdict import (
     PASSAGE_TOKENS,
@@ -29,6 +39,8 @@ from afterword.engine.llama.weights import (
 
 _MEMORY_PARTS = 2
 """A form's weights may take at most one in this many parts of the memory."""
+_MEMORY_OF_BOTH = 0.75
+"""The part of the memory that a form's weights and the file's may take, while both are measured."""
 _ROW_VALUE_BYTES = 4
 
 
@@ -56,7 +68,7 @@ def converter(threads: int) -> Callable[[Path, Path, str, int], None]:
 
 
 class Examination:
-    """Measures forms of a file one after the other; what it converted is gone after the block.
+    """Measures forms of a file; what it converted is gone after the block, but what is kept.
 
     Every measure is made by a child process. ``say`` is told what is done.
     """
@@ -69,16 +81,29 @@ class Examination:
         self._subject = subject
         self._say = say
         self._made: dict[str, Path] = {}
+        self._conversions = ExitStack()
         self._not_compared: str | None = None
         self.found: dict[str, Figures] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._conversions.close()
 
     def survey(self, form: str, effort: Effort, *, promised: bool) -> None:
         """Speeds of a form; what does not fit or cannot be made is left out, with the reason."""
         subject = self._subject
         try:
-            path = self._path(form)
+            beside = None if form == AS_IS else self._file_as_it_is(form)
+            path = str(self._path(form))
             self._say(f"measuring {form}")
-            request = Survey(str(path), subject.threads, subject.exact, promised, effort)
+            request = Survey(path, subject.threads, subject.exact, promised, effort, beside)
             self.found[form] = ask(request, Figures, self._shop.descriptor)
         except ConfigError as error:
             if form == AS_IS:
@@ -111,11 +136,11 @@ class Examination:
         """Fidelity that is known."""
         self.found[form] = msgspec.structs.replace(self.found[form], fidelity=fidelity)
 
-    def close(self, keep: str) -> None:
-        """Remove what was converted, but for one form."""
-        for form in list(self._made):
-            if form != keep:
-                self._discard(form)
+    def keep(self, form: str) -> None:
+        """Have the file of a form stay, if it was converted."""
+        part = self._made.get(form)
+        if part is not None:
+            self._shop.keep(part, self._subject.digest, form)
 
     def _faithful(self, form: str) -> bool:
         return is_faithful(self.found[form].fidelity, self.found[AS_IS].fidelity)
@@ -123,30 +148,40 @@ class Examination:
     @contextmanager
     def _reference(self) -> Iterator[Path]:
         """The float32 model's rows over the passage. ``ConfigError`` where it is too large."""
-        self._say("computing the float32 model for comparison")
         subject = self._subject
         size = PASSAGE_TOKENS * subject.header.vocabulary * _ROW_VALUE_BYTES
         with self._shop.scratch(f"{subject.digest}-rows", size) as rows:
-            request = WriteReference(str(self._path(EXACT_FORM)), str(rows), subject.threads)
-            ask(request, type(None), self._shop.descriptor)
-            self._discard(EXACT_FORM)
+            with self._converted(EXACT_FORM) as path:
+                self._say("computing the float32 model for comparison")
+                request = WriteReference(str(path), str(rows), subject.threads)
+                ask(request, type(None), self._shop.descriptor)
             yield rows
 
-    def _discard(self, form: str) -> None:
-        path = self._made.pop(form, None)
-        if path is not None:
-            path.unlink()
+    def _file_as_it_is(self, form: str) -> Beside | None:
+        """What a form is measured beside. ``ConfigError`` where there is no room for both."""
+        subject = self._subject
+        both = subject.header.file_bytes + most_bytes(subject.header, form)
+        if both > subject.memory_bytes * _MEMORY_OF_BOTH:
+            raise ConfigError(f"{form}: its weights and the file's have no room at once")
+        speeds = self.found[AS_IS].speeds
+        return None if speeds is None else Beside(str(subject.path), speeds)
 
     def _path(self, form: str) -> Path:
         subject = self._subject
         if form == AS_IS:
             return subject.path
-        kept = self._folder.find(subject.digest, form)
-        if kept is not None:
-            return kept
-        if most_bytes(self._subject.header, form) > subject.memory_bytes // _MEMORY_PARTS:
+        found = self._made.get(form) or self._folder.find(subject.digest, form)
+        if found is None:
+            found = self._conversions.enter_context(self._converted(form))
+            self._made[form] = found
+        return found
+
+    @contextmanager
+    def _converted(self, form: str) -> Iterator[Path]:
+        subject = self._subject
+        if most_bytes(subject.header, form) > subject.memory_bytes // _MEMORY_PARTS:
             raise ConfigError(f"{form}: its weights may take more than half of memory")
         self._say(f"converting to {form}")
         run = converter(subject.threads)
-        self._made[form] = self._shop.convert(subject.path, subject.digest, form, run)
-        return self._made[form]
+        with self._shop.converted(subject.path, subject.digest, form, run) as path:
+            yield path

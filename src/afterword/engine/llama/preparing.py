@@ -32,7 +32,7 @@ from afterword.engine.llama.weights import (
 _log = logging.getLogger("afterword.weights")
 _MEMORY_STEP = 2**28
 """Memory differs a little from one start of a machine to the next."""
-_RULE = 1
+_RULE = 2
 """Raised whenever the rule or what it is fed may decide otherwise."""
 
 
@@ -141,18 +141,13 @@ def examine(
 
     Raises ``ConfigError`` where the file itself cannot be measured.
     """
-    with folder.work() as shop:
-        look = Examination(folder, shop, subject, say)
-        keep = AS_IS
-        try:
-            for form in (AS_IS, *forms_of(subject.header)):
-                look.survey(form, THOROUGH, promised=False)
-            measured = [form for form, figures in look.found.items() if figures.speeds]
-            look.compare(measured[1:], until_faithful=False)
-            choice = look.choose()
-            keep = choice.form
-        finally:
-            look.close(keep)
+    with folder.work() as shop, Examination(folder, shop, subject, say) as look:
+        for form in (AS_IS, *forms_of(subject.header)):
+            look.survey(form, THOROUGH, promised=False)
+        measured = [form for form, figures in look.found.items() if figures.speeds]
+        look.compare(measured[1:], until_faithful=False)
+        choice = look.choose()
+        look.keep(choice.form)
         remember(folder, subject, Outcome(choice, look.found))
     return look.found, choice
 
@@ -166,9 +161,7 @@ def _find_out(
     """Measure what is needed to choose, and no more: what cannot be chosen is not compared."""
     say(f"finding the fastest form of {subject.path.name} for this machine, once")
     known = known_fidelity(subject.digest)
-    look = Examination(folder, shop, subject, _log.info)
-    keep = AS_IS
-    try:
+    with Examination(folder, shop, subject, _log.info) as look:
         look.survey(AS_IS, QUICK, promised=False)
         for form in forms_of(subject.header):
             if form in known and not is_faithful(known[form], known.get(AS_IS)):
@@ -182,9 +175,7 @@ def _find_out(
         if any(look.found[form].fidelity is None for form in candidates):
             look.compare(candidates, until_faithful=True)
         choice = look.choose()
-        keep = choice.form
-    finally:
-        look.close(keep)
+        look.keep(choice.form)
     outcome = Outcome(choice, look.found)
     remember(folder, subject, outcome)
     return outcome

@@ -6,17 +6,21 @@ It runs in a child process, since the library ends the process where it gives up
 from __future__ import annotations
 
 import os
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from afterword.engine.batching.runner import Batch, Trim
 from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.child import Effort, Survey
+from afterword.engine.llama.child import Survey
 from afterword.engine.llama.fidelity import (
     Comparison,
     Rows,
@@ -24,7 +28,7 @@ from afterword.engine.llama.fidelity import (
     passage,
     segments,
 )
-from afterword.engine.llama.loading import EngineOptions, load
+from afterword.engine.llama.loading import EngineOptions, Loaded, load
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, temporary_runner
 from afterword.engine.llama.verdict import PASSAGE_TOKENS, Fidelity, Figures, Speeds
 
@@ -34,36 +38,45 @@ MANY = 32
 _FEW = 8
 _SLOT_TOKENS = 128
 """Room for each of many streams; they are measured at their begin."""
+_REPEATS = 3
+_LEAST_PAIRS = 3
+_MOST_PAIRS = 9
+_PAIRS_S = 1.0
+"""After this long no more pairs than the least begin."""
+
+
+class _Workload(msgspec.Struct, frozen=True):
+    """A run, and how many tokens it computes."""
+
+    tokens: int
+    run: Callable[[], object]
 
 
 def survey(path: Path, request: Survey) -> Figures:
     """Measure a file as a request asks."""
-    threads, exact, effort = request.threads, request.exact, request.effort
-    loaded = load(path, EngineOptions(threads=threads, exact=exact))
-    model = loaded.model
-    try:
+    with ExitStack() as opened:
+        loaded = opened.enter_context(_loaded(path, request))
         if request.promised and not loaded.batch_invariant:
             return Figures()
-        tokens = np.array(passage_ids(model), np.int32)
-        with temporary_runner(model, threads, exact=exact, slots=MANY, room=_SLOT_TOKENS) as runner:
-            one, many = (_streams(runner, tokens, n, effort) for n in (1, MANY))
-            few = _streams(runner, tokens, _FEW, effort) if effort.full else None
-            memory_bytes = _resident_bytes()
-        room = min(effort.prompt_tokens, model.context_tokens)
-        with temporary_runner(model, threads, exact=exact, slots=1, room=room) as runner:
-            prompt = tokens[: min(room, runner.max_batch_tokens)]
-            prefill = _prompt(runner, prompt, effort, rows=False)
-            scored = tokens[: min(room, runner.max_rows)]
-            scoring = _prompt(runner, scored, effort, rows=True) if effort.full else None
-        speeds = Speeds(prefill=prefill, one=one, many=many, few=few, scoring=scoring)
-        return Figures(
-            batch_invariant=loaded.batch_invariant,
-            speeds=speeds,
-            memory_bytes=memory_bytes,
-            file_bytes=path.stat().st_size,
-        )
-    finally:
-        model.close()
+        workloads = opened.enter_context(_workloads(loaded.model, request))
+        workloads["many"].run()
+        memory_bytes = _resident_bytes()
+        if request.beside is None:
+            rates = {name: it.tokens / best_s(it.run, _REPEATS) for name, it in workloads.items()}
+        else:
+            other = opened.enter_context(_loaded(Path(request.beside.path), request))
+            others = opened.enter_context(_workloads(other.model, request))
+            known = msgspec.structs.asdict(request.beside.speeds)
+            rates = {
+                name: known[name] * times_as_fast(it.run, others[name].run)
+                for name, it in workloads.items()
+            }
+    return Figures(
+        batch_invariant=loaded.batch_invariant,
+        speeds=Speeds(**rates),
+        memory_bytes=memory_bytes,
+        file_bytes=path.stat().st_size,
+    )
 
 
 def write_reference(path: Path, rows_file: Path, threads: int) -> None:
@@ -110,33 +123,61 @@ def _passage_rows(model: LlamaModel, threads: int, *, exact: bool) -> Iterator[t
                 at += len(part)
 
 
-def _streams(runner: LlamaRunner, tokens: Tokens, count: int, effort: Effort) -> float:
-    """Tokens a second of sequences that get a token in each step."""
+@contextmanager
+def _loaded(path: Path, request: Survey) -> Iterator[Loaded]:
+    loaded = load(path, EngineOptions(threads=request.threads, exact=request.exact))
+    try:
+        yield loaded
+    finally:
+        loaded.model.close()
+
+
+@contextmanager
+def _workloads(model: LlamaModel, request: Survey) -> Iterator[Mapping[str, _Workload]]:
+    """What is measured, by the names of ``Speeds``."""
+    effort = request.effort
+    tokens = np.array(passage_ids(model), np.int32)
+    room = min(effort.prompt_tokens, model.context_tokens)
+    opened = partial(temporary_runner, model, request.threads, exact=request.exact)
+    with (
+        opened(slots=MANY, room=_SLOT_TOKENS) as streams,
+        opened(slots=1, room=room) as single,
+    ):
+        found = {
+            "one": _streams(streams, tokens, 1, effort.steps),
+            "many": _streams(streams, tokens, MANY, effort.steps),
+            "prefill": _prompt(single, tokens[: min(room, single.max_batch_tokens)], rows=False),
+        }
+        if effort.full:
+            found["few"] = _streams(streams, tokens, _FEW, effort.steps)
+            found["scoring"] = _prompt(single, tokens[: min(room, single.max_rows)], rows=True)
+        yield found
+
+
+def _streams(runner: LlamaRunner, tokens: Tokens, count: int, steps: int) -> _Workload:
+    """Sequences that get a token in each step."""
     slots = np.arange(count, dtype=np.int32)
     wanted = np.ones(count, np.bool_)
-    runner.apply([Trim(slot, 0) for slot in range(runner.slots)])
-    position = 0
 
-    def steps() -> None:
-        nonlocal position
-        for _ in range(effort.steps):
+    def run() -> None:
+        runner.apply([Trim(slot, 0) for slot in range(runner.slots)])
+        for position in range(steps):
             positions = np.full(count, position, np.int32)
             runner.decode(Batch(tokens[position : position + count], positions, slots, wanted))
-            position += 1
 
-    return count * effort.steps / best_s(steps, effort.repeats)
+    return _Workload(count * steps, run)
 
 
-def _prompt(runner: LlamaRunner, prompt: Tokens, effort: Effort, *, rows: bool) -> float:
-    """Tokens a second of a prompt; with ``rows``, every token's log-probabilities too."""
+def _prompt(runner: LlamaRunner, prompt: Tokens, *, rows: bool) -> _Workload:
+    """A prompt; with ``rows``, every token's log-probabilities too."""
 
-    def compute() -> None:
+    def run() -> None:
         runner.apply([Trim(0, 0)])
         logits = runner.decode(_of_one(prompt, 0, rows=rows))
         if rows:
             log_softmax(logits)
 
-    return len(prompt) / best_s(compute, effort.repeats)
+    return _Workload(len(prompt), run)
 
 
 def _of_one(tokens: Tokens, start: int, *, rows: bool) -> Batch:
@@ -155,6 +196,30 @@ def best_s(compute: Callable[[], object], repeats: int) -> float:
         compute()
         best = min(best, time.perf_counter() - started)
     return best
+
+
+def times_as_fast(
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """How many times as fast one is as the other, where both run in turn: the median of pairs.
+
+    Whatever slows the machine for longer than a pair takes slows both. A run of each warms up.
+    """
+    ours()
+    theirs()
+    began = clock()
+    ratios: list[float] = []
+    while len(ratios) < _LEAST_PAIRS or (len(ratios) < _MOST_PAIRS and clock() - began < _PAIRS_S):
+        # Each is first as often as the other.
+        seconds = {}
+        for run in (ours, theirs) if len(ratios) % 2 else (theirs, ours):
+            started = clock()
+            run()
+            seconds[run] = clock() - started
+        ratios.append(seconds[theirs] / seconds[ours])
+    return statistics.median(ratios)
 
 
 def _resident_bytes() -> int:

@@ -21,7 +21,10 @@ PASSAGE_TOKENS = 2000
 
 
 class Speeds(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens a second, the best of some repeats: other programs only ever make it slower.
+    """Tokens a second.
+
+    Of the file as it is, the best of some repeats: other programs only ever make it slower. Of a
+    form, what the file has times the ratio of the two, measured in turn.
 
     ``few`` and ``scoring`` are None where little time was to be spent.
     """

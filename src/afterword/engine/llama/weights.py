@@ -163,14 +163,26 @@ class Workshop:
         found = self._folder.find(digest, form)
         if found is not None:
             return found
+        with self.converted(source, digest, form, run) as part:
+            return self.keep(part, digest, form)
+
+    @contextmanager
+    def converted(self, source: Path, digest: str, form: str, run: Convert) -> Iterator[Path]:
+        """A file of a form, made now, which is gone after the block unless it was kept.
+
+        Raises ``ConfigError`` where the disk is too full or the library cannot.
+        """
         size_bytes = most_bytes(read_header(source), form)
         with self.scratch(f"{digest}-{form}", size_bytes) as part:
             run(source, part, form, self.descriptor)
-            with part.open("rb") as written:
-                os.fsync(written.fileno())
-            size = part.stat().st_size
-            name = f"{digest}-{form}-{LIBRARY_VERSION}-{size}.gguf"
-            return part.rename(self._folder.folder / name)
+            yield part
+
+    def keep(self, part: Path, digest: str, form: str) -> Path:
+        """Have what was converted found from now on."""
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        name = f"{digest}-{form}-{LIBRARY_VERSION}-{part.stat().st_size}.gguf"
+        return part.rename(self._folder.folder / name)
 
     @contextmanager
     def scratch(self, name: str, size_bytes: int) -> Iterator[Path]:

@@ -23,6 +23,7 @@ BUDGET = 128
 """Tokens of prompts in a step, where nothing else is asked."""
 _MOST_STEPS = 20_000
 _SCORE_BYTES = 2**20
+_CHECKPOINT_BYTES = 2**22
 
 Request: TypeAlias = tuple[Job, ...]
 
@@ -71,7 +72,10 @@ class Server:
     def __init__(self, opened: OpenModel) -> None:
         self.runner = opened.runner
         self.scheduler = Scheduler(
-            self.runner, opened.tokenizer.end_ids, score_budget_bytes=_SCORE_BYTES
+            self.runner,
+            opened.tokenizer.end_ids,
+            score_budget_bytes=_SCORE_BYTES,
+            checkpoint_budget_bytes=_CHECKPOINT_BYTES,
         )
         self._sampler = Sampler(self.runner.vocabulary, self.runner.exponentials)
         self.answers: dict[int, Answer] = {}

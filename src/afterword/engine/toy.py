@@ -160,7 +160,7 @@ class ToyRunner:
             case Trim(_, tokens):
                 return not (whole and tokens)
             case Save(slot, number):
-                return self.sharing == "checkpoints" and number not in self._checkpoints
+                return self.sharing != "none" and number not in self._checkpoints
             case Restore(number, slot, tokens):
                 return not self._cells[slot] and len(self._checkpoints[number][0]) == tokens
             case Drop(_):

@@ -7,7 +7,8 @@ another serves as well as one's own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.batching.runner import (
     Batch,
+    DecodeError,
     Drop,
     Fork,
     KVInstruction,
@@ -28,29 +30,32 @@ PROMPT_TOKENS = 66
 """Longer than the 64 rows from which on some attention kernels work in tiles."""
 WINDOW_TOKENS = 24
 """A sliding window has to be no longer for the probe to look behind it."""
-_CHUNKS = (3, 40)
+_CHUNKS = (3, 40, 41)
+_AFTER = 4
+"""Tokens after the prompt, each in a step of its own."""
 _NEIGHBOURS = 3
 _BEYOND = 8
 """How far the source of a fork goes on otherwise."""
 _STRIDE, _START = 7919, 13
 
-Rows = list[npt.NDArray[np.float32]]
+Rows: TypeAlias = list[npt.NDArray[np.float32]]
+_Share: TypeAlias = Callable[[ModelRunner, npt.NDArray[np.int64]], Iterable[Rows]]
 
 
 def is_batch_invariant(runner: ModelRunner) -> bool:
     """Compute a prompt alone in one batch, then in chunks beside others; are rows bitwise equal?
 
-    Takes about 180 tokens of prefill. ``runner`` must be unused, and is left empty.
+    Takes about 200 tokens of prefill. ``runner`` must be unused, and is left empty.
     """
     tokens = _tokens(runner)
-    prompt = len(tokens) - 1
+    prompt = len(tokens) - _AFTER
     if prompt <= _CHUNKS[-1]:
         return False  # too little room to tell
     alone = _rows_alone(runner, tokens)
     mine = runner.slots - 1
     others = range(max(0, mine - _NEIGHBOURS), mine)
     together: Rows = []
-    edges = (0, *_CHUNKS, prompt, prompt + 1)
+    edges = (0, *_CHUNKS, *range(prompt, len(tokens) + 1))
     for step, (start, end) in enumerate(itertools.pairwise(edges)):
         # Every neighbour has a token of its own in each step.
         parts = [(slot, tokens[slot + step : slot + step + 1], step) for slot in others]
@@ -72,21 +77,35 @@ def proven_sharing(runner: ModelRunner) -> PrefixSharing:
         return "none"
     tokens = _tokens(runner)
     alone = _rows_alone(runner, tokens)
-    if runner.sharing == "cells" and _identical(alone, *_shared_cells(runner, tokens)):
+    if runner.sharing == "cells" and _changes_nothing(runner, _shared_cells, tokens, alone):
         return "cells"
-    if runner.sharing != "none" and _identical(alone, *_shared_states(runner, tokens)):
+    if runner.sharing != "none" and _changes_nothing(runner, _shared_states, tokens, alone):
         return "checkpoints"
     return "none"
 
 
+def _changes_nothing(
+    runner: ModelRunner, share: _Share, tokens: npt.NDArray[np.int64], alone: Rows
+) -> bool:
+    """Whether rows are those of a prompt alone. What the runner cannot do at all is not exact."""
+    try:
+        return _identical(alone, *share(runner, tokens))
+    except DecodeError:
+        return False
+    finally:
+        _clear(runner, (0, 1))
+        runner.apply([Drop(0), Drop(1)])
+
+
 def _shared_cells(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterable[Rows]:
-    """The last two rows of the prompt, after each way in which a slot can come by its prefix."""
+    """The last rows of the prompt, after each way in which a slot can come by its prefix."""
     end = len(tokens)
     other = (tokens[:_BEYOND] + 1) % runner.vocabulary
-    _row(runner, [(0, tokens[: end - 6], 0)], 0)
-    _row(runner, [(0, other, end - 6)], 0)
+    late = end - 2 * _AFTER
+    _row(runner, [(0, tokens[:late], 0)], 0)
+    _row(runner, [(0, other, late)], 0)
     ways: list[tuple[int, int, list[KVInstruction]]] = [
-        (1, end - 6, [Fork(0, 1, end - 6)]),
+        (1, late, [Fork(0, 1, late)]),
         (1, end // 2, [Trim(1, 0), Fork(0, 1, end // 2)]),
         (0, end - 20, [Trim(0, end - 20)]),
         (1, 10, [Trim(1, 0), Fork(0, 1, 10)]),
@@ -95,13 +114,12 @@ def _shared_cells(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterabl
     for slot, start, instructions in ways:
         runner.apply(instructions)
         found.append(_last_rows(runner, slot, tokens, start))
-    _clear(runner, (0, 1))
     return found
 
 
 def _shared_states(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterable[Rows]:
     """The same, where whole states are copied."""
-    early, late = len(tokens) // 3, len(tokens) - 6
+    early, late = len(tokens) // 3, len(tokens) - 2 * _AFTER
     _row(runner, [(0, tokens[:early], 0)], 0)
     runner.apply([Save(0, 0)])
     _row(runner, [(0, tokens[early:late], early)], 0)
@@ -117,15 +135,14 @@ def _shared_states(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterab
     for slot, start, instructions in ways:
         runner.apply(instructions)
         found.append(_last_rows(runner, slot, tokens, start))
-    _clear(runner, (0, 1))
-    runner.apply([Drop(0), Drop(1)])
     return found
 
 
 def _tokens(runner: ModelRunner) -> npt.NDArray[np.int64]:
-    """A prompt of tokens from all over the vocabulary, and one more."""
-    prompt = min(PROMPT_TOKENS, runner.context_tokens - 1, runner.max_batch_tokens - _NEIGHBOURS)
-    return (np.arange(prompt + 1) * _STRIDE + _START) % runner.vocabulary
+    """A prompt of tokens from all over the vocabulary, and some more."""
+    room = min(runner.context_tokens - _AFTER, runner.max_batch_tokens - _NEIGHBOURS)
+    prompt = max(1, min(PROMPT_TOKENS, room))
+    return (np.arange(prompt + _AFTER) * _STRIDE + _START) % runner.vocabulary
 
 
 def _rows_alone(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Rows:
@@ -135,11 +152,11 @@ def _rows_alone(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Rows:
 
 
 def _last_rows(runner: ModelRunner, slot: int, tokens: npt.NDArray[np.int64], start: int) -> Rows:
-    """The rows of the prompt's last token and of the one after it, from ``start`` on."""
-    prompt = len(tokens) - 1
+    """The rows of the prompt's last token and of those after it, from ``start`` on."""
+    edges = (start, *range(len(tokens) - _AFTER, len(tokens) + 1))
     return [
-        _row(runner, [(slot, tokens[start:prompt], start)], slot),
-        _row(runner, [(slot, tokens[prompt:], prompt)], slot),
+        _row(runner, [(slot, tokens[begin:end], begin)], slot)
+        for begin, end in itertools.pairwise(edges)
     ]
 
 

@@ -52,8 +52,14 @@ def make_gguf(
     adds_bos: bool = False,
     context: int = CONTEXT,
     shape: Shape = USUAL,
+    part_tensors: int = 0,
+    changed: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write a llama model of about 200,000 random weights; greedy text of it is stable noise."""
+    """Write a llama model of about 200,000 random weights; greedy text of it is stable noise.
+
+    With ``part_tensors`` it is written in parts of so many tensors, and the first's path is
+    returned. ``changed`` are entries of the metadata that are added, or stand for others.
+    """
     embedding = shape.embedding
     special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
     merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "d e", "de f", "Ġ ="]
@@ -62,7 +68,7 @@ def make_gguf(
     normal = len(tokens) - len(special)
     types = [gguf.TokenType.NORMAL] * normal + [gguf.TokenType.CONTROL] * len(special)
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     writer.add_name(f"tiny {family}")
     writer.add_context_length(context)
     writer.add_embedding_length(embedding)
@@ -108,8 +114,24 @@ def make_gguf(
         weights(f"{block}.ffn_down.weight", embedding, _FEED_FORWARD)
     ones("output_norm.weight")
     weights("output.weight", len(tokens), embedding, scale=1.0)
+    for key, value in (changed or {}).items():
+        _change(writer, key, value)
     _write(writer)
-    return path
+    return path if not part_tensors else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
+
+
+def _change(writer: gguf.GGUFWriter, key: str, value: object) -> None:
+    for entries in writer.kv_data:
+        entries.pop(key, None)
+    match value:
+        case bool():
+            writer.add_bool(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case str():
+            writer.add_string(key, value)
+        case list():
+            writer.add_array(key, value)
 
 
 def _write(writer: gguf.GGUFWriter) -> None:

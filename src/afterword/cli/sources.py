@@ -19,7 +19,7 @@ from afterword.cli.terminal import Terminal
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.gguf import Header
 from afterword.engine.llama.notes import Notes
-from afterword.engine.llama.parts import CHECKS, part_name, part_paths, read_header
+from afterword.engine.llama.parts import CHECKS, expected_parts, part_name, part_paths, read_header
 from afterword.engine.llama.weights import WeightsFolder
 from afterword.engine.remote.address import is_remote
 
@@ -266,7 +266,7 @@ def _fetch_from_hub(source: HubSource) -> Path:
     first = _fetch_file_from_hub(source)
     # The folder of a snapshot has the commit's name: all parts are of one commit.
     commit = first.parents[len(file.parts) - 1].name
-    for part in part_paths(first)[1:]:
+    for part in expected_parts(first)[1:]:
         name = str(file.with_name(part.name))
         _fetch_file_from_hub(HubSource(source.repository, name, commit))
     return first

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-_ADAPTER = "an adapter, which changes another model"
-_PROJECTOR = "a projector of pictures or sound into another model"
+from afterword.engine.llama.gguf import Value
+
+_ADAPTER = "an adapter for another model"
+_PROJECTOR = "a projector of pictures or sound for another model"
 _ENCODER = "an encoder"
-_DIFFUSION = "a diffusion model, which writes all places of a text at once"
+_DIFFUSION = "a diffusion model"
 _DRAFT = "the draft half of another model"
-_SPEECH = "a part of a model that speaks"
-_PICTURES = "a model that makes pictures or films"
+_SPEECH = "a part of a speech model"
+_PICTURES = "a model of pictures or films"
 _EMBEDDING = "an embedding model"
-_RANKING = "a model that ranks or classifies texts"
+_RANKING = "a reranker or classifier"
 
 _TYPES = {
     "adapter": _ADAPTER,
     "mmproj": _PROJECTOR,
-    "imatrix": "an importance matrix, made for quantizing another model",
+    "imatrix": "an importance matrix for quantizing another model",
 }
 """By ``general.type``, where that is not ``model``."""
 
@@ -29,7 +31,7 @@ _ARCHITECTURES: Mapping[str, str] = {
         _ENCODER,
     ),
     **dict.fromkeys(("gemma-embedding", "llama-embed"), _EMBEDDING),
-    "t5": "an encoder with a decoder (T5), which answers a text and does not continue it",
+    "t5": "an encoder with a decoder",
     # llama.cpp: llm_arch_is_diffusion, and one that its converter knows.
     **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1", "diffusion-gemma"), _DIFFUSION),
     # llama.cpp: they need the context of the model that they draft for.
@@ -37,14 +39,14 @@ _ARCHITECTURES: Mapping[str, str] = {
     # Their tokens are sounds.
     **dict.fromkeys(("wavtokenizer-dec", "qwen3tts", "pockettts"), _SPEECH),
     "clip": _PROJECTOR,
-    "controlvector": "a control vector, which steers another model",
+    "controlvector": "a control vector for another model",
     # Written by other programs: llama.cpp knows none of them.
     **dict.fromkeys(
         ("flux", "sd1", "sdxl", "sd3", "aura", "cosmos", "hidream", "hunyuan_video", "hyvid",
          "ltxv", "lumina2", "pig", "qwen_image", "wan"),
         _PICTURES,
     ),
-    "whisper": "a model that listens",
+    "whisper": _SPEECH,
 }  # fmt: skip
 
 _POOLINGS = {1: _EMBEDDING, 2: _EMBEDDING, 3: _EMBEDDING, 4: _RANKING}
@@ -54,7 +56,7 @@ _OUTPUT_HEAD = "classifier.output_labels"
 
 
 def is_no_continuation(
-    metadata: Mapping[str, int | float | bool | str], array_lengths: Mapping[str, int]
+    metadata: Mapping[str, Value], array_lengths: Mapping[str, int]
 ) -> str | None:
     """What the file is, with its article, if no text can be continued with it; else None."""
     architecture = str(metadata.get("general.architecture", ""))
@@ -63,7 +65,7 @@ def is_no_continuation(
 
 def _reasons(
     architecture: str,
-    metadata: Mapping[str, int | float | bool | str],
+    metadata: Mapping[str, Value],
     array_lengths: Mapping[str, int],
 ) -> Iterator[str]:
     """The most telling first: an adapter bears the architecture of the model that it is for."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import msgspec
 
@@ -48,12 +48,27 @@ def part_name(name: str) -> PartName | None:
 
 
 def part_paths(path: Path) -> Sequence[Path]:
-    """The files of a model, whose first is ``path``; that they are there is not checked.
+    """The files of a model, whose first is ``path``.
 
-    Raises ``ConfigError`` where a file that is named as a part cannot be read as one.
+    Raises ``ConfigError`` where one is missing, and as ``expected_parts`` does.
+    """
+    parts = expected_parts(path)
+    for number, part in enumerate(parts[1:], 2):
+        _check_there(path, part, number, len(parts))
+    return parts
+
+
+def expected_parts(path: Path) -> Sequence[Path]:
+    """Where the files of a model have to be, whose first is ``path`` and is there.
+
+    Raises ``ConfigError`` where a file that is named as a part cannot be read, or is another part.
     """
     said = part_name(path.name)
-    if said is None or not isinstance(_whole(read_file_header(path), _COUNT), int):
+    if said is None:
+        return (path,)
+    header = read_file_header(path)
+    _check_first(path, header)
+    if _count(header) == 1:
         return (path,)
     return tuple(path.with_name(name) for name in said.all())
 
@@ -65,15 +80,27 @@ def read_header(path: Path) -> Header:
     table of tensors says, lacks a part, or cannot continue text.
     """
     header = read_file_header(path)
-    count, number = _whole(header, _COUNT) or 1, _whole(header, _NUMBER) or 0
-    if number > 0:
-        raise ConfigError(f"{path}: is part {number + 1} of {count} of a model; {_first(path)}")
+    _check_first(path, header)
     _check_kind(path, header)
-    if count > 1:
+    if (count := _count(header)) > 1:
         header = _with_other_parts(path, header, count)
     if not header.formats:
         raise ConfigError(f"{path}: has a vocabulary and no weights")
     return header
+
+
+def _check_first(path: Path, header: Header) -> None:
+    number = _whole(header, _NUMBER) or 0
+    if number > 0:
+        said = part_name(path.name)
+        first = "" if said is None else f", {said.of(1)}"
+        raise ConfigError(
+            f"{path}: is part {number + 1} of {_count(header)} of a model; begin with part 1{first}"
+        )
+
+
+def _count(header: Header) -> int:
+    return _whole(header, _COUNT) or 1
 
 
 def _check_kind(path: Path, header: Header) -> None:
@@ -100,8 +127,7 @@ def _with_other_parts(path: Path, first: Header, count: int) -> Header:
     parts = [first]
     for number in range(2, count + 1):
         part = path.with_name(said.of(number))
-        if not part.is_file():
-            raise ConfigError(f"{path}: part {number} of {count} is missing: {part.name}")
+        _check_there(path, part, number, count)
         parts.append(_read_part(part, number, count))
     tensors, wanted = sum(part.tensors for part in parts), _whole(first, _TENSORS)
     if wanted is not None and tensors != wanted:
@@ -122,6 +148,11 @@ def _with_other_parts(path: Path, first: Header, count: int) -> Header:
     )
 
 
+def _check_there(first: Path, part: Path, number: int, count: int) -> None:
+    if not part.is_file():
+        raise ConfigError(f"{first}: part {number} of {count} is missing: {part.name}")
+
+
 def _read_part(path: Path, number: int, count: int) -> Header:
     header = read_file_header(path)
     said = _whole(header, _NUMBER), _whole(header, _COUNT)
@@ -138,8 +169,3 @@ def _read_part(path: Path, number: int, count: int) -> Header:
 def _whole(header: Header, key: str) -> int | None:
     value = header.metadata.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _first(path: PurePath) -> str:
-    said = part_name(path.name)
-    return f"begin with part 1{'' if said is None else f', {said.of(1)}'}"

@@ -54,11 +54,13 @@ def make_gguf(
     shape: Shape = USUAL,
     part_tensors: int = 0,
     changed: Mapping[str, object] | None = None,
+    nan_tokens: Sequence[int] = (),
 ) -> Path:
     """Write a llama model of about 200,000 random weights; greedy text of it is stable noise.
 
     With ``part_tensors`` it is written in parts of so many tensors, and the first's path is
-    returned. ``changed`` are entries of the metadata that are added, or stand for others.
+    returned. ``changed`` are entries of the metadata that are added, or stand for others. The
+    embeddings of ``nan_tokens`` are no numbers.
     """
     embedding = shape.embedding
     special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
@@ -95,7 +97,11 @@ def make_gguf(
         values = rng.normal(0, scale, shape).astype(np.float32)
         # The formats of the embedded model, which the promise of D1 is made for.
         kind = gguf.GGMLQuantizationType.Q8_0 if scale == 1 else gguf.GGMLQuantizationType.Q4_1
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        raw = gguf.quants.quantize(values, kind)
+        if name == "token_embd.weight":
+            # The scale of each block, a float16, comes first.
+            raw[list(nan_tokens), 0::34], raw[list(nan_tokens), 1::34] = 0x00, 0x7E
+        writer.add_tensor(name, raw, raw_dtype=kind)
 
     def ones(name: str) -> None:
         writer.add_tensor(name, np.ones(embedding, np.float32))

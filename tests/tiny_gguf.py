@@ -55,21 +55,15 @@ def make_gguf(
     part_tensors: int = 0,
     changed: Mapping[str, object] | None = None,
     nan_tokens: Sequence[int] = (),
+    more_tokens: Mapping[str, gguf.TokenType] | None = None,
 ) -> Path:
     """Write a llama model of about 200,000 random weights; greedy text of it is stable noise.
 
     With ``part_tensors`` it is written in parts of so many tensors, and the first's path is
     returned. ``changed`` are entries of the metadata that are added, or stand for others. The
-    embeddings of ``nan_tokens`` are no numbers.
+    embeddings of ``nan_tokens`` are no numbers. ``more_tokens`` are the vocabulary's last.
     """
     embedding = shape.embedding
-    special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
-    merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "d e", "de f", "Ġ ="]
-    merged = list(dict.fromkeys([m.replace(" ", "") for m in merges]))
-    tokens = [*byte_alphabet(), *merged, *special]
-    normal = len(tokens) - len(special)
-    types = [gguf.TokenType.NORMAL] * normal + [gguf.TokenType.CONTROL] * len(special)
-
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     writer.add_name(f"tiny {family}")
     writer.add_context_length(context)
@@ -80,14 +74,7 @@ def make_gguf(
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_rope_dimension_count(embedding // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(normal + 1)
-    writer.add_eos_token_id(normal)
+    tokens = _add_vocabulary(writer, family, more_tokens or {})
     writer.add_add_bos_token(adds_bos)
 
     rng = np.random.default_rng(20260928)
@@ -106,7 +93,7 @@ def make_gguf(
     def ones(name: str) -> None:
         writer.add_tensor(name, np.ones(embedding, np.float32))
 
-    weights("token_embd.weight", len(tokens), embedding, scale=1.0)
+    weights("token_embd.weight", tokens, embedding, scale=1.0)
     for layer in range(_LAYERS):
         block = f"blk.{layer}"
         ones(f"{block}.attn_norm.weight")
@@ -119,11 +106,30 @@ def make_gguf(
         weights(f"{block}.ffn_up.weight", _FEED_FORWARD, embedding)
         weights(f"{block}.ffn_down.weight", embedding, _FEED_FORWARD)
     ones("output_norm.weight")
-    weights("output.weight", len(tokens), embedding, scale=1.0)
-    for key, value in (changed or {}).items():
-        _change(writer, key, value)
-    _write(writer)
+    weights("output.weight", tokens, embedding, scale=1.0)
+    _write(writer, changed or {})
     return path if not part_tensors else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
+
+
+def _add_vocabulary(
+    writer: gguf.GGUFWriter, family: str, more: Mapping[str, gguf.TokenType]
+) -> int:
+    """Write the vocabulary, and tell how many tokens it has."""
+    special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
+    merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "d e", "de f", "Ġ ="]
+    merged = list(dict.fromkeys([m.replace(" ", "") for m in merges]))
+    plain = [*byte_alphabet(), *merged]
+    types = [gguf.TokenType.NORMAL] * len(plain) + [gguf.TokenType.CONTROL] * len(special)
+    tokens = [*plain, *special, *more]
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([*types, *more.values()])
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(len(plain) + 1)
+    writer.add_eos_token_id(len(plain))
+    return len(tokens)
 
 
 def _change(writer: gguf.GGUFWriter, key: str, value: object) -> None:
@@ -140,7 +146,9 @@ def _change(writer: gguf.GGUFWriter, key: str, value: object) -> None:
             writer.add_array(key, value)
 
 
-def _write(writer: gguf.GGUFWriter) -> None:
+def _write(writer: gguf.GGUFWriter, changed: Mapping[str, object]) -> None:
+    for key, value in changed.items():
+        _change(writer, key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

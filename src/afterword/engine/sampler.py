@@ -197,9 +197,7 @@ class Sampler:
                 logits[bias.forced] = forced
         return logits
 
-    def _draw_random(
-        self, row: Row, largest: float, params: SamplingParams, uniform: float
-    ) -> int:
+    def _draw_random(self, row: Row, largest: float, params: SamplingParams, uniform: float) -> int:
         weights = self._probabilities[: self._vocabulary]
         if params.temperature == 1:
             self._exponentials(row, largest, weights)

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ _ADD_NOTHING = False
 _BY_NAME = True
 _CONTROL, _END = 1, 2
 """What a token is, to ``llama_afterword_pieces``."""
+_TEXT_ATTRIBUTES = lib.LLAMA_TOKEN_ATTR_NORMAL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+"""They stay where the library makes a token a control token by its name."""
 _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 
@@ -89,8 +92,10 @@ _complaints: list[str] | None = None
 def _log_callback(level: int, text: bytes, _user: object) -> None:
     line = text.decode(errors="replace").rstrip()
     severity = _LEVELS.get(level, logging.DEBUG)
-    if _complaints is not None and severity >= logging.ERROR:
-        _complaints.append(line)
+    if _complaints is not None:
+        # What is wrong is told in one line; what it warns of in a vocabulary is looked at in ends.
+        if severity >= logging.ERROR:
+            _complaints.append(line)
         severity = logging.DEBUG
     log.log(severity, "%s", line)
 
@@ -311,6 +316,11 @@ class LlamaModel:
     def tokens(self) -> Tokens:
         """What each token of the vocabulary is; special tokens have the bytes of their names."""
         return _tokens_one_by_one(self._vocab) if _pieces is None else _tokens_at_once(self._vocab)
+
+    def typed_as_text(self, ids: Iterable[int]) -> frozenset[int]:
+        """Those of these tokens that the file says are text, whatever the library makes of them."""
+        attribute = lib.llama_vocab_get_attr
+        return frozenset(i for i in ids if attribute(self._vocab, i) & _TEXT_ATTRIBUTES)
 
     def named(self, name: str) -> int | None:
         """A token by its role (``bos``, ``eos``, ``fim_pre`` ...), if the vocabulary has it."""

@@ -24,8 +24,8 @@ _log = logging.getLogger("afterword.engine")
 _MOST_SLOTS = 8
 _MEMORY_SHARE = 8
 """Slots that nobody asked for take at most one in this many parts of the memory that there is."""
-_NUMERICS = 3
-"""Raised whenever the sampler or the scorer may answer differently than before."""
+_NUMERICS = 4
+"""Raised whenever the sampler, the scorer or what ends a generation may answer differently."""
 
 
 class OpenModel(msgspec.Struct, frozen=True):

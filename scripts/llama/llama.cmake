@@ -2,7 +2,8 @@
 if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
   # The package forces its cache entry ON; a plain variable goes before it.
   set(LLAMA_BUILD_COMMON OFF)
-  # Attention by rows, packed weights, ragged batches, copies of sequences and logits, a quick start:
+  # Attention by rows, packed weights, ragged batches, copies of sequences and logits, a quick start,
+  # memory that is counted, cells that are no numbers:
   # docs/decisions/0006, 0007, 0009, 0012, 0013, 0014. packed.h tells that it is done.
   file(GLOB FILES "${CMAKE_CURRENT_LIST_DIR}/*.patch" "${CMAKE_CURRENT_LIST_DIR}/packed.*")
   set(DIGESTS "")

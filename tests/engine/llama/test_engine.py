@@ -63,7 +63,7 @@ def test_slots_that_the_memory_cannot_hold_are_refused_at_start(
 ) -> None:
     """KV memory is taken as it is used: the system would end the process much later."""
     path = make_gguf(tmp_path / "tiny.gguf")
-    monkeypatch.setattr("afterword.engine.llama.engine.memory_limit", lambda: 2**20)
+    monkeypatch.setattr("afterword.engine.llama.memory.memory_limit", lambda: 2**20)
     with pytest.raises(ConfigError, match=r"slots of \d+ tokens take .* GiB of KV memory"):
         open_tiny(path, slots=64)
 

@@ -89,7 +89,7 @@ CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
 """What this project changed in the library, as a digest; empty for a library as it comes."""
 
 _ASKED_FOR = "using full-size SWA cache"
-"""A warning that every context of a model with sliding windows would give: it is what we ask for."""
+"""What every context of a model with sliding windows would be warned of."""
 _complaints: list[str] | None = None
 """What the library says is wrong with a file while it loads it; None at other times."""
 

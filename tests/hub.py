@@ -14,7 +14,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """Files by their path below ``/ORG/REPO/resolve/main/``.
+    """Files by their path below ``/ORG/REPO/resolve/main/``, which is at ``COMMIT``.
 
     ``digests`` overrides what the hub says of a file. ``break_after`` bytes of a body the
     connection is closed, once. ``ranges`` are those that clients asked for.
@@ -44,7 +44,8 @@ def running(hub: Hub) -> Iterator[Hub]:
             self.answer(with_body=True)
 
         def answer(self, *, with_body: bool) -> None:
-            name = self.path.split("?")[0].partition("/resolve/main/")[2]
+            path = self.path.split("?")[0].replace(f"/resolve/{COMMIT}/", "/resolve/main/")
+            name = path.partition("/resolve/main/")[2]
             data = hub.files.get(name)
             if data is None:
                 self.send_response(404)

@@ -115,7 +115,9 @@ class Oracle:
             return whole[len(prompt_text) :]
 
         text, count = text_of(len(made), final=True), len(made)
-        cut = _first_stop(text, body.get("stop") or [])
+        least = body.get("min_tokens", 0)
+        before_stops = len(text_of(least, final=False)) if len(made) > least else len(text)
+        cut = _first_stop(text, body.get("stop") or [], before_stops)
         if cut is not None:
             finish = "stop"
             end = cut[1]
@@ -173,10 +175,11 @@ def _offset(spans: list[tuple[int, int]], byte: int) -> int:
     return next((i for i, (_, end) in enumerate(spans) if byte < end), len(spans))
 
 
-def _first_stop(text: str, stops: str | list[str]) -> tuple[int, int] | None:
-    """Start and end of the stop that completes first, the longest on a tie."""
+def _first_stop(text: str, stops: str | list[str], behind: int) -> tuple[int, int] | None:
+    """Start and end of the stop that completes first ``behind`` here, the longest on a tie."""
     listed = [stops] if isinstance(stops, str) else stops
-    found = [(text.find(s) + len(s), -len(s)) for s in listed if s in text]
+    starts = [(text.find(s, max(behind + 1 - len(s), 0)), len(s)) for s in listed]
+    found = [(start + size, -size) for start, size in starts if start >= 0]
     if not found:
         return None
     end, minus = min(found)

@@ -52,17 +52,19 @@ def make_gguf(
     adds_bos: bool = False,
     context: int = CONTEXT,
     shape: Shape = USUAL,
+    part_tensors: int = 0,
+    changed: Mapping[str, object] | None = None,
+    nan_tokens: Sequence[int] = (),
+    more_tokens: Mapping[str, gguf.TokenType] | None = None,
 ) -> Path:
-    """Write a llama model of about 200,000 random weights; greedy text of it is stable noise."""
-    embedding = shape.embedding
-    special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
-    merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "d e", "de f", "Ġ ="]
-    merged = list(dict.fromkeys([m.replace(" ", "") for m in merges]))
-    tokens = [*byte_alphabet(), *merged, *special]
-    normal = len(tokens) - len(special)
-    types = [gguf.TokenType.NORMAL] * normal + [gguf.TokenType.CONTROL] * len(special)
+    """Write a llama model of about 200,000 random weights; greedy text of it is stable noise.
 
-    writer = gguf.GGUFWriter(path, "llama")
+    With ``part_tensors`` it is written in parts of so many tensors, and the first's path is
+    returned. ``changed`` are entries of the metadata that are added, or stand for others. The
+    embeddings of ``nan_tokens`` are no numbers. ``more_tokens`` are the vocabulary's last.
+    """
+    embedding = shape.embedding
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     writer.add_name(f"tiny {family}")
     writer.add_context_length(context)
     writer.add_embedding_length(embedding)
@@ -72,14 +74,7 @@ def make_gguf(
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_rope_dimension_count(embedding // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(normal + 1)
-    writer.add_eos_token_id(normal)
+    tokens = _add_vocabulary(writer, family, more_tokens or {})
     writer.add_add_bos_token(adds_bos)
 
     rng = np.random.default_rng(20260928)
@@ -89,12 +84,16 @@ def make_gguf(
         values = rng.normal(0, scale, shape).astype(np.float32)
         # The formats of the embedded model, which the promise of D1 is made for.
         kind = gguf.GGMLQuantizationType.Q8_0 if scale == 1 else gguf.GGMLQuantizationType.Q4_1
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        raw = gguf.quants.quantize(values, kind)
+        if name == "token_embd.weight":
+            # The scale of each block, a float16, comes first.
+            raw[list(nan_tokens), 0::34], raw[list(nan_tokens), 1::34] = 0x00, 0x7E
+        writer.add_tensor(name, raw, raw_dtype=kind)
 
     def ones(name: str) -> None:
         writer.add_tensor(name, np.ones(embedding, np.float32))
 
-    weights("token_embd.weight", len(tokens), embedding, scale=1.0)
+    weights("token_embd.weight", tokens, embedding, scale=1.0)
     for layer in range(_LAYERS):
         block = f"blk.{layer}"
         ones(f"{block}.attn_norm.weight")
@@ -107,12 +106,49 @@ def make_gguf(
         weights(f"{block}.ffn_up.weight", _FEED_FORWARD, embedding)
         weights(f"{block}.ffn_down.weight", embedding, _FEED_FORWARD)
     ones("output_norm.weight")
-    weights("output.weight", len(tokens), embedding, scale=1.0)
-    _write(writer)
-    return path
+    weights("output.weight", tokens, embedding, scale=1.0)
+    _write(writer, changed or {})
+    return path if not part_tensors else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
 
 
-def _write(writer: gguf.GGUFWriter) -> None:
+def _add_vocabulary(
+    writer: gguf.GGUFWriter, family: str, more: Mapping[str, gguf.TokenType]
+) -> int:
+    """Write the vocabulary, and tell how many tokens it has."""
+    special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
+    merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "d e", "de f", "Ġ ="]
+    merged = list(dict.fromkeys([m.replace(" ", "") for m in merges]))
+    plain = [*byte_alphabet(), *merged]
+    types = [gguf.TokenType.NORMAL] * len(plain) + [gguf.TokenType.CONTROL] * len(special)
+    tokens = [*plain, *special, *more]
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([*types, *more.values()])
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(len(plain) + 1)
+    writer.add_eos_token_id(len(plain))
+    return len(tokens)
+
+
+def _change(writer: gguf.GGUFWriter, key: str, value: object) -> None:
+    for entries in writer.kv_data:
+        entries.pop(key, None)
+    match value:
+        case bool():
+            writer.add_bool(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case str():
+            writer.add_string(key, value)
+        case list():
+            writer.add_array(key, value)
+
+
+def _write(writer: gguf.GGUFWriter, changed: Mapping[str, object]) -> None:
+    for key, value in changed.items():
+        _change(writer, key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

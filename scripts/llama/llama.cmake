@@ -2,8 +2,9 @@
 if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
   # The package forces its cache entry ON; a plain variable goes before it.
   set(LLAMA_BUILD_COMMON OFF)
-  # Attention by rows, packed weights, ragged batches, copies of sequences and logits, a quick start, windows:
-  # docs/decisions/0006, 0007, 0009, 0012, 0013, 0014, 0015. packed.h tells that it is done.
+  # Attention by rows, packed weights, ragged batches, copies of sequences and logits, a quick start, windows,
+  # memory that is counted, cells that are no numbers: docs/decisions/0006, 0007, 0009, 0012 to 0015.
+  # packed.h tells that it is done.
   file(GLOB FILES "${CMAKE_CURRENT_LIST_DIR}/*.patch" "${CMAKE_CURRENT_LIST_DIR}/packed.*")
   set(DIGESTS "")
   foreach(FILE ${FILES})
@@ -16,7 +17,7 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
   set(LLAMA_CPP "${CMAKE_SOURCE_DIR}/vendor/llama.cpp")
   if(NOT EXISTS "${LLAMA_CPP}/ggml/src/ggml-cpu/packed.h")
     find_program(PATCH patch REQUIRED)
-    foreach(CHANGE attention ragged packed cells logits start graphs windows sgemm)
+    foreach(CHANGE attention ragged packed cells logits start graphs windows sgemm memory numbers)
       execute_process(
         COMMAND "${PATCH}" -p1 --fuzz=0 --input "${CMAKE_CURRENT_LIST_DIR}/${CHANGE}.patch"
         WORKING_DIRECTORY "${LLAMA_CPP}" COMMAND_ERROR_IS_FATAL ANY)

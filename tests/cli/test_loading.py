@@ -11,8 +11,9 @@ from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.engine import OpenModel, open_model
-from afterword.engine.llama.gguf import Header, read_header
+from afterword.engine.llama.gguf import Header
 from afterword.engine.llama.loading import Loaded
+from afterword.engine.llama.parts import read_header
 from afterword.engine.llama.runner import LlamaRunner
 from tiny_gguf import make_gguf
 

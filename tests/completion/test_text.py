@@ -96,6 +96,27 @@ def test_stops_are_those_of_a_naive_search(text: str, stops: list[str], cuts: li
     assert (given_out, met) == naive(text, stops)
 
 
+@given(before=st.text(ALPHABET, max_size=12), text=st.text(ALPHABET, max_size=12), stops=STOPS)
+def test_stops_count_if_they_are_complete_behind_what_does_not_count(
+    before: str, text: str, stops: list[str]
+) -> None:
+    matcher = StopMatcher(stops)
+    given_out, met = matcher.feed(before, counts=False)
+    assert not met
+    part, met = matcher.feed(text)
+    ends = [
+        (at + len(stop), -len(stop))
+        for stop in stops
+        for at in range(len(before + text))
+        if (before + text).startswith(stop, at) and at + len(stop) > len(before)
+    ]
+    assert met == bool(ends)
+    if met:
+        assert given_out + part == (before + text)[: sum(min(ends))]
+    else:
+        assert given_out + part + matcher.flush() == before + text
+
+
 @given(text=st.text(ALPHABET, max_size=12), stops=STOPS)
 def test_only_what_could_become_a_stop_is_held_back(text: str, stops: list[str]) -> None:
     """S2: of what was fed, the longest end that begins a stop is held, and no more."""

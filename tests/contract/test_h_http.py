@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from afterword.core.limits import Limits
 from afterword.engine.batching.runner import Batch, DecodeError
-from afterword.engine.toy import toy_engine
+from afterword.engine.toy import ToyRunner, toy_engine
 from afterword.http.lifecycle import Lifecycle
 from asgi import Client
 
@@ -130,6 +132,31 @@ async def test_H10_our_own_fault(serve: Callable[..., Client]) -> None:
     assert reply.headers["x-request-id"] in reply.error["message"]
     assert b"Traceback" not in reply.body
     assert b"detail" not in reply.body
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"temperature": 0}, {"echo": True, "logprobs": 2, "max_tokens": 0}, {"logprobs": 0},
+     {"best_of": 3}, {"logit_bias": {"7": 100}}, {"logit_bias": {"7": -100}}, {"stream": True}],
+)  # fmt: skip
+async def test_H10_a_model_that_computes_no_numbers(
+    serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    """Never nulls for log-probabilities, never a word of ``logit_bias``."""
+
+    def no_numbers(runner: ToyRunner, _: int) -> npt.NDArray[np.float32]:
+        return np.full(runner.vocabulary, np.nan, np.float32)
+
+    monkeypatch.setattr(ToyRunner, "row", no_numbers)
+    client = serve(toy_engine())
+    body = {"model": "toy", "prompt": "abc", "max_tokens": 3, **more}
+    reply = await client.post(PATH, body)
+    assert reply.status == (200 if more.get("stream") else 500)
+    # In front of another server only that server is known to have failed.
+    said = (b"The model computed no numbers for this request", b"The server of this model failed")
+    assert any(words in reply.body for words in said)
+    assert b"choices" not in reply.body
+    assert b"logit_bias" not in reply.body
 
 
 async def test_H10_logs_places_and_not_text(

@@ -285,6 +285,44 @@ async def test_R17_min_tokens_and_ignore_eos(client: Client) -> None:
     assert never["choices"][0]["finish_reason"] == "length"
 
 
+async def test_R17_min_tokens_holds_stop_strings_back(client: Client) -> None:
+    """A stop counts if a token behind the fewest completes it, wherever it began."""
+    words = {"prompt": "a", "max_tokens": 12, "temperature": 0, "logprobs": 0, "ignore_eos": True}
+    whole = await client.complete(**words)
+    tokens = whole["choices"][0]["logprobs"]["tokens"]
+    text = whole["choices"][0]["text"]
+    stop = tokens[3]
+    texts = ["".join(tokens[:k]) for k in range(13)]
+
+    def completes(k: int) -> bool:
+        return stop in texts[k][max(len(texts[k - 1]) - len(stop) + 1, 0) :]
+
+    for least in range(13):
+        ends = [k for k in range(least + 1, 13) if completes(k)]
+        answer = await client.complete(**words, stop=stop, min_tokens=least)
+        assert answer["usage"]["completion_tokens"] == (ends[0] if ends else 12)
+        assert answer["choices"][0]["finish_reason"] == ("stop" if ends else "length")
+        assert text.startswith(answer["choices"][0]["text"])
+    # It may begin before.
+    across = "".join(tokens[4:7])
+    for least, counts in ((5, True), (6, True), (7, False)):
+        answer = await client.complete(**words, stop=across, min_tokens=least)
+        assert (answer["usage"]["completion_tokens"] == 7) == counts
+
+
+async def test_R17_more_tokens_at_least_than_at_most(client: Client) -> None:
+    error = await client.refuse(prompt="a", max_tokens=4, min_tokens=5)
+    assert (error["param"], error["code"]) == ("min_tokens", "invalid_value")
+    assert error["message"] == ("'min_tokens' (5) must be at most 'max_tokens' (4, as requested).")
+    assert (await client.refuse(prompt="a", max_tokens=0, min_tokens=1))["param"] == "min_tokens"
+    # Without it the rest of the context is the bound: one token is the prompt's.
+    error = await client.refuse(prompt=[97], min_tokens=256)
+    assert error["message"] == (
+        "'min_tokens' (256) must be at most 'max_tokens' (255, its default here)."
+    )
+    await client.complete(prompt="a", max_tokens=4, min_tokens=4)
+
+
 async def test_R17_top_k_off(client: Client) -> None:
     drawn = [
         await text(client, prompt="a", temperature=1, seed=3, max_tokens=16, **body)

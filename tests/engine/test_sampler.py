@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from afterword.core.job import SamplingParams
 from afterword.engine.draws import uniform
-from afterword.engine.sampler import Bias, NothingToDrawError, Sampler, _fewest
+from afterword.engine.llama.context import exponentials as embedded_exponentials
+from afterword.engine.sampler import (
+    Bias,
+    Exponentials,
+    NoNumbersError,
+    NothingToDrawError,
+    Sampler,
+    _fewest,
+    exponentials,
+)
 
 SIZES = (1, 3, 255, 256, 257, 1000, 5000)
 
@@ -164,14 +173,12 @@ def test_bias_bans_forces_and_adds() -> None:
         assert sampler.draw(row, params, i / 200, bias=Bias.of(((2, 100.0),))) == 2
 
 
-def test_everything_banned_is_an_error_and_so_is_nan() -> None:
+def test_everything_banned_is_an_error() -> None:
     row = np.zeros(2, np.float32)
     everything = Bias.of(((0, -100.0), (1, -100.0)))
     for params in (SamplingParams(temperature=0), SamplingParams()):
         with pytest.raises(NothingToDrawError):
             Sampler(2).draw(row, params, 0.5, bias=everything)
-        with pytest.raises(NothingToDrawError):
-            Sampler(2).draw(np.array([0, np.nan], np.float32), params, 0.5)
 
 
 def test_penalties_are_openais_formula() -> None:
@@ -197,3 +204,47 @@ def test_draws_depend_on_all_three_keys_and_fill_the_unit_interval() -> None:
     assert all(0 <= v < 1 for v in values)
     assert abs(sum(values) / len(values) - 0.5) < 0.03
     assert uniform(3, 4, 5) == uniform(3, 4, 5)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 3000])
+@pytest.mark.parametrize("wrong", [[np.nan], [np.inf], [np.nan, -np.inf], "all"])
+@pytest.mark.parametrize("kernel", [exponentials, embedded_exponentials])
+def test_rows_that_are_no_numbers_are_found_everywhere(
+    vocabulary: int, wrong: list[float] | str, kernel: Exponentials
+) -> None:
+    """In whatever way a token is drawn or scored, and wherever in the row it stands."""
+    rng = np.random.default_rng(3)
+    banned = Bias.of(((1, -100.0), (vocabulary - 1, -100.0)))
+    forced = Bias.of(((0, 100.0),))
+    for at in (1, vocabulary // 2, vocabulary - 1):
+        row = rng.normal(0, 3, vocabulary).astype(np.float32)
+        if wrong == "all":
+            row[:] = -np.inf
+        else:
+            row[at - len(wrong) + 1 : at + 1] = wrong
+        sampler = Sampler(vocabulary, kernel)
+        for params in (
+            SamplingParams(temperature=0), SamplingParams(), SamplingParams(temperature=0.3),
+            SamplingParams(top_k=3), SamplingParams(top_p=0.5), SamplingParams(min_p=0.2),
+        ):  # fmt: skip
+            for bias in (None, banned, forced):
+                with pytest.raises(NoNumbersError):
+                    sampler.draw(row, params, 0.5, bias=bias)
+            with pytest.raises(NoNumbersError):
+                sampler.draw(row, params, 0.5, counts={at: 2})
+            with pytest.raises(NoNumbersError):
+                sampler.draw(row, params, 0.5, banned=np.array([at], np.int64))
+        for k in (0, 1, 2, 5, 20):
+            with pytest.raises(NoNumbersError):
+                sampler.normaliser(row, sampler.top(row, k))
+
+
+def test_tokens_that_the_model_rules_out_are_numbers() -> None:
+    row = np.full(3000, -np.inf, np.float32)
+    row[[7, 2999]] = 1.0, 0.0
+    sampler = Sampler(3000)
+    assert sampler.draw(row, SamplingParams(temperature=0), 0) == 7
+    assert sampler.draw(row, SamplingParams(), 0.999) == 2999
+    with pytest.raises(NothingToDrawError):
+        sampler.draw(row, SamplingParams(), 0, bias=Bias.of(((7, -100.0), (2999, -100.0))))
+    assert sampler.normaliser(row, sampler.top(row, 2)) == pytest.approx(np.log(1 + np.e))

@@ -51,7 +51,7 @@ STOP = st.sampled_from(
 def bodies(draw: st.DrawFn, *, greedy: bool) -> dict[str, Any]:
     """A request body without ``model`` and ``stream``."""
     half = st.integers(-4, 4).map(lambda i: i / 2)
-    body = draw(
+    body: dict[str, Any] = draw(
         st.fixed_dictionaries(
             {"prompt": PROMPT, "max_tokens": st.integers(0, 24)},
             optional={
@@ -65,12 +65,13 @@ def bodies(draw: st.DrawFn, *, greedy: bool) -> dict[str, Any]:
                     st.sampled_from([-100, -3.5, 0, 0.5, 8, 100]),
                     max_size=3,
                 ),
-                "min_tokens": st.integers(0, 8),
                 "ignore_eos": st.booleans(),
                 "user": st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5),
             },
         )
     )
+    if draw(st.booleans()):
+        body["min_tokens"] = draw(st.integers(0, min(8, body["max_tokens"])))
     if greedy:
         return {**body, "temperature": 0}
     n = draw(st.integers(1, 3))

@@ -24,6 +24,12 @@ from afterword.engine.llama.machine import memory_limit
 from afterword.engine.remote.address import is_remote
 from afterword.engine.remote.dialect import UNKNOWN_CONTEXT
 
+_MEMORY = {
+    "kv_bytes": ("kv memory", " for all slots"),
+    "weights_bytes": ("weights in memory", ""),
+    "buffer_bytes": ("buffers", ""),
+    "process_bytes": ("process", " at most, when all slots are full"),
+}
 _GIB = 2**30
 
 
@@ -86,8 +92,8 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
     yield "model", model.name
     yield "context", _context(card.context_tokens, remote=is_remote(settings.models[model.name]))
     for name, value in card.details.items():
-        if name == "kv_bytes":
-            yield "kv memory", f"{int(value) / _GIB:.2f} GiB for all slots"
+        if name in _MEMORY:
+            yield _MEMORY[name][0], f"{int(value) / _GIB:.2f} GiB{_MEMORY[name][1]}"
         else:
             yield name, value
     yield "fingerprint", card.fingerprint

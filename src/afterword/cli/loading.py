@@ -110,7 +110,14 @@ class Loading:
         # What computes is imported in the meantime, or now.
         from afterword.engine.llama.engine import open_model  # noqa: PLC0415
 
-        return open_model(loaded, digest=file.digest, name=name, options=options, weights=weights)
+        return open_model(
+            loaded,
+            digest=file.digest,
+            name=name,
+            options=options,
+            weights=weights,
+            notes=self._notes,
+        )
 
     @property
     def options(self) -> EngineOptions:

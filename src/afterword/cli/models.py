@@ -16,7 +16,8 @@ from afterword.cli.sources import Store, parse_source
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.gguf import Header, read_header
+from afterword.engine.llama.gguf import Header
+from afterword.engine.llama.parts import part_name, read_header
 from afterword.engine.remote.address import is_remote
 
 _config = click.option("--config", metavar="FILE", help="A TOML file of settings.")
@@ -37,7 +38,7 @@ def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
     table = Table("NAME", "SOURCE", "SIZE", box=None, pad_edge=False, header_style="")
     store = _store(settings)
     for name, source, path in _known(settings, store):
-        size = "not fetched" if path is None else _megabytes(path.stat().st_size)
+        size = "not fetched" if path is None else _megabytes(_size(path))
         if is_remote(source):
             size = "another server"
         table.add_row(name, source, size)
@@ -92,6 +93,13 @@ def show(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' fla
         click.echo(f"{name:<14} {value}")
 
 
+def _size(path: Path) -> int:
+    """Bytes of a model's files that are here."""
+    said = part_name(path.name)
+    files = [path] if said is None else [path.with_name(name) for name in said.all()]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def _store(settings: Settings) -> Store:
     return Store(settings.models_dir, Terminal())
 
@@ -116,6 +124,8 @@ def _facts(header: Header) -> Iterator[tuple[str, str]]:
     yield "chat template", "yes" if "tokenizer.chat_template" in header.metadata else "no"
     yield "licence", str(header.metadata.get("general.license", "-"))
     yield "size", _megabytes(header.file_bytes)
+    if header.parts > 1:
+        yield "parts", f"{header.parts} files"
 
 
 def _megabytes(size: int) -> str:

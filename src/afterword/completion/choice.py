@@ -89,6 +89,7 @@ class ChoiceBuilder:
         prompt: PromptText,
         *,
         stops: Sequence[str],
+        min_tokens: int,
         echo: bool,
         logprobs: bool,
     ) -> None:
@@ -96,6 +97,7 @@ class ChoiceBuilder:
         self._prompt = prompt
         self._echo = echo
         self._matcher = StopMatcher(stops)
+        self._min_tokens = min_tokens
         # Bytes of a character that the prompt began belong to the completion that goes on.
         self._detokenizer = Detokenizer(characters=len(prompt.text), pending=prompt.dangling)
         self._entries = Entries(spelling.pieces) if logprobs else None
@@ -191,7 +193,9 @@ class ChoiceBuilder:
         return Delta(text, entries.take() if entries is not None else None, finish)
 
     def _take_in(self, text: str) -> bool:
-        ready, stopped = self._matcher.feed(text)
+        # A stop counts if a token behind the fewest that were asked for completes it (R17).
+        counts = self.completion_tokens > self._min_tokens
+        ready, stopped = self._matcher.feed(text, counts=counts)
         self._ready += ready
         if stopped:
             self.finish_reason = "stop"

@@ -119,16 +119,20 @@ def make_plan(
             param="suffix",
         )
     sampling = _sampling(request, tokenizer)
+    least = sampling.min_tokens
     extra_end_ids = infill_tokens(tokenizer).end_ids if suffix is not None else ()
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
         ids, text = _prompt(prompt, request, tokenizer, room)
+        most = room.completion_tokens(len(ids), request.max_tokens)
+        if least > most:
+            raise _too_many_at_least(least, most, request.max_tokens)
         scored = request.echo and request.logprobs is not None
         jobs.append(
             Job(
                 prompt_ids=ids,
                 n=candidates,
-                max_tokens=room.completion_tokens(len(ids), request.max_tokens),
+                max_tokens=most,
                 sampling=sampling,
                 seed=identity.seed if request.seed is None else request.seed,
                 logprobs=0 if request.logprobs is None and candidates > n else request.logprobs,
@@ -175,6 +179,15 @@ def _counts(request: CompletionRequest) -> tuple[int, int]:
             param="best_of",
         )
     return n, best_of
+
+
+def _too_many_at_least(least: int, most: int, asked: int | None) -> InvalidRequest:
+    bound = "its default here" if asked is None else "as requested"
+    return InvalidRequest(
+        f"'min_tokens' ({least}) must be at most 'max_tokens' ({most}, {bound}).",
+        param="min_tokens",
+        code="invalid_value",
+    )
 
 
 def _sampling(request: CompletionRequest, tokenizer: Tokenizer) -> SamplingParams:

@@ -215,6 +215,7 @@ class Answer:
                 plan.spelling,
                 plan.prompts[job],
                 stops=plan.stops,
+                min_tokens=plan.jobs[job].sampling.min_tokens,
                 echo=plan.echo,
                 logprobs=plan.logprobs is not None,
             )

@@ -77,8 +77,11 @@ class StopMatcher:
         self._matched = [0] * len(stops)
         self._held = ""
 
-    def feed(self, text: str) -> tuple[str, bool]:
-        """The text that can be given out now, and whether a stop was met: then it is the last."""
+    def feed(self, text: str, *, counts: bool = True) -> tuple[str, bool]:
+        """The text that can be given out now, and whether a stop was met: then it is the last.
+
+        A stop that completes in text that does not count is text.
+        """
         if not self._stops:
             return text, False
         whole = self._held + text
@@ -89,9 +92,12 @@ class StopMatcher:
                 while state and stop[state] != character:
                     state = table.border(state)
                 state += stop[state] == character
-                self._matched[i] = state
                 if state == len(stop):
-                    longest = max(longest, state)
+                    if counts:
+                        longest = max(longest, state)
+                    else:
+                        state = table.border(state)
+                self._matched[i] = state
             if longest:
                 self._held = ""
                 return whole[: at - longest], True

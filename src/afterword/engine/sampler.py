@@ -33,8 +33,16 @@ _TOP_BIN = int(np.float32(1).view(np.int32)) >> _SHIFT
 _LEAST_BIN = int(np.float32(2.0**-20).view(np.int32)) >> _SHIFT
 
 
-class NothingToDrawError(ArithmeticError):
-    """Bias and bans left no token, or the model gave something that is no number."""
+class RowError(ArithmeticError):
+    """A row of logits that gives no token."""
+
+
+class NothingToDrawError(RowError):
+    """Bias and bans left no token."""
+
+
+class NoNumbersError(RowError):
+    """The model gave NaN or infinity, or ruled out every token."""
 
 
 class Bias(msgspec.Struct, frozen=True):
@@ -102,25 +110,41 @@ class Sampler:
 
         ``row`` is not changed. ``counts`` holds how often each token was generated in this
         choice, for the penalties; ``banned`` ids cannot be drawn whatever the bias says.
-        Raises ``NothingToDrawError`` where no token is left.
+        Raises ``NothingToDrawError`` where no token is left, and ``NoNumbersError`` where the
+        model gave none.
         """
+        wrong: type[RowError] = NoNumbersError
         if bias is not None or banned is not None or counts:
+            # What is banned or forced would hide it.
+            if not math.isfinite(row.max()):
+                raise NoNumbersError
+            wrong = NothingToDrawError
             row = self._adjusted(row, params, bias, counts, banned)
         if params.temperature == 0 or params.top_p == 0 or params.top_k == 1:
+            # NaN is the largest to numpy, here and below.
             token = int(row.argmax())
-            if not np.isfinite(row[token]):
-                raise NothingToDrawError
+            if not math.isfinite(row[token]):
+                raise wrong
             return token
-        return self._draw_random(row, params, uniform)
+        largest = float(row.max())
+        if not math.isfinite(largest):
+            raise wrong
+        return self._draw_random(row, largest, params, uniform)
 
     def normaliser(self, row: Row, top: Ids | None = None) -> float:
         """log(sum(exp(row))), so that ``row[t] - normaliser`` is the log-probability of t.
 
         ``top`` are ids that the row has its highest logit first of, if they are known.
+        Raises ``NoNumbersError``.
         """
         largest = float(row[top[0]] if top is not None and len(top) else row.max())
+        if not math.isfinite(largest):
+            raise NoNumbersError
         total = self._exponentials(row, largest, self._probabilities[: self._vocabulary])
-        return largest + math.log(total) if total > 0 else math.nan
+        # NaN anywhere makes the sum NaN.
+        if math.isnan(total):
+            raise NoNumbersError
+        return largest + math.log(total)
 
     def top(self, row: Row, k: int) -> Ids:
         """The ids of the k highest logits, highest first, the lowest id first on a tie."""
@@ -173,15 +197,12 @@ class Sampler:
                 logits[bias.forced] = forced
         return logits
 
-    def _draw_random(self, row: Row, params: SamplingParams, uniform: float) -> int:
+    def _draw_random(self, row: Row, largest: float, params: SamplingParams, uniform: float) -> int:
         weights = self._probabilities[: self._vocabulary]
-        largest = row.max()
-        if not np.isfinite(largest):
-            raise NothingToDrawError
         if params.temperature == 1:
-            self._exponentials(row, float(largest), weights)
+            self._exponentials(row, largest, weights)
         else:
-            np.subtract(row, largest, out=weights)
+            np.subtract(row, np.float32(largest), out=weights)
             # A temperature near zero overflows to -inf, which is its meaning.
             with np.errstate(over="ignore"):
                 np.divide(weights, np.float32(max(params.temperature, 1e-30)), out=weights)

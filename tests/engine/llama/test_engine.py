@@ -17,9 +17,9 @@ from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.llama import binding
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.engine import open_engine
-from afterword.engine.llama.gguf import read_header
 from afterword.engine.llama.loading import EngineOptions, Probed, load
 from afterword.engine.llama.notes import Notes
+from afterword.engine.llama.parts import read_header
 from tiny_gguf import CONTEXT, make_gguf
 
 
@@ -63,7 +63,7 @@ def test_slots_that_the_memory_cannot_hold_are_refused_at_start(
 ) -> None:
     """KV memory is taken as it is used: the system would end the process much later."""
     path = make_gguf(tmp_path / "tiny.gguf")
-    monkeypatch.setattr("afterword.engine.llama.engine.memory_limit", lambda: 2**20)
+    monkeypatch.setattr("afterword.engine.llama.memory.memory_limit", lambda: 2**20)
     with pytest.raises(ConfigError, match=r"slots of \d+ tokens take .* GiB of KV memory"):
         open_tiny(path, slots=64)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.gguf import read_header
+from afterword.engine.llama.parts import read_header
 from tiny_gguf import CONTEXT, make_gguf
 
 MUTATIONS = 2000
@@ -105,7 +105,7 @@ from pathlib import Path
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions
-from afterword.engine.llama.gguf import read_header
+from afterword.engine.llama.parts import read_header
 for name in sys.argv[1:]:
     path = Path(name)
     try:

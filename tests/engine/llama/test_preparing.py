@@ -15,9 +15,9 @@ from afterword.engine.llama import examination, preparing
 from afterword.engine.llama.child import Compare, Convert, Request, Survey, WriteReference
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.examination import Subject
-from afterword.engine.llama.gguf import read_header
 from afterword.engine.llama.loading import EngineOptions
 from afterword.engine.llama.machine import memory_limit
+from afterword.engine.llama.parts import read_header
 from afterword.engine.llama.preparing import known_fidelity, prepare
 from afterword.engine.llama.survey import times_as_fast
 from afterword.engine.llama.verdict import Fidelity, Figures, Speeds, is_faithful

@@ -18,7 +18,7 @@ import pytest
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.examination import converter
-from afterword.engine.llama.gguf import read_header
+from afterword.engine.llama.parts import read_header
 from afterword.engine.llama.weights import WeightsFolder, most_bytes
 from tiny_gguf import make_gguf
 

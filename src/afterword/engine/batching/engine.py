@@ -15,7 +15,7 @@ from afterword.core.protocols import EngineCard, EngineStats, Tokenizer
 from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.worker import Abort, Add, Report, Worker
 from afterword.engine.mailbox import Mailbox, MailboxReader
-from afterword.engine.sampler import NothingToDrawError
+from afterword.engine.sampler import NoNumbersError, NothingToDrawError
 
 _RETRY_AFTER_S = 1
 
@@ -208,4 +208,9 @@ class BatchGeneration(MailboxReader):
 def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, NothingToDrawError):
         return EngineFailed("No token could be drawn: nothing is left after logit_bias and bans.")
+    if isinstance(error, NoNumbersError):
+        return EngineFailed(
+            "The model computed no numbers for this request: its weights, or what they give here, "
+            "are not finite."
+        )
     return EngineFailed("The engine failed to compute a step of this request.")

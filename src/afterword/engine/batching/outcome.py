@@ -13,7 +13,7 @@ from afterword.core.job import Sampled
 from afterword.engine.batching.sequence import Prompt, Sequence
 from afterword.engine.batching.step import Span, Step
 from afterword.engine.draws import uniform
-from afterword.engine.sampler import Ids, NothingToDrawError, Row, Sampler
+from afterword.engine.sampler import Ids, Row, RowError, Sampler
 
 Score = tuple[float, Ids, npt.NDArray[np.float64]]
 """Log-probability of a token, and ids and log-probabilities of the k likeliest."""
@@ -41,12 +41,12 @@ class Outcome(msgspec.Struct, frozen=True):
     """What one span gave.
 
     What was ``found`` of the prompt; the tokens ``drawn``, more than one where a draft held; the
-    ``error`` that kept the next from being drawn.
+    ``error`` that kept the next from being found or drawn.
     """
 
     found: SequenceOf[Found] = ()
     drawn: SequenceOf[Drawn] = ()
-    error: NothingToDrawError | None = None
+    error: RowError | None = None
 
 
 def evaluate(step: Step, rows: npt.NDArray[np.float32], sampler: Sampler) -> list[Outcome]:
@@ -65,16 +65,14 @@ def _evaluate_span(span: Span, rows: npt.NDArray[np.float32], sampler: Sampler) 
     prompt = sequence.prompt
     # A row tells of the token after its own.
     first = span.start + span.tokens - span.rows + 1
-    found = [
-        _find(prompt, first + offset, rows[offset], sampler)
-        for offset in range(span.rows - span.drafted - span.samples)
-    ]
-    if not span.samples:
-        return Outcome(found)
+    found: list[Found] = []
     drawn: list[Drawn] = []
     try:
-        _draw_along(sequence, span.draft, rows[len(found) :], sampler, drawn)
-    except NothingToDrawError as error:
+        for offset in range(span.rows - span.drafted - span.samples):
+            found.append(_find(prompt, first + offset, rows[offset], sampler))  # noqa: PERF401 - what was found before an error counts
+        if span.samples:
+            _draw_along(sequence, span.draft, rows[len(found) :], sampler, drawn)
+    except RowError as error:
         return Outcome(found, drawn, error)
     return Outcome(found, drawn)
 

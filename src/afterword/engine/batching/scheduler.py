@@ -21,7 +21,7 @@ from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.sequence import Prompt, Request, Sequence, State
 from afterword.engine.batching.slots import Slot, Slots, SlotState
 from afterword.engine.batching.step import Step, make_batch
-from afterword.engine.sampler import NothingToDrawError
+from afterword.engine.sampler import RowError
 
 _LOOK_AHEAD = 64
 """How far into a request's line a sequence is looked for that does not have to wait for another."""
@@ -95,7 +95,7 @@ class Scheduler:
         self._line: deque[Request] = deque()
         self._waits: dict[Sequence, Wait] = {}
         self._events: list[tuple[int, Event]] = []
-        self._failures: list[tuple[int, NothingToDrawError]] = []
+        self._failures: list[tuple[int, RowError]] = []
         self._now_s = 0.0
         self.counters = Counters()
 
@@ -137,7 +137,7 @@ class Scheduler:
         if request in self._line:
             self._line.remove(request)
 
-    def take_failures(self) -> list[tuple[int, NothingToDrawError]]:
+    def take_failures(self) -> list[tuple[int, RowError]]:
         """Requests given up since the last call because a sequence of theirs could not go on."""
         failures, self._failures = self._failures, []
         return failures

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,7 @@ import msgspec
 
 from afterword.core.errors import ConfigError
 from afterword.core.protocols import PrefixSharing
+from afterword.engine.llama.parts import part_paths
 
 if TYPE_CHECKING:
     import llama_cpp.llama_cpp
@@ -51,6 +52,8 @@ _ADD_NOTHING = False
 _BY_NAME = True
 _CONTROL, _END = 1, 2
 """What a token is, to ``llama_afterword_pieces``."""
+_TEXT_ATTRIBUTES = lib.LLAMA_TOKEN_ATTR_NORMAL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+"""They stay where the library makes a token a control token by its name."""
 _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 
@@ -85,6 +88,8 @@ _window = addition("llama_afterword_window", ctypes.c_uint32)
 CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
 """What this project changed in the library, as a digest; empty for a library as it comes."""
 
+_ASKED_FOR = "using full-size SWA cache"
+"""What every context of a model with sliding windows would be warned of."""
 _complaints: list[str] | None = None
 """What the library says is wrong with a file while it loads it; None at other times."""
 
@@ -93,8 +98,12 @@ _complaints: list[str] | None = None
 def _log_callback(level: int, text: bytes, _user: object) -> None:
     line = text.decode(errors="replace").rstrip()
     severity = _LEVELS.get(level, logging.DEBUG)
-    if _complaints is not None and severity >= logging.ERROR:
-        _complaints.append(line)
+    if _complaints is not None:
+        # What is wrong is told in one line; what it warns of in a vocabulary is looked at in ends.
+        if severity >= logging.ERROR:
+            _complaints.append(line)
+        severity = logging.DEBUG
+    if _ASKED_FOR in line:
         severity = logging.DEBUG
     log.log(severity, "%s", line)
 
@@ -236,6 +245,7 @@ class LlamaModel:
 
     def __init__(self, path: Path, *, repack: bool = True) -> None:
         self.repack = repack
+        self.files = part_paths(path)
         _start()
         self.pointer: Any = _load(path, repack=repack)
         self._vocab: Any = lib.llama_model_get_vocab(self.pointer)
@@ -275,22 +285,6 @@ class LlamaModel:
         """Whether this is a model that continues text, and not an encoder."""
         has_decoder = lib.llama_model_has_decoder(self.pointer)
         return bool(has_decoder and not lib.llama_model_has_encoder(self.pointer))
-
-    def cell_bytes(self) -> int:
-        """Memory of one token in the KV cache, 16 bits a value, keys and values."""
-        layers = int(lib.llama_model_n_layer(self.pointer))
-        heads = int(lib.llama_model_n_head_kv(self.pointer))
-        width = int(lib.llama_model_n_embd(self.pointer)) // max(
-            int(lib.llama_model_n_head(self.pointer)), 1
-        )
-        arch = self.metadata("general.architecture") or ""
-        key = int(self.metadata(f"{arch}.attention.key_length") or width)
-        value = int(self.metadata(f"{arch}.attention.value_length") or width)
-        return layers * heads * (key + value) * 2
-
-    def state_bytes(self, tokens: int) -> int:
-        """Memory of a copy of one sequence's state after so many tokens."""
-        return tokens * self.cell_bytes()
 
     @contextmanager
     def narrowed(self, tokens: int) -> Iterator[None]:
@@ -336,6 +330,11 @@ class LlamaModel:
     def tokens(self) -> Tokens:
         """What each token of the vocabulary is; special tokens have the bytes of their names."""
         return _tokens_one_by_one(self._vocab) if _pieces is None else _tokens_at_once(self._vocab)
+
+    def typed_as_text(self, ids: Iterable[int]) -> frozenset[int]:
+        """Those of these tokens that the file says are text, whatever the library makes of them."""
+        attribute = lib.llama_vocab_get_attr
+        return frozenset(i for i in ids if attribute(self._vocab, i) & _TEXT_ATTRIBUTES)
 
     def named(self, name: str) -> int | None:
         """A token by its role (``bos``, ``eos``, ``fim_pre`` ...), if the vocabulary has it."""

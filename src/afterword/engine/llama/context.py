@@ -6,6 +6,7 @@ Whoever opens a ``LlamaContext`` closes it. Pointers never leave this file.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -26,6 +27,7 @@ _GGML_TYPE_BF16 = 30
 ATTENTION_BY_ROWS = hasattr(lib._lib, "ggml_afterword_attention")  # noqa: SLF001 - no binding has it
 """Whether the library computes attention alike in batches of any size."""
 _fork = addition("llama_afterword_fork", ctypes.c_bool)
+_sizes = addition("llama_afterword_memory", None)
 _ragged = addition("llama_afterword_ragged", ctypes.c_bool)
 
 _turns = Turns()
@@ -143,6 +145,17 @@ class LlamaContext:
         if self._context:
             lib.llama_free(self._context)
             self._context = None
+
+    def sizes(self) -> Sequence[int] | None:
+        """Bytes of cells and states, of buffers, of packed weights, of weights read in the file.
+
+        What they take once they are used, by the library's own count; None where it has none.
+        """
+        if _sizes is None:
+            return None
+        out = (ctypes.c_uint64 * 4)()
+        _sizes(ctypes.c_void_p(self._context), out)
+        return out[:]
 
     @property
     def batch_tokens(self) -> int:

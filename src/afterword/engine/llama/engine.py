@@ -13,9 +13,11 @@ from afterword.core.protocols import EngineCard
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.scheduler import kept_slots
 from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.context import ContextOptions, LlamaContext
+from afterword.engine.llama.context import ContextOptions
 from afterword.engine.llama.loading import LIBRARY, EngineOptions, Loaded, kernels, load
 from afterword.engine.llama.machine import memory_limit
+from afterword.engine.llama.memory import ModelMemory, Opened, model_memory, open_context
+from afterword.engine.llama.notes import Notes
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, most_rows
 from afterword.engine.llama.vocab import LlamaTokenizer
 from afterword.engine.llama.weights import UNCHANGED, Weights
@@ -26,8 +28,8 @@ _MEMORY_SHARE = 8
 """Slots that nobody asked for take at most one in this many parts of the memory that there is."""
 _CHECKPOINT_SHARE = 16
 """So do the states that are kept of recurrent models, one in this many."""
-_NUMERICS = 4
-"""Raised whenever the sampler or the scorer may answer differently than before."""
+_NUMERICS = 5
+"""Raised whenever the sampler, the scorer or what ends a generation may answer differently."""
 
 
 class OpenModel(msgspec.Struct, frozen=True):
@@ -67,12 +69,19 @@ def start_engine(opened: OpenModel, options: EngineOptions) -> BatchingEngine:
 
 
 def open_model(
-    loaded: Loaded, *, digest: str, name: str, options: EngineOptions, weights: Weights = UNCHANGED
+    loaded: Loaded,
+    *,
+    digest: str,
+    name: str,
+    options: EngineOptions,
+    weights: Weights = UNCHANGED,
+    notes: Notes | None = None,
 ) -> OpenModel:
     """What an engine needs of a model that was loaded with these options; it owns the model.
 
     ``digest`` is the file's SHA-256 in hex. Where the file was converted, ``weights`` says so,
-    and ``digest`` is that of the file it was made from.
+    and ``digest`` is that of the file it was made from. ``notes`` keep what the model takes in
+    memory. A context that nobody asked for is the largest that fits.
 
     Raises ``ConfigError`` for a context larger than the model's, for a model that does not
     continue text, and where memory is short; the model is closed then.
@@ -81,30 +90,27 @@ def open_model(
     try:
         context = _context(model, name, options)
         tokenizer = LlamaTokenizer(model)
-        slots = options.slots or _default_slots(model, context)
-        made = ContextOptions(
-            slots=slots + kept_slots(slots),
+        wanted = ContextOptions(
+            slots=1,
             slot_tokens=context,
             batch_tokens=BATCH_TOKENS,
             max_rows=most_rows(model),
             threads=options.compute_threads,
             exact=options.exact,
         )
-        kv_bytes = _kv_bytes(model, name, made)
-        runner = LlamaRunner(model, LlamaContext(model, made), made, sharing)
+        memory = _memory(model, wanted, weights.origin(digest), notes)
+        slots = options.slots or _default_slots(memory, context)
+        wanted = msgspec.structs.replace(wanted, slots=slots + kept_slots(slots))
+        opened = open_context(model, memory, wanted, may_shrink=options.ctx is None, name=name)
+        made, sizes = opened.options, opened.sizes
+        runner = LlamaRunner(model, opened.context, made, sharing, memory)
     except BaseException:
         model.close()
         raise
-    _log.info(
-        "model %s: %d slots of %d tokens, %.2f GiB of KV memory",
-        name,
-        made.slots,
-        context,
-        kv_bytes / 2**30,
-    )
+    _say_memory(name, wanted, opened)
     _say(name, options, loaded)
     card = EngineCard(
-        context_tokens=context,
+        context_tokens=made.slot_tokens,
         fingerprint=_fingerprint(weights.origin(digest), made, repack=model.repack),
         batch_invariant=invariant,
         prefix_sharing=sharing,
@@ -114,11 +120,50 @@ def open_model(
             "slots": slots,
             "threads": made.threads,
             "kv": "exact" if made.exact else "fast",
-            "kv_bytes": kv_bytes,
+            "kv_bytes": sizes.kv,
+            "weights_bytes": sizes.packed + sizes.mapped,
+            "buffer_bytes": sizes.buffers,
+            "process_bytes": opened.process_bytes,
             "library": LIBRARY,
         },
     )
     return OpenModel(runner, tokenizer, card)
+
+
+def _memory(
+    model: LlamaModel, options: ContextOptions, origin: str, notes: Notes | None
+) -> ModelMemory:
+    """What the model takes, asked once for each file and library."""
+    about = (origin, kernels(), options.exact)
+    known = notes.read("memory", about, ModelMemory) if notes is not None else None
+    if known is None:
+        known = model_memory(model, options)
+        if notes is not None:
+            notes.write("memory", about, known)
+    return known
+
+
+def _say_memory(name: str, wanted: ContextOptions, opened: Opened) -> None:
+    made, sizes = opened.options, opened.sizes
+    if made.slot_tokens < wanted.slot_tokens:
+        _log.warning(
+            "model %s: a context of %d tokens is the largest that fits into this memory; the "
+            "model's own is %d (fewer --slots leave more for each)",
+            name,
+            made.slot_tokens,
+            wanted.slot_tokens,
+        )
+    _log.info(
+        "model %s: %d slots of %d tokens; %.2f GiB of weights, %.2f GiB of KV memory and states, "
+        "%.2f GiB of buffers: at most %.2f GiB for the process",
+        name,
+        made.slots,
+        made.slot_tokens,
+        (sizes.packed + sizes.mapped) / 2**30,
+        sizes.kv / 2**30,
+        sizes.buffers / 2**30,
+        opened.process_bytes / 2**30,
+    )
 
 
 def _context(model: LlamaModel, name: str, options: EngineOptions) -> int:
@@ -140,21 +185,9 @@ def _checkpoint_bytes(options: EngineOptions) -> int:
     return memory_limit() // _CHECKPOINT_SHARE
 
 
-def _default_slots(model: LlamaModel, context: int) -> int:
-    slot_bytes = max(context * model.cell_bytes(), 1)
+def _default_slots(memory: ModelMemory, context: int) -> int:
+    slot_bytes = max(memory.slot_bytes(context), 1)
     return max(1, min(_MOST_SLOTS, memory_limit() // _MEMORY_SHARE // slot_bytes))
-
-
-def _kv_bytes(model: LlamaModel, name: str, made: ContextOptions) -> int:
-    """KV memory of all slots. It is taken as it is used: what is too much has to be said now."""
-    kv_bytes, limit = made.slots * made.slot_tokens * model.cell_bytes(), memory_limit()
-    if kv_bytes > limit:
-        raise ConfigError(
-            f"model {name}: {made.slots} slots of {made.slot_tokens} tokens take "
-            f"{kv_bytes / 2**30:.1f} GiB of KV memory, and there are {limit / 2**30:.1f}; "
-            "try a smaller --ctx or fewer --slots"
-        )
-    return kv_bytes
 
 
 def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:

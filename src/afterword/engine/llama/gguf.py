@@ -18,8 +18,6 @@ from afterword.core.errors import ConfigError
 
 Value: TypeAlias = int | float | bool | str
 
-CHECKS = 1
-"""Raised whenever a header is held against more than before."""
 _MAGIC = b"GGUF"
 _LENGTH = struct.Struct("<Q")
 _VOCABULARY = "tokenizer.ggml.tokens"
@@ -57,7 +55,7 @@ _BLOCKS = {
 
 
 class Header(msgspec.Struct, frozen=True):
-    """What a file says of itself.
+    """What a file says of itself, or the first of the ``parts`` of a model, with all weights.
 
     ``metadata`` leaves out arrays, of which ``array_lengths`` has the lengths. ``formats`` counts
     the values (weights) of each tensor type.
@@ -66,7 +64,9 @@ class Header(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Value]
     array_lengths: Mapping[str, int]
     formats: Mapping[str, int]
+    tensors: int
     file_bytes: int
+    parts: int = 1
 
     @property
     def architecture(self) -> str:
@@ -81,8 +81,8 @@ class Header(msgspec.Struct, frozen=True):
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are."""
-        return self.array_lengths[_VOCABULARY]
+        """How many tokens there are; 0 in a file without a vocabulary."""
+        return self.array_lengths.get(_VOCABULARY, 0)
 
     @property
     def parameters(self) -> int:
@@ -90,8 +90,8 @@ class Header(msgspec.Struct, frozen=True):
         return sum(self.formats.values())
 
 
-def read_header(path: Path) -> Header:
-    """The header of a model's file.
+def read_file_header(path: Path) -> Header:
+    """The header of one file, which may be a part of a model, or no model at all.
 
     Raises ``ConfigError`` for what cannot be read, is no GGUF, is broken, or is shorter than its
     own table of tensors says.
@@ -134,15 +134,8 @@ class _Reader:
                 lengths[key] = self._skip_array(0)
             else:
                 metadata[key] = self._value(kind)
-        self._check_metadata(metadata, lengths)
         formats = self._tensors(tensors, metadata.get("general.alignment", 32))
-        return Header(metadata, lengths, formats, self._size)
-
-    def _check_metadata(self, metadata: Mapping[str, Value], lengths: Mapping[str, int]) -> None:
-        if not isinstance(metadata.get("general.architecture"), str):
-            raise self._broken("general.architecture is missing")
-        if not lengths.get(_VOCABULARY):
-            raise self._broken(f"there is no vocabulary ({_VOCABULARY})")
+        return Header(metadata, lengths, formats, tensors, self._size)
 
     def _tensors(self, count: int, alignment: Value) -> dict[str, int]:
         """Read the table of tensors; check that all of them are in the file."""

@@ -22,6 +22,7 @@ from afterword.engine.batching.runner import (
 )
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.context import ContextOptions, LlamaContext, State, exponentials
+from afterword.engine.llama.memory import ModelMemory, model_memory
 
 BATCH_TOKENS = 512
 _ROW_BYTES = 64 * 1024 * 1024
@@ -50,8 +51,11 @@ class LlamaRunner:
         context: LlamaContext,
         options: ContextOptions,
         sharing: PrefixSharing,
+        memory: ModelMemory | None = None,
     ) -> None:
         self.sharing = sharing
+        self._memory = memory
+        self._options = options
         self._model = model
         self._context = context
         self._states: dict[int, State] = {}
@@ -67,7 +71,9 @@ class LlamaRunner:
 
     def checkpoint_bytes(self, tokens: int) -> int:
         """Memory of a whole state after so many tokens."""
-        return self._model.state_bytes(tokens)
+        if self._memory is None:
+            self._memory = model_memory(self._model, self._options)
+        return self._memory.state_bytes(tokens)
 
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
         """Carry out instructions in their order. Raises ``DecodeError``."""

@@ -29,6 +29,7 @@ from afterword.engine.llama.fidelity import (
     segments,
 )
 from afterword.engine.llama.loading import EngineOptions, Loaded, load
+from afterword.engine.llama.parts import part_paths
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, temporary_runner
 from afterword.engine.llama.verdict import PASSAGE_TOKENS, Fidelity, Figures, Speeds
 
@@ -75,7 +76,7 @@ def survey(path: Path, request: Survey) -> Figures:
         batch_invariant=loaded.batch_invariant,
         speeds=Speeds(**rates),
         memory_bytes=memory_bytes,
-        file_bytes=path.stat().st_size,
+        file_bytes=sum(part.stat().st_size for part in part_paths(path)),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from afterword.core.protocols import InfillTokens
 from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.ends import ends_of
 
 _DOCUMENT_START = b"<|endoftext|>"
 _SUFFIX_FIRST = b"[SUFFIX]"
@@ -19,7 +20,9 @@ class LlamaTokenizer:
         self._model = model
         tokens = model.tokens()
         self.pieces: Sequence[bytes] = tokens.pieces
-        self.special_ids, self.end_ids = tokens.control_ids, tokens.end_ids
+        self._ends = ends_of(model, tokens)
+        self.special_ids = tokens.control_ids - self._ends.text_ids
+        self.end_ids = self._ends.end_ids
         self.max_piece_bytes = max(map(len, self.pieces))
         named = {role: model.named(role) for role in ("bos", "eos", "pad")}
         self.roles = {role: token for role, token in named.items() if token is not None}
@@ -42,8 +45,6 @@ class LlamaTokenizer:
         """What llama.cpp found in the metadata or by well-known names (F2)."""
         named = self._model.named
         prefix, suffix, middle = named("fim_pre"), named("fim_suf"), named("fim_mid")
-        ends = [named(name) for name in ("fim_pad", "fim_rep", "fim_sep")]
-        end_ids = tuple(i for i in ends if i is not None)
         suffix_first = self._special(_SUFFIX_FIRST)
         prefix_second = self._special(b"[PREFIX]")
         if suffix_first is not None and prefix_second is not None:
@@ -52,10 +53,18 @@ class LlamaTokenizer:
                 suffix_id=suffix_first,
                 middle_id=None,
                 order="spm",
-                end_ids=end_ids,
+                end_ids=self._infill_ends(suffix_first, prefix_second),
             )
         if prefix is None or suffix is None or middle is None:
             return None
         return InfillTokens(
-            prefix_id=prefix, suffix_id=suffix, middle_id=middle, order="psm", end_ids=end_ids
+            prefix_id=prefix,
+            suffix_id=suffix,
+            middle_id=middle,
+            order="psm",
+            end_ids=self._infill_ends(prefix, suffix, middle),
         )
+
+    def _infill_ends(self, *markers: int) -> tuple[int, ...]:
+        """A marker begins another infill; CodeGemma's makers list them as terminators."""
+        return tuple(sorted(self._ends.infill_end_ids.union(markers) - self.end_ids))

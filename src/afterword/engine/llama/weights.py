@@ -20,8 +20,9 @@ from typing import TypeAlias
 import msgspec
 
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.gguf import Header, read_header
+from afterword.engine.llama.gguf import Header
 from afterword.engine.llama.notes import Notes
+from afterword.engine.llama.parts import read_header
 
 AS_IS = "as-is"
 FORMS: Sequence[str] = ("q8_0", "bf16", "f16", "q4_0")

@@ -1,0 +1,160 @@
+"""What a model takes in memory, held against what the library allocates; the context that fits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from afterword.core.errors import ConfigError
+from afterword.engine.llama import engine, memory
+from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.context import ContextOptions, LlamaContext
+from afterword.engine.llama.engine import OpenModel, open_model
+from afterword.engine.llama.loading import EngineOptions, load
+from afterword.engine.llama.machine import release_pages, resident_bytes
+from afterword.engine.llama.memory import ModelMemory, model_memory, sizes_of
+from tiny_gguf import CONTEXT, make_gguf
+from zoo.making import make_model
+
+ASKED = ContextOptions(
+    slots=1, slot_tokens=256, batch_tokens=512, max_rows=32, threads=1, exact=True
+)
+F16 = 2
+HAS_TOKENS = ("llama", "gemma3", "gpt-oss", "deepseek2", "jamba", "falcon-h1", "lfm2", "qwen3next")
+HAS_STATE = ("jamba", "falcon-h1", "lfm2", "mamba2", "rwkv7", "qwen3next")
+ARCHITECTURES = (*HAS_TOKENS, "mamba2", "rwkv7")
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, LlamaModel]]:
+    name = request.param
+    opened = LlamaModel(make_model(name, tmp_path_factory.mktemp("memory") / f"{name}.gguf"))
+    yield name, opened
+    opened.close()
+
+
+def test_the_arithmetic_is_what_the_library_allocates(model: tuple[str, LlamaModel]) -> None:
+    name, loaded = model
+    asked = model_memory(loaded, ASKED)
+    assert (asked.token > 0) == (name in HAS_TOKENS)
+    assert (asked.sequence > 0) == (name in HAS_STATE)
+    for slots, tokens in ((1, 768), (3, 512), (5, 1024)):
+        made = msgspec.structs.replace(ASKED, slots=slots, slot_tokens=tokens)
+        context = LlamaContext(loaded, made)
+        assert sizes_of(loaded, context, made).kv == slots * asked.slot_bytes(tokens)
+        context.close()
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 100])
+def test_a_saved_state_is_at_most_as_large_as_told(
+    model: tuple[str, LlamaModel], tokens: int
+) -> None:
+    _, loaded = model
+    context = LlamaContext(loaded, ASKED)
+    places = np.arange(tokens, dtype=np.int32)
+    assert context.decode(places + 3, places, np.zeros(tokens, np.int32), places < 1) == 0
+    size = len(context.save(0))
+    context.close()
+    told = model_memory(loaded, ASKED).state_bytes(tokens)
+    assert size <= told
+    assert told - size <= 24 * tokens + 1024
+
+
+def test_a_tokens_keys_and_values_by_hand(tmp_path: Path) -> None:
+    """Two layers of two heads for keys and values, each 16 wide."""
+    model = LlamaModel(make_gguf(tmp_path / "x.gguf"))
+    assert model_memory(model, ASKED) == ModelMemory(token=2 * 2 * (16 + 16) * F16, sequence=0)
+    model.close()
+
+
+class Machine:
+    """A machine on which so much is left for a model's context."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+        # A sixteenth is the system's.
+        limit = left * 16 // 15
+        monkeypatch.setattr(memory, "memory_limit", lambda: limit)
+        monkeypatch.setattr(memory, "resident_bytes", lambda: 0)
+        monkeypatch.setattr(engine, "memory_limit", lambda: limit)
+
+
+def opened(path: Path, *, ctx: int | None = None, slots: int | None = None) -> OpenModel:
+    given = EngineOptions(threads=1, exact=False, ctx=ctx, slots=slots)
+    return open_model(load(path, given), digest="0" * 64, name="x", options=given)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose context of 65,536 tokens takes 16 MiB a slot."""
+    return make_gguf(tmp_path_factory.mktemp("large") / "x.gguf", context=65536)
+
+
+def test_the_default_context_is_the_largest_that_fits(
+    large: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "afterword.engine"):
+        Machine(monkeypatch, 12 * 2**20)
+        one = opened(large)
+        context = one.card.context_tokens
+        taken = int(one.card.details["process_bytes"])
+        one.runner.close()
+    assert one.card.details["slots"] == 1
+    assert context % 256 == 0
+    assert 256 <= context < 65536
+    assert taken <= 12 * 2**20
+    # Some steps more would not.
+    assert taken > 12 * 2**20 * 0.9
+    assert f"a context of {context} tokens is the largest that fits" in caplog.text
+    assert "the model's own is 65536" in caplog.text
+    # With more slots there is less for each.
+    two = opened(large, slots=2)
+    assert 256 <= two.card.context_tokens < context
+    two.runner.close()
+
+
+def test_a_context_that_was_asked_for_fits_or_is_refused(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(monkeypatch, 12 * 2**20)
+    largest = opened(large)
+    context = largest.card.context_tokens
+    largest.runner.close()
+    exact = opened(large, ctx=context, slots=1)
+    assert exact.card.context_tokens == context
+    exact.runner.close()
+    with pytest.raises(ConfigError, match=rf"the largest --ctx that fits is {context}$"):
+        opened(large, ctx=65536, slots=1)
+    with pytest.raises(ConfigError, match=r"fits is \d+, with fewer --slots a larger one$"):
+        opened(large, ctx=65536, slots=3)
+    Machine(monkeypatch, 2**16)
+    with pytest.raises(ConfigError, match=r"no context fits$"):
+        opened(large)
+
+
+def test_a_model_that_fits_has_its_own_context(tmp_path: Path) -> None:
+    whole = opened(make_gguf(tmp_path / "x.gguf"))
+    details = whole.card.details
+    assert whole.card.context_tokens == CONTEXT
+    assert details["slots"] == 8
+    assert details["kv_bytes"] == 9 * CONTEXT * 256
+    assert int(details["process_bytes"]) > int(details["kv_bytes"])
+    whole.runner.close()
+
+
+def test_pages_of_a_file_are_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(bytes(2**26))
+    data = np.memmap(path, np.uint8, "r")
+    assert not data[::4096].any()
+    before = resident_bytes()
+    release_pages([path])
+    assert before - resident_bytes() > 2**25
+    # They come back when they are read.
+    assert not data[::4096].any()

@@ -17,6 +17,7 @@ from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.loading import EngineOptions, Loaded, load
 from afterword.engine.sampler import Sampler
+from zoo.architectures import CONTEXT
 
 SLOTS = 3
 BUDGET = 128
@@ -114,10 +115,11 @@ class Server:
 class Model:
     """A model file, and what fresh servers of it answer. Close it at the end."""
 
-    def __init__(self, path: Path, *, ctx: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._ctx = ctx
+        self._ctx: int | None = None
         self.loaded: Loaded = load(path, self.options(SLOTS))
+        self._ctx = min(CONTEXT, self.loaded.model.context_tokens)
         self._fresh: dict[Request, Answer] = {}
 
     def close(self) -> None:

@@ -57,6 +57,7 @@ class Crowd:
         self._fresh: dict[int, Any] = {}
         self.asked = 0
         self.wrong = 0
+        self.nats = 0.0
         self.failure: str | None = None
 
     async def run(self, rounds: int, seed: int = 0) -> None:
@@ -84,16 +85,33 @@ class Crowd:
         kept = [number for at, number in enumerate(chosen) if at != leaves]
         for number, task in zip(kept, asked, strict=True):
             self.asked += 1
-            self.wrong += self._model.batch_invariant and task.result() != self._fresh[number]
+            found, expected = task.result(), self._fresh[number]
+            if self._model.batch_invariant and found and expected and found != expected:
+                self.wrong += 1
+                self.nats = max(self.nats, _apart(found[0], expected[0]))
 
     async def _answer(self, client: Client, number: int) -> Any:
         """All that must not change; how much was cached may."""
         reply = await client.post("/v1/completions", BODIES[number])
         if reply.status != 200:
-            self.failure = self.failure or f"{reply.status}: {reply.error['message']}"
+            message = reply.error["message"].split(" (request id")[0]
+            self.failure = self.failure or f"{reply.status}: {message}"
             return None
         whole = reply.json()
         return whole["choices"], whole["usage"]["completion_tokens"]
+
+
+def _apart(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> float:
+    """The largest difference of two log-probabilities of the same token."""
+    worst = 0.0
+    for mine, other in zip(found, expected, strict=True):
+        entries = (mine["logprobs"], other["logprobs"])
+        tokens, values = ([one[name] for one in entries] for name in ("tokens", "token_logprobs"))
+        for a, b, x, y in zip(*tokens, *values, strict=False):
+            if a != b:
+                break
+            worst = max(worst, abs((x or 0.0) - (y or 0.0)))
+    return worst
 
 
 async def _leave(client: Client, body: Body) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -26,6 +27,13 @@ _MOST_STEPS = 20_000
 _SCORE_BYTES = 2**20
 
 Request: TypeAlias = tuple[Job, ...]
+Place: TypeAlias = tuple[int, int]
+"""A job of a request, and one of its siblings."""
+
+
+def is_single(request: Request) -> bool:
+    """Whether a request is one sequence, which is alone in every batch if the request is."""
+    return len(request) == request[0].n == 1
 
 
 class Choice(msgspec.Struct):
@@ -44,8 +52,20 @@ class Answer(msgspec.Struct):
     How much was cached is no part of it.
     """
 
-    choices: dict[tuple[int, int], Choice] = msgspec.field(default_factory=dict)
+    choices: dict[Place, Choice] = msgspec.field(default_factory=dict)
     scored: dict[int, ScoredPrompt | None] = msgspec.field(default_factory=dict)
+
+    def without(self, request: Request, places: AbstractSet[Place]) -> Answer:
+        """The rest of the answer, where some sequences were aborted."""
+        gone = {
+            number
+            for number, job in enumerate(request)
+            if all((number, sibling) in places for sibling in range(job.n))
+        }
+        return Answer(
+            {place: choice for place, choice in self.choices.items() if place not in places},
+            {number: scored for number, scored in self.scored.items() if number not in gone},
+        )
 
     def take(self, event: Event) -> None:
         """Add what an event says."""

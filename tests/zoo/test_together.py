@@ -7,7 +7,7 @@ import pytest
 from zoo.serving import Model
 from zoo.together import TOGETHER, Crowd
 
-_ROUNDS = 4
+_ROUNDS = 3
 
 
 @pytest.mark.parametrize("model", ["deepseek2", "gemma3", "rwkv7", "qwen3next"], indirect=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from zoo.orders import LENGTHS, ORDERS, job, prompt, random_job
-from zoo.serving import Model, Request, Server, difference, nats_apart
+from zoo.serving import Model, Request, Server, difference, is_single, nats_apart
 from zoo.texts import HOSTILE
 from zoo.together import Crowd
 
@@ -42,7 +42,8 @@ class Verdict(msgspec.Struct):
         if self.failure is not None:
             return f"**fails**: {self.failure}"
         if self.wrong:
-            return f"**{self.wrong} of {self.asked} differ**, up to {self.nats:.1g} nats"
+            apart = f"by up to {self.nats:.1g} nats" if self.nats else "in their first token"
+            return f"**{self.wrong} of {self.asked} differ**, {apart}"
         said = "exact" if self.exact else "answered"
         cached = "" if self.cached is None else f", {self.cached:.0%} cached"
         return f"{said} ({self.asked}{cached})"
@@ -85,7 +86,7 @@ def shared(model: Model, rounds: int) -> Verdict:
     for number, history in enumerate(histories):
         with model.server(_SLOTS[number % len(_SLOTS)]) as server:
             for request in history:
-                if model.batch_invariant or len(request) == request[0].n == 1:
+                if model.batch_invariant or is_single(request):
                     _compare(verdict, model, request, server)
                 else:
                     server.ask(request)

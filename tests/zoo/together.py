@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 from afterword.engine.llama.engine import start_engine
@@ -29,6 +30,8 @@ def bodies() -> Sequence[Body]:
         {"best_of": 4, "n": 2, "temperature": 1},
         {"echo": True, "logprobs": 2},
         {"echo": True, "logprobs": 0, "max_tokens": 0},
+        # Text that repeats itself, so that what comes is guessed.
+        {"prompt": [*prompt(0, 6)] * 20, "max_tokens": 30},
         {"prompt": [[*prompt(0, cut, 5, branch=cut)] for cut in (150, 20, 90)], "n": 2},
     )
     made = []
@@ -61,19 +64,37 @@ class Crowd:
         self.failure: str | None = None
 
     async def run(self, rounds: int, seed: int = 0) -> None:
-        """All rounds on one server after the other; stops at the first failure."""
+        """So many rounds, half of them on a server with more slots; stops at the first failure."""
         rng = random.Random(seed)
         numbers = [rng.sample(range(_BODIES), TOGETHER) for _ in range(rounds)]
-        for number in sorted({number for chosen in numbers for number in chosen}):
-            engine = start_engine(self._model.open(SLOTS), self._model.options(SLOTS))
-            self._fresh[number] = await self._answer(make_client({"zoo": engine}), number)
-            await engine.aclose()
+        if self._model.batch_invariant:
+            await self._ask_fresh(number for chosen in numbers for number in chosen)
         for slots, part in zip(_SLOTS, (numbers[::2], numbers[1::2]), strict=True):
-            engine = start_engine(self._model.open(slots), self._model.options(slots))
-            client = make_client({"zoo": engine})
-            for chosen in part:
-                if self.failure is None:
-                    await self._round(client, chosen, leaves=rng.randrange(TOGETHER))
+            async with self._server(slots) as client:
+                for chosen in part:
+                    if self.failure is None:
+                        await self._round(client, chosen, leaves=rng.randrange(TOGETHER))
+
+    async def run_in_line(self) -> None:
+        """Requests of one sequence, each alone on a server that has answered those before it."""
+        numbers = [number for number, body in enumerate(BODIES) if _is_single(body)]
+        await self._ask_fresh(numbers)
+        async with self._server(SLOTS) as client:
+            for number in [*numbers, *numbers]:
+                self._compare(number, await self._answer(client, number))
+
+    async def _ask_fresh(self, numbers: Iterable[int]) -> None:
+        """Ask each request of a server of its own."""
+        for number in sorted(set(numbers)):
+            async with self._server(SLOTS) as client:
+                self._fresh[number] = await self._answer(client, number)
+
+    @asynccontextmanager
+    async def _server(self, slots: int) -> AsyncIterator[Client]:
+        engine = start_engine(self._model.open(slots), self._model.options(slots))
+        try:
+            yield make_client({"zoo": engine})
+        finally:
             await engine.aclose()
 
     async def _round(self, client: Client, chosen: Sequence[int], leaves: int) -> None:
@@ -84,11 +105,17 @@ class Crowd:
             group.create_task(_leave(client, BODIES[chosen[leaves]]))
         kept = [number for at, number in enumerate(chosen) if at != leaves]
         for number, task in zip(kept, asked, strict=True):
-            self.asked += 1
-            found, expected = task.result(), self._fresh[number]
-            if self._model.batch_invariant and found and expected and found != expected:
-                self.wrong += 1
-                self.nats = max(self.nats, _apart(found[0], expected[0]))
+            if self._model.batch_invariant:
+                self._compare(number, task.result())
+            else:
+                self.asked += 1
+
+    def _compare(self, number: int, found: Any) -> None:
+        self.asked += 1
+        expected = self._fresh[number]
+        if found and expected and found != expected:
+            self.wrong += 1
+            self.nats = max(self.nats, _apart(found[0], expected[0]))
 
     async def _answer(self, client: Client, number: int) -> Any:
         """All that must not change; how much was cached may."""
@@ -99,6 +126,10 @@ class Crowd:
             return None
         whole = reply.json()
         return whole["choices"], whole["usage"]["completion_tokens"]
+
+
+def _is_single(body: Body) -> bool:
+    return "n" not in body and isinstance(body["prompt"][0], int)
 
 
 def _apart(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> float:

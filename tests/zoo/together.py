@@ -31,7 +31,7 @@ def bodies() -> Sequence[Body]:
         {"echo": True, "logprobs": 2},
         {"echo": True, "logprobs": 0, "max_tokens": 0},
         # Text that repeats itself, so that what comes is guessed.
-        {"prompt": [*prompt(0, 6)] * 20, "max_tokens": 30},
+        {"prompt": [300, 301] * 30, "logit_bias": {"300": 100, "301": 100}, "max_tokens": 30},
         {"prompt": [[*prompt(0, cut, 5, branch=cut)] for cut in (150, 20, 90)], "n": 2},
     )
     made = []

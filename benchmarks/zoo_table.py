@@ -20,6 +20,7 @@ import msgspec
 from afterword.core.errors import ConfigError
 from zoo.architectures import ARCHITECTURES
 from zoo.making import make_model
+from zoo.others import OTHERS
 from zoo.serving import Model
 from zoo.trials import Verdict, again, alone, hostile_texts, shared, side_by_side
 
@@ -145,7 +146,8 @@ def _files(folder: Path | None) -> Iterator[Sequence[Path]]:
         yield sorted(folder.glob("*.gguf"))
         return
     with tempfile.TemporaryDirectory() as made:
-        yield [make_model(name, Path(made) / f"{name}.gguf") for name in ARCHITECTURES]
+        names = sorted([*ARCHITECTURES, *OTHERS])
+        yield [make_model(name, Path(made) / f"{name}.gguf") for name in names]
 
 
 def main() -> int:
@@ -154,7 +156,7 @@ def main() -> int:
     parser.add_argument("--models", type=Path, help="folder of GGUF files; without it, tiny ones")
     parser.add_argument("--only", nargs="*", help="names of files, without .gguf")
     parser.add_argument("--rounds", type=int, default=20, help="random histories of each kind")
-    parser.add_argument("--limit-s", type=float, default=600, help="seconds for one model")
+    parser.add_argument("--limit-s", type=float, default=300, help="seconds for one model")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["AFTERWORD_WEIGHTS"] = "as-is"

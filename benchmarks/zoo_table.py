@@ -59,10 +59,10 @@ class Row(msgspec.Struct):
         return "| " + " | ".join((self.name, *texts)) + " |"
 
 
-def try_model(path: Path, rounds: int) -> None:
+def try_model(path: Path, rounds: int, stretch: int) -> None:
     """In a child: try a model and print a line for each column as soon as it is known."""
     try:
-        model = Model(path)
+        model = Model(path, stretch=stretch)
         model.open(1).runner.close()
     except ConfigError as error:
         _tell(Cell("load", _short(str(error).rsplit(f"{path}: ", 1)[-1]), refused=True))
@@ -100,9 +100,10 @@ def _short(message: str) -> str:
     return line if len(line) <= _SHORTEST else line[:_SHORTEST] + " …"
 
 
-def row_of(path: Path, rounds: int, limit_s: float) -> Row:
+def row_of(path: Path, rounds: int, limit_s: float, stretch: int = 1) -> Row:
     """Try a model in a child process; what it said before its end, and how it ended."""
-    command = [sys.executable, __file__, "--one", str(path), "--rounds", str(rounds)]
+    command = [sys.executable, __file__, "--one", str(path)]
+    command += ["--rounds", str(rounds), "--stretch", str(stretch)]
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         child = subprocess.Popen(command, stdout=said, stderr=complained, env=env)
@@ -157,11 +158,14 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="names of files, without .gguf")
     parser.add_argument("--rounds", type=int, default=20, help="random histories of each kind")
     parser.add_argument("--limit-s", type=float, default=300, help="seconds for one model")
+    parser.add_argument(
+        "--stretch", type=int, default=1, help="times that prompts are longer, for large windows"
+    )
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["AFTERWORD_WEIGHTS"] = "as-is"
     if args.one is not None:
-        try_model(args.one, args.rounds)
+        try_model(args.one, args.rounds, args.stretch)
         return 0
     print("| model | " + " | ".join(_COLUMNS) + " |")
     print("|---" * (1 + len(_COLUMNS)) + "|", flush=True)
@@ -170,7 +174,7 @@ def main() -> int:
         for path in files:
             if args.only and path.stem not in args.only:
                 continue
-            row = row_of(path, args.rounds, args.limit_s)
+            row = row_of(path, args.rounds, args.limit_s, args.stretch)
             outcomes[row.outcome] += 1
             print(row, flush=True)
     counted = "; ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))

@@ -12,7 +12,7 @@ from afterword.engine.llama.engine import start_engine
 from asgi import Client
 from conftest import make_client
 from zoo.orders import prompt
-from zoo.serving import SLOTS, Model
+from zoo.serving import SLOTS, Model, stretched
 
 Body: TypeAlias = Mapping[str, Any]
 
@@ -102,7 +102,7 @@ class Crowd:
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(self._answer(client, number))
                      for at, number in enumerate(chosen) if at != leaves]  # fmt: skip
-            group.create_task(_leave(client, BODIES[chosen[leaves]]))
+            group.create_task(_leave(client, self._body(chosen[leaves])))
         kept = [number for at, number in enumerate(chosen) if at != leaves]
         for number, task in zip(kept, asked, strict=True):
             if self._model.batch_invariant:
@@ -117,9 +117,16 @@ class Crowd:
             self.wrong += 1
             self.nats = max(self.nats, _apart(found[0], expected[0]))
 
+    def _body(self, number: int) -> Body:
+        body, times = BODIES[number], self._model.stretch
+        prompts = body["prompt"]
+        if isinstance(prompts[0], int):
+            return {**body, "prompt": stretched(prompts, times)}
+        return {**body, "prompt": [stretched(ids, times) for ids in prompts]}
+
     async def _answer(self, client: Client, number: int) -> Any:
         """All that must not change; how much was cached may."""
-        reply = await client.post("/v1/completions", BODIES[number])
+        reply = await client.post("/v1/completions", self._body(number))
         if reply.status != 200:
             message = reply.error["message"].split(" (request id")[0]
             self.failure = self.failure or f"{reply.status}: {message}"

@@ -26,6 +26,7 @@ BUDGET = 128
 _MOST_STEPS = 20_000
 _SCORE_BYTES = 2**20
 _STRETCH_IDS = range(260, 388)
+_CHECKPOINT_BYTES = 2**22
 
 Request: TypeAlias = tuple[Job, ...]
 Place: TypeAlias = tuple[int, int]
@@ -106,7 +107,10 @@ class Server:
         self.runner = opened.runner
         self._stretch = stretch
         self.scheduler = Scheduler(
-            self.runner, opened.tokenizer.end_ids, score_budget_bytes=_SCORE_BYTES
+            self.runner,
+            opened.tokenizer.end_ids,
+            score_budget_bytes=_SCORE_BYTES,
+            checkpoint_budget_bytes=_CHECKPOINT_BYTES,
         )
         self._sampler = Sampler(self.runner.vocabulary, self.runner.exponentials)
         self.answers: dict[int, Answer] = {}

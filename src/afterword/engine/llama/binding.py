@@ -12,6 +12,8 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from afterword.core.errors import ConfigError
+from afterword.core.protocols import PrefixSharing
 
 if TYPE_CHECKING:
     import llama_cpp.llama_cpp
@@ -78,6 +81,7 @@ PACKS_WEIGHTS = bool(_added("ggml_afterword_packed_buffer_type", ctypes.c_void_p
 """Whether the library packs quantised weights in panels on this processor."""
 _pieces = addition("llama_afterword_pieces", ctypes.c_int64)
 _grave_lines = addition("llama_afterword_log_grave", None)
+_window = addition("llama_afterword_window", ctypes.c_uint32)
 CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
 """What this project changed in the library, as a digest; empty for a library as it comes."""
 
@@ -262,6 +266,11 @@ class LlamaModel:
         return not (recurrent or lib.llama_model_is_hybrid(self.pointer))
 
     @property
+    def unproven_sharing(self) -> PrefixSharing:
+        """How prefixes can be shared, as far as the kind of model tells."""
+        return "cells" if self.can_trim else "checkpoints"
+
+    @property
     def decodes(self) -> bool:
         """Whether this is a model that continues text, and not an encoder."""
         has_decoder = lib.llama_model_has_decoder(self.pointer)
@@ -278,6 +287,22 @@ class LlamaModel:
         key = int(self.metadata(f"{arch}.attention.key_length") or width)
         value = int(self.metadata(f"{arch}.attention.value_length") or width)
         return layers * heads * (key + value) * 2
+
+    def state_bytes(self, tokens: int) -> int:
+        """Memory of a copy of one sequence's state after so many tokens."""
+        return tokens * self.cell_bytes()
+
+    @contextmanager
+    def narrowed(self, tokens: int) -> Iterator[None]:
+        """Contexts made in this block have a sliding window of at most ``tokens``, if any."""
+        window = 0 if _window is None else int(_window(ctypes.c_void_p(self.pointer), tokens))
+        if _window is not None and window <= tokens:
+            _window(ctypes.c_void_p(self.pointer), window)
+        try:
+            yield
+        finally:
+            if _window is not None:
+                _window(ctypes.c_void_p(self.pointer), window)
 
     def describe(self) -> str:
         """Architecture, size and format in a few words."""

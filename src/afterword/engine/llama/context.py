@@ -6,7 +6,7 @@ Whoever opens a ``LlamaContext`` closes it. Pointers never leave this file.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -17,6 +17,9 @@ from afterword.engine.llama.binding import LlamaModel, addition, lib
 from afterword.engine.llama.team import Turns
 from afterword.engine.sampler import Row
 
+State: TypeAlias = npt.NDArray[np.uint8]
+_WHOLE = 1 << 16
+"""Asks for cells behind a sliding window, too. A library without our changes leaves them out."""
 _GGML_TYPE_F16 = 1
 _GGML_TYPE_BF16 = 30
 
@@ -178,13 +181,20 @@ class LlamaContext:
         return bool(lib.llama_memory_seq_rm(self._memory, slot, start, -1))
 
     def fork(self, source: int, destination: int, tokens: int) -> bool:
-        """Make a slot the first ``tokens`` tokens of another; False if the state does not fit."""
+        """Make a slot the first ``tokens`` tokens of another; False if cells cannot be copied."""
         memory = ctypes.c_void_p(self._memory)
-        if _fork is not None and _fork(memory, source, destination, tokens):
-            return True
-        size = int(lib.llama_state_seq_get_size(self._context, source))
-        state = (ctypes.c_uint8 * size)()
-        lib.llama_state_seq_get_data(self._context, state, size, source)
-        if not lib.llama_state_seq_set_data(self._context, state, size, destination):
-            return False
-        return self.remove(destination, tokens)
+        return _fork is not None and bool(_fork(memory, source, destination, tokens))
+
+    def save(self, slot: int) -> State:
+        """A copy of all that a slot holds; empty if it cannot be had."""
+        size = int(lib.llama_state_seq_get_size_ext(self._context, slot, _WHOLE))
+        state: State = np.empty(size, np.uint8)
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = int(lib.llama_state_seq_get_data_ext(self._context, data, size, slot, _WHOLE))
+        return state[:written]
+
+    def restore(self, state: State, slot: int) -> bool:
+        """Make an empty slot what was saved; False if it does not fit."""
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        read = lib.llama_state_seq_set_data_ext(self._context, data, len(state), slot, _WHOLE)
+        return bool(read)

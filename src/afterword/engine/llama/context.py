@@ -6,6 +6,7 @@ Whoever opens a ``LlamaContext`` closes it. Pointers never leave this file.
 from __future__ import annotations
 
 import ctypes
+import logging
 from typing import Any
 
 import msgspec
@@ -14,9 +15,13 @@ import numpy.typing as npt
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.binding import LlamaModel, addition, lib
+from afterword.engine.llama.guard import NativeError, guarded
 from afterword.engine.llama.team import Turns
 from afterword.engine.sampler import Row
 
+_log = logging.getLogger("afterword.llama")
+THREW = -100
+"""What ``decode`` gives for an exception of the library."""
 _GGML_TYPE_F16 = 1
 _GGML_TYPE_BF16 = 30
 
@@ -24,6 +29,14 @@ ATTENTION_BY_ROWS = hasattr(lib._lib, "ggml_afterword_attention")  # noqa: SLF00
 """Whether the library computes attention alike in batches of any size."""
 _fork = addition("llama_afterword_fork", ctypes.c_bool)
 _ragged = addition("llama_afterword_ragged", ctypes.c_bool)
+
+_new_context = guarded(lib._lib, lib.llama_init_from_model)  # noqa: SLF001 - no binding has it
+_decode = guarded(lib._lib, lib.llama_decode)  # noqa: SLF001
+_get_logits = guarded(lib._lib, lib.llama_get_logits)  # noqa: SLF001
+_remove = guarded(lib._lib, lib.llama_memory_seq_rm)  # noqa: SLF001
+_state_size = guarded(lib._lib, lib.llama_state_seq_get_size_ext)  # noqa: SLF001
+_state_get = guarded(lib._lib, lib.llama_state_seq_get_data_ext)  # noqa: SLF001
+_state_set = guarded(lib._lib, lib.llama_state_seq_set_data_ext)  # noqa: SLF001
 
 _turns = Turns()
 _teams: dict[int, ctypes.c_void_p] = {}
@@ -104,7 +117,10 @@ class LlamaContext:
         params.type_v = _GGML_TYPE_F16
         params.swa_full = True
         params.no_perf = True
-        self._context: Any = lib.llama_init_from_model(model.pointer, params)
+        try:
+            self._context: Any = _new_context(model.pointer, params)
+        except NativeError as error:
+            raise ConfigError(f"llama.cpp cannot make a context: {error}") from error
         if not self._context:
             raise ConfigError(
                 f"no memory for {options.slots} slots of {options.slot_tokens} tokens; "
@@ -158,7 +174,7 @@ class LlamaContext:
         slots: npt.NDArray[np.int32],
         wanted: npt.NDArray[np.bool_],
     ) -> int:
-        """Compute a batch; 0 or the library's error code. The GIL is free meanwhile."""
+        """Compute a batch; 0, the library's error code or ``THREW``. The GIL is free meanwhile."""
         count = len(tokens)
         self._tokens[:count] = tokens
         self._positions[:count] = positions
@@ -166,25 +182,29 @@ class LlamaContext:
         self._wanted[:count] = wanted
         self._batch.n_tokens = count
         with _turns:
-            return int(lib.llama_decode(self._context, self._batch))
+            try:
+                return int(_decode(self._context, self._batch))
+            except NativeError as error:
+                _log.warning("llama_decode threw: %s", error)
+                return THREW
 
     def rows(self, count: int) -> npt.NDArray[np.float32]:
         """The wanted rows of the last batch: a view that the next batch overwrites."""
-        pointer = lib.llama_get_logits(self._context)
+        pointer = _get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (count, self._vocabulary))
 
     def remove(self, slot: int, start: int) -> bool:
         """Forget the tokens of a slot from position ``start`` on."""
-        return bool(lib.llama_memory_seq_rm(self._memory, slot, start, -1))
+        return bool(_remove(self._memory, slot, start, -1))
 
     def fork(self, source: int, destination: int, tokens: int) -> bool:
         """Make a slot the first ``tokens`` tokens of another; False if the state does not fit."""
         memory = ctypes.c_void_p(self._memory)
         if _fork is not None and _fork(memory, source, destination, tokens):
             return True
-        size = int(lib.llama_state_seq_get_size(self._context, source))
+        size = int(_state_size(self._context, source, 0))
         state = (ctypes.c_uint8 * size)()
-        lib.llama_state_seq_get_data(self._context, state, size, source)
-        if not lib.llama_state_seq_set_data(self._context, state, size, destination):
+        _state_get(self._context, state, size, source, 0)
+        if not _state_set(self._context, state, size, destination, 0):
             return False
         return self.remove(destination, tokens)

@@ -18,6 +18,7 @@ from afterword.engine.batching.runner import (
 )
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.context import ContextOptions, LlamaContext, exponentials
+from afterword.engine.llama.guard import NativeError
 
 BATCH_TOKENS = 512
 _ROW_BYTES = 64 * 1024 * 1024
@@ -26,6 +27,15 @@ _WIDEST_FILL = 3
 """A gap of idle slots up to this wide is cheaper to compute through than to split a batch at."""
 _FATAL_AFTER = 3
 """Failures in a row after which the context is given up."""
+
+
+@contextmanager
+def _failing_alone() -> Iterator[None]:
+    """What the library throws fails a step, and not the engine."""
+    try:
+        yield
+    except NativeError as error:
+        raise DecodeError(str(error)) from error
 
 
 class LlamaRunner:
@@ -53,6 +63,7 @@ class LlamaRunner:
         # Where the end of a state cannot be trimmed, no prefix can be shared.
         self.least_shared_tokens = 4 if model.can_trim else self.context_tokens + 1
 
+    @_failing_alone()
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
         """Carry out instructions in their order."""
         for instruction in instructions:

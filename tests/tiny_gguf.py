@@ -9,6 +9,8 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
+from tiny_vocab import CONTROL, NORMAL, Vocabulary, byte_alphabet
+
 CONTEXT = 512
 _LAYERS, _FEED_FORWARD = 2, 128
 
@@ -20,18 +22,6 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "deepseek": ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001 - its own bars
     "codestral": ("[SUFFIX]", "[PREFIX]", "[MIDDLE]"),
 }  # fmt: skip
-
-
-def byte_alphabet() -> list[str]:
-    """GPT-2's 256 printable stand-ins, by byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {byte: chr(byte) for byte in printable}
-    extra = 0
-    for byte in range(256):
-        if byte not in table:
-            table[byte] = chr(256 + extra)
-            extra += 1
-    return [table[byte] for byte in range(256)]
 
 
 class Shape(NamedTuple):
@@ -52,15 +42,12 @@ def make_gguf(
     adds_bos: bool = False,
     context: int = CONTEXT,
     shape: Shape = USUAL,
+    vocabulary: Vocabulary | None = None,
 ) -> Path:
     """Write a llama model of about 200,000 random weights; greedy text of it is stable noise."""
     embedding = shape.embedding
-    special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
-    merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "d e", "de f", "Ġ ="]
-    merged = list(dict.fromkeys([m.replace(" ", "") for m in merges]))
-    tokens = [*byte_alphabet(), *merged, *special]
-    normal = len(tokens) - len(special)
-    types = [gguf.TokenType.NORMAL] * normal + [gguf.TokenType.CONTROL] * len(special)
+    vocabulary = vocabulary or _family(family, adds_bos=adds_bos)
+    tokens = vocabulary.tokens
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(f"tiny {family}")
@@ -73,14 +60,7 @@ def make_gguf(
     writer.add_rope_dimension_count(embedding // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(normal + 1)
-    writer.add_eos_token_id(normal)
-    writer.add_add_bos_token(adds_bos)
+    vocabulary.write(writer)
 
     rng = np.random.default_rng(20260928)
     kv = embedding * shape.kv_heads // shape.heads
@@ -110,6 +90,18 @@ def make_gguf(
     weights("output.weight", len(tokens), embedding, scale=1.0)
     _write(writer)
     return path
+
+
+def _family(family: str, *, adds_bos: bool) -> Vocabulary:
+    """Bytes, some words, and the special tokens of a family."""
+    special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
+    merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "d e", "de f", "Ġ ="]
+    merged = list(dict.fromkeys([m.replace(" ", "") for m in merges]))
+    tokens = [*byte_alphabet(), *merged, *special]
+    normal = len(tokens) - len(special)
+    types = [NORMAL] * normal + [CONTROL] * len(special)
+    more = {"bos_token_id": normal + 1, "eos_token_id": normal, "add_bos_token": adds_bos}
+    return Vocabulary("gpt2", tokens, types, pre="gpt-2", merges=merges, more=more)
 
 
 def _write(writer: gguf.GGUFWriter) -> None:

@@ -54,11 +54,14 @@ class Entries:
         for i, value in zip(top_ids, top_logprobs, strict=True):
             if i == token:
                 chosen_is_among = True
-                self._put(top, text, i, logprob)
+                top[text] = logprob
             elif i >= 0:  # otherwise the engine was told of fewer
-                self._put(top, token_text(spelling.piece(i, fresh=fresh)), i, finite(value))
+                key = token_text(spelling.piece(i, fresh=fresh))
+                # What the chosen token is written as stands for it alone.
+                key = bytes_text(spelling.pieces[i]) if key == text else key
+                self._put(top, key, i, finite(value))
         if not chosen_is_among:
-            self._put(top, text, token, logprob)
+            top[text] = logprob
         self._top_logprobs.append(top)
         self._offsets.append(offset)
 

@@ -12,6 +12,7 @@ from afterword.completion.text import Detokenizer
 
 _MOST_CHARACTER_BYTES = 4
 _SEARCHED_CHARACTERS = 4096
+_SEARCHED_TOKENS = 8
 """How far ahead the end of what a vocabulary has no token for is looked for."""
 
 
@@ -127,20 +128,30 @@ def _aligned(sent: str, pieces: Sequence[bytes]) -> list[int]:
     wanted = ["".join(key for key, _ in _keys(decoder.decode(piece))) for piece in pieces]
     offsets, at, reached = [], 0, 0
     for i, (piece, key) in enumerate(zip(pieces, wanted, strict=True)):
+        # From ``reached`` to ``here`` stands what has no key.
         here = at_character[at]
-        offsets.append(min(reached, here) if piece[:1] == b" " else max(reached, here))
+        found = keys.startswith(key, at)
+        offsets.append(here if found and key and piece[:1] != b" " else reached)
         if not key:
-            spaces = len(piece) if not piece.strip() else 0
-            reached = min(reached + spaces, here)
+            reached = min(reached + len(piece) - len(piece.strip()), here)
             continue
-        if keys.startswith(key, at):
-            at += len(key)
-        else:
-            following = next(filter(None, wanted[i + 1 : i + 9]), "")
-            end = keys.find(following, at + 1, at + _SEARCHED_CHARACTERS) if following else -1
-            at = len(keys) if not following else max(end, at)
-        reached = at_character[at - 1] + 1 if at else 0
+        ahead = wanted[i + 1 : i + 1 + _SEARCHED_TOKENS]
+        end = at + len(key) if found else _next(keys, at + (here == reached), ahead)
+        if end == at:
+            reached = min(reached + 1, here)
+            continue
+        if not found:
+            offsets[-1] = here
+        at, reached = end, at_character[end - 1] + 1
     return offsets
+
+
+def _next(keys: str, at: int, wanted: Sequence[str]) -> int:
+    """Where one of the next tokens begins; the end if there is none, ``at`` if none is found."""
+    following = next(filter(None, wanted), "")
+    if not following:
+        return len(keys)
+    return max(keys.find(following, at, at + _SEARCHED_CHARACTERS), at)
 
 
 def _keyed(text: str) -> tuple[str, list[int]]:

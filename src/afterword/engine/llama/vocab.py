@@ -25,7 +25,9 @@ class LlamaTokenizer:
         self.max_piece_bytes = max(map(len, self.pieces))
         named = {role: model.named(role) for role in ("bos", "eos", "pad")}
         self.roles = {role: token for role, token in named.items() if token is not None}
-        cuts = tokens.control_ids | tokens.user_ids
+        # What the vocabulary has no token for stands in the middle of words.
+        unknown = int(model.metadata("tokenizer.ggml.unknown_token_id") or -1)
+        cuts = (tokens.control_ids | tokens.user_ids) - {unknown}
         self.space_after = cuts if self._adds_space() else None
         self.chat_template = model.metadata("tokenizer.chat_template")
         self.lacks_ids: str | None = None

@@ -42,7 +42,7 @@ TEXTS = (
 )  # fmt: skip
 
 needs_guards = pytest.mark.skipif(
-    not guards(binding.lib._lib),  # noqa: SLF001 - as the binding asks
+    not guards(binding.lib._lib),
     reason="a library as it comes",
 )
 Ask = Callable[[Client], Any]
@@ -211,6 +211,19 @@ def test_what_no_token_spells_is_a_400_that_names_the_field(tmp_path: Path, kind
         assert (reply.status, reply.error["param"]) == (400, "suffix")
 
     serving(tmp_path, UNSPELLABLE[kind], ask)
+
+
+def test_a_file_that_is_truncated_while_it_is_served_changes_no_answer(tmp_path: Path) -> None:
+    """What was mapped would end the process."""
+
+    async def ask(client: Client) -> None:
+        body = {"prompt": "hello world", "max_tokens": 8, "temperature": 0}
+        before = await client.complete(**body)
+        (tmp_path / "tiny.gguf").write_bytes(b"")
+        after = await client.complete(**body, logprobs=1)
+        assert after["choices"][0]["text"] == before["choices"][0]["text"]
+
+    serving(tmp_path, byte_pairs("gpt-2"), ask)
 
 
 def test_a_text_for_an_engine_that_is_closed_is_a_503(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import msgspec
 
 from afterword.core.errors import ConfigError, EngineUnavailable, UnspellableText
 from afterword.engine.llama.guard import NativeError, UnspellableError, guarded, guards
+from afterword.engine.llama.machine import memory_limit
 
 if TYPE_CHECKING:
     import llama_cpp.llama_cpp
@@ -48,6 +49,8 @@ else:
 
 log = logging.getLogger("afterword.llama")
 
+_MAPPED_FROM = 2
+"""A file of more than one in this many parts of the memory is mapped rather than read."""
 _BY_NAME = True
 _CONTROL, _END, _USER_DEFINED = 1, 2, 4
 """What a token is, to ``llama_afterword_pieces``."""
@@ -116,6 +119,9 @@ def _load(path: Path, *, repack: bool) -> Any:  # noqa: ANN401 - a pointer of th
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
     params.use_extra_bufts = repack
+    # What is mapped is gone when the file is: a server would end at the next step.
+    if path.stat().st_size * _MAPPED_FROM <= memory_limit():
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     _complaints = []
     try:
         model = _load_file(str(path).encode(), params)

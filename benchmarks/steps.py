@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.job import Job, SamplingParams
+from afterword.core.protocols import PrefixSharing
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Batch, KVInstruction
 from afterword.engine.batching.scheduler import Scheduler
@@ -31,12 +32,17 @@ class FreeRunner:
     max_rows = 512
     vocabulary = VOCABULARY
     least_shared_tokens = 4
+    sharing: PrefixSharing = "cells"
     exponentials = staticmethod(exponentials)
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         rng = np.random.default_rng(0)
         self._rows = (3 * rng.standard_normal((slots, VOCABULARY))).astype(np.float32)
+
+    def checkpoint_bytes(self, tokens: int) -> int:
+        """Nothing is kept."""
+        return tokens
 
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
         """Nothing to do."""

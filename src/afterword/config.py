@@ -48,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     target_gap_ms: Count = 200
     max_waiting: Count = 256
     score_cache_mib: Annotated[int, Meta(ge=0)] = 64
+    checkpoint_mib: Annotated[int, Meta(ge=0)] | None = None
     prompt_lookup: bool = True
     upstream_keys: dict[str, str] | None = None
     upstream_connect_s: Annotated[float, Meta(gt=0)] = 5.0

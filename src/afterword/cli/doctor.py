@@ -6,7 +6,7 @@ import asyncio
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import rich_click as click
@@ -19,6 +19,7 @@ from afterword.cli.options import read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import ServedModel
 from afterword.config import Settings
+from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.machine import memory_limit
 from afterword.engine.remote.address import is_remote
 from afterword.engine.remote.dialect import UNKNOWN_CONTEXT
@@ -100,6 +101,15 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
     else:
         promise = "given up (--kv fast): answers may depend on what else is served"
     yield "seed promise", promise
+    if card.prefix_sharing is not None:
+        yield "prefix cache", _SHARING[card.prefix_sharing]
+
+
+_SHARING: Mapping[PrefixSharing, str] = {
+    "cells": "prompts share any tokens that they begin with",
+    "checkpoints": "prompts share beginnings where a state was kept (recurrent layers)",
+    "none": "OFF: here a prefix of another prompt would change answers",
+}
 
 
 def _context(tokens: int, *, remote: bool) -> str:

@@ -116,6 +116,7 @@ class Loading:
     def options(self) -> EngineOptions:
         """What the settings say of engines that run a file."""
         settings = self._settings
+        checkpoint_mib = settings.checkpoint_mib
         return EngineOptions(
             ctx=settings.ctx,
             slots=settings.slots,
@@ -124,6 +125,7 @@ class Loading:
             probe=self._probe,
             max_waiting=settings.max_waiting,
             score_cache_bytes=settings.score_cache_mib * 2**20,
+            checkpoint_bytes=checkpoint_mib * 2**20 if checkpoint_mib is not None else None,
             target_gap_ms=settings.target_gap_ms,
             prompt_lookup=settings.prompt_lookup,
         )

@@ -45,6 +45,8 @@ ENGINE: Mapping[str, str] = {
     "max-waiting": "Requests that may wait for a slot. [default: 256]",
     "score-cache-mib": "Memory for log-probabilities of prompts that others may begin with. "
     "[default: 64]",
+    "checkpoint-mib": "Memory for states of recurrent and hybrid models that other prompts may "
+    "begin with. [default: a sixteenth of the memory]",
     "prompt-lookup": "Whether text that repeats itself is drafted and verified several tokens at "
     "once; the answer is the same: true or false. [default: true]",
 }

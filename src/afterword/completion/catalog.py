@@ -75,6 +75,7 @@ class Catalog:
             "context_tokens": card.context_tokens,
             "system_fingerprint": card.fingerprint,
             "batch_invariant": card.batch_invariant,
+            "prefix_sharing": card.prefix_sharing,
             "suffix": served.engine.tokenizer.infill is not None,
             "alias_of": served.name if name != served.name else None,
         }

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -109,18 +109,28 @@ class DistantTokenizer(Protocol):
         """
 
 
+PrefixSharing: TypeAlias = Literal["cells", "checkpoints", "none"]
+"""How what was computed of one prompt serves another that begins with the same tokens.
+
+``cells``: any number of tokens. ``checkpoints``: where a whole state was kept, since recurrent
+state cannot be cut. ``none``: not at all, because it was found to change answers.
+"""
+
+
 class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine says of itself.
 
     ``context_tokens`` is the most that prompt and completion may be together. ``fingerprint``
     is ``fp_`` and ten hex digits and changes with anything that may change an answer (D3).
     ``batch_invariant``: answers were found not to depend on what else is computed (D1).
+    ``prefix_sharing`` is None where another server decides.
     ``details`` is shown to people as it is: file name, format, slots, threads.
     """
 
     context_tokens: int
     fingerprint: str
     batch_invariant: bool
+    prefix_sharing: PrefixSharing | None = None
     details: Mapping[str, str | int | bool] = {}
 
 
@@ -154,6 +164,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     cells_used: int = 0
     cells_total: int = 0
     score_bytes: int = 0
+    checkpoint_bytes: int = 0
     longest_wait_s: float = 0.0
     steps: int = 0
     batch_sizes: tuple[int, ...] = ()

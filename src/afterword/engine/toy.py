@@ -12,9 +12,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from afterword.core.protocols import EngineCard, InfillTokens
+from afterword.core.protocols import EngineCard, InfillTokens, PrefixSharing
 from afterword.engine.batching.engine import BatchingEngine
-from afterword.engine.batching.runner import Batch, DecodeError, Fork, KVInstruction, Trim
+from afterword.engine.batching.runner import (
+    Batch,
+    DecodeError,
+    Drop,
+    Fork,
+    KVInstruction,
+    Restore,
+    Save,
+    Trim,
+)
 from afterword.engine.draws import mix64
 from afterword.engine.sampler import exponentials
 
@@ -101,7 +110,7 @@ class ToyRunner:
     least_shared_tokens = 1
     exponentials = staticmethod(exponentials)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a runner may be like, each by its name
         self,
         vocabulary: int,
         *,
@@ -109,8 +118,10 @@ class ToyRunner:
         context_tokens: int = 256,
         max_batch_tokens: int = 64,
         end_ids: Sequence[int] = (),
+        sharing: PrefixSharing = "cells",
         before_decode: Callable[[Batch], None] | None = None,
     ) -> None:
+        self.sharing = sharing
         self.vocabulary = vocabulary
         self.slots = slots
         self.context_tokens = context_tokens
@@ -120,23 +131,51 @@ class ToyRunner:
         self._before_decode = before_decode
         self._cells: list[list[int]] = [[] for _ in range(slots)]
         self._hashes: list[list[int]] = [[] for _ in range(slots)]
+        self._checkpoints: dict[int, tuple[list[int], list[int]]] = {}
         spread = np.arange(1, vocabulary + 1, dtype=np.uint64)
         self._spread = spread * np.uint64(0x9E3779B97F4A7C15)
         self._tilt = np.zeros(vocabulary, np.float32)
         self._tilt[list(end_ids)] = -2.0
 
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
-        """Copy and cut lists."""
+        """Copy and cut lists; only what the kind of sharing allows."""
         for instruction in instructions:
+            if not self._allows(instruction):
+                raise AssertionError(f"cannot {instruction}")
             match instruction:
                 case Fork(source, destination, tokens):
-                    if self._cells[destination] or len(self._cells[source]) < tokens:
-                        raise AssertionError(f"cannot {instruction}")
                     self._cells[destination] = self._cells[source][:tokens]
                     self._hashes[destination] = self._hashes[source][:tokens]
                 case Trim(slot, tokens):
                     del self._cells[slot][tokens:]
                     del self._hashes[slot][tokens:]
+                case Save(slot, number):
+                    self._checkpoints[number] = (self._cells[slot][:], self._hashes[slot][:])
+                case Restore(number, slot, _):
+                    cells, hashes = self._checkpoints[number]
+                    self._cells[slot], self._hashes[slot] = cells[:], hashes[:]
+                case Drop(number):
+                    self._checkpoints.pop(number, None)
+
+    def _allows(self, instruction: KVInstruction) -> bool:
+        whole = self.sharing != "cells"
+        match instruction:
+            case Fork(source, destination, tokens):
+                has = len(self._cells[source])
+                fits = has == tokens if whole else has >= tokens
+                return fits and not self._cells[destination] and self.sharing != "none"
+            case Trim(_, tokens):
+                return not (whole and tokens)
+            case Save(slot, number):
+                return self.sharing != "none" and number not in self._checkpoints
+            case Restore(number, slot, tokens):
+                return not self._cells[slot] and len(self._checkpoints[number][0]) == tokens
+            case Drop(_):
+                return True
+
+    def checkpoint_bytes(self, tokens: int) -> int:
+        """A hundred bytes, and one a token."""
+        return 100 + tokens
 
     def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Append the batch's tokens to their slots; rows of those wanted."""

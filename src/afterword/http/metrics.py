@@ -43,6 +43,7 @@ _ENGINE_GAUGES = {
     "cells_used": "KV positions in use.",
     "cells_total": "KV positions there are.",
     "score_bytes": "Memory of log-probabilities kept for prompts that begin alike.",
+    "checkpoint_bytes": "Memory of states kept for prompts that begin alike.",
     "longest_wait_s": "How long the oldest request without a slot has waited, in seconds.",
 }
 _ENGINE_COUNTERS = {

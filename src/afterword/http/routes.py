@@ -20,7 +20,7 @@ from afterword.completion.service import Answer, CompletionService
 from afterword.core import wire
 from afterword.core.account import Ask, Principal, Spent, UsageStatus
 from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable, UnknownUrl
-from afterword.core.protocols import Ledger, Reservation
+from afterword.core.protocols import Ledger, PrefixSharing, Reservation
 from afterword.http import pages
 from afterword.http.client import ClientDisconnected, ClientWatch, read_body, send_whole
 from afterword.http.errors import error_body
@@ -37,8 +37,10 @@ _RETRY_AFTER_S = 5
 
 
 class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """One model's engine; ``batch_invariant`` says whether it was found to keep D1.
+    """One model's engine.
 
+    ``batch_invariant`` says whether it was found to keep D1, ``prefix_sharing`` how it shares what
+    was computed of a prompt; null where another server decides.
     Its name and fingerprint are left out for whoever may not use the model.
     """
 
@@ -46,6 +48,7 @@ class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
     healthy: bool
     fingerprint: str | msgspec.UnsetType = msgspec.UNSET
     batch_invariant: bool
+    prefix_sharing: PrefixSharing | None
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -303,12 +306,17 @@ def _health_of(model: ServedModel, principal: Principal) -> EngineHealth:
     """How an engine is, for whoever asks."""
     card, healthy = model.engine.card, model.engine.healthy()
     if principal.models is not None and model.name not in principal.models:
-        return EngineHealth(healthy=healthy, batch_invariant=card.batch_invariant)
+        return EngineHealth(
+            healthy=healthy,
+            batch_invariant=card.batch_invariant,
+            prefix_sharing=card.prefix_sharing,
+        )
     return EngineHealth(
         model=model.name,
         healthy=healthy,
         fingerprint=card.fingerprint,
         batch_invariant=card.batch_invariant,
+        prefix_sharing=card.prefix_sharing,
     )
 
 

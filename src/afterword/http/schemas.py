@@ -301,8 +301,13 @@ def _health() -> Schema:
                 "type": "boolean",
                 "description": "Found at start: answers do not depend on what else is served.",
             },
+            "prefix_sharing": {
+                "enum": ["cells", "checkpoints", "none", None],
+                "description": "How prompts that begin alike share what was computed: any tokens, "
+                "kept states, nothing; null where another server decides.",
+            },
         },
-        required=["healthy", "batch_invariant"],
+        required=["healthy", "batch_invariant", "prefix_sharing"],
     )
     schema = _closed(
         {

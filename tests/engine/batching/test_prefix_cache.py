@@ -55,14 +55,16 @@ class PrefixCacheMachine(RuleBasedStateMachine):
 
     @rule(ids=IDS)
     def whoever_holds_most_is_found(self, ids: list[int]) -> None:
-        best = self.cache.best(self.cache.match(array(ids)), lambda slot: slot.computed)
+        best = self.cache.best(
+            self.cache.match(array(ids)), lambda slot, depth: min(slot.computed, depth)
+        )
         shared = [
             min(slot.computed, common_prefix(array(ids), array(held)))
             for slot, held in zip(self.slots, self.held, strict=True)
         ]
         assert (best.tokens if best is not None else 0) == max(shared)
         if best is not None:
-            assert shared[best.slot.index] == best.tokens
+            assert shared[best.holder.index] == best.tokens
 
     @rule(ids=IDS, k=st.integers(0, 2))
     def what_is_read_is_what_was_found(self, ids: list[int], k: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from afterword.engine.batching.probe import is_batch_invariant
-from afterword.engine.batching.runner import Batch
+from afterword.core.protocols import PrefixSharing
+from afterword.engine.batching.probe import is_batch_invariant, proven_sharing
+from afterword.engine.batching.runner import Batch, Fork, KVInstruction, Restore, Trim
 from afterword.engine.toy import ToyRunner, ToyTokenizer
 
 VOCABULARY = len(ToyTokenizer().pieces)
@@ -29,6 +32,29 @@ class Careless(ToyRunner):
         return np.nextafter(rows, np.float32(np.inf)) if told else rows
 
 
+class Forgetful(ToyRunner):
+    """Copies and trims that lose what is behind a window, and are told so by one hash."""
+
+    loses: type[KVInstruction] = Fork
+    window = 24
+
+    def apply(self, instructions: Sequence[KVInstruction]) -> None:
+        for instruction in instructions:
+            before = [len(cells) for cells in self._cells]
+            super().apply([instruction])
+            match instruction:
+                case Fork(source, slot, tokens) if self.loses is Fork:
+                    lost = before[source] - tokens >= self.window
+                case Trim(slot, tokens) if self.loses is Trim:
+                    lost = bool(tokens)
+                case Restore(_, slot, _) if self.loses is Restore:
+                    lost = True
+                case _:
+                    continue
+            if lost and self._hashes[slot]:
+                self._hashes[slot][-1] ^= 1
+
+
 @pytest.mark.parametrize("slots", [1, 2, 4, 8])
 def test_a_sound_runner_passes_and_is_left_empty(slots: int) -> None:
     runner = ToyRunner(VOCABULARY, slots=slots, context_tokens=256, max_batch_tokens=128)
@@ -46,3 +72,35 @@ def test_a_careless_one_does_not(about: str) -> None:
 def test_too_little_room_to_tell() -> None:
     runner = ToyRunner(VOCABULARY, slots=4, context_tokens=16, max_batch_tokens=64)
     assert not is_batch_invariant(runner)
+
+
+@pytest.mark.parametrize("sharing", ["cells", "checkpoints", "none"])
+def test_a_sound_way_of_sharing_is_kept(sharing: PrefixSharing) -> None:
+    runner = ToyRunner(
+        VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128, sharing=sharing
+    )
+    for _ in range(2):
+        assert proven_sharing(runner) == sharing
+        assert is_batch_invariant(runner)
+
+
+@pytest.mark.parametrize("loses", [Fork, Trim])
+def test_cells_that_are_lost_are_noticed(loses: type[KVInstruction]) -> None:
+    runner = Forgetful(VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128)
+    runner.loses = loses
+    # Whole states lose nothing.
+    assert is_batch_invariant(runner)
+    assert proven_sharing(runner) == "checkpoints"
+
+
+def test_states_that_are_lost_are_noticed() -> None:
+    runner = Forgetful(
+        VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128, sharing="checkpoints"
+    )
+    runner.loses = Restore
+    assert proven_sharing(runner) == "none"
+
+
+def test_with_one_slot_there_is_nothing_to_share_with() -> None:
+    runner = ToyRunner(VOCABULARY, slots=1, context_tokens=256, max_batch_tokens=128)
+    assert proven_sharing(runner) == "none"

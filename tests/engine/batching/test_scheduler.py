@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams, ScoredPrompt
+from afterword.core.protocols import PrefixSharing
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.batching.step import Step
@@ -113,13 +114,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         slots=st.integers(1, 6),
         batch=st.sampled_from((6, 7, 64)),
         score_bytes=st.sampled_from((0, 500, 100_000)),
+        sharing=st.sampled_from(("cells", "checkpoints", "none")),
+        checkpoint_bytes=st.sampled_from((0, 300, 100_000)),
     )
-    def begin(self, slots: int, batch: int, score_bytes: int) -> None:
+    def begin(
+        self,
+        slots: int,
+        batch: int,
+        score_bytes: int,
+        sharing: PrefixSharing,
+        checkpoint_bytes: int,
+    ) -> None:
         self.runner = ToyRunner(
-            VOCABULARY, slots=slots, context_tokens=CONTEXT,
-            max_batch_tokens=batch, end_ids=sorted(TOKENIZER.end_ids),
+            VOCABULARY, slots=slots, context_tokens=CONTEXT, max_batch_tokens=batch,
+            end_ids=sorted(TOKENIZER.end_ids), sharing=sharing,
         )  # fmt: skip
-        self.scheduler = Scheduler(self.runner, TOKENIZER.end_ids, score_budget_bytes=score_bytes)
+        self.scheduler = Scheduler(
+            self.runner, TOKENIZER.end_ids,
+            score_budget_bytes=score_bytes, checkpoint_budget_bytes=checkpoint_bytes,
+        )  # fmt: skip
         self.sampler = Sampler(VOCABULARY)
         self.jobs: dict[int, list[Job]] = {}
         self.events: dict[int, list[Event]] = {}

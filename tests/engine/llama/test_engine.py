@@ -187,19 +187,19 @@ def test_the_probe_is_asked_once_for_all_that_its_answer_depends_on(
     path, notes = make_gguf(tmp_path / "m.gguf"), Notes(tmp_path / "notes")
     asked: list[tuple[bool, int]] = []
 
-    def probe(model: LlamaModel, options: EngineOptions) -> bool:
+    def probe(model: LlamaModel, options: EngineOptions) -> Probed:
         asked.append((model.repack, options.compute_threads))
-        return not model.repack
+        return Probed(model.repack, not model.repack, "cells")
 
     monkeypatch.setattr("afterword.engine.llama.loading._probe", probe)
 
     def loaded(*, threads: int = 1, origin: str = "a", kept: Notes | None = notes) -> Probed:
         found = load(path, EngineOptions(threads=threads), origin=origin, notes=kept)
         found.model.close()
-        return Probed(found.model.repack, found.batch_invariant)
+        return Probed(found.model.repack, found.batch_invariant, found.sharing)
 
     for _ in range(2):
-        assert loaded() == Probed(repack=False, batch_invariant=True)
+        assert loaded() == Probed(repack=False, batch_invariant=True, sharing="cells")
     assert asked == [(True, 1), (False, 1)]
     loaded(threads=2)
     loaded(origin="b")

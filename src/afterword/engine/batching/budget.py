@@ -12,10 +12,11 @@ class ChunkBudget:
     """Adapts the prefill chunk to a target for the gap between two tokens of a running stream.
 
     ``seconds_per_token`` is a moving average over steps that prefilled; the time of rows that
-    decode is taken off the target first.
+    decode is taken off the target first. What is not ``timed`` is the same at any speed.
     """
 
-    def __init__(self, *, most_tokens: int, target_gap_s: float) -> None:
+    def __init__(self, *, most_tokens: int, target_gap_s: float, timed: bool = True) -> None:
+        self._timed = timed
         self._most_tokens = most_tokens
         self._target_gap_s = target_gap_s
         self._prefill_s_per_token = 0.0
@@ -23,7 +24,7 @@ class ChunkBudget:
 
     def tokens(self, *, decoding: bool) -> int:
         """The budget of the next step; a larger one where nobody waits for a token."""
-        if not self._prefill_s_per_token:
+        if not self._timed or not self._prefill_s_per_token:
             return min(4 * _LEAST_TOKENS, self._most_tokens) if decoding else self._most_tokens
         spare_s = self._target_gap_s * _CALM_GAPS
         if decoding:

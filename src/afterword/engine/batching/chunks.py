@@ -69,6 +69,8 @@ def _prefill_span(slot: Slot, tokens: int, most_rows: int) -> Span | None:
     start = slot.computed
     unread = max(0, sequence.prompt.first_row - start)
     end = start + min(tokens, unread + most_rows)
+    if sequence.cuts:
+        end = min(end, sequence.cuts[0])
     samples = end == sequence.length
     rows = max(0, end - start - unread)
     return Span(sequence, slot, start, end - start, rows, samples=samples)

@@ -24,7 +24,8 @@ class BatchingEngine:
     """An ``Engine`` over a ``ModelRunner``. All methods belong to the event loop's thread.
 
     At most ``max_waiting`` requests have a sequence that waits for a slot; one more is refused.
-    Scores of prompts are kept for others in at most ``score_budget_bytes``.
+    Scores of prompts are kept for others in at most ``score_budget_bytes``, and whole states, where
+    no less can be shared, in at most ``checkpoint_budget_bytes``.
     """
 
     def __init__(  # noqa: PLR0913 - the limits of an engine, each by its name
@@ -36,6 +37,7 @@ class BatchingEngine:
         max_waiting: int = 256,
         target_gap_ms: int = 200,
         score_budget_bytes: int = 64 * 2**20,
+        checkpoint_budget_bytes: int = 64 * 2**20,
         drafts: bool = True,
         check: bool = False,
     ) -> None:
@@ -55,6 +57,7 @@ class BatchingEngine:
             tokenizer.end_ids,
             target_gap_s=target_gap_ms / 1000,
             score_budget_bytes=score_budget_bytes,
+            checkpoint_budget_bytes=checkpoint_budget_bytes,
             drafts=drafts,
             deliver=self._deliver,
             check=check,
@@ -106,6 +109,7 @@ class BatchingEngine:
             cells_used=gauges.cells_used,
             cells_total=self._cells_total,
             score_bytes=gauges.score_bytes,
+            checkpoint_bytes=gauges.checkpoint_bytes,
             longest_wait_s=0.0 if since_s is None else time.perf_counter() - since_s,
             steps=counters.steps,
             batch_sizes=tuple(counters.batch_sizes),

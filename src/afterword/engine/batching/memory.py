@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from bisect import insort
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 
 import msgspec
+import numpy as np
 
+from afterword.engine.batching.checkpoints import Checkpoints
 from afterword.engine.batching.prefix_cache import Match, PrefixCache, Source, common_prefix
-from afterword.engine.batching.runner import Fork, KVInstruction, Trim
-from afterword.engine.batching.sequence import Prompt, Sequence
-from afterword.engine.batching.slots import Slot, Slots
+from afterword.engine.batching.runner import (
+    Drop,
+    Fork,
+    KVInstruction,
+    ModelRunner,
+    Restore,
+    Save,
+    Trim,
+)
+from afterword.engine.batching.sequence import Prompt, Sequence, TokenIds
+from afterword.engine.batching.slots import Checkpoint, Holder, Slot, Slots
 
 _WORTH_WAITING_TOKENS = 6
 """A prefix that another slot is about to compute is waited for if it saves more than this."""
+_WORTH_KEEPING_TOKENS = 16
+"""A state is kept for others where it saves at least so many tokens more than what there is."""
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -28,16 +42,35 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Memory:
-    """Slots and the prefix cache in step with each other and with the runner.
+    """Slots, checkpoints and the prefix cache in step with each other and with the runner.
 
-    Every change of what a slot holds is an instruction to the runner, in order.
+    Every change of what they hold is an instruction to the runner, in order.
     """
 
-    def __init__(self, slots: Slots, *, least_shared_tokens: int, score_budget_bytes: int) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        slots: Slots,
+        *,
+        score_budget_bytes: int,
+        checkpoint_budget_bytes: int,
+    ) -> None:
         self.slots = slots
         self.cache = PrefixCache(score_budget_bytes)
-        self._least_shared_tokens = least_shared_tokens
+        self.sharing = runner.sharing
+        self._least_shared_tokens = runner.least_shared_tokens
+        self._checkpoints = Checkpoints(
+            first=len(slots),
+            size_bytes=runner.checkpoint_bytes,
+            budget_bytes=checkpoint_budget_bytes,
+        )
+        self._nothing: TokenIds = np.empty(0, np.int32)
         self._instructions: list[KVInstruction] = []
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Memory of the states that are kept."""
+        return self._checkpoints.held_bytes
 
     def take_instructions(self) -> SequenceOf[KVInstruction]:
         """What the runner has to do before the next batch."""
@@ -45,15 +78,25 @@ class Memory:
         return instructions
 
     def source(self, prompt: Prompt, match: Match) -> Source | None:
-        """The slot whose KV saves most of a prompt now; its scores take what is known.
+        """Whose KV saves most of a prompt now; its scores take what is known.
 
         ``match`` is how far the cache goes along with the prompt.
         """
+        if self.sharing == "none":
+            return None
         self.cache.touch(match)
         if prompt.scores is not None:
             self.cache.read(match, prompt.scores)
         most = prompt.first_row
-        found = self.cache.best(match, lambda slot: min(slot.computed, most))
+        whole = self.sharing == "checkpoints"
+
+        def usable(holder: Holder, depth: int) -> int:
+            room = min(depth, most)
+            if whole:
+                return holder.computed if holder.computed <= room else 0
+            return min(holder.computed, room)
+
+        found = self.cache.best(match, usable)
         if found is None or found.tokens < self._least_shared_tokens:
             return None
         return found
@@ -61,16 +104,18 @@ class Memory:
     def worth_waiting_for(self, prompt: Prompt, match: Match, source: Source | None) -> Wait | None:
         """The running slot that will soon save more of a prompt than ``source`` does.
 
-        A prompt to be scored then follows the owner's: it is told what is found at the position
-        where they part.
+        Where whole states are shared, the owner is to stop there for one to be kept. A prompt to
+        be scored then follows the owner's: it is told what is found at the position where they
+        part.
         """
-        coming = self.cache.best(match, lambda slot: slot.will_compute)
-        owner = None if coming is None else coming.slot.sequence
-        if coming is None or owner is None:
+        if self.sharing == "none":
             return None
-        slot = coming.slot
+        coming = self.cache.best(match, lambda holder, depth: min(holder.will_compute, depth))
+        if coming is None or not isinstance(coming.holder, Slot):
+            return None
+        slot, owner = coming.holder, coming.holder.sequence
         tokens = min(coming.tokens, len(prompt.ids) - 1)
-        if tokens <= slot.computed or tokens < self._least_shared_tokens:
+        if owner is None or tokens <= slot.computed or tokens < self._least_shared_tokens:
             return None
         if prompt.scores is not None:
             parts_at = min(common_prefix(prompt.ids, owner.prompt.ids), len(prompt.ids) - 1)
@@ -82,12 +127,14 @@ class Memory:
             return None
         if prompt.scores is not None:
             owner.prompt.followers.setdefault(parts_at, []).append(prompt)
+        if self.sharing == "checkpoints":
+            self._cut(owner, tokens)
         return Wait(slot, owner, tokens)
 
-    def claim(self, sequence: Sequence, slot: Slot, source: Source | None) -> int:
+    def claim(self, sequence: Sequence, slot: Slot, source: Source | None, match: Match) -> int:
         """Give an idle slot to a sequence, with the KV of ``source``; how many tokens it has."""
         reused = source.tokens if source is not None else 0
-        if source is not None and source.slot is slot:
+        if source is not None and source.holder is slot:
             if reused < slot.computed:
                 self._instructions.append(Trim(slot.index, reused))
         else:
@@ -96,17 +143,34 @@ class Memory:
             if source is not None:
                 # The source is not touched: what it gave lives on in the new slot, and those that
                 # begin alike come one after the other.
-                self._instructions.append(Fork(source.slot.index, slot.index, reused))
+                self._instructions.append(_copy(source, slot))
+                self.slots.touch(source.holder)
         ids = sequence.prompt.ids
         slot.computed = reused
         slot.tokens[: len(ids)] = ids
         slot.sequence, sequence.slot = sequence, slot
+        if self.sharing == "checkpoints":
+            self._cut_for_others(sequence, match.tokens, reused)
         self.cache.hold(slot, ids)
         self.slots.touch(slot)
         return reused
 
+    def keep_states(self) -> None:
+        """Keep a copy of every state that is just where one was asked for."""
+        for slot in self.slots:
+            cuts = slot.sequence.cuts if slot.sequence is not None else []
+            if not cuts or cuts[0] > slot.computed:
+                continue
+            wanted = slot.computed in cuts
+            del cuts[: sum(cut <= slot.computed for cut in cuts)]
+            if wanted and not self._has_checkpoint(slot):
+                self._keep_state(slot)
+
     def trim(self, slot: Slot, tokens: int) -> None:
         """What was computed in a slot beyond ``tokens`` does not hold."""
+        if self.sharing != "cells":
+            self.forget(slot)
+            return
         self._instructions.append(Trim(slot.index, tokens))
         slot.computed = tokens
 
@@ -128,10 +192,82 @@ class Memory:
         else:
             slot.sequence.prompt.cached_tokens = 0
 
+    def forget_failed(self, slots: Iterable[int], instructions: Iterable[KVInstruction]) -> None:
+        """Forget what a failed step may have left in these slots or was to do by instructions."""
+        touched = set(slots)
+        for instruction in instructions:
+            match instruction:
+                case Fork(_, slot, _) | Trim(slot, _) | Restore(_, slot, _):
+                    touched.add(slot)
+                case Save(_, number):
+                    kept = self._checkpoints.pop(number)
+                    if kept is not None:
+                        self._lose(kept)
+                case Drop(_):
+                    self._instructions.append(instruction)
+        for lost in self.slots:
+            if lost.index in touched:
+                self.forget(lost)
+
+    def start_afresh(self) -> None:
+        """Have every slot as it was at the start; none may be in use."""
+        for slot in self.slots:
+            if slot.computed:
+                self.forget(slot)
+            slot.last_used = 0
+
     def check(self) -> None:
         """Raise ``AssertionError`` if an invariant does not hold."""
         self.cache.check()
-        for slot in self.slots:
-            held = slot.node.end if slot.node is not None else 0
-            if held < slot.computed and slot.sequence is None:
-                raise AssertionError(f"the cache does not know what slot {slot.index} holds")
+        self._checkpoints.check()
+        for holder in (*self.slots, *self._checkpoints):
+            held = holder.node.end if holder.node is not None else 0
+            if held < holder.computed and holder.sequence is None:
+                raise AssertionError(f"the cache does not know what {holder.index} holds")
+
+    def _cut(self, owner: Sequence, tokens: int) -> None:
+        if tokens not in owner.cuts:
+            insort(owner.cuts, tokens)
+
+    def _cut_for_others(self, sequence: Sequence, matched: int, reused: int) -> None:
+        """Have the state kept where a prompt leaves one that was there before.
+
+        Whoever began like this twice will do so again. The row before the parting is needed by
+        those who score what follows.
+        """
+        prompt = sequence.prompt
+        tokens = min(matched, len(prompt.ids) - 1) - (prompt.scores is not None)
+        if tokens >= reused + _WORTH_KEEPING_TOKENS:
+            self._cut(sequence, tokens)
+
+    def _has_checkpoint(self, slot: Slot) -> bool:
+        """Whether the state after a slot's tokens is kept already; it counts as used then."""
+        match = self.cache.match(slot.tokens[: slot.computed])
+        found = self.cache.best(
+            match,
+            lambda holder, _: holder.computed * isinstance(holder, Checkpoint),
+        )
+        if found is None or found.tokens < slot.computed:
+            return False
+        self.slots.touch(found.holder)
+        return True
+
+    def _keep_state(self, slot: Slot) -> None:
+        kept = self._checkpoints.add(slot.computed)
+        if kept is None:
+            return
+        while (evicted := self._checkpoints.evict(but=kept)) is not None:
+            self._lose(evicted)
+        self._instructions.append(Save(slot.index, kept.index))
+        self.cache.hold(kept, slot.tokens[: slot.computed])
+        self.slots.touch(kept)
+
+    def _lose(self, checkpoint: Checkpoint) -> None:
+        self.cache.hold(checkpoint, self._nothing)
+        self._instructions.append(Drop(checkpoint.index))
+
+
+def _copy(source: Source, slot: Slot) -> KVInstruction:
+    if isinstance(source.holder, Checkpoint):
+        return Restore(source.holder.index, slot.index, source.tokens)
+    return Fork(source.holder.index, slot.index, source.tokens)

@@ -1,7 +1,7 @@
-"""A radix tree over token ids: which slots hold the KV of a prefix, and what scoring found there.
+"""A radix tree over token ids: who holds the KV of a prefix, and what scoring found there.
 
-It knows nothing of memory: a slot is a name for whoever holds KV, and its ``computed`` says of how
-many tokens. Scores outlive the KV of their prefix, up to a budget in bytes.
+It knows nothing of memory: a holder is a name, and its ``computed`` says of how many tokens it has
+KV. Scores outlive the KV of their prefix, up to a budget in bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from afterword.engine.batching.scores import Scores, Stretch
 from afterword.engine.batching.sequence import TokenIds
-from afterword.engine.batching.slots import Slot
+from afterword.engine.batching.slots import Holder
 
 _KEPT_SHARE = 0.9
 """What is left of the budget once scores had to go, so that they do not go one by one."""
@@ -22,7 +22,7 @@ _KEPT_SHARE = 0.9
 class Node:
     """Tokens at positions ``start`` to ``end`` that follow those of ``parent``.
 
-    Invariants: no two children begin with the same token; ``holders`` are the slots whose tokens
+    Invariants: no two children begin with the same token; ``holders`` are those whose tokens
     go through the whole edge, and the parent's include them; ``scores`` are of the first positions
     of the edge.
     """
@@ -35,7 +35,7 @@ class Node:
         self.start: int = 0 if parent is None else parent.end
         self.end: int = self.start + len(tokens)
         self.children: dict[int, Node] = {}
-        self.holders: dict[Slot, None] = {}
+        self.holders: dict[Holder, None] = {}
         self.scores: Stretch | None = None
         self.last_used = 0
 
@@ -48,14 +48,14 @@ class Match(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A slot and how many of its tokens serve a prompt."""
+    """Who holds KV, and how many of its tokens serve a prompt."""
 
-    slot: Slot
+    holder: Holder
     tokens: int
 
 
 class PrefixCache:
-    """All prefixes that slots hold or that were scored lately."""
+    """All prefixes that somebody holds or that were scored lately."""
 
     def __init__(self, score_budget_bytes: int) -> None:
         self._root = Node(np.empty(0, np.int32), None)
@@ -80,10 +80,12 @@ class PrefixCache:
         return Match(nodes, at)
 
     @staticmethod
-    def best(match: Match, computed: Callable[[Slot], int]) -> Source | None:
-        """The slot that holds most of what matched, by what ``computed`` says of each.
+    def best(match: Match, usable: Callable[[Holder, int], int]) -> Source | None:
+        """The holder of most of what matched.
 
-        On a tie an idle one, which may be continued in place, then the lowest index.
+        ``usable`` says how many tokens of a holder serve that goes along with the match for so
+        many; no more than these. On a tie it is an idle one, which may be continued in place, then
+        the lowest index.
         """
         best: Source | None = None
         for node in reversed(match.nodes):
@@ -91,8 +93,8 @@ class PrefixCache:
             # Whoever holds a node holds those above it: no better one can follow.
             if best is not None and best.tokens >= depth:
                 break
-            for slot in node.holders:
-                found = Source(slot, min(computed(slot), depth))
+            for holder in node.holders:
+                found = Source(holder, usable(holder, depth))
                 if best is None or _rank(found) > _rank(best):
                     best = found
         return best if best is not None and best.tokens else None
@@ -109,15 +111,15 @@ class PrefixCache:
             if usable < len(node.tokens):
                 return
 
-    def hold(self, slot: Slot, ids: TokenIds) -> None:
-        """Say that ``slot`` has these tokens, which may be none, and no others."""
-        old, new = slot.node, self._insert(ids)
-        slot.node = new
+    def hold(self, holder: Holder, ids: TokenIds) -> None:
+        """Say that ``holder`` has these tokens, which may be none, and no others."""
+        old, new = holder.node, self._insert(ids)
+        holder.node = new
         path = dict.fromkeys(_upwards(new))
         for node in path:
-            node.holders[slot] = None
+            node.holders[holder] = None
         self._touch(path)
-        self._leave(old, slot, but=path)
+        self._leave(old, holder, but=path)
 
     def keep(self, ids: TokenIds, scores: Scores) -> None:
         """Keep what is known of a prompt for others that begin alike."""
@@ -180,11 +182,11 @@ class PrefixCache:
         self._prune(node)
         return upper
 
-    def _leave(self, leaf: Node | None, slot: Slot, *, but: Container[Node]) -> None:
+    def _leave(self, leaf: Node | None, holder: Holder, *, but: Container[Node]) -> None:
         for node in list(_upwards(leaf)):
             if node in but:
                 break
-            del node.holders[slot]
+            del node.holders[holder]
             self._prune(node)
 
     def _prune(self, node: Node) -> None:
@@ -224,7 +226,7 @@ class PrefixCache:
                 and (node.start, node.end) == (parent.end, parent.end + len(node.tokens))
                 and (parent is self._root or node.holders.keys() <= parent.holders.keys())
                 and bool(node.children or node.holders or node.scores)
-                and all(node in _upwards(slot.node) for slot in node.holders)
+                and all(node in _upwards(holder.node) for holder in node.holders)
             )
             if not sound:
                 raise AssertionError(f"node at {node.start} is out of order")
@@ -247,7 +249,7 @@ def common_prefix(a: TokenIds, b: TokenIds) -> int:
 
 
 def _rank(source: Source) -> tuple[int, bool, int]:
-    return source.tokens, source.slot.sequence is None, -source.slot.index
+    return source.tokens, source.holder.sequence is None, -source.holder.index
 
 
 def _upwards(node: Node | None) -> Iterator[Node]:

@@ -1,48 +1,171 @@
-"""Whether a row of logits depends on the rest of its batch: asked at start, not assumed (D1)."""
+"""What a runner can be trusted with: asked at start, not assumed (D1).
+
+Whether a row of logits depends on the rest of its batch, and whether a prefix that was computed for
+another serves as well as one's own.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from afterword.engine.batching.runner import Batch, ModelRunner, Trim
+from afterword.core.protocols import PrefixSharing
+from afterword.engine.batching.runner import (
+    Batch,
+    DecodeError,
+    Drop,
+    Fork,
+    KVInstruction,
+    ModelRunner,
+    Restore,
+    Save,
+    Trim,
+)
 
-_PROMPT_TOKENS = 66
+PROMPT_TOKENS = 66
 """Longer than the 64 rows from which on some attention kernels work in tiles."""
-_CHUNKS = (3, 40)
+WINDOW_TOKENS = 24
+"""A sliding window has to be no longer for the probe to look behind it."""
+_CHUNKS = (3, 40, 41)
+_AFTER = 4
+"""Tokens after the prompt, each in a step of its own."""
 _NEIGHBOURS = 3
+_BEYOND = 8
+"""How far the source of a fork goes on otherwise."""
 _STRIDE, _START = 7919, 13
+
+Rows: TypeAlias = list[npt.NDArray[np.float32]]
+_Share: TypeAlias = Callable[[ModelRunner, npt.NDArray[np.int64]], Iterable[Rows]]
 
 
 def is_batch_invariant(runner: ModelRunner) -> bool:
     """Compute a prompt alone in one batch, then in chunks beside others; are rows bitwise equal?
 
-    Takes about 180 tokens of prefill. ``runner`` must be unused, and is left empty.
+    Takes about 200 tokens of prefill. ``runner`` must be unused, and is left empty.
     """
-    prompt = min(_PROMPT_TOKENS, runner.context_tokens - 1, runner.max_batch_tokens - _NEIGHBOURS)
+    tokens = _tokens(runner)
+    prompt = len(tokens) - _AFTER
     if prompt <= _CHUNKS[-1]:
         return False  # too little room to tell
-    tokens = (np.arange(prompt + 1) * _STRIDE + _START) % runner.vocabulary
-    alone = [
-        _row(runner, [(0, tokens[:prompt], 0)], 0),
-        _row(runner, [(0, tokens[prompt:], prompt)], 0),
-    ]
-    runner.apply([Trim(0, 0)])
+    alone = _rows_alone(runner, tokens)
     mine = runner.slots - 1
     others = range(max(0, mine - _NEIGHBOURS), mine)
-    together: list[npt.NDArray[np.float32]] = []
-    edges = (0, *_CHUNKS, prompt, prompt + 1)
+    together: Rows = []
+    edges = (0, *_CHUNKS, *range(prompt, len(tokens) + 1))
     for step, (start, end) in enumerate(itertools.pairwise(edges)):
         # Every neighbour has a token of its own in each step.
         parts = [(slot, tokens[slot + step : slot + step + 1], step) for slot in others]
         row = _row(runner, [*parts, (mine, tokens[start:end], start)], mine)
         if end >= prompt:
             together.append(row)
-    runner.apply([Trim(slot, 0) for slot in (*others, mine)])
-    return all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+    _clear(runner, (*others, mine))
+    return _identical(alone, together)
+
+
+def proven_sharing(runner: ModelRunner) -> PrefixSharing:
+    """The runner's way of sharing, if it changes no bit; else one that does not, or none.
+
+    Prefixes are forked from a longer neighbour, from a fork, before and behind a sliding window of
+    ``WINDOW_TOKENS``, into slots that were used before; ends are trimmed and computed again. Takes
+    about 200 tokens of prefill. ``runner`` must be unused and batch invariant, and is left empty.
+    """
+    if runner.slots < 2:
+        return "none"
+    tokens = _tokens(runner)
+    alone = _rows_alone(runner, tokens)
+    if runner.sharing == "cells" and _changes_nothing(runner, _shared_cells, tokens, alone):
+        return "cells"
+    if runner.sharing != "none" and _changes_nothing(runner, _shared_states, tokens, alone):
+        return "checkpoints"
+    return "none"
+
+
+def _changes_nothing(
+    runner: ModelRunner, share: _Share, tokens: npt.NDArray[np.int64], alone: Rows
+) -> bool:
+    """Whether rows are those of a prompt alone. What the runner cannot do at all is not exact."""
+    try:
+        return _identical(alone, *share(runner, tokens))
+    except DecodeError:
+        return False
+    finally:
+        _clear(runner, (0, 1))
+        runner.apply([Drop(0), Drop(1)])
+
+
+def _shared_cells(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterable[Rows]:
+    """The last rows of the prompt, after each way in which a slot can come by its prefix."""
+    end = len(tokens)
+    other = (tokens[:_BEYOND] + 1) % runner.vocabulary
+    late = end - 2 * _AFTER
+    _row(runner, [(0, tokens[:late], 0)], 0)
+    _row(runner, [(0, other, late)], 0)
+    ways: list[tuple[int, int, list[KVInstruction]]] = [
+        (1, late, [Fork(0, 1, late)]),
+        (1, end // 2, [Trim(1, 0), Fork(0, 1, end // 2)]),
+        (0, end - 20, [Trim(0, end - 20)]),
+        (1, 10, [Trim(1, 0), Fork(0, 1, 10)]),
+    ]
+    found = []
+    for slot, start, instructions in ways:
+        runner.apply(instructions)
+        found.append(_last_rows(runner, slot, tokens, start))
+    return found
+
+
+def _shared_states(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterable[Rows]:
+    """The same, where whole states are copied."""
+    early, late = len(tokens) // 3, len(tokens) - 2 * _AFTER
+    _row(runner, [(0, tokens[:early], 0)], 0)
+    runner.apply([Save(0, 0)])
+    _row(runner, [(0, tokens[early:late], early)], 0)
+    runner.apply([Save(0, 1), Fork(0, 1, late)])
+    ways: list[tuple[int, int, list[KVInstruction]]] = [
+        (1, late, []),
+        (0, late, []),
+        (1, early, [Trim(1, 0), Restore(0, 1, early)]),
+        (0, late, [Trim(0, 0), Restore(1, 0, late)]),
+        (0, early, [Trim(0, 0), Restore(0, 0, early)]),
+    ]
+    found = []
+    for slot, start, instructions in ways:
+        runner.apply(instructions)
+        found.append(_last_rows(runner, slot, tokens, start))
+    return found
+
+
+def _tokens(runner: ModelRunner) -> npt.NDArray[np.int64]:
+    """A prompt of tokens from all over the vocabulary, and some more."""
+    room = min(runner.context_tokens - _AFTER, runner.max_batch_tokens - _NEIGHBOURS)
+    prompt = max(1, min(PROMPT_TOKENS, room))
+    return (np.arange(prompt + _AFTER) * _STRIDE + _START) % runner.vocabulary
+
+
+def _rows_alone(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Rows:
+    rows = _last_rows(runner, 0, tokens, 0)
+    _clear(runner, (0,))
+    return rows
+
+
+def _last_rows(runner: ModelRunner, slot: int, tokens: npt.NDArray[np.int64], start: int) -> Rows:
+    """The rows of the prompt's last token and of those after it, from ``start`` on."""
+    edges = (start, *range(len(tokens) - _AFTER, len(tokens) + 1))
+    return [
+        _row(runner, [(slot, tokens[begin:end], begin)], slot)
+        for begin, end in itertools.pairwise(edges)
+    ]
+
+
+def _clear(runner: ModelRunner, slots: Iterable[int]) -> None:
+    runner.apply([Trim(slot, 0) for slot in slots])
+
+
+def _identical(first: Rows, *others: Rows) -> bool:
+    return all(np.array_equal(a, b) for rows in others for a, b in zip(first, rows, strict=True))
 
 
 def _row(

@@ -1,7 +1,7 @@
 """What the scheduler expects of a model: KV instructions and batches in, rows of logits out.
 
-Instructions speak of slots and lengths only, so that a runner can turn them into copies of
-cells, sequence ids or block tables as its memory is made.
+Instructions speak of slots, lengths and numbered checkpoints only, so that a runner can turn them
+into copies of cells, sequence ids or block tables as its memory is made.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from afterword.core.protocols import PrefixSharing
 from afterword.engine.sampler import Exponentials
 
 
 class Fork(msgspec.Struct, frozen=True):
-    """Give ``destination`` the KV of the first ``tokens`` tokens of ``source``; it had none."""
+    """Give ``destination`` the KV of the first ``tokens`` tokens of ``source``; it had none.
+
+    Where only whole states are shared, ``tokens`` is all that the source has.
+    """
 
     source: int
     destination: int
@@ -25,13 +29,37 @@ class Fork(msgspec.Struct, frozen=True):
 
 
 class Trim(msgspec.Struct, frozen=True):
-    """Keep the KV of the first ``tokens`` tokens of ``slot`` and free the rest; 0 frees all."""
+    """Keep the KV of the first ``tokens`` tokens of ``slot`` and free the rest; 0 frees all.
+
+    Where only whole states are shared, ``tokens`` is 0.
+    """
 
     slot: int
     tokens: int
 
 
-KVInstruction: TypeAlias = Fork | Trim
+class Save(msgspec.Struct, frozen=True):
+    """Copy all that ``slot`` has into a new checkpoint."""
+
+    slot: int
+    checkpoint: int
+
+
+class Restore(msgspec.Struct, frozen=True):
+    """Give ``slot``, which had none, the KV of a checkpoint with ``tokens`` tokens."""
+
+    checkpoint: int
+    slot: int
+    tokens: int
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Free a checkpoint; one that was never saved is none."""
+
+    checkpoint: int
+
+
+KVInstruction: TypeAlias = Fork | Trim | Save | Restore | Drop
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -82,8 +110,15 @@ class ModelRunner(Protocol):
         """What the sampler takes exponentials of rows with."""
 
     @property
+    def sharing(self) -> PrefixSharing:
+        """How prefixes can be shared without changing an answer."""
+
+    @property
     def least_shared_tokens(self) -> int:
         """The shortest prefix that is cheaper to fork than to compute."""
+
+    def checkpoint_bytes(self, tokens: int) -> int:
+        """Memory of a checkpoint with so many tokens."""
 
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
         """Carry out instructions in their order."""

@@ -16,8 +16,8 @@ from afterword.engine.batching.chunks import choose_spans
 from afterword.engine.batching.drafts import MOST_SEQUENCES, learn, make_guesses
 from afterword.engine.batching.memory import Memory, Wait
 from afterword.engine.batching.outcome import Drawn, Found, Outcome, sampled_event
-from afterword.engine.batching.prefix_cache import Source
-from afterword.engine.batching.runner import Fork, ModelRunner
+from afterword.engine.batching.prefix_cache import Match, Source
+from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.sequence import Prompt, Request, Sequence, State
 from afterword.engine.batching.slots import Slot, Slots, SlotState
 from afterword.engine.batching.step import Step, make_batch
@@ -73,18 +73,23 @@ class Scheduler:
     """
 
     def __init__(
-        self, runner: ModelRunner, end_ids: frozenset[int], *, score_budget_bytes: int
+        self,
+        runner: ModelRunner,
+        end_ids: frozenset[int],
+        *,
+        score_budget_bytes: int,
+        checkpoint_budget_bytes: int = 0,
     ) -> None:
         self._slots = Slots(runner.slots, runner.context_tokens)
         self._memory = Memory(
+            runner,
             self._slots,
-            least_shared_tokens=runner.least_shared_tokens,
             score_budget_bytes=score_budget_bytes,
+            checkpoint_budget_bytes=checkpoint_budget_bytes,
         )
         self._kept_slots = kept_slots(runner.slots - 1)
         self._max_batch_tokens = runner.max_batch_tokens
         self._max_rows = runner.max_rows
-        self._can_trim = runner.least_shared_tokens <= runner.context_tokens
         self._end_ids = end_ids
         self._requests: dict[int, Request] = {}
         self._line: deque[Request] = deque()
@@ -97,7 +102,12 @@ class Scheduler:
     # What the worker asks for.
 
     def add(self, key: int, jobs: SequenceOf[Job], *, now_s: float = 0.0) -> None:
-        """Put the jobs of one request at the end of the line."""
+        """Put the jobs of one request at the end of the line.
+
+        Where nothing may be shared, a request that comes alone finds everything as at the start.
+        """
+        if self.idle and self._memory.sharing == "none":
+            self._memory.start_afresh()
         request = Request(key, jobs, self._end_ids, now_s)
         self._requests[key] = request
         self._line.append(request)
@@ -162,6 +172,7 @@ class Scheduler:
         ``now_s`` is only for the account of who waited how long.
         """
         self._now_s = now_s
+        self._memory.keep_states()
         self._place()
         spans = choose_spans(
             self._slots,
@@ -213,23 +224,20 @@ class Scheduler:
         What their slots held is forgotten. Other requests, resident slots and the line go on.
         """
         keys = list(dict.fromkeys(span.sequence.request.key for span in step.spans))
-        touched = {span.slot.index for span in step.spans}
-        touched |= {i.destination for i in step.instructions if isinstance(i, Fork)}
         for key in keys:
             self.abort_request(key)
-        for slot in self._slots:
-            if slot.index in touched:
-                self._memory.forget(slot)
+        self._memory.forget_failed((span.slot.index for span in step.spans), step.instructions)
         return keys
 
     def _draft(self, row_share: float) -> int:
         """Draft for all running sequences, if they are few and decode; how many tokens for each.
 
-        Where the end of a sequence cannot be trimmed, a draft could not be taken back.
+        Where the end of a sequence cannot be trimmed, a draft could not be taken back; where
+        nothing may be shared, a row may depend on those beside it.
         """
         running = [(slot, slot.sequence) for slot in self._slots if slot.sequence is not None]
         count = len(running)
-        if not self._can_trim or not 0 < count <= MOST_SEQUENCES:
+        if self._memory.sharing != "cells" or not 0 < count <= MOST_SEQUENCES:
             return 0
         if not all(sequence.generated for _, sequence in running):
             return 0
@@ -286,7 +294,7 @@ class Scheduler:
                 continue
             self._stop_waiting(sequence)
             del head[at]
-            self._start(sequence, slot, source)
+            self._start(sequence, slot, source, match)
             return True
         return False
 
@@ -295,10 +303,10 @@ class Scheduler:
         if wait is not None:
             wait.slot.awaited -= 1
 
-    def _start(self, sequence: Sequence, slot: Slot, source: Source | None) -> None:
+    def _start(self, sequence: Sequence, slot: Slot, source: Source | None, match: Match) -> None:
         request, prompt = sequence.request, sequence.prompt
         self._count_wait(request)
-        reused = self._memory.claim(sequence, slot, source)
+        reused = self._memory.claim(sequence, slot, source, match)
         sequence.state = State.RUNNING
         request.running.append(sequence)
         self._count_cached(prompt, reused)
@@ -341,7 +349,8 @@ class Scheduler:
                     _, top_ids, top = entry.score
                     follower.scores.put(entry.position, logprob, top_ids[:k], top[:k])
             prompt.followers.pop(entry.position, None)
-        self._memory.cache.keep(prompt.ids, scores)
+        if self._memory.sharing != "none":
+            self._memory.cache.keep(prompt.ids, scores)
 
     def _announce(self, sequence: Sequence) -> None:
         prompt = sequence.prompt
@@ -420,6 +429,11 @@ class Scheduler:
     def score_bytes(self) -> int:
         """Memory of the scores that are kept for others."""
         return self._memory.cache.score_bytes
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Memory of the states that are kept for others."""
+        return self._memory.checkpoint_bytes
 
     def cells(self) -> tuple[int, int, int]:
         """Cells used, active slots, resident slots."""

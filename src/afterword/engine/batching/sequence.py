@@ -102,11 +102,13 @@ class Sequence:
     """One sibling of a job.
 
     Invariant while running: ``0 <= slot.computed <= length <= limit``, and the first ``length``
-    entries of ``slot.tokens`` are the prompt and what was generated.
+    entries of ``slot.tokens`` are the prompt and what was generated. ``cuts`` are the numbers of
+    computed tokens, ascending, at which a step has to stop for the state to be kept.
     """
 
     __slots__ = (
-        "counts", "generated", "guess", "limit", "prompt", "request", "sibling", "slot", "state",
+        "counts", "cuts", "generated", "guess", "limit",
+        "prompt", "request", "sibling", "slot", "state",
     )  # fmt: skip
 
     def __init__(self, request: Request, prompt: Prompt, sibling: int) -> None:
@@ -116,6 +118,7 @@ class Sequence:
         self.generated = 0
         self.limit = len(prompt.ids) + prompt.job.max_tokens
         self.guess = Guess()
+        self.cuts: list[int] = []
         self.slot: Slot | None = None
         self.state = State.WAITING
         sampling = prompt.job.sampling

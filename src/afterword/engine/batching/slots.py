@@ -22,7 +22,39 @@ class SlotState(Enum):
     ACTIVE = auto()
 
 
-class Slot:
+class Holder:
+    """Whoever holds the KV of a prefix of ``computed`` tokens, by a number of its own.
+
+    ``node`` is where the prefix cache has its tokens; ``sequence`` computes in it.
+    """
+
+    __slots__ = ("computed", "index", "last_used", "node", "sequence")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.computed = 0
+        self.node: Node | None = None
+        self.sequence: Sequence | None = None
+        self.last_used = 0
+
+    @property
+    def will_compute(self) -> int:
+        """How many tokens there will be once the running sequence's prompt is computed."""
+        return self.computed if self.sequence is None else max(self.computed, self.sequence.wanted)
+
+
+class Checkpoint(Holder):
+    """A copy of the whole state after a prefix; it never changes."""
+
+    __slots__ = ("size_bytes",)
+
+    def __init__(self, index: int, computed: int, size_bytes: int) -> None:
+        super().__init__(index)
+        self.computed = computed
+        self.size_bytes = size_bytes
+
+
+class Slot(Holder):
     """Engine resource of one sequence.
 
     Invariant: KV of ``tokens[:computed]`` is in memory. ``node`` is where the prefix cache has the
@@ -30,16 +62,12 @@ class Slot:
     the waiting sequences that are to continue what it holds.
     """
 
-    __slots__ = ("awaited", "computed", "index", "last_used", "node", "sequence", "tokens")
+    __slots__ = ("awaited", "tokens")
 
     def __init__(self, index: int, context: int) -> None:
-        self.index = index
+        super().__init__(index)
         self.tokens: TokenIds = np.zeros(context, np.int32)
-        self.computed = 0
         self.awaited = 0
-        self.node: Node | None = None
-        self.sequence: Sequence | None = None
-        self.last_used = 0
 
     @property
     def state(self) -> SlotState:
@@ -47,11 +75,6 @@ class Slot:
         if self.sequence is not None:
             return SlotState.ACTIVE
         return SlotState.RESIDENT if self.computed else SlotState.EMPTY
-
-    @property
-    def will_compute(self) -> int:
-        """How many tokens there will be once the running sequence's prompt is computed."""
-        return self.computed if self.sequence is None else max(self.computed, self.sequence.wanted)
 
 
 class Slots:
@@ -71,10 +94,10 @@ class Slots:
         """Slots without a sequence, by index."""
         return [slot for slot in self._slots if slot.sequence is None]
 
-    def touch(self, slot: Slot) -> None:
+    def touch(self, holder: Holder) -> None:
         """Mark as used just now, for the order of eviction."""
         self._clock += 1
-        slot.last_used = self._clock
+        holder.last_used = self._clock
 
     def victim(self, source: Source | None, *, over_awaited: bool) -> Slot | None:
         """The idle slot to give to a sequence that continues ``source``; None if none is free.
@@ -83,9 +106,9 @@ class Slots:
         least recently used. What others await is only given away ``over_awaited``.
         """
         idle = self.idle()
-        own = source.slot if source is not None and source.slot.sequence is None else None
+        own = source.holder if source is not None and source.holder in idle else None
         free = [slot for slot in idle if slot is not own and not slot.awaited]
-        if own is not None and source is not None:
+        if isinstance(own, Slot) and source is not None:
             lost = own.computed - source.tokens
             if not free or lost <= source.tokens // 4:
                 return own

@@ -66,6 +66,7 @@ class Gauges(msgspec.Struct, frozen=True):
     active_slots: int
     resident_slots: int
     score_bytes: int
+    checkpoint_bytes: int
     waiting_since_s: float | None
     counters: Counters
     cpu_s: float
@@ -84,14 +85,25 @@ class Worker:
         *,
         target_gap_s: float,
         score_budget_bytes: int,
+        checkpoint_budget_bytes: int,
         drafts: bool,
         deliver: Callable[[Report], None],
         check: bool = False,
     ) -> None:
         self._runner = runner
-        self._scheduler = Scheduler(runner, end_ids, score_budget_bytes=score_budget_bytes)
+        self._scheduler = Scheduler(
+            runner,
+            end_ids,
+            score_budget_bytes=score_budget_bytes,
+            checkpoint_budget_bytes=checkpoint_budget_bytes,
+        )
         self._sampler = Sampler(runner.vocabulary, runner.exponentials)
-        self._budget = ChunkBudget(most_tokens=runner.max_batch_tokens, target_gap_s=target_gap_s)
+        # Where rows may depend on how a prompt is cut, no clock decides it.
+        self._budget = ChunkBudget(
+            most_tokens=runner.max_batch_tokens,
+            target_gap_s=target_gap_s,
+            timed=runner.sharing != "none",
+        )
         self._cost = StepCost()
         self._drafts = drafts
         self._deliver = deliver
@@ -207,6 +219,7 @@ class Worker:
             active,
             resident,
             scheduler.score_bytes,
+            scheduler.checkpoint_bytes,
             scheduler.waiting_since_s,
             scheduler.counters,
             time.thread_time() if threading.current_thread() is self._thread else 0.0,

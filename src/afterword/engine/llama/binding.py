@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from afterword.core.errors import ConfigError, EngineUnavailable, UnspellableText
+from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.guard import NativeError, UnspellableError, guarded, guards
 from afterword.engine.llama.machine import memory_limit
 
@@ -88,6 +89,7 @@ _load_file = guarded(lib._lib, lib.llama_model_load_from_file)  # noqa: SLF001
 _quantize = guarded(lib._lib, lib.llama_model_quantize)  # noqa: SLF001
 _pieces = addition("llama_afterword_pieces", ctypes.c_int64)
 _grave_lines = addition("llama_afterword_log_grave", None)
+_window = addition("llama_afterword_window", ctypes.c_uint32)
 CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
 """What this project changed in the library, as a digest; empty for a library as it comes."""
 
@@ -310,6 +312,11 @@ class LlamaModel:
         return not (recurrent or lib.llama_model_is_hybrid(self.pointer))
 
     @property
+    def unproven_sharing(self) -> PrefixSharing:
+        """How prefixes can be shared, as far as the kind of model tells."""
+        return "cells" if self.can_trim else "checkpoints"
+
+    @property
     def decodes(self) -> bool:
         """Whether this is a model that continues text, and not an encoder."""
         has_decoder = lib.llama_model_has_decoder(self.pointer)
@@ -326,6 +333,22 @@ class LlamaModel:
         key = int(self.metadata(f"{arch}.attention.key_length") or width)
         value = int(self.metadata(f"{arch}.attention.value_length") or width)
         return layers * heads * (key + value) * 2
+
+    def state_bytes(self, tokens: int) -> int:
+        """Memory of a copy of one sequence's state after so many tokens."""
+        return tokens * self.cell_bytes()
+
+    @contextmanager
+    def narrowed(self, tokens: int) -> Iterator[None]:
+        """Contexts made in this block have a sliding window of at most ``tokens``, if any."""
+        window = 0 if _window is None else int(_window(ctypes.c_void_p(self.pointer), tokens))
+        if _window is not None and window <= tokens:
+            _window(ctypes.c_void_p(self.pointer), window)
+        try:
+            yield
+        finally:
+            if _window is not None:
+                _window(ctypes.c_void_p(self.pointer), window)
 
     def describe(self) -> str:
         """Architecture, size and format in a few words."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -22,6 +22,9 @@ from afterword.engine.sampler import Row
 _log = logging.getLogger("afterword.llama")
 THREW = -100
 """What ``decode`` gives for an exception of the library."""
+State: TypeAlias = npt.NDArray[np.uint8]
+_WHOLE = 1 << 16
+"""Asks for cells behind a sliding window, too. A library without our changes leaves them out."""
 _GGML_TYPE_F16 = 1
 _GGML_TYPE_BF16 = 30
 
@@ -198,13 +201,20 @@ class LlamaContext:
         return bool(_remove(self._memory, slot, start, -1))
 
     def fork(self, source: int, destination: int, tokens: int) -> bool:
-        """Make a slot the first ``tokens`` tokens of another; False if the state does not fit."""
+        """Make a slot the first ``tokens`` tokens of another; False if cells cannot be copied."""
         memory = ctypes.c_void_p(self._memory)
-        if _fork is not None and _fork(memory, source, destination, tokens):
-            return True
-        size = int(_state_size(self._context, source, 0))
-        state = (ctypes.c_uint8 * size)()
-        _state_get(self._context, state, size, source, 0)
-        if not _state_set(self._context, state, size, destination, 0):
-            return False
-        return self.remove(destination, tokens)
+        return _fork is not None and bool(_fork(memory, source, destination, tokens))
+
+    def save(self, slot: int) -> State:
+        """A copy of all that a slot holds; empty if it cannot be had."""
+        size = int(_state_size(self._context, slot, _WHOLE))
+        state: State = np.empty(size, np.uint8)
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = int(_state_get(self._context, data, size, slot, _WHOLE))
+        return state[:written]
+
+    def restore(self, state: State, slot: int) -> bool:
+        """Make an empty slot what was saved; False if it does not fit."""
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        read = _state_set(self._context, data, len(state), slot, _WHOLE)
+        return bool(read)

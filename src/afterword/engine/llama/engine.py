@@ -24,7 +24,9 @@ _log = logging.getLogger("afterword.engine")
 _MOST_SLOTS = 8
 _MEMORY_SHARE = 8
 """Slots that nobody asked for take at most one in this many parts of the memory that there is."""
-_NUMERICS = 3
+_CHECKPOINT_SHARE = 16
+"""So do the states that are kept of recurrent models, one in this many."""
+_NUMERICS = 4
 """Raised whenever the sampler or the scorer may answer differently than before."""
 
 
@@ -58,6 +60,7 @@ def start_engine(opened: OpenModel, options: EngineOptions) -> BatchingEngine:
         opened.card,
         max_waiting=options.max_waiting,
         score_budget_bytes=options.score_cache_bytes,
+        checkpoint_budget_bytes=_checkpoint_bytes(options),
         target_gap_ms=options.target_gap_ms,
         drafts=options.prompt_lookup,
     )
@@ -74,7 +77,7 @@ def open_model(
     Raises ``ConfigError`` for a context larger than the model's, for a model that does not
     continue text, and where memory is short; the model is closed then.
     """
-    model, invariant = loaded.model, loaded.batch_invariant
+    model, invariant, sharing = loaded.model, loaded.batch_invariant, loaded.sharing
     try:
         context = _context(model, name, options)
         tokenizer = LlamaTokenizer(model)
@@ -88,7 +91,7 @@ def open_model(
             exact=options.exact,
         )
         kv_bytes = _kv_bytes(model, name, made)
-        runner = LlamaRunner(model, LlamaContext(model, made), made)
+        runner = LlamaRunner(model, LlamaContext(model, made), made, sharing)
     except BaseException:
         model.close()
         raise
@@ -99,11 +102,12 @@ def open_model(
         context,
         kv_bytes / 2**30,
     )
-    _say(name, options, invariant=invariant)
+    _say(name, options, loaded)
     card = EngineCard(
         context_tokens=context,
         fingerprint=_fingerprint(weights.origin(digest), made, repack=model.repack),
         batch_invariant=invariant,
+        prefix_sharing=sharing,
         details={
             "format": model.describe(),
             **weights.facts(),
@@ -129,6 +133,13 @@ def _context(model: LlamaModel, name: str, options: EngineOptions) -> int:
     return context
 
 
+def _checkpoint_bytes(options: EngineOptions) -> int:
+    """Memory for states that are kept; nobody asked for how much: a part of what there is."""
+    if options.checkpoint_bytes is not None:
+        return options.checkpoint_bytes
+    return memory_limit() // _CHECKPOINT_SHARE
+
+
 def _default_slots(model: LlamaModel, context: int) -> int:
     slot_bytes = max(context * model.cell_bytes(), 1)
     return max(1, min(_MOST_SLOTS, memory_limit() // _MEMORY_SHARE // slot_bytes))
@@ -146,9 +157,9 @@ def _kv_bytes(model: LlamaModel, name: str, made: ContextOptions) -> int:
     return kv_bytes
 
 
-def _say(name: str, options: EngineOptions, *, invariant: bool) -> None:
-    """Log what the promise of D1 is worth here."""
-    if invariant:
+def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
+    """Log what the promise of D1 is worth here, and what is not shared."""
+    if loaded.batch_invariant:
         _log.info("model %s: answers do not depend on what else is served (probed)", name)
     elif not options.exact:
         _log.info("model %s: answers may depend on what else is served (--kv fast)", name)
@@ -156,6 +167,12 @@ def _say(name: str, options: EngineOptions, *, invariant: bool) -> None:
         _log.warning(
             "model %s: answers may depend on what else is served: this library computes the "
             "file's formats otherwise in batches of another size",
+            name,
+        )
+    if loaded.sharing == "none":
+        _log.warning(
+            "model %s: every prompt is computed from its start: here a prefix of another prompt "
+            "would change answers",
             name,
         )
 

@@ -8,16 +8,21 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.binding import CHANGES, LlamaModel, multiply_row_by_row, system_info
 from afterword.engine.llama.machine import processor
 from afterword.engine.llama.notes import Notes
 from afterword.engine.llama.weights import LIBRARY_VERSION
 
+if TYPE_CHECKING:
+    from afterword.engine.batching.runner import ModelRunner
+
 LIBRARY = f"llama-cpp-python {LIBRARY_VERSION}"
-_PROBE = 1
+_PROBE = 2
 """Raised whenever the probe may answer differently than before."""
 _PROBE_SLOTS = 4
 _PROBE_TOKENS = 256
@@ -37,6 +42,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     probe: bool = True
     max_waiting: int = 256
     score_cache_bytes: int = 64 * 2**20
+    checkpoint_bytes: int | None = None
     target_gap_ms: int = 200
     prompt_lookup: bool = True
 
@@ -47,17 +53,26 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Probed(msgspec.Struct, frozen=True):
-    """What the probe answered: on which kernels, and whether the promise of D1 is kept."""
+    """What the probe answered of a model on some kernels.
+
+    Whether the promise of D1 is kept, and how prefixes are shared without changing an answer.
+    """
 
     repack: bool
     batch_invariant: bool
+    sharing: PrefixSharing
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A model in memory; whether answers depend on what else is served (D1), as it was probed."""
+    """A model in memory, and what is known of it.
+
+    Whether answers depend on what else is served (D1), and how prefixes may be shared. Without a
+    probe the first is unknown, and the second is what the kind of model allows.
+    """
 
     model: LlamaModel
     batch_invariant: bool
+    sharing: PrefixSharing
 
 
 def load(
@@ -69,46 +84,61 @@ def load(
     processor and number of threads: nothing else has a say in its answer.
     """
     if not options.exact:
-        return Loaded(LlamaModel(path), batch_invariant=False)
+        return _unproven(LlamaModel(path))
     multiply_row_by_row()
-    if not options.probe:
-        return Loaded(LlamaModel(path), batch_invariant=False)
     about = (origin, kernels(), processor(), options.compute_threads, _PROBE)
     known = notes.read("probe", about, Probed) if notes is not None else None
-    if known is not None:
-        return Loaded(LlamaModel(path, repack=known.repack), known.batch_invariant)
-    loaded = _load_and_probe(path, options)
-    if notes is not None:
-        notes.write("probe", about, Probed(loaded.model.repack, loaded.batch_invariant))
-    return loaded
+    if known is None and not options.probe:
+        return _unproven(LlamaModel(path))
+    if known is None:
+        loaded = _load_and_probe(path, options)
+        if notes is not None:
+            found = Probed(loaded.model.repack, loaded.batch_invariant, loaded.sharing)
+            notes.write("probe", about, found)
+        return loaded
+    return Loaded(LlamaModel(path, repack=known.repack), known.batch_invariant, known.sharing)
+
+
+def _unproven(model: LlamaModel) -> Loaded:
+    return Loaded(model, batch_invariant=False, sharing=model.unproven_sharing)
 
 
 def _load_and_probe(path: Path, options: EngineOptions) -> Loaded:
     model = LlamaModel(path)
-    if _probe(model, options):
-        return Loaded(model, batch_invariant=True)
-    model.close()
-    model = LlamaModel(path, repack=False)
-    return Loaded(model, _probe(model, options))
+    found = _probe(model, options)
+    if not found.batch_invariant:
+        model.close()
+        model = LlamaModel(path, repack=False)
+        found = _probe(model, options)
+    return Loaded(model, found.batch_invariant, found.sharing)
 
 
-def _probe(model: LlamaModel, options: EngineOptions) -> bool:
+def _probe(model: LlamaModel, options: EngineOptions) -> Probed:
     """Ask in a small context of its own; the answer does not depend on the size.
 
-    This is done on a thread that ends, for the sake of libraries that were built with OpenMP:
-    there, a thread that has computed once keeps its team for life, and with more threads in teams
-    than there are cores none of them may spin. Every step would take twice as long.
+    A sliding window is narrowed for it, so that a look behind one takes no minutes.
+
+    It is done on a thread that ends, for the sake of libraries that were built with OpenMP: there,
+    a thread that has computed once keeps its team for life, and with more threads in teams than
+    there are cores none of them may spin. Every step would take twice as long.
     """
-    from afterword.engine.batching.probe import is_batch_invariant  # noqa: PLC0415
+    from afterword.engine.batching import probe  # noqa: PLC0415
     from afterword.engine.llama.runner import temporary_runner  # noqa: PLC0415
 
+    def ask(runner: ModelRunner) -> Probed:
+        # Where rows depend on their batch, a prefix from elsewhere changes them, too.
+        invariant = probe.is_batch_invariant(runner)
+        sharing = probe.proven_sharing(runner) if invariant else "none"
+        return Probed(model.repack, invariant, sharing)
+
     with (
+        model.narrowed(probe.WINDOW_TOKENS),
         temporary_runner(
             model, options.compute_threads, exact=True, slots=_PROBE_SLOTS, room=_PROBE_TOKENS
         ) as runner,
         ThreadPoolExecutor(max_workers=1) as thread,
     ):
-        return thread.submit(is_batch_invariant, runner).result()
+        return thread.submit(ask, runner).result()
 
 
 def kernels() -> str:

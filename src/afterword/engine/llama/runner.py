@@ -8,16 +8,20 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
+from afterword.core.protocols import PrefixSharing
 from afterword.engine.batching.runner import (
     Batch,
     DecodeError,
+    Drop,
     FatalDecodeError,
     Fork,
     KVInstruction,
+    Restore,
+    Save,
     Trim,
 )
 from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.context import ContextOptions, LlamaContext, exponentials
+from afterword.engine.llama.context import ContextOptions, LlamaContext, State, exponentials
 from afterword.engine.llama.guard import NativeError
 
 BATCH_TOKENS = 512
@@ -44,14 +48,23 @@ class LlamaRunner:
     Where the library cannot compute sequences of unequal lengths together, it computes the tokens
     that neighbouring slots have all, and starts anew with the rest and at every gap, reading all
     weights again. Idle slots in a gap are then given a token to compute, which is forgotten at
-    once; no row depends on it.
+    once; no row depends on it. Recurrent state cannot forget a token: there a gap stays.
     """
 
     exponentials = staticmethod(exponentials)
+    least_shared_tokens = 4
 
-    def __init__(self, model: LlamaModel, context: LlamaContext, options: ContextOptions) -> None:
+    def __init__(
+        self,
+        model: LlamaModel,
+        context: LlamaContext,
+        options: ContextOptions,
+        sharing: PrefixSharing,
+    ) -> None:
+        self.sharing = sharing
         self._model = model
         self._context = context
+        self._states: dict[int, State] = {}
         self._lengths = np.zeros(options.slots, np.int64)
         self._failures = 0
         self.slots = options.slots
@@ -60,25 +73,51 @@ class LlamaRunner:
         self.max_rows = options.max_rows
         self.vocabulary = model.vocabulary
         self.ragged = context.ragged
-        # Where the end of a state cannot be trimmed, no prefix can be shared.
-        self.least_shared_tokens = 4 if model.can_trim else self.context_tokens + 1
+        self._fills_gaps = model.can_trim and not context.ragged
+
+    def checkpoint_bytes(self, tokens: int) -> int:
+        """Memory of a whole state after so many tokens."""
+        return self._model.state_bytes(tokens)
 
     @_failing_alone()
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
-        """Carry out instructions in their order."""
+        """Carry out instructions in their order. Raises ``DecodeError``."""
         for instruction in instructions:
             match instruction:
                 case Fork(source, destination, tokens):
                     if not self._context.fork(source, destination, tokens):
-                        raise DecodeError(f"no room for a copy of slot {source}")
+                        self._restore(self._save(source), destination)
+                        self._remove(destination, tokens)
                     self._lengths[destination] = tokens
                 case Trim(slot, tokens):
-                    self._context.remove(slot, tokens)
+                    self._remove(slot, tokens)
                     self._lengths[slot] = tokens
+                case Save(slot, number):
+                    self._states[number] = self._save(slot)
+                case Restore(number, slot, tokens):
+                    self._restore(self._states[number], slot)
+                    self._lengths[slot] = tokens
+                case Drop(number):
+                    self._states.pop(number, None)
 
+    def _save(self, slot: int) -> State:
+        state = self._context.save(slot)
+        if not len(state):
+            raise DecodeError(f"the state of slot {slot} cannot be copied")
+        return state
+
+    def _restore(self, state: State, slot: int) -> None:
+        if not self._context.restore(state, slot):
+            raise DecodeError(f"no room for a copy in slot {slot}")
+
+    def _remove(self, slot: int, start: int) -> None:
+        if not self._context.remove(slot, start):
+            raise DecodeError(f"slot {slot} cannot forget its tokens from {start} on")
+
+    @_failing_alone()
     def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Rows of the wanted tokens, a view that the next batch overwrites."""
-        filler = [] if self.ragged else self._filler(batch)
+        filler = self._filler(batch) if self._fills_gaps else []
         if filler:
             at = np.searchsorted(batch.slots, filler)
             code = self._context.decode(
@@ -88,7 +127,7 @@ class LlamaRunner:
                 np.insert(batch.wanted, at, values=False),
             )
             for slot in filler:
-                self._context.remove(slot, int(self._lengths[slot]))
+                self._remove(slot, int(self._lengths[slot]))
         else:
             code = self._context.decode(batch.tokens, batch.positions, batch.slots, batch.wanted)
         if code:
@@ -100,7 +139,8 @@ class LlamaRunner:
         return self._context.rows(int(batch.wanted.sum()))
 
     def close(self) -> None:
-        """Free context and model. Idempotent."""
+        """Free context, model and checkpoints. Idempotent."""
+        self._states.clear()
         self._context.close()
         self._model.close()
 
@@ -138,6 +178,6 @@ def temporary_runner(
     )
     context = LlamaContext(model, made)
     try:
-        yield LlamaRunner(model, context, made)
+        yield LlamaRunner(model, context, made, model.unproven_sharing)
     finally:
         context.close()

@@ -1,0 +1,174 @@
+"""Tiny models of many architectures, as data: what each has besides the sizes that all have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import msgspec
+
+Value: TypeAlias = bool | int | float | str | list[int] | list[bool]
+VocabularyKind: TypeAlias = Literal["bpe", "spm", "rwkv"]
+Weights: TypeAlias = Literal["F16", "Q8_0", "Q4_1"]
+
+CONTEXT = 512
+WINDOW = 64
+"""Tokens of a sliding window."""
+
+SIZES: Mapping[str, Value] = {
+    "context_length": CONTEXT,
+    "embedding_length": 128,
+    "block_count": 2,
+    "feed_forward_length": 256,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "attention.layer_norm_epsilon": 1e-5,
+    "rope.dimension_count": 32,
+    "rope.freq_base": 10000.0,
+}
+
+_SLIDING: Mapping[str, Value] = {
+    "attention.sliding_window": WINDOW,
+    "attention.sliding_window_pattern": 2,
+}
+"""Every other layer attends to the last tokens only."""
+_EXPERTS: Mapping[str, Value] = {
+    "expert_count": 4,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": 128,
+}
+_SHARED_EXPERT: Mapping[str, Value] = {
+    "expert_shared_count": 1,
+    "expert_shared_feed_forward_length": 128,
+}
+_HEADS_OF_32: Mapping[str, Value] = {"attention.key_length": 32, "attention.value_length": 32}
+_LATENT: Mapping[str, Value] = {
+    "attention.head_count_kv": 1,
+    "attention.q_lora_rank": 64,
+    "attention.kv_lora_rank": 64,
+    "attention.key_length": 96,
+    "attention.value_length": 64,
+    "attention.key_length_mla": 64,
+    "attention.value_length_mla": 32,
+    "leading_dense_block_count": 1,
+    "expert_gating_func": 2,
+    "expert_weights_scale": 2.5,
+    "expert_weights_norm": True,
+    "expert_group_count": 1,
+    "expert_group_used_count": 1,
+}
+_SCAN: Mapping[str, Value] = {
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 256,
+    "ssm.state_size": 16,
+    "ssm.time_step_rank": 8,
+}
+_SCAN_BY_HEADS: Mapping[str, Value] = {
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 256,
+    "ssm.state_size": 32,
+    "ssm.time_step_rank": 4,
+    "ssm.group_count": 1,
+}
+_DELTA: Mapping[str, Value] = {
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 128,
+    "ssm.state_size": 32,
+    "ssm.time_step_rank": 4,
+    "ssm.group_count": 2,
+    "full_attention_interval": 2,
+    "rope.dimension_count": 16,
+}
+_NO_ATTENTION: Mapping[str, Value] = {"attention.head_count": 0, "attention.head_count_kv": 0}
+_SOME: Mapping[str, Value] = {"block_count": 3, "attention.head_count_kv": [0, 2, 0]}
+"""Attention in one layer; the others have a state."""
+
+
+class Architecture(msgspec.Struct, frozen=True):
+    """One architecture of llama.cpp: its metadata besides ``SIZES``, and how it is written.
+
+    ``without`` names keys of the sizes that it must not have. ``embeddings`` is the size of the
+    values that stand for tokens: small where the model multiplies them itself, or what comes
+    before a token would hardly matter.
+    """
+
+    arch: str
+    keys: Mapping[str, Value] = {}
+    vocabulary: VocabularyKind = "bpe"
+    weights: Weights = "F16"
+    without: tuple[str, ...] = ()
+    embeddings: float = 0.3
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    # All of the context is attended to.
+    "llama": Architecture("llama", weights="Q4_1"),
+    "qwen3moe": Architecture("qwen3moe", {**_EXPERTS, **_HEADS_OF_32}),
+    "deepseek2": Architecture("deepseek2", {**_LATENT, **_EXPERTS, **_SHARED_EXPERT}),
+    "mpt": Architecture("mpt", {"attention.head_count_kv": 4, "attention.max_alibi_bias": 8.0}),
+    # Some layers attend to the last tokens only.
+    "gemma2": Architecture(
+        "gemma2",
+        {
+            **_SLIDING,
+            **_HEADS_OF_32,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        vocabulary="spm",
+        embeddings=0.1,
+    ),
+    "gemma3": Architecture(
+        "gemma3",
+        {**_SLIDING, **_HEADS_OF_32, "block_count": 3},
+        vocabulary="spm",
+        weights="Q8_0",
+        embeddings=0.1,
+    ),
+    "gpt-oss": Architecture(
+        "gpt-oss", {**_SLIDING, **_HEADS_OF_32, **_EXPERTS, "rope.freq_base": 150000.0}
+    ),
+    "cohere2": Architecture("cohere2", {**_SLIDING, "logit_scale": 0.5}),
+    "olmo3": Architecture(
+        "olmo2",
+        {**_SLIDING, "block_count": 3, "attention.sliding_window_pattern": [True, False, True]},
+    ),
+    # The past is a state.
+    "mamba2": Architecture("mamba2", {**_SCAN_BY_HEADS, **_NO_ATTENTION, "feed_forward_length": 0}),
+    "rwkv7": Architecture(
+        "rwkv7",
+        {
+            "wkv.head_size": 64,
+            "attention.head_count": 0,
+            "attention.decay_lora_rank": 32,
+            "attention.iclr_lora_rank": 32,
+            "attention.value_residual_mix_lora_rank": 32,
+            "attention.gate_lora_rank": 32,
+        },
+        vocabulary="rwkv",
+    ),
+    # Some layers attend, others have a state.
+    "lfm2": Architecture("lfm2", {**_SOME, "shortconv.l_cache": 3}),
+    "falcon-h1": Architecture("falcon-h1", {**_SCAN_BY_HEADS, **_HEADS_OF_32}),
+    "qwen3next": Architecture(
+        "qwen3next",
+        {**_DELTA, **_HEADS_OF_32, **_EXPERTS, **_SHARED_EXPERT, "block_count": 3},
+    ),
+    "granitehybrid": Architecture(
+        "granitehybrid",
+        {
+            **_SCAN_BY_HEADS,
+            **_EXPERTS,
+            **_SHARED_EXPERT,
+            **_SOME,
+            "logit_scale": 2.0,
+            "residual_scale": 0.22,
+            "embedding_scale": 12.0,
+            "attention.scale": 0.03125,
+            "rope.scaling.finetuned": False,
+        },
+        embeddings=0.1,
+    ),
+    "jamba": Architecture("jamba", {**_SCAN, **_EXPERTS, **_SOME}),
+}

@@ -1,0 +1,34 @@
+"""Tiny models of many architectures, made once in a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zoo.architectures import ARCHITECTURES
+from zoo.making import make_model
+from zoo.serving import Model
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the models that were made."""
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest, zoo: Path) -> Iterator[Model]:
+    """Each of them, loaded."""
+    path = zoo / f"{request.param}.gguf"
+    made = Model(path if path.exists() else make_model(request.param, path))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def law_examples(request: pytest.FixtureRequest) -> int:
+    count = request.config.getoption("--law-examples")
+    assert isinstance(count, int)
+    return count

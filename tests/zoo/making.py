@@ -1,0 +1,192 @@
+"""Writes a tiny model of an architecture: the library says which tensors it has, chance the rest.
+
+``llama_model_init_from_user`` asks for every tensor that an architecture has by metadata alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import gguf
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from afterword.engine.llama import binding
+from zoo.architectures import ARCHITECTURES, SIZES, Architecture, Value
+from zoo.vocabulary import add_vocabulary
+
+Values: TypeAlias = npt.NDArray[np.float32]
+
+_NOT_ASKED_FOR = re.compile(r"rope_freqs|rope_factors|_scale$|\.scale$|\.input_scale$|nextn\.|^cls")
+"""Tensors that files need not have, and that a random one would only make stranger."""
+_PLAIN = re.compile(r"norm|conv|gate_inp|lerp|ssm_[abcd]$|time_mix_[a-z]\d|position_embd")
+"""Tensors that are never quantised."""
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """A tensor by its name; ``shape`` as numpy has it, the longest stride first."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def make_model(name: str, path: Path) -> Path:
+    """Write a tiny model of one of ``ARCHITECTURES``; the same bytes each time."""
+    made = ARCHITECTURES[name]
+    asked = path.with_suffix(".metadata")
+    _write(_writer(asked, name, made))
+    try:
+        tensors = _tensors(asked)
+    finally:
+        asked.unlink()
+    writer = _writer(path, name, made)
+    for tensor in tensors:
+        seed = zlib.crc32(f"{name} {tensor.name}".encode())
+        values = _fill(tensor, made, np.random.default_rng(seed))
+        _add(writer, tensor, values, made)
+    _write(writer)
+    return path
+
+
+def _writer(path: Path, name: str, made: Architecture) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, made.arch)
+    writer.add_name(f"tiny {name}")
+    for key, value in {**SIZES, **made.keys}.items():
+        if key not in made.without:
+            _add_value(writer, f"{made.arch}.{key}", value)
+    add_vocabulary(writer, made.vocabulary)
+    return writer
+
+
+def _add_value(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
+    match value:
+        case bool():
+            writer.add_bool(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case float():
+            writer.add_float32(key, value)
+        case str():
+            writer.add_string(key, value)
+        case list():
+            writer.add_array(key, value)
+
+
+def _write(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class _InitParams(ctypes.Structure):
+    """``gguf_init_params``."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
+
+
+class _TensorHead(ctypes.Structure):
+    """How ``ggml_tensor`` begins."""
+
+    _fields_ = (
+        ("type", ctypes.c_int32),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+    )
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """A function of ggml, which has no binding."""
+    function: Any = binding.lib._lib[name]
+    function.restype, function.argtypes = result, arguments
+    return function  # type: ignore[no-any-return]
+
+
+def _tensors(metadata: Path) -> Sequence[Tensor]:
+    """What the library wants of a model with this metadata."""
+    read = _function("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _InitParams)
+    free = _function("gguf_free", None, ctypes.c_void_p)
+    name_of = _function("ggml_get_name", ctypes.c_char_p, ctypes.c_void_p)
+    dimensions = _function("ggml_n_dims", ctypes.c_int, ctypes.c_void_p)
+    found: dict[str, Tensor] = {}
+
+    @binding.lib.llama_model_set_tensor_data_t  # type: ignore[untyped-decorator, unused-ignore]
+    def note(pointer: int, _user: object) -> None:
+        name = name_of(pointer).decode()
+        ne = _TensorHead.from_address(pointer).ne[: max(1, dimensions(pointer))]
+        if not _NOT_ASKED_FOR.search(name):
+            found.setdefault(name, Tensor(name, tuple(reversed(ne))))
+
+    binding._start()
+    params = binding.lib.llama_model_default_params()
+    params.use_extra_bufts = False
+    context = read(str(metadata).encode(), _InitParams(no_alloc=True, context=None))
+    model = binding.lib.llama_model_init_from_user(context, note, None, params)
+    free(context)
+    if not model:
+        raise ValueError(f"{metadata.stem}: the library knows no model of this metadata")
+    binding.lib.llama_model_free(model)
+    return list(found.values())
+
+
+def _normal(scale: float) -> Callable[[Tensor, np.random.Generator], Values]:
+    return lambda tensor, rng: rng.normal(0, scale, tensor.shape).astype(np.float32)
+
+
+def _around_one(tensor: Tensor, rng: np.random.Generator) -> Values:
+    return rng.normal(1, 0.1, tensor.shape).astype(np.float32)
+
+
+def _between(low: float, high: float) -> Callable[[Tensor, np.random.Generator], Values]:
+    return lambda tensor, rng: rng.uniform(low, high, tensor.shape).astype(np.float32)
+
+
+def _by_width(gain: float) -> Callable[[Tensor, np.random.Generator], Values]:
+    """Values that keep the size of what they are multiplied with."""
+    return lambda tensor, rng: rng.normal(0, gain / np.sqrt(tensor.shape[-1]), tensor.shape).astype(
+        np.float32
+    )
+
+
+_FILLS: Sequence[tuple[str, Callable[[Tensor, np.random.Generator], Values]]] = (
+    (r"ssm_a$", _between(-3, -0.3)),
+    (r"ssm_dt\.bias$", _between(-4, -1)),
+    (r"ssm_d$", _around_one),
+    (r"conv", _normal(0.4)),
+    (r"time_mix_w0", _between(-4, -0.5)),
+    (r"lerp", _between(0, 1)),
+    (r"(norm|_ln\d?)\.weight$", _around_one),
+    (r"(norm|_ln\d?)\.bias$", _normal(0.05)),
+    (r"\.bias$|sinks", _normal(0.1)),
+    # Far apart, so that greedy text is no tie.
+    (r"^(output|position_embd)\.weight$", _normal(0.3)),
+    (r"gate_inp", _by_width(2)),
+    # Attention that looks at some places more than at others.
+    (r"attn_(q|k|qkv|q_b|k_b)\.", _by_width(2)),
+)
+"""How tensors are filled, by the first pattern that is found in their name."""
+
+
+def _fill(tensor: Tensor, made: Architecture, rng: np.random.Generator) -> Values:
+    if tensor.name == "token_embd.weight":
+        return _normal(made.embeddings)(tensor, rng)
+    for pattern, fill in _FILLS:
+        if re.search(pattern, tensor.name):
+            return fill(tensor, rng)
+    vector = sum(size > 1 for size in tensor.shape) <= 1
+    return (_normal(0.3) if vector else _by_width(1))(tensor, rng)
+
+
+def _add(writer: gguf.GGUFWriter, tensor: Tensor, values: Values, made: Architecture) -> None:
+    matrix = sum(size > 1 for size in tensor.shape) >= 2 and tensor.name.endswith(".weight")
+    if not matrix or _PLAIN.search(tensor.name):
+        writer.add_tensor(tensor.name, values)
+        return
+    kind = gguf.GGMLQuantizationType[made.weights]
+    writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)

@@ -1,0 +1,210 @@
+"""A model served step by step: the real runner, scheduler and sampler without thread or clock."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, ScoredPrompt
+from afterword.engine.batching.outcome import evaluate
+from afterword.engine.batching.scheduler import Scheduler
+from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.engine import OpenModel, open_model
+from afterword.engine.llama.loading import EngineOptions, Loaded, load
+from afterword.engine.sampler import Sampler
+
+SLOTS = 3
+BUDGET = 128
+"""Tokens of prompts in a step, where nothing else is asked."""
+_MOST_STEPS = 20_000
+_SCORE_BYTES = 2**20
+_CHECKPOINT_BYTES = 2**22
+
+Request: TypeAlias = tuple[Job, ...]
+
+
+class Choice(msgspec.Struct):
+    """What one sibling gave. ``reason`` is None where it did not end."""
+
+    tokens: array[int] = msgspec.field(default_factory=lambda: array("i"))
+    logprobs: array[float] = msgspec.field(default_factory=lambda: array("d"))
+    top_ids: array[int] = msgspec.field(default_factory=lambda: array("i"))
+    top_logprobs: array[float] = msgspec.field(default_factory=lambda: array("d"))
+    reason: str | None = None
+
+
+class Answer(msgspec.Struct):
+    """What a request gave: by job and sibling, and what was scored by job.
+
+    How much was cached is no part of it.
+    """
+
+    choices: dict[tuple[int, int], Choice] = msgspec.field(default_factory=dict)
+    scored: dict[int, ScoredPrompt | None] = msgspec.field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        """Add what an event says."""
+        match event:
+            case Prefilled(job, _, _, scored):
+                assert job not in self.scored, "a prompt is announced once"
+                self.scored[job] = scored
+            case Sampled(job, seq, tokens, logprobs, top_ids, top_logprobs):
+                choice = self.choices.setdefault((job, seq), Choice())
+                assert choice.reason is None, "nothing comes after the end"
+                choice.tokens += tokens
+                choice.logprobs += logprobs
+                choice.top_ids += top_ids
+                choice.top_logprobs += top_logprobs
+            case Ended(job, seq, reason, completion_tokens):
+                choice = self.choices.setdefault((job, seq), Choice())
+                assert completion_tokens == len(choice.tokens), "all tokens are counted"
+                choice.reason = reason
+
+
+class Server:
+    """A model with slots and a line, stepped by hand. ``answers`` are by the keys of requests."""
+
+    def __init__(self, opened: OpenModel) -> None:
+        self.runner = opened.runner
+        self.scheduler = Scheduler(
+            self.runner,
+            opened.tokenizer.end_ids,
+            score_budget_bytes=_SCORE_BYTES,
+            checkpoint_budget_bytes=_CHECKPOINT_BYTES,
+        )
+        self._sampler = Sampler(self.runner.vocabulary, self.runner.exponentials)
+        self.answers: dict[int, Answer] = {}
+
+    def send(self, request: Request) -> int:
+        """Put a request in line; its key."""
+        key = len(self.answers)
+        self.answers[key] = Answer()
+        self.scheduler.add(key, request)
+        return key
+
+    def step(self, budget: int = BUDGET, *, row_share: float | None = None) -> None:
+        """Compute one step. Raises ``DecodeError``: none is to be expected."""
+        step = self.scheduler.schedule(budget, row_share=row_share)
+        if step is not None:
+            self.runner.apply(step.instructions)
+            rows = self.runner.decode(step.batch)
+            self.scheduler.update(step, evaluate(step, rows, self._sampler))
+        self.scheduler.check()
+        for _, error in self.scheduler.take_failures():
+            raise error
+        for key, event in self.scheduler.take_events():
+            self.answers[key].take(event)
+
+    def run(self, budget: int = BUDGET, *, row_share: float | None = None) -> None:
+        """Step until nothing is left to do."""
+        for _ in range(_MOST_STEPS):
+            if self.scheduler.idle:
+                return
+            self.step(budget, row_share=row_share)
+        raise AssertionError("requests do not end")
+
+    def ask(self, request: Request) -> Answer:
+        """What a request gives that is alone."""
+        key = self.send(request)
+        self.run()
+        return self.answers[key]
+
+
+class Model:
+    """A model file, and what fresh servers of it answer. Close it at the end."""
+
+    def __init__(self, path: Path, *, ctx: int | None = None) -> None:
+        self.path = path
+        self._ctx = ctx
+        self.loaded: Loaded = load(path, self.options(SLOTS))
+        self._fresh: dict[Request, Answer] = {}
+
+    def close(self) -> None:
+        """Free it. Servers are closed by those who opened them."""
+        self.loaded.model.close()
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether answers are promised not to depend on what else is computed."""
+        return self.loaded.batch_invariant
+
+    def options(self, slots: int) -> EngineOptions:
+        """What the model is opened with."""
+        return EngineOptions(ctx=self._ctx, slots=slots, threads=1)
+
+    def open(self, slots: int) -> OpenModel:
+        """Open the file anew, as it was found to be best when it was loaded."""
+        model = LlamaModel(self.path, repack=self.loaded.model.repack)
+        loaded = msgspec.structs.replace(self.loaded, model=model)
+        name, options = self.path.stem, self.options(slots)
+        return open_model(loaded, digest="0" * 64, name=name, options=options)
+
+    @contextmanager
+    def server(self, slots: int = SLOTS) -> Iterator[Server]:
+        """A server that was just started."""
+        opened = self.open(slots)
+        try:
+            yield Server(opened)
+        finally:
+            opened.runner.close()
+
+    def fresh(self, request: Request) -> Answer:
+        """What a fresh server answers to a request that is its first and only one."""
+        if request not in self._fresh:
+            with self.server() as server:
+                self._fresh[request] = server.ask(request)
+        return self._fresh[request]
+
+
+def difference(found: Answer, expected: Answer) -> str | None:
+    """Where two answers part, in a line; None where they are equal, bit for bit."""
+    if found == expected:
+        return None
+    for job, scored in expected.scored.items():
+        if found.scored.get(job) != scored:
+            return f"prompt {job}: other scores{_nats(_scores(found, job), _scores(expected, job))}"
+    for place, choice in expected.choices.items():
+        mine = found.choices.get(place, Choice())
+        if mine == choice:
+            continue
+        same = _common(mine.tokens, choice.tokens)
+        until = slice(0, min(same + 1, len(mine.logprobs), len(choice.logprobs)))
+        where = f"choice {place}: {same} of {len(choice.tokens)} tokens agree"
+        return where + _nats(mine.logprobs[until], choice.logprobs[until])
+    return "more was answered than was asked"
+
+
+def nats_apart(found: Answer, expected: Answer) -> float:
+    """The largest difference of two log-probabilities of the same token."""
+    worst = 0.0
+    for job in expected.scored:
+        worst = max(worst, _apart(_scores(found, job), _scores(expected, job)))
+    for place, choice in expected.choices.items():
+        mine = found.choices.get(place, Choice())
+        same = _common(mine.tokens, choice.tokens)
+        worst = max(worst, _apart(mine.logprobs[:same], choice.logprobs[:same]))
+    return worst
+
+
+def _scores(answer: Answer, job: int) -> array[float]:
+    scored = answer.scored.get(job)
+    return scored.logprobs if scored else array("d")
+
+
+def _common(a: array[int], b: array[int]) -> int:
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+
+
+def _apart(a: array[float], b: array[float]) -> float:
+    return max((abs(x - y) for x, y in zip(a, b, strict=False)), default=0.0)
+
+
+def _nats(a: array[float], b: array[float]) -> str:
+    return f", log-probabilities up to {_apart(a, b):.2g} apart"

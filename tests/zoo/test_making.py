@@ -1,0 +1,29 @@
+"""The tiny models are what they say: the same each time, and what was before a token matters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from zoo.making import make_model
+from zoo.orders import job, prompt
+from zoo.serving import Model
+
+
+def test_a_model_is_the_same_each_time(tmp_path: Path) -> None:
+    first, second = (make_model("gemma3", tmp_path / f"{i}.gguf") for i in range(2))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_every_token_before_matters(model: Model) -> None:
+    """A cache that lost or mixed up tokens would be seen."""
+    ids = list(prompt(0, 200))
+    scores = []
+    for changed in (None, 20, 120, 190):
+        mine = [id_ if at != changed else id_ + 1 for at, id_ in enumerate(ids)]
+        scored = model.fresh((job(mine, scored=0, max_tokens=0),)).scored[0]
+        assert scored is not None
+        scores.append(np.array(scored.logprobs))
+    assert np.isfinite(scores).all()
+    assert len({tuple(lp[-5:]) for lp in scores}) == len(scores)

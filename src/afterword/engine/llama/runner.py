@@ -120,6 +120,7 @@ class LlamaRunner:
         if not self._context.remove(slot, start):
             raise DecodeError(f"slot {slot} cannot forget its tokens from {start} on")
 
+    @_failing_alone()
     def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Rows of the wanted tokens, a view that the next batch overwrites."""
         filler = self._filler(batch) if self._fills_gaps else []

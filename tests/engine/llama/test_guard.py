@@ -1,0 +1,81 @@
+"""What the library throws is an exception of Python, and ends what it was asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from pathlib import Path
+
+import pytest
+
+from afterword.core.errors import EngineUnavailable, UnspellableText
+from afterword.engine.llama import binding
+from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.guard import NativeError, UnspellableError, guarded, guards
+from tiny_gguf import make_gguf
+from tiny_vocab import spm
+
+
+class _Library:
+    """Stands in for a library of which ``llama_work`` gives a code and a result."""
+
+    def __init__(self, code: int, line: bytes) -> None:
+        def work(number: int, result: ctypes._CArgObject) -> int:
+            ctypes.cast(result, ctypes.POINTER(ctypes.c_int))[0] = number + 1
+            return code
+
+        def message() -> bytes:
+            return line
+
+        self.llama_afterword_guarded_work = work
+        self.llama_afterword_message = message
+
+
+def _own(number: int) -> int:
+    return number - 1
+
+
+_own.__name__ = "llama_work"
+_own.restype, _own.argtypes = ctypes.c_int, [ctypes.c_int]  # type: ignore[attr-defined]
+
+
+def test_a_call_gives_its_result() -> None:
+    assert guarded(_Library(0, b""), _own)(5) == 6
+
+
+def test_a_library_as_it_comes_is_called_as_it_is() -> None:
+    assert guarded(object(), _own)(5) == 4
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, NativeError), (2, UnspellableError)])
+def test_what_is_thrown_is_raised_in_one_line(code: int, kind: type[NativeError]) -> None:
+    with pytest.raises(kind, match=r"^it broke$") as raised:
+        guarded(_Library(code, b"it broke\nin two lines"), _own)(5)
+    assert type(raised.value) is kind
+
+
+@pytest.mark.skipif(
+    not guards(binding.lib._lib),
+    reason="a library as it comes",
+)
+def test_a_vocabulary_is_read_until_it_is_freed(tmp_path: Path) -> None:
+    vocabulary = spm(byte_tokens=False, unknown=False)
+    model = LlamaModel(make_gguf(tmp_path / "tiny.gguf", vocabulary=vocabulary))
+    begun = threading.Event()
+    outcomes: list[type[Exception]] = []
+
+    def ask() -> None:
+        while not outcomes:
+            try:
+                model.encode("😀".encode(), parse_special=True)
+            except UnspellableText:
+                begun.set()
+            except EngineUnavailable as error:
+                outcomes.append(type(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert begun.wait(60)
+    model.close()
+    thread.join(60)
+    assert outcomes == [EngineUnavailable]

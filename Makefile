@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 RUN := .venv/bin
 
-.PHONY: help serve install test check bench bench-plots typing screenshots lock clean
+.PHONY: help serve install test check zoo bench bench-plots typing screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show what there is to make
@@ -30,6 +30,11 @@ check: python ## Lint, types, import rules
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+
+zoo: python ## Which architectures are answered exactly, as a table (ZOO=folder of GGUF files, or tiny ones)
+	@$(PYTHON) scripts/install.py --test
+	PYTHONPATH=tests $(RUN)/python benchmarks/zoo_table.py $(if $(ZOO),--models $(ZOO)) $(ARGS)
+	$(if $(ZOO),,$(RUN)/python -m pytest tests/zoo --law-examples 100)
 
 bench: python ## Figures against peers (PEERS=folder of llama-server, DATA=folder of choices)
 	@$(PYTHON) scripts/install.py --test

@@ -32,7 +32,7 @@ CREATED = 1_700_000_000
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How often the heavy proofs are repeated."""
     parser.addoption("--kills", type=int, default=1, help="times that a server is killed")
-    parser.addoption("--law-examples", type=int, default=5, help="histories tried of each model")
+    parser.addoption("--law-examples", type=int, default=4, help="histories tried of each model")
     parser.addoption("--outage-s", type=float, default=0.0, help="how long a database is away")
 
 

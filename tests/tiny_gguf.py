@@ -9,6 +9,8 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
+from tiny_vocab import CONTROL, NORMAL, Vocabulary, byte_alphabet
+
 CONTEXT = 512
 _LAYERS, _FEED_FORWARD = 2, 128
 
@@ -20,18 +22,6 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "deepseek": ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001 - its own bars
     "codestral": ("[SUFFIX]", "[PREFIX]", "[MIDDLE]"),
 }  # fmt: skip
-
-
-def byte_alphabet() -> list[str]:
-    """GPT-2's 256 printable stand-ins, by byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {byte: chr(byte) for byte in printable}
-    extra = 0
-    for byte in range(256):
-        if byte not in table:
-            table[byte] = chr(256 + extra)
-            extra += 1
-    return [table[byte] for byte in range(256)]
 
 
 class Shape(NamedTuple):
@@ -56,6 +46,7 @@ def make_gguf(
     changed: Mapping[str, object] | None = None,
     nan_tokens: Sequence[int] = (),
     more_tokens: Mapping[str, gguf.TokenType] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Path:
     """Write a llama model of about 200,000 random weights; greedy text of it is stable noise.
 
@@ -74,8 +65,10 @@ def make_gguf(
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_rope_dimension_count(embedding // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    tokens = _add_vocabulary(writer, family, more_tokens or {})
-    writer.add_add_bos_token(adds_bos)
+    words = vocabulary or _family(family, adds_bos=adds_bos, more_tokens=more_tokens or {})
+    tokens = len(words.tokens)
+    words.write(writer)
+    writer.add_vocab_size(tokens)
 
     rng = np.random.default_rng(20260928)
     kv = embedding * shape.kv_heads // shape.heads
@@ -111,25 +104,28 @@ def make_gguf(
     return path if not part_tensors else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
 
 
-def _add_vocabulary(
-    writer: gguf.GGUFWriter, family: str, more: Mapping[str, gguf.TokenType]
-) -> int:
-    """Write the vocabulary, and tell how many tokens it has."""
+def _family(
+    family: str, *, adds_bos: bool, more_tokens: Mapping[str, gguf.TokenType]
+) -> Vocabulary:
+    """Bytes, some words, the special tokens of a family, and others."""
     special = ["<|endoftext|>", "<s>", *FAMILIES[family]]
     merges = ["t h", "th e", "Ġ the", "i n", "in g", "Ġ a", "d e", "de f", "Ġ ="]
     merged = list(dict.fromkeys([m.replace(" ", "") for m in merges]))
-    plain = [*byte_alphabet(), *merged]
-    types = [gguf.TokenType.NORMAL] * len(plain) + [gguf.TokenType.CONTROL] * len(special)
-    tokens = [*plain, *special, *more]
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([*types, *more.values()])
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(len(plain) + 1)
-    writer.add_eos_token_id(len(plain))
-    return len(tokens)
+    normal = [*byte_alphabet(), *merged]
+    types = [NORMAL] * len(normal) + [CONTROL] * len(special)
+    more = {
+        "bos_token_id": len(normal) + 1,
+        "eos_token_id": len(normal),
+        "add_bos_token": adds_bos,
+    }
+    return Vocabulary(
+        "gpt2",
+        [*normal, *special, *more_tokens],
+        [*types, *more_tokens.values()],
+        pre="gpt-2",
+        merges=merges,
+        more=more,
+    )
 
 
 def _change(writer: gguf.GGUFWriter, key: str, value: object) -> None:

@@ -28,22 +28,22 @@ SIZES: Mapping[str, Value] = {
     "rope.freq_base": 10000.0,
 }
 
-_SLIDING: Mapping[str, Value] = {
+SLIDING: Mapping[str, Value] = {
     "attention.sliding_window": WINDOW,
     "attention.sliding_window_pattern": 2,
 }
 """Every other layer attends to the last tokens only."""
-_EXPERTS: Mapping[str, Value] = {
+EXPERTS: Mapping[str, Value] = {
     "expert_count": 4,
     "expert_used_count": 2,
     "expert_feed_forward_length": 128,
 }
-_SHARED_EXPERT: Mapping[str, Value] = {
+SHARED_EXPERT: Mapping[str, Value] = {
     "expert_shared_count": 1,
     "expert_shared_feed_forward_length": 128,
 }
-_HEADS_OF_32: Mapping[str, Value] = {"attention.key_length": 32, "attention.value_length": 32}
-_LATENT: Mapping[str, Value] = {
+HEADS_OF_32: Mapping[str, Value] = {"attention.key_length": 32, "attention.value_length": 32}
+LATENT: Mapping[str, Value] = {
     "attention.head_count_kv": 1,
     "attention.q_lora_rank": 64,
     "attention.kv_lora_rank": 64,
@@ -58,20 +58,20 @@ _LATENT: Mapping[str, Value] = {
     "expert_group_count": 1,
     "expert_group_used_count": 1,
 }
-_SCAN: Mapping[str, Value] = {
+SCAN: Mapping[str, Value] = {
     "ssm.conv_kernel": 4,
     "ssm.inner_size": 256,
     "ssm.state_size": 16,
     "ssm.time_step_rank": 8,
 }
-_SCAN_BY_HEADS: Mapping[str, Value] = {
+SCAN_BY_HEADS: Mapping[str, Value] = {
     "ssm.conv_kernel": 4,
     "ssm.inner_size": 256,
     "ssm.state_size": 32,
     "ssm.time_step_rank": 4,
     "ssm.group_count": 1,
 }
-_DELTA: Mapping[str, Value] = {
+DELTA: Mapping[str, Value] = {
     "ssm.conv_kernel": 4,
     "ssm.inner_size": 128,
     "ssm.state_size": 32,
@@ -80,8 +80,8 @@ _DELTA: Mapping[str, Value] = {
     "full_attention_interval": 2,
     "rope.dimension_count": 16,
 }
-_NO_ATTENTION: Mapping[str, Value] = {"attention.head_count": 0, "attention.head_count_kv": 0}
-_SOME: Mapping[str, Value] = {"block_count": 3, "attention.head_count_kv": [0, 2, 0]}
+NO_ATTENTION: Mapping[str, Value] = {"attention.head_count": 0, "attention.head_count_kv": 0}
+SOME_ATTEND: Mapping[str, Value] = {"block_count": 3, "attention.head_count_kv": [0, 2, 0]}
 """Attention in one layer; the others have a state."""
 
 
@@ -104,15 +104,15 @@ class Architecture(msgspec.Struct, frozen=True):
 ARCHITECTURES: Mapping[str, Architecture] = {
     # All of the context is attended to.
     "llama": Architecture("llama", weights="Q4_1"),
-    "qwen3moe": Architecture("qwen3moe", {**_EXPERTS, **_HEADS_OF_32}),
-    "deepseek2": Architecture("deepseek2", {**_LATENT, **_EXPERTS, **_SHARED_EXPERT}),
+    "qwen3moe": Architecture("qwen3moe", {**EXPERTS, **HEADS_OF_32}),
+    "deepseek2": Architecture("deepseek2", {**LATENT, **EXPERTS, **SHARED_EXPERT}),
     "mpt": Architecture("mpt", {"attention.head_count_kv": 4, "attention.max_alibi_bias": 8.0}),
     # Some layers attend to the last tokens only.
     "gemma2": Architecture(
         "gemma2",
         {
-            **_SLIDING,
-            **_HEADS_OF_32,
+            **SLIDING,
+            **HEADS_OF_32,
             "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0,
         },
@@ -121,21 +121,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "gemma3": Architecture(
         "gemma3",
-        {**_SLIDING, **_HEADS_OF_32, "block_count": 3},
+        {**SLIDING, **HEADS_OF_32, "block_count": 3},
         vocabulary="spm",
         weights="Q8_0",
         embeddings=0.1,
     ),
     "gpt-oss": Architecture(
-        "gpt-oss", {**_SLIDING, **_HEADS_OF_32, **_EXPERTS, "rope.freq_base": 150000.0}
+        "gpt-oss", {**SLIDING, **HEADS_OF_32, **EXPERTS, "rope.freq_base": 150000.0}
     ),
-    "cohere2": Architecture("cohere2", {**_SLIDING, "logit_scale": 0.5}),
+    "cohere2": Architecture("cohere2", {**SLIDING, "logit_scale": 0.5}),
     "olmo3": Architecture(
         "olmo2",
-        {**_SLIDING, "block_count": 3, "attention.sliding_window_pattern": [True, False, True]},
+        {**SLIDING, "block_count": 3, "attention.sliding_window_pattern": [True, False, True]},
     ),
     # The past is a state.
-    "mamba2": Architecture("mamba2", {**_SCAN_BY_HEADS, **_NO_ATTENTION, "feed_forward_length": 0}),
+    "mamba2": Architecture("mamba2", {**SCAN_BY_HEADS, **NO_ATTENTION, "feed_forward_length": 0}),
     "rwkv7": Architecture(
         "rwkv7",
         {
@@ -149,19 +149,19 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         vocabulary="rwkv",
     ),
     # Some layers attend, others have a state.
-    "lfm2": Architecture("lfm2", {**_SOME, "shortconv.l_cache": 3}),
-    "falcon-h1": Architecture("falcon-h1", {**_SCAN_BY_HEADS, **_HEADS_OF_32}),
+    "lfm2": Architecture("lfm2", {**SOME_ATTEND, "shortconv.l_cache": 3}),
+    "falcon-h1": Architecture("falcon-h1", {**SCAN_BY_HEADS, **HEADS_OF_32}),
     "qwen3next": Architecture(
         "qwen3next",
-        {**_DELTA, **_HEADS_OF_32, **_EXPERTS, **_SHARED_EXPERT, "block_count": 3},
+        {**DELTA, **HEADS_OF_32, **EXPERTS, **SHARED_EXPERT, "block_count": 3},
     ),
     "granitehybrid": Architecture(
         "granitehybrid",
         {
-            **_SCAN_BY_HEADS,
-            **_EXPERTS,
-            **_SHARED_EXPERT,
-            **_SOME,
+            **SCAN_BY_HEADS,
+            **EXPERTS,
+            **SHARED_EXPERT,
+            **SOME_ATTEND,
             "logit_scale": 2.0,
             "residual_scale": 0.22,
             "embedding_scale": 12.0,
@@ -170,5 +170,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         embeddings=0.1,
     ),
-    "jamba": Architecture("jamba", {**_SCAN, **_EXPERTS, **_SOME}),
+    "jamba": Architecture("jamba", {**SCAN, **EXPERTS, **SOME_ATTEND}),
 }
+"""One or more of each kind; the law is tried on them in every run of the tests."""

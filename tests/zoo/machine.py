@@ -7,12 +7,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from afterword.core.job import Job
 from zoo.orders import LENGTHS, TAILS, job, prompt
-from zoo.serving import BUDGET, Answer, Model, Request, Server, difference
+from zoo.serving import BUDGET, Answer, Model, Place, Request, Server, difference, is_single
 
 _MOST_PROMPT_TOKENS = 340
 
 
-def jobs() -> st.SearchStrategy[Job]:
+def jobs(siblings: tuple[int, ...] = (1, 1, 1, 2, 5)) -> st.SearchStrategy[Job]:
     """Jobs that begin alike, cut at the edges of windows more often than elsewhere."""
     ids = st.builds(
         prompt,
@@ -34,7 +34,7 @@ def jobs() -> st.SearchStrategy[Job]:
         ),
         ids,
         wanted,
-        st.sampled_from((1, 1, 1, 2, 5)),
+        st.sampled_from(siblings),
         st.sampled_from((0.0, 1.0)),
         st.integers(0, 1),
     )
@@ -42,22 +42,28 @@ def jobs() -> st.SearchStrategy[Job]:
 
 def single_jobs() -> st.SearchStrategy[Job]:
     """Jobs of one sequence."""
-    return jobs().filter(lambda one: one.n == 1)
+    return jobs(siblings=(1,))
+
+
+def several_jobs() -> st.SearchStrategy[Request]:
+    """Requests of one to three jobs."""
+    return st.lists(jobs(), min_size=1, max_size=3).map(tuple)
 
 
 class Law(RuleBasedStateMachine):
     """Asks one after the other and together, aborts, evicts, in any order.
 
     A request that was together with others is held to the law where the model promises that
-    batches do not matter; one that was alone, always.
+    batches do not matter; one that was alone, always. ``waiting`` are the requests that were sent
+    and not yet held to it, by their key; ``fewer`` the sequences of them that were aborted.
     """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
-        self.sent: dict[int, Request] = {}
-        self.aborted: set[int] = set()
-        self.fewer: set[tuple[int, int, int]] = set()
+        self.asked: list[Request] = []
+        self.waiting: dict[int, Request] = {}
+        self.fewer: dict[int, set[Place]] = {}
         self.row_share: float | None = None
 
     @initialize(slots=st.sampled_from((3, 1, 2, 5)))
@@ -68,43 +74,39 @@ class Law(RuleBasedStateMachine):
     @rule(one=single_jobs())
     def ask_alone(self, one: Job) -> None:
         """A request of one sequence, with nobody else on the server."""
-        self.drain()
-        self.check_alone((one,))
+        self.ask_and_hold((one,))
 
-    @rule(many=st.lists(jobs(), min_size=1, max_size=3))
-    def ask(self, many: list[Job]) -> None:
+    @rule(many=several_jobs())
+    def ask(self, many: Request) -> None:
         """A request of any kind, with nobody else on the server."""
-        self.drain()
+        self.answer_all()
         self.send(many)
-        self.drain()
+        self.answer_all()
 
-    @precondition(lambda self: self.sent)
+    @precondition(lambda self: self.asked)
     @rule(number=st.integers(0, 30))
     def ask_again(self, number: int) -> None:
-        self.drain()
-        request = self.sent[sorted(self.sent)[number % len(self.sent)]]
-        if len(request) == request[0].n == 1:
-            self.check_alone(request)
+        request = self.asked[number % len(self.asked)]
+        if is_single(request):
+            self.ask_and_hold(request)
         else:
-            self.send(request)
-            self.drain()
+            self.ask(request)
 
-    @precondition(lambda self: self.sent)
+    @precondition(lambda self: self.asked)
     @rule(number=st.integers(0, 30), tail=st.sampled_from(TAILS))
     def go_on(self, number: int, tail: int) -> None:
         """A prompt with its answer, and more."""
-        self.drain()
-        one = self.sent[sorted(self.sent)[number % len(self.sent)]][0]
-        text = self.model.fresh((one,)).choices[0, 0].tokens
-        ids = (*one.prompt_ids, *text, *prompt(1, tail))
+        first = self.asked[number % len(self.asked)][0]
+        text = self.model.fresh((first,)).choices[0, 0].tokens
+        ids = (*first.prompt_ids, *text, *prompt(1, tail))
         if len(ids) <= _MOST_PROMPT_TOKENS:
-            self.check_alone((job(ids),))
+            self.ask_and_hold((job(ids),))
 
-    @rule(many=st.lists(jobs(), min_size=1, max_size=3))
-    def send(self, many: list[Job] | Request) -> None:
+    @rule(many=several_jobs())
+    def send(self, many: Request) -> None:
         """A request that waits until steps are made."""
-        request = tuple(many)
-        self.sent[self.server.send(request)] = request
+        self.asked.append(many)
+        self.waiting[self.server.send(many)] = many
 
     @rule(budget=st.sampled_from((1, 16, 50, BUDGET)), count=st.integers(1, 12))
     def make_steps(self, budget: int, count: int) -> None:
@@ -113,7 +115,7 @@ class Law(RuleBasedStateMachine):
 
     @rule(share=st.sampled_from((None, 0.0, 0.5)))
     def draft(self, share: float | None) -> None:
-        """Whether tokens are drafted from now on, which may change no answer."""
+        """Whether tokens are drafted from now on; that makes batches, and may matter with them."""
         if self.model.batch_invariant:
             self.row_share = share
 
@@ -121,57 +123,52 @@ class Law(RuleBasedStateMachine):
     def crowd(self, first: int, count: int) -> None:
         """Many prompts of unequal lengths, one or two steps apart."""
         for i in range(first, first + count):
-            self.send([job(prompt(i % 3, 5 + 37 * (i % 7), 9, branch=i), max_tokens=1 + 3 * i)])
+            self.send((job(prompt(i % 3, 5 + 37 * (i % 7), 9, branch=i), max_tokens=1 + 3 * i),))
             self.make_steps(50, 1 + i % 2)
 
-    @precondition(lambda self: self.sent)
+    @precondition(lambda self: self.waiting)
     @rule(number=st.integers(0, 30))
     def abort(self, number: int) -> None:
-        key = sorted(self.sent)[number % len(self.sent)]
-        if not self.server.scheduler.ended(key):
-            self.server.scheduler.abort_request(key)
-            self.aborted.add(key)
+        key = list(self.waiting)[number % len(self.waiting)]
+        self.server.scheduler.abort_request(key)
+        del self.waiting[key]
 
-    @precondition(lambda self: self.sent)
-    @rule(number=st.integers(0, 30), place=st.integers(0, 2), sibling=st.integers(0, 4))
-    def abort_sibling(self, number: int, place: int, sibling: int) -> None:
-        key = sorted(self.sent)[number % len(self.sent)]
-        if not self.server.scheduler.ended(key):
-            self.server.scheduler.abort(key, place, sibling)
-            self.fewer.add((key, place, sibling))
+    @precondition(lambda self: self.waiting)
+    @rule(number=st.integers(0, 30), place=st.tuples(st.integers(0, 2), st.integers(0, 4)))
+    def abort_sibling(self, number: int, place: Place) -> None:
+        key = list(self.waiting)[number % len(self.waiting)]
+        self.server.scheduler.abort(key, *place)
+        self.fewer.setdefault(key, set()).add(place)
 
-    def drain(self) -> None:
+    def answer_all(self) -> None:
         """Answer all that was sent, and hold it to the law."""
         self.server.run(row_share=self.row_share)
-        for key, request in self.sent.items():
-            if key not in self.aborted:
-                self.check_together(key, request)
-                self.aborted.add(key)
-
-    def check_alone(self, request: Request) -> None:
-        key = self.server.send(request)
-        self.server.run()
-        self.sent[key] = request
-        self.aborted.add(key)
-        self.hold(self.server.answers[key], request)
-
-    def check_together(self, key: int, request: Request) -> None:
-        answer = self.server.answers[key]
-        places = [(i, sibling) for i, one in enumerate(request) for sibling in range(one.n)]
-        fewer = {(i, sibling) for (k, i, sibling) in self.fewer if k == key}
-        for place in places:
-            if place not in fewer:
+        for key, request in self.waiting.items():
+            fewer = self.fewer.get(key, set())
+            answer = self.server.answers[key]
+            places = {(i, sibling) for i, one in enumerate(request) for sibling in range(one.n)}
+            for place in places - fewer:
                 assert answer.choices[place].reason is not None, "every sequence ends"
-        if self.model.batch_invariant and not fewer:
-            self.hold(answer, request)
+            if self.model.batch_invariant:
+                self.hold(answer, request, fewer)
+        self.waiting.clear()
 
-    def hold(self, answer: Answer, request: Request) -> None:
-        parts = difference(answer, self.model.fresh(request))
+    def ask_and_hold(self, request: Request) -> None:
+        """Answer a request that is alone, and hold it to the law."""
+        self.answer_all()
+        self.asked.append(request)
+        key = self.server.send(request)
+        self.server.run(row_share=self.row_share)
+        self.hold(self.server.answers[key], request, set())
+
+    def hold(self, answer: Answer, request: Request, fewer: set[Place]) -> None:
+        expected = self.model.fresh(request).without(request, fewer)
+        parts = difference(answer.without(request, fewer), expected)
         assert parts is None, f"{self.model.path.stem}: {parts}"
 
     def teardown(self) -> None:
         if hasattr(self, "server"):
             try:
-                self.drain()
+                self.answer_all()
             finally:
                 self._serving.__exit__(None, None, None)

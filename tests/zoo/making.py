@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from afterword.engine.llama import binding
 from zoo.architectures import ARCHITECTURES, SIZES, Architecture, Value
+from zoo.others import OTHERS
 from zoo.vocabulary import add_vocabulary
 
 Values: TypeAlias = npt.NDArray[np.float32]
@@ -37,8 +38,8 @@ class Tensor(msgspec.Struct, frozen=True):
 
 
 def make_model(name: str, path: Path) -> Path:
-    """Write a tiny model of one of ``ARCHITECTURES``; the same bytes each time."""
-    made = ARCHITECTURES[name]
+    """Write a tiny model of one of ``ARCHITECTURES`` or ``OTHERS``; the same bytes each time."""
+    made = ARCHITECTURES.get(name) or OTHERS[name]
     asked = path.with_suffix(".metadata")
     _write(_writer(asked, name, made))
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -17,15 +18,24 @@ from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.loading import EngineOptions, Loaded, load
 from afterword.engine.sampler import Sampler
+from zoo.architectures import CONTEXT
 
 SLOTS = 3
 BUDGET = 128
 """Tokens of prompts in a step, where nothing else is asked."""
 _MOST_STEPS = 20_000
 _SCORE_BYTES = 2**20
+_STRETCH_IDS = range(260, 388)
 _CHECKPOINT_BYTES = 2**22
 
 Request: TypeAlias = tuple[Job, ...]
+Place: TypeAlias = tuple[int, int]
+"""A job of a request, and one of its siblings."""
+
+
+def is_single(request: Request) -> bool:
+    """Whether a request is one sequence, which is alone in every batch if the request is."""
+    return len(request) == request[0].n == 1
 
 
 class Choice(msgspec.Struct):
@@ -44,8 +54,20 @@ class Answer(msgspec.Struct):
     How much was cached is no part of it.
     """
 
-    choices: dict[tuple[int, int], Choice] = msgspec.field(default_factory=dict)
+    choices: dict[Place, Choice] = msgspec.field(default_factory=dict)
     scored: dict[int, ScoredPrompt | None] = msgspec.field(default_factory=dict)
+
+    def without(self, request: Request, places: AbstractSet[Place]) -> Answer:
+        """The rest of the answer, where some sequences were aborted."""
+        gone = {
+            number
+            for number, job in enumerate(request)
+            if all((number, sibling) in places for sibling in range(job.n))
+        }
+        return Answer(
+            {place: choice for place, choice in self.choices.items() if place not in places},
+            {number: scored for number, scored in self.scored.items() if number not in gone},
+        )
 
     def take(self, event: Event) -> None:
         """Add what an event says."""
@@ -66,11 +88,24 @@ class Answer(msgspec.Struct):
                 choice.reason = reason
 
 
-class Server:
-    """A model with slots and a line, stepped by hand. ``answers`` are by the keys of requests."""
+def stretched(ids: Sequence[int], times: int) -> tuple[int, ...]:
+    """So many tokens for each id; prompts that part after some ids still part there."""
+    return tuple(
+        id_ if not more else _STRETCH_IDS[(31 * id_ + 17 * more) % len(_STRETCH_IDS)]
+        for id_ in ids
+        for more in range(times)
+    )
 
-    def __init__(self, opened: OpenModel) -> None:
+
+class Server:
+    """A model with slots and a line, stepped by hand. ``answers`` are by the keys of requests.
+
+    Prompts are ``stretch`` times as long as requests say.
+    """
+
+    def __init__(self, opened: OpenModel, *, stretch: int = 1) -> None:
         self.runner = opened.runner
+        self._stretch = stretch
         self.scheduler = Scheduler(
             self.runner,
             opened.tokenizer.end_ids,
@@ -84,7 +119,7 @@ class Server:
         """Put a request in line; its key."""
         key = len(self.answers)
         self.answers[key] = Answer()
-        self.scheduler.add(key, request)
+        self.scheduler.add(key, [self._stretched(job) for job in request])
         return key
 
     def step(self, budget: int = BUDGET, *, row_share: float | None = None) -> None:
@@ -114,14 +149,23 @@ class Server:
         self.run()
         return self.answers[key]
 
+    def _stretched(self, job: Job) -> Job:
+        ids = stretched(job.prompt_ids, self._stretch)
+        return msgspec.structs.replace(job, prompt_ids=ids)
+
 
 class Model:
-    """A model file, and what fresh servers of it answer. Close it at the end."""
+    """A model file, and what fresh servers of it answer. Close it at the end.
 
-    def __init__(self, path: Path, *, ctx: int | None = None) -> None:
+    ``stretch`` makes all prompts so many times as long, for windows larger than ``WINDOW``.
+    """
+
+    def __init__(self, path: Path, *, stretch: int = 1) -> None:
         self.path = path
-        self._ctx = ctx
+        self.stretch = stretch
+        self._ctx: int | None = None
         self.loaded: Loaded = load(path, self.options(SLOTS))
+        self._ctx = min(stretch * CONTEXT, self.loaded.model.context_tokens)
         self._fresh: dict[Request, Answer] = {}
 
     def close(self) -> None:
@@ -149,7 +193,7 @@ class Model:
         """A server that was just started."""
         opened = self.open(slots)
         try:
-            yield Server(opened)
+            yield Server(opened, stretch=self.stretch)
         finally:
             opened.runner.close()
 

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from zoo.machine import Law
-from zoo.orders import ORDERS
-from zoo.serving import Model, difference
+from zoo.orders import ORDERS, job, prompt
+from zoo.serving import Model, difference, is_single
 
 PHASES = (Phase.explicit, Phase.generate)
 """A failure is not made smaller: each try asks a model for many answers."""
@@ -20,7 +20,7 @@ def test_an_order_of_requests(model: Model, order: str) -> None:
     with model.server() as server:
         for request in requests:
             found = server.ask(request)
-            if model.batch_invariant or len(request) == request[0].n == 1:
+            if model.batch_invariant or is_single(request):
                 assert difference(found, model.fresh(request)) is None
 
 
@@ -41,3 +41,15 @@ def test_any_order(model: Model, law_examples: int) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_a_header_is_computed_once_for_all_questions_behind_it(model: Model) -> None:
+    """That prompts part there is known when the second one comes, if not before."""
+    if not model.batch_invariant:
+        pytest.skip("nothing is shared where results depend on the batch")
+    header, question, questions = 200, 9, 20
+    with model.server() as server:
+        for branch in range(questions):
+            server.ask((job(prompt(2, header, question, branch=branch), max_tokens=1),))
+        prefilled = server.scheduler.counters.prefilled_tokens
+    assert prefilled <= 2 * header + questions * (question + 1)

@@ -1,4 +1,4 @@
-"""Requests that come together get the answers that they have alone, on a whole server."""
+"""A whole server: requests get the answers that a fresh one gives, together or in line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from zoo.serving import Model
 from zoo.together import TOGETHER, Crowd
 
-_ROUNDS = 4
+_ROUNDS = 3
 
 
 @pytest.mark.parametrize("model", ["deepseek2", "gemma3", "rwkv7", "qwen3next"], indirect=True)
@@ -16,4 +16,14 @@ async def test_together(model: Model) -> None:
     await crowd.run(_ROUNDS)
     assert crowd.failure is None
     assert crowd.asked == _ROUNDS * (TOGETHER - 1)
+    assert crowd.wrong == 0
+
+
+@pytest.mark.parametrize("model", ["qwen3moe", "mamba2"], indirect=True)
+async def test_in_line(model: Model) -> None:
+    """Nothing that is measured, such as how fast prompts are computed, changes an answer."""
+    crowd = Crowd(model)
+    await crowd.run_in_line()
+    assert crowd.failure is None
+    assert crowd.asked > TOGETHER
     assert crowd.wrong == 0

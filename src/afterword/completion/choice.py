@@ -9,58 +9,12 @@ from typing import TypeVar
 import msgspec
 
 from afterword.completion.logprobs import Entries
+from afterword.completion.spelling import PromptText, Spelling
 from afterword.completion.text import Detokenizer, StopMatcher
 from afterword.core.job import Ended, FinishReason, Sampled, ScoredPrompt
 from afterword.core.wire import Logprobs
 
 T = TypeVar("T")
-
-_MOST_CHARACTER_BYTES = 4
-
-
-class Spelling(msgspec.Struct, frozen=True):
-    """What a builder needs to know of a vocabulary."""
-
-    pieces: Sequence[bytes]
-    end_ids: frozenset[int]
-
-
-class PromptText(msgspec.Struct, frozen=True):
-    """A prompt as a choice sees it.
-
-    ``ids`` are the visible tokens, without what the server added; ``hidden`` counts those.
-    ``text`` is the complete characters of its bytes, empty where neither they nor offsets are
-    shown; ``dangling`` is what is left of the bytes.
-    """
-
-    ids: tuple[int, ...]
-    hidden: int
-    text: str
-    dangling: bytes = b""
-
-    @staticmethod
-    def of(
-        ids: tuple[int, ...], hidden: int, pieces: Sequence[bytes], *, shown: bool
-    ) -> PromptText:
-        """The text of token ids, of which the first ``hidden`` are the server's own.
-
-        Where neither text nor offsets will be ``shown``, only its dangling end is found.
-        """
-        visible = ids[hidden:]
-        raw = b"".join(map(pieces.__getitem__, visible)) if shown else _end(visible, pieces)
-        detokenizer = Detokenizer()
-        text, _ = detokenizer.feed(raw)
-        return PromptText(visible, hidden, text if shown else "", detokenizer.pending)
-
-
-def _end(ids: Sequence[int], pieces: Sequence[bytes]) -> bytes:
-    """The last bytes, enough to see whether they end inside a character."""
-    raw = b""
-    for token in reversed(ids):
-        raw = pieces[token] + raw
-        if len(raw) >= _MOST_CHARACTER_BYTES:
-            break
-    return raw
 
 
 def _rows(values: Iterable[T], width: int) -> Iterator[tuple[T, ...]]:
@@ -100,7 +54,8 @@ class ChoiceBuilder:
         self._min_tokens = min_tokens
         # Bytes of a character that the prompt began belong to the completion that goes on.
         self._detokenizer = Detokenizer(characters=len(prompt.text), pending=prompt.dangling)
-        self._entries = Entries(spelling.pieces) if logprobs else None
+        self._fresh = prompt.fresh
+        self._entries = Entries(spelling) if logprobs else None
         self._ready = prompt.text if echo else ""
         self._wrote = False
         self._drained_once = False
@@ -113,26 +68,25 @@ class ChoiceBuilder:
         """The prompt is computed; ``scored`` are its log-probabilities where it is echoed."""
         if self._entries is None or not self._echo or not self._prompt.ids:
             return
-        detokenizer = Detokenizer()
-        ids = self._prompt.ids
-        pieces = self._spelling.pieces
-        _, offset = detokenizer.feed(pieces[ids[0]])
-        self._entries.add_first(ids[0], offset)
+        ids, offsets, spelling = self._prompt.ids, self._prompt.offsets, self._spelling
+        self._entries.add_first(ids[0], offsets[0], fresh=spelling.is_fresh(None))
         if scored is None:
             return
         width = len(scored.top_ids) // max(len(scored.logprobs), 1)
         # The first score is of the prompt's second token, hidden ones included.
         first = self._prompt.hidden
         entries = zip(
+            ids,
             ids[1:],
+            offsets[1:],
             scored.logprobs[first:],
             _rows(scored.top_ids[first * width :], width),
             _rows(scored.top_logprobs[first * width :], width),
             strict=False,  # rows of no width are endless
         )
-        for token, logprob, top_ids, top_logprobs in entries:
-            _, offset = detokenizer.feed(pieces[token])
-            self._entries.add(token, logprob, top_ids, top_logprobs, offset)
+        for before, token, offset, logprob, top_ids, top_logprobs in entries:
+            fresh = spelling.is_fresh(before)
+            self._entries.add(token, logprob, top_ids, top_logprobs, offset, fresh=fresh)
 
     def sampled(self, event: Sampled) -> bool:
         """Take in generated tokens; True if a stop string ended the choice with them."""
@@ -140,19 +94,19 @@ class ChoiceBuilder:
             return False
         width = len(event.top_ids) // len(event.tokens)
         scored = bool(event.logprobs)
-        pieces, end_ids = self._spelling.pieces, self._spelling.end_ids
+        spelling, end_ids, fresh = self._spelling, self._spelling.end_ids, self._fresh
         logprobs = event.logprobs if scored else repeat(0.0)
         # Without log-probabilities ``logprobs`` is endless, so that zip cannot be strict.
         for at, (token, logprob) in enumerate(zip(event.tokens, logprobs, strict=False)):
             self.completion_tokens += 1
             self.logprob_sum += logprob
-            piece = b"" if token in end_ids else pieces[token]
+            piece = b"" if token in end_ids else spelling.piece(token, fresh=fresh)
             text, offset = self._detokenizer.feed(piece)
             if self._entries is not None:
                 top = slice(at * width, (at + 1) * width)
-                self._entries.add(
-                    token, logprob, event.top_ids[top], event.top_logprobs[top], offset
-                )
+                tops = event.top_ids[top], event.top_logprobs[top]
+                self._entries.add(token, logprob, *tops, offset, fresh=fresh)
+            self._fresh = fresh = spelling.is_fresh(token)
             if piece:
                 self._wrote = True
             if text and self._take_in(text):

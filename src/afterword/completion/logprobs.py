@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from afterword.completion.spelling import Spelling
 from afterword.core.wire import Logprobs
 
 LOWEST = -9999.0
@@ -13,19 +14,20 @@ LOWEST = -9999.0
 class Entries:
     """Four arrays that grow together; ``take`` empties them.
 
-    ``pieces`` are the bytes of every token by id.
+    A token is written as it stands in the text: where that is ``fresh``, without the tokenizer's
+    own space (L8).
     """
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self, spelling: Spelling) -> None:
+        self._spelling = spelling
         self._clear()
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def add_first(self, token: int, offset: int) -> None:
+    def add_first(self, token: int, offset: int, *, fresh: bool) -> None:
         """The prompt's first token, which nothing predicts (E2)."""
-        self._tokens.append(token_text(self._pieces[token]))
+        self._tokens.append(token_text(self._spelling.piece(token, fresh=fresh)))
         self._token_logprobs.append(None)
         self._top_logprobs.append(None)
         self._offsets.append(offset)
@@ -37,10 +39,13 @@ class Entries:
         top_ids: Sequence[int],
         top_logprobs: Sequence[float],
         offset: int,
+        *,
+        fresh: bool,
     ) -> None:
         """A token, the likeliest ones at its position in order, and its offset in the text."""
         logprob = finite(logprob)
-        text = token_text(self._pieces[token])
+        spelling = self._spelling
+        text = token_text(spelling.piece(token, fresh=fresh))
         self._tokens.append(text)
         self._token_logprobs.append(logprob)
         top: dict[str, float] = {}
@@ -49,11 +54,14 @@ class Entries:
         for i, value in zip(top_ids, top_logprobs, strict=True):
             if i == token:
                 chosen_is_among = True
-                self._put(top, text, i, logprob)
+                top[text] = logprob
             elif i >= 0:  # otherwise the engine was told of fewer
-                self._put(top, token_text(self._pieces[i]), i, finite(value))
+                key = token_text(spelling.piece(i, fresh=fresh))
+                # What the chosen token is written as stands for it alone.
+                key = bytes_text(spelling.pieces[i]) if key == text else key
+                self._put(top, key, i, finite(value))
         if not chosen_is_among:
-            self._put(top, text, token, logprob)
+            top[text] = logprob
         self._top_logprobs.append(top)
         self._offsets.append(offset)
 
@@ -71,7 +79,7 @@ class Entries:
 
     def _put(self, top: dict[str, float], key: str, token: int, logprob: float) -> None:
         if key in top:
-            key = bytes_text(self._pieces[token])
+            key = bytes_text(self._spelling.pieces[token])
         while key in top:
             # A third token of the same bytes: vocabularies have none, but nothing forbids it.
             key += "\u200b"

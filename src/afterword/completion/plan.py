@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 
 import msgspec
 
-from afterword.completion.choice import PromptText, Spelling
 from afterword.completion.fields import Prompt, out_of_range, shown
 from afterword.completion.infill import infill_tokens, lay_out
 from afterword.completion.request import CompletionRequest
+from afterword.completion.spelling import (
+    PromptText,
+    Shown,
+    Spelling,
+    prompt_of_ids,
+    prompt_of_text,
+)
+from afterword.completion.tokens import encode
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest
 from afterword.core.job import Job, SamplingParams
 from afterword.core.limits import Limits
@@ -121,9 +127,12 @@ def make_plan(
     sampling = _sampling(request, tokenizer)
     least = sampling.min_tokens
     extra_end_ids = infill_tokens(tokenizer).end_ids if suffix is not None else ()
+    spelling = Spelling(
+        tokenizer.pieces, tokenizer.end_ids.union(extra_end_ids), tokenizer.space_after
+    )
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
-        ids, text = _prompt(prompt, request, tokenizer, room)
+        ids, text = _prompt(prompt, request, tokenizer, room, spelling)
         most = room.completion_tokens(len(ids), request.max_tokens)
         if least > most:
             raise _too_many_at_least(least, most, request.max_tokens)
@@ -148,7 +157,7 @@ def make_plan(
         fingerprint=identity.fingerprint,
         jobs=tuple(jobs),
         prompts=tuple(prompts),
-        spelling=Spelling(tokenizer.pieces, tokenizer.end_ids.union(extra_end_ids)),
+        spelling=spelling,
         n=n,
         candidates=candidates,
         echo=bool(request.echo),
@@ -216,35 +225,39 @@ def _sampling(request: CompletionRequest, tokenizer: Tokenizer) -> SamplingParam
 
 
 def _prompt(
-    prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer, room: Room
+    prompt: Prompt,
+    request: CompletionRequest,
+    tokenizer: Tokenizer,
+    room: Room,
+    spelling: Spelling,
 ) -> tuple[tuple[int, ...], PromptText]:
     """The ids to compute, and the prompt as its choices show it (R2, E2)."""
     suffix = request.suffix or ""
     for given in (prompt, suffix):
         room.refuse_endless(given, tokenizer, request.max_tokens)
-    shown_text = partial(
-        PromptText.of,
-        pieces=tokenizer.pieces,
-        shown=bool(request.echo) or request.logprobs is not None,
-    )
+    echo, scored = bool(request.echo), request.logprobs is not None
+    shown = Shown(text=echo or scored, offsets=echo and scored)
+    visible = _ids(prompt, tokenizer, parse_special=not suffix)
+    if isinstance(prompt, str):
+        text = prompt_of_text(prompt, visible, spelling, shown)
+    else:
+        text = prompt_of_ids(visible, spelling, shown)
     if suffix:
-        prefix_ids = _ids(prompt, tokenizer, parse_special=False)
-        after = tokenizer.encode(suffix, parse_special=False)
-        ids = lay_out(infill_tokens(tokenizer), tokenizer.bos_id, prefix_ids, after)
-        return ids, shown_text(tuple(prefix_ids), 0)
-    visible = _ids(prompt, tokenizer, parse_special=True)
-    if not visible:
-        return (tokenizer.document_start_id,), PromptText((), 1, "")
+        after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
+        ids = lay_out(infill_tokens(tokenizer), tokenizer.bos_id, visible, after)
+        # A middle goes on with what stands before it.
+        return ids, msgspec.structs.replace(text, fresh=False)
     bos = tokenizer.bos_id
+    if not visible:
+        return (tokenizer.document_start_id,), msgspec.structs.replace(text, hidden=1)
     if isinstance(prompt, str) and bos is not None and visible[0] != bos:
-        ids = (bos, *visible)
-        return ids, shown_text(ids, 1)
-    return tuple(visible), shown_text(tuple(visible), 0)
+        return (bos, *visible), msgspec.structs.replace(text, hidden=1)
+    return tuple(visible), text
 
 
 def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt, parse_special=parse_special) if prompt else ()
+        return encode("prompt", prompt, tokenizer, parse_special=parse_special) if prompt else ()
     _refuse_ids("prompt", tokenizer)
     largest = max(prompt)
     if largest >= len(tokenizer.pieces):

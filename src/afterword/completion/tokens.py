@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from afterword.completion import fields
-from afterword.completion.choice import PromptText
 from afterword.completion.fields import Parser
 from afterword.completion.logprobs import token_text
 from afterword.completion.request import parse_object
-from afterword.core.errors import InvalidRequest
+from afterword.completion.spelling import Spelling, text_of_ids
+from afterword.core.errors import InvalidRequest, UnspellableText
 from afterword.core.protocols import Tokenizer
 from afterword.core.wire import Vocabulary
 
@@ -99,10 +99,30 @@ def _decode(body: bytes, table: Mapping[str, Parser], *, required: str) -> dict[
     return parsed
 
 
+def encode(
+    name: str,
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    parse_special: bool = True,
+    continues: bool = False,
+) -> list[int]:
+    """The ids of a field's text; ``InvalidRequest`` where the vocabulary cannot spell it."""
+    try:
+        return tokenizer.encode(text, parse_special=parse_special, continues=continues)
+    except UnspellableText as error:
+        raise InvalidRequest(
+            f"Invalid value for '{name}': this model's vocabulary has no tokens for some of its "
+            "characters, and none for unknown ones.",
+            param=name,
+            code="invalid_value",
+        ) from error
+
+
 def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, context_tokens: int) -> Tokenized:
     """The ids of a text, special tokens parsed as in a completion's prompt (R2)."""
     _refuse_without(tokenizer, "prompt")
-    ids = tokenizer.encode(request.prompt)
+    ids = encode("prompt", request.prompt, tokenizer)
     bos = tokenizer.bos_id
     if request.add_special_tokens and bos is not None and ids[:1] != [bos]:
         ids = [bos, *ids]
@@ -113,15 +133,20 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, context_tokens: int
 
 
 def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer) -> Detokenized:
-    """The text of token ids, special tokens by their names."""
+    """The text of token ids, special tokens by their names.
+
+    A BOS in front that the vocabulary adds itself is in no text (E2).
+    """
     _refuse_without(tokenizer, "tokens")
     largest = max(request.tokens, default=0)
     if largest >= len(tokenizer.pieces):
         raise fields.out_of_range(
             "tokens", largest, f"token ids below the vocabulary's size of {len(tokenizer.pieces)}"
         )
-    text = PromptText.of(request.tokens, 0, tokenizer.pieces, shown=True)
-    return Detokenized(text.text + text.dangling.decode(errors="replace"))
+    bos = tokenizer.bos_id
+    ids = request.tokens[1:] if bos is not None and request.tokens[:1] == (bos,) else request.tokens
+    spelling = Spelling(tokenizer.pieces, tokenizer.end_ids, tokenizer.space_after)
+    return Detokenized(text_of_ids(ids, spelling))
 
 
 def describe(
@@ -156,6 +181,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
         bos_id=tokenizer.bos_id,
         roles=tokenizer.roles,
         infill=tokenizer.infill,
+        space_after=None if tokenizer.space_after is None else sorted(tokenizer.space_after),
     )
 
 

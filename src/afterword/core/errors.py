@@ -2,6 +2,7 @@
 
 AfterwordError
 ├── ConfigError              a setting, file or port that cannot be used: one line, exit status 2
+├── UnspellableText          a vocabulary has no tokens for a text; a 400 that names the field
 └── ApiError                 an answer with an error envelope
     ├── InvalidRequest       400 invalid_request_error
     │   └── ContextLengthExceeded   code context_length_exceeded
@@ -30,6 +31,10 @@ class AfterwordError(Exception):
 
 class ConfigError(AfterwordError):
     """Something the operator gave cannot be used; the message is one line for a terminal."""
+
+
+class UnspellableText(AfterwordError):
+    """A text has characters that the vocabulary has no tokens for, and no unknown token either."""
 
 
 class ApiError(AfterwordError):

@@ -77,13 +77,24 @@ class Tokenizer(Protocol):
         """Why clients cannot name tokens by id (a server without a tokenizer), or None."""
 
     @property
+    def space_after(self) -> frozenset[int] | None:
+        """Where the vocabulary puts a space in front of text that has none (L8).
+
+        None: nowhere. Otherwise at the start of a text and after these tokens.
+        """
+
+    @property
     def max_piece_bytes(self) -> int:
         """The most bytes of text that one id can stand for."""
 
-    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, parse_special: bool = True, continues: bool = False
+    ) -> list[int]:
         """Tokenise text, without any BOS; names of special tokens are parsed on request.
 
-        May take milliseconds for long text and releases the GIL meanwhile.
+        Text that ``continues`` other text gets no space in front, where the tokenizer can do so.
+        May take milliseconds for long text and releases the GIL meanwhile. Raises
+        ``UnspellableText``, and ``EngineUnavailable`` where the vocabulary is gone.
         """
 
 

@@ -74,6 +74,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
     bos_id: int | None
     roles: Mapping[str, int]
     infill: InfillTokens | None
+    space_after: list[int] | None = None
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

@@ -64,6 +64,7 @@ class ToyTokenizer:
         self.roles = {"bos": self._special["<|im_start|>"], "eos": self._special["<|endoftext|>"]}
         self.chat_template: str | None = None
         self.lacks_ids: str | None = None
+        self.space_after: frozenset[int] | None = None
         self.max_piece_bytes = max(map(len, self.pieces))
         self.infill: InfillTokens | None = None
         if infill:
@@ -75,7 +76,13 @@ class ToyTokenizer:
                 end_ids=(self._special["<|fim_pad|>"],),
             )
 
-    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        parse_special: bool = True,
+        continues: bool = False,  # noqa: ARG002 - it never adds a space
+    ) -> list[int]:
         """Longest match from the left; names of special tokens are parsed on request."""
         ids: list[int] = []
         raw = codecs.encode(text, "utf-8")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from afterword.core.job import Ended, Event, Job, Prefilled, SamplingParams
+from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams
+from afterword.core.protocols import PrefixSharing
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.sampler import Sampler
@@ -17,11 +18,28 @@ VOCABULARY = len(TOKENIZER.pieces)
 class Engine:
     """A scheduler on the toy runner, stepped by hand."""
 
-    def __init__(self, *, slots: int, budget: int = 64, context: int = 256) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int,
+        budget: int = 64,
+        context: int = 256,
+        sharing: PrefixSharing = "cells",
+        checkpoint_bytes: int = 100_000,
+    ) -> None:
         self.runner = ToyRunner(
-            VOCABULARY, slots=slots, context_tokens=context, end_ids=sorted(TOKENIZER.end_ids)
+            VOCABULARY,
+            slots=slots,
+            context_tokens=context,
+            end_ids=sorted(TOKENIZER.end_ids),
+            sharing=sharing,
         )
-        self.scheduler = Scheduler(self.runner, TOKENIZER.end_ids, score_budget_bytes=100_000)
+        self.scheduler = Scheduler(
+            self.runner,
+            TOKENIZER.end_ids,
+            score_budget_bytes=100_000,
+            checkpoint_budget_bytes=checkpoint_bytes,
+        )
         self.sampler = Sampler(VOCABULARY)
         self.budget = budget
         self.events: list[tuple[int, Event]] = []
@@ -160,3 +178,72 @@ def test_waits_are_accounted_for() -> None:
     scheduler.schedule(64, now_s=5.0)
     assert scheduler.waiting_since_s is None
     assert (scheduler.counters.started_requests, scheduler.counters.waited_s) == (2, 3.5)
+
+
+def drawn(*ids: int, n: int = 1, max_tokens: int = 3) -> Job:
+    return Job(prompt_ids=ids, n=n, max_tokens=max_tokens, sampling=SamplingParams(), seed=1)
+
+
+def cached(engine: Engine, key: int, job: Job) -> int:
+    (head,) = [event for event in engine.run(key, [job]) if isinstance(event, Prefilled)]
+    return head.cached_tokens
+
+
+HEADER, OTHER = tuple(range(3, 103)), (*range(3, 93), 200, *range(94, 103))
+"""Two headers that part late."""
+
+
+def test_questions_behind_a_header_continue_the_state_that_was_kept_behind_it() -> None:
+    engine = Engine(slots=3, sharing="checkpoints")
+    for first, header in ((0, HEADER), (10, OTHER)):
+        found = [cached(engine, first + i, drawn(*header, 110 + i, 120)) for i in range(6)]
+        # The first to come again shows where the header ends.
+        assert found[2:] == [len(header)] * 4
+
+
+def test_scored_questions_too() -> None:
+    engine = Engine(slots=3, sharing="checkpoints")
+    for first, header in ((0, HEADER), (10, OTHER)):
+        jobs = [scored(*header, 110 + i, 120, 130) for i in range(6)]
+        found = [cached(engine, first + i, job) for i, job in enumerate(jobs)]
+        assert found[2:] == [len(header) - 1] * 4
+
+
+def test_siblings_continue_the_state_before_the_last_token_of_their_prompt() -> None:
+    engine = Engine(slots=3, sharing="checkpoints")
+    engine.run(0, [drawn(*HEADER, n=8)])
+    assert engine.prefilled == len(HEADER) - 1 + 8
+
+
+def test_an_array_computes_its_header_once() -> None:
+    engine = Engine(slots=3, sharing="checkpoints")
+    engine.run(0, [drawn(*HEADER, 110 + i, 120) for i in range(12)])
+    assert engine.prefilled == len(HEADER) + 12 * 2
+
+
+def test_what_goes_on_from_an_answer_continues_in_place() -> None:
+    engine = Engine(slots=2, sharing="checkpoints")
+    events = engine.run(0, [drawn(*HEADER, max_tokens=5)])
+    answer = [token for e in events if isinstance(e, Sampled) for token in e.tokens]
+    assert cached(engine, 1, drawn(*HEADER, *answer, 7)) == len(HEADER) + len(answer) - 1
+
+
+def test_states_that_are_kept_take_no_more_than_their_budget() -> None:
+    # A toy state takes a hundred bytes and one a token: there is room for two of these.
+    engine = Engine(slots=2, sharing="checkpoints", checkpoint_bytes=2 * 200)
+    headers = [tuple((i + at) % 250 for at in range(100)) for i in (3, 60, 120)]
+    for key, header in enumerate(headers):
+        for again in range(3):
+            engine.run(10 * key + again, [drawn(*header, 110 + again, 120)])
+        assert 0 < engine.scheduler.checkpoint_bytes <= 2 * 200
+    # The least recently used went.
+    assert cached(engine, 90, drawn(*headers[2], 119, 120)) == 100
+    assert cached(engine, 91, drawn(*headers[1], 119, 120)) == 100
+    assert cached(engine, 92, drawn(*headers[0], 119, 120)) == 0
+
+
+def test_where_nothing_may_be_shared_every_prompt_is_computed_whole() -> None:
+    engine = Engine(slots=3, sharing="none")
+    jobs = [scored(*HEADER, 110), drawn(*HEADER, 110), drawn(*HEADER, 110, n=3)]
+    for key, job in enumerate([*jobs, *jobs]):
+        assert cached(engine, key, job) == 0

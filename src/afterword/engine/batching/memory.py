@@ -25,8 +25,6 @@ from afterword.engine.batching.slots import Checkpoint, Holder, Slot, Slots
 
 _WORTH_WAITING_TOKENS = 6
 """A prefix that another slot is about to compute is waited for if it saves more than this."""
-_WORTH_KEEPING_TOKENS = 16
-"""A state is kept for others where it saves at least so many tokens more than what there is."""
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -92,9 +90,7 @@ class Memory:
 
         def usable(holder: Holder, depth: int) -> int:
             room = min(depth, most)
-            if whole:
-                return holder.computed if holder.computed <= room else 0
-            return min(holder.computed, room)
+            return _whole(holder, room) if whole else min(holder.computed, room)
 
         found = self.cache.best(match, usable)
         if found is None or found.tokens < self._least_shared_tokens:
@@ -237,7 +233,7 @@ class Memory:
         """
         prompt = sequence.prompt
         tokens = min(matched, len(prompt.ids) - 1) - (prompt.scores is not None)
-        if tokens >= reused + _WORTH_KEEPING_TOKENS:
+        if tokens >= reused + self._least_shared_tokens:
             self._cut(sequence, tokens)
 
     def _has_checkpoint(self, slot: Slot) -> bool:
@@ -245,7 +241,7 @@ class Memory:
         match = self.cache.match(slot.tokens[: slot.computed])
         found = self.cache.best(
             match,
-            lambda holder, _: holder.computed * isinstance(holder, Checkpoint),
+            lambda holder, depth: _whole(holder, depth) if isinstance(holder, Checkpoint) else 0,
         )
         if found is None or found.tokens < slot.computed:
             return False
@@ -265,6 +261,11 @@ class Memory:
     def _lose(self, checkpoint: Checkpoint) -> None:
         self.cache.hold(checkpoint, self._nothing)
         self._instructions.append(Drop(checkpoint.index))
+
+
+def _whole(holder: Holder, room: int) -> int:
+    """How many tokens a holder has, if they are all of use."""
+    return holder.computed if holder.computed <= room else 0
 
 
 def _copy(source: Source, slot: Slot) -> KVInstruction:

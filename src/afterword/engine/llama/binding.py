@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from afterword.core.errors import ConfigError
+from afterword.core.errors import ConfigError, EngineUnavailable, UnspellableText
 from afterword.core.protocols import PrefixSharing
+from afterword.engine.llama.guard import NativeError, UnspellableError, guarded, guards
+from afterword.engine.llama.machine import memory_limit
 from afterword.engine.llama.parts import part_paths
 
 if TYPE_CHECKING:
@@ -48,9 +51,10 @@ else:
 
 log = logging.getLogger("afterword.llama")
 
-_ADD_NOTHING = False
+_MAPPED_FROM = 2
+"""A file of more than one in this many parts of the memory is mapped rather than read."""
 _BY_NAME = True
-_CONTROL, _END = 1, 2
+_CONTROL, _END, _USER_DEFINED = 1, 2, 4
 """What a token is, to ``llama_afterword_pieces``."""
 _TEXT_ATTRIBUTES = lib.LLAMA_TOKEN_ATTR_NORMAL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
 """They stay where the library makes a token a control token by its name."""
@@ -82,6 +86,10 @@ def _added(name: str, result: Any) -> Any:  # noqa: ANN401 - whatever the functi
 
 PACKS_WEIGHTS = bool(_added("ggml_afterword_packed_buffer_type", ctypes.c_void_p))
 """Whether the library packs quantised weights in panels on this processor."""
+_guards = guards(lib._lib)  # noqa: SLF001 - no binding has it
+_tokenize = guarded(lib._lib, lib.llama_tokenize)  # noqa: SLF001
+_load_file = guarded(lib._lib, lib.llama_model_load_from_file)  # noqa: SLF001
+_quantize = guarded(lib._lib, lib.llama_model_quantize)  # noqa: SLF001
 _pieces = addition("llama_afterword_pieces", ctypes.c_int64)
 _grave_lines = addition("llama_afterword_log_grave", None)
 _window = addition("llama_afterword_window", ctypes.c_uint32)
@@ -122,12 +130,17 @@ def _load(path: Path, *, repack: bool) -> Any:  # noqa: ANN401 - a pointer of th
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
     params.use_extra_bufts = repack
+    # What is mapped is gone when the file is: a server would end at the next step.
+    if path.stat().st_size * _MAPPED_FROM <= memory_limit():
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     _complaints = []
     try:
-        model = lib.llama_model_load_from_file(str(path).encode(), params)
+        model = _load_file(str(path).encode(), params)
         if not model:
             reason = _complaints[0].rsplit("error loading model: ", 1)[-1] if _complaints else ""
             raise ConfigError(f"{path}: llama.cpp cannot load it: {reason or 'it gives no reason'}")
+    except NativeError as error:
+        raise ConfigError(f"{path}: llama.cpp cannot load it: {error}") from error
     finally:
         _complaints = None
     return model
@@ -161,11 +174,13 @@ def convert(source: Path, destination: Path, form: str, threads: int) -> None:
     _complaints = []
     try:
         files = (str(source).encode(), str(destination).encode())
-        if lib.llama_model_quantize(*files, ctypes.byref(params)):
+        if _quantize(*files, ctypes.byref(params)):
             reason = _complaints[0].rsplit("failed to quantize: ", 1)[-1] if _complaints else ""
             raise ConfigError(
                 f"{source}: llama.cpp cannot convert it to {form}: {reason or 'it gives no reason'}"
             )
+    except NativeError as error:
+        raise ConfigError(f"{source}: llama.cpp cannot convert it to {form}: {error}") from error
     finally:
         _complaints = None
 
@@ -188,11 +203,15 @@ def system_info() -> str:
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """The bytes of each token; those that no plain text gives; those that end a generation."""
+    """The bytes of each token; those that no plain text gives; those that end a generation.
+
+    ``user_ids`` are tokens of plain text that it is cut at before anything else.
+    """
 
     pieces: list[bytes]
     control_ids: frozenset[int]
     end_ids: frozenset[int]
+    user_ids: frozenset[int]
 
 
 def _tokens_one_by_one(vocab: Any) -> Tokens:  # noqa: ANN401 - a pointer of the binding
@@ -211,6 +230,11 @@ def _tokens_one_by_one(vocab: Any) -> Tokens:  # noqa: ANN401 - a pointer of the
         pieces,
         frozenset(token for token in ids if lib.llama_vocab_is_control(vocab, token)),
         frozenset(token for token in ids if lib.llama_vocab_is_eog(vocab, token)),
+        frozenset(
+            token
+            for token in ids
+            if lib.llama_vocab_get_attr(vocab, token) & lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+        ),
     )
 
 
@@ -231,6 +255,7 @@ def _tokens_at_once(vocab: Any) -> Tokens:  # noqa: ANN401 - a pointer of the bi
         [raw[start:end] for start, end in itertools.pairwise(ends)],
         frozenset(token for token, kind in special if kind & _CONTROL),
         frozenset(token for token, kind in special if kind & _END),
+        frozenset(token for token, kind in special if kind & _USER_DEFINED),
     )
 
 
@@ -246,6 +271,8 @@ class LlamaModel:
     def __init__(self, path: Path, *, repack: bool = True) -> None:
         self.repack = repack
         self.files = part_paths(path)
+        self._readers = 0
+        self._unread = threading.Condition()
         _start()
         self.pointer: Any = _load(path, repack=repack)
         self._vocab: Any = lib.llama_model_get_vocab(self.pointer)
@@ -254,10 +281,29 @@ class LlamaModel:
             raise ConfigError(f"{path}: has no vocabulary")
 
     def close(self) -> None:
-        """Free the weights; contexts must be closed before. Idempotent."""
-        if self.pointer:
-            lib.llama_model_free(self.pointer)
-            self.pointer = None
+        """Free the weights; contexts must be closed before. Idempotent.
+
+        Waits for what is being tokenised; no text can be tokenised after.
+        """
+        with self._unread:
+            pointer, self.pointer = self.pointer, None
+            self._unread.wait_for(lambda: not self._readers)
+        if pointer:
+            lib.llama_model_free(pointer)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Keeps the vocabulary from being freed. Raises ``EngineUnavailable`` where it is."""
+        with self._unread:
+            if self.pointer is None:
+                raise EngineUnavailable("The engine is not available.")
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._unread:
+                self._readers -= 1
+                self._unread.notify_all()
 
     @property
     def vocabulary(self) -> int:
@@ -316,13 +362,22 @@ class LlamaModel:
                 return None if size < 0 else buffer.value.decode(errors="replace")
             room = size + 1
 
-    def encode(self, raw: bytes, *, parse_special: bool) -> list[int]:
-        """Tokenise UTF-8 without adding anything."""
+    def encode(self, raw: bytes, *, parse_special: bool, continues: bool = False) -> list[int]:
+        """Tokenise UTF-8 without special tokens around it. Safe from any thread.
+
+        What ``continues`` other text gets no space in front. Raises ``UnspellableText``, and
+        ``EngineUnavailable`` after ``close``.
+        """
         room = len(raw) + 8
+        # Without guards the place of this argument is that of special tokens to be added.
+        options = (continues and _guards, parse_special)
         while True:
             ids = (ctypes.c_int32 * room)()
-            special = (_ADD_NOTHING, parse_special)
-            count = lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, *special)
+            try:
+                with self._reading():
+                    count = _tokenize(self._vocab, raw, len(raw), ids, room, *options)
+            except UnspellableError as error:
+                raise UnspellableText(str(error)) from error
             if count >= 0:
                 return ids[:count]
             room = -count

@@ -6,6 +6,7 @@ Whoever opens a ``LlamaContext`` closes it. Pointers never leave this file.
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -15,10 +16,14 @@ import numpy.typing as npt
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.binding import LlamaModel, addition, lib
+from afterword.engine.llama.guard import NativeError, guarded
 from afterword.engine.llama.team import Turns
 from afterword.engine.sampler import Row
 
 State: TypeAlias = npt.NDArray[np.uint8]
+_log = logging.getLogger("afterword.llama")
+THREW = -100
+"""What ``decode`` gives for an exception of the library."""
 _WHOLE = 1 << 16
 """Asks for cells behind a sliding window, too. A library without our changes leaves them out."""
 _GGML_TYPE_F16 = 1
@@ -29,6 +34,14 @@ ATTENTION_BY_ROWS = hasattr(lib._lib, "ggml_afterword_attention")  # noqa: SLF00
 _fork = addition("llama_afterword_fork", ctypes.c_bool)
 _sizes = addition("llama_afterword_memory", None)
 _ragged = addition("llama_afterword_ragged", ctypes.c_bool)
+
+_new_context = guarded(lib._lib, lib.llama_init_from_model)  # noqa: SLF001 - no binding has it
+_decode = guarded(lib._lib, lib.llama_decode)  # noqa: SLF001
+_get_logits = guarded(lib._lib, lib.llama_get_logits)  # noqa: SLF001
+_remove = guarded(lib._lib, lib.llama_memory_seq_rm)  # noqa: SLF001
+_state_size = guarded(lib._lib, lib.llama_state_seq_get_size_ext)  # noqa: SLF001
+_state_get = guarded(lib._lib, lib.llama_state_seq_get_data_ext)  # noqa: SLF001
+_state_set = guarded(lib._lib, lib.llama_state_seq_set_data_ext)  # noqa: SLF001
 
 _turns = Turns()
 _teams: dict[int, ctypes.c_void_p] = {}
@@ -109,7 +122,10 @@ class LlamaContext:
         params.type_v = _GGML_TYPE_F16
         params.swa_full = True
         params.no_perf = True
-        self._context: Any = lib.llama_init_from_model(model.pointer, params)
+        try:
+            self._context: Any = _new_context(model.pointer, params)
+        except NativeError as error:
+            raise ConfigError(f"llama.cpp cannot make a context: {error}") from error
         if not self._context:
             raise ConfigError(
                 f"no memory for {options.slots} slots of {options.slot_tokens} tokens; "
@@ -174,7 +190,7 @@ class LlamaContext:
         slots: npt.NDArray[np.int32],
         wanted: npt.NDArray[np.bool_],
     ) -> int:
-        """Compute a batch; 0 or the library's error code. The GIL is free meanwhile."""
+        """Compute a batch; 0, the library's error code or ``THREW``. The GIL is free meanwhile."""
         count = len(tokens)
         self._tokens[:count] = tokens
         self._positions[:count] = positions
@@ -182,16 +198,20 @@ class LlamaContext:
         self._wanted[:count] = wanted
         self._batch.n_tokens = count
         with _turns:
-            return int(lib.llama_decode(self._context, self._batch))
+            try:
+                return int(_decode(self._context, self._batch))
+            except NativeError as error:
+                _log.warning("llama_decode threw: %s", error)
+                return THREW
 
     def rows(self, count: int) -> npt.NDArray[np.float32]:
         """The wanted rows of the last batch: a view that the next batch overwrites."""
-        pointer = lib.llama_get_logits(self._context)
+        pointer = _get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (count, self._vocabulary))
 
     def remove(self, slot: int, start: int) -> bool:
         """Forget the tokens of a slot from position ``start`` on."""
-        return bool(lib.llama_memory_seq_rm(self._memory, slot, start, -1))
+        return bool(_remove(self._memory, slot, start, -1))
 
     def fork(self, source: int, destination: int, tokens: int) -> bool:
         """Make a slot the first ``tokens`` tokens of another; False if cells cannot be copied."""
@@ -200,14 +220,13 @@ class LlamaContext:
 
     def save(self, slot: int) -> State:
         """A copy of all that a slot holds; empty if it cannot be had."""
-        size = int(lib.llama_state_seq_get_size_ext(self._context, slot, _WHOLE))
+        size = int(_state_size(self._context, slot, _WHOLE))
         state: State = np.empty(size, np.uint8)
         data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        written = int(lib.llama_state_seq_get_data_ext(self._context, data, size, slot, _WHOLE))
+        written = int(_state_get(self._context, data, size, slot, _WHOLE))
         return state[:written]
 
     def restore(self, state: State, slot: int) -> bool:
         """Make an empty slot what was saved; False if it does not fit."""
         data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        read = lib.llama_state_seq_set_data_ext(self._context, data, len(state), slot, _WHOLE)
-        return bool(read)
+        return bool(_state_set(self._context, data, len(state), slot, _WHOLE))

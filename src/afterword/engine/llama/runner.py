@@ -22,6 +22,7 @@ from afterword.engine.batching.runner import (
 )
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.context import ContextOptions, LlamaContext, State, exponentials
+from afterword.engine.llama.guard import NativeError
 from afterword.engine.llama.memory import ModelMemory, model_memory
 
 BATCH_TOKENS = 512
@@ -31,6 +32,15 @@ _WIDEST_FILL = 3
 """A gap of idle slots up to this wide is cheaper to compute through than to split a batch at."""
 _FATAL_AFTER = 3
 """Failures in a row after which the context is given up."""
+
+
+@contextmanager
+def _failing_alone() -> Iterator[None]:
+    """What the library throws fails a step, and not the engine."""
+    try:
+        yield
+    except NativeError as error:
+        raise DecodeError(str(error)) from error
 
 
 class LlamaRunner:
@@ -75,6 +85,7 @@ class LlamaRunner:
             self._memory = model_memory(self._model, self._options)
         return self._memory.state_bytes(tokens)
 
+    @_failing_alone()
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
         """Carry out instructions in their order. Raises ``DecodeError``."""
         for instruction in instructions:

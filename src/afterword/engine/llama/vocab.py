@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from afterword.core.errors import UnspellableText
 from afterword.core.protocols import InfillTokens
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.ends import ends_of
 
 _DOCUMENT_START = b"<|endoftext|>"
+_LETTERS = ("a", "e", "1", ".")
 _SUFFIX_FIRST = b"[SUFFIX]"
 """The family that was trained on suffix, then prefix, and has no token before the middle."""
 
@@ -26,6 +28,10 @@ class LlamaTokenizer:
         self.max_piece_bytes = max(map(len, self.pieces))
         named = {role: model.named(role) for role in ("bos", "eos", "pad")}
         self.roles = {role: token for role, token in named.items() if token is not None}
+        # What the vocabulary has no token for stands in the middle of words.
+        unknown = int(model.metadata("tokenizer.ggml.unknown_token_id") or -1)
+        cuts = (tokens.control_ids | tokens.user_ids) - {unknown}
+        self.space_after = cuts if self._adds_space() else None
         self.chat_template = model.metadata("tokenizer.chat_template")
         self.lacks_ids: str | None = None
         bos = named["bos"]
@@ -34,9 +40,22 @@ class LlamaTokenizer:
         self.document_start_id = next(i for i in starts if i is not None)
         self.infill = self._infill()
 
-    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, parse_special: bool = True, continues: bool = False
+    ) -> list[int]:
         """See ``core.protocols.Tokenizer``."""
-        return self._model.encode(text.encode(), parse_special=parse_special)
+        return self._model.encode(text.encode(), parse_special=parse_special, continues=continues)
+
+    def _adds_space(self) -> bool:
+        """Whether a letter alone is spelled with a space: no key of the file says it for all."""
+        for letter in _LETTERS:
+            try:
+                first = self.encode(letter, parse_special=False)[:1]
+            except UnspellableText:
+                continue
+            if first:
+                return self.pieces[first[0]][:1] == b" "
+        return False
 
     def _special(self, name: bytes) -> int | None:
         return next((i for i in sorted(self.special_ids) if self.pieces[i] == name), None)

@@ -90,6 +90,8 @@ async def survey_vocabulary(spell: Spell, encode: Encode, *, size: int | None = 
         bos_id=bos,
         roles={role: i for role, i in roles.items() if i is not None},
         infill=infill,
+        # After special tokens, servers differ.
+        space_after=[] if bare and pieces[bare[0]].startswith(b" ") else None,
     )
 
 

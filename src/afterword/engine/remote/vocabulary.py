@@ -57,6 +57,8 @@ class RemoteTokenizer:
         self.document_start_id = table.document_start_id
         self.roles = table.roles
         self.infill: InfillTokens | None = table.infill
+        after = table.space_after
+        self.space_after = None if after is None else frozenset(after)
         self.chat_template = chat_template
         self.max_piece_bytes = max(map(len, table.pieces), default=1)
         self._ask = encode
@@ -76,7 +78,13 @@ class RemoteTokenizer:
         knowing._known = known  # noqa: SLF001 - our own kind
         return knowing
 
-    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        parse_special: bool = True,
+        continues: bool = False,  # noqa: ARG002 - no server can be asked for it
+    ) -> list[int]:
         """The ids of a text that was fetched."""
         return list(self._known[text, parse_special])
 
@@ -140,9 +148,16 @@ class TextTokenizer:
         self.roles: Mapping[str, int] = {}
         self.chat_template: str | None = None
         self.infill: InfillTokens | None = None
+        self.space_after: frozenset[int] | None = None
         self.max_piece_bytes = 1
 
-    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:  # noqa: ARG002 - one meaning
+    def encode(
+        self,
+        text: str,
+        *,
+        parse_special: bool = True,  # noqa: ARG002 - one meaning
+        continues: bool = False,  # noqa: ARG002 - nor does it add a space
+    ) -> list[int]:
         """Bytes."""
         return list(text.encode())
 

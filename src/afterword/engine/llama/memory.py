@@ -127,7 +127,9 @@ def open_context(
     opened = _try(model, memory, wanted, room)
     fitting = opened if isinstance(opened, Opened) else _largest(model, memory, wanted, room)
     if fitting is not None and (may_shrink or isinstance(opened, Opened)):
-        return msgspec.structs.replace(fitting, process_bytes=taken + fitting.sizes.bytes)
+        # What the library takes for a context besides is taken by now.
+        process_bytes = resident_bytes() + fitting.sizes.bytes
+        return msgspec.structs.replace(fitting, process_bytes=process_bytes)
     largest = "no context fits"
     if fitting is not None:
         fitting.context.close()

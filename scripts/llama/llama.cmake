@@ -19,7 +19,7 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
   if(NOT EXISTS "${LLAMA_CPP}/ggml/src/ggml-cpu/packed.h")
     find_program(PATCH patch REQUIRED)
     foreach(CHANGE
-        attention ragged packed cells logits start graphs windows sgemm memory numbers regex tokens)
+        attention ragged packed cells logits start graphs windows sgemm memory numbers regex tokens hybrids)
       execute_process(
         COMMAND "${PATCH}" -p1 --fuzz=0 --input "${CMAKE_CURRENT_LIST_DIR}/${CHANGE}.patch"
         WORKING_DIRECTORY "${LLAMA_CPP}" COMMAND_ERROR_IS_FATAL ANY)

@@ -56,10 +56,13 @@ def is_batch_invariant(runner: ModelRunner) -> bool:
     others = range(max(0, mine - _NEIGHBOURS), mine)
     together: Rows = []
     edges = (0, *_CHUNKS, *range(prompt, len(tokens) + 1))
-    for step, (start, end) in enumerate(itertools.pairwise(edges)):
-        # Every neighbour has a token of its own in each step.
-        parts = [(slot, tokens[slot + step : slot + step + 1], step) for slot in others]
+    beside = 0
+    for start, end in itertools.pairwise(edges):
+        # Every neighbour has a token of its own in each step, and two beside a chunk.
+        next_to = beside + min(end - start, 2)
+        parts = [(slot, tokens[slot + beside : slot + next_to], beside) for slot in others]
         row = _row(runner, [*parts, (mine, tokens[start:end], start)], mine)
+        beside = next_to
         if end >= prompt:
             together.append(row)
     _clear(runner, (*others, mine))
@@ -140,7 +143,7 @@ def _shared_states(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterab
 
 def _tokens(runner: ModelRunner) -> npt.NDArray[np.int64]:
     """A prompt of tokens from all over the vocabulary, and some more."""
-    room = min(runner.context_tokens - _AFTER, runner.max_batch_tokens - _NEIGHBOURS)
+    room = min(runner.context_tokens - _AFTER, runner.max_batch_tokens - 2 * _NEIGHBOURS)
     prompt = max(1, min(PROMPT_TOKENS, room))
     return (np.arange(prompt + _AFTER) * _STRIDE + _START) % runner.vocabulary
 

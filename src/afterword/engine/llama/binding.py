@@ -131,7 +131,8 @@ def _load(path: Path, *, repack: bool) -> Any:  # noqa: ANN401 - a pointer of th
     params.n_gpu_layers = 0
     params.use_extra_bufts = repack
     # What is mapped is gone when the file is: a server would end at the next step.
-    if path.stat().st_size * _MAPPED_FROM <= memory_limit():
+    file_bytes = sum(part.stat().st_size for part in part_paths(path))
+    if file_bytes * _MAPPED_FROM <= memory_limit():
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     _complaints = []
     try:

@@ -171,5 +171,28 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         embeddings=0.1,
     ),
     "jamba": Architecture("jamba", {**SCAN, **EXPERTS, **SOME_ATTEND}),
+    "plamo2": Architecture(
+        "plamo2",
+        {
+            **SCAN_BY_HEADS,
+            **SOME_ATTEND,
+            **HEADS_OF_32,
+            "ssm.group_count": 0,
+            "attention.head_count": [0, 4, 0],
+        },
+    ),
+    "kimi-linear": Architecture(
+        "kimi-linear",
+        {
+            **LATENT,
+            **EXPERTS,
+            **SHARED_EXPERT,
+            "block_count": 3,
+            "attention.head_count_kv": [0, 1, 0],
+            "ssm.conv_kernel": 4,
+            "kda.head_dim": 32,
+        },
+        without=("attention.q_lora_rank",),
+    ),
 }
 """One or more of each kind; the law is tried on them in every run of the tests."""

@@ -12,7 +12,6 @@ from zoo.architectures import (
     LATENT,
     NO_ATTENTION,
     SCAN,
-    SCAN_BY_HEADS,
     SHARED_EXPERT,
     SLIDING,
     SOME_ATTEND,
@@ -207,16 +206,6 @@ OTHERS: Mapping[str, Architecture] = {
             **SOME_ATTEND,
             "shortconv.l_cache": 3,
             "leading_dense_block_count": 1,
-        },
-    ),
-    "plamo2": Architecture(
-        "plamo2",
-        {
-            **SCAN_BY_HEADS,
-            **SOME_ATTEND,
-            **HEADS_OF_32,
-            "ssm.group_count": 0,
-            "attention.head_count": [0, 4, 0],
         },
     ),
 }

@@ -1,11 +1,13 @@
-"""The tiny models are what they say: the same each time, and what was before a token matters."""
+"""The tiny models are what they say, and the probe finds of each what its kind allows."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from afterword.engine.llama.binding import PACKS_WEIGHTS
 from zoo.making import make_model
 from zoo.orders import job, prompt
 from zoo.serving import Model
@@ -27,3 +29,10 @@ def test_every_token_before_matters(model: Model) -> None:
         scores.append(np.array(scored.logprobs))
     assert np.isfinite(scores).all()
     assert len({tuple(lp[-5:]) for lp in scores}) == len(scores)
+
+
+@pytest.mark.skipif(not PACKS_WEIGHTS, reason="kernels of llama.cpp promise less")
+def test_every_model_keeps_the_promise_and_shares(model: Model) -> None:
+    """Where the probe refused a model, the law would ask little of it."""
+    assert model.batch_invariant
+    assert model.loaded.sharing == ("cells" if model.loaded.model.can_trim else "checkpoints")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from afterword.core.protocols import PrefixSharing
-from afterword.engine.batching.probe import is_batch_invariant, proven_sharing
+from afterword.engine.batching.probe import batch_difference, is_batch_invariant, proven_sharing
 from afterword.engine.batching.runner import Batch, Fork, KVInstruction, Restore, Trim
 from afterword.engine.toy import ToyRunner, ToyTokenizer
 
@@ -67,6 +67,16 @@ def test_a_careless_one_does_not(about: str) -> None:
     runner = Careless(VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128)
     runner.about = about
     assert not is_batch_invariant(runner)
+    assert 0 < batch_difference(runner) < 1e-3
+
+
+def test_a_runner_that_mixes_sequences_up_is_told_from_one_that_rounds() -> None:
+    class Mixing(ToyRunner):
+        def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
+            return np.flip(super().decode(batch), axis=0)
+
+    runner = Mixing(VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128)
+    assert batch_difference(runner) > 1
 
 
 def test_too_little_room_to_tell() -> None:

@@ -208,6 +208,20 @@ def test_the_probe_is_asked_once_for_all_that_its_answer_depends_on(
     assert len(asked) == 8
 
 
+async def test_what_comes_out_wrong_together_is_computed_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Probed(repack=True, batch_invariant=False, sharing="none", together=False)
+    monkeypatch.setattr("afterword.engine.llama.loading._probe", lambda _model, _options: found)
+    path = make_gguf(tmp_path / "tiny.gguf")
+    engine = open_engine(path, digest="a", name="tiny", options=EngineOptions(slots=4, threads=1))
+    try:
+        assert engine.stats().slots == 1
+        assert engine.card.prefix_sharing == "none"
+    finally:
+        await engine.aclose()
+
+
 def test_a_vocabulary_is_the_same_in_one_call_and_token_by_token(
     tmp_path: Path, embedded_model: Path
 ) -> None:

@@ -99,7 +99,7 @@ def open_model(
             exact=options.exact,
         )
         memory = _memory(model, wanted, weights.origin(digest), notes)
-        slots = options.slots or _default_slots(memory, context)
+        slots = options.slots or _default_slots(memory, context) if loaded.together else 1
         wanted = msgspec.structs.replace(wanted, slots=slots + kept_slots(slots))
         opened = open_context(model, memory, wanted, may_shrink=options.ctx is None, name=name)
         made, sizes = opened.options, opened.sizes
@@ -200,6 +200,11 @@ def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
         _log.warning(
             "model %s: answers may depend on what else is served: this library computes the "
             "file's formats otherwise in batches of another size",
+            name,
+        )
+    if not loaded.together:
+        _log.warning(
+            "model %s: one sequence is computed at a time: several together come out wrong here",
             name,
         )
     if loaded.sharing == "none":

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LIBRARY = f"llama-cpp-python {LIBRARY_VERSION}"
 _PROBE = 2
 """Raised whenever the probe may answer differently than before."""
+_MOST_ROUNDING = 1.0
+"""Nats. A row that is farther from its own in another batch is no matter of rounding."""
 _PROBE_SLOTS = 4
 _PROBE_TOKENS = 256
 
@@ -55,24 +57,28 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Probed(msgspec.Struct, frozen=True):
     """What the probe answered of a model on some kernels.
 
-    Whether the promise of D1 is kept, and how prefixes are shared without changing an answer.
+    Whether the promise of D1 is kept, how prefixes are shared without changing an answer, and
+    whether several sequences can be computed together at all.
     """
 
     repack: bool
     batch_invariant: bool
     sharing: PrefixSharing
+    together: bool = True
 
 
 class Loaded(msgspec.Struct, frozen=True):
     """A model in memory, and what is known of it.
 
-    Whether answers depend on what else is served (D1), and how prefixes may be shared. Without a
-    probe the first is unknown, and the second is what the kind of model allows.
+    Whether answers depend on what else is served (D1), how prefixes may be shared, and whether
+    several sequences may be computed ``together``. Without a probe the first is unknown, and the
+    second is what the kind of model allows.
     """
 
     model: LlamaModel
     batch_invariant: bool
     sharing: PrefixSharing
+    together: bool = True
 
 
 def load(
@@ -91,26 +97,29 @@ def load(
     if known is None and not options.probe:
         return _unproven(LlamaModel(path))
     if known is None:
-        loaded = _load_and_probe(path, options)
+        model, found = _load_and_probe(path, options)
         if notes is not None:
-            found = Probed(loaded.model.repack, loaded.batch_invariant, loaded.sharing)
             notes.write("probe", about, found)
-        return loaded
-    return Loaded(LlamaModel(path, repack=known.repack), known.batch_invariant, known.sharing)
+        return _loaded(model, found)
+    return _loaded(LlamaModel(path, repack=known.repack), known)
+
+
+def _loaded(model: LlamaModel, found: Probed) -> Loaded:
+    return Loaded(model, found.batch_invariant, found.sharing, found.together)
 
 
 def _unproven(model: LlamaModel) -> Loaded:
     return Loaded(model, batch_invariant=False, sharing=model.unproven_sharing)
 
 
-def _load_and_probe(path: Path, options: EngineOptions) -> Loaded:
+def _load_and_probe(path: Path, options: EngineOptions) -> tuple[LlamaModel, Probed]:
     model = LlamaModel(path)
     found = _probe(model, options)
     if not found.batch_invariant:
         model.close()
         model = LlamaModel(path, repack=False)
         found = _probe(model, options)
-    return Loaded(model, found.batch_invariant, found.sharing)
+    return model, found
 
 
 def _probe(model: LlamaModel, options: EngineOptions) -> Probed:
@@ -126,10 +135,16 @@ def _probe(model: LlamaModel, options: EngineOptions) -> Probed:
     from afterword.engine.llama.runner import temporary_runner  # noqa: PLC0415
 
     def ask(runner: ModelRunner) -> Probed:
-        # Where rows depend on their batch, a prefix from elsewhere changes them, too.
-        invariant = probe.is_batch_invariant(runner)
-        sharing = probe.proven_sharing(runner) if invariant else "none"
-        return Probed(model.repack, invariant, sharing)
+        difference = probe.batch_difference(runner)
+        if difference:
+            # Where rows depend on their batch, a prefix from elsewhere changes them, too.
+            return Probed(
+                model.repack,
+                batch_invariant=False,
+                sharing="none",
+                together=difference <= _MOST_ROUNDING,
+            )
+        return Probed(model.repack, batch_invariant=True, sharing=probe.proven_sharing(runner))
 
     with (
         model.narrowed(probe.WINDOW_TOKENS),

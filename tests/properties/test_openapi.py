@@ -16,7 +16,9 @@ from properties.requests import bodies
 from properties.test_fuzz import BODIES, HEAD
 
 # What no schema can say: sums, other fields, the model's vocabulary, names that are served.
-BEYOND_SCHEMAS = ("context", "vocabulary", "best_of", "stream", "suffix", "Duplicate", "parse")
+BEYOND_SCHEMAS = (
+    "context", "vocabulary", "best_of", "min_tokens", "stream", "suffix", "Duplicate", "parse",
+)  # fmt: skip
 
 
 def _is_integer(_: object, value: object) -> bool:

@@ -26,7 +26,7 @@ from afterword.engine.remote.dialect import UNKNOWN_CONTEXT
 
 _MEMORY = {
     "kv_bytes": ("kv memory", " for all slots"),
-    "weights_bytes": ("weights in memory", ""),
+    "weights_bytes": ("memory of weights", ""),
     "buffer_bytes": ("buffers", ""),
     "process_bytes": ("process", " at most, when all slots are full"),
 }

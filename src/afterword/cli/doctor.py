@@ -103,7 +103,7 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
     elif card.batch_invariant:
         promise = "kept: answers do not depend on what else is served"
     elif settings.kv == "exact":
-        promise = "NOT kept: this file's formats are computed otherwise in larger batches"
+        promise = "NOT kept: rows were not found to be the same in larger batches"
     else:
         promise = "given up (--kv fast): answers may depend on what else is served"
     yield "seed promise", promise
@@ -114,7 +114,7 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
 _SHARING: Mapping[PrefixSharing, str] = {
     "cells": "prompts share any tokens that they begin with",
     "checkpoints": "prompts share beginnings where a state was kept (recurrent layers)",
-    "none": "OFF: here a prefix of another prompt would change answers",
+    "none": "OFF: a prefix of another prompt was not found to serve as well",
 }
 
 

@@ -114,44 +114,51 @@ def _offsets_in(sent: str, ids: Sequence[int], spelling: Spelling) -> list[int]:
         if b"".join(pieces) == raw:
             detokenizer = Detokenizer()
             return [detokenizer.feed(piece)[1] for piece in pieces]
-    return _aligned(sent, plain)
+    return _aligned(sent, list(spelling.pieces_of(ids)))
 
 
 def _aligned(sent: str, pieces: Sequence[bytes]) -> list[int]:
     """Offsets where a vocabulary normalises, or has no token for some characters.
 
     Letters are compared without case, accents and width, spaces not at all. A piece that is not
-    found stands for all up to the next that is.
+    found stands for all up to the next that is. Offsets ascend, and none is behind the text.
     """
     keys, at_character = _keyed(sent)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     wanted = ["".join(key for key, _ in _keys(decoder.decode(piece))) for piece in pieces]
+    # ``at`` is of keys; between ``reached`` and ``here``, of characters, stands what has no key.
     offsets, at, reached = [], 0, 0
     for i, (piece, key) in enumerate(zip(pieces, wanted, strict=True)):
-        # From ``reached`` to ``here`` stands what has no key.
         here = at_character[at]
         found = keys.startswith(key, at)
         offsets.append(here if found and key and piece[:1] != b" " else reached)
         if not key:
             reached = min(reached + len(piece) - len(piece.strip()), here)
             continue
-        ahead = wanted[i + 1 : i + 1 + _SEARCHED_TOKENS]
-        end = at + len(key) if found else _next(keys, at + (here == reached), ahead)
-        if end == at:
-            reached = min(reached + 1, here)
-            continue
+        end = at + len(key)
         if not found:
+            ahead = wanted[i + 1 : i + 1 + _SEARCHED_TOKENS]
+            end = _next(keys, at, at + (here == reached), ahead)
+            if end == at:
+                reached = min(reached + 1, here)
+                continue
             offsets[-1] = here
-        at, reached = end, at_character[end - 1] + 1
+        at = end
+        # A character of several keys may go on.
+        reached = min(at_character[end - 1] + 1, at_character[end])
     return offsets
 
 
-def _next(keys: str, at: int, wanted: Sequence[str]) -> int:
-    """Where one of the next tokens begins; the end if there is none, ``at`` if none is found."""
+def _next(keys: str, at: int, start: int, wanted: Sequence[str]) -> int:
+    """Where one of the next tokens begins, from ``start`` on.
+
+    The end if there is none; ``at`` if none is found.
+    """
     following = next(filter(None, wanted), "")
     if not following:
         return len(keys)
-    return max(keys.find(following, at, at + _SEARCHED_CHARACTERS), at)
+    found = keys.find(following, start, at + _SEARCHED_CHARACTERS)
+    return at if found < 0 else found
 
 
 def _keyed(text: str) -> tuple[str, list[int]]:

@@ -138,6 +138,25 @@ def test_a_context_that_was_asked_for_fits_or_is_refused(
         opened(large)
 
 
+def test_what_the_library_cannot_make_does_not_fit(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be less than the machine has: allocations fail."""
+
+    class Small(LlamaContext):
+        def __init__(self, model: LlamaModel, options: ContextOptions) -> None:
+            if options.slots * options.slot_tokens > 5000:
+                raise ConfigError("no memory")
+            super().__init__(model, options)
+
+    monkeypatch.setattr(memory, "LlamaContext", Small)
+    one = opened(large, slots=1)
+    assert one.card.context_tokens == 4864
+    one.runner.close()
+    with pytest.raises(ConfigError, match=r"the largest --ctx that fits is 4864$"):
+        opened(large, ctx=65536, slots=1)
+
+
 def test_a_model_that_fits_has_its_own_context(tmp_path: Path) -> None:
     whole = opened(make_gguf(tmp_path / "x.gguf"))
     details = whole.card.details

@@ -169,6 +169,8 @@ def _say_memory(name: str, wanted: ContextOptions, opened: Opened) -> None:
 def _context(model: LlamaModel, name: str, options: EngineOptions) -> int:
     if not model.decodes:
         raise ConfigError(f"model {name}: this is an encoder, it cannot continue text")
+    if not model.context_tokens:
+        raise ConfigError(f"model {name}: the file says that its context has no tokens")
     context = options.ctx or model.context_tokens
     if context > model.context_tokens:
         raise ConfigError(
@@ -198,19 +200,20 @@ def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
         _log.info("model %s: answers may depend on what else is served (--kv fast)", name)
     elif options.probe:
         _log.warning(
-            "model %s: answers may depend on what else is served: this library computes the "
-            "file's formats otherwise in batches of another size",
+            "model %s: answers may depend on what else is served: rows computed alone and among "
+            "others were not found to be the same",
             name,
         )
     if not loaded.together:
         _log.warning(
-            "model %s: one sequence is computed at a time: several together come out wrong here",
+            "model %s: one sequence is computed at a time: several together were not found to come "
+            "out right",
             name,
         )
     if loaded.sharing == "none":
         _log.warning(
-            "model %s: every prompt is computed from its start: here a prefix of another prompt "
-            "would change answers",
+            "model %s: every prompt is computed from its start: a prefix of another prompt was not "
+            "found to serve as well",
             name,
         )
 

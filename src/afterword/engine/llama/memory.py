@@ -148,12 +148,16 @@ def _largest(
 ) -> Opened | None:
     """The largest context that fits, looked for between one that does and one that does not.
 
-    Buffers grow with the context, about evenly, by how much only the library knows.
+    Buffers grow with the context, about evenly, by how much only the library knows. What the
+    library cannot make does not fit.
     """
 
-    def takes(tokens: int) -> int:
+    def takes(tokens: int) -> int | None:
         made = msgspec.structs.replace(wanted, slot_tokens=tokens)
-        context = LlamaContext(model, made)
+        try:
+            context = LlamaContext(model, made)
+        except ConfigError:
+            return None
         try:
             return sizes_of(model, context, made).bytes
         finally:
@@ -161,16 +165,18 @@ def _largest(
 
     high = min(memory.most_tokens(wanted.slots, room), wanted.slot_tokens) // _ROUND * _ROUND
     low = min(2 * _ROUND, high)
-    if not low or (least := takes(low)) > room:
+    if not low or (least := takes(low)) is None or least > room:
         return None
     most = takes(high)
-    if most <= room:
+    if most is not None and most <= room:
         low = high
     while high - low > _ROUND:
-        guess = low + (high - low) * (room - least) // (most - least)
+        guess = (low + high) // 2
+        if most is not None:
+            guess = low + (high - low) * (room - least) // (most - least)
         guess = min(max(guess // _ROUND * _ROUND, low + _ROUND), high - _ROUND)
         taken = takes(guess)
-        if taken <= room:
+        if taken is not None and taken <= room:
             low, least = guess, taken
         else:
             high, most = guess, taken
@@ -181,11 +187,14 @@ def _largest(
 def _try(
     model: LlamaModel, memory: ModelMemory, options: ContextOptions, room: int
 ) -> Opened | int:
-    """A context if it fits, or the bytes that it takes too many."""
+    """A context if it fits, or the bytes that it takes too many, at least."""
     excess = memory.slot_bytes(options.slot_tokens) * options.slots - room
     if excess > 0:
         return excess
-    context = LlamaContext(model, options)
+    try:
+        context = LlamaContext(model, options)
+    except ConfigError:
+        return 1
     sizes = sizes_of(model, context, options)
     excess = sizes.bytes - room
     if excess > 0:

@@ -36,11 +36,11 @@ _FATAL_AFTER = 3
 
 @contextmanager
 def _failing_alone() -> Iterator[None]:
-    """What the library throws fails a step, and not the engine."""
+    """What the library throws fails a step, and not the engine; so does a copy without room."""
     try:
         yield
-    except NativeError as error:
-        raise DecodeError(str(error)) from error
+    except (NativeError, MemoryError) as error:
+        raise DecodeError(str(error) or "there is no memory left") from error
 
 
 class LlamaRunner:

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from afterword.core.errors import ConfigError
+from afterword.engine.llama.parts import read_header
 from zoo.architectures import ARCHITECTURES
 from zoo.making import make_model
 from zoo.others import OTHERS
@@ -62,6 +63,7 @@ class Row(msgspec.Struct):
 def try_model(path: Path, rounds: int, stretch: int) -> None:
     """In a child: try a model and print a line for each column as soon as it is known."""
     try:
+        read_header(path)
         model = Model(path, stretch=stretch)
         model.open(1).runner.close()
     except ConfigError as error:
@@ -88,6 +90,8 @@ def _promise(model: Model) -> str:
     facts = msgspec.structs.asdict(model.loaded)
     sharing = facts.get("sharing")
     batches = "in any batch" if model.batch_invariant else "alone"
+    if not model.loaded.together:
+        batches = "one at a time"
     return batches if sharing is None else f"{batches}; shares {sharing}"
 
 

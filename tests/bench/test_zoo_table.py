@@ -21,7 +21,7 @@ def test_a_file_that_is_refused(tmp_path: Path) -> None:
     row = row_of(path, rounds=1, limit_s=300)
     assert row.outcome == "refused"
     assert str(tmp_path) not in str(row)
-    assert "cannot load it" in row.cells["load"].text
+    assert "is a broken GGUF file" in row.cells["load"].text
 
 
 def test_a_model_that_takes_too_long(tmp_path: Path) -> None:

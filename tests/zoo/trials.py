@@ -6,9 +6,11 @@ import asyncio
 import math
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
+from afterword.core.errors import UnspellableText
 from zoo.orders import LENGTHS, ORDERS, job, prompt, random_job
 from zoo.serving import Model, Request, Server, difference, is_single, nats_apart
 from zoo.texts import HOSTILE
@@ -107,12 +109,13 @@ def side_by_side(model: Model, rounds: int) -> Verdict:
 
 
 def hostile_texts(model: Model, texts: Mapping[str, str] = HOSTILE) -> Verdict:
-    """Tokenise texts of all kinds: whether the process lives."""
+    """Tokenise texts of all kinds: whether the process lives. What cannot be spelled is refused."""
     verdict = Verdict(exact=False)
     opened = model.open(1)
     try:
         for text in texts.values():
-            opened.tokenizer.encode(text)
+            with suppress(UnspellableText):
+                opened.tokenizer.encode(text)
             verdict.asked += 1
     finally:
         opened.runner.close()

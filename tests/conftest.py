@@ -44,6 +44,8 @@ def _ledgers_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
     """
     os.environ["AFTERWORD_DATA_DIR"] = str(tmp_path_factory.mktemp("data"))
     os.environ["AFTERWORD_WEIGHTS"] = "as-is"
+    # The library reads it at its first batch, for the whole process: see ``multiply_row_by_row``.
+    os.environ["GGML_CPU_TILED_MM"] = "0"
 
 
 @pytest.fixture(scope="session")

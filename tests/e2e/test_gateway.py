@@ -69,7 +69,7 @@ def behind() -> Iterator[tuple[Behind, Behind]]:
 
 
 def ask(url: str) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx2.post(f"{url}/v1/completions", json=BODY).json()
+    answer: dict[str, Any] = httpx2.post(f"{url}/v1/completions", json=BODY, timeout=None).json()
     return answer
 
 

@@ -376,7 +376,8 @@ def test_sighup_reads_limits_and_keys_again(lite: House) -> None:
         settings.write_text("max_n = 3\nlog_level = 'debug'\n")
         server.process.send_signal(signal.SIGHUP)
         body = {**BODY, "n": 3, "max_tokens": 1}
-        while httpx2.post(f"{server.url}/v1/completions", json=body).status_code != 200:
+        url = f"{server.url}/v1/completions"
+        while httpx2.post(url, json=body, timeout=None).status_code != 200:
             pass
         facts = get(server, "/openapi.json").json()["components"]["schemas"]["CompletionRequest"]
         assert facts["properties"]["n"]["maximum"] == 3
@@ -387,7 +388,7 @@ def test_sighup_reads_limits_and_keys_again(lite: House) -> None:
         # Nobody was dropped.
         assert list(frames)[-1] == "[DONE]"
         stream.close()
-        assert httpx2.post(f"{server.url}/v1/completions", json=body).status_code == 200
+        assert httpx2.post(url, json=body, timeout=None).status_code == 200
 
 
 @pytest.mark.parametrize("way", ["reuse_port", "socket"])

@@ -5,7 +5,6 @@ It runs in a child process, since the library ends the process where it gives up
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from afterword.engine.llama.fidelity import (
     segments,
 )
 from afterword.engine.llama.loading import EngineOptions, Loaded, load
+from afterword.engine.llama.machine import resident_bytes
 from afterword.engine.llama.parts import part_paths
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, temporary_runner
 from afterword.engine.llama.verdict import PASSAGE_TOKENS, Fidelity, Figures, Speeds
@@ -61,7 +61,7 @@ def survey(path: Path, request: Survey) -> Figures:
             return Figures()
         workloads = opened.enter_context(_workloads(loaded.model, request))
         workloads["many"].run()
-        memory_bytes = _resident_bytes()
+        memory_bytes = resident_bytes()
         if request.beside is None:
             rates = {name: it.tokens / best_s(it.run, _REPEATS) for name, it in workloads.items()}
         else:
@@ -221,8 +221,3 @@ def times_as_fast(
             seconds[run] = clock() - started
         ratios.append(seconds[theirs] / seconds[ours])
     return statistics.median(ratios)
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,14 +1,12 @@
 """Accuracy on multiple-choice files, through the endpoint and by llama.cpp directly, item for item.
 
 ``python benchmarks/accuracy.py FILE.jsonl ...``; a line is ``{"context", "choices", "label"}``.
-With ``--weights FORM`` the file as it is and that form are compared, both through the endpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,20 +87,6 @@ def compare(port: int, reference: Reference, questions: Questions) -> None:
         )
 
 
-def compare_weights(model: Path, asked: Sequence[Questions], args: argparse.Namespace) -> None:
-    """What the file as it is says, and what one of its forms says, with the seconds taken."""
-    found: dict[str, list[list[float]]] = {}
-    for form in ("as-is", args.weights):
-        port = peers.free_port()
-        with peers.running([*serve_command(model, port, args, 8), "--weights", form], port):
-            started = time.perf_counter()
-            found[form] = [sums(port, questions, 0) for questions in asked]
-            print(f"{form}: scored in {time.perf_counter() - started:.1f} s", flush=True)
-    for form, values in found.items():
-        for questions, ours, base in zip(asked, values, found["as-is"], strict=True):
-            report(form, questions.items, ours, base)
-
-
 def report(
     name: str, items: Sequence[dict[str, Any]], ours: list[float], direct: list[float]
 ) -> None:
@@ -133,16 +117,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ctx", type=int, default=1024)
     parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
-    parser.add_argument("--weights", help="a form to compare with the file as it is")
     parser.add_argument("--first", type=int, help="only so many items of each file")
     args = parser.parse_args()
     model = args.model or embedded_file()
     reference = Reference(model)
     asked = [read(file, reference, args.first) for file in args.files]
-    if args.weights is not None:
-        reference.close()
-        compare_weights(model, asked, args)
-        return
     port = peers.free_port()
     with peers.running(serve_command(model, port, args, 8), port):
         for questions in asked:

@@ -18,10 +18,9 @@ from matplotlib.figure import Figure
 from afterword.core.job import SamplingParams
 from afterword.engine.batching.runner import Batch, Trim
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner
-from afterword.engine.llama.survey import best_s
 from afterword.engine.sampler import Sampler
 from embedded import embedded_file
-from stages import open_runner
+from stages import best_s, open_runner
 
 CONTEXTS = (0, 256, 512, 1024, 2048, 4000)
 SEQUENCES = (1, 2, 4, 8, 16, 32)

@@ -11,9 +11,6 @@ import peers
 from embedded import embedded_file
 from run import serve_command
 
-PREPARING_S = 900
-"""What the first start of a file may take: every form of its weights is made and measured."""
-
 
 class Servers:
     """Starts them on a free port, with the arguments that the benchmark was given."""
@@ -22,13 +19,10 @@ class Servers:
         self.args = args
         self.model: Path = args.model or embedded_file()
 
-    def our_command(
-        self, port: int, *, slots: int, ctx: int, kv: str | None = None, weights: str | None = None
-    ) -> list[str]:
+    def our_command(self, port: int, *, slots: int, ctx: int, kv: str | None = None) -> list[str]:
         """Afterword on this port."""
         given = argparse.Namespace(**{**vars(self.args), "ctx": ctx, "kv": kv or self.args.kv})
-        command = serve_command(self.model, port, given, slots)
-        return [*command, "--weights", weights or self.args.weights]
+        return serve_command(self.model, port, given, slots)
 
     def llama_command(
         self, port: int, *, slots: int, ctx: int, flags: Sequence[str] = ()
@@ -47,19 +41,18 @@ class Servers:
         slots: int,
         ctx: int,
         kv: str | None = None,
-        weights: str | None = None,
     ) -> Iterator[int]:
-        """Afterword on a free port; its first start prepares the weights."""
+        """Afterword on a free port."""
         port = peers.free_port()
-        command = self.our_command(port, slots=slots, ctx=ctx, kv=kv, weights=weights)
-        with peers.running([*command, *flags], port, wait_s=PREPARING_S):
+        command = self.our_command(port, slots=slots, ctx=ctx, kv=kv)
+        with peers.running([*command, *flags], port):
             yield port
 
     @contextmanager
     def plain(self, *, slots: int, ctx: int) -> Iterator[int]:
-        """Afterword with the file as it is, on a llama.cpp that this project has not changed."""
+        """Afterword on a llama.cpp that this project has not changed."""
         port = peers.free_port()
-        _, *rest = self.our_command(port, slots=slots, ctx=ctx, weights="as-is")
+        _, *rest = self.our_command(port, slots=slots, ctx=ctx)
         program = str(self.args.peers / "plain" / "bin" / "afterword")
         with peers.running([program, *rest], port):
             yield port

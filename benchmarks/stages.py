@@ -11,7 +11,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,6 @@ from afterword.engine.batching.runner import Trim
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, temporary_runner
-from afterword.engine.llama.survey import best_s
 from afterword.engine.sampler import Sampler
 from embedded import embedded_file
 
@@ -32,6 +31,16 @@ STAGES = ("schedule", "apply", "decode", "draw", "update")
 ARRAY_BYTES = 256 * 2**20
 MATRIX = 2048
 ROUNDS = 5
+
+
+def best_s(compute: Callable[[], object], repeats: int) -> float:
+    """Seconds of the quickest run; the first one warms up and may be the quickest, too."""
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        compute()
+        best = min(best, time.perf_counter() - started)
+    return best
 
 
 def bandwidth(threads: int) -> float:

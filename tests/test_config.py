@@ -21,15 +21,6 @@ def test_defaults_serve_the_embedded_model_under_the_legacy_name() -> None:
     assert set(resolved.origins.values()) == {"default"}
 
 
-def test_weights_are_chosen_for_the_embedded_model_only() -> None:
-    both = Settings(models={"a": "/a.gguf", "b": EMBEDDED_SOURCE})
-    assert [both.effective_weights(name) for name in ("a", "b")] == ["as-is", "auto"]
-    asked = resolve({"weights": "q8_0"}, {"AFTERWORD_WEIGHTS": "auto"}).settings
-    assert asked.effective_weights(EMBEDDED_MODEL) == "q8_0"
-    with pytest.raises(ConfigError, match="expected 'as-is' or 'auto' or 'q8_0' or 'bf16'"):
-        resolve({"weights": "q3"}, {})
-
-
 def test_the_limits_are_the_contracts() -> None:
     assert Settings().limits() == Limits()
     assert Limits(

@@ -44,7 +44,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     slots: Annotated[int, Meta(ge=1, le=256)] | None = None
     threads: Annotated[int, Meta(ge=1, le=512)] | None = None
     kv: Literal["exact", "fast"] = "exact"
-    weights: Literal["as-is", "auto", "q8_0", "bf16", "f16", "q4_0"] | None = None
     target_gap_ms: Count = 200
     max_waiting: Count = 256
     score_cache_mib: Annotated[int, Meta(ge=0)] = 64
@@ -86,12 +85,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def origins(self) -> tuple[str, ...]:
         """The origins whose pages may use the server."""
         return tuple(filter(None, map(str.strip, (self.cors_origins or "").split(","))))
-
-    def effective_weights(self, model: str) -> str:
-        """The form of a model's weights: what is set, else measured for the embedded model only."""
-        if self.weights is not None:
-            return self.weights
-        return "auto" if self.models[model] == EMBEDDED_SOURCE else "as-is"
 
     def effective_aliases(self) -> Mapping[str, str]:
         """The aliases set, or the legacy name for the first model."""

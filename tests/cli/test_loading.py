@@ -21,7 +21,7 @@ from tiny_gguf import make_gguf
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     files = {name: str(make_gguf(tmp_path / f"{name}.gguf")) for name in ("a", "b")}
-    return Settings(models=files, models_dir=str(tmp_path / "models"), weights="as-is", threads=1)
+    return Settings(models=files, models_dir=str(tmp_path / "models"), threads=1)
 
 
 @pytest.fixture

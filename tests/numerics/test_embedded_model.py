@@ -17,11 +17,9 @@ from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
 from afterword.core.wire import Completion
+from afterword.engine.llama.binding import convert
 from afterword.engine.llama.engine import open_engine
-from afterword.engine.llama.examination import converter
-from afterword.engine.llama.fidelity import passage
 from afterword.engine.llama.loading import EngineOptions
-from afterword.engine.llama.weights import WeightsFolder
 from reference import Reference
 
 pytestmark = pytest.mark.model
@@ -102,13 +100,13 @@ async def test_greedy_text_is_what_llama_cpp_says(
 async def test_q8_0_is_nearly_the_file_and_served_as_the_library_computes_it(
     embedded_model: Path, tmp_path: Path
 ) -> None:
-    folder = WeightsFolder(tmp_path / "weights")
-    with folder.work() as shop:
-        path = shop.convert(embedded_model, "0" * 64, "q8_0", converter(threads=2))
+    path = tmp_path / "q8_0.gguf"
+    convert(embedded_model, path, "q8_0", threads=2)
+    passage = Path(__file__).with_name("passage.txt").read_text("utf-8")
     rows = {}
     for file in (embedded_model, path):
         reference = Reference(file)
-        rows[file] = reference.log_softmax(reference.tokenize(passage())[:150])
+        rows[file] = reference.log_softmax(reference.tokenize(passage)[:150])
         expected = reference.greedy("Say this is a test", 7)
         reference.close()
     p, q = rows[embedded_model], rows[path]

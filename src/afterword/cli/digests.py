@@ -48,13 +48,6 @@ class Digests:
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
-    def name_of(self, digest: str) -> str | None:
-        """The name of a file that has been hashed."""
-        for key, known in self._load().items():
-            if known == digest:
-                return Path(key.rsplit(":", 2)[0]).name
-        return None
-
     def _load(self) -> dict[str, str]:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])

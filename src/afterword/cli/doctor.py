@@ -13,7 +13,6 @@ import rich_click as click
 
 from afterword import __version__
 from afterword.cli import checkup
-from afterword.cli.bench import bench
 from afterword.cli.compose import load_service
 from afterword.cli.options import read_settings, setting_flags
 from afterword.cli.terminal import Terminal
@@ -35,24 +34,14 @@ _GIB = 2**30
 
 @click.command(short_help="Open the models, say what they come to, start nothing.")
 @setting_flags("Models", "Network", "Engine", "Ledger", "Access")
-@click.option(
-    "--bench", "measure", is_flag=True, help="Measure the forms of the weights instead; minutes."
-)
-def doctor(*, measure: bool, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
+def doctor(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """Open the models that are set up and say what the server would be: memory, slots, promises.
 
     Looks at machine, disk, port and ledger too, and says what to change. Exits with status 1 if
     the server would not start, or if answers could depend on what else is served although
     --kv exact asks that they do not.
-
-    With --bench it measures what --weights can be: speeds, memory and fidelity of each form of
-    each model, and the command line of the one to run. What auto chooses follows it.
     """
     settings = read_settings(given, os.environ).settings
-    if measure:
-        _print(_machine(settings))
-        bench(settings, Terminal())
-        return
     sys.exit(asyncio.run(_examine(settings)))
 
 

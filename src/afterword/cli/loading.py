@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -10,14 +9,11 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from afterword.cli.sources import Store, parse_source
+from afterword.cli.sources import ModelFile, Store, parse_source
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.examination import Subject
 from afterword.engine.llama.loading import EngineOptions, load
-from afterword.engine.llama.machine import memory_limit
-from afterword.engine.llama.preparing import Prepared, prepare
 from afterword.engine.remote.address import is_remote, parse_addresses
 
 if TYPE_CHECKING:
@@ -27,7 +23,7 @@ if TYPE_CHECKING:
 class LocalModel(msgspec.Struct, frozen=True):
     """A file, and the model that is made of it in the meantime."""
 
-    file: Subject
+    file: ModelFile
     opened: Future[OpenModel]
 
 
@@ -47,7 +43,6 @@ class Loading:
         }
         self._settings = settings
         self._store = Store(settings.models_dir, terminal)
-        self._say = terminal.say
         self._probe = probe
         self._notes = None if fresh else self._store.notes
         self._thread = ThreadPoolExecutor(1, "afterword-loading")
@@ -69,7 +64,7 @@ class Loading:
                 left.opened.result().runner.close()
 
     def begin(self) -> None:
-        """Fetch, check and prepare every file, then begin to load. Once; later calls do nothing.
+        """Fetch and check every file, then begin to load. Once; later calls do nothing.
 
         Raises ``ConfigError``.
         """
@@ -78,14 +73,8 @@ class Loading:
         # What is wrong with one is said before the first is loaded.
         names = [name for name in self._settings.models if name not in self.addresses]
         files = {name: checked(self._store, self._settings, name) for name in names}
-        ready = {
-            name: prepare(
-                self._store.weights, file, self._settings.effective_weights(name), self._say
-            )
-            for name, file in files.items()
-        }
         self._models = {
-            name: LocalModel(file, self._thread.submit(self._open, name, file, ready[name]))
+            name: LocalModel(file, self._thread.submit(self._open, name, file))
             for name, file in files.items()
         }
         # It ends when all are open.
@@ -103,10 +92,9 @@ class Loading:
         opened = await asyncio.wrap_future(models[name].opened)
         return models.pop(name).file.path, opened
 
-    def _open(self, name: str, file: Subject, prepared: Prepared) -> OpenModel:
-        weights, options = prepared.weights, self.options
-        origin = weights.origin(file.digest)
-        loaded = load(prepared.path, options, origin=origin, notes=self._notes)
+    def _open(self, name: str, file: ModelFile) -> OpenModel:
+        options = self.options
+        loaded = load(file.path, options, digest=file.digest, notes=self._notes)
         # What computes is imported in the meantime, or now.
         from afterword.engine.llama.engine import open_model  # noqa: PLC0415
 
@@ -115,7 +103,6 @@ class Loading:
             digest=file.digest,
             name=name,
             options=options,
-            weights=weights,
             notes=self._notes,
         )
 
@@ -138,21 +125,13 @@ class Loading:
         )
 
 
-def checked(store: Store, settings: Settings, name: str) -> Subject:
-    """The file of a model, fetched and looked at, as these settings will run it."""
+def checked(store: Store, settings: Settings, name: str) -> ModelFile:
+    """Fetch the file of a model and check its header. Raises ``ConfigError``."""
     file = store.fetch(parse_source(settings.models[name]))
-    header = store.header(file)
-    trained = header.context_tokens
+    trained = store.header(file).context_tokens
     if settings.ctx is not None and trained is not None and settings.ctx > trained:
         raise ConfigError(
             f"model {name}: a context of {settings.ctx} tokens is larger than the model's, "
             f"which is {trained}"
         )
-    return Subject(
-        path=file.path,
-        digest=file.digest,
-        header=header,
-        threads=settings.threads or len(os.sched_getaffinity(0)),
-        exact=settings.kv == "exact",
-        memory_bytes=memory_limit(),
-    )
+    return file

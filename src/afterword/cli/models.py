@@ -20,20 +20,21 @@ from afterword.engine.llama.gguf import Header
 from afterword.engine.llama.parts import part_name, read_header
 from afterword.engine.remote.address import is_remote
 
+_QUANTIZATIONS = ("q8_0", "bf16", "f16", "q4_0")
 _config = click.option("--config", metavar="FILE", help="A TOML file of settings.")
 _models_dir = click.option("--models-dir", metavar="FOLDER", help="Where models are kept.")
 
 
 @click.group(short_help="List, fetch, describe and prune models.")
 def models() -> None:
-    """Models: those that are set up, those that are here, and what was made of them."""
+    """List, fetch, describe and convert models."""
 
 
 @models.command("list", short_help="Models that are set up or were fetched.")
 @_config
 @_models_dir
 def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """List models that are set up, others that were fetched, and files that were converted."""
+    """List models that are set up, and others that were fetched."""
     settings = read_settings(given, os.environ).settings
     table = Table("NAME", "SOURCE", "SIZE", box=None, pad_edge=False, header_style="")
     store = _store(settings)
@@ -42,10 +43,6 @@ def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
         if is_remote(source):
             size = "another server"
         table.add_row(name, source, size)
-    for kept in store.weights.kept():
-        table.add_row(
-            "-", f"{store.named(kept.digest)} as {kept.form}", _megabytes(kept.size_bytes)
-        )
     Console(soft_wrap=True).print(table)
 
 
@@ -66,16 +63,37 @@ pull.help = (
 )
 
 
-@models.command(short_help="Remove converted files.")
+@models.command(short_help="Forget what was found out about models.")
 @_config
 @_models_dir
 def prune(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """Remove converted files, and what was found out about models. Models stay.
+    """Remove what earlier starts found out about models. Models stay.
 
-    A server that runs on such a file goes on; the next start converts and measures again.
+    The next start checks each file and probes it again.
     """
     settings = read_settings(given, os.environ).settings
     click.echo(f"freed {_megabytes(_store(settings).prune())}")
+
+
+@models.command("convert", short_help="Convert a model to another quantization.")
+@click.argument("source")
+@click.option(
+    "--to", "form", type=click.Choice(_QUANTIZATIONS), required=True, help="The quantization."
+)
+@_config
+@_models_dir
+def convert_model(source: str, form: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
+    """Write the model of SOURCE in another quantization into this folder, and print its path."""
+    from afterword.engine.llama.binding import convert  # noqa: PLC0415 - the native library
+
+    settings = read_settings(given, os.environ).settings
+    file = _store(settings).fetch(parse_source(settings.models.get(source, source)))
+    read_header(file.path)
+    destination = Path(f"{file.path.stem}-{form}.gguf")
+    if destination.exists():
+        raise ConfigError(f"{destination}: exists already")
+    convert(file.path, destination, form, len(os.sched_getaffinity(0)))
+    click.echo(destination)
 
 
 @models.command(short_help="Describe a model's file.")

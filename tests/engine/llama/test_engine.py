@@ -193,8 +193,8 @@ def test_the_probe_is_asked_once_for_all_that_its_answer_depends_on(
 
     monkeypatch.setattr("afterword.engine.llama.loading._probe", probe)
 
-    def loaded(*, threads: int = 1, origin: str = "a", kept: Notes | None = notes) -> Probed:
-        found = load(path, EngineOptions(threads=threads), origin=origin, notes=kept)
+    def loaded(*, threads: int = 1, digest: str = "a", kept: Notes | None = notes) -> Probed:
+        found = load(path, EngineOptions(threads=threads), digest=digest, notes=kept)
         found.model.close()
         return Probed(found.model.repack, found.batch_invariant, found.sharing)
 
@@ -202,7 +202,7 @@ def test_the_probe_is_asked_once_for_all_that_its_answer_depends_on(
         assert loaded() == Probed(repack=False, batch_invariant=True, sharing="cells")
     assert asked == [(True, 1), (False, 1)]
     loaded(threads=2)
-    loaded(origin="b")
+    loaded(digest="b")
     assert asked[2:] == [(True, 2), (False, 2), (True, 1), (False, 1)]
     loaded(kept=None)
     assert len(asked) == 8

@@ -52,6 +52,32 @@ async def test_the_one_with_least_to_do_is_next(front: Front) -> None:
         assert [u.running for u in engine.pool.upstreams] == [0, 0, 0]
 
 
+async def test_a_computed_prompt_is_no_longer_to_do(front: Front) -> None:
+    """From the first token on only the tokens to come count as work."""
+    rest = asyncio.Event()
+
+    async def behaviour(exchange: Exchange) -> None:
+        exchange.begin()
+        exchange.tokens([98])
+        await rest.wait()
+        exchange.tokens([98, 98], "length")
+        exchange.end()
+
+    async with StandIn(behaviour) as one:
+        engine = front(one)
+        (upstream,) = engine.pool.upstreams
+        exchange, run = make_client({"toy": engine}).begin(
+            {**BODY, "prompt": [97] * 50, "stream": True}
+        )
+        while upstream.outstanding_tokens != BODY["max_tokens"]:
+            await asyncio.sleep(0)
+        assert upstream.running == 1
+        rest.set()
+        await run
+        assert exchange.reply.status == 200
+        assert upstream.outstanding_tokens == 0
+
+
 async def test_prompts_that_begin_alike_go_to_one_cache(front: Front) -> None:
     async with StandIn() as one, StandIn() as two:
         client = make_client({"toy": front(one, two)})

@@ -62,7 +62,6 @@ _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 
 _FILE_TYPES = {
-    "f32": lib.LLAMA_FTYPE_ALL_F32,
     "f16": lib.LLAMA_FTYPE_MOSTLY_F16,
     "bf16": lib.LLAMA_FTYPE_MOSTLY_BF16,
     "q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,
@@ -162,9 +161,10 @@ _abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_give_up)
 
 
 def convert(source: Path, destination: Path, form: str, threads: int) -> None:
-    """Write a file's weights in another form; norms and other vectors stay as they are.
+    """Write a file's weights in another quantization, whole or not at all.
 
-    Raises ``ConfigError`` with the library's first complaint.
+    Norms and other vectors keep their format. Raises ``ConfigError`` with the library's first
+    complaint.
     """
     global _complaints  # noqa: PLW0603 - the library has one log for the process
     _start()
@@ -173,17 +173,20 @@ def convert(source: Path, destination: Path, form: str, threads: int) -> None:
     params.allow_requantize = True
     params.nthread = threads
     _complaints = []
+    part = destination.with_name(f"{destination.name}.part")
     try:
-        files = (str(source).encode(), str(destination).encode())
+        files = (str(source).encode(), str(part).encode())
         if _quantize(*files, ctypes.byref(params)):
             reason = _complaints[0].rsplit("failed to quantize: ", 1)[-1] if _complaints else ""
             raise ConfigError(
                 f"{source}: llama.cpp cannot convert it to {form}: {reason or 'it gives no reason'}"
             )
+        part.replace(destination)
     except NativeError as error:
         raise ConfigError(f"{source}: llama.cpp cannot convert it to {form}: {error}") from error
     finally:
         _complaints = None
+        part.unlink(missing_ok=True)
 
 
 def _start() -> None:

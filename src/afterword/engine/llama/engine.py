@@ -20,7 +20,6 @@ from afterword.engine.llama.memory import ModelMemory, Opened, model_memory, ope
 from afterword.engine.llama.notes import Notes
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, most_rows
 from afterword.engine.llama.vocab import LlamaTokenizer
-from afterword.engine.llama.weights import UNCHANGED, Weights
 
 _log = logging.getLogger("afterword.engine")
 _MOST_SLOTS = 8
@@ -46,11 +45,10 @@ def open_engine(
     digest: str,
     name: str,
     options: EngineOptions,
-    weights: Weights = UNCHANGED,
 ) -> BatchingEngine:
     """Load a GGUF file whose header was checked, and start its engine; see ``open_model``."""
     loaded = load(path, options)
-    opened = open_model(loaded, digest=digest, name=name, options=options, weights=weights)
+    opened = open_model(loaded, digest=digest, name=name, options=options)
     return start_engine(opened, options)
 
 
@@ -74,14 +72,12 @@ def open_model(
     digest: str,
     name: str,
     options: EngineOptions,
-    weights: Weights = UNCHANGED,
     notes: Notes | None = None,
 ) -> OpenModel:
     """What an engine needs of a model that was loaded with these options; it owns the model.
 
-    ``digest`` is the file's SHA-256 in hex. Where the file was converted, ``weights`` says so,
-    and ``digest`` is that of the file it was made from. ``notes`` keep what the model takes in
-    memory. A context that nobody asked for is the largest that fits.
+    ``digest`` is the file's SHA-256 in hex. ``notes`` keep what the model takes in memory. Without
+    a context in ``options`` the engine gets the largest one that fits.
 
     Raises ``ConfigError`` for a context larger than the model's, for a model that does not
     continue text, and where memory is short; the model is closed then.
@@ -98,7 +94,7 @@ def open_model(
             threads=options.compute_threads,
             exact=options.exact,
         )
-        memory = _memory(model, wanted, weights.origin(digest), notes)
+        memory = _memory(model, wanted, digest, notes)
         slots = options.slots or _default_slots(memory, context) if loaded.together else 1
         wanted = msgspec.structs.replace(wanted, slots=slots + kept_slots(slots))
         opened = open_context(model, memory, wanted, may_shrink=options.ctx is None, name=name)
@@ -111,12 +107,11 @@ def open_model(
     _say(name, options, loaded)
     card = EngineCard(
         context_tokens=made.slot_tokens,
-        fingerprint=_fingerprint(weights.origin(digest), made, repack=model.repack),
+        fingerprint=_fingerprint(digest, made, repack=model.repack),
         batch_invariant=invariant,
         prefix_sharing=sharing,
         details={
             "format": model.describe(),
-            **weights.facts(),
             "slots": slots,
             "threads": made.threads,
             "kv": "exact" if made.exact else "fast",
@@ -131,10 +126,10 @@ def open_model(
 
 
 def _memory(
-    model: LlamaModel, options: ContextOptions, origin: str, notes: Notes | None
+    model: LlamaModel, options: ContextOptions, digest: str, notes: Notes | None
 ) -> ModelMemory:
     """What the model takes, asked once for each file and library."""
-    about = (origin, kernels(), options.exact)
+    about = (digest, kernels(), options.exact)
     known = notes.read("memory", about, ModelMemory) if notes is not None else None
     if known is None:
         known = model_memory(model, options)
@@ -218,8 +213,8 @@ def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
         )
 
 
-def _fingerprint(origin: str, options: ContextOptions, *, repack: bool) -> str:
+def _fingerprint(digest: str, options: ContextOptions, *, repack: bool) -> str:
     """``fp_`` and ten hex digits of everything that may change an answer (D3)."""
     made = msgspec.json.encode(options).decode()
-    parts = (origin, f"{kernels()} {repack}", str(_NUMERICS), made)
+    parts = (digest, f"{kernels()} {repack}", str(_NUMERICS), made)
     return f"fp_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"

@@ -5,6 +5,7 @@ What computes is not needed for that, and is imported only to probe.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,12 +17,11 @@ from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.binding import CHANGES, LlamaModel, multiply_row_by_row, system_info
 from afterword.engine.llama.machine import processor
 from afterword.engine.llama.notes import Notes
-from afterword.engine.llama.weights import LIBRARY_VERSION
 
 if TYPE_CHECKING:
     from afterword.engine.batching.runner import ModelRunner
 
-LIBRARY = f"llama-cpp-python {LIBRARY_VERSION}"
+LIBRARY = f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
 _PROBE = 2
 """Raised whenever the probe may answer differently than before."""
 _MOST_ROUNDING = 1.0
@@ -82,17 +82,17 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 def load(
-    path: Path, options: EngineOptions, *, origin: str = "", notes: Notes | None = None
+    path: Path, options: EngineOptions, *, digest: str = "", notes: Notes | None = None
 ) -> Loaded:
     """The model on the fastest kernels that keep the promise of D1, and whether it is kept.
 
-    With ``notes`` the probe is asked once for each ``origin`` (what the weights are), library,
-    processor and number of threads: nothing else has a say in its answer.
+    With ``notes`` the probe runs once for each ``digest`` (the file's SHA-256 in hex), library,
+    processor and number of threads. Its answer depends on nothing else.
     """
     if not options.exact:
         return _unproven(LlamaModel(path))
     multiply_row_by_row()
-    about = (origin, kernels(), processor(), options.compute_threads, _PROBE)
+    about = (digest, kernels(), processor(), options.compute_threads, _PROBE)
     known = notes.read("probe", about, Probed) if notes is not None else None
     if known is None and not options.probe:
         return _unproven(LlamaModel(path))

@@ -72,7 +72,7 @@ class Attempt:
 
     async def _run_on(self, connection: Connection) -> None:
         self._connection = connection
-        self._began_s = self._heard_s = self._loop.time()
+        self._heard_s = self._loop.time()
         self._timer = self._loop.call_later(self._limit_s(), self._look_back)
         try:
             connection.send(self._request, self)

@@ -173,8 +173,13 @@ class RemoteGeneration(MailboxReader):
     async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
         """One attempt at one upstream. Raises ``UpstreamFailure`` only if it produced nothing."""
         pool = self._pool
-        attempt = self._attempt(upstream, index, job, seqs)
         load = pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
+
+        def emit(events: list[Event]) -> None:
+            load.prefilled()
+            self._emit(events)
+
+        attempt = self._attempt(upstream, index, job, seqs, emit)
         try:
             await attempt.run()
         except ClientsFault as fault:
@@ -192,7 +197,14 @@ class RemoteGeneration(MailboxReader):
             for seq in seqs:
                 self._attempts.pop((index, seq), None)
 
-    def _attempt(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> Attempt:
+    def _attempt(
+        self,
+        upstream: Upstream,
+        index: int,
+        job: Job,
+        seqs: Sequence[int],
+        emit: Callable[[list[Event]], None],
+    ) -> Attempt:
         dialect, tokenizer = self._pool.dialect, self._tokenizer
         assert upstream.facts is not None  # noqa: S101 - it is up
         path, body = dialect.request(upstream.api, job, seqs, upstream.facts, tokenizer)
@@ -201,7 +213,7 @@ class RemoteGeneration(MailboxReader):
             upstream.client.request("POST", path, _encode(body)),
             dialect.reader(index, job, seqs, tokenizer),
             options=self._pool.options,
-            emit=self._emit,
+            emit=emit,
             admitted=lambda: self._taken(index, seqs),
         )
         for seq in seqs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -163,6 +163,3 @@ def reason_of(finish: str) -> FinishReason:
     if finish in {"length", "limit", "max_tokens"}:
         return "length"
     raise StreamBroke(f"it ended a choice with {finish[:40]!r}")
-
-
-Decode = Callable[[bytes], msgspec.Struct]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from afterword.cli.sources import Store, parse_source
 from afterword.cli.terminal import Terminal
 from afterword.config import EMBEDDED_SOURCE
+from afterword.models.source import parse_source
+from afterword.models.store import Store
 
 
 def embedded_file() -> Path:

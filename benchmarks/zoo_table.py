@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.parts import read_header
+from afterword.models.parts import read_header
 from zoo.architectures import ARCHITECTURES
 from zoo.making import make_model
 from zoo.others import OTHERS

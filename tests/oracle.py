@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from afterword.engine.draws import mix64
+from afterword.core.draws import mix64
 from afterword.engine.toy import ToyRunner, ToyTokenizer
 
 

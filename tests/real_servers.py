@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from afterword.engine.remote.engine import RemoteEngine
+from afterword.gateway.engine import RemoteEngine
 from asgi import Client
 
 

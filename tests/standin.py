@@ -11,8 +11,8 @@ from typing import Any, Self
 import httptools
 
 from afterword.core.wire import Vocabulary
-from afterword.engine.remote.dialect import Facts
 from afterword.engine.toy import ToyTokenizer
+from afterword.gateway.dialects.dialect import Facts
 
 _TOKENIZER = ToyTokenizer()
 VOCABULARY = Vocabulary(

@@ -16,12 +16,12 @@ import yaml
 from click.testing import CliRunner
 
 from afterword.cli import cli
-from afterword.cli.sources import Store
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings, resolve
 from afterword.engine.toy import toy_engine
 from afterword.http.app import is_open
 from afterword.ledger.database import parse_url
+from afterword.models.store import Store
 from asgi import Client
 from conftest import make_client
 from services import program

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import uvicorn
 from starlette.types import ASGIApp
 
-from afterword.engine.remote.address import parse_addresses
-from afterword.engine.remote.dialect import Facts
-from afterword.engine.remote.dialects import DIALECTS
-from afterword.engine.remote.engine import RemoteEngine
-from afterword.engine.remote.pool import Pool, PoolOptions
+from afterword.gateway.address import parse_addresses
+from afterword.gateway.dialects.dialect import Facts
+from afterword.gateway.dialects.registry import DIALECTS
+from afterword.gateway.engine import RemoteEngine
+from afterword.gateway.pool.pool import Pool, PoolOptions
 
 PATIENT = PoolOptions(probe_s=3600, patience_s=0)
 """Nothing happens by itself while a test looks."""

@@ -11,10 +11,10 @@ from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.engine import OpenModel, open_model
-from afterword.engine.llama.gguf import Header
 from afterword.engine.llama.loading import Loaded
-from afterword.engine.llama.parts import read_header
 from afterword.engine.llama.runner import LlamaRunner
+from afterword.models.gguf import Header
+from afterword.models.parts import read_header
 from tiny_gguf import make_gguf
 
 
@@ -95,7 +95,7 @@ def test_a_header_is_read_once(
             return read_header(path)
 
         with monkeypatch.context() as patch, Loading(settings, Terminal(), fresh=fresh) as models:
-            patch.setattr("afterword.cli.sources.read_header", remembered)
+            patch.setattr("afterword.models.store.read_header", remembered)
             models.begin()
         return looked_at
 

@@ -15,9 +15,9 @@ import pytest
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
 from afterword.engine.batching.engine import BatchingEngine
-from afterword.engine.remote.dialect import Facts
-from afterword.engine.remote.engine import RemoteEngine
 from afterword.engine.toy import toy_engine
+from afterword.gateway.dialects.dialect import Facts
+from afterword.gateway.engine import RemoteEngine
 from afterword.http.lifecycle import Lifecycle
 from asgi import Client
 from conftest import make_client

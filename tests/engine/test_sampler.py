@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from afterword.core.draws import uniform
 from afterword.core.job import SamplingParams
-from afterword.engine.draws import uniform
 from afterword.engine.llama.context import exponentials as embedded_exponentials
 from afterword.engine.sampler import (
     Bias,

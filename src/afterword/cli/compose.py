@@ -15,10 +15,10 @@ from afterword.completion.service import CompletionService
 from afterword.config import Settings
 from afterword.core.protocols import Engine
 from afterword.engine.llama.engine import start_engine
-from afterword.engine.remote.address import Address, is_remote, parse_addresses
+from afterword.gateway.address import Address, is_remote, parse_addresses
 
 if TYPE_CHECKING:
-    from afterword.engine.remote.engine import RemoteEngine
+    from afterword.gateway.engine import RemoteEngine
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ async def retarget(service: CompletionService, models: Mapping[str, str]) -> Non
     there = {name: parse_addresses(text) for name, text in models.items() if is_remote(text)}
     if not there:
         return
-    from afterword.engine.remote.engine import RemoteEngine  # noqa: PLC0415 - as below
+    from afterword.gateway.engine import RemoteEngine  # noqa: PLC0415 - as below
 
     for served in service.catalog.engines:
         if isinstance(served.engine, RemoteEngine) and served.name in there:
@@ -69,8 +69,8 @@ async def retarget(service: CompletionService, models: Mapping[str, str]) -> Non
 
 async def _open_remote(name: str, addresses: Sequence[Address], settings: Settings) -> RemoteEngine:
     # Who serves files need not wait for the client of other servers.
-    from afterword.engine.remote.engine import open_remote  # noqa: PLC0415
-    from afterword.engine.remote.pool import PoolOptions  # noqa: PLC0415
+    from afterword.gateway.engine import open_remote  # noqa: PLC0415
+    from afterword.gateway.pool.pool import PoolOptions  # noqa: PLC0415
 
     options = PoolOptions(
         key=(settings.upstream_keys or {}).get(name),

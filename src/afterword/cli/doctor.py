@@ -20,8 +20,8 @@ from afterword.completion.catalog import ServedModel
 from afterword.config import Settings
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.machine import memory_limit
-from afterword.engine.remote.address import is_remote
-from afterword.engine.remote.dialect import UNKNOWN_CONTEXT
+from afterword.gateway.address import is_remote
+from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT
 
 _MEMORY = {
     "kv_bytes": ("kv memory", " for all slots"),

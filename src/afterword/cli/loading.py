@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from afterword.cli.sources import ModelFile, Store, parse_source
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.loading import EngineOptions, load
-from afterword.engine.remote.address import is_remote, parse_addresses
+from afterword.gateway.address import is_remote, parse_addresses
+from afterword.models.source import parse_source
+from afterword.models.store import ModelFile, Store
 
 if TYPE_CHECKING:
     from afterword.engine.llama.engine import OpenModel

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from afterword.cli.options import SOURCES, read_settings
-from afterword.cli.sources import Store, parse_source
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.gguf import Header
-from afterword.engine.llama.parts import part_name, read_header
-from afterword.engine.remote.address import is_remote
+from afterword.gateway.address import is_remote
+from afterword.models.gguf import Header
+from afterword.models.parts import part_name, read_header
+from afterword.models.source import Source, parse_source
+from afterword.models.store import Store
 
 _QUANTIZATIONS = ("q8_0", "bf16", "f16", "q4_0")
 _config = click.option("--config", metavar="FILE", help="A TOML file of settings.")
@@ -53,7 +54,7 @@ def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
 def pull(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """Fetch SOURCE, check it, and print where it is. A name that is set up will do."""
     settings = read_settings(given, os.environ).settings
-    file = _store(settings).fetch(parse_source(settings.models.get(source, source)))
+    file = _store(settings).fetch(_file_source(settings.models.get(source, source)))
     read_header(file.path)
     click.echo(f"{file.path}\nsha256 {file.digest}")
 
@@ -87,7 +88,7 @@ def convert_model(source: str, form: str, **given: Any) -> None:  # noqa: ANN401
     from afterword.engine.llama.binding import convert  # noqa: PLC0415 - the native library
 
     settings = read_settings(given, os.environ).settings
-    file = _store(settings).fetch(parse_source(settings.models.get(source, source)))
+    file = _store(settings).fetch(_file_source(settings.models.get(source, source)))
     read_header(file.path)
     destination = Path(f"{file.path.stem}-{form}.gguf")
     if destination.exists():
@@ -104,7 +105,7 @@ def show(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' fla
     """Say what the file of SOURCE is, from its header. Nothing is loaded or fetched."""
     settings = read_settings(given, os.environ).settings
     text = settings.models.get(source, source)
-    path = _store(settings).find(parse_source(text))
+    path = _store(settings).find(_file_source(text))
     if path is None:
         raise ConfigError(f"{text}: is not here; `afterword models pull {text}` fetches it")
     for name, value in _facts(read_header(path)):
@@ -116,6 +117,13 @@ def _size(path: Path) -> int:
     said = part_name(path.name)
     files = [path] if said is None else [path.with_name(name) for name in said.all()]
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _file_source(text: str) -> Source:
+    """The source of a file. Raises ``ConfigError`` for other servers, too."""
+    if is_remote(text):
+        raise ConfigError(f"{text}: is another server, not a file")
+    return parse_source(text)
 
 
 def _store(settings: Settings) -> Store:

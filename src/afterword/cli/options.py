@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from afterword.cli.sources import parse_source
 from afterword.config import EMBEDDED_MODEL, LEGACY_NAME, Resolved, resolve
 from afterword.core.errors import ConfigError
-from afterword.engine.remote.address import is_remote
+from afterword.gateway.address import is_remote
+from afterword.models.source import parse_source
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from afterword.core.draws import mix64
 from afterword.core.protocols import EngineCard, InfillTokens, PrefixSharing
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.runner import (
@@ -24,7 +25,6 @@ from afterword.engine.batching.runner import (
     Save,
     Trim,
 )
-from afterword.engine.draws import mix64
 from afterword.engine.sampler import exponentials
 
 _WORDS = (

@@ -9,12 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from afterword.core.draws import mix64, uniform
 from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams, ScoredPrompt
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.batching.step import Step
-from afterword.engine.draws import mix64, uniform
 from afterword.engine.sampler import Bias, Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
 

@@ -18,8 +18,8 @@ from afterword.engine.llama import binding
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions, Probed, load
-from afterword.engine.llama.notes import Notes
-from afterword.engine.llama.parts import read_header
+from afterword.models.notes import Notes
+from afterword.models.parts import read_header
 from tiny_gguf import CONTEXT, make_gguf
 
 

@@ -11,10 +11,10 @@ from typing import Self
 
 from afterword.core.errors import ApiError, EngineFailed, EngineOverloaded, EngineUnavailable
 from afterword.core.job import Event, Job
+from afterword.core.mailbox import Mailbox, MailboxReader
 from afterword.core.protocols import EngineCard, EngineStats, Tokenizer
 from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.worker import Abort, Add, Report, Worker
-from afterword.engine.mailbox import Mailbox, MailboxReader
 from afterword.engine.sampler import NoNumbersError, NothingToDrawError
 
 _RETRY_AFTER_S = 1

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from afterword.core.draws import uniform
 from afterword.core.job import Sampled
 from afterword.engine.batching.sequence import Prompt, Sequence
 from afterword.engine.batching.step import Span, Step
-from afterword.engine.draws import uniform
 from afterword.engine.sampler import Ids, Row, RowError, Sampler
 
 Score = tuple[float, Ids, npt.NDArray[np.float64]]

@@ -25,7 +25,7 @@ from afterword.core.errors import ConfigError, EngineUnavailable, UnspellableTex
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.guard import NativeError, UnspellableError, guarded, guards
 from afterword.engine.llama.machine import memory_limit
-from afterword.engine.llama.parts import part_paths
+from afterword.models.parts import part_paths
 
 if TYPE_CHECKING:
     import llama_cpp.llama_cpp

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.binding import LlamaModel, addition, lib
+from afterword.engine.llama.fair_lock import Turns
 from afterword.engine.llama.guard import NativeError, guarded
-from afterword.engine.llama.team import Turns
 from afterword.engine.sampler import Row
 
 State: TypeAlias = npt.NDArray[np.uint8]

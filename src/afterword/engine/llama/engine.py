@@ -17,9 +17,9 @@ from afterword.engine.llama.context import ContextOptions
 from afterword.engine.llama.loading import LIBRARY, EngineOptions, Loaded, kernels, load
 from afterword.engine.llama.machine import memory_limit
 from afterword.engine.llama.memory import ModelMemory, Opened, model_memory, open_context
-from afterword.engine.llama.notes import Notes
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, most_rows
 from afterword.engine.llama.vocab import LlamaTokenizer
+from afterword.models.notes import Notes
 
 _log = logging.getLogger("afterword.engine")
 _MOST_SLOTS = 8

@@ -16,7 +16,7 @@ import msgspec
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.binding import CHANGES, LlamaModel, multiply_row_by_row, system_info
 from afterword.engine.llama.machine import processor
-from afterword.engine.llama.notes import Notes
+from afterword.models.notes import Notes
 
 if TYPE_CHECKING:
     from afterword.engine.batching.runner import ModelRunner

@@ -1,0 +1,1 @@
+"""What each kind of server speaks: one file for each kind."""

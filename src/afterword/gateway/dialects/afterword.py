@@ -1,0 +1,83 @@
+"""Afterword in front of Afterword."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlencode
+
+import msgspec
+
+from afterword.core.job import Job
+from afterword.core.wire import Vocabulary
+from afterword.gateway.dialects.chunks import Choice, Speller, piece_of
+from afterword.gateway.dialects.completions import CompletionsDialect, body_of
+from afterword.gateway.dialects.dialect import AnyTokenizer, Facts
+from afterword.gateway.dialects.routes import model_of
+from afterword.gateway.failures import StreamBroke
+from afterword.gateway.transport.api import Api
+
+
+class _Info(msgspec.Struct):
+    vocabulary: Vocabulary
+    chat_template: str | None = None
+
+
+class AfterwordDialect(CompletionsDialect):
+    """Afterword in front of Afterword: everything, exactly. Tokens are told by name."""
+
+    name = "afterword"
+    title = "Afterword"
+    notes: Mapping[str, str] = {"seed": "yes, with the promise of those behind"}
+
+    async def survey(self, api: Api, name: str) -> Facts:
+        """See ``Dialect``."""
+        model = await model_of(api, name)
+        facts = model.afterword
+        query = urlencode({"vocabulary": "true", "model": model.id})
+        path = f"{api.address.root}/tokenizer_info?{query}"
+        info = await api.get(path, _Info)
+        try:
+            return Facts(
+                model=model.id,
+                context_tokens=int(facts["context_tokens"]),
+                max_logprobs=int(facts["max_logprobs"]),
+                identity=str(facts["system_fingerprint"]),
+                batch_invariant=bool(facts["batch_invariant"]),
+                vocabulary=info.vocabulary,
+                chat_template=info.chat_template,
+            )
+        except (KeyError, ValueError):
+            raise StreamBroke("its models are not described as Afterword describes them") from None
+
+    def request(
+        self,
+        api: Api,
+        job: Job,
+        seqs: Sequence[int],
+        facts: Facts,
+        tokenizer: AnyTokenizer,  # noqa: ARG002 - ids need none
+    ) -> tuple[str, object]:
+        """See ``Dialect``."""
+        sampling = job.sampling
+        body = body_of(job, seqs, facts, list(job.prompt_ids)) | {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "min_tokens": sampling.min_tokens,
+            "ignore_eos": sampling.ignore_eos,
+            "seed": job.seed,
+            # Names of tokens come with their log-probabilities.
+            "logprobs": max(job.logprobs or 0, job.prompt_logprobs or 0),
+            "echo": job.prompt_logprobs is not None,
+        }
+        return f"{api.address.base}/completions", body
+
+    def _speller(self, tokenizer: AnyTokenizer) -> Speller:
+        def named(choice: Choice) -> list[int]:
+            return [] if choice.logprobs is None else [id_of(t) for t in choice.logprobs.tokens]
+
+        def id_of(token: str) -> int:
+            return tokenizer.id_of(piece_of(token))
+
+        return Speller(named, id_of)

@@ -1,0 +1,200 @@
+"""Streams of ``/v1/completions`` as they come: the shape of a chunk, and what reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from afterword.core.job import Event, FinishReason, Job
+from afterword.gateway.dialects.stream_reader import Part, Reading, Top, reason_of, scored_prompt
+from afterword.gateway.failures import StreamBroke
+from afterword.gateway.transport.api import failure_in_stream
+
+
+class ChoiceLogprobs(msgspec.Struct):
+    """Log-probabilities of a choice's new tokens; with ``echo`` the prompt's come first."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class Choice(msgspec.Struct):
+    """What a chunk adds to one choice."""
+
+    index: int = 0
+    text: str = ""
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class _Cached(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class ChunkUsage(msgspec.Struct):
+    """The upstream's own count."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Cached | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[Choice] = []
+    usage: ChunkUsage | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
+
+
+class Speller(msgspec.Struct, frozen=True):
+    """Ids of a choice's tokens, and the id that a name in its log-probabilities means."""
+
+    ids: Callable[[Choice], list[int]]
+    id_of: Callable[[str], int]
+
+
+class ChunkReader:
+    """Reads chunks. With ``echo`` the first chunk of each choice has the prompt's entries."""
+
+    def __init__(self, reading: Reading, job: Job, speller: Speller) -> None:
+        self._reading = reading
+        self._job = job
+        self._speller = speller
+        self._echoed: set[int] = set()
+
+    @property
+    def over(self) -> bool:
+        """See ``Reader``."""
+        return self._reading.over
+
+    def close(self, seq: int) -> None:
+        """See ``Reader``."""
+        self._reading.close(seq)
+
+    def read(self, payload: bytes) -> list[Event]:
+        """See ``Reader``."""
+        try:
+            chunk = _decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise StreamBroke("it sent an event that is no chunk") from None
+        if chunk.error is not None:
+            raise failure_in_stream(chunk.error)
+        events: list[Event] = []
+        for choice in chunk.choices:
+            part = (
+                self._bare(choice) if self._job.logprobs is None else self._scored(choice, events)
+            )
+            if not self._reading.begun:
+                events += self._reading.prefilled()
+            events += self._taken(part)
+        if chunk.usage is not None and not chunk.choices:
+            events += self._counted(chunk.usage)
+        return events
+
+    def done(self) -> list[Event]:
+        """See ``Reader``."""
+        if not self._reading.over:
+            raise StreamBroke("it ended its stream without ending its choices")
+        return []
+
+    def _taken(self, part: Part) -> list[Event]:
+        return self._reading.sampled(part)
+
+    def _counted(self, usage: ChunkUsage) -> list[Event]:
+        details = usage.prompt_tokens_details
+        cached = (details.cached_tokens or 0) if details is not None else 0
+        return [self._reading.counted(usage.prompt_tokens, cached)]
+
+    def _bare(self, choice: Choice) -> Part:
+        """What a choice adds where no log-probabilities were asked for."""
+        seq = self._reading.seq(choice.index)
+        return Part(seq, self._speller.ids(choice), [], [], choice.finish_reason)
+
+    def _scored(self, choice: Choice, events: list[Event]) -> Part:
+        """What a choice adds with its log-probabilities; those of the prompt go to ``events``."""
+        part = self._bare(choice)
+        if choice.logprobs is None:
+            if part.ids:
+                raise StreamBroke("it sent tokens without the log-probabilities asked for")
+            return part
+        logprobs, tops = self._scores(choice.logprobs)
+        k = self._job.prompt_logprobs
+        if k is not None and part.seq not in self._echoed:
+            self._echoed.add(part.seq)
+            prompt = len(self._job.prompt_ids)
+            if len(logprobs) < prompt:
+                raise StreamBroke("it did not score the whole prompt")
+            scored = scored_prompt(logprobs[1:prompt], tops[1:prompt], k)
+            events += self._reading.prefilled(scored)
+            logprobs, tops = logprobs[prompt:], tops[prompt:]
+            # Ids beside the log-probabilities are of generated tokens alone.
+            part.ids = part.ids[-len(logprobs) :] if logprobs else []
+        if len(logprobs) != len(part.ids):
+            raise StreamBroke("its log-probabilities are not one for each token")
+        part.logprobs, part.tops = logprobs, tops
+        return part
+
+    def _scores(self, given: ChoiceLogprobs) -> tuple[list[float], list[Top]]:
+        values = [0.0 if value is None else value for value in given.token_logprobs]
+        id_of = self._speller.id_of
+        tops: list[Top] = [
+            [(id_of(name), value) for name, value in top.items()] if top else ()
+            for top in given.top_logprobs or [None] * len(values)
+        ]
+        return values, tops
+
+
+class LateReader(ChunkReader):
+    """Reads text: how many tokens it was is said only at the end, in the usage."""
+
+    def __init__(self, reading: Reading, job: Job, speller: Speller) -> None:
+        super().__init__(reading, job, speller)
+        self._reasons: dict[int, FinishReason] = {}
+        self._made: dict[int, int] = {}
+
+    def done(self) -> list[Event]:
+        """See ``Reader``."""
+        events = self._ends(None)
+        return events + super().done()
+
+    def _taken(self, part: Part) -> list[Event]:
+        if part.seq in self._reasons:
+            return []
+        if part.finish is not None:
+            self._reasons[part.seq] = reason_of(part.finish)
+            part.finish = None
+        self._made[part.seq] = self._made.get(part.seq, 0) + len(part.ids)
+        return self._reading.sampled(part)
+
+    def _counted(self, usage: ChunkUsage) -> list[Event]:
+        return super()._counted(usage) + self._ends(usage.completion_tokens)
+
+    def _ends(self, completion_tokens: int | None) -> list[Event]:
+        """The end of every choice; where several were counted together, the last has the rest."""
+        ends: list[Event] = []
+        reasons, self._reasons = self._reasons, {}
+        for at, (seq, reason) in enumerate(reasons.items(), 1):
+            if not self._reading.wants(seq):
+                continue
+            made = self._made[seq]
+            if completion_tokens is not None:
+                rest = sum(self._made[other] for other in list(reasons)[at:])
+                made = max(completion_tokens - rest, 0) if at == 1 else made
+            ends.append(self._reading.ended(seq, reason, made))
+        return ends
+
+
+def piece_of(token: str) -> bytes:
+    r"""The bytes of a token as the contract writes it: text, or ``bytes:\xe2\x80`` (L4)."""
+    if token.startswith("bytes:\\x"):
+        try:
+            return bytes.fromhex(token[6:].replace("\\x", ""))
+        except ValueError:
+            return token.encode()
+    return token.encode()

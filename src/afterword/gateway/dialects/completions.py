@@ -1,0 +1,68 @@
+"""What the upstreams have in common that speak ``/v1/completions`` themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from afterword.core.job import Job
+from afterword.gateway.dialects.chunks import ChunkReader, Speller
+from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, Reader
+from afterword.gateway.dialects.routes import encode
+from afterword.gateway.dialects.stream_reader import Reading
+from afterword.gateway.transport.api import Api
+
+
+class CompletionsDialect:
+    """What they have in common."""
+
+    name = ""
+    title = ""
+    takes_names_as_text = False
+    lacks: Mapping[str, str] = {}
+    notes: Mapping[str, str] = {}
+
+    def health(self, api: Api) -> str:
+        """See ``Dialect``."""
+        return f"{api.address.root}/health"
+
+    async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - names are cut beforehand
+        """See ``Dialect``."""
+        return await encode(api, model, text)
+
+    def groups(self, job: Job) -> Sequence[Sequence[int]]:
+        """See ``Dialect``."""
+        return [range(job.n)]
+
+    def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
+        """See ``Dialect``."""
+        return ChunkReader(
+            Reading(index, job, seqs, tokenizer.end_ids), job, self._speller(tokenizer)
+        )
+
+    def _speller(self, tokenizer: AnyTokenizer) -> Speller:
+        raise NotImplementedError
+
+
+def body_of(
+    job: Job, seqs: Sequence[int], facts: Facts, prompt: str | list[int] | None
+) -> dict[str, Any]:
+    """The fields that all of them know."""
+    sampling = job.sampling
+    body: dict[str, Any] = {
+        "model": facts.model,
+        "prompt": prompt,
+        "max_tokens": job.max_tokens,
+        "n": len(seqs),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if prompt is None:
+        del body["prompt"]
+    if sampling.presence_penalty:
+        body["presence_penalty"] = sampling.presence_penalty
+    if sampling.frequency_penalty:
+        body["frequency_penalty"] = sampling.frequency_penalty
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    return body

@@ -1,0 +1,263 @@
+"""llama-server, by the source that llama-cpp-python 0.3.36 carries: its own ``/completion``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from afterword.core.draws import mix64
+from afterword.core.job import Event, Job
+from afterword.gateway.dialects.dialect import (
+    AnyTokenizer,
+    Facts,
+    Reader,
+    chosen,
+    identity,
+    is_greedy,
+)
+from afterword.gateway.dialects.introspection import survey_vocabulary
+from afterword.gateway.dialects.single import SingleReader
+from afterword.gateway.dialects.stream_reader import Part, Reading, Top
+from afterword.gateway.failures import StreamBroke
+from afterword.gateway.transport.api import Api, failure_in_stream
+from afterword.gateway.vocabulary import RemoteTokenizer
+
+_MOST_LOGPROBS = 1000
+_LOWEST = -9999.0
+_SAMPLERS = ["temperature", "top_k", "top_p", "min_p"]
+"""The contract's order; the server's own has the temperature last."""
+
+
+class _Top(msgspec.Struct):
+    id: int
+    logprob: float
+
+
+class _Scored(msgspec.Struct):
+    id: int
+    logprob: float
+    top_logprobs: list[_Top] = []
+
+
+class _Timings(msgspec.Struct):
+    cache_n: int = 0
+
+
+class _Partial(msgspec.Struct):
+    content: str = ""
+    tokens: list[int] = []
+    stop: bool = False
+    stop_type: str = "none"
+    tokens_predicted: int = 0
+    tokens_evaluated: int = 0
+    completion_probabilities: list[_Scored] = []
+    timings: _Timings | None = None
+    error: Any = None
+
+
+class _Meta(msgspec.Struct):
+    n_vocab: int
+    n_params: int = 0
+    size: int = 0
+
+
+class _Listed(msgspec.Struct):
+    id: str
+    meta: _Meta
+
+
+class _Models(msgspec.Struct):
+    data: list[_Listed]
+
+
+class _Defaults(msgspec.Struct):
+    n_ctx: int
+
+
+class _Props(msgspec.Struct):
+    default_generation_settings: _Defaults
+    build_info: str = ""
+    model_path: str = ""
+    chat_template: str = ""
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Content(msgspec.Struct):
+    content: str
+
+
+_decode = msgspec.json.Decoder(_Partial).decode
+
+
+class LlamacppDialect:
+    """llama-server: ids and log-probabilities in its own stream, no scores of prompts."""
+
+    name = "llamacpp"
+    title = "llama-server"
+    takes_names_as_text = True
+    lacks: Mapping[str, str] = {
+        "scoring": "does not score prompts",
+        "penalties": "counts the prompt's tokens too",
+        "min_tokens": "does not know it",
+        "ignore_eos": "bans end tokens instead of going on after them",
+    }
+    notes: Mapping[str, str] = {
+        "bytes": "yes; -9999.0 for tokens that end inside a character, which it does not tell",
+        "seed": "32 bits of it, one stream at a time",
+    }
+
+    def health(self, api: Api) -> str:
+        """Answers 503 while the model is loaded."""
+        return f"{api.address.root}/health"
+
+    async def survey(self, api: Api, name: str) -> Facts:
+        """See ``Dialect``."""
+        root = api.address.root
+        listed = (await api.get(f"{api.address.base}/models", _Models)).data
+        model = next(m for m in listed if m.id == chosen([m.id for m in listed], api, name))
+        props = await api.get(f"{root}/props", _Props)
+
+        async def spell(ids: Sequence[int]) -> str:
+            return (await api.post(f"{root}/detokenize", {"tokens": list(ids)}, _Content)).content
+
+        async def encode(text: str, *, add_special: bool = False) -> list[int]:
+            body = {"content": text, "add_special": add_special, "parse_special": True}
+            return (await api.post(f"{root}/tokenize", body, _Tokens)).tokens
+
+        meta = model.meta
+        return Facts(
+            # It calls a model by the path of its file, which is nobody's business.
+            model=model.id.rsplit("/", 1)[-1],
+            context_tokens=props.default_generation_settings.n_ctx,
+            max_logprobs=_MOST_LOGPROBS,
+            identity=identity(
+                self.name, props.build_info, props.model_path, meta.n_params, meta.size
+            ),
+            vocabulary=await survey_vocabulary(spell, encode, size=meta.n_vocab),
+            chat_template=props.chat_template or None,
+        )
+
+    async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - it serves one
+        """See ``Dialect``."""
+        body = {"content": text, "add_special": False, "parse_special": parse_special}
+        return (await api.post(f"{api.address.root}/tokenize", body, _Tokens)).tokens
+
+    def groups(self, job: Job) -> Sequence[Sequence[int]]:
+        """Its ``n`` is limited by its slots."""
+        return [[seq] for seq in range(job.n)]
+
+    def request(
+        self,
+        api: Api,
+        job: Job,
+        seqs: Sequence[int],
+        facts: Facts,  # noqa: ARG002 - it serves one model
+        tokenizer: AnyTokenizer,  # noqa: ARG002 - ids need none
+    ) -> tuple[str, object]:
+        """See ``Dialect``."""
+        sampling = job.sampling
+        body: dict[str, Any] = {
+            "prompt": list(job.prompt_ids),
+            "n_predict": job.max_tokens,
+            "stream": True,
+            "cache_prompt": True,
+            "return_tokens": True,
+            "samplers": _SAMPLERS,
+            "temperature": 0 if is_greedy(job) else sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p or 1,
+            "min_p": sampling.min_p,
+            "repeat_penalty": 1,
+            # Siblings need seeds of their own; there are 32 bits, the highest value is "random".
+            "seed": mix64(mix64(job.seed) ^ seqs[0]) % (2**32 - 1),
+        }
+        if sampling.logit_bias:
+            body["logit_bias"] = [
+                [token, False if bias <= -100 else bias] for token, bias in sampling.logit_bias
+            ]
+        if job.logprobs is not None:
+            body["n_probs"] = max(job.logprobs, 1)
+        return f"{api.address.root}/completion", body
+
+    def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
+        """See ``Dialect``."""
+        assert isinstance(tokenizer, RemoteTokenizer)  # noqa: S101 - it has a vocabulary
+        return _Reader(Reading(index, job, seqs, tokenizer.end_ids), job, seqs[0], tokenizer)
+
+
+class _Reader(SingleReader):
+    """Reads partial results. The server does not tell of tokens that end inside a character.
+
+    They show in ``tokens_predicted``, and their bytes in the text that completes the character.
+    """
+
+    def __init__(self, reading: Reading, job: Job, seq: int, tokenizer: RemoteTokenizer) -> None:
+        super().__init__(reading, job, seq, tokenizer)
+        self._held: Part | None = None
+
+    def read(self, payload: bytes) -> list[Event]:
+        """See ``Reader``."""
+        try:
+            partial = _decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise StreamBroke("it sent an event that is no part of a completion") from None
+        if partial.error is not None:
+            raise failure_in_stream(partial.error)
+        events = self._reading.prefilled()
+        ids, logprobs, tops = self._untold(partial)
+        ids += partial.tokens
+        if self._job.logprobs is not None:
+            for scored in partial.completion_probabilities:
+                logprobs.append(max(scored.logprob, _LOWEST))
+                tops.append([(t.id, max(t.logprob, _LOWEST)) for t in scored.top_logprobs])
+            if len(logprobs) != len(ids):
+                raise StreamBroke("its log-probabilities are not one for each token")
+        self._told += len(ids)
+        finish = partial.stop_type if partial.stop else None
+        if self._held is not None:
+            events += self._released(self._held, ended=finish == "eos" and not ids)
+        part = Part(self._seq, ids, logprobs, tops, finish)
+        self._held = part if self._may_end(partial) else None
+        if self._held is None:
+            events += self._reading.sampled(part)
+        if partial.stop and partial.timings is not None:
+            events.append(self._reading.counted(partial.tokens_evaluated, partial.timings.cache_n))
+        return events
+
+    def _may_end(self, partial: _Partial) -> bool:
+        """Whether a part has a token without text, which is an end token if the end comes next."""
+        if partial.stop or partial.content or len(partial.tokens) != 1:
+            return False
+        (token,) = partial.tokens
+        return bool(self._tokenizer.pieces[token]) and token not in self._tokenizer.end_ids
+
+    def _released(self, held: Part, *, ended: bool) -> list[Event]:
+        if ended:
+            held.ids[-1] = self._tokenizer.end(held.ids[-1])
+        return self._reading.sampled(held)
+
+    def _untold(self, partial: _Partial) -> tuple[list[int], list[float], list[Top]]:
+        """Tokens that the server passed over in silence before those of this part."""
+        missing = partial.tokens_predicted - self._told - len(partial.tokens)
+        if missing <= 0:
+            return [], [], []
+        tokenizer = self._tokenizer
+        if partial.stop:
+            # The text ended inside a character, whose bytes nobody will tell.
+            ids = tokenizer.spelling(b"", missing)
+            if partial.stop_type == "eos" and tokenizer.declared_end_ids:
+                ids[-1] = min(tokenizer.declared_end_ids)
+        else:
+            last = b"".join(
+                tokenizer.pieces[i] for i in partial.tokens if i not in tokenizer.end_ids
+            )
+            spelled = partial.content.encode()
+            ids = tokenizer.spelling(spelled[: len(spelled) - len(last)], missing)
+        scored = self._job.logprobs is not None
+        nothing: list[Top] = [()] * missing
+        return ids, [_LOWEST] * missing if scored else [], nothing if scored else []

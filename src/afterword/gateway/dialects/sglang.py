@@ -1,0 +1,206 @@
+"""SGLang, by its source (0.5.23): its own ``/generate``, which tells ids and scores prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from afterword.core.job import Event, Job
+from afterword.gateway.dialects.dialect import (
+    AnyTokenizer,
+    Facts,
+    Reader,
+    identity,
+    is_greedy,
+)
+from afterword.gateway.dialects.routes import encode, facts_of, model_of
+from afterword.gateway.dialects.single import SingleReader
+from afterword.gateway.dialects.stream_reader import Part, Reading, Top, scored_prompt
+from afterword.gateway.failures import Refused, StreamBroke
+from afterword.gateway.transport.api import Api, failure_in_stream
+from afterword.gateway.vocabulary import RemoteTokenizer
+
+_MOST_LOGPROBS = 1000
+_Entry = tuple[float | None, int, str | None]
+"""Log-probability, id and perhaps text."""
+
+
+class _Server(msgspec.Struct):
+    version: str = ""
+
+
+class _Text(msgspec.Struct):
+    text: str
+
+
+class _Finish(msgspec.Struct):
+    type: str
+    status_code: int | None = None
+    message: str = ""
+
+
+class _Meta(msgspec.Struct):
+    finish_reason: _Finish | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    input_token_logprobs: list[_Entry] | None = None
+    input_top_logprobs: list[list[_Entry] | None] | None = None
+    output_token_logprobs: list[_Entry] | None = None
+    output_top_logprobs: list[list[_Entry] | None] | None = None
+
+
+class _Output(msgspec.Struct):
+    output_ids: list[int] = []
+    meta_info: _Meta = msgspec.field(default_factory=_Meta)
+    index: int = 0
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Output).decode
+
+
+class SglangDialect:
+    """SGLang: everything, but for seeds, which it keeps only where it is started to."""
+
+    name = "sglang"
+    title = "SGLang"
+    takes_names_as_text = False
+    lacks: Mapping[str, str] = {}
+    notes: Mapping[str, str] = {"seed": "with its `--enable-deterministic-inference`"}
+
+    def health(self, api: Api) -> str:
+        """See ``Dialect``."""
+        return f"{api.address.root}/health"
+
+    async def survey(self, api: Api, name: str) -> Facts:
+        """See ``Dialect``."""
+        model = await model_of(api, name)
+        root = api.address.root
+        version = (await api.get(f"{root}/server_info", _Server)).version
+
+        async def spell(ids: Sequence[int]) -> str:
+            body = {"model": model.id, "tokens": list(ids), "skip_special_tokens": False}
+            return (await api.post(f"{root}/detokenize", body, _Text)).text
+
+        return await facts_of(
+            api,
+            model,
+            identity=identity(self.name, version, model.id, model.root),
+            max_logprobs=_MOST_LOGPROBS,
+            spell=spell,
+        )
+
+    async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - names are cut beforehand
+        """See ``Dialect``."""
+        return await encode(api, model, text)
+
+    def groups(self, job: Job) -> Sequence[Sequence[int]]:
+        """One each: its siblings share a seed."""
+        return [[seq] for seq in range(job.n)]
+
+    def request(
+        self,
+        api: Api,
+        job: Job,
+        seqs: Sequence[int],
+        facts: Facts,  # noqa: ARG002 - it serves one model
+        tokenizer: AnyTokenizer,  # noqa: ARG002 - ids need none
+    ) -> tuple[str, object]:
+        """See ``Dialect``."""
+        sampling = job.sampling
+        greedy = is_greedy(job)
+        params: dict[str, Any] = {
+            "max_new_tokens": job.max_tokens,
+            "temperature": 0 if greedy else sampling.temperature,
+            "top_p": 1 if greedy else sampling.top_p,
+            "top_k": sampling.top_k if sampling.top_k > 0 and not greedy else -1,
+            "min_p": 0 if greedy else sampling.min_p,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "repetition_penalty": 1,
+            "min_new_tokens": sampling.min_tokens,
+            "ignore_eos": sampling.ignore_eos,
+            "sampling_seed": (job.seed + seqs[0]) % 2**31,
+        }
+        if sampling.logit_bias:
+            params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+        body: dict[str, Any] = {
+            "input_ids": list(job.prompt_ids),
+            "sampling_params": params,
+            "stream": True,
+        }
+        if job.logprobs is not None:
+            body |= {
+                "return_logprob": True,
+                "top_logprobs_num": max(job.logprobs, job.prompt_logprobs or 0),
+                "logprob_start_len": -1 if job.prompt_logprobs is None else 0,
+            }
+        return f"{api.address.root}/generate", body
+
+    def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
+        """See ``Dialect``."""
+        assert isinstance(tokenizer, RemoteTokenizer)  # noqa: S101 - it has a vocabulary
+        return _Reader(Reading(index, job, seqs, tokenizer.end_ids), job, seqs[0], tokenizer)
+
+
+class _Reader(SingleReader):
+    """Reads outputs. Each tells all tokens so far, or with an option of the server the new ones."""
+
+    def read(self, payload: bytes) -> list[Event]:
+        """See ``Reader``."""
+        try:
+            output = _decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise StreamBroke("it sent an event that is no output") from None
+        if output.error is not None:
+            raise failure_in_stream(output.error)
+        meta = output.meta_info
+        finish = meta.finish_reason
+        if finish is not None and finish.type == "abort":
+            raise Refused("it aborted the request")
+        new = max(meta.completion_tokens - self._told, 0)
+        self._told += new
+        ids = _last(output.output_ids, new)
+        if finish is not None and finish.type == "stop" and ids:
+            ids[-1] = self._tokenizer.end(ids[-1])
+        logprobs: list[float] = []
+        tops: list[Top] = []
+        if self._job.logprobs is not None and new:
+            logprobs = [_value(entry) for entry in _last(meta.output_token_logprobs or [], new)]
+            tops = _tops(_last(meta.output_top_logprobs or [None] * new, new))
+            if len(logprobs) != len(ids) or len(tops) != len(ids):
+                raise StreamBroke("its log-probabilities are not one for each token")
+        events = self._prefilled(meta)
+        events += self._reading.sampled(
+            Part(self._seq, ids, logprobs, tops, None if finish is None else finish.type)
+        )
+        if finish is not None:
+            events.append(self._reading.counted(meta.prompt_tokens, meta.cached_tokens))
+        return events
+
+    def _prefilled(self, meta: _Meta) -> list[Event]:
+        k = self._job.prompt_logprobs
+        if k is None or self._reading.begun:
+            return self._reading.prefilled()
+        prompt = len(self._job.prompt_ids)
+        entries = meta.input_token_logprobs or []
+        if len(entries) < prompt:
+            raise StreamBroke("it did not score the whole prompt")
+        values = [_value(entry) for entry in entries[1:prompt]]
+        tops = _tops((meta.input_top_logprobs or [None] * prompt)[1:prompt])
+        return self._reading.prefilled(scored_prompt(values, tops, k))
+
+
+def _last(items: list[Any], count: int) -> list[Any]:
+    return items[-count:] if count else []
+
+
+def _value(entry: _Entry) -> float:
+    return 0.0 if entry[0] is None else entry[0]
+
+
+def _tops(entries: Sequence[list[_Entry] | None]) -> list[Top]:
+    return [[(i, value or 0.0) for value, i, *_ in top] if top else () for top in entries]

@@ -1,0 +1,34 @@
+"""What readers have in common whose request is for one sequence of a server with a vocabulary."""
+
+from __future__ import annotations
+
+from afterword.core.job import Event, Job
+from afterword.gateway.dialects.stream_reader import Reading
+from afterword.gateway.failures import StreamBroke
+from afterword.gateway.vocabulary import RemoteTokenizer
+
+
+class SingleReader:
+    """A ``Reader`` but for ``read``; ``_told`` counts the tokens that it has told."""
+
+    def __init__(self, reading: Reading, job: Job, seq: int, tokenizer: RemoteTokenizer) -> None:
+        self._reading = reading
+        self._job = job
+        self._seq = seq
+        self._tokenizer = tokenizer
+        self._told = 0
+
+    @property
+    def over(self) -> bool:
+        """See ``Reader``."""
+        return self._reading.over
+
+    def close(self, seq: int) -> None:
+        """See ``Reader``."""
+        self._reading.close(seq)
+
+    def done(self) -> list[Event]:
+        """See ``Reader``."""
+        if not self._reading.over:
+            raise StreamBroke("it ended its stream without ending its choice")
+        return []

@@ -1,0 +1,165 @@
+"""What an upstream's events mean: the frame that all dialects fill in."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import msgspec
+
+from afterword.core.job import (
+    Counted,
+    Ended,
+    Event,
+    FinishReason,
+    Job,
+    Prefilled,
+    Sampled,
+    ScoredPrompt,
+)
+from afterword.gateway.failures import StreamBroke
+
+Top = Sequence[tuple[int, float]]
+"""Ids and log-probabilities, in any order."""
+
+
+class Part(msgspec.Struct):
+    """What one event says of one sequence.
+
+    ``logprobs`` and ``tops`` are as long as ``ids``, or empty where none were asked for.
+    """
+
+    seq: int
+    ids: list[int]
+    logprobs: list[float]
+    tops: list[Top]
+    finish: str | None = None
+
+
+class Reading:
+    """Folds the parts of some sequences of a job into events; ends what has to end.
+
+    ``index`` is what events call the job; ``seqs`` are the siblings that the request asked
+    for, in the upstream's order. Invariant: after its ``Ended`` nothing is said of a sequence.
+    """
+
+    def __init__(self, index: int, job: Job, seqs: Sequence[int], end_ids: frozenset[int]) -> None:
+        self._index = index
+        self._job = job
+        self._seqs = seqs
+        self._made = dict.fromkeys(seqs, 0)
+        self._open = set(seqs)
+        self._prefilled = False
+        # Of all events where no scores are asked for; extended with one another they stay empty.
+        self._unscored = (array("d"), array("i"), array("d"))
+        ends = end_ids if not job.sampling.ignore_eos else frozenset()
+        self._end_ids = ends.union(job.extra_end_ids)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is wanted."""
+        return not self._open
+
+    @property
+    def begun(self) -> bool:
+        """Whether the event that comes first was given."""
+        return self._prefilled
+
+    def wants(self, seq: int) -> bool:
+        """Whether a sequence goes on."""
+        return seq in self._open
+
+    def close(self, seq: int) -> None:
+        """Nothing more is wanted of a sequence."""
+        self._open.discard(seq)
+
+    def seq(self, index: int) -> int:
+        """The sibling that an upstream's index means."""
+        if not 0 <= index < len(self._seqs):
+            raise StreamBroke("it answered with a choice that nobody asked for")
+        return self._seqs[index]
+
+    def prefilled(self, scored: ScoredPrompt | None = None) -> list[Event]:
+        """The event that comes first."""
+        if self._prefilled:
+            return []
+        self._prefilled = True
+        return [Prefilled(self._index, len(self._job.prompt_ids), 0, scored)]
+
+    def counted(self, prompt_tokens: int, cached_tokens: int) -> Event:
+        """What the upstream counted of the prompt."""
+        return Counted(self._index, prompt_tokens, cached_tokens)
+
+    def sampled(self, part: Part) -> list[Event]:
+        """The events of a part."""
+        if part.seq not in self._open:
+            return []
+        events: list[Event] = []
+        count, reason = self._cut(part)
+        if count:
+            self._made[part.seq] += count
+            events.append(self._sampled(part, count))
+        if reason is not None:
+            events.append(self.ended(part.seq, reason))
+        return events
+
+    def ended(self, seq: int, reason: FinishReason, made: int | None = None) -> Event:
+        """The end of a sequence; ``made`` is the upstream's own count, where it has one."""
+        self._open.discard(seq)
+        return Ended(self._index, seq, reason, self._made[seq] if made is None else made)
+
+    def _cut(self, part: Part) -> tuple[int, FinishReason | None]:
+        """How many of a part's tokens count, and whether the sequence ends with them."""
+        left = self._job.max_tokens - self._made[part.seq]
+        ids = part.ids
+        if not self._end_ids.isdisjoint(ids):
+            for at, token in enumerate(ids[:left], 1):
+                if token in self._end_ids:
+                    return at, "stop"
+        if part.finish is not None:
+            return min(len(ids), left), reason_of(part.finish)
+        if len(ids) < left:
+            return len(ids), None
+        return (left, "length") if left else (0, None)
+
+    def _sampled(self, part: Part, count: int) -> Sampled:
+        k = self._job.logprobs
+        tokens = array("i", part.ids[:count])
+        if k is None:
+            return Sampled(self._index, part.seq, tokens, *self._unscored)
+        # Arrays of their own: the mailbox extends them.
+        logprobs, top_ids, top_logprobs = array("d", part.logprobs[:count]), array("i"), array("d")
+        for top in part.tops[:count]:
+            add_top(top, k, top_ids, top_logprobs)
+        return Sampled(self._index, part.seq, tokens, logprobs, top_ids, top_logprobs)
+
+
+def scored_prompt(logprobs: Sequence[float], tops: Sequence[Top], k: int) -> ScoredPrompt:
+    """Scores of a prompt's tokens after the first."""
+    top_ids, top_logprobs = array("i"), array("d")
+    for top in tops:
+        add_top(top, k, top_ids, top_logprobs)
+    return ScoredPrompt(array("d", logprobs), top_ids, top_logprobs)
+
+
+def add_top(top: Top, k: int, ids: array[int], logprobs: array[float]) -> None:
+    """The k likeliest, likeliest first; -1 fills up where an upstream told of fewer."""
+    if not k:
+        return
+    likeliest = sorted(top, key=_by_likelihood)[:k]
+    missing = k - len(likeliest)
+    ids.extend([token for token, _ in likeliest] + [-1] * missing)
+    logprobs.extend([logprob for _, logprob in likeliest] + [0.0] * missing)
+
+
+def _by_likelihood(entry: tuple[int, float]) -> tuple[float, int]:
+    return -entry[1], entry[0]
+
+
+def reason_of(finish: str) -> FinishReason:
+    """An upstream's reason in the contract's words (A3)."""
+    if finish in {"stop", "eos", "eos_token", "stop_sequence"}:
+        return "stop"
+    if finish in {"length", "limit", "max_tokens"}:
+        return "length"
+    raise StreamBroke(f"it ended a choice with {finish[:40]!r}")

@@ -1,0 +1,169 @@
+"""An engine that is other servers: jobs become requests, their streams become events."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from afterword.core.errors import ConfigError, EngineOverloaded, EngineUnavailable
+from afterword.core.job import Job
+from afterword.core.protocols import EngineCard, EngineStats
+from afterword.gateway.address import Address
+from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, identity, refuse
+from afterword.gateway.dialects.registry import DIALECTS
+from afterword.gateway.generation import Counts, RemoteGeneration, nobody_left
+from afterword.gateway.pool.pool import Pool, PoolOptions
+from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
+
+_RETRY_AFTER_S = 1
+
+
+async def open_remote(
+    name: str, addresses: Sequence[Address], *, options: PoolOptions, max_waiting: int = 256
+) -> RemoteEngine:
+    """Ask the upstreams what they are, and stand in front of them. Raises ``ConfigError``."""
+    dialect = DIALECTS[addresses[0].dialect]
+    pool = Pool(name, dialect, addresses, options)
+    try:
+        found = await pool.survey()
+        engine = RemoteEngine(pool, found, max_waiting=max_waiting)
+        pool.watch()
+    except BaseException:
+        await pool.aclose()
+        raise
+    return engine
+
+
+class RemoteEngine:
+    """An ``Engine`` over a pool of upstreams. All methods belong to the event loop's thread.
+
+    ``found`` are the facts of those that answered. At most ``max_waiting`` requests wait for
+    their first token; one more is refused.
+    """
+
+    def __init__(self, pool: Pool, found: Sequence[Facts], *, max_waiting: int) -> None:
+        self.pool = pool
+        self._facts = found[0]
+        self._max_waiting = max_waiting
+        self._generations: set[RemoteGeneration] = set()
+        self._closed = False
+        self.tokenizer: AnyTokenizer = self._tokenizer()
+        self.counts = Counts()
+        context = min(facts.context_tokens for facts in found)
+        self._facts = msgspec.structs.replace(found[0], context_tokens=context)
+        digest = identity(pool.dialect.name, *sorted({facts.identity for facts in found}))
+        self.card = EngineCard(
+            context_tokens=context,
+            fingerprint=f"fp_{digest[:10]}",
+            batch_invariant=all(facts.batch_invariant for facts in found),
+            details={
+                "engine": pool.dialect.title,
+                "upstreams": len(pool.upstreams),
+                "upstream_model": self._facts.model,
+            },
+        )
+        pool.admit_only(self._against)
+
+    def _tokenizer(self) -> AnyTokenizer:
+        facts, dialect = self._facts, self.pool.dialect
+        if facts.vocabulary is None:
+            origin = self.pool.upstreams[0].address.origin
+            return TextTokenizer(f"{dialect.title} at {origin} has no tokenizer.")
+        return RemoteTokenizer(
+            facts.vocabulary, chat_template=facts.chat_template, encode=self._ids_of
+        )
+
+    async def _ids_of(self, text: str, parse_special: bool) -> list[int]:
+        """Have a text tokenised; names of special tokens are text where they should be."""
+        dialect = self.pool.dialect
+        whole = parse_special or dialect.takes_names_as_text
+        parts = [text] if whole else self._without_names(text)
+        ids: list[int] = []
+        for part in parts:
+            ids += await self.pool.ask(
+                lambda upstream, facts, part=part: dialect.encode(  # type: ignore[misc]
+                    upstream.api, facts.model, part, parse_special=parse_special
+                )
+            )
+        return ids
+
+    def _without_names(self, text: str) -> list[str]:
+        """A text in parts, none of which has the whole name of a special token."""
+        pieces = self.tokenizer.pieces
+        names = [pieces[i].decode() for i in sorted(self.tokenizer.special_ids)]
+        found = [name for name in names if len(name) > 1 and name in text]
+        if not found:
+            return [text]
+        longest_first = sorted(found, key=len, reverse=True)
+        parts, start = [], 0
+        for match in re.finditer("|".join(map(re.escape, longest_first)), text):
+            parts.append(text[start : match.start() + 1])
+            start = match.start() + 1
+        return [*parts, text[start:]]
+
+    def _against(self, facts: Facts) -> str | None:
+        """Why an upstream cannot stand beside the first one."""
+        mine = self._facts
+        if facts.vocabulary != mine.vocabulary:
+            return "its vocabulary is another one"
+        if facts.context_tokens < mine.context_tokens:
+            return f"its context of {facts.context_tokens} tokens is shorter"
+        return None
+
+    def open(self, jobs: Sequence[Job]) -> RemoteGeneration:
+        """Admit the jobs of one request; see ``core.protocols.Engine``."""
+        if self._closed:
+            raise EngineUnavailable("The engine is not available.")
+        if not self.pool.healthy:
+            raise nobody_left(broke=False)
+        refuse(self.pool.dialect, self._facts, self.pool.upstreams[0].address.origin, jobs)
+        waiting = sum(not generation.begun for generation in self._generations)
+        if waiting >= self._max_waiting:
+            raise EngineOverloaded(
+                "The engine is currently overloaded, please try again later.",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self.pool.watch()
+        generation = RemoteGeneration(
+            self.pool, self.tokenizer, jobs, counts=self.counts, leave=self._leave
+        )
+        self._generations.add(generation)
+        return generation
+
+    def _leave(self, generation: RemoteGeneration) -> None:
+        """A generation is over."""
+        self._generations.discard(generation)
+        self.pool.drop_drained()
+
+    def healthy(self) -> bool:
+        """Whether some upstream answers."""
+        return self.pool.healthy and not self._closed
+
+    def stats(self) -> EngineStats:
+        """What goes on now; the upstreams' slots are their own."""
+        begun = [generation for generation in self._generations if generation.begun]
+        return EngineStats(
+            running_sequences=sum(generation.sequences for generation in begun),
+            waiting_sequences=sum(g.sequences for g in self._generations if not g.begun),
+            prefilled_tokens=self.counts.prompt_tokens - self.counts.cached_tokens,
+            cached_tokens=self.counts.cached_tokens,
+            generated_tokens=self.counts.generated_tokens,
+            upstreams=tuple(upstream.stats() for upstream in self.pool.upstreams),
+        )
+
+    async def retarget(self, addresses: Sequence[Address]) -> None:
+        """Serve from other addresses of the same dialect from now on; nothing is interrupted."""
+        if addresses[0].dialect != self.pool.dialect.name:
+            raise ConfigError(
+                f"model {self.pool.model}: another dialect needs another start of the server"
+            )
+        await self.pool.retarget(addresses)
+
+    async def aclose(self) -> None:
+        """Abort what runs, close connections. Idempotent."""
+        self._closed = True
+        for generation in list(self._generations):
+            generation.end(EngineUnavailable("The server is shutting down."))
+        await self.pool.aclose()

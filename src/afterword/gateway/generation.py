@@ -1,0 +1,254 @@
+"""One request of a client at its upstreams: attempts, another try, and what they give, merged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from afterword.core.errors import ApiError, EngineFailed, EngineUnavailable
+from afterword.core.job import Counted, Ended, Event, Job, Prefilled, Sampled
+from afterword.core.mailbox import Mailbox, MailboxReader
+from afterword.gateway.dialects.dialect import AnyTokenizer
+from afterword.gateway.failures import ClientsFault, Overloaded, Refused, UpstreamFailure
+from afterword.gateway.pool.attempt import Attempt
+from afterword.gateway.pool.pool import Pool
+from afterword.gateway.pool.prefixes import block_keys
+from afterword.gateway.pool.upstream import Upstream
+
+_encode = msgspec.json.Encoder().encode
+
+_MOST_TOGETHER = 64
+"""How many requests to upstreams one request of a client makes at a time."""
+_MOST_TRIES = 2
+
+
+class Counts:
+    """What went through, for the metrics."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generated_tokens = 0
+
+
+class RemoteGeneration(MailboxReader):
+    """The running jobs of one request; see ``core.protocols.Generation``.
+
+    ``leave`` is called when it is over.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        tokenizer: AnyTokenizer,
+        jobs: Sequence[Job],
+        *,
+        counts: Counts,
+        leave: Callable[[RemoteGeneration], None],
+    ) -> None:
+        super().__init__(Mailbox())
+        self._pool = pool
+        self._tokenizer = tokenizer
+        self._jobs = jobs
+        self._counts = counts
+        self._leave = leave
+        self._attempts: dict[tuple[int, int], Attempt] = {}
+        self._unwanted: set[tuple[int, int]] = set()
+        self._prefilled: set[int] = set()
+        self._counted: set[int] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.begun = False
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences the jobs have."""
+        return sum(job.n for job in self._jobs)
+
+    async def __aenter__(self) -> Self:
+        """Send the requests; returns when upstreams have taken those that go first."""
+        loop = asyncio.get_running_loop()
+        together = asyncio.Semaphore(_MOST_TOGETHER)
+        groups = self._pool.dialect.groups
+        units = [(i, job, seqs) for i, job in enumerate(self._jobs) for seqs in groups(job)]
+        self._left = len(units)
+        self._untaken = {(i, seqs[0]) for i, _, seqs in units[:_MOST_TOGETHER]}
+        self._admission = loop.create_future()
+        self._tasks = [loop.create_task(self._run(*unit, together)) for unit in units]
+        try:
+            await self._admission
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Abort what still runs."""
+        await self._stop()
+
+    def abort(self, job: int, seq: int) -> None:
+        """Stop one sibling. Where others share its request, only its tokens are dropped."""
+        self._unwanted.add((job, seq))
+        attempt = self._attempts.get((job, seq))
+        if attempt is not None:
+            attempt.close(seq)
+
+    def end(self, error: Exception) -> None:
+        """Nothing more comes but the error."""
+        self._mailbox.close(error)
+        for attempt in dict.fromkeys(self._attempts.values()):
+            attempt.abort()
+
+    async def _stop(self) -> None:
+        # Upstreams are left at once, not when the tasks get their turn.
+        for attempt in dict.fromkeys(self._attempts.values()):
+            attempt.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._leave(self)
+
+    async def _run(
+        self, index: int, job: Job, seqs: Sequence[int], together: asyncio.Semaphore
+    ) -> None:
+        """Have some siblings of a job made."""
+        try:
+            async with together:
+                await self._make(index, job, seqs)
+        except Exception as error:  # noqa: BLE001 - whoever reads the generation gets it
+            if self._admission.done():
+                self.end(error)
+            else:
+                self._admission.set_exception(error)
+        else:
+            self._taken(index, seqs)
+            self._left -= 1
+            if not self._left:
+                self._mailbox.close()
+
+    def _taken(self, index: int, seqs: Sequence[int]) -> None:
+        """An upstream works on some siblings."""
+        self._untaken.discard((index, seqs[0]))
+        if not self._untaken and not self._admission.done():
+            self._admission.set_result(None)
+
+    async def _make(self, index: int, job: Job, seqs: Sequence[int]) -> None:
+        if not job.max_tokens and job.prompt_logprobs is None:
+            ends: list[Event] = [Ended(index, seq, "length", 0) for seq in seqs]
+            self._emit([Prefilled(index, len(job.prompt_ids), 0, None), *ends])
+            return
+        pool = self._pool
+        until_s = asyncio.get_running_loop().time() + pool.options.patience_s
+        keys = block_keys(job.prompt_ids)
+        tried: list[Upstream] = []
+        last: UpstreamFailure | None = None
+        while len(tried) < _MOST_TRIES:
+            try:
+                upstream = await pool.choose(
+                    keys, len(job.prompt_ids), tried=tried, until_s=until_s
+                )
+            except EngineUnavailable:
+                break
+            try:
+                await self._try(upstream, index, job, seqs)
+            except Overloaded as failure:
+                pool.rest(upstream, failure)
+            except UpstreamFailure as failure:
+                await pool.examine(upstream, failure)
+                tried.append(upstream)
+                last = failure
+            else:
+                return
+        broke = isinstance(last, Refused) and any(upstream.up for upstream in tried)
+        raise nobody_left(broke=broke) from last
+
+    async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
+        """One attempt at one upstream. Raises ``UpstreamFailure`` only if it produced nothing."""
+        pool = self._pool
+        load = pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
+
+        def emit(events: list[Event]) -> None:
+            load.prefilled()
+            self._emit(events)
+
+        attempt = self._attempt(upstream, index, job, seqs, emit)
+        try:
+            await attempt.run()
+        except ClientsFault as fault:
+            raise fault.error from None
+        except UpstreamFailure as failure:
+            upstream.failures += 1
+            if not attempt.produced:
+                raise
+            pool.failed(upstream, failure)
+            raise EngineFailed("The server of this model broke off.") from failure
+        else:
+            upstream.answered()
+        finally:
+            load.end()
+            for seq in seqs:
+                self._attempts.pop((index, seq), None)
+
+    def _attempt(
+        self,
+        upstream: Upstream,
+        index: int,
+        job: Job,
+        seqs: Sequence[int],
+        emit: Callable[[list[Event]], None],
+    ) -> Attempt:
+        dialect, tokenizer = self._pool.dialect, self._tokenizer
+        assert upstream.facts is not None  # noqa: S101 - it is up
+        path, body = dialect.request(upstream.api, job, seqs, upstream.facts, tokenizer)
+        attempt = Attempt(
+            upstream.client,
+            upstream.client.request("POST", path, _encode(body)),
+            dialect.reader(index, job, seqs, tokenizer),
+            options=self._pool.options,
+            emit=emit,
+            admitted=lambda: self._taken(index, seqs),
+        )
+        for seq in seqs:
+            self._attempts[index, seq] = attempt
+            if (index, seq) in self._unwanted:
+                attempt.close(seq)
+        return attempt
+
+    def _emit(self, events: list[Event]) -> None:
+        """Pass events on. Requests for siblings of one job say all that its prompt is computed."""
+        self.begun = True
+        counts = self._counts
+        news: list[Event] = []
+        for event in events:
+            if isinstance(event, Sampled):
+                counts.generated_tokens += len(event.tokens)
+            elif not isinstance(event, Ended) and not self._is_first(event):
+                continue
+            news.append(event)
+        self._mailbox.put(news)
+
+    def _is_first(self, event: Prefilled | Counted) -> bool:
+        """Whether an event of a job as a whole is the first of its kind."""
+        seen = self._prefilled if isinstance(event, Prefilled) else self._counted
+        if event.job in seen:
+            return False
+        seen.add(event.job)
+        if isinstance(event, Counted):
+            self._counts.prompt_tokens += event.prompt_tokens
+            self._counts.cached_tokens += event.cached_tokens
+        return True
+
+
+def nobody_left(*, broke: bool) -> ApiError:
+    """What a client is told when no upstream is left: they fail at this request, or at all."""
+    if broke:
+        return EngineFailed("The server of this model failed.")
+    return EngineUnavailable("No server of this model can be reached.", retry_after_s=1)

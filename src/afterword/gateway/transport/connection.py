@@ -1,0 +1,254 @@
+"""HTTP/1.1 to one upstream: a protocol over a socket, without a task or a copy for each token.
+
+Why not a general client: see docs/decisions/0031.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from typing import Protocol
+
+import httptools
+import msgspec
+
+from afterword.gateway.address import Address
+from afterword.gateway.failures import ConnectFailed, StreamBroke
+
+_MOST_IDLE = 64
+_MOST_WHOLE_BYTES = 64 * 1024 * 1024
+
+
+class Head(msgspec.Struct, frozen=True):
+    """Status and headers of an answer, names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+
+
+class Receiver(Protocol):
+    """Who is told of an answer; called on the event loop as bytes come."""
+
+    def head(self, head: Head) -> None:
+        """Status and headers are here."""
+
+    def body(self, received: bytes) -> None:
+        """A part of the body."""
+
+    def end(self, error: StreamBroke | None) -> None:
+        """The answer is complete, or it broke off. Called once, and nothing after it."""
+
+
+class Connection(asyncio.Protocol):
+    """One socket, one exchange at a time. ``reusable`` once an answer ended in good order."""
+
+    def __init__(self) -> None:
+        self.reusable = True
+        self.answered = False
+        self._transport: asyncio.Transport | None = None
+        self._receiver: Receiver | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: dict[str, str] = {}
+        self._until_close = False
+
+    def send(self, request: bytes, receiver: Receiver) -> None:
+        """Send a whole request; ``receiver`` hears of its answer."""
+        self._receiver = receiver
+        self.answered = False
+        if self._transport is None or self._transport.is_closing():
+            self._finish(StreamBroke("the connection was closed"))
+            return
+        self._transport.write(request)
+
+    def abort(self) -> None:
+        """Close at once: the upstream sees that nobody listens. The receiver hears no more."""
+        self._receiver = None
+        self.reusable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        self._transport = transport  # type: ignore[assignment] # a stream's
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        self.answered = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.reusable = False
+            self._finish(StreamBroke("it sent something that is not HTTP"))
+            self.abort()
+
+    def eof_received(self) -> None:
+        """Called by the loop; the transport closes itself."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        self.reusable = False
+        whole = self._until_close and exc is None
+        self._finish(None if whole else StreamBroke("the connection broke off"))
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        self._headers = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        headers = self._headers
+        chunked = "chunked" in headers.get("transfer-encoding", "")
+        self._until_close = not chunked and "content-length" not in headers
+        if self._receiver is not None:
+            self._receiver.head(Head(self._parser.get_status_code(), self._headers))
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        if self._receiver is not None:
+            self._receiver.body(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        self.reusable = self.reusable and self._parser.should_keep_alive()
+        self._finish(None)
+
+    def _finish(self, error: StreamBroke | None) -> None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.end(error)
+
+
+class HttpClient:
+    """Connections to one upstream. Keeps what is idle, at most 64.
+
+    ``key`` goes into a header and nowhere else.
+    """
+
+    def __init__(self, address: Address, *, key: str | None, connect_s: float) -> None:
+        self._address = address
+        self._connect_s = connect_s
+        self._tls = ssl.create_default_context() if address.tls else None
+        self._idle: list[Connection] = []
+        self._closed = False
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        lines = [f"host: {host}:{address.port}", "user-agent: afterword", "accept: */*"]
+        if key is not None:
+            lines.append(f"authorization: Bearer {key}")
+        self._lines = "\r\n".join(lines)
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        """The bytes of a request."""
+        lines = f"{method} {path} HTTP/1.1\r\n{self._lines}\r\n"
+        if body is None:
+            return f"{lines}\r\n".encode()
+        kind = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        return f"{lines}{kind}".encode() + body
+
+    def take_idle(self) -> Connection | None:
+        """A connection that was used before; its upstream may have closed it meanwhile."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable:
+                return connection
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection. Raises ``ConnectFailed``."""
+        loop = asyncio.get_running_loop()
+        address = self._address
+        try:
+            async with asyncio.timeout(self._connect_s):
+                _, connection = await loop.create_connection(
+                    Connection, address.host, address.port, ssl=self._tls
+                )
+        except TimeoutError:
+            raise ConnectFailed(f"no connection within {self._connect_s:g} s") from None
+        except ssl.SSLCertVerificationError as error:
+            why = error.verify_message.rstrip(".")
+            raise ConnectFailed(f"its certificate is not accepted: {why}") from None
+        except ssl.SSLError as error:
+            raise ConnectFailed(f"TLS failed: {error.reason}") from None
+        except OSError as error:
+            # Errors of name resolution and of several addresses have no number that means anything.
+            reason = error.strerror if error.errno and error.strerror else "it cannot be reached"
+            raise ConnectFailed(reason.lower()) from None
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection for the next exchange, if it can be used again."""
+        if connection.reusable and not self._closed and len(self._idle) < _MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    async def exchange(
+        self, method: str, path: str, body: bytes | None = None, *, timeout_s: float
+    ) -> tuple[Head, bytes]:
+        """A whole answer. Raises ``ConnectFailed`` and ``StreamBroke``."""
+        request = self.request(method, path, body)
+        used = self.take_idle()
+        if used is not None:
+            try:
+                return await self._exchange(used, request, timeout_s)
+            except StreamBroke:
+                # A connection that the other side closed while it was idle says nothing of it.
+                if used.answered:
+                    raise
+        return await self._exchange(await self.connect(), request, timeout_s)
+
+    async def _exchange(
+        self, connection: Connection, request: bytes, timeout_s: float
+    ) -> tuple[Head, bytes]:
+        whole = _Whole()
+        try:
+            async with asyncio.timeout(timeout_s):
+                connection.send(request, whole)
+                answer = await whole.done
+        except TimeoutError:
+            raise StreamBroke(f"no answer within {timeout_s:g} s") from None
+        finally:
+            if whole.done.done() and not whole.done.cancelled():
+                self.give_back(connection)
+            else:
+                connection.abort()
+        return answer
+
+    def close(self) -> None:
+        """Close what is idle, and from now on what is given back."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().abort()
+
+
+class _Whole:
+    """Collects an answer."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[tuple[Head, bytes]]
+        self.done = asyncio.get_running_loop().create_future()
+        self._head: Head | None = None
+        self._parts: list[bytes] = []
+        self._size_bytes = 0
+
+    def head(self, head: Head) -> None:
+        self._head = head
+
+    def body(self, received: bytes) -> None:
+        self._size_bytes += len(received)
+        if self._size_bytes > _MOST_WHOLE_BYTES:
+            self.end(StreamBroke("its answer is too long"))
+        else:
+            self._parts.append(received)
+
+    def end(self, error: StreamBroke | None) -> None:
+        if self.done.done():
+            return
+        if error is not None or self._head is None:
+            self.done.set_exception(error or StreamBroke("its answer has no head"))
+        else:
+            self.done.set_result((self._head, b"".join(self._parts)))

@@ -1,0 +1,1 @@
+"""Where models come from, where they are kept, and what a GGUF file says of itself."""

@@ -1,0 +1,55 @@
+"""What files are: the SHA-256 of each, and one for a model in parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from afterword.core.errors import ConfigError
+from afterword.models.notes import keep
+
+_IN_PARTS = "parts"
+"""Where a file's digest is kept by the time of its change, the digest of all parts has this."""
+
+
+class Digests:
+    """SHA-256 of files, remembered by path, size and time of change."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def of(self, parts: Sequence[Path]) -> str:
+        """The SHA-256 of a file, or of the digests of a model's parts in their order."""
+        digests = [self._of_file(path) for path in parts]
+        if len(digests) == 1:
+            return digests[0]
+        digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        key = f"{parts[0].resolve()}:{len(parts)}:{_IN_PARTS}"
+        known = self._load()
+        if known.get(key) != digest:
+            keep(self._path, {**known, key: digest})
+        return digest
+
+    def _of_file(self, path: Path) -> str:
+        try:
+            real = path.resolve()
+            stat = real.stat()
+            key = f"{real}:{stat.st_size}:{stat.st_mtime_ns}"
+            known = self._load()
+            if key not in known:
+                with real.open("rb") as file:
+                    known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+                # The next start need not read it all again.
+                keep(self._path, known)
+            return known[key]
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def _load(self) -> dict[str, str]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+        except (FileNotFoundError, msgspec.DecodeError):
+            return {}

@@ -1,0 +1,58 @@
+"""Models of the Hugging Face hub, fetched and kept by the hub's own client."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from afterword.core.errors import ConfigError
+from afterword.models.parts import expected_parts, part_name
+from afterword.models.source import HubSource
+
+
+def find_in_cache(source: HubSource) -> Path | None:
+    """The first file of a model that is there with all its parts, of one revision."""
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - half a second
+
+    first = try_to_load_from_cache(source.repository, source.file, revision=source.revision)
+    if not isinstance(first, str):
+        return None
+    said = part_name(Path(first).name)
+    others = () if said is None else said.all()
+    return Path(first) if all(Path(first).with_name(name).is_file() for name in others) else None
+
+
+def fetch_model(source: HubSource) -> Path:
+    """The first file of a model, fetched with all others. Raises ``ConfigError``."""
+    file = PurePosixPath(source.file)
+    said = part_name(file.name)
+    if said is None:
+        return _fetch_file(source)
+    if said.number != 1:
+        raise ConfigError(
+            f"hf:{source.repository}/{file}: is part {said.number} of {said.count} of a model; "
+            f"begin with part 1, {said.of(1)}"
+        )
+    first = _fetch_file(source)
+    # The folder of a snapshot has the commit's name: all parts are of one commit.
+    commit = first.parents[len(file.parts) - 1].name
+    for part in expected_parts(first)[1:]:
+        name = str(file.with_name(part.name))
+        _fetch_file(HubSource(source.repository, name, commit))
+    return first
+
+
+def _fetch_file(source: HubSource) -> Path:
+    """Download with the hub's own client, which shows progress and resumes what broke off."""
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - half a second
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    name = f"hf:{source.repository}/{source.file}"
+    try:
+        return Path(hf_hub_download(source.repository, source.file, revision=source.revision))
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "?"
+        raise ConfigError(f"{name}: the hub answered {status}") from error
+    except LocalEntryNotFoundError as error:
+        raise ConfigError(f"{name}: the hub cannot be reached") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: cannot be fetched: {type(error).__name__}") from error

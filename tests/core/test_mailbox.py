@@ -1,0 +1,67 @@
+"""The mailbox merges when its reader lags, and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+
+import pytest
+
+from afterword.core.errors import EngineFailed
+from afterword.core.job import Ended, Event, Prefilled, Sampled
+from afterword.core.mailbox import Mailbox
+
+
+def sampled(seq: int, token: int) -> Sampled:
+    return Sampled(
+        0, seq, array("i", [token]), array("d", [-1.0]), array("i", [token, 9]),
+        array("d", [-1.0, -2.0]),
+    )  # fmt: skip
+
+
+async def test_a_lagging_reader_finds_one_event_a_sequence() -> None:
+    mailbox = Mailbox()
+    mailbox.put([Prefilled(0, 3, 0, None)])
+    for token in range(1000):
+        mailbox.put([sampled(0, token), sampled(1, token)])
+    mailbox.put([Ended(0, 0, "length", 1000)])
+    events = await mailbox.take()
+    assert [type(e) for e in events] == [Prefilled, Sampled, Sampled, Ended]
+    first = events[1]
+    assert isinstance(first, Sampled)
+    assert first.tokens.tolist() == list(range(1000))
+    assert len(first.top_ids) == 2000
+    # What waits for a reader is numbers in arrays, not objects.
+    assert first.tokens.itemsize == 4
+
+
+async def test_take_waits_and_ends_after_close() -> None:
+    mailbox = Mailbox()
+    reader = asyncio.create_task(mailbox.take())
+    await asyncio.sleep(0)
+    assert not reader.done()
+    mailbox.put([sampled(0, 5)])
+    events: list[Event] = await reader
+    assert len(events) == 1
+    mailbox.put([sampled(0, 6)])
+    mailbox.close()
+    assert len(await mailbox.take()) == 1
+    assert await mailbox.take() == []
+
+
+async def test_an_error_comes_after_what_was_pending() -> None:
+    mailbox = Mailbox()
+    mailbox.put([sampled(0, 5)])
+    mailbox.close(EngineFailed("broken"))
+    assert len(await mailbox.take()) == 1
+    with pytest.raises(EngineFailed):
+        await mailbox.take()
+
+
+async def test_events_taken_are_not_changed_by_later_ones() -> None:
+    mailbox = Mailbox()
+    mailbox.put([sampled(0, 1)])
+    (first,) = await mailbox.take()
+    mailbox.put([sampled(0, 2)])
+    assert isinstance(first, Sampled)
+    assert first.tokens.tolist() == [1]

@@ -1,0 +1,44 @@
+"""Engines in front of stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+
+import msgspec
+import pytest
+
+from afterword.gateway.dialects.dialect import Facts
+from afterword.gateway.engine import RemoteEngine
+from afterword.gateway.pool.pool import PoolOptions
+from standin import FACTS, StandIn
+from upstreams import PATIENT, engine_of
+
+Front = Callable[..., RemoteEngine]
+
+
+@pytest.fixture
+async def front() -> AsyncIterator[Front]:
+    """Makes an engine in front of stand-ins or addresses; closes it at the end."""
+    async with AsyncExitStack() as opened:
+
+        def make(
+            *upstreams: StandIn | str,
+            facts: Facts = FACTS,
+            options: PoolOptions = PATIENT,
+            max_waiting: int = 256,
+        ) -> RemoteEngine:
+            addresses = [u if isinstance(u, str) else u.address for u in upstreams]
+            made = engine_of(
+                " ".join(addresses), [facts] * len(addresses), options=options,
+                max_waiting=max_waiting,
+            )  # fmt: skip
+            opened.push_async_callback(made.aclose)
+            return made
+
+        yield make
+
+
+def hasty(**limits_s: float) -> PoolOptions:
+    """Options whose limits of time are over at once."""
+    return msgspec.structs.replace(PATIENT, **limits_s)

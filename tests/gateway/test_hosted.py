@@ -1,0 +1,167 @@
+"""Hosted endpoints: text in, text out, tokens only where log-probabilities name them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from afterword.core.limits import Limits
+from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT, Facts
+from afterword.gateway.engine import RemoteEngine
+from asgi import Client, fold
+from conftest import make_client
+from standin import Exchange, StandIn
+from upstreams import engine_of
+
+FACTS = Facts(model="gpt", context_tokens=UNKNOWN_CONTEXT, max_logprobs=5, identity="x")
+Open = Callable[[StandIn], Client]
+
+
+@pytest.fixture
+async def hosted() -> AsyncIterator[Open]:
+    engines: list[RemoteEngine] = []
+
+    def make(upstream: StandIn) -> Client:
+        engines.append(engine_of(upstream.address.replace("vllm+", "openai+"), [FACTS]))
+        return make_client({"toy": engines[-1]}, limits=Limits(max_logprobs=10))
+
+    yield make
+    for engine in engines:
+        await engine.aclose()
+
+
+def chunk(exchange: Exchange, **more: Any) -> None:
+    exchange.part(b"data: %b\n\n" % json.dumps(more).encode())
+
+
+def say(exchange: Exchange, text: str, finish: str | None = None, index: int = 0) -> None:
+    chunk(exchange, choices=[{"index": index, "text": text, "logprobs": None,
+                              "finish_reason": finish}])  # fmt: skip
+
+
+def done(exchange: Exchange) -> None:
+    """``[DONE]`` and the end of the answer."""
+    exchange.part(b"data: [DONE]\n\n")
+    exchange.transport.write(b"0\r\n\r\n")
+
+
+def hello(exchange: Exchange) -> None:
+    """Three tokens in two chunks."""
+    exchange.begin()
+    say(exchange, "Hel")
+    say(exchange, "lo 🙂", "stop")
+    chunk(exchange, choices=[], usage={"prompt_tokens": 7, "completion_tokens": 3,
+                                       "prompt_tokens_details": {"cached_tokens": 4}})  # fmt: skip
+    done(exchange)
+
+
+async def test_text_goes_through_and_usage_is_theirs(hosted: Open) -> None:
+    async with StandIn(hello) as upstream:
+        client = hosted(upstream)
+        body = {"prompt": "Say é", "max_tokens": 9, "echo": True, "seed": 5}
+        answer = await client.complete(**body)
+        assert answer["choices"][0]["text"] == "Say éHello 🙂"
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        assert answer["usage"] == {
+            "prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10,
+            "prompt_tokens_details": {"cached_tokens": 4},
+        }  # fmt: skip
+        options = {"stream_options": {"include_usage": True}}
+        folded = fold(await client.stream(**body, **options), usage=True)
+        assert folded["choices"] == answer["choices"]
+        assert folded["usage"] == answer["usage"]
+        asked = upstream.bodies[0]
+        assert asked["prompt"] == "Say é"
+        assert asked["seed"] == 5
+        assert "echo" not in asked
+
+
+async def test_stops_are_ours(hosted: Open) -> None:
+    async with StandIn(hello) as upstream:
+        answer = await hosted(upstream).complete(prompt="a", max_tokens=9, stop="lo")
+        assert answer["choices"][0]["text"] == "Hel"
+        assert "stop" not in upstream.bodies[0]
+
+
+async def test_several_choices_are_counted_together(hosted: Open) -> None:
+    def two(exchange: Exchange) -> None:
+        exchange.begin()
+        say(exchange, "a", "stop", 1)
+        say(exchange, "b", "length", 0)
+        chunk(exchange, choices=[], usage={"prompt_tokens": 1, "completion_tokens": 9})
+        done(exchange)
+
+    async with StandIn(two) as upstream:
+        answer = await hosted(upstream).complete(prompt="a", max_tokens=9, n=2)
+        assert [c["text"] for c in answer["choices"]] == ["b", "a"]
+        assert [c["finish_reason"] for c in answer["choices"]] == ["length", "stop"]
+        assert answer["usage"]["completion_tokens"] == 9
+
+
+async def test_logprobs_name_the_tokens(hosted: Open) -> None:
+    def scored(exchange: Exchange) -> None:
+        exchange.begin()
+        logprobs = {
+            "tokens": ["bytes:\\xf0\\x9f", "bytes:\\x99\\x82", "!"],
+            "token_logprobs": [-0.5, -0.25, -1.5],
+            "top_logprobs": [{"bytes:\\xf0\\x9f": -0.5, "x": -1.0}, {"bytes:\\x99\\x82": -0.25},
+                             {"?": -0.5, "a": -2.0, "!": -1.5}],
+            "text_offset": [0, 0, 1],
+        }  # fmt: skip
+        chunk(exchange, choices=[{"index": 0, "text": "🙂!", "logprobs": logprobs,
+                                  "finish_reason": "length"}])  # fmt: skip
+        done(exchange)
+
+    async with StandIn(scored) as upstream:
+        answer = await hosted(upstream).complete(prompt="ab", max_tokens=3, logprobs=2)
+        (choice,) = answer["choices"]
+        assert choice["text"] == "🙂!"
+        assert choice["logprobs"]["tokens"] == ["bytes:\\xf0\\x9f", "bytes:\\x99\\x82", "!"]
+        assert choice["logprobs"]["text_offset"] == [2, 2, 3]
+        assert choice["logprobs"]["top_logprobs"][1] == {"bytes:\\x99\\x82": -0.25}
+        assert choice["logprobs"]["top_logprobs"][2] == {"?": -0.5, "!": -1.5}
+        assert answer["usage"]["completion_tokens"] == 3
+
+
+async def test_the_start_of_a_document_is_theirs(hosted: Open) -> None:
+    async with StandIn(hello) as upstream:
+        await hosted(upstream).complete(max_tokens=9)
+        assert "prompt" not in upstream.bodies[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"suffix": "b"}, "suffix"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"top_k": 3}, "top_k"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"min_tokens": 1}, "min_tokens"),
+        ({"ignore_eos": True}, "ignore_eos"),
+        ({"max_tokens": None}, "max_tokens"),
+    ],
+)
+async def test_what_it_cannot_give_is_refused_by_name(
+    hosted: Open, body: dict[str, Any], param: str
+) -> None:
+    async with StandIn(hello) as upstream:
+        error = await hosted(upstream).refuse(**{"prompt": "a", "max_tokens": 3, **body})
+        assert error["param"] == param
+        assert f"at http://127.0.0.1:{upstream.port}" in error["message"]
+        assert not upstream.bodies
+
+
+async def test_tokenizing_is_refused(hosted: Open) -> None:
+    async with StandIn(hello) as upstream:
+        client = hosted(upstream)
+        for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1]})):
+            reply = await client.post(path, body)
+            assert reply.status == 400
+            assert "has no tokenizer" in reply.error["message"]
+        assert (await client.get("/tokenizer_info")).status == 400

@@ -1,0 +1,102 @@
+"""Vocabularies pieced together from text, against those that they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from afterword.core.wire import Vocabulary
+from afterword.engine.toy import ToyTokenizer
+from afterword.gateway.dialects import introspection
+from afterword.gateway.dialects.introspection import survey_vocabulary
+from afterword.gateway.failures import Refused, StreamBroke
+
+
+class Told:
+    """A server that tells text only. ``cleans`` takes spaces away before points, as some do."""
+
+    def __init__(
+        self, pieces: Sequence[bytes], *, cleans: bool = False, refuses: bool = False
+    ) -> None:
+        self.pieces = list(pieces)
+        self.cleans = cleans
+        self.refuses = refuses
+        self.asked = 0
+
+    async def spell(self, ids: Sequence[int]) -> str:
+        self.asked += 1
+        if self.refuses and max(ids) >= len(self.pieces):
+            raise Refused("no such token")
+        raw = b"".join(self.pieces[i] for i in ids if i < len(self.pieces))
+        text = raw.decode(errors="replace")
+        return text.replace(" .", ".").replace(" ,", ",") if self.cleans else text
+
+    async def encode(self, text: str, *, add_special: bool = False) -> list[int]:
+        ids, raw, at = [], text.encode(), 0
+        longest = max(map(len, self.pieces))
+        while at < len(raw):
+            size = next(
+                s for s in range(min(longest, len(raw) - at), 0, -1)
+                if raw[at : at + s] in self.pieces
+            )  # fmt: skip
+            ids.append(self.pieces.index(raw[at : at + size]))
+            at += size
+        return ids
+
+    async def survey(self, size: int | None = None) -> Vocabulary:
+        return await survey_vocabulary(self.spell, self.encode, size=size)
+
+
+BYTES = [bytes([i]) for i in range(256)]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+@pytest.mark.parametrize("size", [None, "told"])
+async def test_every_piece_of_the_toy_that_utf8_can_have(
+    refuses: bool, size: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Blocks that end where the vocabulary does, so that refusals can be told from it.
+    pieces = [*ToyTokenizer().pieces, *[b"<%d>" % i for i in range(5)]]
+    assert len(pieces) % 38 == 0
+    monkeypatch.setattr(introspection, "_BLOCK", 38)
+    told = Told(pieces, refuses=refuses)
+    table = await told.survey(len(pieces) if size else None)
+    never = pieces.index(b"\xff\xfe")
+    assert table.pieces[never] == "\ufffd\ufffd".encode()
+    assert [p for i, p in enumerate(table.pieces) if i != never] == [
+        p for i, p in enumerate(pieces) if i != never
+    ]
+    toy = ToyTokenizer()
+    assert set(table.end_ids) == toy.end_ids
+    assert table.infill == toy.infill
+    assert table.document_start_id == toy.document_start_id
+
+
+async def test_parts_of_characters_of_every_shape() -> None:
+    whole = "é€中🙂\U0010ffff\ud7ff\u0800".encode()
+    parts = sorted({whole[i : i + n] for i in range(len(whole)) for n in range(2, 7)})
+    pieces = [*BYTES, *[part for part in parts if part not in BYTES]]
+    table = await Told(pieces).survey()
+    wrong = [(got, piece) for got, piece in zip(table.pieces, pieces, strict=True) if got != piece]
+    assert wrong == []
+
+
+async def test_spaces_that_a_decoder_takes_away() -> None:
+    pieces = [*BYTES, b" .", b" ,", b" a", b"..", b" .."]
+    table = await Told(pieces, cleans=True).survey()
+    assert table.pieces == pieces
+
+
+async def test_a_separator_that_is_a_token() -> None:
+    pieces = [*BYTES, b"xZqXj#Zqx"]
+    assert (await Told(pieces).survey()).pieces == pieces
+    with pytest.raises(StreamBroke, match="cannot be told apart"):
+        await Told([*BYTES, *[b"a%ba" % s.encode() for s in introspection._SEPARATORS]]).survey()
+
+
+async def test_large_vocabularies_take_few_questions() -> None:
+    pieces = [*BYTES, *[b" w%d" % i for i in range(40_000)]]
+    told = Told(pieces)
+    assert len((await told.survey()).pieces) == len(pieces)
+    assert told.asked < 60

@@ -1,0 +1,200 @@
+"""A real llama-server behind the contract, where there is one.
+
+``AFTERWORD_LLAMA_SERVER`` names it, or it is on the PATH.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import real_servers
+from afterword.core.limits import Limits
+from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.vocab import LlamaTokenizer
+from afterword.gateway.dialects.dialect import Facts
+from afterword.gateway.engine import RemoteEngine
+from asgi import Client, fold
+from conftest import make_client
+from peers import free_port, running
+from tiny_gguf import make_gguf
+from upstreams import engine_of, facts_of
+
+SERVER = os.environ.get("AFTERWORD_LLAMA_SERVER") or shutil.which("llama-server")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(
+        SERVER is None, reason="no llama-server: neither AFTERWORD_LLAMA_SERVER nor on the PATH"
+    ),
+]
+PROMPT = "def the(a):"
+
+
+def source_of(port: int) -> str:
+    return f"llamacpp+http://127.0.0.1:{port}/v1"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", "qwen")
+
+
+@pytest.fixture(scope="module")
+def surveyed(tiny: Path) -> Iterator[tuple[str, list[Facts]]]:
+    port = free_port()
+    command = [str(SERVER), "-m", str(tiny), "--port", str(port), "-c", "2048", "-np", "4",
+               "-t", "1"]  # fmt: skip
+    with running(command, port):
+        yield source_of(port), facts_of(source_of(port))
+
+
+@pytest.fixture
+async def engine(surveyed: tuple[str, list[Facts]]) -> AsyncIterator[RemoteEngine]:
+    made = engine_of(*surveyed)
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+def client(engine: RemoteEngine) -> Client:
+    return make_client({"toy": engine}, limits=Limits(max_logprobs=20))
+
+
+def spelled(model: Path) -> LlamaTokenizer:
+    return LlamaTokenizer(LlamaModel(model))
+
+
+def test_its_vocabulary_is_told_byte_for_byte(
+    surveyed: tuple[str, list[Facts]], tiny: Path
+) -> None:
+    table, tokenizer = surveyed[1][0].vocabulary, spelled(tiny)
+    assert table is not None
+    assert table.pieces == list(tokenizer.pieces)
+    assert set(table.end_ids) <= tokenizer.end_ids
+    assert table.bos_id == tokenizer.bos_id
+    assert table.document_start_id == tokenizer.document_start_id
+    assert table.infill == tokenizer.infill
+
+
+@pytest.mark.model
+def test_a_real_vocabulary_is_told_byte_for_byte(embedded_model: Path) -> None:
+    port = free_port()
+    command = [str(SERVER), "-m", str(embedded_model), "--port", str(port), "-c", "256"]
+    with running(command, port):
+        (facts,) = facts_of(source_of(port))
+    assert facts.vocabulary is not None
+    assert facts.vocabulary.pieces == list(spelled(embedded_model).pieces)
+    assert "/" not in facts.model
+
+
+async def test_A_E_S_answers_and_streams(client: Client) -> None:
+    """Random weights over bytes: most tokens are parts of characters."""
+    for asked in (
+        {"prompt": PROMPT, "temperature": 0},
+        {"prompt": [PROMPT, "a"], "n": 3, "seed": 1},
+        {"prompt": [[1, 2, 3]], "seed": 2, "logprobs": 3},
+        {"prompt": PROMPT, "echo": True, "seed": 3, "stop": ["e", "\n"]},
+        {"prompt": PROMPT, "seed": 4, "n": 2, "logprobs": 0, "temperature": 1.5},
+    ):
+        body: dict[str, Any] = {"max_tokens": 40, **asked}
+        answer = await client.complete(**body)
+        options = {"stream_options": {"include_usage": True}}
+        folded = fold(await client.stream(**body, **options), usage=True)
+        assert [c["text"] for c in folded["choices"]] == [c["text"] for c in answer["choices"]]
+        assert folded["usage"]["completion_tokens"] == answer["usage"]["completion_tokens"]
+        for choice in answer["choices"]:
+            choice["text"].encode()
+            if choice["logprobs"] is not None:
+                lengths = {len(column) for column in choice["logprobs"].values()}
+                assert len(lengths) == 1
+
+
+async def test_A5_every_token_is_counted(client: Client) -> None:
+    """Those too that end inside a character, of which the server says nothing."""
+    answer = await client.complete(prompt=PROMPT, max_tokens=60, n=3, seed=5, logprobs=0,
+                                   logit_bias={"265": -100, "266": -100})  # fmt: skip
+    assert answer["usage"]["prompt_tokens"] == len(
+        (await client.post("/tokenize", {"prompt": PROMPT})).json()["tokens"]
+    )
+    made = [len(choice["logprobs"]["tokens"]) for choice in answer["choices"]]
+    assert sum(made) == answer["usage"]["completion_tokens"]
+    for choice in answer["choices"]:
+        if choice["finish_reason"] == "length":
+            assert len(choice["logprobs"]["tokens"]) == 60
+
+
+async def test_L_values_are_of_the_raw_distribution(client: Client) -> None:
+    plain = await client.complete(prompt=PROMPT, max_tokens=1, temperature=0, logprobs=5)
+    top = plain["choices"][0]["logprobs"]["top_logprobs"][0]
+    assert len(top) == 5
+    assert max(top.values()) == plain["choices"][0]["logprobs"]["token_logprobs"][0]
+    biased = await client.complete(prompt=PROMPT, max_tokens=1, temperature=0, logprobs=5,
+                                   logit_bias={"97": 100})  # fmt: skip
+    assert biased["choices"][0]["text"] == "a"
+    again = biased["choices"][0]["logprobs"]["top_logprobs"][0]
+    for token, value in top.items():
+        assert again[token] == pytest.approx(value, abs=1e-4)
+
+
+async def test_A6_best_of(client: Client) -> None:
+    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 8, "seed": 9}
+    everyone = await client.complete(**body, n=4, logprobs=0)
+    means = {
+        choice["text"]: sum(choice["logprobs"]["token_logprobs"])
+        / len(choice["logprobs"]["token_logprobs"])
+        for choice in everyone["choices"]
+    }
+    best = await client.complete(**body, n=1, best_of=4)
+    assert best["choices"][0]["text"] in means
+    assert best["usage"]["completion_tokens"] == everyone["usage"]["completion_tokens"]
+
+
+async def test_F_infill(client: Client, tiny: Path) -> None:
+    filled = await client.complete(prompt="ab", suffix="cd", max_tokens=9, temperature=0)
+    infill = spelled(tiny).infill
+    assert infill is not None
+    tokenizer = spelled(tiny)
+    by_hand = [infill.prefix_id, *tokenizer.encode("ab"), infill.suffix_id,
+               *tokenizer.encode("cd"), infill.middle_id]  # fmt: skip
+    assert filled["usage"]["prompt_tokens"] == len(by_hand)
+    direct = await client.complete(prompt=by_hand, max_tokens=9, temperature=0)
+    assert direct["choices"][0]["text"] == filled["choices"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"echo": True, "logprobs": 0}, "echo"),
+        ({"presence_penalty": 1}, "presence_penalty"),
+        ({"frequency_penalty": 1}, "presence_penalty"),
+        ({"min_tokens": 3}, "min_tokens"),
+        ({"ignore_eos": True}, "ignore_eos"),
+    ],
+)
+async def test_what_it_cannot_give_is_refused_by_name(
+    client: Client, body: dict[str, Any], param: str
+) -> None:
+    error = await client.refuse(prompt="a", max_tokens=3, **body)
+    assert error["param"] == param
+    assert "llama-server at http://127.0.0.1:" in error["message"]
+
+
+async def test_R4_H12_limits_of_the_context(client: Client) -> None:
+    await real_servers.a_prompt_beyond_the_context_is_refused(client)
+    nothing = await client.complete(prompt="a", max_tokens=0)
+    assert nothing["choices"][0]["text"] == ""
+
+
+async def test_cached_tokens_are_passed_on(client: Client) -> None:
+    await real_servers.cached_tokens_are_passed_on(client, prompt_tokens=200)
+
+
+async def test_S8_a_client_that_leaves(client: Client, engine: RemoteEngine) -> None:
+    await real_servers.a_client_that_leaves_stops_it(client, engine)
+    assert msgspec.structs.asdict(engine.card)["context_tokens"] == 512

@@ -1,0 +1,235 @@
+"""Which upstream gets a request: health, load, shared prefixes, draining."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterword.core.errors import ConfigError
+from afterword.gateway.address import parse_addresses
+from afterword.gateway.pool.prefixes import BLOCK_TOKENS, PrefixMap, block_keys
+from conftest import make_client
+from gateway.conftest import Front, hasty
+from standin import Exchange, StandIn
+
+BODY = {"model": "toy", "prompt": [97], "max_tokens": 3}
+IDS = st.lists(st.integers(0, 2), max_size=5 * BLOCK_TOKENS)
+
+
+class Held:
+    """A behaviour that answers when it is let."""
+
+    def __init__(self) -> None:
+        self.let = asyncio.Event()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        exchange.begin()
+        await self.let.wait()
+        exchange.tokens([98, 98, 98], "length")
+        exchange.end()
+
+
+async def test_the_one_with_least_to_do_is_next(front: Front) -> None:
+    held = Held()
+    async with StandIn(held) as one, StandIn(held) as two, StandIn(held) as three:
+        engine = front(one, two, three)
+        client = make_client({"toy": engine})
+        begun = []
+        for count in range(1, 7):
+            begun.append(client.begin(BODY))
+            while sum(len(u.bodies) for u in (one, two, three)) < count:
+                await asyncio.sleep(0)
+        assert [len(u.bodies) for u in (one, two, three)] == [2, 2, 2]
+        held.let.set()
+        for exchange, run in begun:
+            await run
+            assert exchange.reply.status == 200
+        assert [u.outstanding_tokens for u in engine.pool.upstreams] == [0, 0, 0]
+        assert [u.running for u in engine.pool.upstreams] == [0, 0, 0]
+
+
+async def test_a_computed_prompt_is_no_longer_to_do(front: Front) -> None:
+    """From the first token on only the tokens to come count as work."""
+    rest = asyncio.Event()
+
+    async def behaviour(exchange: Exchange) -> None:
+        exchange.begin()
+        exchange.tokens([98])
+        await rest.wait()
+        exchange.tokens([98, 98], "length")
+        exchange.end()
+
+    async with StandIn(behaviour) as one:
+        engine = front(one)
+        (upstream,) = engine.pool.upstreams
+        exchange, run = make_client({"toy": engine}).begin(
+            {**BODY, "prompt": [97] * 50, "stream": True}
+        )
+        while upstream.outstanding_tokens != BODY["max_tokens"]:
+            await asyncio.sleep(0)
+        assert upstream.running == 1
+        rest.set()
+        await run
+        assert exchange.reply.status == 200
+        assert upstream.outstanding_tokens == 0
+
+
+async def test_prompts_that_begin_alike_go_to_one_cache(front: Front) -> None:
+    async with StandIn() as one, StandIn() as two:
+        client = make_client({"toy": front(one, two)})
+        documents = [[10 + i] * 3 * BLOCK_TOKENS for i in range(2)]
+        for turn in range(4):
+            for document in documents:
+                await client.complete(prompt=[*document, turn], max_tokens=3)
+        for upstream in (one, two):
+            first = {body["prompt"][0] for body in upstream.bodies}
+            assert len(first) == 1
+            assert len(upstream.bodies) == 4
+
+
+@given(st.lists(st.tuples(IDS, st.integers(0, 2)), max_size=8), IDS)
+def test_shared_prefixes_are_those_of_a_naive_search(
+    sent: list[tuple[list[int], int]], prompt: list[int]
+) -> None:
+    prefixes = PrefixMap()
+    for ids, upstream in sent:
+        prefixes.remember(block_keys(ids), 1 << upstream)
+    for upstream in range(3):
+        longest = 0
+        for ids, to in sent:
+            common = 0
+            while common < min(len(ids), len(prompt)) and ids[common] == prompt[common]:
+                common += 1
+            if to == upstream:
+                longest = max(longest, common // BLOCK_TOKENS * BLOCK_TOKENS)
+        assert prefixes.shared_tokens(block_keys(prompt), 1 << upstream) == longest
+
+
+def test_the_map_is_bounded_and_forgets_ends_first() -> None:
+    prefixes = PrefixMap(most_blocks=4)
+    old, new = [1] * 3 * BLOCK_TOKENS, [2] * 3 * BLOCK_TOKENS
+    prefixes.remember(block_keys(old), 1)
+    prefixes.remember(block_keys(new), 1)
+    assert prefixes.shared_tokens(block_keys(new), 1) == 3 * BLOCK_TOKENS
+    assert prefixes.shared_tokens(block_keys(old), 1) == BLOCK_TOKENS
+    prefixes.forget(1)
+    assert prefixes.shared_tokens(block_keys(new), 1) == 0
+
+
+async def test_one_that_went_down_gets_nothing_until_a_probe_finds_it_up(front: Front) -> None:
+    async with StandIn(lambda exchange: exchange.transport.abort()) as bad, StandIn() as good:
+        engine = front(bad, good)
+        client = make_client({"toy": engine})
+        for _ in range(3):
+            await client.complete(prompt=[97], max_tokens=3)
+        assert (len(bad.bodies), len(good.bodies)) == (1, 3)
+        upstream = engine.pool.upstreams[0]
+        assert not upstream.up
+        assert engine.healthy()
+        bad.behaviour = Exchange.whole
+        await engine.pool.probe(upstream)
+        assert upstream.up
+        for _ in range(4):
+            await client.complete(prompt=[97], max_tokens=3)
+        assert len(bad.bodies) > 1
+
+
+async def test_probes_run_by_themselves(front: Front) -> None:
+    async with StandIn() as one:
+        engine = front(one, options=hasty(probe_s=0.005))
+        await make_client({"toy": engine}).complete(prompt=[97], max_tokens=3)
+        one.healthy = False
+        while engine.healthy():
+            await asyncio.sleep(0)
+        one.healthy = True
+        while not engine.healthy():
+            await asyncio.sleep(0)
+
+
+async def test_errors_in_a_row_take_an_upstream_out(front: Front) -> None:
+    """One may be the request's own doing; the third in a row is not."""
+    async with StandIn(lambda exchange: exchange.answer(500)) as bad:
+        engine = front(bad)
+        client = make_client({"toy": engine})
+        for up in (True, True, False):
+            assert (await client.post("/v1/completions", BODY)).status >= 500
+            if not up:
+                # Its health path is well, so that the next probe has it back.
+                await engine.pool.probe(engine.pool.upstreams[0])
+            assert engine.healthy()
+
+
+async def test_draining_loses_no_request(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    held = Held()
+    async with StandIn(held) as one, StandIn() as two:
+        engine = front(one)
+        client = make_client({"toy": engine})
+        exchange, run = client.begin({**BODY, "stream": True})
+        await one.until_asked(1)
+        with caplog.at_level(logging.INFO, "afterword.upstream"):
+            # Known already, so that it need not be asked what it is.
+            engine.pool.upstreams += front(two).pool.upstreams
+            await engine.retarget(parse_addresses(two.address))
+            for _ in range(3):
+                await client.complete(prompt=[97], max_tokens=3)
+            assert (len(one.bodies), len(two.bodies)) == (1, 3)
+            assert len(engine.pool.upstreams) == 2
+            held.let.set()
+            await run
+        assert b"[DONE]" in exchange.reply.body
+        assert [u.address.port for u in engine.pool.upstreams] == [two.port]
+        assert "drains" in caplog.text
+        assert "is drained" in caplog.text
+
+
+async def test_an_address_that_comes_back_is_used_again(front: Front) -> None:
+    held = Held()
+    async with StandIn(held) as one, StandIn() as two:
+        engine = front(one, two)
+        client = make_client({"toy": engine})
+        _, run = client.begin(BODY)
+        await one.until_asked(1)
+        await engine.retarget(parse_addresses(two.address))
+        assert engine.pool.upstreams[0].draining
+        await engine.retarget(parse_addresses(f"{one.address} {two.address}"))
+        assert not engine.pool.upstreams[0].draining
+        held.let.set()
+        await run
+
+
+async def test_another_dialect_is_another_engine(front: Front) -> None:
+    async with StandIn() as one:
+        with pytest.raises(ConfigError, match="another start"):
+            await front(one).retarget(parse_addresses("openai+http://127.0.0.1:9/v1"))
+
+
+async def test_figures_of_each_upstream(front: Front) -> None:
+    """What was sent where, what failed there, what runs there, and no credentials."""
+    held = Held()
+    async with StandIn(lambda exchange: exchange.transport.abort()) as bad, StandIn() as good:
+        engine = front(f"{bad.address}#toy", good)
+        client = make_client({"toy": engine})
+        for _ in range(3):
+            await client.complete(prompt=[97], max_tokens=3)
+        good.behaviour = held
+        _, run = client.begin(BODY)
+        await good.until_asked(4)
+        figures = (await client.get("/metrics")).body.decode()
+        held.let.set()
+        await run
+        where = {u: f'{{model="toy",upstream="http://127.0.0.1:{u.port}/v1' for u in (bad, good)}
+        lines = [line for line in figures.splitlines() if line.startswith("afterword_upstream")]
+        assert lines == [
+            f'afterword_upstream_requests_total{where[bad]}#toy"}} 1.0',
+            f'afterword_upstream_requests_total{where[good]}"}} 4.0',
+            f'afterword_upstream_failures_total{where[bad]}#toy"}} 1.0',
+            f'afterword_upstream_failures_total{where[good]}"}} 0.0',
+            f'afterword_upstream_in_flight{where[bad]}#toy"}} 0.0',
+            f'afterword_upstream_in_flight{where[good]}"}} 1.0',
+            f'afterword_upstream_healthy{where[bad]}#toy"}} 0.0',
+            f'afterword_upstream_healthy{where[good]}"}} 1.0',
+        ]

@@ -1,0 +1,112 @@
+"""Upstreams behind TLS: certificates of an authority of our own, checked over real sockets."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from afterword.core.errors import ConfigError
+from asgi import Client
+from conftest import make_client
+from gateway.conftest import Front
+from upstreams import Certificate, facts_of, listening
+
+
+class Authority:
+    """Signs certificates; ``file`` is its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.file = folder / "authority.pem"
+        self._key = folder / "authority.key"
+        _openssl(
+            "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-subj", "/CN=our own authority", "-keyout", self._key, "-out", self.file,
+        )  # fmt: skip
+
+    def certificate(self, name: str) -> Certificate:
+        """For a server of this name, as ``subjectAltName`` writes it."""
+        chain, key = (self._folder / f"{name.replace(':', '-')}.{kind}" for kind in ("pem", "key"))
+        _openssl(
+            "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-subj", "/CN=server", "-addext", f"subjectAltName={name}", "-keyout", key,
+            "-out", chain, "-CA", self.file, "-CAkey", self._key,
+            "-addext", "basicConstraints=critical,CA:FALSE",
+        )  # fmt: skip
+        return Certificate(chain, key)
+
+
+def _openssl(*arguments: str | Path) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def upstream(authority: Authority, client: Client) -> Iterator[str]:
+    """Afterword on toy models behind TLS; its address."""
+    with listening(client.app, certificate=authority.certificate("IP:127.0.0.1")) as base:
+        assert base.startswith("https://")
+        yield f"afterword+{base}#toy"
+
+
+@pytest.fixture
+def trusting(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authority is one of those that this machine trusts."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+
+
+@pytest.mark.usefixtures("trusting")
+async def test_an_authority_that_is_named_is_trusted(upstream: str, front: Front) -> None:
+    (facts,) = facts_of(upstream)
+    engine = front(upstream, facts=facts)
+    body = {"model": "toy", "prompt": "a", "max_tokens": 9, "logit_bias": {"98": 100}}
+    answer = await make_client({"toy": engine}).complete(**body)
+    assert answer["choices"][0]["text"] == "b" * 9
+    await engine.pool.probe(engine.pool.upstreams[0])
+    assert engine.healthy()
+
+
+def test_an_authority_that_is_not_known_is_refused_at_the_start(upstream: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        facts_of(upstream)
+    origin = upstream.removeprefix("afterword+").removesuffix("/v1#toy")
+    assert str(refused.value) == (
+        f"model toy: no upstream answers: {origin}: its certificate is not accepted: "
+        "unable to get local issuer certificate"
+    )
+
+
+async def test_an_authority_that_is_not_known_any_more_takes_the_upstream_down(
+    upstream: str, front: Front, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = front(upstream)
+    client = make_client({"toy": engine})
+    with caplog.at_level(logging.WARNING, "afterword.upstream"):
+        reply = await client.post("/v1/completions", {"model": "toy", "prompt": [97]})
+    assert reply.status == 503
+    assert "is down: its certificate is not accepted: unable to get local" in caplog.text
+    assert (await client.get("/health")).status == 503
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_certificate_of_another_server_is_refused(authority: Authority, client: Client) -> None:
+    certificate = authority.certificate("DNS:elsewhere.example")
+    with (
+        listening(client.app, certificate=certificate) as base,
+        pytest.raises(ConfigError, match="not accepted: IP address mismatch"),
+    ):
+        facts_of(f"afterword+{base}#toy")
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_server_without_tls_is_said_to_be_one(client: Client) -> None:
+    with listening(client.app) as base, pytest.raises(ConfigError, match="TLS failed: "):
+        facts_of(f"afterword+{base.replace('http:', 'https:')}#toy")

@@ -1,0 +1,135 @@
+"""The header check stands between files and native code: only whole and sound files pass."""
+
+from __future__ import annotations
+
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from afterword.core.errors import ConfigError
+from afterword.models.parts import read_header
+from tiny_gguf import CONTEXT, make_gguf
+
+MUTATIONS = 2000
+LOADED = 60
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return make_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf").read_bytes()
+
+
+def accepts(path: Path, data: bytes) -> bool:
+    path.write_bytes(data)
+    try:
+        read_header(path)
+    except ConfigError:
+        return False
+    return True
+
+
+def test_what_a_sound_file_says(tmp_path: Path, tiny: bytes) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(tiny)
+    header = read_header(path)
+    assert header.architecture == "llama"
+    assert header.context_tokens == CONTEXT
+    assert header.vocabulary == header.array_lengths["tokenizer.ggml.tokens"]
+    assert header.file_bytes == len(tiny)
+    assert set(header.formats) == {"F32", "Q4_1", "Q8_0"}
+
+
+def test_every_truncation_is_refused(tmp_path: Path, tiny: bytes) -> None:
+    path = tmp_path / "cut.gguf"
+    rng = random.Random(1)
+    for size in [0, 3, 4, 8, 23, len(tiny) // 2, *(rng.randrange(len(tiny)) for _ in range(300))]:
+        assert not accepts(path, tiny[:size])
+    # The last tensor may be followed by padding, but not miss a byte.
+    assert accepts(path, tiny + b"\0" * 64)
+
+
+def test_what_is_no_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    for data in (b"", b"GGU", b"GGML" * 100, b"<html>", b"GGUF" + b"\xff" * 4096, b"\0" * 4096):
+        assert not accepts(path, data)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_header(tmp_path / "none.gguf")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_header(tmp_path)
+
+
+def test_lengths_are_not_believed(tmp_path: Path) -> None:
+    """A text or an array of 2**63 entries costs neither memory nor time."""
+    path = tmp_path / "x.gguf"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1)
+    key = struct.pack("<Q", 1) + b"k"
+    for tail in (
+        struct.pack("<Q", 2**63),
+        key + struct.pack("<IQ", 8, 2**63),
+        key + struct.pack("<IIQ", 9, 4, 2**63),
+        key + struct.pack("<IIQ", 9, 8, 2**63),
+        key + struct.pack("<I", 99),
+        key + struct.pack("<IIQ", 9, 9, 1) * 64,
+    ):
+        assert not accepts(path, head + tail + b"\0" * 64)
+
+
+def mutations(tiny: bytes, count: int, seed: int) -> list[bytes]:
+    """Bytes changed at random places of the header, most of them where numbers stand."""
+    rng = random.Random(seed)
+    header = tiny.index(b"output_norm.weight")
+    changed = []
+    for _ in range(count):
+        data = bytearray(tiny)
+        for _ in range(rng.choice((1, 1, 1, 4))):
+            at = rng.randrange(header)
+            data[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, data[at] ^ 1 << rng.randrange(8)))
+        changed.append(bytes(data))
+    return changed
+
+
+def test_changed_headers_are_read_or_refused(tmp_path: Path, tiny: bytes) -> None:
+    path = tmp_path / "x.gguf"
+    outcomes = [accepts(path, data) for data in mutations(tiny, MUTATIONS, 2)]
+    # Both happen: a changed weight's name is no fault of the header, a changed length is.
+    assert 0.1 < sum(outcomes) / len(outcomes) < 0.95
+
+
+_LOAD = """
+import asyncio, sys
+from pathlib import Path
+from afterword.core.errors import ConfigError
+from afterword.engine.llama.engine import open_engine
+from afterword.engine.llama.loading import EngineOptions
+from afterword.models.parts import read_header
+for name in sys.argv[1:]:
+    path = Path(name)
+    try:
+        read_header(path)
+        options = EngineOptions(ctx=64, slots=1, threads=1, exact=True)
+        engine = open_engine(path, digest="0" * 64, name="x", options=options)
+    except ConfigError as error:
+        assert "\\n" not in str(error), error
+        print("refused")
+    else:
+        asyncio.run(engine.aclose())
+        print("loaded")
+"""
+
+
+@pytest.mark.e2e
+def test_no_changed_header_crashes_native_code(tmp_path: Path, tiny: bytes) -> None:
+    """What the check lets through is loaded, or refused by the library, and never a signal."""
+    paths = []
+    for i, data in enumerate(mutations(tiny, LOADED, 3)):
+        paths.append(tmp_path / f"{i}.gguf")
+        paths[-1].write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, *paths], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (len(done.stdout.split()), done.stderr[-2000:])
+    assert set(done.stdout.split()) == {"refused", "loaded"}

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-import services
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
@@ -25,6 +24,7 @@ from afterword.ledger.keys import KeyBook
 from asgi import Client
 from embedded import embedded_file
 from ledger.values import Hand
+from standins import services
 
 CREATED = 1_700_000_000
 

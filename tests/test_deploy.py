@@ -24,7 +24,7 @@ from afterword.ledger.database import parse_url
 from afterword.models.store import Store
 from asgi import Client
 from conftest import make_client
-from services import program
+from standins.services import program
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -1,7 +1,7 @@
 """The contract holds for an engine in this process, and with the same models behind others:
 
-Afterword in front of Afterword, of vLLM's routes (``tests/vllm.py``), and of SGLang's
-(``tests/sglang.py``).
+Afterword in front of Afterword, of vLLM's routes (``standins/vllm_server.py``), and of SGLang's
+(``standins/sglang_server.py``).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from afterword.gateway.engine import RemoteEngine
 from afterword.http.lifecycle import Lifecycle
 from asgi import Client
 from conftest import make_client
-from sglang import Sglang
-from upstreams import engine_of, facts_of, listening
-from vllm import Vllm
+from standins.sglang_server import Sglang
+from standins.upstreams import engine_of, facts_of, listening
+from standins.vllm_server import Vllm
 
 HERE, BEHIND_AFTERWORD, BEHIND_VLLM = "here", "behind afterword", "behind vllm"
 BEHIND_SGLANG = "behind sglang"

@@ -20,12 +20,12 @@ from afterword.engine.toy import toy_engine
 from afterword.ledger import quota
 from afterword.ledger.opening import open_database
 from e2e.process import AFTERWORD, MODEL, Server, serving
-from hub import Hub, running
 from ledger.values import record
-from services import Postgres
+from standins.hub import Hub, running
+from standins.services import Postgres
+from standins.upstreams import listening
+from standins.vllm_server import Vllm
 from tiny_gguf import make_gguf
-from upstreams import listening
-from vllm import Vllm
 
 pytestmark = pytest.mark.e2e
 

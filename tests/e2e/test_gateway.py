@@ -21,7 +21,7 @@ from afterword.engine.toy import toy_engine
 from conftest import make_client
 from e2e.process import run, serving
 from e2e.wire import Stream
-from upstreams import listening
+from standins.upstreams import listening
 
 pytestmark = pytest.mark.e2e
 

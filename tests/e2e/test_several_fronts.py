@@ -24,8 +24,8 @@ from afterword.ledger.database import connect, parse_url, prepare
 from afterword.ledger.keys import KeyBook
 from conftest import make_client
 from e2e.process import Server, serving
-from services import Postgres
-from upstreams import listening
+from standins.services import Postgres
+from standins.upstreams import listening
 
 pytestmark = pytest.mark.e2e
 

@@ -29,7 +29,7 @@ from afterword.ledger.records import processes, reservations
 from afterword.ledger.store import UsageStore
 from e2e.process import Server, run, serving
 from e2e.wire import Stream
-from services import Postgres
+from standins.services import Postgres
 
 pytestmark = pytest.mark.e2e
 

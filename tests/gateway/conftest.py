@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
-import msgspec
 import pytest
 
 from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.engine import RemoteEngine
 from afterword.gateway.pool.pool import PoolOptions
-from standin import FACTS, StandIn
-from upstreams import PATIENT, engine_of
-
-Front = Callable[..., RemoteEngine]
+from standins.server import FACTS, StandIn
+from standins.upstreams import PATIENT, Front, engine_of
 
 
 @pytest.fixture
@@ -37,8 +34,3 @@ async def front() -> AsyncIterator[Front]:
             return made
 
         yield make
-
-
-def hasty(**limits_s: float) -> PoolOptions:
-    """Options whose limits of time are over at once."""
-    return msgspec.structs.replace(PATIENT, **limits_s)

@@ -14,8 +14,8 @@ import pytest
 from afterword.gateway.engine import RemoteEngine
 from asgi import Client, Reply, chunks_of
 from conftest import make_client
-from gateway.conftest import Front, hasty
-from standin import Exchange, StandIn
+from standins.server import Exchange, StandIn
+from standins.upstreams import Front, hasty
 
 PATH = "/v1/completions"
 BODY = {"model": "toy", "prompt": [97], "max_tokens": 3}

@@ -13,8 +13,8 @@ from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT, Facts
 from afterword.gateway.engine import RemoteEngine
 from asgi import Client, fold
 from conftest import make_client
-from standin import Exchange, StandIn
-from upstreams import engine_of
+from standins.server import Exchange, StandIn
+from standins.upstreams import engine_of
 
 FACTS = Facts(model="gpt", context_tokens=UNKNOWN_CONTEXT, max_logprobs=5, identity="x")
 Open = Callable[[StandIn], Client]

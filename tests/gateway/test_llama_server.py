@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import pytest
 
-import real_servers
 from afterword.core.limits import Limits
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.vocab import LlamaTokenizer
@@ -23,8 +22,9 @@ from afterword.gateway.engine import RemoteEngine
 from asgi import Client, fold
 from conftest import make_client
 from peers import free_port, running
+from standins import real_servers
+from standins.upstreams import engine_of, facts_of
 from tiny_gguf import make_gguf
-from upstreams import engine_of, facts_of
 
 SERVER = os.environ.get("AFTERWORD_LLAMA_SERVER") or shutil.which("llama-server")
 pytestmark = [

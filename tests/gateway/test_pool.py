@@ -13,8 +13,8 @@ from afterword.core.errors import ConfigError
 from afterword.gateway.address import parse_addresses
 from afterword.gateway.pool.prefixes import BLOCK_TOKENS, PrefixMap, block_keys
 from conftest import make_client
-from gateway.conftest import Front, hasty
-from standin import Exchange, StandIn
+from standins.server import Exchange, StandIn
+from standins.upstreams import Front, hasty
 
 BODY = {"model": "toy", "prompt": [97], "max_tokens": 3}
 IDS = st.lists(st.integers(0, 2), max_size=5 * BLOCK_TOKENS)

@@ -9,7 +9,7 @@ from afterword.gateway.dialects.dialect import FEATURES
 from afterword.gateway.dialects.registry import DIALECTS
 from afterword.gateway.dialects.support import ROWS, support_table
 
-PAGE = Path(__file__).parents[3] / "docs" / "guides" / "gateway.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "gateway.md"
 
 
 def test_the_table_is_the_dialects() -> None:

@@ -12,8 +12,7 @@ import pytest
 from afterword.core.errors import ConfigError
 from asgi import Client
 from conftest import make_client
-from gateway.conftest import Front
-from upstreams import Certificate, facts_of, listening
+from standins.upstreams import Certificate, Front, facts_of, listening
 
 
 class Authority:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-import real_servers
 from afterword.core.limits import Limits
 from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.engine import RemoteEngine
 from asgi import Client, fold
 from conftest import make_client
 from peers import free_port, running
+from standins import real_servers
+from standins.upstreams import engine_of, facts_of
 from tiny_hf import make_hf, pieces
-from upstreams import engine_of, facts_of
 
 SERVER = os.environ.get("AFTERWORD_VLLM")
 pytestmark = [

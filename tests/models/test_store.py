@@ -15,7 +15,7 @@ from afterword.cli.terminal import Terminal
 from afterword.core.errors import ConfigError
 from afterword.models.source import HubSource, PackageSource, PathSource, parse_source
 from afterword.models.store import Store
-from hub import Hub, running
+from standins.hub import Hub, running
 from tiny_gguf import make_gguf
 
 AFTERWORD = Path(sys.executable).parent / "afterword"
@@ -178,7 +178,7 @@ def test_a_package_of_another_content_is_removed(
     store: Store, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = parse_source("pypi:tinymodel==1.0")
-    monkeypatch.setattr(store_module, "_KNOWN_DIGESTS", {"pypi:tinymodel==1.0": "0" * 64})
+    monkeypatch.setattr("afterword.models.store._KNOWN_DIGESTS", {"pypi:tinymodel==1.0": "0" * 64})
     make_wheel(index, {"tinymodel/a.gguf": b"another"})
     with pytest.raises(ConfigError, match=r"SHA-256 is .* the file was removed"):
         store.fetch(source)

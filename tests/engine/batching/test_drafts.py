@@ -110,14 +110,14 @@ def test_rows_that_cost_nothing_are_always_worth_it() -> None:
     assert cost.row_share == 0
 
 
-def a_sequence(ids: list[int], *, max_tokens: int, likely: float) -> Sequence:
+def a_sequence(ids: list[int], *, max_tokens: int, likely: float) -> tuple[Slot, Sequence]:
     job = Job(prompt_ids=tuple(ids), n=1, max_tokens=max_tokens, sampling=SamplingParams(), seed=0)
     sequence = Request(0, [job], frozenset(), 0.0).look_ahead(1)[0]
-    sequence.slot = Slot(0, 100)
-    sequence.slot.tokens[: len(ids)] = ids
+    slot = Slot(0, 100)
+    slot.tokens[: len(ids)] = ids
     sequence.guess.begin = [likely] * len(sequence.guess.begin)
     sequence.guess.onward = likely
-    return sequence
+    return slot, sequence
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def a_sequence(ids: list[int], *, max_tokens: int, likely: float) -> Sequence:
 def test_a_draft_is_as_long_as_its_last_token_pays(
     likely: float, row_share: float, worth: int
 ) -> None:
-    sequence = a_sequence(list(range(20)) * 2, max_tokens=50, likely=likely)
-    assert make_guesses([sequence], row_share) == worth
+    slot, sequence = a_sequence(list(range(20)) * 2, max_tokens=50, likely=likely)
+    assert make_guesses([(slot, sequence)], row_share) == worth
     assert sequence.guess.tokens == list(range(16))
 
 
 def test_nothing_is_drafted_beyond_what_may_come() -> None:
-    sequence = a_sequence(list(range(20)) * 2, max_tokens=4, likely=0.9)
-    assert make_guesses([sequence], ALWAYS) == 3
+    drafting = a_sequence(list(range(20)) * 2, max_tokens=4, likely=0.9)
+    assert make_guesses([drafting], ALWAYS) == 3
 
 
 def test_all_sequences_get_what_the_least_promising_is_worth() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 
 from afterword.engine.batching.sequence import CLASSES, Guess, Sequence, TokenIds
+from afterword.engine.batching.slots import Slot
 
 MOST_SEQUENCES = 4
 """With more sequences at once, rows cost more than what they could save."""
@@ -64,17 +65,16 @@ class StepCost:
         return row_s * drawn / took_s
 
 
-def make_guesses(sequences: SequenceOf[Sequence], row_share: float) -> int:
-    """Guess how each sequence goes on; how many tokens of each guess are worth computing.
+def make_guesses(running: SequenceOf[tuple[Slot, Sequence]], row_share: float) -> int:
+    """Guess how the sequence of each slot goes on.
 
-    The number is the same for all, so that a runner computes them side by side. Guesses are made
-    and compared with what comes also where it is 0: that is how it becomes known when they pay.
+    Returns how many tokens of each guess are worth computing.
+
+    The number is the same for all, so that a runner computes them side by side. Where it is 0 the
+    guesses are still compared with the tokens that come: that shows when drafts begin to pay.
     """
     worth = _MOST_TOKENS
-    for sequence in sequences:
-        slot = sequence.slot
-        if slot is None:
-            raise AssertionError("a sequence that decodes has a slot")
+    for slot, sequence in running:
         left = sequence.limit - sequence.length - 1
         found, likeness = look_up(slot.tokens[: sequence.length], _MOST_TOKENS)
         guess = sequence.guess

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from afterword.engine.batching.checkpoints import Checkpoints
-from afterword.engine.batching.prefix_cache import Match, PrefixCache, Source, common_prefix
+from afterword.engine.batching.prefix_cache import Match, PrefixCache, common_prefix
 from afterword.engine.batching.runner import (
     Drop,
     Fork,
@@ -21,7 +21,7 @@ from afterword.engine.batching.runner import (
     Trim,
 )
 from afterword.engine.batching.sequence import Prompt, Sequence, TokenIds
-from afterword.engine.batching.slots import Checkpoint, Holder, Slot, Slots
+from afterword.engine.batching.slots import Checkpoint, Holder, Slot, Slots, Source
 
 _WORTH_WAITING_TOKENS = 6
 """A prefix that another slot is about to compute is waited for if it saves more than this."""
@@ -144,7 +144,7 @@ class Memory:
         ids = sequence.prompt.ids
         slot.computed = reused
         slot.tokens[: len(ids)] = ids
-        slot.sequence, sequence.slot = sequence, slot
+        slot.sequence, sequence.slot = sequence, slot.index
         if self.sharing == "checkpoints":
             self._cut_for_others(sequence, match.tokens, reused)
         self.cache.hold(slot, ids)
@@ -172,9 +172,9 @@ class Memory:
 
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence out of its slot, which keeps what it has computed."""
-        slot = sequence.slot
-        if slot is None:
+        if sequence.slot is None:
             return
+        slot = self.slots[sequence.slot]
         slot.sequence = sequence.slot = None
         self.slots.touch(slot)
         self.cache.hold(slot, slot.tokens[: slot.computed])
@@ -217,8 +217,7 @@ class Memory:
         self.cache.check()
         self._checkpoints.check()
         for holder in (*self.slots, *self._checkpoints):
-            held = holder.node.end if holder.node is not None else 0
-            if held < holder.computed and holder.sequence is None:
+            if self.cache.held_tokens(holder) < holder.computed and holder.sequence is None:
                 raise AssertionError(f"the cache does not know what {holder.index} holds")
 
     def _cut(self, owner: Sequence, tokens: int) -> None:

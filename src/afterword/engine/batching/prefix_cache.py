@@ -13,7 +13,7 @@ import numpy as np
 
 from afterword.engine.batching.scores import Scores, Stretch
 from afterword.engine.batching.sequence import TokenIds
-from afterword.engine.batching.slots import Holder
+from afterword.engine.batching.slots import Holder, Source
 
 _KEPT_SHARE = 0.9
 """What is left of the budget once scores had to go, so that they do not go one by one."""
@@ -47,19 +47,14 @@ class Match(msgspec.Struct, frozen=True):
     tokens: int
 
 
-class Source(msgspec.Struct, frozen=True):
-    """Who holds KV, and how many of its tokens serve a prompt."""
-
-    holder: Holder
-    tokens: int
-
-
 class PrefixCache:
     """All prefixes that somebody holds or that were scored lately."""
 
     def __init__(self, score_budget_bytes: int) -> None:
         self._root = Node(np.empty(0, np.int32), None)
         self._score_budget_bytes = score_budget_bytes
+        # The node that ends where the tokens of a holder end; holders of nothing are left out.
+        self._ends: dict[Holder, Node] = {}
         self._clock = 0
         self.score_bytes = 0
 
@@ -113,13 +108,19 @@ class PrefixCache:
 
     def hold(self, holder: Holder, ids: TokenIds) -> None:
         """Say that ``holder`` has these tokens, which may be none, and no others."""
-        old, new = holder.node, self._insert(ids)
-        holder.node = new
+        old, new = self._ends.pop(holder, None), self._insert(ids)
+        if new is not self._root:
+            self._ends[holder] = new
         path = dict.fromkeys(_upwards(new))
         for node in path:
             node.holders[holder] = None
         self._touch(path)
         self._leave(old, holder, but=path)
+
+    def held_tokens(self, holder: Holder) -> int:
+        """How many tokens ``hold`` was told of a holder."""
+        node = self._ends.get(holder)
+        return 0 if node is None else node.end
 
     def keep(self, ids: TokenIds, scores: Scores) -> None:
         """Keep what is known of a prompt for others that begin alike."""
@@ -226,7 +227,7 @@ class PrefixCache:
                 and (node.start, node.end) == (parent.end, parent.end + len(node.tokens))
                 and (parent is self._root or node.holders.keys() <= parent.holders.keys())
                 and bool(node.children or node.holders or node.scores)
-                and all(node in _upwards(holder.node) for holder in node.holders)
+                and all(node in _upwards(self._ends.get(holder)) for holder in node.holders)
             )
             if not sound:
                 raise AssertionError(f"node at {node.start} is out of order")

@@ -6,7 +6,6 @@ is pure: no clock, no thread, no model library; the same calls give the same ste
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence as SequenceOf
 
 import msgspec
@@ -14,12 +13,13 @@ import msgspec
 from afterword.core.job import Ended, Event, FinishReason, Job, Prefilled
 from afterword.engine.batching.chunks import choose_spans
 from afterword.engine.batching.drafts import MOST_SEQUENCES, learn, make_guesses
+from afterword.engine.batching.line import FairLine
 from afterword.engine.batching.memory import Memory, Wait
 from afterword.engine.batching.outcome import Drawn, Found, Outcome, sampled_event
-from afterword.engine.batching.prefix_cache import Match, Source
+from afterword.engine.batching.prefix_cache import Match
 from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.sequence import Prompt, Request, Sequence, State
-from afterword.engine.batching.slots import Slot, Slots, SlotState
+from afterword.engine.batching.slots import Slot, Slots, SlotState, Source
 from afterword.engine.batching.step import Step, make_batch
 from afterword.engine.sampler import RowError
 
@@ -57,6 +57,10 @@ class Counters(msgspec.Struct):
     started_requests: int = 0
     waited_s: float = 0.0
 
+    def copy(self) -> Counters:
+        """The same numbers, which no longer change."""
+        return msgspec.structs.replace(self, batch_sizes=list(self.batch_sizes))
+
     def count_step(self, sequences: int) -> None:
         """A step that computed so many sequences together."""
         self.steps += 1
@@ -92,7 +96,7 @@ class Scheduler:
         self._max_rows = runner.max_rows
         self._end_ids = end_ids
         self._requests: dict[int, Request] = {}
-        self._line: deque[Request] = deque()
+        self._line = FairLine()
         self._waits: dict[Sequence, Wait] = {}
         self._events: list[tuple[int, Event]] = []
         self._failures: list[tuple[int, RowError]] = []
@@ -110,7 +114,7 @@ class Scheduler:
             self._memory.start_afresh()
         request = Request(key, jobs, self._end_ids, now_s)
         self._requests[key] = request
-        self._line.append(request)
+        self._line.join(request)
 
     def abort(self, key: int, job: int, sibling: int) -> None:
         """End one sequence without an event. Unknown ones are over already."""
@@ -134,8 +138,7 @@ class Scheduler:
             sequence.state = State.ENDED
         for sequence in request.head:
             self._stop_waiting(sequence)
-        if request in self._line:
-            self._line.remove(request)
+        self._line.leave(request)
 
     def take_failures(self) -> list[tuple[int, RowError]]:
         """Requests given up since the last call because a sequence of theirs could not go on."""
@@ -242,7 +245,7 @@ class Scheduler:
         if not all(sequence.generated for _, sequence in running):
             return 0
         most = min(self._max_batch_tokens, self._max_rows) // count - 1
-        drafted = min(make_guesses([sequence for _, sequence in running], row_share), most)
+        drafted = min(make_guesses(running, row_share), most)
         for slot, sequence in running:
             start = sequence.length
             slot.tokens[start : start + drafted] = sequence.guess.tokens[:drafted]
@@ -256,19 +259,12 @@ class Scheduler:
         The last idle slot is for a request that has none: one with many sequences, however long
         they are, cannot keep others waiting for their first.
         """
-        blocked = 0
-        while self._line and blocked < len(self._line):
-            idle = len(self._slots.idle())
-            if not idle:
-                return
-            request = self._line[0]
-            self._line.rotate(-1)
-            barred = bool(request.running) and idle <= self._kept_slots
-            placed = not barred and self._place_one(request)
-            blocked = 0 if placed else blocked + 1
-            if not request.waiting and request in self._line:
-                self._line.remove(request)
-                blocked = 0
+
+        def place(request: Request) -> bool:
+            barred = bool(request.running) and len(self._slots.idle()) <= self._kept_slots
+            return not barred and self._place_one(request)
+
+        self._line.serve(lambda: bool(self._slots.idle()), place)
 
     def _place_one(self, request: Request) -> bool:
         """Start the request's first sequence that need not wait for another; False if none."""
@@ -396,8 +392,8 @@ class Scheduler:
         """Forget a request that has ended, and keep none in line that waits for nothing."""
         if not request.left:
             self._requests.pop(request.key, None)
-        if not request.waiting and request in self._line:
-            self._line.remove(request)
+        if not request.waiting:
+            self._line.leave(request)
 
     def _leave(self, sequence: Sequence) -> None:
         self._memory.leave(sequence)
@@ -418,12 +414,12 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Sequences without a slot."""
-        return sum(request.waiting for request in self._line)
+        return self._line.waiting
 
     @property
     def waiting_since_s(self) -> float | None:
-        """When the request came that has waited longest for its first slot, if any waits."""
-        return min((r.added_s for r in self._line if not r.started), default=None)
+        """When the oldest request without its first slot arrived; None if there is none."""
+        return self._line.waiting_since_s
 
     @property
     def score_bytes(self) -> int:
@@ -451,7 +447,7 @@ class Scheduler:
             if sequence is None:
                 continue
             sound = (
-                sequence.slot is slot
+                sequence.slot == slot.index
                 and sequence.state is State.RUNNING
                 and sequence in sequence.request.running
                 and sequence.request.key in self._requests

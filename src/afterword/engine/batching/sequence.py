@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Sequence as SequenceOf
 from enum import Enum, auto
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -16,9 +15,6 @@ import numpy.typing as npt
 from afterword.core.job import Job
 from afterword.engine.batching.scores import Scores
 from afterword.engine.sampler import Bias, Ids
-
-if TYPE_CHECKING:
-    from afterword.engine.batching.slots import Slot
 
 TokenIds = npt.NDArray[np.int32]
 
@@ -101,9 +97,10 @@ class Guess(msgspec.Struct):
 class Sequence:
     """One sibling of a job.
 
-    Invariant while running: ``0 <= slot.computed <= length <= limit``, and the first ``length``
-    entries of ``slot.tokens`` are the prompt and what was generated. ``cuts`` are the numbers of
-    computed tokens, ascending, at which a step has to stop for the state to be kept.
+    ``slot`` is the index of the slot that a running sequence has. Invariant of that slot:
+    ``0 <= computed <= length <= limit``, and the first ``length`` entries of its ``tokens`` are the
+    prompt and the generated tokens. ``cuts`` are the numbers of computed tokens, ascending, at
+    which a step stops so that the state can be kept.
     """
 
     __slots__ = (
@@ -119,7 +116,7 @@ class Sequence:
         self.limit = len(prompt.ids) + prompt.job.max_tokens
         self.guess = Guess()
         self.cuts: list[int] = []
-        self.slot: Slot | None = None
+        self.slot: int | None = None
         self.state = State.WAITING
         sampling = prompt.job.sampling
         penalised = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0

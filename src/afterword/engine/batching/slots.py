@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum, auto
-from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from afterword.engine.batching.sequence import Sequence, TokenIds
-
-if TYPE_CHECKING:
-    from afterword.engine.batching.prefix_cache import Node, Source
 
 
 class SlotState(Enum):
@@ -23,17 +20,16 @@ class SlotState(Enum):
 
 
 class Holder:
-    """Whoever holds the KV of a prefix of ``computed`` tokens, by a number of its own.
+    """Holds the KV of a prefix of ``computed`` tokens; ``sequence`` is the one that computes in it.
 
-    ``node`` is where the prefix cache has its tokens; ``sequence`` computes in it.
+    ``index`` names it to the runner.
     """
 
-    __slots__ = ("computed", "index", "last_used", "node", "sequence")
+    __slots__ = ("computed", "index", "last_used", "sequence")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.computed = 0
-        self.node: Node | None = None
         self.sequence: Sequence | None = None
         self.last_used = 0
 
@@ -41,6 +37,13 @@ class Holder:
     def will_compute(self) -> int:
         """How many tokens there will be once the running sequence's prompt is computed."""
         return self.computed if self.sequence is None else max(self.computed, self.sequence.wanted)
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A holder, and how many of its tokens serve a prompt."""
+
+    holder: Holder
+    tokens: int
 
 
 class Checkpoint(Holder):
@@ -57,9 +60,8 @@ class Checkpoint(Holder):
 class Slot(Holder):
     """Engine resource of one sequence.
 
-    Invariant: KV of ``tokens[:computed]`` is in memory. ``node`` is where the prefix cache has the
-    prompt of the running sequence, or all that is computed in a resident slot. ``awaited`` counts
-    the waiting sequences that are to continue what it holds.
+    Invariant: KV of ``tokens[:computed]`` is in memory. ``awaited`` counts the waiting sequences
+    that will continue its prefix.
     """
 
     __slots__ = ("awaited", "tokens")
@@ -89,6 +91,9 @@ class Slots:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def __getitem__(self, index: int) -> Slot:
+        return self._slots[index]
 
     def idle(self) -> list[Slot]:
         """Slots without a sequence, by index."""

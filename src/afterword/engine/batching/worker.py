@@ -221,6 +221,6 @@ class Worker:
             scheduler.score_bytes,
             scheduler.checkpoint_bytes,
             scheduler.waiting_since_s,
-            scheduler.counters,
+            scheduler.counters.copy(),
             time.thread_time() if threading.current_thread() is self._thread else 0.0,
         )

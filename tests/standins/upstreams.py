@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -20,8 +21,15 @@ from afterword.gateway.dialects.registry import DIALECTS
 from afterword.gateway.engine import RemoteEngine
 from afterword.gateway.pool.pool import Pool, PoolOptions
 
+Front = Callable[..., RemoteEngine]
+"""Makes an engine in front of stand-ins or addresses."""
 PATIENT = PoolOptions(probe_s=3600, patience_s=0)
 """Nothing happens by itself while a test looks."""
+
+
+def hasty(**limits_s: float) -> PoolOptions:
+    """Options whose limits of time are over at once."""
+    return msgspec.structs.replace(PATIENT, **limits_s)
 
 
 class Certificate(NamedTuple):

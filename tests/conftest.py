@@ -17,6 +17,7 @@ from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
 from afterword.engine.toy import toy_engine
+from afterword.gateway.engine import RemoteEngine
 from afterword.http.app import create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
@@ -38,12 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _ledgers_apart(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Servers and commands started by tests do not touch the ledger of whoever runs them.
-
-    They serve files as they are: what they answer is held against the file's own logits.
-    """
+    """Servers and commands started by tests do not touch the ledger of the person who runs them."""
     os.environ["AFTERWORD_DATA_DIR"] = str(tmp_path_factory.mktemp("data"))
-    os.environ["AFTERWORD_WEIGHTS"] = "as-is"
     # The library reads it at its first batch, for the whole process: see ``multiply_row_by_row``.
     os.environ["GGML_CPU_TILED_MM"] = "0"
 
@@ -77,6 +74,12 @@ def make_client(
         clock=lambda: next(ticks) / 1000,
         entropy=entropy,
         keep_alive_s=keep_alive_s,
+        upstreams=lambda: [
+            (name, stats)
+            for name, engine in engines.items()
+            if isinstance(engine, RemoteEngine)
+            for stats in engine.upstream_stats()
+        ],
     )
     return Client(app)
 

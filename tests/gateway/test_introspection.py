@@ -9,7 +9,7 @@ import pytest
 from afterword.core.wire import Vocabulary
 from afterword.engine.toy import ToyTokenizer
 from afterword.gateway.dialects import introspection
-from afterword.gateway.dialects.introspection import survey_vocabulary
+from afterword.gateway.dialects.introspection import introspect_vocabulary
 from afterword.gateway.failures import Refused, StreamBroke
 
 
@@ -44,8 +44,8 @@ class Told:
             at += size
         return ids
 
-    async def survey(self, size: int | None = None) -> Vocabulary:
-        return await survey_vocabulary(self.spell, self.encode, size=size)
+    async def introspect(self, size: int | None = None) -> Vocabulary:
+        return await introspect_vocabulary(self.spell, self.encode, size=size)
 
 
 BYTES = [bytes([i]) for i in range(256)]
@@ -61,7 +61,7 @@ async def test_every_piece_of_the_toy_that_utf8_can_have(
     assert len(pieces) % 38 == 0
     monkeypatch.setattr(introspection, "_BLOCK", 38)
     told = Told(pieces, refuses=refuses)
-    table = await told.survey(len(pieces) if size else None)
+    table = await told.introspect(len(pieces) if size else None)
     never = pieces.index(b"\xff\xfe")
     assert table.pieces[never] == "\ufffd\ufffd".encode()
     assert [p for i, p in enumerate(table.pieces) if i != never] == [
@@ -77,26 +77,27 @@ async def test_parts_of_characters_of_every_shape() -> None:
     whole = "é€中🙂\U0010ffff\ud7ff\u0800".encode()
     parts = sorted({whole[i : i + n] for i in range(len(whole)) for n in range(2, 7)})
     pieces = [*BYTES, *[part for part in parts if part not in BYTES]]
-    table = await Told(pieces).survey()
+    table = await Told(pieces).introspect()
     wrong = [(got, piece) for got, piece in zip(table.pieces, pieces, strict=True) if got != piece]
     assert wrong == []
 
 
 async def test_spaces_that_a_decoder_takes_away() -> None:
     pieces = [*BYTES, b" .", b" ,", b" a", b"..", b" .."]
-    table = await Told(pieces, cleans=True).survey()
+    table = await Told(pieces, cleans=True).introspect()
     assert table.pieces == pieces
 
 
 async def test_a_separator_that_is_a_token() -> None:
     pieces = [*BYTES, b"xZqXj#Zqx"]
-    assert (await Told(pieces).survey()).pieces == pieces
+    assert (await Told(pieces).introspect()).pieces == pieces
+    separators = [b"a%ba" % s.encode() for s in introspection._SEPARATORS]
     with pytest.raises(StreamBroke, match="cannot be told apart"):
-        await Told([*BYTES, *[b"a%ba" % s.encode() for s in introspection._SEPARATORS]]).survey()
+        await Told([*BYTES, *separators]).introspect()
 
 
 async def test_large_vocabularies_take_few_questions() -> None:
     pieces = [*BYTES, *[b" w%d" % i for i in range(40_000)]]
     told = Told(pieces)
-    assert len((await told.survey()).pieces) == len(pieces)
+    assert len((await told.introspect()).pieces) == len(pieces)
     assert told.asked < 60

@@ -84,7 +84,7 @@ def facts_of(source: str, *, name: str = "toy") -> list[Facts]:
     async def ask() -> list[Facts]:
         pool = pool_of(source, name=name)
         try:
-            return await pool.survey()
+            return await pool.introspect()
         finally:
             await pool.aclose()
 

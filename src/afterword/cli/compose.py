@@ -19,6 +19,7 @@ from afterword.gateway.address import Address, is_remote, parse_addresses
 
 if TYPE_CHECKING:
     from afterword.gateway.engine import RemoteEngine
+    from afterword.gateway.pool.upstream import UpstreamStats
 
 
 @asynccontextmanager
@@ -50,6 +51,22 @@ async def open_service(settings: Settings, loading: Loading) -> AsyncIterator[Co
             served.append(ServedModel(name, engine, created))
         catalog = Catalog(served, settings.effective_aliases())
         yield CompletionService(catalog, settings.limits(), clock=time.time, entropy=os.urandom)
+
+
+def upstream_stats(
+    service: CompletionService, models: Mapping[str, str]
+) -> list[tuple[str, UpstreamStats]]:
+    """Figures of the servers behind this one, each with the name of its model."""
+    if not any(map(is_remote, models.values())):
+        return []
+    from afterword.gateway.engine import RemoteEngine  # noqa: PLC0415 - as below
+
+    return [
+        (served.name, stats)
+        for served in service.catalog.engines
+        if isinstance(served.engine, RemoteEngine)
+        for stats in served.engine.upstream_stats()
+    ]
 
 
 async def retarget(service: CompletionService, models: Mapping[str, str]) -> None:

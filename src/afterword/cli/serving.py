@@ -9,13 +9,14 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import msgspec
 import rich_click as click
 import sqlalchemy as sa
 import uvloop
 
-from afterword.cli.compose import open_service, retarget
+from afterword.cli.compose import open_service, retarget, upstream_stats
 from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options
 from afterword.cli.loading import Loading
 from afterword.cli.server import Server, ServerOptions
@@ -92,6 +93,7 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
                 origins=settings.origins(),
             ),
             observe=observe,
+            upstreams=partial(upstream_stats, service, settings.models),
         )
 
         async def reload() -> None:

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import msgspec
 
-from afterword.completion.logprobs import Entries
-from afterword.completion.spelling import PromptText, Spelling
+from afterword.completion.logprobs import LogprobsBuilder
+from afterword.completion.prompt_text import PromptText, VocabView
 from afterword.completion.text import Detokenizer, StopMatcher
 from afterword.core.job import Ended, FinishReason, Sampled, ScoredPrompt
 from afterword.core.wire import Logprobs
@@ -39,7 +39,7 @@ class ChoiceBuilder:
 
     def __init__(
         self,
-        spelling: Spelling,
+        spelling: VocabView,
         prompt: PromptText,
         *,
         stops: Sequence[str],
@@ -55,7 +55,7 @@ class ChoiceBuilder:
         # Bytes of a character that the prompt began belong to the completion that goes on.
         self._detokenizer = Detokenizer(characters=len(prompt.text), pending=prompt.dangling)
         self._fresh = prompt.fresh
-        self._entries = Entries(spelling) if logprobs else None
+        self._entries = LogprobsBuilder(spelling) if logprobs else None
         self._ready = prompt.text if echo else ""
         self._wrote = False
         self._drained_once = False

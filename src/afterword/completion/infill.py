@@ -11,10 +11,10 @@ from afterword.core.protocols import InfillTokens, Tokenizer
 def infill_tokens(tokenizer: Tokenizer) -> InfillTokens:
     """The vocabulary's fill-in-the-middle tokens; ``InvalidRequest`` where it has none (F3)."""
     if tokenizer.infill is None:
-        reason = "This model has no fill-in-the-middle tokens and cannot honour 'suffix'."
-        if tokenizer.lacks_ids is not None:
-            reason = f"'suffix' cannot be honoured: {tokenizer.lacks_ids}"
-        raise InvalidRequest(reason, param="suffix")
+        raise InvalidRequest(
+            "This model has no fill-in-the-middle tokens and cannot honour 'suffix'.",
+            param="suffix",
+        )
     return tokenizer.infill
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from afterword.completion.spelling import Spelling
+from afterword.completion.prompt_text import VocabView
+from afterword.core.job import NO_TOKEN
 from afterword.core.wire import Logprobs
 
 LOWEST = -9999.0
 """What minus infinity is on the wire (L7)."""
 
 
-class Entries:
+class LogprobsBuilder:
     """Four arrays that grow together; ``take`` empties them.
 
     A token is written as it stands in the text: where that is ``fresh``, without the tokenizer's
     own space (L8).
     """
 
-    def __init__(self, spelling: Spelling) -> None:
+    def __init__(self, spelling: VocabView) -> None:
         self._spelling = spelling
         self._clear()
 
@@ -55,7 +56,7 @@ class Entries:
             if i == token:
                 chosen_is_among = True
                 top[text] = logprob
-            elif i >= 0:  # otherwise the engine was told of fewer
+            elif i != NO_TOKEN:
                 key = token_text(spelling.piece(i, fresh=fresh))
                 # What the chosen token is written as stands for it alone.
                 key = bytes_text(spelling.pieces[i]) if key == text else key

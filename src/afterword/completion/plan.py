@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from afterword.completion.fields import Prompt, out_of_range, shown
 from afterword.completion.infill import infill_tokens, lay_out
-from afterword.completion.request import CompletionRequest
-from afterword.completion.spelling import (
+from afterword.completion.prompt_text import (
     PromptText,
     Shown,
-    Spelling,
+    VocabView,
     prompt_of_ids,
     prompt_of_text,
 )
+from afterword.completion.request import CompletionRequest
 from afterword.completion.tokens import encode
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest
 from afterword.core.job import Job, SamplingParams
 from afterword.core.limits import Limits
-from afterword.core.protocols import Tokenizer
+from afterword.core.protocols import Feature, Tokenizer
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     jobs: tuple[Job, ...]
     prompts: tuple[PromptText, ...]
-    spelling: Spelling
+    spelling: VocabView
     n: int
     candidates: int
     echo: bool
@@ -54,17 +54,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.candidates > self.n
 
 
-class Identity(msgspec.Struct, frozen=True):
-    """What a plan is told rather than decides."""
+class PlanInputs(msgspec.Struct, frozen=True):
+    """What a plan takes over as it is; ``unsupported`` is that of the engine's card."""
 
     id: str
     model: str
     created: int
     fingerprint: str
     seed: int
+    unsupported: Mapping[Feature, str] = {}
 
 
-class Room(msgspec.Struct, frozen=True):
+class ContextBudget(msgspec.Struct, frozen=True):
     """The context and how much of it a request may fill."""
 
     context_tokens: int
@@ -104,7 +105,7 @@ class Room(msgspec.Struct, frozen=True):
 
 
 def make_plan(
-    request: CompletionRequest, tokenizer: Tokenizer, room: Room, identity: Identity
+    request: CompletionRequest, tokenizer: Tokenizer, budget: ContextBudget, inputs: PlanInputs
 ) -> Plan:
     """Decide everything. Tokenises, which takes milliseconds for long text; otherwise pure.
 
@@ -124,16 +125,17 @@ def make_plan(
             "in the order in which it is echoed.",
             param="suffix",
         )
+    _refuse_unsupported(request, inputs.unsupported)
     sampling = _sampling(request, tokenizer)
     least = sampling.min_tokens
     extra_end_ids = infill_tokens(tokenizer).end_ids if suffix is not None else ()
-    spelling = Spelling(
+    spelling = VocabView(
         tokenizer.pieces, tokenizer.end_ids.union(extra_end_ids), tokenizer.space_after
     )
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
-        ids, text = _prompt(prompt, request, tokenizer, room, spelling)
-        most = room.completion_tokens(len(ids), request.max_tokens)
+        ids, text = _prompt(prompt, request, tokenizer, budget, spelling)
+        most = budget.completion_tokens(len(ids), request.max_tokens)
         if least > most:
             raise _too_many_at_least(least, most, request.max_tokens)
         scored = request.echo and request.logprobs is not None
@@ -143,7 +145,7 @@ def make_plan(
                 n=candidates,
                 max_tokens=most,
                 sampling=sampling,
-                seed=identity.seed if request.seed is None else request.seed,
+                seed=inputs.seed if request.seed is None else request.seed,
                 logprobs=0 if request.logprobs is None and candidates > n else request.logprobs,
                 prompt_logprobs=request.logprobs if scored else None,
                 extra_end_ids=extra_end_ids,
@@ -151,10 +153,10 @@ def make_plan(
         )
         prompts.append(text)
     return Plan(
-        id=identity.id,
-        model=identity.model,
-        created=identity.created,
-        fingerprint=identity.fingerprint,
+        id=inputs.id,
+        model=inputs.model,
+        created=inputs.created,
+        fingerprint=inputs.fingerprint,
         jobs=tuple(jobs),
         prompts=tuple(prompts),
         spelling=spelling,
@@ -201,8 +203,6 @@ def _too_many_at_least(least: int, most: int, asked: int | None) -> InvalidReque
 
 def _sampling(request: CompletionRequest, tokenizer: Tokenizer) -> SamplingParams:
     bias = request.logit_bias or ()
-    if bias:
-        _refuse_ids("logit_bias", tokenizer)
     vocabulary = len(tokenizer.pieces)
     if bias and bias[-1][0] >= vocabulary:
         raise out_of_range(
@@ -228,13 +228,13 @@ def _prompt(
     prompt: Prompt,
     request: CompletionRequest,
     tokenizer: Tokenizer,
-    room: Room,
-    spelling: Spelling,
+    budget: ContextBudget,
+    spelling: VocabView,
 ) -> tuple[tuple[int, ...], PromptText]:
     """The ids to compute, and the prompt as its choices show it (R2, E2)."""
     suffix = request.suffix or ""
     for given in (prompt, suffix):
-        room.refuse_endless(given, tokenizer, request.max_tokens)
+        budget.refuse_endless(given, tokenizer, request.max_tokens)
     echo, scored = bool(request.echo), request.logprobs is not None
     shown = Shown(text=echo or scored, offsets=echo and scored)
     visible = _ids(prompt, tokenizer, parse_special=not suffix)
@@ -258,7 +258,6 @@ def _prompt(
 def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:
     if isinstance(prompt, str):
         return encode("prompt", prompt, tokenizer, parse_special=parse_special) if prompt else ()
-    _refuse_ids("prompt", tokenizer)
     largest = max(prompt)
     if largest >= len(tokenizer.pieces):
         raise InvalidRequest(
@@ -270,10 +269,17 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequen
     return prompt
 
 
-def _refuse_ids(name: str, tokenizer: Tokenizer) -> None:
-    """Refuse token ids where they mean nothing."""
-    if tokenizer.lacks_ids is not None:
-        raise InvalidRequest(f"Token ids in '{name}': {tokenizer.lacks_ids}", param=name)
+def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature, str]) -> None:
+    """Refuse what the engine cannot take."""
+    reason = unsupported.get("token_ids")
+    if reason is None:
+        return
+    if request.suffix:
+        raise InvalidRequest(f"'suffix' cannot be honoured: {reason}", param="suffix")
+    if request.logit_bias:
+        raise InvalidRequest(f"Token ids in 'logit_bias': {reason}", param="logit_bias")
+    if any(not isinstance(prompt, str) for prompt in request.prompt):
+        raise InvalidRequest(f"Token ids in 'prompt': {reason}", param="prompt")
 
 
 def texts_of(request: CompletionRequest) -> Iterator[tuple[str, bool]]:

@@ -15,12 +15,12 @@ import msgspec
 from afterword.completion import ranking, tokens
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.choice import ChoiceBuilder, Delta
-from afterword.completion.plan import Identity, Plan, Room, make_plan, texts_of
+from afterword.completion.plan import ContextBudget, Plan, PlanInputs, make_plan, texts_of
 from afterword.completion.request import CompletionRequest, decode
 from afterword.core.errors import ApiError
 from afterword.core.job import Counted, Ended, Event, Prefilled, Sampled, ScoredPrompt
 from afterword.core.limits import Limits
-from afterword.core.protocols import DistantTokenizer, Engine, Generation, Tokenizer
+from afterword.core.protocols import Engine, Generation, Tokenizer
 from afterword.core.wire import Choice, Chunk, Completion, PromptTokensDetails, Usage
 
 T = TypeVar("T")
@@ -65,38 +65,40 @@ class CompletionService:
         """Decide a request; ``model`` is the one its path names. Raises ``ApiError``."""
         request = await _off_the_loop(len(body), partial(decode, body, self.limits, model=model))
         served = self.catalog.resolve(request.model) if request.model else self.catalog.default
-        room = Room(served.engine.card.context_tokens, self.limits)
+        budget = ContextBudget(served.engine.card.context_tokens, self.limits)
         tokenizer = served.engine.tokenizer
-        if isinstance(tokenizer, DistantTokenizer):
-            tokenizer = await tokenizer.fetch(room.fitting(texts_of(request), tokenizer))
-        decide = partial(self._decide, request, served, tokenizer, room)
+        tokenizer = await tokenizer.prepare(budget.fitting(texts_of(request), tokenizer))
+        decide = partial(self._decide, request, served, tokenizer, budget)
         return await _off_the_loop(len(body), decide)
 
     def _decide(
-        self, request: CompletionRequest, served: ServedModel, tokenizer: Tokenizer, room: Room
+        self,
+        request: CompletionRequest,
+        served: ServedModel,
+        tokenizer: Tokenizer,
+        budget: ContextBudget,
     ) -> Plan:
-        identity = Identity(
+        inputs = PlanInputs(
             id=f"cmpl-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}",
             model=request.model or served.name,
             created=int(self._clock()),
             fingerprint=served.engine.card.fingerprint,
+            unsupported=served.engine.card.unsupported,
             seed=int.from_bytes(self._entropy(8), "big") >> 1,
         )
-        return make_plan(request, tokenizer, room, identity)
+        return make_plan(request, tokenizer, budget, inputs)
 
-    def open(self, plan: Plan) -> Answer:
+    def open(self, plan: Plan) -> CompletionStream:
         """Admit a plan; what is refused is refused here. Raises ``ApiError``."""
         engine: Engine = self.catalog.resolve(plan.model).engine
-        return Answer(plan, engine.open(plan.jobs), self._entropy)
+        return CompletionStream(plan, engine.open(plan.jobs), self._entropy)
 
     async def tokenize(self, body: bytes) -> tokens.Tokenized:
         """POST /tokenize. Raises ``ApiError``."""
         request = await _off_the_loop(len(body), partial(tokens.decode_tokenize, body))
         engine = self._engine(request.model)
-        tokenizer = engine.tokenizer
-        if isinstance(tokenizer, DistantTokenizer):
-            tokenizer = await tokenizer.fetch([(request.prompt, True)])
-        count = partial(tokens.tokenize, request, tokenizer, engine.card.context_tokens)
+        tokenizer = await engine.tokenizer.prepare([(request.prompt, True)])
+        count = partial(tokens.tokenize, request, tokenizer, engine.card)
         return await _off_the_loop(len(body), count)
 
     async def detokenize(self, body: bytes) -> tokens.Detokenized:
@@ -104,7 +106,8 @@ class CompletionService:
 
         def spell() -> tokens.Detokenized:
             request = tokens.decode_detokenize(body)
-            return tokens.detokenize(request, self._engine(request.model).tokenizer)
+            engine = self._engine(request.model)
+            return tokens.detokenize(request, engine.tokenizer, engine.card)
 
         return await _off_the_loop(len(body), spell)
 
@@ -113,14 +116,14 @@ class CompletionService:
     ) -> tokens.TokenizerInfo:
         """GET /tokenizer_info; the whole ``vocabulary`` only for those who ask for it."""
         engine = self._engine(model)
-        return tokens.describe(engine.tokenizer, engine.card.context_tokens, vocabulary=vocabulary)
+        return tokens.describe(engine.tokenizer, engine.card, vocabulary=vocabulary)
 
     def _engine(self, model: str | None) -> Engine:
         served = self.catalog.resolve(model) if model else self.catalog.default
         return served.engine
 
 
-class Answer:
+class CompletionStream:
     """A plan at work: one stream of events, a builder for each candidate, and two foldings.
 
     An async context manager; leaving it aborts what still runs.

@@ -10,10 +10,10 @@ import msgspec
 from afterword.completion import fields
 from afterword.completion.fields import Parser
 from afterword.completion.logprobs import token_text
+from afterword.completion.prompt_text import VocabView, text_of_ids
 from afterword.completion.request import parse_object
-from afterword.completion.spelling import Spelling, text_of_ids
 from afterword.core.errors import InvalidRequest, UnspellableText
-from afterword.core.protocols import Tokenizer
+from afterword.core.protocols import EngineCard, Tokenizer
 from afterword.core.wire import Vocabulary
 
 
@@ -119,9 +119,9 @@ def encode(
         ) from error
 
 
-def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, context_tokens: int) -> Tokenized:
+def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -> Tokenized:
     """The ids of a text, special tokens parsed as in a completion's prompt (R2)."""
-    _refuse_without(tokenizer, "prompt")
+    _refuse_without_ids(card, "prompt")
     ids = encode("prompt", request.prompt, tokenizer)
     bos = tokenizer.bos_id
     if request.add_special_tokens and bos is not None and ids[:1] != [bos]:
@@ -129,15 +129,15 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, context_tokens: int
     strings = None
     if request.return_token_strs:
         strings = [token_text(tokenizer.pieces[i]) for i in ids]
-    return Tokenized(len(ids), context_tokens, ids, strings)
+    return Tokenized(len(ids), card.context_tokens, ids, strings)
 
 
-def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer) -> Detokenized:
+def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -> Detokenized:
     """The text of token ids, special tokens by their names.
 
     A BOS in front that the vocabulary adds itself is in no text (E2).
     """
-    _refuse_without(tokenizer, "tokens")
+    _refuse_without_ids(card, "tokens")
     largest = max(request.tokens, default=0)
     if largest >= len(tokenizer.pieces):
         raise fields.out_of_range(
@@ -145,15 +145,13 @@ def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer) -> Detokenized:
         )
     bos = tokenizer.bos_id
     ids = request.tokens[1:] if bos is not None and request.tokens[:1] == (bos,) else request.tokens
-    spelling = Spelling(tokenizer.pieces, tokenizer.end_ids, tokenizer.space_after)
+    spelling = VocabView(tokenizer.pieces, tokenizer.end_ids, tokenizer.space_after)
     return Detokenized(text_of_ids(ids, spelling))
 
 
-def describe(
-    tokenizer: Tokenizer, context_tokens: int, *, vocabulary: bool = False
-) -> TokenizerInfo:
+def describe(tokenizer: Tokenizer, card: EngineCard, *, vocabulary: bool = False) -> TokenizerInfo:
     """What a remote user of a tokenizer needs to know."""
-    _refuse_without(tokenizer, None)
+    _refuse_without_ids(card, None)
 
     def name(role: str) -> str | None:
         token = tokenizer.roles.get(role)
@@ -162,7 +160,7 @@ def describe(
     return TokenizerInfo(
         tokenizer_class=type(tokenizer).__name__,
         vocab_size=len(tokenizer.pieces),
-        model_max_length=context_tokens,
+        model_max_length=card.context_tokens,
         bos_token=name("bos"),
         eos_token=name("eos"),
         pad_token=name("pad"),
@@ -185,7 +183,8 @@ def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     )
 
 
-def _refuse_without(tokenizer: Tokenizer, param: str | None) -> None:
-    """Refuse where tokens cannot be named by id."""
-    if tokenizer.lacks_ids is not None:
-        raise InvalidRequest(f"This model cannot tokenise: {tokenizer.lacks_ids}", param=param)
+def _refuse_without_ids(card: EngineCard, param: str | None) -> None:
+    """Refuse if tokens cannot be named by id."""
+    reason = card.unsupported.get("token_ids")
+    if reason is not None:
+        raise InvalidRequest(f"This model cannot tokenise: {reason}", param=param)

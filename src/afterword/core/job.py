@@ -13,6 +13,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+NO_TOKEN = -1
+"""The id of an entry that is none."""
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
@@ -83,7 +85,8 @@ class Sampled(msgspec.Struct, frozen=True):
 
     ``tokens`` holds ids. If the job asked for log-probabilities, ``logprobs`` has one float a
     token, and ``top_ids`` and ``top_logprobs`` are flat, k entries a token, likeliest first;
-    otherwise all three are empty. An engine that is told of fewer fills up with the id -1.
+    otherwise all three are empty. A row with fewer than k candidates is filled up with
+    ``NO_TOKEN``.
     """
 
     job: int

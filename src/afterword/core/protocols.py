@@ -1,8 +1,10 @@
 """The seams: what the layers expect of an engine, its tokenizer, a generation and a ledger."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -73,10 +75,6 @@ class Tokenizer(Protocol):
         """The fill-in-the-middle tokens, or None where the vocabulary has none."""
 
     @property
-    def lacks_ids(self) -> str | None:
-        """Why clients cannot name tokens by id (a server without a tokenizer), or None."""
-
-    @property
     def space_after(self) -> frozenset[int] | None:
         """Where the vocabulary puts a space in front of text that has none (L8).
 
@@ -97,15 +95,11 @@ class Tokenizer(Protocol):
         ``UnspellableText``, and ``EngineUnavailable`` where the vocabulary is gone.
         """
 
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> Tokenizer:
+        """Returns a tokenizer that can ``encode`` these texts, each with its ``parse_special``.
 
-@runtime_checkable
-class DistantTokenizer(Protocol):
-    """A ``Tokenizer`` that another server has: what will be asked of it is fetched first."""
-
-    async def fetch(self, texts: Iterable[tuple[str, bool]]) -> Tokenizer:
-        """A tokenizer that can ``encode`` these texts, each with its ``parse_special``.
-
-        Raises ``ApiError`` where the other server cannot be asked.
+        It is the tokenizer itself if ``encode`` needs no answer of anybody else. Raises
+        ``ApiError`` if such an answer cannot be had.
         """
 
 
@@ -117,13 +111,18 @@ state cannot be cut. ``none``: not at all, because it was found to change answer
 """
 
 
+Feature: TypeAlias = Literal["token_ids"]
+"""What an engine may be unable to take: prompts, biases and tokenising by token ids."""
+
+
 class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine says of itself.
 
     ``context_tokens`` is the most that prompt and completion may be together. ``fingerprint``
     is ``fp_`` and ten hex digits and changes with anything that may change an answer (D3).
     ``batch_invariant``: answers were found not to depend on what else is computed (D1).
-    ``prefix_sharing`` is None where another server decides.
+    ``prefix_sharing`` is None if it is not known. ``unsupported`` gives the reason for each feature
+    that the engine cannot honour; clients are told.
     ``details`` is shown to people as it is: file name, format, slots, threads.
     """
 
@@ -131,21 +130,8 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     batch_invariant: bool
     prefix_sharing: PrefixSharing | None = None
+    unsupported: Mapping[Feature, str] = {}
     details: Mapping[str, str | int | bool] = {}
-
-
-class UpstreamStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Another server that an engine has its tokens from, at one moment; counters only grow.
-
-    ``address`` has nothing secret. ``requests`` were sent there and ``failures`` are those of them
-    that it did not answer as it should; ``in_flight`` it works on now.
-    """
-
-    address: str
-    healthy: bool
-    in_flight: int
-    requests: int
-    failures: int
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +139,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 
     ``batch_sizes[i]`` counts steps that computed at most 2**i sequences together and more than
     half as many, its last entry those of more; ``batched_sequences`` sums them. Both are empty
-    where batches are made elsewhere.
+    if the engine does not know its batches.
     """
 
     running_sequences: int = 0
@@ -178,7 +164,6 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     started_requests: int = 0
     waited_s: float = 0.0
     engine_cpu_s: float = 0.0
-    upstreams: tuple[UpstreamStats, ...] = ()
 
 
 class Generation(AbstractAsyncContextManager["Generation", None], Protocol):

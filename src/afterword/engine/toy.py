@@ -7,7 +7,7 @@ left in a slot. A scheduler that forks, trims or places a token wrongly changes 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +63,6 @@ class ToyTokenizer:
         self.document_start_id = self._special["<|im_start|>" if adds_bos else "<|endoftext|>"]
         self.roles = {"bos": self._special["<|im_start|>"], "eos": self._special["<|endoftext|>"]}
         self.chat_template: str | None = None
-        self.lacks_ids: str | None = None
         self.space_after: frozenset[int] | None = None
         self.max_piece_bytes = max(map(len, self.pieces))
         self.infill: InfillTokens | None = None
@@ -75,6 +74,10 @@ class ToyTokenizer:
                 order="psm",
                 end_ids=(self._special["<|fim_pad|>"],),
             )
+
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> ToyTokenizer:  # noqa: ARG002 - nobody is asked
+        """The tokenizer itself: it is all here."""
+        return self
 
     def encode(
         self,

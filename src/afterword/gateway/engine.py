@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from afterword.core.errors import ConfigError, EngineOverloaded, EngineUnavailable
 from afterword.core.job import Job
-from afterword.core.protocols import EngineCard, EngineStats
+from afterword.core.protocols import EngineCard, EngineStats, Feature
 from afterword.gateway.address import Address
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, identity, refuse
 from afterword.gateway.dialects.registry import DIALECTS
 from afterword.gateway.generation import Counts, RemoteGeneration, nobody_left
 from afterword.gateway.pool.pool import Pool, PoolOptions
+from afterword.gateway.pool.upstream import UpstreamStats
 from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
 
 _RETRY_AFTER_S = 1
@@ -27,7 +28,7 @@ async def open_remote(
     dialect = DIALECTS[addresses[0].dialect]
     pool = Pool(name, dialect, addresses, options)
     try:
-        found = await pool.survey()
+        found = await pool.introspect()
         engine = RemoteEngine(pool, found, max_waiting=max_waiting)
         pool.watch()
     except BaseException:
@@ -58,6 +59,7 @@ class RemoteEngine:
             context_tokens=context,
             fingerprint=f"fp_{digest[:10]}",
             batch_invariant=all(facts.batch_invariant for facts in found),
+            unsupported=self._unsupported(),
             details={
                 "engine": pool.dialect.title,
                 "upstreams": len(pool.upstreams),
@@ -67,13 +69,18 @@ class RemoteEngine:
         pool.admit_only(self._against)
 
     def _tokenizer(self) -> AnyTokenizer:
-        facts, dialect = self._facts, self.pool.dialect
+        facts = self._facts
         if facts.vocabulary is None:
-            origin = self.pool.upstreams[0].address.origin
-            return TextTokenizer(f"{dialect.title} at {origin} has no tokenizer.")
+            return TextTokenizer()
         return RemoteTokenizer(
             facts.vocabulary, chat_template=facts.chat_template, encode=self._ids_of
         )
+
+    def _unsupported(self) -> Mapping[Feature, str]:
+        if self._facts.vocabulary is not None:
+            return {}
+        origin = self.pool.upstreams[0].address.origin
+        return {"token_ids": f"{self.pool.dialect.title} at {origin} has no tokenizer."}
 
     async def _ids_of(self, text: str, parse_special: bool) -> list[int]:
         """Have a text tokenised; names of special tokens are text where they should be."""
@@ -150,8 +157,11 @@ class RemoteEngine:
             prefilled_tokens=self.counts.prompt_tokens - self.counts.cached_tokens,
             cached_tokens=self.counts.cached_tokens,
             generated_tokens=self.counts.generated_tokens,
-            upstreams=tuple(upstream.stats() for upstream in self.pool.upstreams),
         )
+
+    def upstream_stats(self) -> Sequence[UpstreamStats]:
+        """Figures of each upstream at this moment."""
+        return [upstream.stats() for upstream in self.pool.upstreams]
 
     async def retarget(self, addresses: Sequence[Address]) -> None:
         """Serve from other addresses of the same dialect from now on; nothing is interrupted."""

@@ -162,7 +162,7 @@ class RemoteGeneration(MailboxReader):
             except Overloaded as failure:
                 pool.rest(upstream, failure)
             except UpstreamFailure as failure:
-                await pool.examine(upstream, failure)
+                await pool.diagnose(upstream, failure)
                 tried.append(upstream)
                 last = failure
             else:

@@ -38,13 +38,11 @@ class Pieces(list[bytes]):
 
 
 class RemoteTokenizer:
-    """A ``DistantTokenizer``. Safe from any thread but for what the engine's own methods add.
+    """A ``Tokenizer`` that asks another server. Safe from any thread except ``id_of`` and ``end``.
 
     ``end_ids`` hold a few ids of our own, so that an end token that nobody declared can be
     given one of them when it is met.
     """
-
-    lacks_ids: str | None = None
 
     def __init__(self, table: Vocabulary, *, chat_template: str | None, encode: Encode) -> None:
         self.pieces = Pieces(table.pieces)
@@ -68,8 +66,8 @@ class RemoteTokenizer:
         for i, piece in enumerate(table.pieces):
             self._ids.setdefault(piece, i)
 
-    async def fetch(self, texts: Iterable[tuple[str, bool]]) -> RemoteTokenizer:
-        """See ``core.protocols.DistantTokenizer``."""
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> RemoteTokenizer:
+        """See ``core.protocols.Tokenizer``."""
         known = {}
         for text, parse_special in texts:
             if (text, parse_special) not in known:
@@ -85,7 +83,7 @@ class RemoteTokenizer:
         parse_special: bool = True,
         continues: bool = False,  # noqa: ARG002 - no server can be asked for it
     ) -> list[int]:
-        """The ids of a text that was fetched."""
+        """The ids of a text that was prepared."""
         return list(self._known[text, parse_special])
 
     def id_of(self, piece: bytes) -> int:
@@ -135,8 +133,7 @@ class TextTokenizer:
 
     _START = 256
 
-    def __init__(self, lacks_ids: str) -> None:
-        self.lacks_ids: str | None = lacks_ids
+    def __init__(self) -> None:
         self.pieces = Pieces(())
         for byte in range(256):
             self.pieces.add(bytes([byte]))
@@ -160,6 +157,10 @@ class TextTokenizer:
     ) -> list[int]:
         """Bytes."""
         return list(text.encode())
+
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> TextTokenizer:  # noqa: ARG002 - nobody is asked
+        """The tokenizer itself."""
+        return self
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of a prompt; empty where it has none."""

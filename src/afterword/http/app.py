@@ -18,6 +18,7 @@ from afterword.http.metrics import Metrics
 from afterword.http.middleware import Boundary, Observer
 from afterword.http.routes import Routes
 from afterword.http.unmetered import Unmetered
+from afterword.http.upstreams import Upstreams
 
 _OPEN_PATHS = frozenset({"/ready", "/"})
 _DISCREET_PATHS = frozenset({"/health"})
@@ -55,16 +56,17 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
     keep_alive_s: float = 15.0,
     access: Access | None = None,
     observe: Observer | None = None,
+    upstreams: Upstreams = tuple,
 ) -> ASGIApp:
     """An ASGI 3 app that serves ``service``.
 
     ``clock`` gives seconds that never go back, ``entropy(n)`` n random bytes for request ids.
     A stream that is silent for ``keep_alive_s`` sends a comment.
     Without ``access`` it asks for no key and keeps no record. ``observe`` is told of every
-    request at its end.
+    request at its end. ``upstreams`` gives the figures of servers behind this one.
     """
     access = access or Access()
-    metrics = Metrics(service.catalog.engines, access.ledger)
+    metrics = Metrics(service.catalog.engines, access.ledger, upstreams)
     routes = Routes(
         service,
         access.ledger,

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from afterword.completion.catalog import ServedModel
 from afterword.core.protocols import EngineStats, Ledger
 from afterword.http.exchange import Exchange
-from afterword.http.upstreams import UpstreamCollector
+from afterword.http.upstreams import UpstreamCollector, Upstreams
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -130,7 +130,7 @@ class LedgerCollector(Collector):
 class Metrics:
     """The server's counters, in a registry of their own so that apps can stand side by side."""
 
-    def __init__(self, models: Sequence[ServedModel], ledger: Ledger) -> None:
+    def __init__(self, models: Sequence[ServedModel], ledger: Ledger, upstreams: Upstreams) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "afterword_requests",
@@ -172,7 +172,7 @@ class Metrics:
         )
         self._registry.register(EngineCollector(models))
         self._registry.register(LedgerCollector(ledger))
-        self._registry.register(UpstreamCollector(models))
+        self._registry.register(UpstreamCollector(upstreams))
 
     def record(self, exchange: Exchange, *, route: str, status: int, ended_s: float) -> None:
         """Count a finished exchange. ``route`` is a template, so that labels stay few."""

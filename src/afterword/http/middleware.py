@@ -71,7 +71,7 @@ class Boundary:
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """CompletionStream one request."""
         if scope["type"] != "http":
             await self._routes(scope, receive, send)
             return

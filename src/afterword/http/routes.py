@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from afterword import __version__
 from afterword.completion.catalog import ServedModel
 from afterword.completion.plan import Plan
-from afterword.completion.service import Answer, CompletionService
+from afterword.completion.service import CompletionService, CompletionStream
 from afterword.core import wire
 from afterword.core.account import Ask, Principal, Spent, UsageStatus
 from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable, UnknownUrl
@@ -96,7 +96,7 @@ class Completions:
         self._keep_alive_s = keep_alive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """CompletionStream one request."""
         if self._lifecycle.draining:
             raise EngineUnavailable("The server is shutting down.", retry_after_s=_RETRY_AFTER_S)
         exchange = exchange_of(scope)
@@ -153,7 +153,7 @@ class Completions:
             )
         )
 
-    async def _deliver(self, answer: Answer, scope: Scope, send: Send) -> bytes:
+    async def _deliver(self, answer: CompletionStream, scope: Scope, send: Send) -> bytes:
         """Deliver all but the end of the body, which is what it gives."""
         if not answer.plan.stream:
             return _encode(await answer.completion())

@@ -103,12 +103,12 @@ def read_file_header(path: Path) -> Header:
                 raise ConfigError(f"{path}: is no GGUF file")
             # A vocabulary is 50,000 strings and more: a call of the file for each takes time.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(data, path).header()
+                return _HeaderReader(data, path).header()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-class _Reader:
+class _HeaderReader:
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self._data = data
         self._path = path

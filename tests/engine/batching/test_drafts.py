@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterword.core.job import Ended, Job, Sampled, SamplingParams
-from afterword.engine.batching.drafts import StepCost, learn, look_up, make_guesses
+from afterword.engine.batching.drafts import StepCost, learn, look_up, make_drafts
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
-from afterword.engine.batching.sequence import Guess, Request, Sequence
+from afterword.engine.batching.sequence import Draft, Request, Sequence
 from afterword.engine.batching.slots import Slot
 from afterword.engine.sampler import Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
@@ -58,19 +58,19 @@ def test_a_place_is_known_again_behind_what_was_replaced() -> None:
 
 
 def test_what_is_right_grows_likelier_and_ends_at_the_first_mistake() -> None:
-    guess = Guess([5, 6, 7], alike=3)
-    others, first, onward = guess.begin[4], guess.begin[3], guess.onward
-    learn(guess, [5, 9])
-    assert guess.begin[3] == pytest.approx(first + 0.05 * (1 - first))
-    assert guess.onward == pytest.approx(onward * 0.95)
-    assert guess.tokens == []
-    assert guess.begin[4] == others
-    learn(guess, [5])
-    assert guess.onward == pytest.approx(onward * 0.95)
-    guess.tokens = [5, 6, 7]
-    learn(guess, [9])
-    assert guess.begin[3] == pytest.approx((first + 0.05 * (1 - first)) * 0.95)
-    assert guess.onward == pytest.approx(onward * 0.95)
+    draft = Draft([5, 6, 7], similarity=3)
+    others, first, onward = draft.first[4], draft.first[3], draft.next
+    learn(draft, [5, 9])
+    assert draft.first[3] == pytest.approx(first + 0.05 * (1 - first))
+    assert draft.next == pytest.approx(onward * 0.95)
+    assert draft.tokens == []
+    assert draft.first[4] == others
+    learn(draft, [5])
+    assert draft.next == pytest.approx(onward * 0.95)
+    draft.tokens = [5, 6, 7]
+    learn(draft, [9])
+    assert draft.first[3] == pytest.approx((first + 0.05 * (1 - first)) * 0.95)
+    assert draft.next == pytest.approx(onward * 0.95)
 
 
 def test_a_price_is_learned_from_steps_with_and_without_drafts() -> None:
@@ -115,8 +115,8 @@ def a_sequence(ids: list[int], *, max_tokens: int, likely: float) -> tuple[Slot,
     sequence = Request(0, [job], frozenset(), 0.0).look_ahead(1)[0]
     slot = Slot(0, 100)
     slot.tokens[: len(ids)] = ids
-    sequence.guess.begin = [likely] * len(sequence.guess.begin)
-    sequence.guess.onward = likely
+    sequence.draft.first = [likely] * len(sequence.draft.first)
+    sequence.draft.next = likely
     return slot, sequence
 
 
@@ -129,19 +129,19 @@ def test_a_draft_is_as_long_as_its_last_token_pays(
     likely: float, row_share: float, worth: int
 ) -> None:
     slot, sequence = a_sequence(list(range(20)) * 2, max_tokens=50, likely=likely)
-    assert make_guesses([(slot, sequence)], row_share) == worth
-    assert sequence.guess.tokens == list(range(16))
+    assert make_drafts([(slot, sequence)], row_share) == worth
+    assert sequence.draft.tokens == list(range(16))
 
 
 def test_nothing_is_drafted_beyond_what_may_come() -> None:
     drafting = a_sequence(list(range(20)) * 2, max_tokens=4, likely=0.9)
-    assert make_guesses([drafting], ALWAYS) == 3
+    assert make_drafts([drafting], ALWAYS) == 3
 
 
 def test_all_sequences_get_what_the_least_promising_is_worth() -> None:
     one = a_sequence(list(range(20)) * 2, max_tokens=50, likely=0.9)
     other = a_sequence(list(range(20)), max_tokens=50, likely=0.9)
-    assert make_guesses([one, other], ALWAYS) == 0
+    assert make_drafts([one, other], ALWAYS) == 0
 
 
 def run(job: Job, row_share: float | None) -> tuple[list[tuple[int, ...]], Scheduler]:

@@ -1,4 +1,4 @@
-"""Turns at the threads that compute."""
+"""FairLock at the threads that compute."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import time
 
 import pytest
 
-from afterword.engine.llama.fair_lock import Turns
+from afterword.engine.llama.fair_lock import FairLock
 
 LIMIT_S = 10.0
 
 
-def waiting(turns: Turns) -> int:
+def waiting(turns: FairLock) -> int:
     return len(turns._waiting)
 
 
-def until(turns: Turns, count: int) -> None:
+def until(turns: FairLock, count: int) -> None:
     deadline_s = time.monotonic() + LIMIT_S
     while waiting(turns) != count:
         assert time.monotonic() < deadline_s
 
 
 def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
-    turns = Turns()
+    turns = FairLock()
     order: list[int] = []
 
     def ask(name: int) -> None:
@@ -42,7 +42,7 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
 
 
 def test_who_asks_again_goes_behind_who_waits() -> None:
-    turns = Turns()
+    turns = FairLock()
     order: list[str] = []
 
     def other() -> None:
@@ -60,7 +60,7 @@ def test_who_asks_again_goes_behind_who_waits() -> None:
 
 
 def test_only_one_has_its_turn() -> None:
-    turns = Turns()
+    turns = FairLock()
     inside: list[None] = []
     most: list[int] = []
 
@@ -81,7 +81,7 @@ def test_only_one_has_its_turn() -> None:
 
 
 def test_a_turn_ends_with_an_error() -> None:
-    turns = Turns()
+    turns = FairLock()
     with pytest.raises(ValueError, match="decode"), turns:
         raise ValueError("decode")
     with turns:

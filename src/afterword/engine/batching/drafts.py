@@ -10,7 +10,7 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 
-from afterword.engine.batching.sequence import CLASSES, Guess, Sequence, TokenIds
+from afterword.engine.batching.sequence import CLASSES, Draft, Sequence, TokenIds
 from afterword.engine.batching.slots import Slot
 
 MOST_SEQUENCES = 4
@@ -23,7 +23,7 @@ _NEAR /= _NEAR.sum()
 """How much it counts that tokens agree, by their distance from the end."""
 _SHARE_OF_NEWS = 0.15
 """How much of what was measured last counts in the average."""
-_SHARE_OF_A_GUESS = 0.05
+_SHARE_OF_A_DRAFT = 0.05
 
 
 class StepCost:
@@ -65,8 +65,8 @@ class StepCost:
         return row_s * drawn / took_s
 
 
-def make_guesses(running: SequenceOf[tuple[Slot, Sequence]], row_share: float) -> int:
-    """Guess how the sequence of each slot goes on.
+def make_drafts(running: SequenceOf[tuple[Slot, Sequence]], row_share: float) -> int:
+    """Draft how the sequence of each slot goes on.
 
     Returns how many tokens of each guess are worth computing.
 
@@ -77,9 +77,9 @@ def make_guesses(running: SequenceOf[tuple[Slot, Sequence]], row_share: float) -
     for slot, sequence in running:
         left = sequence.limit - sequence.length - 1
         found, likeness = look_up(slot.tokens[: sequence.length], _MOST_TOKENS)
-        guess = sequence.guess
-        guess.tokens, guess.alike = found.tolist(), min(int(likeness * CLASSES), CLASSES - 1)
-        worth = min(worth, left, len(found), _worth(guess, row_share))
+        draft = sequence.draft
+        draft.tokens, draft.similarity = found.tolist(), min(int(likeness * CLASSES), CLASSES - 1)
+        worth = min(worth, left, len(found), _worth(draft, row_share))
     return max(worth, 0)
 
 
@@ -105,24 +105,26 @@ def look_up(tokens: TokenIds, most: int) -> tuple[TokenIds, float]:
     return np.resize(tokens[int(places[best, 0]) + 1 :], most), float(likeness[best])
 
 
-def learn(guess: Guess, drawn: SequenceOf[int]) -> None:
+def learn(draft: Draft, drawn: SequenceOf[int]) -> None:
     """Compare a guess with what was drawn, up to where they part."""
-    for number, (guessed, token) in enumerate(zip(guess.tokens, drawn, strict=False)):
-        right = guessed == token
+    for number, (drafted, token) in enumerate(zip(draft.tokens, drawn, strict=False)):
+        right = drafted == token
         if number:
-            guess.onward += _SHARE_OF_A_GUESS * (right - guess.onward)
+            draft.next += _SHARE_OF_A_DRAFT * (right - draft.next)
         else:
-            guess.begin[guess.alike] += _SHARE_OF_A_GUESS * (right - guess.begin[guess.alike])
+            draft.first[draft.similarity] += _SHARE_OF_A_DRAFT * (
+                right - draft.first[draft.similarity]
+            )
         if not right:
             break
-    guess.tokens = []
+    draft.tokens = []
 
 
-def _worth(guess: Guess, row_share: float) -> int:
+def _worth(draft: Draft, row_share: float) -> int:
     """The longest draft whose last token is likelier than ``row_share`` to be right."""
-    likely, worth = guess.begin[guess.alike], 0
+    likely, worth = draft.first[draft.similarity], 0
     while worth < _MOST_TOKENS and likely > row_share:
-        likely *= guess.onward
+        likely *= draft.next
         worth += 1
     return worth
 

@@ -19,7 +19,7 @@ Score = tuple[float, Ids, npt.NDArray[np.float64]]
 """Log-probability of a token, and ids and log-probabilities of the k likeliest."""
 
 
-class Found(msgspec.Struct, frozen=True):
+class PromptScore(msgspec.Struct, frozen=True):
     """What a row told of a prompt's ``position``, and of those that part from the prompt there.
 
     ``branches`` are followers that have another token at the position, with its log-probability.
@@ -30,7 +30,7 @@ class Found(msgspec.Struct, frozen=True):
     branches: SequenceOf[tuple[Prompt, float]] = ()
 
 
-class Drawn(msgspec.Struct, frozen=True):
+class SampledToken(msgspec.Struct, frozen=True):
     """A token that was drawn, with its ``score`` where log-probabilities are wanted."""
 
     token: int
@@ -44,8 +44,8 @@ class Outcome(msgspec.Struct, frozen=True):
     ``error`` that kept the next from being found or drawn.
     """
 
-    found: SequenceOf[Found] = ()
-    drawn: SequenceOf[Drawn] = ()
+    found: SequenceOf[PromptScore] = ()
+    drawn: SequenceOf[SampledToken] = ()
     error: RowError | None = None
 
 
@@ -65,8 +65,8 @@ def _evaluate_span(span: Span, rows: npt.NDArray[np.float32], sampler: Sampler) 
     prompt = sequence.prompt
     # A row tells of the token after its own.
     first = span.start + span.tokens - span.rows + 1
-    found: list[Found] = []
-    drawn: list[Drawn] = []
+    found: list[PromptScore] = []
+    drawn: list[SampledToken] = []
     try:
         for offset in range(span.rows - span.drafted - span.samples):
             found.append(_find(prompt, first + offset, rows[offset], sampler))  # noqa: PERF401 - what was found before an error counts
@@ -82,7 +82,7 @@ def _draw_along(
     draft: SequenceOf[int],
     rows: npt.NDArray[np.float32],
     sampler: Sampler,
-    drawn: list[Drawn],
+    drawn: list[SampledToken],
 ) -> None:
     """Draw from row after row for as long as the draft has what was drawn."""
     counts = sequence.counts
@@ -94,21 +94,21 @@ def _draw_along(
         score = None
         if wanted is not None:
             score, _ = _score(row, token, wanted, sampler)
-        drawn.append(Drawn(token, score))
+        drawn.append(SampledToken(token, score))
         if sequence.ends_with(token) or at == len(draft) or token != draft[at]:
             return
         if counts is not None:
             counts[token] = counts.get(token, 0) + 1
 
 
-def _find(prompt: Prompt, position: int, row: Row, sampler: Sampler) -> Found:
+def _find(prompt: Prompt, position: int, row: Row, sampler: Sampler) -> PromptScore:
     token, k = int(prompt.ids[position]), prompt.job.prompt_logprobs or 0
     score, normaliser = _score(row, token, k, sampler)
     branches = [
         (follower, float(row[follower.ids[position]]) - normaliser)
         for follower in prompt.followers.get(position, ())
     ]
-    return Found(position, score, branches)
+    return PromptScore(position, score, branches)
 
 
 def _score(row: Row, token: int, k: int, sampler: Sampler) -> tuple[Score, float]:
@@ -130,7 +130,7 @@ def _draw(
     return sampler.draw(row, sampling, u, bias=prompt.bias, counts=counts, banned=banned)
 
 
-def sampled_event(sequence: Sequence, drawn: Drawn) -> Sampled:
+def sampled_event(sequence: Sequence, drawn: SampledToken) -> Sampled:
     """The event that says a token was generated."""
     logprobs, top_ids, top_logprobs = array("d"), array("i"), array("d")
     if drawn.score is not None:

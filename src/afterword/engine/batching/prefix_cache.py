@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 import msgspec
 import numpy as np
 
-from afterword.engine.batching.scores import Scores, Stretch
+from afterword.engine.batching.scores import Scores, ScoreSpan
 from afterword.engine.batching.sequence import TokenIds
 from afterword.engine.batching.slots import Holder, Source
 
@@ -36,7 +36,7 @@ class Node:
         self.end: int = self.start + len(tokens)
         self.children: dict[int, Node] = {}
         self.holders: dict[Holder, None] = {}
-        self.scores: Stretch | None = None
+        self.scores: ScoreSpan | None = None
         self.last_used = 0
 
 

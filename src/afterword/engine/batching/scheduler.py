@@ -12,10 +12,10 @@ import msgspec
 
 from afterword.core.job import Ended, Event, FinishReason, Job, Prefilled
 from afterword.engine.batching.chunks import choose_spans
-from afterword.engine.batching.drafts import MOST_SEQUENCES, learn, make_guesses
+from afterword.engine.batching.drafts import MOST_SEQUENCES, learn, make_drafts
 from afterword.engine.batching.line import FairLine
 from afterword.engine.batching.memory import Memory, Wait
-from afterword.engine.batching.outcome import Drawn, Found, Outcome, sampled_event
+from afterword.engine.batching.outcome import Outcome, PromptScore, SampledToken, sampled_event
 from afterword.engine.batching.prefix_cache import Match
 from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.sequence import Prompt, Request, Sequence, State
@@ -206,7 +206,7 @@ class Scheduler:
                 self.counters.decoded_tokens += span.tokens
                 self.counters.drafted_tokens += span.drafted
                 self.counters.accepted_tokens += span.drafted - refuted
-                learn(sequence.guess, [drawn.token for drawn in outcome.drawn])
+                learn(sequence.draft, [drawn.token for drawn in outcome.drawn])
             else:
                 self.counters.prefilled_tokens += span.tokens
             if outcome.found:
@@ -245,10 +245,10 @@ class Scheduler:
         if not all(sequence.generated for _, sequence in running):
             return 0
         most = min(self._max_batch_tokens, self._max_rows) // count - 1
-        drafted = min(make_guesses(running, row_share), most)
+        drafted = min(make_drafts(running, row_share), most)
         for slot, sequence in running:
             start = sequence.length
-            slot.tokens[start : start + drafted] = sequence.guess.tokens[:drafted]
+            slot.tokens[start : start + drafted] = sequence.draft.tokens[:drafted]
         return drafted
 
     # Slots and the line.
@@ -331,7 +331,7 @@ class Scheduler:
 
     # What a sequence becomes.
 
-    def _learn(self, prompt: Prompt, found: SequenceOf[Found]) -> None:
+    def _learn(self, prompt: Prompt, found: SequenceOf[PromptScore]) -> None:
         """Keep what a prompt's tokens scored, and tell those that follow it."""
         scores = prompt.scores
         if scores is None:
@@ -357,7 +357,7 @@ class Scheduler:
         event = Prefilled(prompt.index, len(prompt.ids), prompt.cached_tokens, scored)
         self._events.append((sequence.request.key, event))
 
-    def _extend(self, sequence: Sequence, slot: Slot, drawn: SequenceOf[Drawn]) -> None:
+    def _extend(self, sequence: Sequence, slot: Slot, drawn: SequenceOf[SampledToken]) -> None:
         key, counts = sequence.request.key, sequence.counts
         for one in drawn:
             sequence.generated += 1

@@ -14,7 +14,7 @@ LogProbs = npt.NDArray[np.float64]
 TopIds = npt.NDArray[np.int32]
 
 
-class Stretch(msgspec.Struct, frozen=True):
+class ScoreSpan(msgspec.Struct, frozen=True):
     """Entries of consecutive positions: ``logprobs`` [n], ``top_ids`` and ``top_logprobs`` [n, k].
 
     Top entries are in order, likeliest first, so that the first j of them are those of ``j <= k``.
@@ -37,14 +37,14 @@ class Stretch(msgspec.Struct, frozen=True):
         """Memory of the arrays."""
         return self.logprobs.nbytes + self.top_ids.nbytes + self.top_logprobs.nbytes
 
-    def part(self, start: int, end: int) -> Stretch:
+    def part(self, start: int, end: int) -> ScoreSpan:
         """Some of the entries, in the same memory."""
         span = slice(start, end)
-        return Stretch(self.logprobs[span], self.top_ids[span], self.top_logprobs[span])
+        return ScoreSpan(self.logprobs[span], self.top_ids[span], self.top_logprobs[span])
 
-    def copy(self) -> Stretch:
+    def copy(self) -> ScoreSpan:
         """The same in memory of its own."""
-        return Stretch(self.logprobs.copy(), self.top_ids.copy(), self.top_logprobs.copy())
+        return ScoreSpan(self.logprobs.copy(), self.top_ids.copy(), self.top_logprobs.copy())
 
 
 class Scores:
@@ -59,7 +59,7 @@ class Scores:
     def __init__(self, length_tokens: int, k: int) -> None:
         self.k = k
         self.known = 1
-        self._all = Stretch(
+        self._all = ScoreSpan(
             np.zeros(length_tokens, np.float64),
             np.zeros((length_tokens, k), np.int32),
             np.zeros((length_tokens, k), np.float64),
@@ -87,7 +87,7 @@ class Scores:
         self._all.top_logprobs[position] = top_logprobs
         self.known += 1
 
-    def take(self, entries: Stretch, start: int) -> None:
+    def take(self, entries: ScoreSpan, start: int) -> None:
         """Add entries of positions from ``start`` on, as far as they go beyond what is known."""
         end = start + len(entries)
         if not start <= self.known < end:
@@ -98,7 +98,7 @@ class Scores:
         self._all.top_logprobs[self.known : end] = entries.top_logprobs[new, : self.k]
         self.known = end
 
-    def part(self, start: int, end: int) -> Stretch:
+    def part(self, start: int, end: int) -> ScoreSpan:
         """The entries of positions ``start`` to ``end``, in the same memory."""
         return self._all.part(start, end)
 

@@ -73,25 +73,25 @@ class Prompt:
 
 
 CLASSES = 8
-"""Of how alike two places of a text are."""
+"""How many classes of similarity there are between two places of a text."""
 
 
 def _first_odds() -> list[float]:
-    """What is believed before anything was seen: the more alike, the likelier."""
+    """The odds before anything was seen: the more similar two places, the likelier."""
     return [0.1 + 0.8 * (number + 0.5) / CLASSES for number in range(CLASSES)]
 
 
-class Guess(msgspec.Struct):
-    """How a sequence may go on: ``tokens``, from a place that is ``alike`` by one of ``CLASSES``.
+class Draft(msgspec.Struct):
+    """How a sequence may go on: ``tokens`` from a place of one of ``CLASSES`` of ``similarity``.
 
-    ``begin`` is how likely the first token of a guess of each class has been to be right, and
-    ``onward`` a token whose predecessor was right.
+    ``first`` is how often the first token of a draft of each class was right, ``next`` how often a
+    token was right whose predecessor was right.
     """
 
     tokens: list[int] = []
-    alike: int = 0
-    begin: list[float] = msgspec.field(default_factory=_first_odds)
-    onward: float = 0.8
+    similarity: int = 0
+    first: list[float] = msgspec.field(default_factory=_first_odds)
+    next: float = 0.8
 
 
 class Sequence:
@@ -104,7 +104,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "counts", "cuts", "generated", "guess", "limit",
+        "counts", "cuts", "draft", "generated", "limit",
         "prompt", "request", "sibling", "slot", "state",
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ class Sequence:
         self.sibling = sibling
         self.generated = 0
         self.limit = len(prompt.ids) + prompt.job.max_tokens
-        self.guess = Guess()
+        self.draft = Draft()
         self.cuts: list[int] = []
         self.slot: int | None = None
         self.state = State.WAITING

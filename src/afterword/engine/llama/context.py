@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.binding import LlamaModel, addition, lib
-from afterword.engine.llama.fair_lock import Turns
+from afterword.engine.llama.fair_lock import FairLock
 from afterword.engine.llama.guard import NativeError, guarded
 from afterword.engine.sampler import Row
 
@@ -43,7 +43,7 @@ _state_size = guarded(lib._lib, lib.llama_state_seq_get_size_ext)  # noqa: SLF00
 _state_get = guarded(lib._lib, lib.llama_state_seq_get_data_ext)  # noqa: SLF001
 _state_set = guarded(lib._lib, lib.llama_state_seq_set_data_ext)  # noqa: SLF001
 
-_turns = Turns()
+_turns = FairLock()
 _teams: dict[int, ctypes.c_void_p] = {}
 _IDLE_POLL = 1
 """How long a thread without work looks for more before it sleeps: some milliseconds."""

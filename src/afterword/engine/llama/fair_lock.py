@@ -7,7 +7,7 @@ from collections import deque
 from types import TracebackType
 
 
-class Turns:
+class FairLock:
     """A lock that is given in the order in which it was asked for.
 
     Two models that compute at once would share the cores, and each thread would wait for threads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from afterword.core.errors import UnspellableText
 from afterword.core.protocols import InfillTokens
@@ -33,12 +33,15 @@ class LlamaTokenizer:
         cuts = (tokens.control_ids | tokens.user_ids) - {unknown}
         self.space_after = cuts if self._adds_space() else None
         self.chat_template = model.metadata("tokenizer.chat_template")
-        self.lacks_ids: str | None = None
         bos = named["bos"]
         self.bos_id = bos if model.adds_bos else None
         starts = (self.bos_id, self._special(_DOCUMENT_START), bos, named["eos"], 0)
         self.document_start_id = next(i for i in starts if i is not None)
         self.infill = self._infill()
+
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> LlamaTokenizer:  # noqa: ARG002 - nobody is asked
+        """The tokenizer itself: it is all here."""
+        return self
 
     def encode(
         self, text: str, *, parse_special: bool = True, continues: bool = False

@@ -9,7 +9,7 @@ import msgspec
 
 from afterword.core.job import Job
 from afterword.core.wire import Vocabulary
-from afterword.gateway.dialects.chunks import Choice, Speller, piece_of
+from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver, piece_of
 from afterword.gateway.dialects.completions import CompletionsDialect, body_of
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts
 from afterword.gateway.dialects.routes import model_of
@@ -29,7 +29,7 @@ class AfterwordDialect(CompletionsDialect):
     title = "Afterword"
     notes: Mapping[str, str] = {"seed": "yes, with the promise of those behind"}
 
-    async def survey(self, api: Api, name: str) -> Facts:
+    async def introspect(self, api: Api, name: str) -> Facts:
         """See ``Dialect``."""
         model = await model_of(api, name)
         facts = model.afterword
@@ -73,11 +73,11 @@ class AfterwordDialect(CompletionsDialect):
         }
         return f"{api.address.base}/completions", body
 
-    def _speller(self, tokenizer: AnyTokenizer) -> Speller:
-        def named(choice: Choice) -> list[int]:
+    def _resolver(self, tokenizer: AnyTokenizer) -> IdResolver:
+        def named(choice: ChoiceDelta) -> list[int]:
             return [] if choice.logprobs is None else [id_of(t) for t in choice.logprobs.tokens]
 
         def id_of(token: str) -> int:
             return tokenizer.id_of(piece_of(token))
 
-        return Speller(named, id_of)
+        return IdResolver(named, id_of)

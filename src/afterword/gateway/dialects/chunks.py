@@ -8,7 +8,13 @@ from typing import Any
 import msgspec
 
 from afterword.core.job import Event, FinishReason, Job
-from afterword.gateway.dialects.stream_reader import Part, Reading, Top, reason_of, scored_prompt
+from afterword.gateway.dialects.stream_reader import (
+    StreamReader,
+    TokenDelta,
+    Top,
+    reason_of,
+    scored_prompt,
+)
 from afterword.gateway.failures import StreamBroke
 from afterword.gateway.transport.api import failure_in_stream
 
@@ -21,7 +27,7 @@ class ChoiceLogprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
-class Choice(msgspec.Struct):
+class ChoiceDelta(msgspec.Struct):
     """What a chunk adds to one choice."""
 
     index: int = 0
@@ -44,7 +50,7 @@ class ChunkUsage(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[Choice] = []
+    choices: list[ChoiceDelta] = []
     usage: ChunkUsage | None = None
     error: Any = None
 
@@ -52,30 +58,30 @@ class _Chunk(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Chunk).decode
 
 
-class Speller(msgspec.Struct, frozen=True):
+class IdResolver(msgspec.Struct, frozen=True):
     """Ids of a choice's tokens, and the id that a name in its log-probabilities means."""
 
-    ids: Callable[[Choice], list[int]]
+    ids: Callable[[ChoiceDelta], list[int]]
     id_of: Callable[[str], int]
 
 
 class ChunkReader:
     """Reads chunks. With ``echo`` the first chunk of each choice has the prompt's entries."""
 
-    def __init__(self, reading: Reading, job: Job, speller: Speller) -> None:
-        self._reading = reading
+    def __init__(self, stream: StreamReader, job: Job, resolver: IdResolver) -> None:
+        self._stream = stream
         self._job = job
-        self._speller = speller
+        self._resolver = resolver
         self._echoed: set[int] = set()
 
     @property
     def over(self) -> bool:
         """See ``Reader``."""
-        return self._reading.over
+        return self._stream.over
 
     def close(self, seq: int) -> None:
         """See ``Reader``."""
-        self._reading.close(seq)
+        self._stream.close(seq)
 
     def read(self, payload: bytes) -> list[Event]:
         """See ``Reader``."""
@@ -87,62 +93,62 @@ class ChunkReader:
             raise failure_in_stream(chunk.error)
         events: list[Event] = []
         for choice in chunk.choices:
-            part = (
+            delta = (
                 self._bare(choice) if self._job.logprobs is None else self._scored(choice, events)
             )
-            if not self._reading.begun:
-                events += self._reading.prefilled()
-            events += self._taken(part)
+            if not self._stream.begun:
+                events += self._stream.prefilled()
+            events += self._taken(delta)
         if chunk.usage is not None and not chunk.choices:
             events += self._counted(chunk.usage)
         return events
 
     def done(self) -> list[Event]:
         """See ``Reader``."""
-        if not self._reading.over:
+        if not self._stream.over:
             raise StreamBroke("it ended its stream without ending its choices")
         return []
 
-    def _taken(self, part: Part) -> list[Event]:
-        return self._reading.sampled(part)
+    def _taken(self, delta: TokenDelta) -> list[Event]:
+        return self._stream.sampled(delta)
 
     def _counted(self, usage: ChunkUsage) -> list[Event]:
         details = usage.prompt_tokens_details
         cached = (details.cached_tokens or 0) if details is not None else 0
-        return [self._reading.counted(usage.prompt_tokens, cached)]
+        return [self._stream.counted(usage.prompt_tokens, cached)]
 
-    def _bare(self, choice: Choice) -> Part:
+    def _bare(self, choice: ChoiceDelta) -> TokenDelta:
         """What a choice adds where no log-probabilities were asked for."""
-        seq = self._reading.seq(choice.index)
-        return Part(seq, self._speller.ids(choice), [], [], choice.finish_reason)
+        seq = self._stream.seq(choice.index)
+        return TokenDelta(seq, self._resolver.ids(choice), [], [], choice.finish_reason)
 
-    def _scored(self, choice: Choice, events: list[Event]) -> Part:
+    def _scored(self, choice: ChoiceDelta, events: list[Event]) -> TokenDelta:
         """What a choice adds with its log-probabilities; those of the prompt go to ``events``."""
-        part = self._bare(choice)
+        delta = self._bare(choice)
         if choice.logprobs is None:
-            if part.ids:
+            if delta.ids:
                 raise StreamBroke("it sent tokens without the log-probabilities asked for")
-            return part
+            return delta
         logprobs, tops = self._scores(choice.logprobs)
         k = self._job.prompt_logprobs
-        if k is not None and part.seq not in self._echoed:
-            self._echoed.add(part.seq)
+        if k is not None and delta.seq not in self._echoed:
+            self._echoed.add(delta.seq)
             prompt = len(self._job.prompt_ids)
             if len(logprobs) < prompt:
                 raise StreamBroke("it did not score the whole prompt")
             scored = scored_prompt(logprobs[1:prompt], tops[1:prompt], k)
-            events += self._reading.prefilled(scored)
+            events += self._stream.prefilled(scored)
             logprobs, tops = logprobs[prompt:], tops[prompt:]
             # Ids beside the log-probabilities are of generated tokens alone.
-            part.ids = part.ids[-len(logprobs) :] if logprobs else []
-        if len(logprobs) != len(part.ids):
+            delta.ids = delta.ids[-len(logprobs) :] if logprobs else []
+        if len(logprobs) != len(delta.ids):
             raise StreamBroke("its log-probabilities are not one for each token")
-        part.logprobs, part.tops = logprobs, tops
-        return part
+        delta.logprobs, delta.tops = logprobs, tops
+        return delta
 
     def _scores(self, given: ChoiceLogprobs) -> tuple[list[float], list[Top]]:
         values = [0.0 if value is None else value for value in given.token_logprobs]
-        id_of = self._speller.id_of
+        id_of = self._resolver.id_of
         tops: list[Top] = [
             [(id_of(name), value) for name, value in top.items()] if top else ()
             for top in given.top_logprobs or [None] * len(values)
@@ -150,11 +156,11 @@ class ChunkReader:
         return values, tops
 
 
-class LateReader(ChunkReader):
+class UsageCountReader(ChunkReader):
     """Reads text: how many tokens it was is said only at the end, in the usage."""
 
-    def __init__(self, reading: Reading, job: Job, speller: Speller) -> None:
-        super().__init__(reading, job, speller)
+    def __init__(self, stream: StreamReader, job: Job, resolver: IdResolver) -> None:
+        super().__init__(stream, job, resolver)
         self._reasons: dict[int, FinishReason] = {}
         self._made: dict[int, int] = {}
 
@@ -163,14 +169,14 @@ class LateReader(ChunkReader):
         events = self._ends(None)
         return events + super().done()
 
-    def _taken(self, part: Part) -> list[Event]:
-        if part.seq in self._reasons:
+    def _taken(self, delta: TokenDelta) -> list[Event]:
+        if delta.seq in self._reasons:
             return []
-        if part.finish is not None:
-            self._reasons[part.seq] = reason_of(part.finish)
-            part.finish = None
-        self._made[part.seq] = self._made.get(part.seq, 0) + len(part.ids)
-        return self._reading.sampled(part)
+        if delta.finish is not None:
+            self._reasons[delta.seq] = reason_of(delta.finish)
+            delta.finish = None
+        self._made[delta.seq] = self._made.get(delta.seq, 0) + len(delta.ids)
+        return self._stream.sampled(delta)
 
     def _counted(self, usage: ChunkUsage) -> list[Event]:
         return super()._counted(usage) + self._ends(usage.completion_tokens)
@@ -180,13 +186,13 @@ class LateReader(ChunkReader):
         ends: list[Event] = []
         reasons, self._reasons = self._reasons, {}
         for at, (seq, reason) in enumerate(reasons.items(), 1):
-            if not self._reading.wants(seq):
+            if not self._stream.wants(seq):
                 continue
             made = self._made[seq]
             if completion_tokens is not None:
                 rest = sum(self._made[other] for other in list(reasons)[at:])
                 made = max(completion_tokens - rest, 0) if at == 1 else made
-            ends.append(self._reading.ended(seq, reason, made))
+            ends.append(self._stream.ended(seq, reason, made))
         return ends
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afterword.core.job import Job
-from afterword.gateway.dialects.chunks import ChunkReader, Speller
+from afterword.gateway.dialects.chunks import ChunkReader, IdResolver
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, Reader
 from afterword.gateway.dialects.routes import encode
-from afterword.gateway.dialects.stream_reader import Reading
+from afterword.gateway.dialects.stream_reader import StreamReader
 from afterword.gateway.transport.api import Api
 
 
@@ -37,10 +37,10 @@ class CompletionsDialect:
     def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
         """See ``Dialect``."""
         return ChunkReader(
-            Reading(index, job, seqs, tokenizer.end_ids), job, self._speller(tokenizer)
+            StreamReader(index, job, seqs, tokenizer.end_ids), job, self._resolver(tokenizer)
         )
 
-    def _speller(self, tokenizer: AnyTokenizer) -> Speller:
+    def _resolver(self, tokenizer: AnyTokenizer) -> IdResolver:
         raise NotImplementedError
 
 

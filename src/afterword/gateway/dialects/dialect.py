@@ -88,7 +88,7 @@ class Dialect(Protocol):
     def health(self, api: Api) -> str:
         """The path whose answer shows that it can compute."""
 
-    async def survey(self, api: Api, name: str) -> Facts:
+    async def introspect(self, api: Api, name: str) -> Facts:
         """What it is; ``name`` is the model's name here. ``UpstreamFailure``, ``ConfigError``."""
 
     async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:

@@ -59,7 +59,9 @@ class Encode(Protocol):
         """Names of special tokens are parsed."""
 
 
-async def survey_vocabulary(spell: Spell, encode: Encode, *, size: int | None = None) -> Vocabulary:
+async def introspect_vocabulary(
+    spell: Spell, encode: Encode, *, size: int | None = None
+) -> Vocabulary:
     """Everything about a vocabulary of ``size`` tokens; None: it ends where texts end.
 
     Raises ``UpstreamFailure``.

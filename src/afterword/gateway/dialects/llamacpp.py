@@ -17,9 +17,9 @@ from afterword.gateway.dialects.dialect import (
     identity,
     is_greedy,
 )
-from afterword.gateway.dialects.introspection import survey_vocabulary
+from afterword.gateway.dialects.introspection import introspect_vocabulary
 from afterword.gateway.dialects.single import SingleReader
-from afterword.gateway.dialects.stream_reader import Part, Reading, Top
+from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top
 from afterword.gateway.failures import StreamBroke
 from afterword.gateway.transport.api import Api, failure_in_stream
 from afterword.gateway.vocabulary import RemoteTokenizer
@@ -57,7 +57,7 @@ class _Partial(msgspec.Struct):
     error: Any = None
 
 
-class _Meta(msgspec.Struct):
+class _ModelMeta(msgspec.Struct):
     n_vocab: int
     n_params: int = 0
     size: int = 0
@@ -65,10 +65,10 @@ class _Meta(msgspec.Struct):
 
 class _Listed(msgspec.Struct):
     id: str
-    meta: _Meta
+    meta: _ModelMeta
 
 
-class _Models(msgspec.Struct):
+class _ListedModels(msgspec.Struct):
     data: list[_Listed]
 
 
@@ -83,7 +83,7 @@ class _Props(msgspec.Struct):
     chat_template: str = ""
 
 
-class _Tokens(msgspec.Struct):
+class _TokenIds(msgspec.Struct):
     tokens: list[int]
 
 
@@ -115,10 +115,10 @@ class LlamacppDialect:
         """Answers 503 while the model is loaded."""
         return f"{api.address.root}/health"
 
-    async def survey(self, api: Api, name: str) -> Facts:
+    async def introspect(self, api: Api, name: str) -> Facts:
         """See ``Dialect``."""
         root = api.address.root
-        listed = (await api.get(f"{api.address.base}/models", _Models)).data
+        listed = (await api.get(f"{api.address.base}/models", _ListedModels)).data
         model = next(m for m in listed if m.id == chosen([m.id for m in listed], api, name))
         props = await api.get(f"{root}/props", _Props)
 
@@ -127,7 +127,7 @@ class LlamacppDialect:
 
         async def encode(text: str, *, add_special: bool = False) -> list[int]:
             body = {"content": text, "add_special": add_special, "parse_special": True}
-            return (await api.post(f"{root}/tokenize", body, _Tokens)).tokens
+            return (await api.post(f"{root}/tokenize", body, _TokenIds)).tokens
 
         meta = model.meta
         return Facts(
@@ -138,14 +138,14 @@ class LlamacppDialect:
             identity=identity(
                 self.name, props.build_info, props.model_path, meta.n_params, meta.size
             ),
-            vocabulary=await survey_vocabulary(spell, encode, size=meta.n_vocab),
+            vocabulary=await introspect_vocabulary(spell, encode, size=meta.n_vocab),
             chat_template=props.chat_template or None,
         )
 
     async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - it serves one
         """See ``Dialect``."""
         body = {"content": text, "add_special": False, "parse_special": parse_special}
-        return (await api.post(f"{api.address.root}/tokenize", body, _Tokens)).tokens
+        return (await api.post(f"{api.address.root}/tokenize", body, _TokenIds)).tokens
 
     def groups(self, job: Job) -> Sequence[Sequence[int]]:
         """Its ``n`` is limited by its slots."""
@@ -187,18 +187,21 @@ class LlamacppDialect:
     def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
         """See ``Dialect``."""
         assert isinstance(tokenizer, RemoteTokenizer)  # noqa: S101 - it has a vocabulary
-        return _Reader(Reading(index, job, seqs, tokenizer.end_ids), job, seqs[0], tokenizer)
+        stream = StreamReader(index, job, seqs, tokenizer.end_ids)
+        return _PartialReader(stream, job, seqs[0], tokenizer)
 
 
-class _Reader(SingleReader):
+class _PartialReader(SingleReader):
     """Reads partial results. The server does not tell of tokens that end inside a character.
 
     They show in ``tokens_predicted``, and their bytes in the text that completes the character.
     """
 
-    def __init__(self, reading: Reading, job: Job, seq: int, tokenizer: RemoteTokenizer) -> None:
-        super().__init__(reading, job, seq, tokenizer)
-        self._held: Part | None = None
+    def __init__(
+        self, stream: StreamReader, job: Job, seq: int, tokenizer: RemoteTokenizer
+    ) -> None:
+        super().__init__(stream, job, seq, tokenizer)
+        self._held: TokenDelta | None = None
 
     def read(self, payload: bytes) -> list[Event]:
         """See ``Reader``."""
@@ -208,7 +211,7 @@ class _Reader(SingleReader):
             raise StreamBroke("it sent an event that is no part of a completion") from None
         if partial.error is not None:
             raise failure_in_stream(partial.error)
-        events = self._reading.prefilled()
+        events = self._stream.prefilled()
         ids, logprobs, tops = self._untold(partial)
         ids += partial.tokens
         if self._job.logprobs is not None:
@@ -221,12 +224,12 @@ class _Reader(SingleReader):
         finish = partial.stop_type if partial.stop else None
         if self._held is not None:
             events += self._released(self._held, ended=finish == "eos" and not ids)
-        part = Part(self._seq, ids, logprobs, tops, finish)
-        self._held = part if self._may_end(partial) else None
+        delta = TokenDelta(self._seq, ids, logprobs, tops, finish)
+        self._held = delta if self._may_end(partial) else None
         if self._held is None:
-            events += self._reading.sampled(part)
+            events += self._stream.sampled(delta)
         if partial.stop and partial.timings is not None:
-            events.append(self._reading.counted(partial.tokens_evaluated, partial.timings.cache_n))
+            events.append(self._stream.counted(partial.tokens_evaluated, partial.timings.cache_n))
         return events
 
     def _may_end(self, partial: _Partial) -> bool:
@@ -236,13 +239,13 @@ class _Reader(SingleReader):
         (token,) = partial.tokens
         return bool(self._tokenizer.pieces[token]) and token not in self._tokenizer.end_ids
 
-    def _released(self, held: Part, *, ended: bool) -> list[Event]:
+    def _released(self, held: TokenDelta, *, ended: bool) -> list[Event]:
         if ended:
             held.ids[-1] = self._tokenizer.end(held.ids[-1])
-        return self._reading.sampled(held)
+        return self._stream.sampled(held)
 
     def _untold(self, partial: _Partial) -> tuple[list[int], list[float], list[Top]]:
-        """Tokens that the server passed over in silence before those of this part."""
+        """Tokens that the server passed over in silence before those of this delta."""
         missing = partial.tokens_predicted - self._told - len(partial.tokens)
         if missing <= 0:
             return [], [], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from afterword.core.job import Job
-from afterword.gateway.dialects.chunks import Choice, LateReader, Speller, piece_of
+from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver, UsageCountReader, piece_of
 from afterword.gateway.dialects.completions import CompletionsDialect, body_of
 from afterword.gateway.dialects.dialect import (
     UNKNOWN_CONTEXT,
@@ -15,7 +15,7 @@ from afterword.gateway.dialects.dialect import (
     identity,
 )
 from afterword.gateway.dialects.routes import model_of
-from afterword.gateway.dialects.stream_reader import Reading
+from afterword.gateway.dialects.stream_reader import StreamReader
 from afterword.gateway.transport.api import Api
 from afterword.gateway.vocabulary import TextTokenizer
 
@@ -50,7 +50,7 @@ class OpenaiDialect(CompletionsDialect):
         """There is no other path that all of them have."""
         return f"{api.address.base}/models"
 
-    async def survey(self, api: Api, name: str) -> Facts:
+    async def introspect(self, api: Api, name: str) -> Facts:
         """See ``Dialect``."""
         model = await model_of(api, name)
         return Facts(
@@ -79,11 +79,11 @@ class OpenaiDialect(CompletionsDialect):
 
     def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
         """See ``Dialect``."""
-        reading = Reading(index, job, seqs, tokenizer.end_ids)
-        return LateReader(reading, job, self._speller(tokenizer))
+        stream = StreamReader(index, job, seqs, tokenizer.end_ids)
+        return UsageCountReader(stream, job, self._resolver(tokenizer))
 
-    def _speller(self, tokenizer: AnyTokenizer) -> Speller:
-        def pieces(choice: Choice) -> list[int]:
+    def _resolver(self, tokenizer: AnyTokenizer) -> IdResolver:
+        def pieces(choice: ChoiceDelta) -> list[int]:
             if choice.logprobs is not None:
                 return [id_of(token) for token in choice.logprobs.tokens]
             return [tokenizer.id_of(choice.text.encode())] if choice.text else []
@@ -91,4 +91,4 @@ class OpenaiDialect(CompletionsDialect):
         def id_of(token: str) -> int:
             return tokenizer.id_of(piece_of(token))
 
-        return Speller(pieces, id_of)
+        return IdResolver(pieces, id_of)

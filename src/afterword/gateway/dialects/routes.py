@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT, Facts, chosen
-from afterword.gateway.dialects.introspection import Spell, survey_vocabulary
+from afterword.gateway.dialects.introspection import Spell, introspect_vocabulary
 from afterword.gateway.transport.api import Api
 
 
@@ -51,5 +51,5 @@ async def facts_of(
         context_tokens=model.max_model_len or UNKNOWN_CONTEXT,
         max_logprobs=max_logprobs,
         identity=identity,
-        vocabulary=await survey_vocabulary(spell, partial(encode, api, model.id)),
+        vocabulary=await introspect_vocabulary(spell, partial(encode, api, model.id)),
     )

@@ -17,7 +17,7 @@ from afterword.gateway.dialects.dialect import (
 )
 from afterword.gateway.dialects.routes import encode, facts_of, model_of
 from afterword.gateway.dialects.single import SingleReader
-from afterword.gateway.dialects.stream_reader import Part, Reading, Top, scored_prompt
+from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top, scored_prompt
 from afterword.gateway.failures import Refused, StreamBroke
 from afterword.gateway.transport.api import Api, failure_in_stream
 from afterword.gateway.vocabulary import RemoteTokenizer
@@ -41,7 +41,7 @@ class _Finish(msgspec.Struct):
     message: str = ""
 
 
-class _Meta(msgspec.Struct):
+class _MetaInfo(msgspec.Struct):
     finish_reason: _Finish | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -54,7 +54,7 @@ class _Meta(msgspec.Struct):
 
 class _Output(msgspec.Struct):
     output_ids: list[int] = []
-    meta_info: _Meta = msgspec.field(default_factory=_Meta)
+    meta_info: _MetaInfo = msgspec.field(default_factory=_MetaInfo)
     index: int = 0
     error: Any = None
 
@@ -75,7 +75,7 @@ class SglangDialect:
         """See ``Dialect``."""
         return f"{api.address.root}/health"
 
-    async def survey(self, api: Api, name: str) -> Facts:
+    async def introspect(self, api: Api, name: str) -> Facts:
         """See ``Dialect``."""
         model = await model_of(api, name)
         root = api.address.root
@@ -143,10 +143,11 @@ class SglangDialect:
     def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
         """See ``Dialect``."""
         assert isinstance(tokenizer, RemoteTokenizer)  # noqa: S101 - it has a vocabulary
-        return _Reader(Reading(index, job, seqs, tokenizer.end_ids), job, seqs[0], tokenizer)
+        stream = StreamReader(index, job, seqs, tokenizer.end_ids)
+        return _OutputReader(stream, job, seqs[0], tokenizer)
 
 
-class _Reader(SingleReader):
+class _OutputReader(SingleReader):
     """Reads outputs. Each tells all tokens so far, or with an option of the server the new ones."""
 
     def read(self, payload: bytes) -> list[Event]:
@@ -174,24 +175,24 @@ class _Reader(SingleReader):
             if len(logprobs) != len(ids) or len(tops) != len(ids):
                 raise StreamBroke("its log-probabilities are not one for each token")
         events = self._prefilled(meta)
-        events += self._reading.sampled(
-            Part(self._seq, ids, logprobs, tops, None if finish is None else finish.type)
+        events += self._stream.sampled(
+            TokenDelta(self._seq, ids, logprobs, tops, None if finish is None else finish.type)
         )
         if finish is not None:
-            events.append(self._reading.counted(meta.prompt_tokens, meta.cached_tokens))
+            events.append(self._stream.counted(meta.prompt_tokens, meta.cached_tokens))
         return events
 
-    def _prefilled(self, meta: _Meta) -> list[Event]:
+    def _prefilled(self, meta: _MetaInfo) -> list[Event]:
         k = self._job.prompt_logprobs
-        if k is None or self._reading.begun:
-            return self._reading.prefilled()
+        if k is None or self._stream.begun:
+            return self._stream.prefilled()
         prompt = len(self._job.prompt_ids)
         entries = meta.input_token_logprobs or []
         if len(entries) < prompt:
             raise StreamBroke("it did not score the whole prompt")
         values = [_value(entry) for entry in entries[1:prompt]]
         tops = _tops((meta.input_top_logprobs or [None] * prompt)[1:prompt])
-        return self._reading.prefilled(scored_prompt(values, tops, k))
+        return self._stream.prefilled(scored_prompt(values, tops, k))
 
 
 def _last(items: list[Any], count: int) -> list[Any]:

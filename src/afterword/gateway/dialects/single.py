@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from afterword.core.job import Event, Job
-from afterword.gateway.dialects.stream_reader import Reading
+from afterword.gateway.dialects.stream_reader import StreamReader
 from afterword.gateway.failures import StreamBroke
 from afterword.gateway.vocabulary import RemoteTokenizer
 
@@ -11,8 +11,10 @@ from afterword.gateway.vocabulary import RemoteTokenizer
 class SingleReader:
     """A ``Reader`` but for ``read``; ``_told`` counts the tokens that it has told."""
 
-    def __init__(self, reading: Reading, job: Job, seq: int, tokenizer: RemoteTokenizer) -> None:
-        self._reading = reading
+    def __init__(
+        self, stream: StreamReader, job: Job, seq: int, tokenizer: RemoteTokenizer
+    ) -> None:
+        self._stream = stream
         self._job = job
         self._seq = seq
         self._tokenizer = tokenizer
@@ -21,14 +23,14 @@ class SingleReader:
     @property
     def over(self) -> bool:
         """See ``Reader``."""
-        return self._reading.over
+        return self._stream.over
 
     def close(self, seq: int) -> None:
         """See ``Reader``."""
-        self._reading.close(seq)
+        self._stream.close(seq)
 
     def done(self) -> list[Event]:
         """See ``Reader``."""
-        if not self._reading.over:
+        if not self._stream.over:
             raise StreamBroke("it ended its stream without ending its choice")
         return []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from afterword.core.job import (
+    NO_TOKEN,
     Counted,
     Ended,
     Event,
@@ -23,7 +24,7 @@ Top = Sequence[tuple[int, float]]
 """Ids and log-probabilities, in any order."""
 
 
-class Part(msgspec.Struct):
+class TokenDelta(msgspec.Struct):
     """What one event says of one sequence.
 
     ``logprobs`` and ``tops`` are as long as ``ids``, or empty where none were asked for.
@@ -36,7 +37,7 @@ class Part(msgspec.Struct):
     finish: str | None = None
 
 
-class Reading:
+class StreamReader:
     """Folds the parts of some sequences of a job into events; ends what has to end.
 
     ``index`` is what events call the job; ``seqs`` are the siblings that the request asked
@@ -90,17 +91,17 @@ class Reading:
         """What the upstream counted of the prompt."""
         return Counted(self._index, prompt_tokens, cached_tokens)
 
-    def sampled(self, part: Part) -> list[Event]:
-        """The events of a part."""
-        if part.seq not in self._open:
+    def sampled(self, delta: TokenDelta) -> list[Event]:
+        """The events of a delta."""
+        if delta.seq not in self._open:
             return []
         events: list[Event] = []
-        count, reason = self._cut(part)
+        count, reason = self._cut(delta)
         if count:
-            self._made[part.seq] += count
-            events.append(self._sampled(part, count))
+            self._made[delta.seq] += count
+            events.append(self._sampled(delta, count))
         if reason is not None:
-            events.append(self.ended(part.seq, reason))
+            events.append(self.ended(delta.seq, reason))
         return events
 
     def ended(self, seq: int, reason: FinishReason, made: int | None = None) -> Event:
@@ -108,30 +109,30 @@ class Reading:
         self._open.discard(seq)
         return Ended(self._index, seq, reason, self._made[seq] if made is None else made)
 
-    def _cut(self, part: Part) -> tuple[int, FinishReason | None]:
+    def _cut(self, delta: TokenDelta) -> tuple[int, FinishReason | None]:
         """How many of a part's tokens count, and whether the sequence ends with them."""
-        left = self._job.max_tokens - self._made[part.seq]
-        ids = part.ids
+        left = self._job.max_tokens - self._made[delta.seq]
+        ids = delta.ids
         if not self._end_ids.isdisjoint(ids):
             for at, token in enumerate(ids[:left], 1):
                 if token in self._end_ids:
                     return at, "stop"
-        if part.finish is not None:
-            return min(len(ids), left), reason_of(part.finish)
+        if delta.finish is not None:
+            return min(len(ids), left), reason_of(delta.finish)
         if len(ids) < left:
             return len(ids), None
         return (left, "length") if left else (0, None)
 
-    def _sampled(self, part: Part, count: int) -> Sampled:
+    def _sampled(self, delta: TokenDelta, count: int) -> Sampled:
         k = self._job.logprobs
-        tokens = array("i", part.ids[:count])
+        tokens = array("i", delta.ids[:count])
         if k is None:
-            return Sampled(self._index, part.seq, tokens, *self._unscored)
+            return Sampled(self._index, delta.seq, tokens, *self._unscored)
         # Arrays of their own: the mailbox extends them.
-        logprobs, top_ids, top_logprobs = array("d", part.logprobs[:count]), array("i"), array("d")
-        for top in part.tops[:count]:
+        logprobs, top_ids, top_logprobs = array("d", delta.logprobs[:count]), array("i"), array("d")
+        for top in delta.tops[:count]:
             add_top(top, k, top_ids, top_logprobs)
-        return Sampled(self._index, part.seq, tokens, logprobs, top_ids, top_logprobs)
+        return Sampled(self._index, delta.seq, tokens, logprobs, top_ids, top_logprobs)
 
 
 def scored_prompt(logprobs: Sequence[float], tops: Sequence[Top], k: int) -> ScoredPrompt:
@@ -143,12 +144,12 @@ def scored_prompt(logprobs: Sequence[float], tops: Sequence[Top], k: int) -> Sco
 
 
 def add_top(top: Top, k: int, ids: array[int], logprobs: array[float]) -> None:
-    """The k likeliest, likeliest first; -1 fills up where an upstream told of fewer."""
+    """The k likeliest, likeliest first; ``NO_TOKEN`` fills up if an upstream told of fewer."""
     if not k:
         return
     likeliest = sorted(top, key=_by_likelihood)[:k]
     missing = k - len(likeliest)
-    ids.extend([token for token, _ in likeliest] + [-1] * missing)
+    ids.extend([token for token, _ in likeliest] + [NO_TOKEN] * missing)
     logprobs.extend([logprob for _, logprob in likeliest] + [0.0] * missing)
 
 

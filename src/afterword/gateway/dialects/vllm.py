@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from afterword.core.job import Job
-from afterword.gateway.dialects.chunks import Choice, Speller
+from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver
 from afterword.gateway.dialects.completions import CompletionsDialect, body_of
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, identity, is_greedy
 from afterword.gateway.dialects.routes import facts_of, model_of
@@ -36,7 +36,7 @@ class VllmDialect(CompletionsDialect):
         "cached_tokens": "with its `--enable-prompt-tokens-details`",
     }
 
-    async def survey(self, api: Api, name: str) -> Facts:
+    async def introspect(self, api: Api, name: str) -> Facts:
         """See ``Dialect``."""
         model = await model_of(api, name)
         root = api.address.root
@@ -89,15 +89,15 @@ class VllmDialect(CompletionsDialect):
             }
         return f"{api.address.base}/completions", body
 
-    def _speller(self, tokenizer: AnyTokenizer) -> Speller:
-        def ended(choice: Choice) -> list[int]:
+    def _resolver(self, tokenizer: AnyTokenizer) -> IdResolver:
+        def ended(choice: ChoiceDelta) -> list[int]:
             ids = choice.token_ids or []
             if choice.finish_reason == "stop" and ids and isinstance(tokenizer, RemoteTokenizer):
                 # No stop strings are sent, so that only an end token can be meant.
                 ids[-1] = tokenizer.end(ids[-1])
             return ids
 
-        return Speller(ended, _numbered)
+        return IdResolver(ended, _numbered)
 
 
 def _numbered(token: str) -> int:

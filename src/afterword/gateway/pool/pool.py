@@ -67,19 +67,19 @@ class Pool:
         self._bits += 1
         return made
 
-    async def survey(self) -> list[Facts]:
+    async def introspect(self) -> list[Facts]:
         """Ask all upstreams what they are. Raises ``ConfigError`` where none can say."""
-        asked = await asyncio.gather(*map(self._survey, self.upstreams))
+        asked = await asyncio.gather(*map(self._introspect, self.upstreams))
         found = [upstream.facts for upstream in self.upstreams if upstream.facts is not None]
         if not found:
             first = self.upstreams[0].address.origin
             raise ConfigError(f"model {self.model}: no upstream answers: {first}: {asked[0]}")
         return found
 
-    async def _survey(self, upstream: Upstream) -> str | None:
+    async def _introspect(self, upstream: Upstream) -> str | None:
         """Why an upstream is not used, or None."""
         try:
-            facts = await self.dialect.survey(upstream.api, self.model)
+            facts = await self.dialect.introspect(upstream.api, self.model)
         except UpstreamFailure as failure:
             _log.warning("model %s: %s: %s", self.model, upstream.address.origin, failure)
             return str(failure)
@@ -118,7 +118,7 @@ class Pool:
     async def probe(self, upstream: Upstream) -> None:
         """Ask one upstream whether it can compute; one that was never reached, what it is."""
         if upstream.facts is None:
-            await self._survey(upstream)
+            await self._introspect(upstream)
             return
         try:
             await upstream.api.check(self.dialect.health(upstream.api))
@@ -131,7 +131,7 @@ class Pool:
         else:
             upstream.went_up(self.model)
 
-    async def examine(self, upstream: Upstream, failure: UpstreamFailure) -> None:
+    async def diagnose(self, upstream: Upstream, failure: UpstreamFailure) -> None:
         """A request failed at an upstream: is it the upstream's doing, or the request's own?"""
         self.failed(upstream, failure)
         if isinstance(failure, Refused):
@@ -214,7 +214,7 @@ class Pool:
                 _log.info("model %s: %s %s", self.model, upstream.address.origin, word)
             upstream.draining = gone
         added = [self._make(address) for address in addresses if address not in kept]
-        await asyncio.gather(*map(self._survey, added))
+        await asyncio.gather(*map(self._introspect, added))
         self.upstreams += added
         self.drop_drained()
 

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import logging
 
-from afterword.core.protocols import UpstreamStats
+import msgspec
+
 from afterword.gateway.address import Address
 from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.transport.api import Api
 from afterword.gateway.transport.connection import HttpClient
 
 _log = logging.getLogger("afterword.upstream")
+
+
+class UpstreamStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One upstream at one moment; counters only grow.
+
+    ``address`` has nothing secret. ``requests`` counts the requests that were sent, ``failures``
+    those that were not answered as they should, ``in_flight`` those that are not answered yet.
+    """
+
+    address: str
+    healthy: bool
+    in_flight: int
+    requests: int
+    failures: int
 
 
 class Upstream:

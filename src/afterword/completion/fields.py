@@ -1,15 +1,84 @@
-"""Parsers of single request fields: a value or a 400 that names field, value and limit (R19)."""
+"""Kinds of request fields: each has a parser and the JSON Schema of what the parser accepts.
+
+A parser gives a value or a 400 that names field, value and limit (R19).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
+
+import msgspec
 
 from afterword.core.errors import InvalidRequest
+from afterword.core.limits import Limits
 
 # What JSON gives: the parsers below are where it becomes something known.
 Json: TypeAlias = Any
 Parser: TypeAlias = Callable[[str, Json], Any]
+Schema: TypeAlias = dict[str, Any]
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """What a field may be. Null is in neither: no parser sees it, and no ``schema`` has it."""
+
+    parse: Parser
+    schema: Schema
+
+
+class Field(msgspec.Struct, frozen=True):
+    """The declaration of a request field, an annotation of its type.
+
+    ``kind`` is a kind, or makes one from the operator's limits. ``default`` is what null means,
+    where that is a value. A ``required`` field may be neither null nor absent.
+    """
+
+    kind: Kind | Callable[[Limits], Kind]
+    help: str
+    default: Json | msgspec.UnsetType | Callable[[Limits], Json] = msgspec.UNSET
+    required: bool = False
+
+    def kind_with(self, limits: Limits) -> Kind:
+        """The kind under these limits."""
+        return self.kind if isinstance(self.kind, Kind) else self.kind(limits)
+
+    def schema_with(self, limits: Limits) -> Schema:
+        """The JSON Schema under these limits: null is allowed unless the field is required."""
+        default = self.default(limits) if callable(self.default) else self.default
+        schema = self.kind_with(limits).schema
+        if not self.required:
+            schema = _or_null(schema)
+        more = {} if default is msgspec.UNSET or default is None else {"default": default}
+        return {**schema, "description": self.help, **more}
+
+
+def declared(request: type[msgspec.Struct]) -> Mapping[str, Field]:
+    """The fields of a request's struct by their names on the wire."""
+    fields = {}
+    for field in msgspec.structs.fields(request):
+        *_, declaration = get_args(field.type)
+        fields[field.encode_name] = declaration
+    return fields
+
+
+def object_schema(request: type[msgspec.Struct], limits: Limits, description: str = "") -> Schema:
+    """The JSON Schema of a request's body."""
+    fields = declared(request)
+    return {
+        "type": "object",
+        "description": description,
+        "additionalProperties": False,
+        "required": [name for name, field in fields.items() if field.required],
+        "properties": {name: field.schema_with(limits) for name, field in fields.items()},
+    }
+
+
+def _or_null(schema: Schema) -> Schema:
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
+    kind = schema["type"]
+    return {**schema, "type": [*kind, "null"] if isinstance(kind, list) else [kind, "null"]}
+
 
 _SHOWN_CHARACTERS = 40
 _SHOWN_BITS = 128
@@ -51,7 +120,7 @@ def out_of_range(name: str, value: Json, wanted: str) -> InvalidRequest:
     )
 
 
-def integer(least: int, most: int) -> Parser:
+def integer(least: int, most: int) -> Kind:
     """An integer from ``least`` to ``most``."""
 
     def parse(name: str, value: Json) -> int:
@@ -64,10 +133,10 @@ def integer(least: int, most: int) -> Parser:
             raise out_of_range(name, value, f"an integer from {least} to {most}")
         return value
 
-    return parse
+    return Kind(parse, {"type": "integer", "minimum": least, "maximum": most})
 
 
-def number(least: float, most: float) -> Parser:
+def number(least: float, most: float) -> Kind:
     """A finite number from ``least`` to ``most``."""
 
     def parse(name: str, value: Json) -> float:
@@ -78,50 +147,52 @@ def number(least: float, most: float) -> Parser:
             raise out_of_range(name, value, f"a number from {least:g} to {most:g}")
         return float(value)
 
-    return parse
+    return Kind(parse, {"type": "number", "minimum": least, "maximum": most})
 
 
-def boolean(name: str, value: Json) -> bool:
-    """True or false."""
+def _boolean(name: str, value: Json) -> bool:
     if not isinstance(value, bool):
         raise wrong_type(name, value, "a boolean")
     return value
 
 
-def string(name: str, value: Json) -> str:
-    """Any string."""
+def _string(name: str, value: Json) -> str:
     if not isinstance(value, str):
         raise wrong_type(name, value, "a string")
     return value
 
 
-def recorded(most: int) -> Parser:
+BOOLEAN = Kind(_boolean, {"type": "boolean"})
+STRING = Kind(_string, {"type": "string"})
+
+
+def recorded(most: int) -> Kind:
     """A string of at most ``most`` characters that a database can keep (R16)."""
 
     def parse(name: str, value: Json) -> str:
-        text = string(name, value)
+        text = _string(name, value)
         if len(text) > most or "\0" in text:
             wanted = f"at most {most} characters and no null character, since it is recorded"
             raise out_of_range(name, text, wanted)
         return text
 
-    return parse
+    return Kind(parse, {"type": "string", "maxLength": most, "pattern": "^[^\\u0000]*$"})
 
 
-def log_probabilities(most: int) -> Parser:
+def log_probabilities(most: int) -> Kind:
     """A number of alternatives, ``true`` for 0 or ``false`` for none (R10)."""
     count = integer(0, most)
 
     def parse(name: str, value: Json) -> int | None:
         if isinstance(value, bool):
             return 0 if value else None
-        parsed: int = count(name, value)
+        parsed: int = count.parse(name, value)
         return parsed
 
-    return parse
+    return Kind(parse, {"anyOf": [count.schema, {"type": "boolean"}]})
 
 
-def stop_strings(most: int) -> Parser:
+def stop_strings(most: int) -> Kind:
     """A string or at most ``most`` of them, none empty (R12, H13)."""
 
     def parse(name: str, value: Json) -> tuple[str, ...]:
@@ -142,14 +213,15 @@ def stop_strings(most: int) -> Parser:
                 raise out_of_range(name, stop, "strings of at least 1 character")
         return tuple(dict.fromkeys(stops))
 
-    return parse
+    stop = {"type": "string", "minLength": 1}
+    return Kind(parse, {"anyOf": [stop, {"type": "array", "items": stop, "maxItems": most}]})
 
 
-def logit_bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
+def _logit_bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
     """Token ids as strings to numbers from -100 to 100 (R14); the vocabulary is checked later."""
     if not isinstance(value, dict):
         raise wrong_type(name, value, "an object of token ids and numbers")
-    parse = number(-100, 100)
+    parse = _BIAS.parse
     pairs: dict[int, float] = {}
     for key, bias in value.items():
         if not (key.isascii() and key.isdigit() and len(key) < len(str(_INT64))):
@@ -163,7 +235,18 @@ def logit_bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(pairs.items()))
 
 
-def prompts(most: int) -> Parser:
+_BIAS = number(-100, 100)
+LOGIT_BIAS = Kind(
+    _logit_bias,
+    {
+        "type": "object",
+        "propertyNames": {"pattern": "^[0-9]+$"},
+        "additionalProperties": _BIAS.schema,
+    },
+)
+
+
+def prompts(most: int) -> Kind:
     """One prompt or an array of at most ``most``: text or token ids (R2).
 
     Gives the prompts in order; the vocabulary is checked later.
@@ -187,14 +270,18 @@ def prompts(most: int) -> Parser:
             return tuple(token_ids(name, ids) for ids in value)
         raise wrong_type(name, value, f"{_PROMPT}, not a mixture")
 
-    return parse
+    many = {"type": "array", "minItems": 1, "maxItems": most}
+    ids = {"type": "array", "items": _ID, "minItems": 1}
+    text = STRING.schema
+    return Kind(parse, {"anyOf": [text, {**many, "items": text}, ids, {**many, "items": ids}]})
 
 
+_ID: Schema = {"type": "integer", "minimum": 0}
 _PROMPT = "a string, an array of strings, an array of token ids, or an array of such arrays"
 
 
 def token_ids(name: str, value: Sequence[Json]) -> tuple[int, ...]:
-    """Token ids, at least one."""
+    """Parse token ids, at least one."""
     if not value:
         raise out_of_range(name, list(value), "arrays of at least 1 token id")
     if set(map(type, value)) != {int}:
@@ -208,17 +295,32 @@ def _checked_ids(name: str, value: Sequence[int]) -> tuple[int, ...]:
     return tuple(value)
 
 
-def stream_options(name: str, value: Json) -> Mapping[str, bool]:
-    """Two booleans (R9)."""
-    if not isinstance(value, dict):
-        raise wrong_type(name, value, "an object")
-    known = ("include_usage", "include_obfuscation")
-    for key in value:
-        if key not in known:
-            raise unrecognized(f"{name}.{key}")
-    return {
-        key: boolean(f"{name}.{key}", value[key]) for key in known if value.get(key) is not None
+def _id_list(name: str, value: Json) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise wrong_type(name, value, "an array of token ids")
+    return token_ids(name, value) if value else ()
+
+
+TOKEN_IDS = Kind(_id_list, {"type": "array", "items": _ID})
+
+
+def switches(known: Mapping[str, str]) -> Kind:
+    """An object of booleans that are off by default, by name with their help."""
+
+    def parse(name: str, value: Json) -> Mapping[str, bool]:
+        if not isinstance(value, dict):
+            raise wrong_type(name, value, "an object")
+        for key in value:
+            if key not in known:
+                raise unrecognized(f"{name}.{key}")
+        given = [key for key in known if value.get(key) is not None]
+        return {key: _boolean(f"{name}.{key}", value[key]) for key in given}
+
+    properties = {
+        key: {**_or_null(BOOLEAN.schema), "description": text, "default": False}
+        for key, text in known.items()
     }
+    return Kind(parse, {"type": "object", "additionalProperties": False, "properties": properties})
 
 
 def unrecognized(name: str) -> InvalidRequest:

@@ -1,17 +1,15 @@
 """From the bytes of a body to a request in which every field has its type and is in its range."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from afterword.completion import fields
-from afterword.completion.fields import Json, Parser, Prompt
+from afterword.completion.fields import Field, Json, Parser, Prompt, Schema
 from afterword.core.errors import InvalidRequest
 from afterword.core.limits import MOST_USER_CHARACTERS, Limits
 
@@ -23,65 +21,145 @@ _UNPARSABLE = (
 )
 
 
-class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as it was sent; None is "not given". Fields and ranges are the contract's R1-R17.
+_MOST = _INT64 - 1
+_PENALTY = fields.number(-2, 2)
+_STREAM_OPTIONS = fields.switches(
+    {
+        "include_usage": "A last chunk carries the usage.",
+        "include_obfuscation": "Chunks carry padding that hides their length.",
+    }
+)
 
-    ``prompt`` is empty where none was given, ``model`` where the server may choose one.
+
+class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as it was sent, and the declaration of each field (R1 to R18).
+
+    None is "not given". ``prompt`` is empty if none was given.
     """
 
-    model: str | None = None
-    prompt: tuple[Prompt, ...] = ()
-    suffix: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    n: int | None = None
-    best_of: int | None = None
-    stream: bool | None = None
-    stream_options: Mapping[str, bool] | None = None
-    logprobs: int | None = None
-    echo: bool | None = None
-    stop: tuple[str, ...] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: tuple[tuple[int, float], ...] | None = None
-    seed: int | None = None
-    user: str | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    min_tokens: int | None = None
-    ignore_eos: bool | None = None
+    model: Annotated[str | None, Field(fields.STRING, "A served model's name or alias.")] = None
+    prompt: Annotated[
+        tuple[Prompt, ...],
+        Field(
+            lambda limits: fields.prompts(limits.max_prompts),
+            "Text or token ids, one or many. Null, absent or empty text means the start of a new "
+            "document.",
+        ),
+    ] = ()
+    suffix: Annotated[
+        str | None,
+        Field(fields.STRING, "The text that follows: the completion stands between the two."),
+    ] = None
+    max_tokens: Annotated[
+        int | None,
+        Field(
+            fields.integer(0, _MOST),
+            "The most tokens to generate. 0 generates nothing. Without a number the completion "
+            "ends with the model or with the context.",
+            lambda limits: limits.default_max_tokens,
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None, Field(fields.number(0, 2), "0 takes the likeliest token.", 1)
+    ] = None
+    top_p: Annotated[float | None, Field(fields.number(0, 1), "Nucleus; 0 keeps one token.", 1)] = (
+        None
+    )
+    n: Annotated[
+        int | None,
+        Field(lambda limits: fields.integer(1, limits.max_n), "Choices for each prompt.", 1),
+    ] = None
+    best_of: Annotated[
+        int | None,
+        Field(
+            lambda limits: fields.integer(0, limits.max_best_of),
+            "Candidates for each prompt, of which the n likeliest are returned; 0 means n.",
+        ),
+    ] = None
+    stream: Annotated[
+        bool | None,
+        Field(fields.BOOLEAN, "Server-sent events of chunks.", False),  # noqa: FBT003 - the default
+    ] = None
+    stream_options: Annotated[
+        Mapping[str, bool] | None, Field(_STREAM_OPTIONS, "Only with stream.")
+    ] = None
+    logprobs: Annotated[
+        int | None,
+        Field(
+            lambda limits: fields.log_probabilities(limits.max_logprobs),
+            "Log-probabilities of this many likeliest tokens and of the chosen one; true means 0, "
+            "false means none.",
+        ),
+    ] = None
+    echo: Annotated[
+        bool | None,
+        Field(fields.BOOLEAN, "Put the prompt before the completion.", False),  # noqa: FBT003 - the default
+    ] = None
+    stop: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            lambda limits: fields.stop_strings(limits.max_stops),
+            "Strings that end a choice; they are not part of its text.",
+        ),
+    ] = None
+    presence_penalty: Annotated[
+        float | None, Field(_PENALTY, "For tokens that were generated before.", 0)
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, Field(_PENALTY, "For tokens that were generated before, each time.", 0)
+    ] = None
+    logit_bias: Annotated[
+        tuple[tuple[int, float], ...] | None,
+        Field(fields.LOGIT_BIAS, "Token ids to what is added to their logits; -100 bans."),
+    ] = None
+    seed: Annotated[
+        int | None, Field(fields.integer(-_INT64, _MOST), "Makes draws repeatable.")
+    ] = None
+    user: Annotated[
+        str | None,
+        Field(
+            fields.recorded(MOST_USER_CHARACTERS),
+            "Recorded with the usage; without null characters.",
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        Field(fields.integer(-1, _MOST), "Draw from the k likeliest; 0 and -1 are off.", 0),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        Field(
+            fields.number(0, 1),
+            "Draw from tokens at least this likely, relative to the likeliest.",
+            0,
+        ),
+    ] = None
+    min_tokens: Annotated[
+        int | None,
+        Field(fields.integer(0, _MOST), "No end token before this many tokens.", 0),
+    ] = None
+    ignore_eos: Annotated[
+        bool | None,
+        Field(fields.BOOLEAN, "End tokens do not end a choice.", False),  # noqa: FBT003 - the default
+    ] = None
 
 
 @lru_cache
 def parsers(limits: Limits) -> Mapping[str, Parser]:
-    """The parser of each field, with the operator's limits."""
-    count = fields.integer(0, _INT64 - 1)
-    penalty = fields.number(-2, 2)
-    return {
-        "model": fields.string,
-        "prompt": fields.prompts(limits.max_prompts),
-        "suffix": fields.string,
-        "max_tokens": count,
-        "temperature": fields.number(0, 2),
-        "top_p": fields.number(0, 1),
-        "n": fields.integer(1, limits.max_n),
-        "best_of": fields.integer(0, limits.max_best_of),
-        "stream": fields.boolean,
-        "stream_options": fields.stream_options,
-        "logprobs": fields.log_probabilities(limits.max_logprobs),
-        "echo": fields.boolean,
-        "stop": fields.stop_strings(limits.max_stops),
-        "presence_penalty": penalty,
-        "frequency_penalty": penalty,
-        "logit_bias": fields.logit_bias,
-        "seed": fields.integer(-_INT64, _INT64 - 1),
-        "user": fields.recorded(MOST_USER_CHARACTERS),
-        "top_k": fields.integer(-1, _INT64 - 1),
-        "min_p": fields.number(0, 1),
-        "min_tokens": count,
-        "ignore_eos": fields.boolean,
-    }
+    """The parser of each field under the operator's limits."""
+    declared = fields.declared(CompletionRequest)
+    return {name: field.kind_with(limits).parse for name, field in declared.items()}
+
+
+def schema(limits: Limits) -> Schema:
+    """The JSON Schema of a body under the operator's limits."""
+    found = fields.object_schema(
+        CompletionRequest, limits, "Everything that can be asked; null means the default."
+    )
+    if limits.require_model:
+        found["required"] = ["model"]
+        found["properties"]["model"] |= {"type": "string", "minLength": 1}
+    return found
 
 
 def decode(body: bytes, limits: Limits, *, model: str | None = None) -> CompletionRequest:

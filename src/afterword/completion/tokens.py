@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from afterword.completion import fields
-from afterword.completion.fields import Parser
+from afterword.completion.fields import Field
 from afterword.completion.logprobs import token_text
 from afterword.completion.prompt_text import VocabView, text_of_ids
 from afterword.completion.request import parse_object
 from afterword.core.errors import InvalidRequest, UnspellableText
+from afterword.core.limits import Limits
 from afterword.core.protocols import EngineCard, Tokenizer
 from afterword.core.wire import Vocabulary
 
+_MODEL = Field(fields.STRING, "A served model's name or alias; the first if none.")
+
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of POST /tokenize; ``model`` None is the first one served."""
+    """Body of POST /tokenize, and the declaration of each field."""
 
-    prompt: str
-    model: str | None = None
-    add_special_tokens: bool = True
-    return_token_strs: bool = False
+    prompt: Annotated[str, Field(fields.STRING, "Text.", required=True)]
+    model: Annotated[str | None, _MODEL] = None
+    add_special_tokens: Annotated[
+        bool,
+        Field(fields.BOOLEAN, "BOS if the model adds one.", True),  # noqa: FBT003 - the default
+    ] = True
+    return_token_strs: Annotated[
+        bool,
+        Field(fields.BOOLEAN, "Their texts too.", False),  # noqa: FBT003 - the default
+    ] = False
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of POST /detokenize."""
+    """Body of POST /detokenize, and the declaration of each field."""
 
-    tokens: tuple[int, ...]
-    model: str | None = None
+    tokens: Annotated[tuple[int, ...], Field(fields.TOKEN_IDS, "Token ids.", required=True)]
+    model: Annotated[str | None, _MODEL] = None
 
 
 class Tokenized(msgspec.Struct, frozen=True):
@@ -62,40 +70,28 @@ class TokenizerInfo(msgspec.Struct, frozen=True):
     vocabulary: Vocabulary | msgspec.UnsetType = msgspec.UNSET
 
 
-def _ids(name: str, value: fields.Json) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise fields.wrong_type(name, value, "an array of token ids")
-    return fields.token_ids(name, value) if value else ()
-
-
-_TOKENIZE: Mapping[str, Parser] = {
-    "prompt": fields.string,
-    "model": fields.string,
-    "add_special_tokens": fields.boolean,
-    "return_token_strs": fields.boolean,
-}
-_DETOKENIZE: Mapping[str, Parser] = {"tokens": _ids, "model": fields.string}
-
-
 def decode_tokenize(body: bytes) -> TokenizeRequest:
     """Parse the body of POST /tokenize; ``InvalidRequest``."""
-    return TokenizeRequest(**_decode(body, _TOKENIZE, required="prompt"))
+    return TokenizeRequest(**_decode(body, TokenizeRequest))
 
 
 def decode_detokenize(body: bytes) -> DetokenizeRequest:
     """Parse the body of POST /detokenize; ``InvalidRequest``."""
-    return DetokenizeRequest(**_decode(body, _DETOKENIZE, required="tokens"))
+    return DetokenizeRequest(**_decode(body, DetokenizeRequest))
 
 
-def _decode(body: bytes, table: Mapping[str, Parser], *, required: str) -> dict[str, Any]:
+def _decode(body: bytes, request: type[msgspec.Struct]) -> dict[str, Any]:
+    declared = fields.declared(request)
+    table = {name: field.kind_with(Limits()).parse for name, field in declared.items()}
     parsed: dict[str, Any] = {}
     for name, value in parse_object(body, table).items():
         if name not in table:
             raise fields.unrecognized(name)
         if value is not None:
             parsed[name] = table[name](name, value)
-    if required not in parsed:
-        raise InvalidRequest(f"you must provide a {required} parameter", param=required)
+    for name, field in declared.items():
+        if field.required and name not in parsed:
+            raise InvalidRequest(f"you must provide a {name} parameter", param=name)
     return parsed
 
 

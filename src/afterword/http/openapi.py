@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
+from afterword.completion.fields import Schema
 from afterword.core.limits import Limits
 from afterword.http import admin
-from afterword.http.schemas import Schema, all_schemas, ref
+from afterword.http.schemas import all_schemas, ref
 
 _ERRORS: Mapping[int, str] = {
     400: "The request cannot be honoured as it stands; param names the culprit.",

@@ -1,19 +1,18 @@
 """The JSON Schemas of the API: one for each value that comes in or goes out.
 
-Written by hand, since they say more than types do: ranges, defaults, what null means. Tests hold
-them against the request parser, the wire's structs and real answers.
+Those of requests come from the declarations of their fields. Those of answers are written by hand,
+because they say more than types do. Tests hold them against the wire's structs and real answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
 
-from afterword.core.limits import MOST_USER_CHARACTERS, Limits
+from afterword.completion import request
+from afterword.completion.fields import Schema, object_schema
+from afterword.completion.tokens import DetokenizeRequest, TokenizeRequest
+from afterword.core.limits import Limits
 
-Schema: TypeAlias = dict[str, Any]
-
-_INT64 = 2**63
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _TEXT: Schema = {"type": "string"}
 _IDS: Schema = {"type": "array", "items": _COUNT}
@@ -28,7 +27,7 @@ def ref(name: str) -> Schema:
 def all_schemas(limits: Limits) -> Mapping[str, Schema]:
     """Every schema by its name; the request's have the operator's limits."""
     return {
-        "CompletionRequest": completion_request(limits),
+        "CompletionRequest": request.schema(limits),
         "Completion": _completion(),
         "Chunk": _chunk(),
         "Choice": _choice(),
@@ -40,135 +39,7 @@ def all_schemas(limits: Limits) -> Mapping[str, Schema]:
         "ModelList": _closed({"object": {"const": "list"}, "data": _array(ref("Model"))}),
         "Health": _health(),
         "Ready": _ready(),
-        **_tokenization(),
-    }
-
-
-def completion_request(limits: Limits) -> Schema:
-    """The body of ``POST /v1/completions`` (R1 to R19)."""
-    prompts = {"maxItems": limits.max_prompts, "minItems": 1}
-    ids = {"type": "array", "items": _COUNT, "minItems": 1}
-    stop = {"type": "string", "minLength": 1}
-    penalty = {"minimum": -2, "maximum": 2, "default": 0}
-    options = {
-        "include_usage": _or_null("boolean", "A last chunk carries the usage.", default=False),
-        "include_obfuscation": _or_null(
-            "boolean", "Chunks carry padding that hides their length.", default=False
-        ),
-    }
-    tokens_default = limits.default_max_tokens
-    silent = "until the model ends or the context is full"
-    return {
-        "type": "object",
-        "description": "Everything that can be asked; null means the default.",
-        "additionalProperties": False,
-        "required": ["model"] if limits.require_model else [],
-        "properties": {
-            "model": {
-                "type": "string" if limits.require_model else ["string", "null"],
-                "description": "A served model's name or alias.",
-                **({"minLength": 1} if limits.require_model else {}),
-            },
-            "prompt": {
-                "description": "Text or token ids, one or many. Null, absent or empty text means "
-                "the start of a new document.",
-                "anyOf": [
-                    _TEXT,
-                    {"type": "array", "items": _TEXT, **prompts},
-                    ids,
-                    {"type": "array", "items": ids, **prompts},
-                    {"type": "null"},
-                ],
-            },
-            "suffix": _or_null("string", "What follows: the completion is what stands between."),
-            "max_tokens": _or_null(
-                "integer",
-                "The most tokens to generate; without it "
-                f"{silent if tokens_default is None else tokens_default}. 0 generates nothing.",
-                minimum=0,
-                maximum=_INT64 - 1,
-            ),
-            "temperature": _or_null(
-                "number", "0 takes the likeliest token.", minimum=0, maximum=2, default=1
-            ),
-            "top_p": _or_null(
-                "number", "Nucleus; 0 keeps one token.", minimum=0, maximum=1, default=1
-            ),
-            "n": _or_null(
-                "integer", "Choices for each prompt.", minimum=1, maximum=limits.max_n, default=1
-            ),
-            "best_of": _or_null(
-                "integer",
-                "Candidates for each prompt, of which the n likeliest are returned; 0 means n.",
-                minimum=0,
-                maximum=limits.max_best_of,
-            ),
-            "stream": _or_null("boolean", "Server-sent events of chunks.", default=False),
-            "stream_options": {
-                "type": ["object", "null"],
-                "description": "Only with stream.",
-                "additionalProperties": False,
-                "properties": options,
-            },
-            "logprobs": {
-                "description": "Log-probabilities of this many likeliest tokens and of the chosen "
-                "one; true means 0, false means none.",
-                "anyOf": [
-                    {"type": "integer", "minimum": 0, "maximum": limits.max_logprobs},
-                    {"type": ["boolean", "null"]},
-                ],
-            },
-            "echo": _or_null("boolean", "Put the prompt before the completion.", default=False),
-            "stop": {
-                "description": "Strings that end a choice; they are not part of its text.",
-                "anyOf": [
-                    stop,
-                    {"type": "array", "items": stop, "maxItems": limits.max_stops},
-                    {"type": "null"},
-                ],
-            },
-            "presence_penalty": _or_null("number", "For tokens generated before.", **penalty),
-            "frequency_penalty": _or_null(
-                "number", "For tokens generated before, each time.", **penalty
-            ),
-            "logit_bias": {
-                "type": ["object", "null"],
-                "description": "Token ids to what is added to their logits; -100 bans.",
-                "propertyNames": {"pattern": "^[0-9]+$"},
-                "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
-            },
-            "seed": _or_null(
-                "integer", "Makes draws repeatable.", minimum=-_INT64, maximum=_INT64 - 1
-            ),
-            "user": _or_null(
-                "string",
-                "Recorded with the usage; without null characters.",
-                maxLength=MOST_USER_CHARACTERS,
-                pattern="^[^\\u0000]*$",
-            ),
-            "top_k": _or_null(
-                "integer",
-                "Draw from the k likeliest; 0 and -1 are off.",
-                minimum=-1,
-                maximum=_INT64 - 1,
-                default=0,
-            ),
-            "min_p": _or_null(
-                "number",
-                "Draw from tokens at least this likely, relative to the likeliest.",
-                minimum=0,
-                maximum=1,
-                default=0,
-            ),
-            "min_tokens": _or_null(
-                "integer",
-                "No end token before this many tokens.",
-                minimum=0,
-                maximum=_INT64 - 1,
-                default=0,
-            ),
-            "ignore_eos": _or_null("boolean", "End tokens do not end a choice.", default=False),
-        },
+        **_tokenization(limits),
     }
 
 
@@ -336,23 +207,10 @@ def _ready() -> Schema:
     return schema
 
 
-def _tokenization() -> Mapping[str, Schema]:
+def _tokenization(limits: Limits) -> Mapping[str, Schema]:
     """The shapes of vLLM's tokenizer routes, which evaluation harnesses call."""
-    model = {"model": {"type": ["string", "null"], "description": "Default: the first model."}}
     return {
-        "TokenizeRequest": {
-            "type": "object",
-            "required": ["prompt"],
-            "additionalProperties": False,
-            "properties": {
-                **model,
-                "prompt": _TEXT,
-                "add_special_tokens": _or_null(
-                    "boolean", "BOS if the model adds one.", default=True
-                ),
-                "return_token_strs": _or_null("boolean", "Their texts too.", default=False),
-            },
-        },
+        "TokenizeRequest": object_schema(TokenizeRequest, limits),
         "Tokens": _closed(
             {
                 "count": _COUNT,
@@ -361,12 +219,7 @@ def _tokenization() -> Mapping[str, Schema]:
                 "token_strs": {"type": ["array", "null"], "items": _TEXT},
             }
         ),
-        "DetokenizeRequest": {
-            "type": "object",
-            "required": ["tokens"],
-            "additionalProperties": False,
-            "properties": {**model, "tokens": _IDS},
-        },
+        "DetokenizeRequest": object_schema(DetokenizeRequest, limits),
         "Text": _closed({"prompt": _TEXT}),
         "TokenizerInfo": _tokenizer_info(),
     }

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 import services
+from afterword import playground
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
@@ -77,6 +78,7 @@ def make_client(
         clock=lambda: next(ticks) / 1000,
         entropy=entropy,
         keep_alive_s=keep_alive_s,
+        public=playground.routes(),
     )
     return Client(app)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from afterword.http.playground import load
+from afterword.playground import load
 from asgi import Client
 
 ROOT = Path(__file__).parents[2]
@@ -90,4 +90,4 @@ def test_the_files_are_in_the_wheel(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"afterword/http/playground/files/{path}" for path in ASSETS} <= set(names)
+    assert {f"afterword/playground/files/{path}" for path in ASSETS} <= set(names)

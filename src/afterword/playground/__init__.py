@@ -16,6 +16,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 _CONTENT_TYPES = {
     "html": "text/html; charset=utf-8",
@@ -64,6 +65,15 @@ def _walk(folder: Traversable, prefix: str) -> list[tuple[str, Asset]]:
         kind = _CONTENT_TYPES[path.rsplit(".", 1)[1]]
         found.append((path, Asset(body, kind, f'"{hashlib.sha256(body).hexdigest()[:20]}"')))
     return found
+
+
+def routes() -> list[Route]:
+    """The page and its files. They need no key: the page itself asks for one."""
+    playground, get = Playground(), ["GET"]
+    return [
+        Route("/", playground.page, methods=get),
+        Route("/playground/{path:path}", playground.file, methods=get),
+    ]
 
 
 class Playground:

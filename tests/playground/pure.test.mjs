@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-const FILES = new URL("../../../src/afterword/http/playground/files/", import.meta.url);
+const FILES = new URL("../../src/afterword/playground/files/", import.meta.url);
 const load = (name) => import(new URL(name, FILES));
 
 const tokens = await load("tokens.js");

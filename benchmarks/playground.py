@@ -30,17 +30,17 @@ MEASURE = """() => {
 }"""
 
 
-def measure(desk: Playground, place: int) -> list[float]:
+def measure(editor: Playground, place: int) -> list[float]:
     """Latencies in milliseconds of keys typed at an offset, slowest last."""
-    page = desk.page
+    page = editor.page
     page.evaluate("window.latencies_ms.length = 0")
     page.focus("#text")
     page.evaluate(f"document.querySelector('#text').setSelectionRange({place}, {place})")
     page.keyboard.press("ArrowLeft")
-    desk.until("window.latencies_ms.length === 1")
+    editor.until("window.latencies_ms.length === 1")
     for i in range(KEYS):
         page.keyboard.type("the quick brown fox "[i % 20])
-        desk.until(f"window.latencies_ms.length === {i + 2}")
+        editor.until(f"window.latencies_ms.length === {i + 2}")
     return sorted(page.evaluate("window.latencies_ms.slice(1)"))
 
 
@@ -51,17 +51,17 @@ def main() -> None:
         with serving(errors, "--slots", "1") as server, chromium() as browser:
             for tokens in (100, 1_000, 10_000, 30_000):
                 file.write_text(json.dumps(branches_of(tokens)))
-                with playground(browser, server.url) as desk:
-                    desk.view("branches")
-                    desk.page.set_input_files("#branch-bar input[type=file]", file)
-                    desk.until("document.querySelector('#text').value.length > 400")
-                    desk.page.evaluate(MEASURE)
-                    slow = desk.page.context.new_cdp_session(desk.page)
+                with playground(browser, server.url) as editor:
+                    editor.view("branches")
+                    editor.page.set_input_files("#branch-bar input[type=file]", file)
+                    editor.until("document.querySelector('#text').value.length > 400")
+                    editor.page.evaluate(MEASURE)
+                    slow = editor.page.context.new_cdp_session(editor.page)
                     for rate in (1, SLOWED):
                         slow.send("Emulation.setCPUThrottlingRate", {"rate": rate})
-                        length = len(desk.text)
+                        length = len(editor.text)
                         for name, place in (("end", length), ("middle", length // 2)):
-                            found = measure(desk, place)
+                            found = measure(editor, place)
                             print(
                                 f"{tokens:>6} tokens, typing at the {name:<6}, "
                                 f"{'as it is' if rate == 1 else f'slowed {rate}x'}: "

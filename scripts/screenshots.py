@@ -22,59 +22,59 @@ START = (
 )
 
 
-def write(desk: Playground) -> None:
+def write(editor: Playground) -> None:
     """A page with a text of the model's, and the card of one token."""
-    desk.set("seed", 21)
-    desk.set("temperature", 0.8)
-    desk.set("max_tokens", 110)
-    desk.page.keyboard.press("Escape")
-    desk.write(START)
-    desk.proceed()
-    desk.page.evaluate("document.querySelector('#view').scrollTop = 0")
+    editor.set("seed", 21)
+    editor.set("temperature", 0.8)
+    editor.set("max_tokens", 110)
+    editor.page.keyboard.press("Escape")
+    editor.write(START)
+    editor.proceed()
+    editor.page.evaluate("document.querySelector('#view').scrollTop = 0")
 
 
-def point(desk: Playground) -> None:
+def point(editor: Playground) -> None:
     """Open the card of a token some words into the continuation."""
     place = len(START) + 1
-    desk.page.evaluate(f"document.querySelector('#text').setSelectionRange({place}, {place})")
+    editor.page.evaluate(f"document.querySelector('#text').setSelectionRange({place}, {place})")
     for _ in range(6):
-        desk.page.keyboard.press("Control+ArrowRight")
-    expect(desk.page.locator("#card")).to_be_visible()
+        editor.page.keyboard.press("Control+ArrowRight")
+    expect(editor.page.locator("#card")).to_be_visible()
 
 
 def wide(browser: Browser, url: str, scheme: str) -> None:
     """The page with probabilities, and the one with branches and choices."""
-    with playground(browser, url, viewport=WIDE, color_scheme=scheme) as desk:
-        write(desk)
-        point(desk)
-        shoot(desk, f"page-wide-{scheme}")
-        desk.page.keyboard.press("Escape")
-        desk.page.keyboard.press("Control+z")
-        desk.set("n", 3)
-        desk.set("max_tokens", 40)
-        desk.page.focus("#text")
-        desk.proceed()
-        desk.view("branches")
-        expect(desk.page.locator("#branches > li")).to_have_count(6)
-        shoot(desk, f"choices-wide-{scheme}")
+    with playground(browser, url, viewport=WIDE, color_scheme=scheme) as editor:
+        write(editor)
+        point(editor)
+        shoot(editor, f"page-wide-{scheme}")
+        editor.page.keyboard.press("Escape")
+        editor.page.keyboard.press("Control+z")
+        editor.set("n", 3)
+        editor.set("max_tokens", 40)
+        editor.page.focus("#text")
+        editor.proceed()
+        editor.view("branches")
+        expect(editor.page.locator("#branches > li")).to_have_count(6)
+        shoot(editor, f"choices-wide-{scheme}")
 
 
 def narrow(browser: Browser, url: str, scheme: str) -> None:
     """The same on a telephone, and the settings drawn over it."""
-    with playground(browser, url, viewport=NARROW, color_scheme=scheme, has_touch=True) as desk:
-        write(desk)
-        point(desk)
-        shoot(desk, f"page-narrow-{scheme}")
-        desk.page.keyboard.press("Escape")
-        desk.view("settings")
-        shoot(desk, f"settings-narrow-{scheme}")
+    with playground(browser, url, viewport=NARROW, color_scheme=scheme, has_touch=True) as editor:
+        write(editor)
+        point(editor)
+        shoot(editor, f"page-narrow-{scheme}")
+        editor.page.keyboard.press("Escape")
+        editor.view("settings")
+        shoot(editor, f"settings-narrow-{scheme}")
 
 
-def shoot(desk: Playground, name: str) -> None:
+def shoot(editor: Playground, name: str) -> None:
     """Write one picture."""
-    expect(desk.page.locator("#count")).not_to_be_empty()
-    desk.tints()
-    desk.page.screenshot(path=IMAGES / f"{name}.png", caret="initial", animations="disabled")
+    expect(editor.page.locator("#count")).not_to_be_empty()
+    editor.tints()
+    editor.page.screenshot(path=IMAGES / f"{name}.png", caret="initial", animations="disabled")
     print(f"docs/images/{name}.png")
 
 

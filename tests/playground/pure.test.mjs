@@ -373,6 +373,14 @@ test("link: there and back, whatever the text", async () => {
   }
 });
 
+test("link: a link of the first release is read", async () => {
+  const link = "#w=VY9LagQxDESvEmrtxQQSEnSJHCAE0x-5MWPLjiUPPQxz99DOZJFd1aPQQzdcQM8OymZRNgXdkMvKCYQMB-NcuU3WG4"
+    + "-dlerrSHnavZUzi4Je3h1k0JnVfAkg6SkdZ3kFvTnUxsqysK8sU7Ir6OQQGn93luX6jx6K80g5yiF7pD_ZySGVrbYyK-jVQa1U0OfXw"
+    + "NH8HCf97XGT0thzUVCYkrJDlBBTetT78d9uIHzIwk-9FoGD9hDiDgLLivsP";
+  const settings = { ...request.defaults(), model: "m", seed: 7 };
+  assert.deepEqual(await fromFragment(link), { settings, text: "Once upon", suffix: "end" });
+});
+
 test("link: what is cut, altered or too long is refused", async () => {
   const fragment = await toFragment({ settings: request.defaults(), text: "hello there", suffix: "" });
   assert.equal(await fromFragment(""), null);

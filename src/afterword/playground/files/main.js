@@ -5,7 +5,7 @@ import { settleLanguage, settleTheme } from "./appearance.js";
 import { Branches } from "./branches.js";
 import { Choices } from "./choices.js";
 import { Controls } from "./controls.js";
-import { Desk } from "./desk.js";
+import { Editor } from "./editor.js";
 import { eachFrame, find, settled } from "./dom.js";
 import { number, onLanguage, t } from "./i18n.js";
 import { KeyDialog } from "./keydialog.js";
@@ -14,11 +14,11 @@ import { Live } from "./live.js";
 import { Models } from "./models.js";
 import { Notice } from "./notice.js";
 import { Panel } from "./panel.js";
-import { Pieces } from "./pieces.js";
+import { TokenView } from "./tokenview.js";
 import { defaults, readSettings } from "./request.js";
 import { Session } from "./session.js";
 import { Share } from "./share.js";
-import { key, Shelf } from "./storage.js";
+import { key, PageStorage } from "./storage.js";
 import { ROOT } from "./tree.js";
 
 const SAVE_AFTER_MS = 700;
@@ -86,12 +86,12 @@ const controls = new Controls(find("#controls"), settings, async (text) => {
   return found && found.tokens.map((id, i) => ({ id, text: found.token_strs[i] }));
 });
 const panel = new Panel(find("#panel"), find("#panel-toggle"));
-const desk = new Desk(session, notice);
+const editor = new Editor(session, notice);
 new Choices(find("#choices"), session);
 const branches = new Branches({
   list: find("#branches"), bar: find("#branch-bar"), comparison: find("#comparison"),
 }, session);
-const pieces = new Pieces(find("#pieces"), (text) => (settings.model === "" || looking ? null : tokenize(text, true)));
+const tokenView = new TokenView(find("#token-view"), (text) => (settings.model === "" || looking ? null : tokenize(text, true)));
 const live = new Live(find("#live"), async () => {
   try {
     return await api.text("/metrics");
@@ -105,14 +105,14 @@ const share = new Share(() => ({
   body: session.body, keyed: key.get() !== null, settings, text: session.text, suffix: session.suffix,
 }));
 
-let shelf = null;
+let storage = null;
 const save = settled(SAVE_AFTER_MS, async () => {
-  if (shelf === null || session.running !== null) return;
+  if (storage === null || session.running !== null) return;
   const page = { at: session.at, text: session.text, suffix: session.suffix, settings: structuredClone(settings) };
   try {
-    await shelf.save(session.tree, page);
+    await storage.save(session.tree, page);
   } catch (error) {
-    shelf = null;
+    storage = null;
     notice.tell(t("news.notKept", { reason: error.message }));
   }
 });
@@ -126,7 +126,7 @@ function showInfill() {
 }
 
 const showCount = eachFrame(() => {
-  const { found } = pieces;
+  const { found } = tokenView;
   find("#count").textContent = found === null ? "" : t("count.of", {
     count: number(found.count), context: number(found.max_model_len),
   });
@@ -145,7 +145,7 @@ const showRunning = eachFrame(() => {
 function proceed() {
   notice.clear();
   controls.clearErrors();
-  desk.area.focus();
+  editor.area.focus();
   void session.continue();
 }
 
@@ -156,7 +156,7 @@ session.addEventListener("running", () => {
   if (session.running !== null) notice.say(t(`said.${session.running.kind}`));
   else {
     notice.say(t("said.done"));
-    pieces.follow(session.text);
+    tokenView.follow(session.text);
     save();
   }
 });
@@ -164,11 +164,11 @@ for (const type of ["text", "suffix", "tree", "marks"]) {
   session.addEventListener(type, () => {
     if (session.running !== null) return;
     showRunning();
-    pieces.follow(session.text);
+    tokenView.follow(session.text);
     save();
   });
 }
-pieces.addEventListener("counted", showCount);
+tokenView.addEventListener("counted", showCount);
 controls.addEventListener("change", save);
 branches.addEventListener("imported", ({ detail: { tree, at } }) => {
   session.take(tree, at);
@@ -182,20 +182,20 @@ find("#continue").addEventListener("click", proceed);
 find("#stop").addEventListener("click", () => session.stop());
 find("#score").addEventListener("click", () => {
   notice.clear();
-  desk.area.focus();
+  editor.area.focus();
   void session.score();
 });
 find("#undo").addEventListener("click", () => session.undo());
 find("#new").addEventListener("click", () => {
   session.begin("");
-  desk.area.focus();
+  editor.area.focus();
 });
 find("#share-open").addEventListener("click", () => share.open());
 find("#key-open").addEventListener("click", () => void keys.ask());
 models.addEventListener("chosen", () => {
   controls.limit(models.limits);
   showInfill();
-  pieces.follow(session.text);
+  tokenView.follow(session.text);
   save();
 });
 find("#infill").addEventListener("change", (event) => {
@@ -205,7 +205,7 @@ find("#infill").addEventListener("change", (event) => {
 });
 panel.addEventListener("shown", () => {
   live.open = panel.shown === "server";
-  pieces.draw();
+  tokenView.draw();
 });
 
 document.addEventListener("keydown", (event) => {
@@ -218,19 +218,19 @@ document.addEventListener("keydown", (event) => {
     if (session.running !== null) session.stop();
     else if (session.choices.length > 0) session.choose(-1);
     else panel.closeDrawer();
-  } else if (command && /^[zy]$/i.test(event.key) && isPaper(event.target)) {
+  } else if (command && /^[zy]$/i.test(event.key) && isEditable(event.target)) {
     event.preventDefault();
     if (event.key.toLowerCase() === "y" || event.shiftKey) session.redo();
     else session.undo();
   }
 });
 
-function isPaper(target) {
+function isEditable(target) {
   return target === document.body || target.id === "text" || target.id === "suffix";
 }
 
 // A text area's own history knows nothing of what the model wrote.
-for (const area of [desk.area, find("#suffix")]) {
+for (const area of [editor.area, find("#suffix")]) {
   area.addEventListener("beforeinput", (event) => {
     if (event.inputType !== "historyUndo" && event.inputType !== "historyRedo") return;
     event.preventDefault();
@@ -243,18 +243,18 @@ onLanguage(() => {
   controls.build();
   branches.draw();
   live.build();
-  pieces.draw();
-  desk.redraw();
+  tokenView.draw();
+  editor.redraw();
   showCount();
 });
 
-settleTheme(() => desk.redraw());
+settleTheme(() => editor.redraw());
 
 /** A link says what the page is to be; without one it is as it was left. */
 async function arrive() {
   try {
-    shelf = await Shelf.open();
-    const { nodes, page } = await shelf.load();
+    storage = await PageStorage.open();
+    const { nodes, page } = await storage.load();
     if (nodes.length > 0) {
       Object.assign(settings, readSettings(page?.settings));
       session.resume(nodes, page?.at ?? ROOT, page?.text, page?.suffix ?? "");
@@ -267,7 +267,7 @@ async function arrive() {
   controls.refresh();
   await loadModels();
   document.body.dataset.ready = "true";
-  desk.area.focus();
+  editor.area.focus();
 }
 
 async function readLink() {

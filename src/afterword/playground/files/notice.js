@@ -1,7 +1,7 @@
 /** Where the page says what went wrong and what to do about it, and tells screen readers the news. */
 
 import { ApiError, Interrupted, Unreachable } from "./api.js";
-import { UnlikeText } from "./asking.js";
+import { ChangedText } from "./runner.js";
 import { find, h } from "./dom.js";
 import { number, t } from "./i18n.js";
 
@@ -18,7 +18,7 @@ const HINTS = {
 export function advice(error) {
   if (error instanceof Unreachable) return t("advice.unreachable");
   if (error instanceof Interrupted) return t("advice.interrupted");
-  if (error instanceof UnlikeText) return t("advice.unlike");
+  if (error instanceof ChangedText) return t("advice.changed");
   if (!(error instanceof ApiError)) return t("advice.page");
   const words = [];
   if (Object.hasOwn(HINTS, error.code ?? "")) words.push(t(HINTS[error.code]));
@@ -35,7 +35,7 @@ export class Notice {
     const what = error instanceof ApiError ? error.message
       : t(error instanceof Unreachable ? "problem.unreachable"
         : error instanceof Interrupted ? "problem.interrupted"
-          : error instanceof UnlikeText ? "problem.unlike" : "problem.page");
+          : error instanceof ChangedText ? "problem.changed" : "problem.page");
     this.#fill("error", what, advice(error), retry);
   }
 

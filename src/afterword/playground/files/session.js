@@ -5,7 +5,7 @@
  * (what is known of tokens), `suffix`, `tree`, `running`, `choices`, `problem`.
  */
 
-import { Asking } from "./asking.js";
+import { Runner } from "./runner.js";
 import { freshId } from "./dom.js";
 import { History } from "./history.js";
 import { completionBody, scoringBody } from "./request.js";
@@ -25,7 +25,7 @@ export class Session extends EventTarget {
   /** Choices side by side: `{text, groups, finish, node}`; empty when there are none. */
   choices = [];
 
-  #asking;
+  #runner;
   #settings;
   #limits;
   #history = new History();
@@ -35,16 +35,16 @@ export class Session extends EventTarget {
    */
   constructor({ api, settings, limits }) {
     super();
-    this.#asking = new Asking(api);
-    this.#asking.addEventListener("running", () => this.#tell("running"));
-    this.#asking.addEventListener("problem", ({ detail }) => this.#tell("problem", detail));
+    this.#runner = new Runner(api);
+    this.#runner.addEventListener("running", () => this.#tell("running"));
+    this.#runner.addEventListener("problem", ({ detail }) => this.#tell("problem", detail));
     this.#settings = settings;
     this.#limits = limits;
   }
 
   /** The request under way: `{kind: "writing"|"scoring"}`, or null. */
   get running() {
-    return this.#asking.running;
+    return this.#runner.running;
   }
 
   /** The body that a continuation of the page as it stands would send. */
@@ -151,7 +151,7 @@ export class Session extends EventTarget {
   }
 
   stop() {
-    this.#asking.stop();
+    this.#runner.stop();
   }
 
   /** Go on from the end of the text, or fill the gap before the suffix. */
@@ -187,7 +187,7 @@ export class Session extends EventTarget {
     if (this.running !== null || this.text === "") return;
     this.keep();
     const body = scoringBody(this.#settings(), this.text.toWellFormed(), this.#limits());
-    const groups = await this.#asking.score(body);
+    const groups = await this.#runner.score(body);
     if (groups === null) return;
     this.tree = withScores(this.tree, this.at, groups);
     this.#refresh();
@@ -210,7 +210,7 @@ export class Session extends EventTarget {
     this.groups = shown;
     this.#dropChoices();
     let finish = null;
-    const early = await this.#asking.write(body, (choice) => {
+    const early = await this.#runner.write(body, (choice) => {
       const [units, count] = [reader.text.length, reader.groups.length];
       reader.add(choice.text, choice.logprobs);
       shown.push(...reader.groups.slice(count));
@@ -234,7 +234,7 @@ export class Session extends EventTarget {
     const makeChoice = () => ({ reader: new TokenReader(from), finish: null, node: undefined });
     this.choices = Array.from({ length: body.n }, makeChoice);
     this.#tell("choices");
-    const early = await this.#asking.write(body, (choice) => {
+    const early = await this.#runner.write(body, (choice) => {
       const side = this.choices[choice.index];
       side.reader.add(choice.text, choice.logprobs);
       side.finish = choice.finish_reason ?? side.finish;

@@ -11,7 +11,7 @@ function done(request) {
 }
 
 /** Nodes are immutable: only those that are new, changed or gone are written. */
-export class Shelf {
+export class PageStorage {
   #base;
   // Of each node that is kept: itself and its place in the order of making.
   #saved = new Map();
@@ -27,7 +27,7 @@ export class Shelf {
       request.result.createObjectStore("nodes", { keyPath: "id" });
       request.result.createObjectStore("page");
     };
-    return new Shelf(await done(request));
+    return new PageStorage(await done(request));
   }
 
   /** What was kept: nodes in the order of their making, and the page or undefined. */

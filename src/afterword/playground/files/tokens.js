@@ -181,14 +181,14 @@ export function figures(groups, start = 0, end = Infinity) {
 }
 
 // Texts are compared piece by piece first: that costs the browser next to nothing.
-const PIECE_UNITS = 4096;
+const PART_UNITS = 4096;
 
 /** Length of what two texts begin with in common, never inside a surrogate pair. */
 export function commonPrefix(a, b) {
   const most = Math.min(a.length, b.length);
   let i = 0;
-  while (i + PIECE_UNITS <= most && a.slice(i, i + PIECE_UNITS) === b.slice(i, i + PIECE_UNITS)) {
-    i += PIECE_UNITS;
+  while (i + PART_UNITS <= most && a.slice(i, i + PART_UNITS) === b.slice(i, i + PART_UNITS)) {
+    i += PART_UNITS;
   }
   while (i < most && a.charCodeAt(i) === b.charCodeAt(i)) i += 1;
   if (i > 0 && i < Math.max(a.length, b.length) && (a.charCodeAt(i - 1) & 0xfc00) === 0xd800) i -= 1;
@@ -198,9 +198,9 @@ export function commonPrefix(a, b) {
 /** Length of what two texts end with in common, after the first `head` units of both. */
 export function commonSuffix(a, b, head) {
   const most = Math.min(a.length, b.length) - head;
-  const pieceOf = (text, i) => text.slice(text.length - i - PIECE_UNITS, text.length - i);
+  const partOf = (text, i) => text.slice(text.length - i - PART_UNITS, text.length - i);
   let i = 0;
-  while (i + PIECE_UNITS <= most && pieceOf(a, i) === pieceOf(b, i)) i += PIECE_UNITS;
+  while (i + PART_UNITS <= most && partOf(a, i) === partOf(b, i)) i += PART_UNITS;
   while (i < most && a.charCodeAt(a.length - 1 - i) === b.charCodeAt(b.length - 1 - i)) i += 1;
   return i;
 }

@@ -10,7 +10,7 @@ import { commonPrefix, commonSuffix } from "./tokens.js";
 /** A block is closed at the first line end after this many units. */
 const LEAST_UNITS = 1000;
 
-export class Mirror {
+export class Overlay {
   #box;
   #text = "";
   /** @type {{element: HTMLElement, node: Text}[]} */

@@ -1,4 +1,4 @@
-/** The token view: ids and pieces of the text as it stands, and how many there are. */
+/** The token view: ids and tokenView of the text as it stands, and how many there are. */
 
 import { h, settled } from "./dom.js";
 import { number, t } from "./i18n.js";
@@ -7,7 +7,7 @@ import { spelled } from "./tokens.js";
 const WAIT_MS = 350;
 const SHOWN = 600;
 
-export class Pieces extends EventTarget {
+export class TokenView extends EventTarget {
   #box;
   #tokenize;
   #found = null;
@@ -50,13 +50,13 @@ export class Pieces extends EventTarget {
     if (this.#box.closest("[hidden]") !== null || this.#found === null) return;
     const { tokens, token_strs: strings, count, max_model_len: context } = this.#found;
     const first = Math.max(0, count - SHOWN);
-    const rows = strings.slice(first).map((text, i) => h("li", { class: "piece" },
+    const rows = strings.slice(first).map((text, i) => h("li", { class: "token" },
       h("bdi", {}, spelled(text)), h("span", { class: "id" }, tokens[first + i])));
-    const sum = t("pieces.sum", {
+    const sum = t("tokens.sum", {
       count: number(count), characters: number([...this.#text].length), context: number(context),
     });
-    const more = first > 0 ? [h("p", { class: "hint" }, t("pieces.last", { count: number(SHOWN) }))] : [];
-    this.#box.replaceChildren(h("p", { class: "pieces-sum" }, sum), ...more,
-      h("ol", { class: "pieces", start: first + 1 }, ...rows));
+    const more = first > 0 ? [h("p", { class: "hint" }, t("tokens.last", { count: number(SHOWN) }))] : [];
+    this.#box.replaceChildren(h("p", { class: "token-sum" }, sum), ...more,
+      h("ol", { class: "token-list", start: first + 1 }, ...rows));
   }
 }

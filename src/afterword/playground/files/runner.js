@@ -5,12 +5,12 @@ import { canStream } from "./request.js";
 import { TokenReader } from "./tokens.js";
 
 /** The model reads this text as another one, so its tokens cannot be shown in it. */
-export class UnlikeText extends Error {}
+export class ChangedText extends Error {}
 
-const KNOWN = [ApiError, Interrupted, Unreachable, UnlikeText];
+const KNOWN = [ApiError, Interrupted, Unreachable, ChangedText];
 
 /** Says `running` when a request begins and when it has ended, and `problem` with an error. */
-export class Asking extends EventTarget {
+export class Runner extends EventTarget {
   /** @type {{kind: "writing"|"scoring", abort: AbortController}|null} */
   running = null;
 
@@ -41,7 +41,7 @@ export class Asking extends EventTarget {
       const { choices: [choice] } = await this.#api.json("/v1/completions", body, signal);
       const reader = new TokenReader();
       reader.add(choice.text, choice.logprobs);
-      if (reader.text !== body.prompt) throw new UnlikeText("the model spells this text differently");
+      if (reader.text !== body.prompt) throw new ChangedText("the model spells this text differently");
       ({ groups } = reader);
     });
     return groups;

@@ -1,20 +1,20 @@
-/** The writing surface at work: keys, the card of alternatives, the strip, and the figures below. */
+/** The writing input at work: keys, the card of alternatives, the strip, and the figures below. */
 
 import { Card } from "./card.js";
 import { eachFrame, find, settled } from "./dom.js";
 import { number, percent, t } from "./i18n.js";
 import { Strip } from "./strip.js";
-import { Surface } from "./surface.js";
+import { Input } from "./input.js";
 import { figures, groupAt, logprobOf, spelled } from "./tokens.js";
 
 const PAUSE_MS = 900;
 const SAY_AFTER_MS = 500;
 const ARROWS = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
 
-export class Desk {
+export class Editor {
   #session;
   #notice;
-  #surface;
+  #input;
   #suffix = find("#suffix");
   #strip = new Strip(find("#strip"));
   #card = new Card(find("#card"));
@@ -30,15 +30,15 @@ export class Desk {
   constructor(session, notice) {
     this.#session = session;
     this.#notice = notice;
-    this.#surface = new Surface({
-      area: find("#text"), mirror: find("#mirror"), view: find("#view"),
+    this.#input = new Input({
+      area: find("#text"), overlay: find("#overlay"), view: find("#view"),
     });
     this.#followSession();
     this.#followReader();
   }
 
   get area() {
-    return this.#surface.area;
+    return this.#input.area;
   }
 
   /** Draw everything anew: colours or words have changed. */
@@ -48,14 +48,14 @@ export class Desk {
   }
 
   #followSession() {
-    const { area } = this.#surface;
+    const { area } = this.#input;
     this.#session.addEventListener("text", () => {
-      this.#surface.show(this.#session.text);
+      this.#input.show(this.#session.text);
       this.#suffix.value = this.#session.suffix;
       this.#card.close();
     });
     this.#session.addEventListener("grown", ({ detail }) => {
-      this.#surface.append(detail);
+      this.#input.append(detail);
       this.#drawLater();
     });
     this.#session.addEventListener("marks", this.#drawLater);
@@ -68,22 +68,22 @@ export class Desk {
   }
 
   #followReader() {
-    const surface = this.#surface;
-    const { area } = surface;
-    surface.addEventListener("edit", () => {
+    const input = this.#input;
+    const { area } = input;
+    input.addEventListener("edit", () => {
       this.#card.close();
-      this.#session.edit(surface.value, `typing ${this.#run}`);
+      this.#session.edit(input.value, `typing ${this.#run}`);
       this.#pauseLater();
     });
     this.#suffix.addEventListener("input", () => {
       this.#session.editSuffix(this.#suffix.value, `suffix ${this.#run}`);
       this.#pauseLater();
     });
-    surface.addEventListener("hover", ({ detail: index }) => {
+    input.addEventListener("hover", ({ detail: index }) => {
       if (index === -1) this.#card.closeSoon();
       else this.#open(index);
     });
-    surface.addEventListener("leave", () => this.#card.closeSoon());
+    input.addEventListener("leave", () => this.#card.closeSoon());
     area.addEventListener("keydown", (event) => this.#key(event));
     area.addEventListener("keyup", (event) => {
       if (ARROWS.includes(event.key) && !event.altKey) this.#openAtCaret();
@@ -91,7 +91,7 @@ export class Desk {
     area.addEventListener("click", () => this.#openAtCaret());
     document.addEventListener("selectionchange", this.#drawLater);
     area.addEventListener("select", this.#drawLater);
-    this.#card.addEventListener("closed", () => surface.point(-1));
+    this.#card.addEventListener("closed", () => input.point(-1));
     this.#card.addEventListener("back", () => area.focus());
     this.#card.addEventListener("take", ({ detail }) => {
       this.#card.close();
@@ -104,7 +104,7 @@ export class Desk {
       const { start } = this.#session.groups[index];
       area.focus();
       area.setSelectionRange(start, start);
-      surface.reveal(start);
+      input.reveal(start);
       this.#open(index);
     });
     find("#measure").addEventListener("change", (event) => {
@@ -126,13 +126,13 @@ export class Desk {
 
   /** The card of the token at the caret: the one after it, or at the end of the text the last. */
   #openAtCaret() {
-    const [start, end] = this.#surface.selection;
+    const [start, end] = this.#input.selection;
     if (start !== end || this.#session.running !== null) {
       this.#card.close();
       return false;
     }
     const { groups, valid, text } = this.#session;
-    let index = this.#surface.indexAt(start);
+    let index = this.#input.indexAt(start);
     if (index === -1 && start === text.length && valid === start) index = groups.length - 1;
     if (index === -1) {
       this.#card.close();
@@ -152,14 +152,14 @@ export class Desk {
 
   #open(index) {
     if (this.#session.running !== null) return;
-    this.#card.open(index, this.#session.groups[index], this.#surface.place(index));
-    this.#surface.point(index);
+    this.#card.open(index, this.#session.groups[index], this.#input.place(index));
+    this.#input.point(index);
   }
 
   #draw() {
     const { groups, valid } = this.#session;
-    this.#surface.mark(groups, valid);
-    const [start, end] = this.#surface.selection;
+    this.#input.mark(groups, valid);
+    const [start, end] = this.#input.selection;
     const some = start !== end;
     const scored = groupAt(groups, valid);
     const now = [groups, scored, some, some && start, some && end];

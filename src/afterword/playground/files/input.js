@@ -1,22 +1,22 @@
 /**
- * The page to write on: a text area over a mirror of its text, which carries the tints.
+ * The page to write on: a text area over a overlay of its text, which carries the tints.
  *
- * The text area does what text areas do (typing, selection, screen readers); the mirror has the
+ * The text area does what text areas do (typing, selection, screen readers); the overlay has the
  * same text in the same place and is painted by the CSS Custom Highlight API, so that no element
  * stands for a token. Only what is in view is painted.
  */
 
 import { eachFrame } from "./dom.js";
-import { Mirror } from "./mirror.js";
+import { Overlay } from "./overlay.js";
 import { COUNT, stepOf } from "./tint.js";
 import { groupAt, logprobOf } from "./tokens.js";
 
 const POINTED = "pointed";
 const MARGIN_PX = 200;
 
-export class Surface extends EventTarget {
+export class Input extends EventTarget {
   #area;
-  #mirror;
+  #overlay;
   #view;
   #groups = [];
   #valid = 0;
@@ -27,11 +27,11 @@ export class Surface extends EventTarget {
   #pointLater;
   #pointer = null;
 
-  /** @param {{area: HTMLTextAreaElement, mirror: HTMLElement, view: HTMLElement}} parts */
-  constructor({ area, mirror, view }) {
+  /** @param {{area: HTMLTextAreaElement, overlay: HTMLElement, view: HTMLElement}} parts */
+  constructor({ area, overlay, view }) {
     super();
     this.#area = area;
-    this.#mirror = new Mirror(mirror);
+    this.#overlay = new Overlay(overlay);
     this.#view = view;
     area.addEventListener("input", () => {
       this.#sync();
@@ -39,7 +39,7 @@ export class Surface extends EventTarget {
       this.dispatchEvent(new Event("edit"));
     });
     view.addEventListener("scroll", this.#paintLater, { passive: true });
-    new ResizeObserver(this.#paintLater).observe(mirror);
+    new ResizeObserver(this.#paintLater).observe(overlay);
     this.#pointLater = eachFrame(() => this.#hover());
     area.addEventListener("pointermove", (event) => {
       if (event.pointerType === "touch") return;
@@ -94,14 +94,14 @@ export class Surface extends EventTarget {
     this.#pointed = index;
     const group = this.#groups[index];
     if (group === undefined) CSS.highlights.delete(POINTED);
-    else CSS.highlights.set(POINTED, new Highlight(this.#mirror.range(group.start, group.end)));
+    else CSS.highlights.set(POINTED, new Highlight(this.#overlay.range(group.start, group.end)));
   }
 
-  /** Where a group stands and what of the page is in view, relative to the mirror's box. */
+  /** Where a group stands and what of the page is in view, relative to the overlay's box. */
   place(index) {
     const { start, end } = this.#groups[index];
-    const box = this.#mirror.box.getBoundingClientRect();
-    const rect = this.#mirror.rects(start, Math.max(end, start + 1))[0] ?? box;
+    const box = this.#overlay.box.getBoundingClientRect();
+    const rect = this.#overlay.rects(start, Math.max(end, start + 1))[0] ?? box;
     const view = this.#view.getBoundingClientRect();
     return {
       left: rect.left - box.left, top: rect.top - box.top, bottom: rect.bottom - box.top,
@@ -110,7 +110,7 @@ export class Surface extends EventTarget {
   }
 
   reveal(offset) {
-    const rect = this.#mirror.rects(offset, offset + 1)[0];
+    const rect = this.#overlay.rects(offset, offset + 1)[0];
     if (rect === undefined) return;
     const view = this.#view.getBoundingClientRect();
     if (rect.top < view.top + 40 || rect.bottom > view.bottom - 40) {
@@ -127,14 +127,14 @@ export class Surface extends EventTarget {
   }
 
   #sync() {
-    this.#mirror.show(this.#area.value);
+    this.#overlay.show(this.#area.value);
     this.#paintLater();
   }
 
   #paint() {
     const groups = this.#groups;
     const [first, end] = this.#inView();
-    const now = [groups, this.#mirror.version, first, end, groups[end - 1]?.end];
+    const now = [groups, this.#overlay.version, first, end, groups[end - 1]?.end];
     if (now.every((part, i) => part === this.#painted[i])) return;
     this.#painted = now;
     const steps = Array.from({ length: COUNT }, () => []);
@@ -142,7 +142,7 @@ export class Surface extends EventTarget {
       const group = groups[i];
       const logprob = logprobOf(group);
       if (logprob === null || group.start === group.end) continue;
-      steps[stepOf(logprob)].push(this.#mirror.range(group.start, group.end));
+      steps[stepOf(logprob)].push(this.#overlay.range(group.start, group.end));
     }
     steps.forEach((ranges, step) => CSS.highlights.set(`tint-${step}`, new Highlight(...ranges)));
   }
@@ -151,8 +151,8 @@ export class Surface extends EventTarget {
   #inView() {
     if (this.#groups.length === 0) return [0, 0];
     const view = this.#view.getBoundingClientRect();
-    const first = this.#mirror.offsetBelow(view.top - MARGIN_PX);
-    const last = this.#mirror.offsetBelow(view.bottom + MARGIN_PX);
+    const first = this.#overlay.offsetBelow(view.top - MARGIN_PX);
+    const last = this.#overlay.offsetBelow(view.bottom + MARGIN_PX);
     const known = groupAt(this.#groups, this.#valid);
     return [groupAt(this.#groups, first), Math.min(known, groupAt(this.#groups, last) + 1)];
   }
@@ -164,11 +164,11 @@ export class Surface extends EventTarget {
 
   /** The group under a point: its line by height, then the one whose boxes hold the point. */
   #indexUnder({ x, y }) {
-    const from = this.#mirror.offsetBelow(y);
+    const from = this.#overlay.offsetBelow(y);
     for (let i = groupAt(this.#groups, from); i < this.#groups.length; i += 1) {
       const group = this.#groups[i];
       if (group.end > this.#valid) return -1;
-      const rects = this.#mirror.rects(group.start, group.end);
+      const rects = this.#overlay.rects(group.start, group.end);
       if (rects.length > 0 && rects.every((rect) => rect.top > y)) return -1;
       const inside = (r) => x >= r.left && x < r.right && y >= r.top && y < r.bottom;
       if (rects.some(inside)) return i;

@@ -50,3 +50,18 @@ def test_every_word_asked_for_is_there_and_every_word_there_is_asked_for() -> No
     prefixes |= {"unset."} if "`unset.${name}`" in sources else set()
     for key in set(known) - asked:
         assert f'"{key}"' in sources or key.startswith(tuple(prefixes)), key
+
+
+def test_the_page_says_the_same_before_its_scripts_run() -> None:
+    page, known = (FILES / "index.html").read_text(), words("en")
+    stated = re.findall(r'data-t="([^"]+)"[^>]*>([^<]+)<', page)
+    assert len(stated) > 20
+    assert [(key, text) for key, text in stated if known[key] != text] == []
+
+
+def test_settings_have_the_names_of_their_fields() -> None:
+    labels = {key[6:]: text for key, text in words("en").items() if key.startswith("field.")}
+    assert labels.pop("n") == "Choices (n)"
+    assert labels.pop("infill") == "Fill in the middle"
+    for name, label in labels.items():
+        assert label.lower() == name.replace("_", " ")

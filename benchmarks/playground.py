@@ -1,6 +1,6 @@
 """Typing latency of the playground: from a key to the frame that shows it, by length of the text.
 
-Needs Chromium; `make test` installs it. Run as `make typing`.
+Needs Chromium, which `make test` installs. Run `make typing`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from e2e.process import serving
 from e2e.texts import branches_of
 
 KEYS = 60
-# What a machine of a quarter of this one's speed would show; the browser slows its own work down.
+# The browser slows its own work down by this factor, to show what a slow machine does.
 SLOWED = 4
-# After the frame's own work a message comes in turn: the frame is on its way to the screen then.
+# The message arrives after the work of the frame, when the frame is on its way to the screen.
 MEASURE = """() => {
     window.latencies_ms = [];
     document.querySelector("#text").addEventListener("keydown", (event) => {
@@ -31,7 +31,7 @@ MEASURE = """() => {
 
 
 def measure(editor: Playground, place: int) -> list[float]:
-    """Latencies in milliseconds of keys typed at an offset, slowest last."""
+    """Type keys at an offset. Returns their latencies in milliseconds, sorted."""
     page = editor.page
     page.evaluate("window.latencies_ms.length = 0")
     page.focus("#text")
@@ -45,7 +45,7 @@ def measure(editor: Playground, place: int) -> list[float]:
 
 
 def main() -> None:
-    """A line for each length and place."""
+    """Print a line for each length and place."""
     with tempfile.TemporaryDirectory() as folder:
         errors, file = Path(folder, "stderr"), Path(folder, "branches.json")
         with serving(errors, "--slots", "1") as server, chromium() as browser:

@@ -1,6 +1,6 @@
-"""Pictures of the playground for the README: docs/images, from the embedded model.
+"""Take the pictures of the playground in docs/images, with the embedded model.
 
-The text is the model's own; the seeds are fixed, so that the pictures change when the page does.
+The model writes the texts. Seeds are fixed, so a picture changes only if the page does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ START = (
 
 
 def write(editor: Playground) -> None:
-    """A page with a text of the model's, and the card of one token."""
+    """Write a text and let the model continue it."""
     editor.set("seed", 21)
     editor.set("temperature", 0.8)
     editor.set("max_tokens", 110)
@@ -34,7 +34,7 @@ def write(editor: Playground) -> None:
 
 
 def point(editor: Playground) -> None:
-    """Open the card of a token some words into the continuation."""
+    """Open the card of a token in the continuation."""
     place = len(START) + 1
     editor.page.evaluate(f"document.querySelector('#text').setSelectionRange({place}, {place})")
     for _ in range(6):
@@ -43,7 +43,7 @@ def point(editor: Playground) -> None:
 
 
 def wide(browser: Browser, url: str, scheme: str) -> None:
-    """The page with probabilities, and the one with branches and choices."""
+    """On a large screen: the page with probabilities, then choices with branches."""
     with playground(browser, url, viewport=WIDE, color_scheme=scheme) as editor:
         write(editor)
         point(editor)
@@ -60,7 +60,7 @@ def wide(browser: Browser, url: str, scheme: str) -> None:
 
 
 def narrow(browser: Browser, url: str, scheme: str) -> None:
-    """The same on a telephone, and the settings drawn over it."""
+    """On a phone: the page with probabilities, then the settings over it."""
     with playground(browser, url, viewport=NARROW, color_scheme=scheme, has_touch=True) as editor:
         write(editor)
         point(editor)
@@ -71,7 +71,7 @@ def narrow(browser: Browser, url: str, scheme: str) -> None:
 
 
 def shoot(editor: Playground, name: str) -> None:
-    """Write one picture."""
+    """Save one picture."""
     expect(editor.page.locator("#count")).not_to_be_empty()
     editor.tints()
     editor.page.screenshot(path=IMAGES / f"{name}.png", caret="initial", animations="disabled")
@@ -79,7 +79,7 @@ def shoot(editor: Playground, name: str) -> None:
 
 
 def main() -> None:
-    """Every view, light and dark."""
+    """Take every picture, light and dark."""
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder, "stderr")

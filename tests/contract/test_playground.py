@@ -1,4 +1,4 @@
-"""``GET /``: the files of the playground, and what browsers are told about them."""
+"""``GET /``: the files of the playground, and their headers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_whatever_is_named_is_there() -> None:
         for target in re.findall(r'from "\./([^"]+)"', asset.body.decode()):
             named.append(f"{folder}/{target}" if folder else target)
     assert set(named) <= set(ASSETS)
-    # And nothing is there that is not used.
+    # Every file is used.
     assert set(ASSETS) - set(named) == {"index.html"}
 
 

@@ -1,4 +1,4 @@
-"""The playground at work, in a browser on the real model: the main things that people do."""
+"""The playground in a browser, with the real model: what readers do most."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKENS = 12
 
 @pytest.fixture
 def written(editor: Playground) -> Playground:
-    """A page with a continuation of ``TOKENS``."""
+    """A page with a continuation of ``TOKENS`` tokens."""
     editor.set("seed", 7)
     editor.set("max_tokens", TOKENS)
     editor.write(START)
@@ -47,7 +47,7 @@ def test_write_and_stream(editor: Playground) -> None:
     )
     added = editor.proceed()
     assert editor.text == START + added
-    # It grew before the eyes of the reader, not at once.
+    # The text grew in many steps, not at once.
     assert editor.page.evaluate("window.steps") > 5
     assert sum(editor.tints().values()) == 24
     assert "24 tokens" in editor.page.inner_text("#figures")
@@ -76,7 +76,7 @@ def test_stop_keeps_what_came(editor: Playground) -> None:
     kept = editor.text
     assert kept.startswith(START)
     assert len(kept) < 8000
-    # What was pressed meanwhile took nothing back, neither then nor from what can be taken back.
+    # The undo during the stream did nothing, and lost no undo step.
     editor.page.keyboard.press("Control+z")
     assert editor.text == START
     editor.page.keyboard.press("Control+y")
@@ -108,7 +108,7 @@ def test_undo_and_redo(written: Playground) -> None:
     assert written.text == whole
     page.keyboard.press("Control+y")
     assert written.text == f"{whole} And then"
-    # Everything that was taken back is still a branch.
+    # Every undone text is still a branch.
     assert len(written.branches()) == 3
 
 
@@ -163,7 +163,7 @@ def test_arrow_keys_show_alternatives_and_branch(written: Playground) -> None:
     assert written.text != whole
     assert written.text[: caret - 1] == whole[: caret - 1]
     assert taken.replace("·", " ") in written.text[caret - 1 :]
-    # The tokens before the branch, the one taken, and TOKENS more are tinted.
+    # Tints: the tokens before the branch, the chosen token, and TOKENS more.
     assert sum(written.tints().values()) > TOKENS
     page.keyboard.press("Control+z")
     assert written.text == whole
@@ -182,7 +182,7 @@ def test_alt_and_a_digit_take_an_alternative(written: Playground, number: int) -
     page.keyboard.press(f"Alt+Digit{number}")
     written.settle()
     assert written.text.startswith(START + token)
-    # The token that is in the text already is nothing to branch to.
+    # The text already has the chosen token, so there is no branch to make.
     assert (written.text == whole) == chosen
 
 
@@ -235,7 +235,7 @@ def test_bytes_are_joined_into_characters(editor: Playground) -> None:
     page.evaluate(f"document.querySelector('#text').setSelectionRange({place}, {place})")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#card")).to_contain_text("tokens make up this text between them")
+    expect(page.locator("#card")).to_contain_text("tokens together make this text")
     assert " + " in page.inner_text("#card .card-token bdi")
 
 
@@ -312,7 +312,7 @@ def test_wrong_values_are_said_at_the_control(editor: Playground) -> None:
     expect(error).to_have_text("A number from 0 to 2.")
     editor.set("temperature", 1)
     expect(error).to_be_empty()
-    # What only the server can know is said at the control as well.
+    # Errors that only the server finds are shown at the control, too.
     editor.set("max_tokens", 9000)
     editor.write("A")
     editor.page.keyboard.press("Control+Enter")
@@ -329,7 +329,7 @@ def test_infill(visit: Open, tiny_model: Path, tmp_path: Path) -> None:
     with serving(tmp_path / "stderr", *models, "--slots", "2") as served:
         editor = visit(served.url)
         page = editor.page
-        # A model that cannot fill in says so.
+        # The page says that this model cannot infill.
         expect(page.locator("#infill")).to_be_disabled()
         expect(page.locator("#infill-none")).to_be_visible()
         page.select_option("#model", "coder")
@@ -357,7 +357,7 @@ def test_tokens_as_you_type(editor: Playground) -> None:
     expect(tokens.first).to_contain_text("Hello")
     ids = [int(text) for text in tokens.locator(".id").all_inner_texts()]
     assert len(ids) == int(editor.page.inner_text(".token-sum").split()[0])
-    # Bytes that are no character by themselves are shown as bytes.
+    # Tokens of partial characters are shown as bytes.
     assert any("F0 9F" in text for text in tokens.locator("bdi").all_inner_texts())
 
 
@@ -373,27 +373,27 @@ def test_the_tree(written: Playground, tmp_path: Path) -> None:
     assert len(written.branches()) == 4
     rows = page.locator("#branches > li")
 
-    # Move: a click, then the keyboard.
+    # Move, with the mouse and the keyboard.
     rows.nth(2).click()
     assert written.text == first
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     assert written.text == second
 
-    # Name.
+    # Rename.
     rows.nth(3).focus()
     page.keyboard.press("F2")
     page.keyboard.type("The second way")
     page.keyboard.press("Enter")
     expect(rows.nth(3)).to_contain_text("The second way")
 
-    # Compare: what differs is marked, what is common is not.
+    # Compare: only differences are marked.
     page.keyboard.press("c")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("c")
     sides = page.locator("#comparison .side")
     expect(sides).to_have_count(2)
-    # A picture of both: whatever the order of picking, the texts are the branches'.
+    # Both texts are shown, in either order.
     assert set(sides.locator("p").all_text_contents()) == {first, second}
     unmarked = page.evaluate(
         """() => [...document.querySelectorAll("#comparison p")].map((p) =>
@@ -425,7 +425,7 @@ def test_the_tree(written: Playground, tmp_path: Path) -> None:
 
 BROKEN = {
     "{": "is not JSON",
-    '{"format": "x"}': "has no branches in it",
+    '{"format": "x"}': "has no branches",
     '{"format": "afterword-branches", "version": 9, "nodes": []}': "version 9",
     '{"format": "afterword-branches", "version": 1, "nodes": [{"id": "a"}]}': "Node 1",
 }

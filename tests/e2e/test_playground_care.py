@@ -1,4 +1,4 @@
-"""The playground in bad weather: keys, lost servers, hostile text, length, languages, access."""
+"""The playground under bad conditions: keys, lost servers, hostile or long text, accessibility."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def envelope(message: str, code: str) -> str:
 
 
 def lock(page: Page, key: str) -> None:
-    """Let nothing through without this key, as a server with keys does."""
+    """Refuse requests without this key, as a server with keys does."""
 
     def check(route: Route) -> None:
         given = route.request.headers.get("authorization", "")
@@ -53,7 +53,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open) -> None:
     page.reload()
     dialog = page.locator("#key")
     expect(dialog).to_be_visible()
-    expect(page.locator("#key-error")).to_have_text("This server wants a key.")
+    expect(page.locator("#key-error")).to_have_text("This server needs a key.")
     page.fill("#key-value", "sk-wrong")
     page.keyboard.press("Enter")
     expect(page.locator("#key-error")).to_contain_text("Incorrect API key provided: sk-ab***yz.")
@@ -65,7 +65,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open) -> None:
     editor.set("max_tokens", 4)
     editor.write("Hello")
     assert editor.proceed()
-    # In this tab only: neither in storage that stays, nor in a link, nor in a snippet.
+    # The key is in this tab only: not in lasting storage, not in a link, not in a snippet.
     assert page.evaluate("Object.values(sessionStorage)") == ["sk-right"]
     assert "sk-right" not in page.evaluate("JSON.stringify(Object.entries(localStorage))")
     page.click("#share-open")
@@ -149,7 +149,7 @@ def test_a_failure_amid_a_stream(editor: Playground) -> None:
 
 REFUSALS = {
     "engine_overloaded": (503, "Try again in 7 seconds."),
-    "rate_limit_exceeded": (429, "Your key has a limit."),
+    "rate_limit_exceeded": (429, "Your key has reached its rate limit."),
     "insufficient_quota": (429, "Ask the operator"),
     "model_not_found": (404, "Choose another model"),
 }
@@ -171,7 +171,7 @@ def refusing(status: int, body: str) -> Callable[[Route], None]:
 
 
 def spoken(text: str, index: int = 0) -> list[dict[str, Any]]:
-    """The chunks of a model that says a text, character by character."""
+    """Returns the chunks of a text, streamed by character."""
     chunks = []
     for offset, character in enumerate(text):
         logprobs = {
@@ -202,7 +202,7 @@ def test_hostile_output_stays_text(visit: Open) -> None:
     )
     editor.proceed()
     assert editor.text == HOSTILE
-    # The card, the tree, its names, the comparison and the tokens show it too, as text.
+    # The card, the branches, their names, the comparison and the token view show it as text.
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#card")).to_be_visible()
     editor.view("branches")
@@ -224,7 +224,7 @@ def test_hostile_output_stays_text(visit: Open) -> None:
     assert page.evaluate("window.pwned") is None
     now = page.evaluate("document.querySelectorAll('script, img, b, i:not([data-step])').length")
     assert now == elements
-    # Bidirectional marks turn nothing around outside the text.
+    # Bidirectional marks change nothing outside the text.
     assert page.locator("header.bar").bounding_box() == bar
     assert (
         page.evaluate("getComputedStyle(document.querySelector('#text')).unicodeBidi")
@@ -254,14 +254,14 @@ def test_ten_thousand_tokens(editor: Playground, tmp_path: Path) -> None:
     page.set_input_files("#branch-bar input[type=file]", file)
     editor.until("document.querySelector('#text').value.length > 60000")
     expect(page.locator("#figures")).to_contain_text("10,000 tokens")
-    # However long the text: what is painted is what is in view.
+    # Only the part in view is painted.
     painted = sum(editor.tints().values())
     assert 50 < painted < 1500
     nodes = page.evaluate("document.querySelectorAll('*').length")
     assert nodes < 700
     page.focus("#text")
     page.keyboard.press("Control+End")
-    # There is no room below the last line: the card is above it.
+    # Below the last line is no room, so the card is above it.
     expect(page.locator("#card")).to_be_visible()
     card, view = (page.locator(name).bounding_box() for name in ("#card", "#view"))
     assert card is not None
@@ -271,7 +271,7 @@ def test_ten_thousand_tokens(editor: Playground, tmp_path: Path) -> None:
     page.keyboard.type("and so on")
     assert editor.text.endswith("and so on")
     assert 50 < sum(editor.tints().values()) < 1500
-    # A change in the middle unsettles the rest, and taking it back settles it.
+    # A change in the middle invalidates what follows; undo makes it valid again.
     page.evaluate("document.querySelector('#text').setSelectionRange(30000, 30000)")
     page.keyboard.type("x")
     expect(page.locator("#figures")).not_to_contain_text("10,000")
@@ -280,7 +280,7 @@ def test_ten_thousand_tokens(editor: Playground, tmp_path: Path) -> None:
     expect(page.locator("#count")).to_contain_text("of 8,192 tokens")
 
 
-# Random edits of an overlay, each compared with the same text laid out as one block.
+# Random edits of an overlay. After each, the layout equals that of the text in one block.
 EDITS = """async () => {
     const { Overlay } = await import("/playground/overlay.js");
     const [box, whole] = ["overlay", "overlay"].map((name) => {
@@ -302,7 +302,7 @@ EDITS = """async () => {
     const [wrong, most] = [[], { blocks: 0 }];
     let text = "";
     for (let i = 0; i < 120; i += 1) {
-        // Among other places where one block ends and the next begins.
+        // Edits also hit places where one block ends and the next begins.
         const edges = [...box.children].map((block) => block.textContent.length);
         for (let j = 1; j < edges.length; j += 1) edges[j] += edges[j - 1];
         const edge = Math.max(0, edges[draw(edges.length)] - draw(2));
@@ -342,7 +342,7 @@ def test_blocks_are_laid_out_as_one_text(editor: Playground) -> None:
     wrong, blocks = editor.page.evaluate(EDITS)
     assert wrong == []
     assert blocks > 5
-    # The overlay gives the text area its height: line ends at the end need lines, too.
+    # The overlay gives the text area its height, including final empty lines.
     editor.write("a\n" * 60 + "\n\n")
     assert (
         editor.page.evaluate(
@@ -384,7 +384,7 @@ def test_chinese(visit: Open) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_tints_can_be_read(visit: Open, scheme: str) -> None:
-    """Text on every tint has AA contrast, and lightness alone tells the steps apart in order."""
+    """Text on every tint has AA contrast, and lightness alone orders the steps."""
     editor = visit(color_scheme=scheme)
     ink, *tints = editor.page.evaluate(
         """() => {
@@ -415,7 +415,7 @@ def luminance(colour: list[int]) -> float:
 
 
 def serious(page: Page) -> list[str]:
-    """What axe-core finds that is serious or critical, and where."""
+    """Returns the serious and critical findings of axe-core."""
     found = Axe().run(page).response["violations"]
     return [
         f"{rule['id']}: {node['target']} {node['failureSummary']}"
@@ -476,7 +476,7 @@ def test_small_screens(visit: Open) -> None:
     page.keyboard.press("Escape")
     editor.write("The sea was")
     editor.proceed()
-    # Nothing sticks out at the side.
+    # Nothing is wider than the screen.
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     expect(page.locator("#continue")).to_be_in_viewport()
     page.click("#text")
@@ -505,7 +505,7 @@ def test_the_keyboard_reaches_everything(editor: Playground) -> None:
 
 
 def test_the_live_view_moves(visit: Open) -> None:
-    # A tab of its own: its clock is another one from here on.
+    # A tab of its own, because the test replaces its clock.
     editor = visit()
     page = editor.page
     page.clock.install()
@@ -532,7 +532,7 @@ def test_the_live_view_moves(visit: Open) -> None:
     )
     assert drawn[0]
     assert drawn[2]
-    # Nobody looks: nothing is asked.
+    # A hidden view sends no requests.
     editor.view("settings")
     scrapes = sum(url.endswith("/metrics") for url in editor.requests)
     page.clock.fast_forward(10_000)

@@ -1,4 +1,4 @@
-"""Carrying on elsewhere: snippets that reproduce the page's request, links that carry the page."""
+"""Sharing: snippets that send the request of the page, and links that contain the page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def snippet(editor: Playground, language: str) -> str:
 
 
 def run(language: str, code: str, folder: Path) -> dict[str, Any]:
-    """What a snippet prints when it is run as its reader would run it."""
+    """Run a snippet as its reader would. Returns the JSON that it prints."""
     if language == "curl":
         if shutil.which("curl") is None:
             pytest.skip("there is no curl on this machine")
@@ -56,7 +56,7 @@ def run(language: str, code: str, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def asked(editor: Playground) -> Playground:
-    """A page with settings of every kind, and a text with every kind of quote."""
+    """A page with settings of every kind, and a text with quotes of every kind."""
     for name, value in {"seed": 4, "max_tokens": 10, "temperature": 0.8, "top_k": 50,
                         "presence_penalty": 0.5, "logprobs": 2}.items():  # fmt: skip
         editor.set(name, value)
@@ -106,7 +106,7 @@ def test_a_link_carries_settings_and_text(asked: Playground, visit: Open) -> Non
     assert other.page.input_value("#field-seed") == "4"
     assert other.page.input_value("#field-temperature") == "0.8"
     expect(other.page.locator(".biases .chip")).to_have_count(1)
-    # The fragment never reaches a server, and leaves the address once it is read.
+    # The fragment never reaches a server, and the page removes it from the address.
     assert all("w=" not in url for url in other.requests)
     assert "#" not in other.page.url
     asked.page.click("#share-close")
@@ -117,4 +117,4 @@ def test_a_link_carries_settings_and_text(asked: Playground, visit: Open) -> Non
 
 def test_a_link_that_is_cut_is_said(visit: Open, editor: Playground) -> None:
     editor.page.goto(f"{editor.page.url}#w=AAAA")
-    expect(editor.page.locator("#notice")).to_contain_text("This link is cut or altered")
+    expect(editor.page.locator("#notice")).to_contain_text("This link is incomplete or was changed")

@@ -1,4 +1,4 @@
-// The playground's pure modules, in Node.
+// The pure modules of the playground, in Node.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -18,7 +18,7 @@ const { preferred } = await load("i18n.js");
 const { stepOf, COUNT } = await load("tint.js");
 const { unescaped } = await load("lists.js");
 
-/** Arrays of the wire for tokens and their offsets, each of log-probability −1. */
+/** The API's arrays for tokens and their offsets, each with log-probability −1. */
 function wire(list, offsets) {
   return {
     tokens: list,
@@ -56,7 +56,7 @@ test("tokens: a token that looks like bytes and is text stays text", () => {
 test("tokens: any split into chunks gives the same groups", () => {
   const list = ["a", "bytes:\\xf0\\x9f", "bytes:\\xa6\\x9c", "\r", "\n", "z", "\r\n", "w"];
   const offsets = [0, 1, 1, 2, 3, 4, 5, 7];
-  // The text lags behind its tokens, as it does where it could be part of a stop string.
+  // The text lags behind its tokens, as it does if it may be the start of a stop string.
   const pieces = ["a", "", "🦜", "\r", "\n", "z", "\r\n", "w"];
   const whole = new tokens.TokenReader(3);
   whole.add(pieces.join(""), wire(list, offsets));
@@ -96,7 +96,7 @@ test("tokens: entropy of a fair coin is one bit", () => {
   const group = { start: 0, end: 1, tokens: [{ text: "a", logprob: half, top: [["a", half], ["b", half]] }] };
   assert.ok(Math.abs(tokens.entropyOf(group) - 1) < 1e-9);
   group.tokens[0].top.pop();
-  // What is not shown counts as one outcome.
+  // All hidden tokens count as one outcome.
   assert.ok(Math.abs(tokens.entropyOf(group) - 1) < 1e-9);
 });
 
@@ -112,7 +112,7 @@ test("tokens: a common prefix never ends inside a character", () => {
   assert.equal(tokens.commonPrefix("a🦜", "a🦜"), 3);
   assert.equal(tokens.commonSuffix("abcab", "ab", 0), 2);
   assert.equal(tokens.commonSuffix("aaa", "aa", 2), 0);
-  // Long texts are compared piece by piece, to the same end.
+  // Long texts are compared in parts, with the same result.
   const long = "ab\n".repeat(5000);
   for (const at of [0, 1, 4095, 4096, 4097, 9000, long.length - 1]) {
     const other = `${long.slice(0, at)}x${long.slice(at + 1)}`;
@@ -175,7 +175,7 @@ test("tree: writing makes one node however often it pauses", () => {
   ({ tree, at } = trees.write(tree, at, "once", "2"));
   assert.deepEqual([...tree.keys()], [trees.ROOT, "2"]);
   assert.equal(trees.textOf(tree, at), "once");
-  // What the model wrote stays beside an edit of it.
+  // An edit of a text of the model adds a branch.
   const grown = trees.write(grove(), "b", "once up!", "e");
   assert.equal(trees.textOf(grown.tree, "b"), "once upon");
   assert.equal(trees.textOf(grown.tree, "e"), "once up!");
@@ -405,7 +405,7 @@ test("exposition: samples add up, and rates are differences", () => {
   const found = rates(scrape(5), scrape(10), 2);
   assert.deepEqual([found.tokens_per_s, found.running, found.hits], [5, 2, 0.75]);
   assert.equal(rates(scrape(5), scrape(5), 1).hits, null);
-  // A server that was started again counts from 0.
+  // A restarted server counts from 0.
   assert.equal(rates(scrape(10), scrape(1), 1).tokens_per_s, 0);
 });
 

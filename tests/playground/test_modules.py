@@ -1,4 +1,4 @@
-"""The playground's modules: the pure ones in Node, the words of all of them by reading."""
+"""The modules of the playground: tests of the pure ones in Node, and of the words of all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORDS = re.compile(r'^  (?:"([^"]+)"|(\w+)): "((?:[^"\\]|\\.)*)",$', re.MULTILIN
 def words(language: str) -> dict[str, str]:
     text = (FILES / "lang" / f"{language}.js").read_text()
     found = {quoted or bare: value for quoted, bare, value in WORDS.findall(text)}
-    # Every line of the table was read.
+    # The pattern reads every line of the table.
     assert len(found) == len([line for line in text.splitlines() if line.startswith("  ")])
     return found
 
@@ -45,7 +45,7 @@ def test_every_word_asked_for_is_there_and_every_word_there_is_asked_for() -> No
     asked = set(re.findall(r'\bt\("([^"]+)"', sources))
     asked |= set(re.findall(r'data-t(?:-label|-placeholder)?="([^"]+)"', sources))
     assert asked <= set(known)
-    # The others are put together from a prefix, or stand in the sources as values.
+    # Other keys are built from a prefix, or are values in the sources.
     prefixes = set(re.findall(r"\bt\(`(\w+\.)\$", sources))
     prefixes |= {"unset."} if "`unset.${name}`" in sources else set()
     for key in set(known) - asked:

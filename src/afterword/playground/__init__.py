@@ -1,6 +1,6 @@
-"""The playground: a page, its styles and its modules, served from the package as they are.
+"""The playground: a page with its styles and modules, served from the package unchanged.
 
-Everything here is public and the same for everybody; what the page knows, it asks the API.
+The files are public and identical for every reader. The page gets everything else from the API.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _CONTENT_TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-# Scripts, styles and answers come from this server alone; nothing inline is run or applied.
+# Scripts, styles and answers come from this server only. Browsers ignore inline ones.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 _HEADERS = {
-    # A browser keeps files, and asks each time whether they are still the ones served.
+    # A browser keeps the files and asks on each visit whether they have changed.
     "cache-control": "no-cache",
     "content-security-policy": _POLICY,
     "cross-origin-opener-policy": "same-origin",
@@ -50,7 +50,7 @@ class Asset(msgspec.Struct, frozen=True):
 
 
 def load() -> Mapping[str, Asset]:
-    """Every file of the package's folder by its path, read once."""
+    """Read every file of the page. Returns them by path, relative to ``files/``."""
     return dict(_walk(files(__name__) / "files", ""))
 
 
@@ -68,7 +68,7 @@ def _walk(folder: Traversable, prefix: str) -> list[tuple[str, Asset]]:
 
 
 def routes() -> list[Route]:
-    """The page and its files. They need no key: the page itself asks for one."""
+    """Routes of the page and of its files. They need no key, because the page asks for one."""
     playground, get = Playground(), ["GET"]
     return [
         Route("/", playground.page, methods=get),
@@ -84,11 +84,11 @@ class Playground:
         return load()
 
     async def page(self, request: Request) -> Response:
-        """The page itself."""
+        """Returns the page."""
         return self._answer(request, PAGE)
 
     async def file(self, request: Request) -> Response:
-        """One of its files; any other path is unknown."""
+        """Returns one file. Raises ``HTTPException`` (404) if no file has this path."""
         return self._answer(request, request.path_params["path"])
 
     def _answer(self, request: Request, path: str) -> Response:

@@ -1,8 +1,8 @@
-/** The server's public API over fetch. Knows the key, and no page. */
+/** The server's public API over fetch. Knows the key, does not know the page. */
 
 import { events, Interrupted, partsOf } from "./sse.js";
 
-/** An answer that says what is wrong, in OpenAI's envelope. */
+/** An error answer in OpenAI's envelope. */
 export class ApiError extends Error {
   constructor(status, { message, param = null, code = null }, retryAfter_s = null) {
     super(message);
@@ -10,7 +10,7 @@ export class ApiError extends Error {
   }
 }
 
-/** No answer at all: the server is gone, or the network is. */
+/** No answer: the server or the network is down. */
 export class Unreachable extends Error {}
 
 export { Interrupted };
@@ -21,14 +21,15 @@ export class Api {
 
   /**
    * @param {{get(): string|null}} key
-   * @param {(refused: ApiError) => Promise<boolean>} askKey asks for a key, true if there is one
+   * @param {(refused: ApiError) => Promise<boolean>} askKey asks for a key; resolves to true if
+   *   the reader gave one
    */
   constructor(key, askKey) {
     this.#key = key;
     this.#askKey = askKey;
   }
 
-  /** A JSON answer. Throws ApiError, Unreachable, or AbortError. */
+  /** Returns the JSON of an answer. Throws ApiError, Unreachable or AbortError. */
   async json(path, body = undefined, signal = undefined) {
     const reply = await this.#ask(path, body, signal);
     return readWhole(() => reply.json());
@@ -39,7 +40,7 @@ export class Api {
     return readWhole(() => reply.text());
   }
 
-  /** The chunks of a streamed completion. Throws as `json` does, and Interrupted. */
+  /** Yields the chunks of a streamed completion. Throws what `json` throws, and Interrupted. */
   async *stream(body, signal) {
     const reply = await this.#ask("/v1/completions", { ...body, stream: true }, signal);
     const chunks = events(partsOf(reply.body));
@@ -51,7 +52,7 @@ export class Api {
     }
   }
 
-  /** A look at whether the server is there; never asks for a key. */
+  /** Whether the server is up. Never asks for a key. */
   async healthy() {
     try {
       return (await fetch("/health", { cache: "no-store" })).ok;
@@ -82,7 +83,7 @@ export class Api {
   }
 }
 
-/** Fetch says that a connection broke with a TypeError, and nothing else with one. */
+/** Fetch throws a TypeError if the connection breaks, and for no other reason. */
 async function readWhole(read) {
   try {
     return await read();
@@ -102,7 +103,7 @@ async function problemOf(reply) {
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause;
   }
-  // Something between here and the server may answer in a way of its own.
+  // A proxy may answer in a format of its own.
   if (typeof error?.message !== "string") error = { message: `HTTP ${reply.status}` };
   return new ApiError(reply.status, error, retryAfter_s);
 }

@@ -1,10 +1,10 @@
-/** The two choices of the bar that concern the page alone: its language and its colours. */
+/** Language and colours of the page, chosen in the bar. */
 
 import { find } from "./dom.js";
 import { choose, language, preferred } from "./i18n.js";
 import { preference } from "./storage.js";
 
-/** Choose the language before anything is built: the reader's choice, or the browser's. */
+/** Set the language before anything is built: the reader's choice, else the browser's. */
 export function settleLanguage() {
   choose(preferred(preference.get("language"), navigator.languages), { keep: false });
   const languages = find("#language");
@@ -12,7 +12,7 @@ export function settleLanguage() {
   languages.addEventListener("change", () => choose(languages.value, { keep: true }));
 }
 
-/** Choose the colours; `changed` runs whenever they are others. */
+/** Set the colours. `changed` runs now and after every change. */
 export function settleTheme(changed) {
   const theme = find("#theme");
   theme.value = preference.get("theme") ?? "auto";

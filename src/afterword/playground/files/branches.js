@@ -1,4 +1,4 @@
-/** The tree of continuations: to move through, name, compare, prune, export and import. */
+/** The tree of continuations: move, rename, compare, delete, export, import. */
 
 import { eachFrame, h } from "./dom.js";
 import { number, percent, t } from "./i18n.js";
@@ -29,7 +29,7 @@ export class Branches extends EventTarget {
   }
 
   draw() {
-    // The input is in one of the rows; once the name is given all of them are drawn.
+    // A drawing would remove the input for the name; the end of `#rename` draws all rows.
     if (this.#renaming) return;
     const { tree, at } = this.#session;
     this.#picked = this.#picked.filter((id) => tree.has(id));
@@ -42,7 +42,7 @@ export class Branches extends EventTarget {
     }
     const onPath = new Set(pathOf(tree, at).map((node) => node.id));
     const rows = [];
-    // Without recursion, and flat for the eye: a lone child stands under its parent, not beside.
+    // No recursion, because trees are deep. An only child is not indented, so rows stay wide.
     const stack = [[tree.get(ROOT), 0]];
     while (stack.length > 0) {
       const [node, level] = stack.pop();
@@ -121,7 +121,7 @@ export class Branches extends EventTarget {
     const file = h("input", { type: "file", accept: "application/json,.json", hidden: true, "aria-label": t("branches.import") });
     file.addEventListener("change", () => {
       void this.#import(file.files[0]);
-      // So that the same file can be chosen again, once it is mended.
+      // The reader can choose the same file again after a repair.
       file.value = "";
     });
     this.#parts.bar.replaceChildren(
@@ -165,7 +165,7 @@ export class Branches extends EventTarget {
     this.#session.prune(id);
   }
 
-  /** Choose a branch for comparison; the third takes the place of the first. */
+  /** Pick a branch for comparison. A third pick replaces the first. */
   #pick(id = this.#focus) {
     if (this.#picked.includes(id)) this.#picked = this.#picked.filter((other) => other !== id);
     else this.#picked = [...this.#picked, id].slice(-2);
@@ -198,7 +198,7 @@ export class Branches extends EventTarget {
     const blob = new Blob([toJson(this.#session.tree)], { type: "application/json" });
     const url = URL.createObjectURL(blob);
     h("a", { href: url, download: "branches.json" }).click();
-    // The download has taken hold of it by then.
+    // The download has started by then.
     setTimeout(() => URL.revokeObjectURL(url), 10_000);
   }
 

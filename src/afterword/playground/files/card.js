@@ -1,4 +1,4 @@
-/** The card of a token: what the model held likely there, as bars, and a way to take another one. */
+/** The card of a token: its alternatives as bars. Each bar is a button that branches there. */
 
 import { h } from "./dom.js";
 import { percent, t } from "./i18n.js";
@@ -28,7 +28,7 @@ export class Card extends EventTarget {
     return this.#index;
   }
 
-  /** Show a group below its place in the text, or above it where only there is room. */
+  /** Show the card of a group below its place in the text, or above if below has no room. */
   open(index, group, place) {
     clearTimeout(this.#closing);
     if (index === this.#index && !this.#box.hidden) return;
@@ -58,7 +58,7 @@ export class Card extends EventTarget {
     this.dispatchEvent(new Event("closed"));
   }
 
-  /** Put the focus on the alternatives; false if there are none to take. */
+  /** Focus the first alternative. Returns false if there is none to take. */
   enter() {
     const first = this.#box.querySelector("button:not([disabled])");
     first?.focus();

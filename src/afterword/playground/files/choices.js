@@ -1,4 +1,4 @@
-/** Choices side by side, as they are written. */
+/** Choices side by side, while the model writes them. */
 
 import { eachFrame, h } from "./dom.js";
 import { number, percent, t } from "./i18n.js";

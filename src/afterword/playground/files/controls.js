@@ -1,4 +1,4 @@
-/** The controls of a request: one for each field, with its explanation and its error. */
+/** The controls of a request: one for each field, with a hint and an error. */
 
 import { h } from "./dom.js";
 import { t } from "./i18n.js";
@@ -10,7 +10,7 @@ const GROUPS = [
   { key: "sampling", open: true, fields: ["temperature", "top_p", "max_tokens", "seed"] },
   { key: "choices", open: true, fields: ["n", "best_of", "logprobs"] },
   { key: "penalties", open: false, fields: ["presence_penalty", "frequency_penalty"] },
-  { key: "tail", open: false, fields: ["top_k", "min_p", "min_tokens"] },
+  { key: "advanced", open: false, fields: ["top_k", "min_p", "min_tokens"] },
 ];
 
 export class Controls extends EventTarget {
@@ -37,7 +37,7 @@ export class Controls extends EventTarget {
     form.addEventListener("submit", (event) => event.preventDefault());
   }
 
-  /** Build the controls in the language of now; values are as they are in the settings. */
+  /** Build the controls in the current language, with the values of the settings. */
   build() {
     const open = new Set(
       [...this.#form.querySelectorAll("details[open]")].map((group) => group.dataset.group),
@@ -46,7 +46,7 @@ export class Controls extends EventTarget {
     const groups = GROUPS.map((group) => {
       const fields = group.fields.map((name) => this.#number(fieldOf(name)));
       if (group.key === "sampling") fields.push(this.#list("stop"));
-      if (group.key === "tail") fields.push(this.#check("ignore_eos"));
+      if (group.key === "advanced") fields.push(this.#check("ignore_eos"));
       if (group.key === "penalties") fields.push(this.#list("logit_bias"));
       const isOpen = first ? group.open : open.has(group.key);
       return h("details", { open: isOpen, "data-group": group.key, class: "group" },
@@ -56,7 +56,7 @@ export class Controls extends EventTarget {
     this.limit(this.#limits);
   }
 
-  /** Show the settings after they were changed elsewhere. */
+  /** Show the settings after a change from outside. */
   refresh() {
     for (const field of FIELDS) {
       for (const input of this.#inputs.get(field.name)) input.value = this.#settings[field.name] ?? "";
@@ -66,7 +66,7 @@ export class Controls extends EventTarget {
     this.clearErrors();
   }
 
-  /** The operator's limits of the model at hand. */
+  /** Apply the operator's limits of the chosen model. */
   limit(limits) {
     this.#limits = limits;
     for (const field of FIELDS) {
@@ -75,7 +75,7 @@ export class Controls extends EventTarget {
     }
   }
 
-  /** Put an error where it belongs; false if no control has this name. */
+  /** Show an error at its control. Returns false if no control has this name. */
   fail(param, message) {
     const name = (param ?? "").split(".")[0];
     const slot = this.#errors.get(name);
@@ -125,7 +125,7 @@ export class Controls extends EventTarget {
     const { name } = field;
     const range = rangeOf(field, this.#limits);
     const value = input.value === "" ? null : Number(input.value);
-    // Text that is no number makes an empty value; only the input knows the difference.
+    // If the text is no number the value is empty; only `badInput` tells the two apart.
     const wrong = input.validity.badInput || (value !== null && !accepts(field, value, range));
     const message = wrong ? t(field.whole ? "error.whole" : "error.range", range) : "";
     this.#errors.get(name).textContent = message;

@@ -1,8 +1,8 @@
-/** What differs between two texts, word by word (Myers' algorithm on what is between the ends). */
+/** The difference of two texts, word by word: Myers' algorithm between the common ends. */
 
 const MOST_EDITS = 1500;
 
-// Scripts that are written without spaces are compared character by character.
+// Scripts without spaces are compared character by character.
 const UNSPACED = String.raw`[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]`;
 const WORD = new RegExp(
   String.raw`\s*(?:${UNSPACED}|(?:(?!${UNSPACED})[\p{L}\p{N}\p{M}'’])+|\S)|\s+`, "gu",
@@ -14,8 +14,8 @@ export function words(text) {
 }
 
 /**
- * @returns {{same: boolean, text: string}[][]} the parts of a and of b; texts too different to be
- * compared word by word are marked as wholes between what they begin and end with in common.
+ * @returns {{same: boolean, text: string}[][]} the parts of a and of b. After MOST_EDITS edits,
+ * everything between the common ends counts as different.
  */
 export function compare(a, b) {
   const [left, right] = [words(a), words(b)];
@@ -46,7 +46,7 @@ function parts(side, isSame) {
   return found;
 }
 
-/** Pairs of positions at which two lists agree, along a shortest way from one to the other. */
+/** Pairs of positions with equal words, along a shortest edit path from a to b. */
 function matches(a, b) {
   const trace = [];
   let front = new Map([[1, 0]]);

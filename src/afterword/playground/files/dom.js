@@ -1,11 +1,11 @@
-/** Elements from code. Text is only ever text: nothing here parses HTML. */
+/** Elements made in code. Nothing here parses HTML: strings become text nodes. */
 
 /** An element with properties (`class`, `on…`, attributes) and children; strings become text. */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (value === null || value === undefined) continue;
-    // To ARIA, false is a value; elsewhere it is an attribute that is not there.
+    // In ARIA, false is a value; elsewhere it means that the attribute is absent.
     if (value === false && !name.startsWith("aria-")) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true && !name.startsWith("aria-") ? "" : String(value));
@@ -20,8 +20,8 @@ export function find(selector) {
   return element;
 }
 
-/** A canvas wiped clean at the screen's resolution: its pen and its size in CSS pixels. */
-export function wiped(canvas) {
+/** Clear a canvas at the screen's resolution. Returns its pen, and its size in CSS pixels. */
+export function cleared(canvas) {
   const ratio = devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
   canvas.width = Math.round(width * ratio);
@@ -31,24 +31,22 @@ export function wiped(canvas) {
   return { pen, width, height };
 }
 
-/** An identifier that no other has; works without a secure context. */
+/** Returns a random identifier. Works without a secure context. */
 export function freshId() {
   const bytes = crypto.getRandomValues(new Uint8Array(12));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** A function that runs once, `delay_ms` after its last call. */
+/** Returns a function that calls `run` once, `delay_ms` after its last call. */
 export function settled(delay_ms, run) {
   let timer;
-  const later = (...given) => {
+  return (...given) => {
     clearTimeout(timer);
     timer = setTimeout(run, delay_ms, ...given);
   };
-  later.cancel = () => clearTimeout(timer);
-  return later;
 }
 
-/** A function that runs once before the next frame, however often it is called. */
+/** Returns a function that calls `run` once before the next frame. */
 export function eachFrame(run) {
   let asked = false;
   return () => {

@@ -1,4 +1,4 @@
-/** The writing input at work: keys, the card of alternatives, the strip, and the figures below. */
+/** The editor: the input, its keys, the card of alternatives, the strip and the figures. */
 
 import { Card } from "./card.js";
 import { eachFrame, find, settled } from "./dom.js";
@@ -19,7 +19,7 @@ export class Editor {
   #strip = new Strip(find("#strip"));
   #card = new Card(find("#card"));
   #run = 0;
-  // What the strip and the figures on the page were made from.
+  // What the last drawing was made from; the same values draw nothing.
   #drawn = [];
   #drawLater = eachFrame(() => this.#draw());
   #sayLater = settled(SAY_AFTER_MS, (words) => this.#notice.say(words));
@@ -41,7 +41,7 @@ export class Editor {
     return this.#input.area;
   }
 
-  /** Draw everything anew: colours or words have changed. */
+  /** Draw again after colours or words have changed. */
   redraw() {
     this.#drawn = [];
     this.#drawLater();
@@ -124,7 +124,10 @@ export class Editor {
     }
   }
 
-  /** The card of the token at the caret: the one after it, or at the end of the text the last. */
+  /**
+   * Open the card of the token after the caret, or of the last token at the end of the text.
+   * Returns false if there is no such token.
+   */
   #openAtCaret() {
     const [start, end] = this.#input.selection;
     if (start !== end || this.#session.running !== null) {

@@ -1,6 +1,6 @@
-/** Prometheus' text format, as far as the live view needs it. */
+/** Prometheus' text format, as much as the live view needs. */
 
-/** Samples by name, added up over their labels. */
+/** Returns samples by name, summed over labels. */
 export function totals(text) {
   const sums = new Map();
   for (const line of text.split("\n")) {
@@ -13,14 +13,14 @@ export function totals(text) {
 }
 
 /**
- * What the live view plots, from two scrapes `elapsed_s` apart.
- * Hits are the share of prompt tokens that came from the cache; null where there were none.
+ * Returns what the live view plots, from two scrapes `elapsed_s` apart. `hits` is the share of
+ * prompt tokens that came from the cache, or null if there were no prompt tokens.
  */
 export function rates(before, now, elapsed_s) {
   const engine = (name) => now.get(`afterword_engine_${name}`) ?? 0;
   const grown = (name) => {
     const key = `afterword_engine_${name}_total`;
-    // A server that was started again counts from 0.
+    // A restarted server counts from 0.
     return Math.max(0, (now.get(key) ?? 0) - (before.get(key) ?? 0));
   };
   const [cached, prefilled] = [grown("cached_tokens"), grown("prefilled_tokens")];

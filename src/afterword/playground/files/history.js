@@ -1,4 +1,4 @@
-/** Steps that can be taken back: typing in runs, everything else one by one. Knows no text area. */
+/** Undo steps: a run of typing is one step, so is every other change. Knows no text area. */
 
 const MOST_STEPS = 300;
 
@@ -8,8 +8,8 @@ export class History {
   #run = null;
 
   /**
-   * Remember the state before a change. Changes of one `run` (typing, without a pause) are one
-   * step; null is a step of its own.
+   * Remember the state before a change. Changes of the same `run` (typing without a pause) are one
+   * step. A change with null is a step of its own.
    */
   remember(state, run = null) {
     if (run !== null && run === this.#run) return;
@@ -23,12 +23,7 @@ export class History {
     return this.#past.length > 0;
   }
 
-  /** What comes next is a new step. */
-  pause() {
-    this.#run = null;
-  }
-
-  /** The state to go back to, or null; `now` can be come back to by `redo`. */
+  /** Returns the state before the last step, or null. `redo` returns to `now`. */
   undo(now) {
     return this.#move(this.#past, this.#future, now);
   }

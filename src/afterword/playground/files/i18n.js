@@ -1,4 +1,4 @@
-/** The page's words, in the reader's language. */
+/** The page's words in the reader's language. */
 
 import { en } from "./lang/en.js";
 import { zh } from "./lang/zh.js";
@@ -10,7 +10,7 @@ const TAGS = { en: "en", zh: "zh-Hans" };
 let current = "en";
 const listeners = [];
 
-/** The language chosen, or the first of the browser's that there is. */
+/** Returns the chosen language, else the first known one of the browser's, else English. */
 export function preferred(chosen, offered) {
   if (chosen !== null && Object.hasOwn(LANGUAGES, chosen)) return chosen;
   for (const tag of offered) {
@@ -24,7 +24,7 @@ export function language() {
   return current;
 }
 
-/** Words for a key; `{name}` in them stands for a value. */
+/** Returns the words of a key, with each `{name}` replaced by its value. */
 export function t(key, values = {}) {
   const words = LANGUAGES[current][key];
   if (words === undefined) throw new Error(`no words for ${key}`);
@@ -45,7 +45,7 @@ export function choose(name, { keep }) {
   for (const run of listeners) run();
 }
 
-/** Fill in elements that name their words. */
+/** Set the words of all elements that name a key. */
 export function translate(root) {
   for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
   for (const element of root.querySelectorAll("[data-t-label]")) {
@@ -59,7 +59,7 @@ export function translate(root) {
 
 const digits = {};
 
-/** A number as the language writes it. */
+/** Format a number in the current language. */
 export function number(value, places = 0) {
   const name = `${current}${places}`;
   digits[name] ??= new Intl.NumberFormat(TAGS[current], {
@@ -68,7 +68,7 @@ export function number(value, places = 0) {
   return digits[name].format(value).replace("-", "−");
 }
 
-/** A probability in percent, with more places where it is small. */
+/** Format a probability in percent, with more decimals if it is small. */
 export function percent(probability) {
   const value = probability * 100;
   if (value > 0 && value < 0.01) return `<${number(0.01, 2)} %`;

@@ -1,9 +1,9 @@
 /**
- * The page to write on: a text area over a overlay of its text, which carries the tints.
+ * The input: a text area, and an overlay that carries the tints.
  *
- * The text area does what text areas do (typing, selection, screen readers); the overlay has the
- * same text in the same place and is painted by the CSS Custom Highlight API, so that no element
- * stands for a token. Only what is in view is painted.
+ * The text area handles typing, selection and screen readers. The overlay has the same text in the
+ * same place. The CSS Custom Highlight API paints it, so tokens need no elements. Only the part in
+ * view is painted.
  */
 
 import { eachFrame } from "./dom.js";
@@ -21,7 +21,7 @@ export class Input extends EventTarget {
   #groups = [];
   #valid = 0;
   #pointed = -1;
-  // What the tints on the page were made from.
+  // What the last painting was made from; the same values paint nothing.
   #painted = [];
   #paintLater = eachFrame(() => this.#paint());
   #pointLater;
@@ -64,14 +64,14 @@ export class Input extends EventTarget {
     return [this.#area.selectionStart, this.#area.selectionEnd];
   }
 
-  /** Replace the text; the caret goes to `caret`, or to the end. */
+  /** Replace the text. The caret goes to `caret`, by default the end. */
   show(text, caret = text.length) {
     if (text !== this.#area.value) this.#area.value = text;
     this.#area.setSelectionRange(caret, caret);
     this.#sync();
   }
 
-  /** Add to the end, as a stream does; stay with the end if it is in view. */
+  /** Append text of a stream. If the end is in view, it stays in view. */
   append(text) {
     const near = this.#view.scrollHeight - this.#view.scrollTop - this.#view.clientHeight < 120;
     const end = this.#area.value.length;
@@ -80,7 +80,7 @@ export class Input extends EventTarget {
     if (near) this.#view.scrollTop = this.#view.scrollHeight;
   }
 
-  /** Tint these groups, as far as they lie before `valid`. */
+  /** Tint the groups that end at or before the offset `valid`. */
   mark(groups, valid) {
     if (groups === this.#groups && valid === this.#valid) return;
     this.#groups = groups;
@@ -88,7 +88,7 @@ export class Input extends EventTarget {
     this.#paintLater();
   }
 
-  /** The group pointed at, by index; -1 for none. */
+  /** Underline the group with this index; -1 for none. */
   point(index) {
     if (index === this.#pointed) return;
     this.#pointed = index;
@@ -97,7 +97,7 @@ export class Input extends EventTarget {
     else CSS.highlights.set(POINTED, new Highlight(this.#overlay.range(group.start, group.end)));
   }
 
-  /** Where a group stands and what of the page is in view, relative to the overlay's box. */
+  /** Returns a group's box and the part in view, in pixels relative to the overlay. */
   place(index) {
     const { start, end } = this.#groups[index];
     const box = this.#overlay.box.getBoundingClientRect();
@@ -118,7 +118,7 @@ export class Input extends EventTarget {
     }
   }
 
-  /** The index of the tinted group that ends at or holds an offset, or -1. */
+  /** Returns the index of the tinted group that contains an offset, or -1. */
   indexAt(offset) {
     const index = groupAt(this.#groups, offset);
     const group = this.#groups[index];
@@ -147,7 +147,7 @@ export class Input extends EventTarget {
     steps.forEach((ranges, step) => CSS.highlights.set(`tint-${step}`, new Highlight(...ranges)));
   }
 
-  /** Indexes of the first group to be tinted, and of the one after the last. */
+  /** Returns the indexes of the first group to tint, and of the one after the last. */
   #inView() {
     if (this.#groups.length === 0) return [0, 0];
     const view = this.#view.getBoundingClientRect();
@@ -162,7 +162,7 @@ export class Input extends EventTarget {
     this.dispatchEvent(new CustomEvent("hover", { detail: this.#indexUnder(this.#pointer) }));
   }
 
-  /** The group under a point: its line by height, then the one whose boxes hold the point. */
+  /** Returns the index of the group under a point, or -1: finds its line, then its box. */
   #indexUnder({ x, y }) {
     const from = this.#overlay.offsetBelow(y);
     for (let i = groupAt(this.#groups, from); i < this.#groups.length; i += 1) {

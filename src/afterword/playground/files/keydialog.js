@@ -1,4 +1,4 @@
-/** Asks for an API key, once however many requests were refused. */
+/** Asks for an API key, with one dialog for all requests that were refused. */
 
 import { find } from "./dom.js";
 import { t } from "./i18n.js";
@@ -11,7 +11,7 @@ export class KeyDialog {
   #settle = null;
   #changed;
 
-  /** @param {() => void} changed runs when there is another key */
+  /** @param {() => void} changed runs after the key has changed */
   constructor(changed) {
     this.#changed = changed;
     find("#key-form").addEventListener("submit", (event) => {
@@ -22,7 +22,7 @@ export class KeyDialog {
     this.#dialog.addEventListener("close", () => this.#finish(false));
   }
 
-  /** Ask, and say what the server said of the last key; true if there is one now. */
+  /** Ask for a key, and show why the last one was refused. Resolves to true if a key is given. */
   ask(refused = null) {
     if (this.#answer === null) {
       this.#answer = new Promise((resolve) => {

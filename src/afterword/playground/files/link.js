@@ -1,14 +1,14 @@
-/** Settings and text in the fragment of an address, which browsers send to no server. */
+/** Settings and text in the fragment of a link. Browsers send fragments to no server. */
 
 import { readSettings } from "./request.js";
 
 const NAME = "w";
 const MOST_UNITS = 1_000_000;
 
-/** What a link cannot be read for. */
+/** The link cannot be read. */
 export class BadLink extends Error {}
 
-/** The fragment, without `#`. Keys are never part of it. */
+/** Returns the fragment without `#`. It never contains a key. */
 export async function toFragment({ settings, text, suffix }) {
   const json = JSON.stringify({ v: 1, settings, text, suffix });
   const packed = await piped(new Blob([json]), new CompressionStream("deflate-raw"));
@@ -18,9 +18,7 @@ export async function toFragment({ settings, text, suffix }) {
   return `${NAME}=${coded}`;
 }
 
-/**
- * What a fragment carries, or null where it carries nothing of ours. Throws BadLink.
- */
+/** Returns the page in a fragment, or null if the fragment has none. Throws BadLink. */
 export async function fromFragment(fragment) {
   const coded = new RegExp(`^#?${NAME}=(.*)$`).exec(fragment)?.[1];
   if (coded === undefined) return null;
@@ -30,10 +28,10 @@ export async function fromFragment(fragment) {
     const bytes = Uint8Array.from(binary, (unit) => unit.charCodeAt(0));
     raw = JSON.parse(await unpacked(bytes));
   } catch (error) {
-    throw new BadLink("a link that is cut or altered", { cause: error });
+    throw new BadLink("the link is incomplete or was changed", { cause: error });
   }
   if (raw?.v !== 1 || typeof raw.text !== "string" || typeof raw.suffix !== "string") {
-    throw new BadLink("a link of another version");
+    throw new BadLink("the link has another version");
   }
   return { settings: readSettings(raw.settings), text: raw.text, suffix: raw.suffix };
 }
@@ -42,7 +40,7 @@ async function piped(blob, stream) {
   return new Uint8Array(await new Response(blob.stream().pipeThrough(stream)).arrayBuffer());
 }
 
-/** Inflate step by step: a few bytes can unpack to very many. */
+/** Inflate step by step up to a limit, because few bytes can unpack to very many. */
 async function unpacked(bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
   const reader = stream.pipeThrough(new TextDecoderStream("utf-8", { fatal: true })).getReader();
@@ -53,7 +51,7 @@ async function unpacked(bytes) {
     text += value;
     if (text.length > MOST_UNITS) {
       await reader.cancel();
-      throw new BadLink("a link that is too long");
+      throw new BadLink("the link is too long");
     }
   }
 }

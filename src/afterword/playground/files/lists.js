@@ -4,7 +4,7 @@ import { h } from "./dom.js";
 import { t } from "./i18n.js";
 import { spelled } from "./tokens.js";
 
-/** What was typed into a one-line input, with \n, \t and \\ as they are written in programs. */
+/** Returns typed text with its escapes \n, \t and \\ replaced. */
 export function unescaped(typed) {
   return typed.replace(/\\([nt\\])/g, (_, c) => ({ n: "\n", t: "\t", "\\": "\\" })[c]);
 }
@@ -103,7 +103,7 @@ export class BiasList {
       }));
   }
 
-  /** Each token of the text that was typed; −100 bans, which is what most people come for. */
+  /** Add each token of the typed text with −100, because a ban is the most common use. */
   async #add(input) {
     const text = unescaped(input.value);
     if (text === "") return;

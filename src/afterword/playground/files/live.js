@@ -1,6 +1,6 @@
-/** The live view: a few figures of the server as small moving plots, from its own /metrics. */
+/** The live view: figures of /metrics as small moving plots. */
 
-import { h, wiped } from "./dom.js";
+import { cleared, h } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { rates, totals } from "./exposition.js";
 
@@ -28,7 +28,7 @@ export class Live {
   #before = null;
   #timer = null;
 
-  /** @param {() => Promise<string|null>} scrape the text of /metrics, null where there is none */
+  /** @param {() => Promise<string|null>} scrape resolves to the text of /metrics, or null */
   constructor(box, scrape) {
     this.#box = box;
     this.#scrape = scrape;
@@ -47,7 +47,7 @@ export class Live {
     this.#draw();
   }
 
-  /** Watch while the view is open and the page in sight. */
+  /** Scrape while the view is open and the page is visible. */
   set open(open) {
     this.wanted = open;
     this.#turn();
@@ -88,9 +88,9 @@ export class Live {
   }
 }
 
-/** A filled line from left to right, newest at the right; gaps where there is no value. */
+/** Draw a filled line, newest value at the right, with a gap for each null. */
 function draw(canvas, values, top) {
-  const { pen, width, height } = wiped(canvas);
+  const { pen, width, height } = cleared(canvas);
   if (width === 0 || values.length === 0) return;
   const style = getComputedStyle(canvas);
   const most = Math.max(top, 1, ...values.map((value) => value ?? 0));

@@ -1,4 +1,4 @@
-/** The playground: puts the parts together, and knows what each needs of the others. */
+/** The playground: makes the parts and connects them. */
 
 import { Api, ApiError, Unreachable } from "./api.js";
 import { settleLanguage, settleTheme } from "./appearance.js";
@@ -37,7 +37,7 @@ async function loadModels() {
   if (list !== null) models.take(list);
 }
 
-/** What `ask` gives, or null after saying what went wrong. */
+/** Returns what `ask` resolves to, or null after an error that the page shows. */
 async function attempt(ask, retry) {
   try {
     return await ask();
@@ -53,14 +53,14 @@ function fail(error, retry = null) {
   notice.show(error, error instanceof ApiError && error.retryAfter_s === null ? null : retry);
 }
 
-/** The field that an error is about. One about the context names none, and two can mend it. */
+/** Returns the field of an error. A full context names no field; fewer `max_tokens` can fix it. */
 function fieldOf({ param, code }) {
   return code === "context_length_exceeded" && settings.max_tokens !== null ? "max_tokens" : param;
 }
 
 let looking = false;
 
-/** Look until the server is back, then take up what had to wait. */
+/** Poll until the server is back, then load the models again. */
 function waitForServer() {
   if (looking) return;
   looking = true;
@@ -229,7 +229,7 @@ function isEditable(target) {
   return target === document.body || target.id === "text" || target.id === "suffix";
 }
 
-// A text area's own history knows nothing of what the model wrote.
+// A text area's own undo does not know what the model wrote.
 for (const area of [editor.area, find("#suffix")]) {
   area.addEventListener("beforeinput", (event) => {
     if (event.inputType !== "historyUndo" && event.inputType !== "historyRedo") return;
@@ -250,7 +250,7 @@ onLanguage(() => {
 
 settleTheme(() => editor.redraw());
 
-/** A link says what the page is to be; without one it is as it was left. */
+/** Restore the last visit, then apply the link in the address if there is one. */
 async function arrive() {
   try {
     storage = await PageStorage.open();
@@ -260,7 +260,7 @@ async function arrive() {
       session.resume(nodes, page?.at ?? ROOT, page?.text, page?.suffix ?? "");
     }
   } catch (error) {
-    // Some private windows keep nothing; the page works without.
+    // Private windows may refuse storage. The page works without it.
     notice.tell(t("news.notKept", { reason: error.message }));
   }
   await readLink();
@@ -276,7 +276,7 @@ async function readLink() {
     if (carried === null) return;
     Object.assign(settings, carried.settings);
     session.begin(carried.text, carried.suffix);
-    // What is written from here on is no longer what the link says.
+    // From here on the page can differ from the link.
     history.replaceState(null, "", location.pathname);
   } catch (error) {
     if (!(error instanceof BadLink)) throw error;

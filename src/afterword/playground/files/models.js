@@ -1,4 +1,4 @@
-/** The models served, and which is chosen: the list in the bar. */
+/** The list of models in the bar, and which one is chosen. */
 
 import { h } from "./dom.js";
 import { t } from "./i18n.js";
@@ -9,7 +9,7 @@ export class Models extends EventTarget {
   #known = [];
 
   /**
-   * Says `chosen` when another model is, by the reader or because the one before is gone.
+   * Dispatches `chosen` whenever the choice or its limits may have changed.
    * @param {HTMLSelectElement} select
    * @param {object} settings `model` is changed in place
    */
@@ -23,17 +23,17 @@ export class Models extends EventTarget {
     });
   }
 
-  /** What the operator allows of the chosen model. */
+  /** The operator's limits of the chosen model. */
   get limits() {
     return this.#chosen?.afterword ?? {};
   }
 
-  /** Whether the chosen model can fill a gap; nothing said means that it may be tried. */
+  /** Whether the chosen model can infill; true if the server does not say. */
   get fills() {
     return this.limits.suffix !== false;
   }
 
-  /** Take what `/v1/models` lists. */
+  /** Show the models of an answer of `/v1/models`. */
   take({ data }) {
     this.#known = data;
     if (this.#chosen === undefined && data.length > 0) this.#settings.model = data[0].id;
@@ -42,7 +42,7 @@ export class Models extends EventTarget {
     this.refresh();
   }
 
-  /** Show the settings after they were changed elsewhere. */
+  /** Show the chosen model after a change from outside. */
   refresh() {
     this.#select.value = this.#settings.model;
     this.dispatchEvent(new Event("chosen"));

@@ -1,4 +1,4 @@
-/** Where the page says what went wrong and what to do about it, and tells screen readers the news. */
+/** Errors with advice, news, and announcements for screen readers. */
 
 import { ApiError, Interrupted, Unreachable } from "./api.js";
 import { ChangedText } from "./runner.js";
@@ -14,7 +14,7 @@ const HINTS = {
   invalid_api_key: "advice.key",
 };
 
-/** What to do about an error, in the reader's language; empty where nothing is known. */
+/** Returns what to do about an error, in the reader's language; may be empty. */
 export function advice(error) {
   if (error instanceof Unreachable) return t("advice.unreachable");
   if (error instanceof Interrupted) return t("advice.interrupted");
@@ -30,7 +30,7 @@ export class Notice {
   #box = find("#notice");
   #said = find("#said");
 
-  /** An error by the text: what happened, what to do, and a button that does it. */
+  /** Show an error: what happened, what to do, and a button that tries again. */
   show(error, retry = null) {
     const what = error instanceof ApiError ? error.message
       : t(error instanceof Unreachable ? "problem.unreachable"
@@ -39,12 +39,12 @@ export class Notice {
     this.#fill("error", what, advice(error), retry);
   }
 
-  /** Something the reader gave that cannot be taken, said in whole sentences. */
+  /** Show why the page cannot use what the reader gave. */
   refuse(words) {
     this.#fill("error", words, "", null);
   }
 
-  /** News that need no action. */
+  /** Show news that need no action. */
   tell(words) {
     this.#fill("news", words, "", null);
   }
@@ -54,7 +54,7 @@ export class Notice {
     this.#box.replaceChildren();
   }
 
-  /** For screen readers only. */
+  /** Announce words to screen readers only. */
   say(words) {
     this.#said.textContent = words;
   }

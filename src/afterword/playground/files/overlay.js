@@ -1,13 +1,13 @@
 /**
  * A text laid out in blocks of whole lines, so that a change costs the layout of one block.
  *
- * Offsets are UTF-16 units of the whole text. Every block but the last ends with a line end, which
- * is why it breaks its lines as one piece of text would.
+ * Offsets are UTF-16 units of the whole text. Every block but the last ends with a line end, so the
+ * blocks break their lines exactly as the whole text does.
  */
 
 import { commonPrefix, commonSuffix } from "./tokens.js";
 
-/** A block is closed at the first line end after this many units. */
+/** A block ends at the first line end after this many units. */
 const LEAST_UNITS = 1000;
 
 export class Overlay {
@@ -29,12 +29,12 @@ export class Overlay {
     return this.#box;
   }
 
-  /** Another one whenever ranges that were given are of blocks that are gone. */
+  /** Changes when blocks are replaced: earlier ranges are invalid then. */
   get version() {
     return this.#version;
   }
 
-  /** Show this text, and change only blocks that differ. */
+  /** Show a text. Only blocks that differ change. */
   show(text) {
     const before = this.#text;
     if (text === before) return;
@@ -45,7 +45,7 @@ export class Overlay {
     let last = this.#blockAt(Math.max(head, head + gone - 1));
     const start = this.#starts[first];
     const endOf = (block) => (this.#starts[block + 1] ?? before.length) + text.length - before.length;
-    // Where a block's line end went, the next one goes on in its line.
+    // A block that lost its line end continues in the next block, so both change.
     while (last + 1 < this.#blocks.length && text[endOf(last) - 1] !== "\n") last += 1;
     const chunks = chunksOf(text.slice(start, endOf(last)));
     if (first === last && chunks.length === 1) {
@@ -58,7 +58,7 @@ export class Overlay {
     this.#count(first);
   }
 
-  /** A range that nothing has to update when the text changes. */
+  /** Returns a static range: the browser does not update it when the text changes. */
   range(start, end) {
     const [from, to] = [this.#place(start), this.#place(end, true)];
     return new StaticRange({
@@ -66,16 +66,16 @@ export class Overlay {
     });
   }
 
-  /** The boxes of a part of the text, in the window. */
+  /** Returns the boxes of a part of the text, in pixels of the window. */
   rects(start, end) {
     const [from, to] = [this.#place(start), this.#place(end, true)];
-    // One live range for all: each change of the text has to update every one there is.
+    // One live range serves all calls, because every change of the text updates every range.
     this.#probe.setStart(from.node, from.offset);
     this.#probe.setEnd(to.node, to.offset);
     return [...this.#probe.getClientRects()];
   }
 
-  /** The first offset whose line ends below a height of the window. */
+  /** Returns the first offset whose line ends below `y`, in pixels of the window. */
   offsetBelow(y) {
     const bottomOf = (block) => this.#blocks[block].element.getBoundingClientRect().bottom;
     const block = firstWhere(0, this.#blocks.length, (i) => bottomOf(i) > y);
@@ -95,7 +95,7 @@ export class Overlay {
     this.#version += 1;
   }
 
-  /** Find the starts anew of the blocks after this one. */
+  /** Compute the starts of the blocks after this one. */
   #count(from) {
     this.#starts.length = from + 1;
     for (let i = from; i + 1 < this.#blocks.length; i += 1) {
@@ -107,7 +107,7 @@ export class Overlay {
     return firstWhere(1, this.#starts.length, (i) => this.#starts[i] > offset) - 1;
   }
 
-  /** Node and offset; a range that ends where a block ends stays in it. */
+  /** Returns node and offset. With `ends`, the end of a block belongs to that block. */
   #place(offset, ends = false) {
     const within = Math.min(offset, this.#text.length);
     const block = this.#blockAt(ends ? Math.max(0, within - 1) : within);
@@ -122,7 +122,7 @@ function makeBlock(text) {
   return { element, node };
 }
 
-/** Whole lines together, so many that a block is neither a line nor all of the text. */
+/** Split a text at line ends into chunks of LEAST_UNITS or a little more. */
 function chunksOf(text) {
   const chunks = [];
   let start = 0;
@@ -136,7 +136,7 @@ function chunksOf(text) {
   return chunks;
 }
 
-/** The least whole number from `low` on for which `holds` does, or `high`. */
+/** Returns the least integer from `low` on for which `holds` is true, or `high`. */
 function firstWhere(low, high, holds) {
   while (low < high) {
     const middle = (low + high) >> 1;

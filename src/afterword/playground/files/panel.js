@@ -1,4 +1,4 @@
-/** The panel beside the page: four views behind tabs; on small screens a drawer. */
+/** The side panel: four views behind tabs. On small screens it is a drawer. */
 
 import { Tabs } from "./tabs.js";
 
@@ -17,7 +17,7 @@ export class Panel extends EventTarget {
     matchMedia("(max-width: 60rem)").addEventListener("change", () => this.#turn(!this.#isDrawer));
   }
 
-  /** The name of the view that can be seen, or null. */
+  /** The name of the visible view, or null. */
   get shown() {
     return this.#isOpen ? this.#tabs.chosen.dataset.view : null;
   }
@@ -27,7 +27,7 @@ export class Panel extends EventTarget {
     if (!this.#isOpen) this.#turn(true);
   }
 
-  /** Close it where it lies over the page. */
+  /** Close the panel if it covers the page. */
   closeDrawer() {
     if (this.#isDrawer && this.#isOpen) {
       this.#turn(false);

@@ -1,8 +1,8 @@
-/** Settings and the requests they make. Knows the contract's fields and defaults, and no page. */
+/** Settings, and requests made from them. Knows the API's fields and defaults, not the page. */
 
 /**
- * Every number that can be set. `page` is what the page starts with, `api` what the server does
- * without the field; a field that is empty or has the API's default is not sent.
+ * Every numeric field. `page` is the default of the page, `api` the default of the server. A field
+ * that is empty or at the server's default is not sent.
  */
 export const FIELDS = [
   { name: "temperature", min: 0, max: 2, step: 0.05, page: 1, api: 1 },
@@ -24,21 +24,21 @@ export const FIELDS = [
  *   ignore_eos: boolean, infill: boolean, [name: string]: unknown}} Settings
  */
 
-/** @returns {Settings} what the page starts with */
+/** @returns {Settings} the defaults of the page */
 export function defaults() {
   const numbers = Object.fromEntries(FIELDS.map((field) => [field.name, field.page]));
   return { model: "", ...numbers, stop: [], logit_bias: [], ignore_eos: false, infill: false };
 }
 
-/** The range of a field with the operator's limits. */
+/** Returns the range of a field under the operator's limits. */
 export function rangeOf(field, limits = {}) {
   const most = field.limit === undefined ? undefined : limits[field.limit];
   return { min: field.min, max: typeof most === "number" ? most : field.max };
 }
 
 /**
- * Settings from anywhere, a link or an old visit: what is not of its type or range is left at its
- * default.
+ * Parse the settings of a link or of an earlier visit. A value of the wrong type or range becomes
+ * the default.
  */
 export function readSettings(raw, base = defaults()) {
   const settings = { ...base };
@@ -73,7 +73,7 @@ export function accepts(field, value, range = rangeOf(field)) {
 }
 
 /**
- * The body of a completion of `text`, without how it is delivered.
+ * Returns the request body that continues `text`, without `stream`.
  * @param {Settings} settings
  */
 export function completionBody(settings, text, suffix, limits = {}) {
@@ -83,7 +83,7 @@ export function completionBody(settings, text, suffix, limits = {}) {
     let value = settings[field.name];
     if (value === null || value === undefined) continue;
     if (field.name === "logprobs") value = Math.min(value, rangeOf(field, limits).max);
-    // The page's own defaults are said, so that a copied request shows what it does.
+    // The temperature is always sent, so that a copied request shows it.
     if (value === field.api && field.name !== "temperature") continue;
     if (field.name === "best_of" && value <= (settings.n ?? 1)) continue;
     body[field.name] = value;
@@ -96,12 +96,12 @@ export function completionBody(settings, text, suffix, limits = {}) {
   return body;
 }
 
-/** Whether an answer can come as it is made: ranked candidates cannot. */
+/** Whether an answer can be streamed. Ranked candidates cannot. */
 export function canStream(body) {
   return (body.best_of ?? 1) <= (body.n ?? 1);
 }
 
-/** The body that scores a text and generates nothing. */
+/** Returns the request body that scores a text and generates nothing. */
 export function scoringBody(settings, text, limits = {}) {
   const logprobs = FIELDS.find((field) => field.name === "logprobs");
   const most = Math.min(settings.logprobs ?? 0, rangeOf(logprobs, limits).max);

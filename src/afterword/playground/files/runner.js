@@ -1,15 +1,15 @@
-/** One request at a time: who waits for it, how it is stopped, how it ended. Knows no text. */
+/** Runs one request at a time, and can stop it. Does not know the text. */
 
 import { ApiError, Interrupted, Unreachable } from "./api.js";
 import { canStream } from "./request.js";
 import { TokenReader } from "./tokens.js";
 
-/** The model reads this text as another one, so its tokens cannot be shown in it. */
+/** The tokenizer changes this text, so its tokens have no places in it. */
 export class ChangedText extends Error {}
 
 const KNOWN = [ApiError, Interrupted, Unreachable, ChangedText];
 
-/** Says `running` when a request begins and when it has ended, and `problem` with an error. */
+/** Dispatches `running` when a request starts and when it ends, and `problem` with an error. */
 export class Runner extends EventTarget {
   /** @type {{kind: "writing"|"scoring", abort: AbortController}|null} */
   running = null;
@@ -26,7 +26,10 @@ export class Runner extends EventTarget {
     this.running?.abort.abort();
   }
 
-  /** Hand the choices of a completion to `take`, whole or in parts; why it ended early, or null. */
+  /**
+   * Run a completion. `take` gets every choice, whole or in parts.
+   * @returns {Promise<"stopped"|"interrupted"|null>} null if it was not cut short
+   */
   write(body, take) {
     return this.#run("writing", async (signal) => {
       for await (const choice of this.#choices(body, signal)) take(choice);
@@ -34,14 +37,14 @@ export class Runner extends EventTarget {
     });
   }
 
-  /** What the model makes of the text in a scoring body, or null where there is no answer. */
+  /** Score the prompt of a body. Resolves to its groups, or to null if there is no answer. */
   async score(body) {
     let groups = null;
     await this.#run("scoring", async (signal) => {
       const { choices: [choice] } = await this.#api.json("/v1/completions", body, signal);
       const reader = new TokenReader();
       reader.add(choice.text, choice.logprobs);
-      if (reader.text !== body.prompt) throw new ChangedText("the model spells this text differently");
+      if (reader.text !== body.prompt) throw new ChangedText("the tokenizer changes this text");
       ({ groups } = reader);
     });
     return groups;

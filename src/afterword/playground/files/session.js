@@ -1,8 +1,8 @@
 /**
- * What is being written: the text, where it stands in the tree, and the request under way.
+ * The session: the text, its node in the tree, and the running request.
  *
- * Says what changed by events: `text` (all of it), `grown` (text was added at the end), `marks`
- * (what is known of tokens), `suffix`, `tree`, `running`, `choices`, `problem`.
+ * Dispatches an event for each change: `text` (another text), `grown` (text was appended), `marks`
+ * (groups, or how many are valid), `suffix`, `tree`, `running`, `choices`, `problem`.
  */
 
 import { Runner } from "./runner.js";
@@ -20,9 +20,9 @@ export class Session extends EventTarget {
   text = "";
   suffix = "";
   groups = [];
-  /** Groups that end at or before this offset are of the text as it stands. */
+  /** Groups that end at or before this offset match the current text. */
   valid = 0;
-  /** Choices side by side: `{text, groups, finish, node}`; empty when there are none. */
+  /** Choices side by side: `{reader, finish, node}`; empty if there are none. */
   choices = [];
 
   #runner;
@@ -42,17 +42,17 @@ export class Session extends EventTarget {
     this.#limits = limits;
   }
 
-  /** The request under way: `{kind: "writing"|"scoring"}`, or null. */
+  /** The running request: `{kind: "writing"|"scoring"}`, or null. */
   get running() {
     return this.#runner.running;
   }
 
-  /** The body that a continuation of the page as it stands would send. */
+  /** The request body that `continue` would send now. */
   get body() {
     return completionBody(this.#settings(), this.text.toWellFormed(), this.suffix.toWellFormed(), this.#limits());
   }
 
-  /** The reader typed; `run` groups what is one step to take back. */
+  /** The reader typed. Edits of the same `run` are one undo step. */
   edit(text, run) {
     this.#history.remember(this.#snapshot(), run);
     this.text = text;
@@ -69,7 +69,7 @@ export class Session extends EventTarget {
     return this.#history.canUndo;
   }
 
-  /** Begin anew with this text; what was there stays a branch. */
+  /** Start a new text. The old one stays as a branch. */
   begin(text, suffix = "") {
     this.keep();
     this.#step();
@@ -79,10 +79,10 @@ export class Session extends EventTarget {
     this.keep();
   }
 
-  /** Take up where an earlier visit ended; `nodes` in the order of their making. */
+  /** Restore an earlier visit. `nodes` are in order of creation. */
   resume(nodes, at, text, suffix) {
     let tree = emptyTree();
-    // Another tab may have pruned what one here grew from.
+    // Another tab may have pruned the parent of a node.
     for (const node of nodes) if (node.id !== ROOT && tree.has(node.parent)) tree = add(tree, node);
     this.tree = tree;
     this.at = tree.has(at) ? at : ROOT;
@@ -91,7 +91,7 @@ export class Session extends EventTarget {
     this.#tell("tree");
   }
 
-  /** Put another tree beside the one at hand, and go to one of its nodes. */
+  /** Merge another tree into this one, and go to one of its nodes. */
   take(other, at) {
     this.keep();
     this.#step();
@@ -103,7 +103,7 @@ export class Session extends EventTarget {
     this.#tell("tree");
   }
 
-  /** Put what was typed into the tree. */
+  /** Put the typed text into the tree. */
   keep() {
     const written = write(this.tree, this.at, this.text, freshId());
     if (written.at === this.at) return;
@@ -129,7 +129,7 @@ export class Session extends EventTarget {
     this.#tell("tree");
   }
 
-  /** Cut a branch off. Where the text stood on it, it goes back to where the branch began. */
+  /** Remove a branch. If the text is on it, go to the parent of the branch. */
   prune(id) {
     const { parent } = this.tree.get(id);
     this.tree = prune(this.tree, id);
@@ -154,7 +154,7 @@ export class Session extends EventTarget {
     this.#runner.stop();
   }
 
-  /** Go on from the end of the text, or fill the gap before the suffix. */
+  /** Continue the text, or fill the gap before the suffix. */
   async continue() {
     if (this.running !== null) return;
     this.keep();
@@ -164,7 +164,7 @@ export class Session extends EventTarget {
     else await this.#runOne(body, this.text.length, []);
   }
 
-  /** Take another token at a group's place, and go on from there. */
+  /** Replace a group by an alternative, and continue from there. */
   async branch(index, [alternative, logprob]) {
     if (this.running !== null) return;
     this.keep();
@@ -182,7 +182,7 @@ export class Session extends EventTarget {
     await this.#runOne(body, start, [group]);
   }
 
-  /** Ask what the model makes of the text as it stands. */
+  /** Score the current text. */
   async score() {
     if (this.running !== null || this.text === "") return;
     this.keep();
@@ -194,7 +194,7 @@ export class Session extends EventTarget {
     this.#tell("tree");
   }
 
-  /** Take one of the choices side by side, or none. */
+  /** Close the choices, and go to the one with this index if there is one. */
   choose(index) {
     const choice = this.choices[index];
     this.choices = [];
@@ -202,7 +202,7 @@ export class Session extends EventTarget {
     if (choice?.node !== undefined) this.go(choice.node);
   }
 
-  /** One continuation, in place. `lead` are groups that were put before it. */
+  /** Write one continuation into the text. `lead` are groups that come before it. */
   async #runOne(body, from, lead) {
     const [head, parent] = [this.text, this.at];
     const reader = new TokenReader(head.length);
@@ -228,7 +228,7 @@ export class Session extends EventTarget {
     this.#tell("tree");
   }
 
-  /** Several continuations side by side; each becomes a branch, and the reader takes one. */
+  /** Write several continuations side by side. Each becomes a branch. */
   async #runMany(body) {
     const [from, parent] = [this.text.length, this.at];
     const makeChoice = () => ({ reader: new TokenReader(from), finish: null, node: undefined });
@@ -250,7 +250,7 @@ export class Session extends EventTarget {
     this.#tell("tree");
   }
 
-  /** Put what the model wrote into the tree; the new node's id. */
+  /** Put what the model wrote into the tree. Returns the id of the new node. */
   #hang(parent, from, text, groups, finish) {
     const node = makeNode(freshId(), parent, from, text, { by: "model", groups, finish });
     this.tree = add(this.tree, node);
@@ -261,7 +261,7 @@ export class Session extends EventTarget {
     return { text: this.text, suffix: this.suffix, at: this.at };
   }
 
-  /** What comes next can be taken back by itself. */
+  /** Make the next change an undo step of its own. */
   #step() {
     this.#history.remember(this.#snapshot());
   }
@@ -269,7 +269,7 @@ export class Session extends EventTarget {
   #restore(state) {
     if (state === null) return;
     this.suffix = state.suffix;
-    // A branch may have been pruned since; its text can still be had.
+    // The branch may be pruned by now. Its text is still there.
     this.at = this.tree.has(state.at) ? state.at : ROOT;
     this.#dropChoices();
     this.#show(state.text);

@@ -1,4 +1,4 @@
-/** Carrying on elsewhere: the request as a program, and a link to the page as it stands. */
+/** The share dialog: the request as a program, and a link to the current page. */
 
 import { find, h } from "./dom.js";
 import { t } from "./i18n.js";
@@ -8,13 +8,13 @@ import { Tabs } from "./tabs.js";
 
 const NAMES = { curl: "curl", python: "Python", javascript: "JavaScript" };
 
-/** Put text on the clipboard; false where the browser does not let us (no secure context). */
+/** Copy text to the clipboard. Resolves to false if the browser does not allow it. */
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch (error) {
-    // Outside a secure context there is no clipboard at all; inside one it may be forbidden.
+    // Without a secure context there is no clipboard; with one it may be forbidden.
     if (error instanceof TypeError || error.name === "NotAllowedError") return false;
     throw error;
   }

@@ -1,6 +1,7 @@
 /**
- * A request as a program that sends it. Text of any kind ends up inside a literal of the language,
- * so what was written on the page cannot become code.
+ * A request as a program that sends it.
+ *
+ * All text becomes a literal of the language, so text of the page cannot become code.
  */
 
 const OWN_FIELDS = ["top_k", "min_p", "min_tokens", "ignore_eos"];
@@ -8,7 +9,7 @@ const KEY_VARIABLE = "AFTERWORD_API_KEY";
 
 /** @typedef {{base: string, body: Record<string, unknown>, keyed: boolean}} Call */
 
-/** JSON that is plain ASCII, so that it survives every terminal and editor. */
+/** Returns JSON in ASCII, which no terminal or editor changes. */
 function ascii(value, indent) {
   return JSON.stringify(value, null, indent).replace(
     /[\u007f-\uffff]/g,
@@ -18,7 +19,7 @@ function ascii(value, indent) {
 
 /** @param {Call} call */
 export function curl({ base, body, keyed }) {
-  // Inside single quotes a shell takes everything as it is, except a single quote.
+  // In single quotes a shell changes nothing; only a single quote needs an escape.
   const quoted = ascii(body).replaceAll("'", String.raw`'\''`);
   const lines = [`curl ${base}/v1/completions`, "-H 'Content-Type: application/json'"];
   if (keyed) lines.push(`-H "Authorization: Bearer $${KEY_VARIABLE}"`);
@@ -56,7 +57,7 @@ function pythonValue(value) {
   return `{${pairs.join(", ")}}`;
 }
 
-/** A Python literal: its escapes beyond 16 bits are not JSON's. */
+/** Returns a Python literal. Its escapes beyond 16 bits differ from JSON's. */
 function pythonText(text) {
   const inside = [...text].map((point) => {
     const code = point.codePointAt(0);

@@ -1,10 +1,10 @@
 /** Server-sent events of completions: bytes in, chunks out. */
 
-/** The stream ended without its last event: what came is not the whole answer. */
+/** The stream ended without `[DONE]`, so the answer is incomplete. */
 export class Interrupted extends Error {}
 
 /**
- * The JSON of every event up to `[DONE]`. Throws Interrupted.
+ * Yields the JSON of every event before `[DONE]`. Throws Interrupted if the stream ends early.
  * @param {AsyncIterable<Uint8Array>} bytes
  */
 export async function* events(bytes) {
@@ -24,7 +24,7 @@ export async function* events(bytes) {
   throw new Interrupted("the stream ended early");
 }
 
-/** Chunks of a body's stream, for browsers whose streams are not iterable. */
+/** Yields the chunks of a body, for browsers whose streams are not iterable. */
 export async function* partsOf(body) {
   const reader = body.getReader();
   try {

@@ -1,4 +1,7 @@
-/** What the browser keeps: branches and the page in IndexedDB, the key for as long as the tab. */
+/**
+ * What the browser stores: branches and page in IndexedDB, preferences in localStorage, the key in
+ * sessionStorage. Stored names never change, so that branches of earlier releases are found.
+ */
 
 const NAME = "afterword";
 const KEY = "afterword.key";
@@ -10,10 +13,10 @@ function done(request) {
   });
 }
 
-/** Nodes are immutable: only those that are new, changed or gone are written. */
+/** Branches and page. Nodes are immutable, so a save writes only new, changed and removed ones. */
 export class PageStorage {
   #base;
-  // Of each node that is kept: itself and its place in the order of making.
+  // The stored row of each node: the node, and its place in the order of creation.
   #saved = new Map();
   #made = 0;
 
@@ -30,7 +33,7 @@ export class PageStorage {
     return new PageStorage(await done(request));
   }
 
-  /** What was kept: nodes in the order of their making, and the page or undefined. */
+  /** Returns the stored nodes in order of creation, and the page or undefined. */
   async load() {
     const stores = this.#base.transaction(["nodes", "page"]);
     const [rows, page] = await Promise.all([
@@ -66,7 +69,7 @@ export class PageStorage {
   }
 }
 
-/** The API key: in this tab, until it is closed. */
+/** The API key, kept until this tab closes. */
 export const key = {
   get: () => sessionStorage.getItem(KEY),
   set(value) {
@@ -75,7 +78,7 @@ export const key = {
   },
 };
 
-/** Choices of the reader that concern the page and not the text. */
+/** The reader's language and colours. */
 export const preference = {
   get: (name) => localStorage.getItem(`afterword.${name}`),
   set: (name, value) => localStorage.setItem(`afterword.${name}`, value),

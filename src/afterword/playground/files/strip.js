@@ -1,6 +1,6 @@
-/** The strip above the text: log-probability or entropy along it, drawn on a canvas. */
+/** The strip above the text: a plot of log-probability or entropy along the text. */
 
-import { wiped } from "./dom.js";
+import { cleared } from "./dom.js";
 import { entropyOf, groupAt, logprobOf } from "./tokens.js";
 import { COUNT, stepOf } from "./tint.js";
 
@@ -35,14 +35,14 @@ export class Strip extends EventTarget {
     this.draw();
   }
 
-  /** Show the groups up to an offset of the text. */
+  /** Show the groups that end at or before an offset of the text. */
   show(groups, valid) {
     this.#groups = groups;
     this.#count = groupAt(groups, valid);
     this.draw();
   }
 
-  /** Mark what is selected, by offsets; null for nothing. */
+  /** Shade a selection, given by two offsets; null shades nothing. */
   select(span) {
     this.#span = span;
     this.draw();
@@ -50,7 +50,7 @@ export class Strip extends EventTarget {
 
   draw() {
     const canvas = this.#canvas;
-    const { pen, width, height } = wiped(canvas);
+    const { pen, width, height } = cleared(canvas);
     if (width === 0 || this.#count === 0) return;
     const style = getComputedStyle(canvas);
     const colours = Array.from({ length: COUNT }, (_, i) => style.getPropertyValue(`--plot-${i}`));
@@ -67,7 +67,7 @@ export class Strip extends EventTarget {
     }
   }
 
-  /** The most surprising group of those that share a column: how deep, and its step. */
+  /** Returns depth and step of the most surprising group in a column. */
   #column(column, columns) {
     const first = Math.floor((column * this.#count) / columns);
     const end = Math.max(first + 1, Math.floor(((column + 1) * this.#count) / columns));

@@ -1,4 +1,4 @@
-/** A list of tabs: one is chosen, arrow keys go round, and only the chosen one is a stop of Tab. */
+/** A list of tabs. Arrow keys move the choice; the Tab key reaches the chosen tab only. */
 
 export class Tabs {
   #tabs;
@@ -6,7 +6,7 @@ export class Tabs {
 
   /**
    * @param {HTMLElement} list holds elements of role `tab`
-   * @param {(tab: HTMLElement) => void} follow shows what belongs to the tab that was chosen
+   * @param {(tab: HTMLElement) => void} follow shows the view of the chosen tab
    */
   constructor(list, follow) {
     this.#tabs = [...list.querySelectorAll('[role="tab"]')];

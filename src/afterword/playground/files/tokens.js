@@ -1,4 +1,4 @@
-/** From log-probability arrays of the wire to groups of tokens that can be pointed at in a text. */
+/** Groups of tokens with places in a text, made from the API's arrays of log-probabilities. */
 
 const BYTES = /^bytes:(?:\\x[0-9a-f]{2})+$/;
 const encoder = new TextEncoder();
@@ -7,23 +7,23 @@ const encoder = new TextEncoder();
  * @typedef {[text: string, logprob: number]} Alternative
  * @typedef {{text: string, logprob: number|null, top: Alternative[]}} Token
  * @typedef {{start: number, end: number, tokens: Token[]}} Group
- * A group is what can be shown: one token, or several that make up a character between them.
- * `start` and `end` are UTF-16 offsets in the whole text; `logprob` is natural, null where nothing
- * predicts the token.
+ * A group is one token, or several tokens that form a character together. `start` and `end` are
+ * UTF-16 offsets in the whole text. `logprob` is a natural logarithm, or null for the first token
+ * of a text, which nothing predicts.
  */
 
-/** The bytes that a token of the wire stands for. */
+/** Returns the bytes of a token of the API. */
 export function bytesOf(token) {
   if (!BYTES.test(token)) return encoder.encode(token);
   return Uint8Array.from(token.matchAll(/\\x(..)/g), ([, hex]) => parseInt(hex, 16));
 }
 
-/** Whether a token is only part of a character, and so no text by itself. */
+/** Whether a token contains only a part of a character, so it is not a text by itself. */
 export function isPartial(token) {
   return BYTES.test(token);
 }
 
-/** A token for people: white space visible, and bytes that are no text by themselves as hex. */
+/** Returns a token for display: white space is visible, bytes of partial characters are hex. */
 export function spelled(token) {
   if (!isPartial(token)) return visible(token);
   return token
@@ -40,7 +40,7 @@ function visible(text) {
     .replace(/[\p{Cc}\p{Cf}]/gu, (c) => `‹${c.codePointAt(0).toString(16).toUpperCase()}›`);
 }
 
-/** Bytes that are missing until the last character of a UTF-8 sequence is complete. */
+/** Counts the bytes that the last character of a UTF-8 sequence still needs. */
 class Utf8 {
   missing = 0;
 
@@ -56,10 +56,10 @@ class Utf8 {
 }
 
 /**
- * Grows a text and its groups from the chunks of one choice.
+ * Builds a text and its groups from the chunks of one choice.
  *
- * Offsets of the wire count code points from the prompt's start; a text area counts UTF-16 units
- * and knows one kind of line end. `base` is where the choice's text begins in the text area.
+ * Offsets of the API count code points from the start of the prompt. A text area counts UTF-16
+ * units and has one kind of line end. `base` is the offset of the choice in the text area.
  */
 export class TokenReader {
   /** @type {Group[]} */
@@ -68,7 +68,7 @@ export class TokenReader {
   #base;
   #origin = null;
   #utf8 = new Utf8();
-  // How far code points were walked: the text may lag behind its tokens.
+  // Code points and units of the text so far; the text may arrive later than its tokens.
   #walked = { points: 0, units: 0 };
   #units = [0];
   #afterReturn = false;
@@ -78,7 +78,7 @@ export class TokenReader {
     this.#base = base;
   }
 
-  /** One chunk, or a whole choice. */
+  /** Add one chunk, or a whole choice. */
   add(text, logprobs) {
     this.#append(text);
     for (let i = 0; i < (logprobs?.tokens.length ?? 0); i += 1) {
@@ -110,7 +110,7 @@ export class TokenReader {
     this.text += added;
   }
 
-  /** Give positions to groups whose text has come since; all before them have theirs. */
+  /** Place the groups whose text has arrived since the last call. */
   #place() {
     const end = this.text.length;
     for (let i = this.groups.length - 1; i >= 0; i -= 1) {
@@ -125,7 +125,7 @@ export class TokenReader {
   }
 }
 
-/** The log-probability of a group: the sum over its tokens, null where one has none. */
+/** Returns the sum of the log-probabilities of a group, or null if a token has none. */
 export function logprobOf(group) {
   let sum = 0;
   for (const token of group.tokens) {
@@ -136,8 +136,8 @@ export function logprobOf(group) {
 }
 
 /**
- * The entropy in bits of a group's first token, as far as its alternatives show it: what is
- * not among them counts as one outcome, so this is a lower bound.
+ * Returns the entropy of a group's first token in bits, or null without alternatives. All tokens
+ * that are not shown count as one outcome, so this is a lower bound.
  */
 export function entropyOf(group) {
   const [first] = group.tokens;
@@ -153,7 +153,7 @@ export function entropyOf(group) {
   return bits;
 }
 
-/** Index of the first group that ends after an offset: the one there, or the next. */
+/** Returns the index of the first group that ends after an offset. */
 export function groupAt(groups, offset) {
   let low = 0;
   let high = groups.length;
@@ -165,7 +165,7 @@ export function groupAt(groups, offset) {
   return low;
 }
 
-/** Figures of the groups that lie in a part of the text; those without log-probability are left out. */
+/** Returns figures of the groups in a part of the text, without tokens that have no logprob. */
 export function figures(groups, start = 0, end = Infinity) {
   let tokens = 0;
   let total = 0;
@@ -180,10 +180,10 @@ export function figures(groups, start = 0, end = Infinity) {
   return { tokens, total, mean, perplexity: mean === null ? null : Math.exp(-mean) };
 }
 
-// Texts are compared piece by piece first: that costs the browser next to nothing.
+// Texts are compared in long parts first, which browsers do fast.
 const PART_UNITS = 4096;
 
-/** Length of what two texts begin with in common, never inside a surrogate pair. */
+/** Returns the length of the common prefix of two texts, never inside a surrogate pair. */
 export function commonPrefix(a, b) {
   const most = Math.min(a.length, b.length);
   let i = 0;
@@ -195,7 +195,7 @@ export function commonPrefix(a, b) {
   return i;
 }
 
-/** Length of what two texts end with in common, after the first `head` units of both. */
+/** Returns the length of the common suffix of two texts, after the first `head` units of both. */
 export function commonSuffix(a, b, head) {
   const most = Math.min(a.length, b.length) - head;
   const partOf = (text, i) => text.slice(text.length - i - PART_UNITS, text.length - i);

@@ -1,4 +1,4 @@
-/** The token view: ids and tokenView of the text as it stands, and how many there are. */
+/** The token view: ids, texts and number of the tokens of the current text. */
 
 import { h, settled } from "./dom.js";
 import { number, t } from "./i18n.js";
@@ -25,7 +25,7 @@ export class TokenView extends EventTarget {
     this.#tokenize = tokenize;
   }
 
-  /** Count this text when the typing pauses. */
+  /** Tokenize this text when typing pauses. */
   follow(text) {
     this.#text = text;
     this.#later();
@@ -37,10 +37,10 @@ export class TokenView extends EventTarget {
 
   async #count() {
     this.#asked += 1;
-    const turn = this.#asked;
+    const request = this.#asked;
     const found = await this.#tokenize(this.#text.toWellFormed());
-    // A later question has been asked meanwhile, or the server could not answer.
-    if (turn !== this.#asked || found === null) return;
+    // The text has changed since, or the server did not answer.
+    if (request !== this.#asked || found === null) return;
     this.#found = found;
     this.draw();
     this.dispatchEvent(new Event("counted"));

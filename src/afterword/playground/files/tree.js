@@ -1,8 +1,8 @@
 /**
- * The tree of everything that was written: immutable nodes, pure functions, no storage.
+ * The tree of all texts: immutable nodes and pure functions.
  *
- * A node keeps the first `from` units of its parent's text and goes on with its own. So a branch
- * anywhere in a text needs no splitting, and nothing that was there is ever changed.
+ * A node keeps the first `from` units of its parent's text and adds its own. So a branch anywhere
+ * in a text splits no node, and no node ever changes.
  */
 
 import { commonPrefix, groupAt } from "./tokens.js";
@@ -19,12 +19,12 @@ const FINISHES = ["stop", "length", "stopped", "interrupted"];
  * @typedef {import("./tokens.js").Group} Group
  * @typedef {{id: string, parent: string|null, from: number, text: string, by: "you"|"model",
  *   groups: Group[], whole: boolean, name: string, finish: string|null}} Node
- * `groups` have offsets in the node's whole text; with `whole` they cover all of it (it was
- * scored), otherwise from `from` on.
+ * `groups` have offsets in the node's whole text. With `whole` (the text was scored) they cover all
+ * of the text, otherwise only the part after `from`.
  * @typedef {ReadonlyMap<string, Node>} Tree children come after their parents
  */
 
-/** What is wrong with a file; `key` and `values` make a message in the reader's language. */
+/** The file is not a tree. `key` and `values` make a message in the reader's language. */
 export class BadTree extends Error {
   constructor(key, values = {}) {
     super(key);
@@ -51,13 +51,13 @@ export function add(tree, node) {
 
 const texts = new WeakMap();
 
-/** The whole text at a node. */
+/** Returns the whole text of a node. */
 export function textOf(tree, id) {
   const node = tree.get(id);
   if (node.parent === null) return node.text;
   let text = texts.get(node);
   if (text === undefined) {
-    // Without recursion: a long session makes a deep tree.
+    // No recursion, because a long session makes a deep tree.
     const path = pathOf(tree, id);
     text = "";
     for (const step of path) {
@@ -68,25 +68,25 @@ export function textOf(tree, id) {
   return text;
 }
 
-/** The nodes from the root to this one. */
+/** Returns the nodes from the root to this one. */
 export function pathOf(tree, id) {
   const path = [];
   for (let node = tree.get(id); node !== undefined; node = tree.get(node.parent)) path.push(node);
   return path.reverse();
 }
 
-/** What is known of the tokens of a node's whole text, in order. */
+/** Returns the groups of a node's whole text, in order. */
 export function groupsOf(tree, id) {
   let groups = [];
   for (const node of pathOf(tree, id)) {
     if (node.whole) groups = node.groups;
-    // An end token takes no room: where the text goes on after it, it is no part of it.
+    // An end token has no text. A text that continues after it does not contain it.
     else groups = [...upTo(groups, node.from).filter((g) => g.end > g.start), ...node.groups];
   }
   return groups;
 }
 
-/** The groups that end at or before an offset. */
+/** Returns the groups that end at or before an offset. */
 export function upTo(groups, offset) {
   return groups.slice(0, groupAt(groups, offset));
 }
@@ -96,9 +96,9 @@ export function childrenOf(tree, id) {
 }
 
 /**
- * Where a text that was edited at `at` belongs: the tree and the node that has it.
+ * Put a text into the tree that was edited at node `at`. Returns the tree, and the text's node.
  *
- * An edit of what you wrote last replaces it, so that pauses in typing make no branches.
+ * An edit of a node that the reader wrote last replaces it, so pauses in typing make no branches.
  */
 export function write(tree, at, text, id) {
   if (textOf(tree, at) === text) return { tree, at };
@@ -113,7 +113,7 @@ export function write(tree, at, text, id) {
   return { tree: next.set(id, node), at: id };
 }
 
-/** The same node, with what scoring its whole text found. */
+/** Returns the tree with the scores of a node's whole text. */
 export function withScores(tree, id, groups) {
   return replace(tree, id, { groups, whole: true });
 }
@@ -126,7 +126,7 @@ function replace(tree, id, changes) {
   return new Map(tree).set(id, Object.freeze({ ...tree.get(id), ...changes }));
 }
 
-/** The tree without a node and everything that grew from it. */
+/** Returns the tree without a node and its descendants. */
 export function prune(tree, id) {
   if (id === ROOT) throw new Error("the root stays");
   const gone = new Set([id]);
@@ -135,8 +135,8 @@ export function prune(tree, id) {
 }
 
 /**
- * A tree with another one beside it. Nodes that are there already stay as they are; others keep
- * their ids unless these are taken. Gives the tree and what the other's ids have become.
+ * Merge another tree into a tree. Nodes that both have stay; the others keep their ids unless an id
+ * is taken. Returns the merged tree, and a map from the other's ids to the new ones.
  */
 export function merge(tree, other, freshId) {
   const merged = new Map(tree);
@@ -158,7 +158,7 @@ export function toJson(tree) {
   return JSON.stringify({ format: FORMAT, version: VERSION, nodes: [...tree.values()] });
 }
 
-/** A tree from a file of anybody's making. Throws BadTree, which says what is wrong and where. */
+/** Parse a file from an unknown source. Throws BadTree with what is wrong and where. */
 export function fromJson(json) {
   let file;
   try {
@@ -203,7 +203,7 @@ const isText = (value) => typeof value === "string";
 const isCount = (value) => Number.isSafeInteger(value) && value >= 0;
 const isLogprob = (value) => typeof value === "number" && Number.isFinite(value) && value <= 0.001;
 
-/** One node with exactly the fields of a node, each of its type. */
+/** Returns a node with the known fields only, each checked. Throws what `wrong` makes. */
 function readNode(raw, wrong) {
   const checks = {
     id: (v) => isText(v) && v.length > 0 && v.length <= 64,

@@ -5,6 +5,7 @@ The model writes the texts. Seeds are fixed, so a picture changes only if the pa
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from e2e.process import serving
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 WIDE = {"width": 1280, "height": 800}
 NARROW = {"width": 390, "height": 780}
+# A busy machine writes a text of this length in half a minute.
+PATIENCE_MS = 120_000
 START = (
     "The lighthouse had been dark for eleven years when the keeper's daughter came back to the "
     "island. She carried a lamp, a letter,"
@@ -24,12 +27,16 @@ START = (
 
 def write(editor: Playground) -> None:
     """Write a text and let the model continue it."""
-    editor.set("seed", 21)
+    count = editor.page.locator("#count")
+    editor.set("seed", 20)
     editor.set("temperature", 0.8)
     editor.set("max_tokens", 110)
     editor.page.keyboard.press("Escape")
     editor.write(START)
+    expect(count).to_have_text(re.compile(r"^[1-9]"))
+    before = count.inner_text()
     editor.proceed()
+    expect(count).not_to_have_text(before)
     editor.page.evaluate("document.querySelector('#view').scrollTop = 0")
 
 
@@ -84,6 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder, "stderr")
         with serving(errors, "--slots", "4") as server, chromium() as browser:
+            expect.set_options(timeout=PATIENCE_MS)
             for scheme in ("light", "dark"):
                 wide(browser, server.url, scheme)
                 narrow(browser, server.url, scheme)

@@ -1,6 +1,6 @@
 """Typing latency of the playground: from a key to the frame that shows it, by length of the text.
 
-Needs Chromium; `make test` installs it. Run as `make typing`.
+Needs Chromium, which `make test` installs. Run `make typing`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from e2e.process import serving
 from e2e.texts import branches_of
 
 KEYS = 60
-# What a machine of a quarter of this one's speed would show; the browser slows its own work down.
+# The browser slows its own work down by this factor, to show what a slow machine does.
 SLOWED = 4
-# After the frame's own work a message comes in turn: the frame is on its way to the screen then.
+# The message arrives after the work of the frame, when the frame is on its way to the screen.
 MEASURE = """() => {
     window.latencies_ms = [];
     document.querySelector("#text").addEventListener("keydown", (event) => {
@@ -30,38 +30,38 @@ MEASURE = """() => {
 }"""
 
 
-def measure(desk: Playground, place: int) -> list[float]:
-    """Latencies in milliseconds of keys typed at an offset, slowest last."""
-    page = desk.page
+def measure(editor: Playground, place: int) -> list[float]:
+    """Type keys at an offset. Returns their latencies in milliseconds, sorted."""
+    page = editor.page
     page.evaluate("window.latencies_ms.length = 0")
     page.focus("#text")
     page.evaluate(f"document.querySelector('#text').setSelectionRange({place}, {place})")
     page.keyboard.press("ArrowLeft")
-    desk.until("window.latencies_ms.length === 1")
+    editor.until("window.latencies_ms.length === 1")
     for i in range(KEYS):
         page.keyboard.type("the quick brown fox "[i % 20])
-        desk.until(f"window.latencies_ms.length === {i + 2}")
+        editor.until(f"window.latencies_ms.length === {i + 2}")
     return sorted(page.evaluate("window.latencies_ms.slice(1)"))
 
 
 def main() -> None:
-    """A line for each length and place."""
+    """Print a line for each length and place."""
     with tempfile.TemporaryDirectory() as folder:
         errors, file = Path(folder, "stderr"), Path(folder, "branches.json")
         with serving(errors, "--slots", "1") as server, chromium() as browser:
             for tokens in (100, 1_000, 10_000, 30_000):
                 file.write_text(json.dumps(branches_of(tokens)))
-                with playground(browser, server.url) as desk:
-                    desk.view("branches")
-                    desk.page.set_input_files("#branch-bar input[type=file]", file)
-                    desk.until("document.querySelector('#text').value.length > 400")
-                    desk.page.evaluate(MEASURE)
-                    slow = desk.page.context.new_cdp_session(desk.page)
+                with playground(browser, server.url) as editor:
+                    editor.view("branches")
+                    editor.page.set_input_files("#branch-bar input[type=file]", file)
+                    editor.until("document.querySelector('#text').value.length > 400")
+                    editor.page.evaluate(MEASURE)
+                    slow = editor.page.context.new_cdp_session(editor.page)
                     for rate in (1, SLOWED):
                         slow.send("Emulation.setCPUThrottlingRate", {"rate": rate})
-                        length = len(desk.text)
+                        length = len(editor.text)
                         for name, place in (("end", length), ("middle", length // 2)):
-                            found = measure(desk, place)
+                            found = measure(editor, place)
                             print(
                                 f"{tokens:>6} tokens, typing at the {name:<6}, "
                                 f"{'as it is' if rate == 1 else f'slowed {rate}x'}: "

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from afterword import playground
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
@@ -74,6 +75,7 @@ def make_client(
         clock=lambda: next(ticks) / 1000,
         entropy=entropy,
         keep_alive_s=keep_alive_s,
+        public=playground.routes(),
         upstreams=lambda: [
             (name, stats)
             for name, engine in engines.items()

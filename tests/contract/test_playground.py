@@ -1,4 +1,4 @@
-"""``GET /``: the files of the playground, and what browsers are told about them."""
+"""``GET /``: the files of the playground, and their headers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from afterword.http.playground import load
+from afterword.playground import load
 from asgi import Client
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_whatever_is_named_is_there() -> None:
         for target in re.findall(r'from "\./([^"]+)"', asset.body.decode()):
             named.append(f"{folder}/{target}" if folder else target)
     assert set(named) <= set(ASSETS)
-    # And nothing is there that is not used.
+    # Every file is used.
     assert set(ASSETS) - set(named) == {"index.html"}
 
 
@@ -90,4 +90,4 @@ def test_the_files_are_in_the_wheel(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"afterword/http/playground/files/{path}" for path in ASSETS} <= set(names)
+    assert {f"afterword/playground/files/{path}" for path in ASSETS} <= set(names)

@@ -16,13 +16,13 @@ ARGUMENTS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage",
 ]  # fmt: skip
-# What a test waits for takes milliseconds on a machine that has nothing else to do.
+# Each wait takes milliseconds on an idle machine; a busy one needs more.
 PATIENCE_MS = 15_000
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser; ``make test`` installs it."""
+    """Chromium, which ``make test`` installs."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     assert program is not None, "there is no chromium; on Debian and Ubuntu: apt install chromium"
     expect.set_options(timeout=PATIENCE_MS)
@@ -34,7 +34,7 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Playground:
-    """The page, in words of what a reader does; ``complaints`` are errors of the console."""
+    """The page, with the actions of a reader. ``complaints`` are errors of the console."""
 
     page: Page
     complaints: list[str] = field(default_factory=list)
@@ -51,32 +51,32 @@ class Playground:
         self.page.keyboard.insert_text(text)
 
     def set(self, name: str, value: object) -> None:
-        """Give a field a value; its group is opened where it is closed."""
+        """Set the value of a field. Opens its group if it is closed."""
         self.view("settings")
         box = self.page.locator(f"#field-{name}")
         box.evaluate("(e) => { e.closest('details').open = true; }")
         box.fill(str(value))
 
     def view(self, name: str) -> None:
-        """Open a view of the panel, where it is not open."""
+        """Open a view of the panel if it is closed."""
         if self.page.get_attribute("#panel-toggle", "aria-expanded") == "false":
             self.page.click("#panel-toggle")
         if self.page.get_attribute(f"#tab-{name}", "aria-selected") == "false":
             self.page.click(f"#tab-{name}")
 
     def proceed(self) -> str:
-        """Continue to the end; what was added."""
+        """Continue, and wait for the end. Returns the added text."""
         before = len(self.text)
         self.page.keyboard.press("Control+Enter")
         self.settle()
         return self.text[before:]
 
     def settle(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until no request runs."""
         expect(self.page.locator("body")).to_have_attribute("data-running", "")
 
     def until(self, condition: str) -> None:
-        """Wait for something that is true in the page; its policy forbids Playwright's own way."""
+        """Wait for a condition in the page. Its policy forbids Playwright's own way."""
         self.page.evaluate(
             f"""() => new Promise((done) => {{
                 const look = async () => {{
@@ -92,7 +92,7 @@ class Playground:
         self.settle()
 
     def tints(self) -> dict[int, int]:
-        """How many ranges each step of the scale is painted on, after the next frame."""
+        """Returns the number of painted ranges of each step, after the next frame."""
         return {
             int(step): count
             for step, count in self.page.evaluate(
@@ -109,7 +109,7 @@ class Playground:
 
 @contextmanager
 def playground(browser: Browser, url: str, **options: Any) -> Iterator[Playground]:
-    """A tab of its own, with nothing kept from others; nothing may complain in it."""
+    """A tab without stored data. At its end the console must have no errors."""
     given = {"viewport": {"width": 1280, "height": 800}, "locale": "en-US", **options}
     context = browser.new_context(**given)
     context.set_default_timeout(PATIENCE_MS)
@@ -122,13 +122,13 @@ def playground(browser: Browser, url: str, **options: Any) -> Iterator[Playgroun
 
 
 def arrive(tab: Playground, url: str) -> None:
-    """Open the page, and wait until it is ready."""
+    """Open the page and wait until it is ready."""
     tab.page.goto(url)
     tab.page.wait_for_selector("body[data-ready=true]")
 
 
 def forget(tab: Playground, url: str) -> None:
-    """Leave the page of this server, and all that it and a test put into the tab."""
+    """Leave the page, and remove everything that it or a test put into the tab."""
     page = tab.page
     page.unroute_all()
     page.context.unroute_all()
@@ -142,10 +142,10 @@ def forget(tab: Playground, url: str) -> None:
 
 
 def watch(tab: Playground) -> None:
-    """Keep what the page complains of and asks for."""
+    """Record errors and requests of the page."""
 
     def listen(message: Any) -> None:
-        # The browser itself reports each refused or failed request; the page shows them.
+        # The browser reports every refused or failed request. The page shows these itself.
         if message.type == "error" and "Failed to load resource" not in message.text:
             tab.complaints.append(message.text)
 

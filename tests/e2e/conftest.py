@@ -63,7 +63,7 @@ def tab(browser: Browser, server: Server) -> Iterator[Playground]:
 
 
 @pytest.fixture
-def desk(tab: Playground, server: Server) -> Iterator[Playground]:
+def editor(tab: Playground, server: Server) -> Iterator[Playground]:
     """The page as on a first visit, in a tab that tests share; a new one takes longer."""
     forget(tab, server.url)
     arrive(tab, server.url)

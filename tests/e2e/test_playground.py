@@ -1,4 +1,4 @@
-"""The playground at work, in a browser on the real model: the main things that people do."""
+"""The playground in a browser, with the real model: what readers do most."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from e2e.browser import Open, Playground
+from e2e.browser import Open, Playground, arrive
 from e2e.process import Server, serving
 from tiny_gguf import make_gguf
 
@@ -19,38 +19,38 @@ TOKENS = 12
 
 
 @pytest.fixture
-def written(desk: Playground) -> Playground:
-    """A page with a continuation of ``TOKENS``."""
-    desk.set("seed", 7)
-    desk.set("max_tokens", TOKENS)
-    desk.write(START)
-    assert desk.proceed()
-    return desk
+def written(editor: Playground) -> Playground:
+    """A page with a continuation of ``TOKENS`` tokens."""
+    editor.set("seed", 7)
+    editor.set("max_tokens", TOKENS)
+    editor.write(START)
+    assert editor.proceed()
+    return editor
 
 
-def test_everything_comes_from_the_server(desk: Playground, server: Server) -> None:
-    assert {url.split("?")[0][: len(server.url)] for url in desk.requests} == {server.url}
-    assert any(url.endswith("/playground/main.js") for url in desk.requests)
+def test_everything_comes_from_the_server(editor: Playground, server: Server) -> None:
+    assert {url.split("?")[0][: len(server.url)] for url in editor.requests} == {server.url}
+    assert any(url.endswith("/playground/main.js") for url in editor.requests)
 
 
-def test_write_and_stream(desk: Playground) -> None:
-    desk.set("seed", 7)
-    desk.set("max_tokens", 24)
-    desk.write(START)
-    desk.page.evaluate(
+def test_write_and_stream(editor: Playground) -> None:
+    editor.set("seed", 7)
+    editor.set("max_tokens", 24)
+    editor.write(START)
+    editor.page.evaluate(
         """() => {
             window.steps = 0;
-            const mirror = document.querySelector("#mirror");
+            const overlay = document.querySelector("#overlay");
             const watch = new MutationObserver((seen) => { window.steps += seen.length; });
-            watch.observe(mirror, { subtree: true, childList: true, characterData: true });
+            watch.observe(overlay, { subtree: true, childList: true, characterData: true });
         }"""
     )
-    added = desk.proceed()
-    assert desk.text == START + added
-    # It grew before the eyes of the reader, not at once.
-    assert desk.page.evaluate("window.steps") > 5
-    assert sum(desk.tints().values()) == 24
-    assert "24 tokens" in desk.page.inner_text("#figures")
+    added = editor.proceed()
+    assert editor.text == START + added
+    # The text grew in many steps, not at once.
+    assert editor.page.evaluate("window.steps") > 5
+    assert sum(editor.tints().values()) == 24
+    assert "24 tokens" in editor.page.inner_text("#figures")
 
 
 def test_the_same_seed_writes_the_same(written: Playground) -> None:
@@ -61,39 +61,39 @@ def test_the_same_seed_writes_the_same(written: Playground) -> None:
     assert written.text == first
 
 
-def test_stop_keeps_what_came(desk: Playground) -> None:
-    desk.set("max_tokens", 2000)
-    desk.set("logprobs", 0)
-    desk.page.evaluate("document.querySelector('#field-ignore_eos').click()")
-    desk.write(START)
-    desk.page.keyboard.press("Control+Enter")
-    desk.until(f"document.querySelector('#text').value.length > {len(START) + 20}")
-    expect(desk.page.locator("#stop")).to_be_visible()
-    expect(desk.page.locator("#undo")).to_be_disabled()
-    desk.page.keyboard.press("Control+z")
-    desk.page.keyboard.press("Escape")
-    desk.settle()
-    kept = desk.text
+def test_stop_keeps_what_came(editor: Playground) -> None:
+    editor.set("max_tokens", 2000)
+    editor.set("logprobs", 0)
+    editor.page.evaluate("document.querySelector('#field-ignore_eos').click()")
+    editor.write(START)
+    editor.page.keyboard.press("Control+Enter")
+    editor.until(f"document.querySelector('#text').value.length > {len(START) + 20}")
+    expect(editor.page.locator("#stop")).to_be_visible()
+    expect(editor.page.locator("#undo")).to_be_disabled()
+    editor.page.keyboard.press("Control+z")
+    editor.page.keyboard.press("Escape")
+    editor.settle()
+    kept = editor.text
     assert kept.startswith(START)
     assert len(kept) < 8000
-    # What was pressed meanwhile took nothing back, neither then nor from what can be taken back.
-    desk.page.keyboard.press("Control+z")
-    assert desk.text == START
-    desk.page.keyboard.press("Control+y")
-    assert desk.text == kept
-    expect(desk.page.locator("#continue")).to_be_visible()
-    desk.set("max_tokens", 3)
-    desk.page.focus("#text")
-    assert desk.proceed()
-    assert desk.text.startswith(kept)
+    # The undo during the stream did nothing, and lost no undo step.
+    editor.page.keyboard.press("Control+z")
+    assert editor.text == START
+    editor.page.keyboard.press("Control+y")
+    assert editor.text == kept
+    expect(editor.page.locator("#continue")).to_be_visible()
+    editor.set("max_tokens", 3)
+    editor.page.focus("#text")
+    assert editor.proceed()
+    assert editor.text.startswith(kept)
 
 
-def test_there_is_nothing_to_undo_at_first(desk: Playground) -> None:
-    undo = desk.page.locator("#undo")
+def test_there_is_nothing_to_undo_at_first(editor: Playground) -> None:
+    undo = editor.page.locator("#undo")
     expect(undo).to_be_disabled()
-    desk.write("A")
+    editor.write("A")
     undo.click()
-    assert desk.text == ""
+    assert editor.text == ""
     expect(undo).to_be_disabled()
 
 
@@ -108,7 +108,7 @@ def test_undo_and_redo(written: Playground) -> None:
     assert written.text == whole
     page.keyboard.press("Control+y")
     assert written.text == f"{whole} And then"
-    # Everything that was taken back is still a branch.
+    # Every undone text is still a branch.
     assert len(written.branches()) == 3
 
 
@@ -129,7 +129,7 @@ def test_hover_shows_alternatives(written: Playground) -> None:
     spot = page.evaluate(
         """(offset) => {
             const range = document.createRange();
-            const text = document.querySelector("#mirror > div").firstChild;
+            const text = document.querySelector("#overlay > div").firstChild;
             range.setStart(text, offset + 1);
             range.setEnd(text, offset + 3);
             const { x, y, width, height } = range.getBoundingClientRect();
@@ -163,7 +163,7 @@ def test_arrow_keys_show_alternatives_and_branch(written: Playground) -> None:
     assert written.text != whole
     assert written.text[: caret - 1] == whole[: caret - 1]
     assert taken.replace("·", " ") in written.text[caret - 1 :]
-    # The tokens before the branch, the one taken, and TOKENS more are tinted.
+    # Tints: the tokens before the branch, the chosen token, and TOKENS more.
     assert sum(written.tints().values()) > TOKENS
     page.keyboard.press("Control+z")
     assert written.text == whole
@@ -182,7 +182,7 @@ def test_alt_and_a_digit_take_an_alternative(written: Playground, number: int) -
     page.keyboard.press(f"Alt+Digit{number}")
     written.settle()
     assert written.text.startswith(START + token)
-    # The token that is in the text already is nothing to branch to.
+    # The text already has the chosen token, so there is no branch to make.
     assert (written.text == whole) == chosen
 
 
@@ -211,15 +211,15 @@ def test_clicking_an_alternative_branches(written: Playground) -> None:
     assert len(written.branches()) == 4
 
 
-def test_score_what_was_written(desk: Playground) -> None:
-    desk.write("The cat sat on the mat.")
-    assert sum(desk.tints().values()) == 0
-    desk.score()
+def test_score_what_was_written(editor: Playground) -> None:
+    editor.write("The cat sat on the mat.")
+    assert sum(editor.tints().values()) == 0
+    editor.score()
     # Nothing predicts the first token.
-    tints = desk.tints()
+    tints = editor.tints()
     assert sum(tints.values()) == 6
     assert len([step for step, count in tints.items() if count]) > 1
-    page = desk.page
+    page = editor.page
     page.evaluate("document.querySelector('#text').setSelectionRange(7, 15)")
     expect(page.locator("#figures")).to_contain_text("Selected: 3 tokens")
     page.evaluate("document.querySelector('#text').setSelectionRange(0, 0)")
@@ -227,61 +227,61 @@ def test_score_what_was_written(desk: Playground) -> None:
     expect(page.locator("#figures")).not_to_contain_text("Selected")
 
 
-def test_bytes_are_joined_into_characters(desk: Playground) -> None:
-    desk.write("Smile: 🦜 蒻 end")
-    desk.score()
-    page = desk.page
-    place = desk.text.index("🦜")
+def test_bytes_are_joined_into_characters(editor: Playground) -> None:
+    editor.write("Smile: 🦜 蒻 end")
+    editor.score()
+    page = editor.page
+    place = editor.text.index("🦜")
     page.evaluate(f"document.querySelector('#text').setSelectionRange({place}, {place})")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#card")).to_contain_text("tokens make up this text between them")
+    expect(page.locator("#card")).to_contain_text("tokens together make this text")
     assert " + " in page.inner_text("#card .card-token bdi")
 
 
-def test_choices_side_by_side(desk: Playground) -> None:
-    desk.set("seed", 3)
-    desk.set("max_tokens", 12)
-    desk.set("n", 3)
-    desk.write(START)
-    desk.proceed()
-    assert desk.text == START
-    columns = desk.page.locator(".choice")
+def test_choices_side_by_side(editor: Playground) -> None:
+    editor.set("seed", 3)
+    editor.set("max_tokens", 12)
+    editor.set("n", 3)
+    editor.write(START)
+    editor.proceed()
+    assert editor.text == START
+    columns = editor.page.locator(".choice")
     expect(columns).to_have_count(3)
     texts = columns.locator(".choice-text").all_text_contents()
     assert len(set(texts)) == 3
     columns.nth(1).get_by_role("button").click()
-    assert desk.text == START + texts[1]
+    assert editor.text == START + texts[1]
     expect(columns).to_have_count(0)
-    assert len(desk.branches()) == 5
+    assert len(editor.branches()) == 5
 
 
-def test_best_of_shows_the_likeliest(desk: Playground, server: Server) -> None:
-    desk.set("seed", 5)
-    desk.set("max_tokens", 6)
-    desk.set("best_of", 4)
-    desk.write(START)
-    with desk.page.expect_request("**/v1/completions") as sent:
-        added = desk.proceed()
+def test_best_of_shows_the_likeliest(editor: Playground, server: Server) -> None:
+    editor.set("seed", 5)
+    editor.set("max_tokens", 6)
+    editor.set("best_of", 4)
+    editor.write(START)
+    with editor.page.expect_request("**/v1/completions") as sent:
+        added = editor.proceed()
     assert json.loads(sent.value.post_data or "")["best_of"] == 4
     assert "stream" not in json.loads(sent.value.post_data or "")
     assert added
 
 
-def test_stop_sequences_and_bias(desk: Playground) -> None:
-    page = desk.page
-    desk.set("seed", 7)
-    desk.set("max_tokens", 24)
-    desk.set("stop", ".")
+def test_stop_sequences_and_bias(editor: Playground) -> None:
+    page = editor.page
+    editor.set("seed", 7)
+    editor.set("max_tokens", 24)
+    editor.set("stop", ".")
     page.keyboard.press("Enter")
-    desk.set("logit_bias", " the")
+    editor.set("logit_bias", " the")
     page.keyboard.press("Enter")
     chip = page.locator(".biases .chip")
     expect(chip).to_have_count(1)
     assert "·the" in chip.inner_text()
-    desk.write(START)
+    editor.write(START)
     with page.expect_request("**/v1/completions") as sent:
-        added = desk.proceed()
+        added = editor.proceed()
     body = json.loads(sent.value.post_data or "")
     assert body["stop"] == ["."]
     assert list(body["logit_bias"].values()) == [-100]
@@ -290,75 +290,75 @@ def test_stop_sequences_and_bias(desk: Playground) -> None:
     assert " the " not in f"{added} "
 
 
-def test_every_control_reaches_the_request(desk: Playground) -> None:
+def test_every_control_reaches_the_request(editor: Playground) -> None:
     wanted = {
         "temperature": 0.5, "top_p": 0.9, "max_tokens": 3, "seed": 11, "presence_penalty": 0.5,
         "frequency_penalty": -0.5, "top_k": 40, "min_p": 0.05, "min_tokens": 1, "logprobs": 2,
     }  # fmt: skip
     for name, value in wanted.items():
-        desk.set(name, value)
-    desk.page.evaluate("document.querySelector('#field-ignore_eos').click()")
-    desk.write("A")
-    with desk.page.expect_request("**/v1/completions") as sent:
-        desk.proceed()
+        editor.set(name, value)
+    editor.page.evaluate("document.querySelector('#field-ignore_eos').click()")
+    editor.write("A")
+    with editor.page.expect_request("**/v1/completions") as sent:
+        editor.proceed()
     body = json.loads(sent.value.post_data or "")
     assert {name: body[name] for name in wanted} == wanted
     assert body["ignore_eos"] is True
 
 
-def test_wrong_values_are_said_at_the_control(desk: Playground) -> None:
-    desk.set("temperature", 3)
-    error = desk.page.locator("#error-temperature")
+def test_wrong_values_are_said_at_the_control(editor: Playground) -> None:
+    editor.set("temperature", 3)
+    error = editor.page.locator("#error-temperature")
     expect(error).to_have_text("A number from 0 to 2.")
-    desk.set("temperature", 1)
+    editor.set("temperature", 1)
     expect(error).to_be_empty()
-    # What only the server can know is said at the control as well.
-    desk.set("max_tokens", 9000)
-    desk.write("A")
-    desk.page.keyboard.press("Control+Enter")
-    expect(desk.page.locator("#notice")).to_contain_text("maximum context length is 8192 tokens")
-    expect(desk.page.locator("#notice")).to_contain_text("ask for fewer tokens")
-    expect(desk.page.locator("#error-max_tokens")).to_contain_text("9001 tokens")
-    expect(desk.page.locator("#field-max_tokens")).to_have_attribute("aria-invalid", "true")
-    assert desk.text == "A"
+    # Errors that only the server finds are shown at the control, too.
+    editor.set("max_tokens", 9000)
+    editor.write("A")
+    editor.page.keyboard.press("Control+Enter")
+    expect(editor.page.locator("#notice")).to_contain_text("maximum context length is 8192 tokens")
+    expect(editor.page.locator("#notice")).to_contain_text("ask for fewer tokens")
+    expect(editor.page.locator("#error-max_tokens")).to_contain_text("9001 tokens")
+    expect(editor.page.locator("#field-max_tokens")).to_have_attribute("aria-invalid", "true")
+    assert editor.text == "A"
 
 
 def test_infill(visit: Open, tiny_model: Path, tmp_path: Path) -> None:
     coder = make_gguf(tmp_path / "coder.gguf", "qwen")
     models = ("--model", f"plain={tiny_model}", "--model", f"coder={coder}")
     with serving(tmp_path / "stderr", *models, "--slots", "2") as served:
-        desk = visit(served.url)
-        page = desk.page
-        # A model that cannot fill in says so.
+        editor = visit(served.url)
+        page = editor.page
+        # The page says that this model cannot infill.
         expect(page.locator("#infill")).to_be_disabled()
         expect(page.locator("#infill-none")).to_be_visible()
         page.select_option("#model", "coder")
         page.check("#infill")
-        desk.set("max_tokens", 8)
-        desk.set("seed", 1)
-        desk.write("ab")
+        editor.set("max_tokens", 8)
+        editor.set("seed", 1)
+        editor.write("ab")
         page.fill("#suffix", "yz")
         page.focus("#text")
         with page.expect_request("**/v1/completions") as sent:
-            added = desk.proceed()
+            added = editor.proceed()
         body = json.loads(sent.value.post_data or "")
         assert (body["prompt"], body["suffix"]) == ("ab", "yz")
-        assert desk.text == f"ab{added}"
+        assert editor.text == f"ab{added}"
         assert page.input_value("#suffix") == "yz"
-        desk.page.keyboard.press("Control+z")
-        assert desk.text == "ab"
+        editor.page.keyboard.press("Control+z")
+        assert editor.text == "ab"
 
 
-def test_tokens_as_you_type(desk: Playground) -> None:
-    desk.view("tokens")
-    desk.write("Hello 🦜 world")
-    pieces = desk.page.locator(".piece")
-    expect(desk.page.locator("#count")).to_contain_text("of 8,192 tokens")
-    expect(pieces.first).to_contain_text("Hello")
-    ids = [int(text) for text in pieces.locator(".id").all_inner_texts()]
-    assert len(ids) == int(desk.page.inner_text(".pieces-sum").split()[0])
-    # Bytes that are no character by themselves are shown as bytes.
-    assert any("F0 9F" in text for text in pieces.locator("bdi").all_inner_texts())
+def test_tokens_as_you_type(editor: Playground) -> None:
+    editor.view("tokens")
+    editor.write("Hello 🦜 world")
+    tokens = editor.page.locator(".token-list .token")
+    expect(editor.page.locator("#count")).to_contain_text("of 8,192 tokens")
+    expect(tokens.first).to_contain_text("Hello")
+    ids = [int(text) for text in tokens.locator(".id").all_inner_texts()]
+    assert len(ids) == int(editor.page.inner_text(".token-sum").split()[0])
+    # Tokens of partial characters are shown as bytes.
+    assert any("F0 9F" in text for text in tokens.locator("bdi").all_inner_texts())
 
 
 def test_the_tree(written: Playground, tmp_path: Path) -> None:
@@ -373,27 +373,27 @@ def test_the_tree(written: Playground, tmp_path: Path) -> None:
     assert len(written.branches()) == 4
     rows = page.locator("#branches > li")
 
-    # Move: a click, then the keyboard.
+    # Move, with the mouse and the keyboard.
     rows.nth(2).click()
     assert written.text == first
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     assert written.text == second
 
-    # Name.
+    # Rename.
     rows.nth(3).focus()
     page.keyboard.press("F2")
     page.keyboard.type("The second way")
     page.keyboard.press("Enter")
     expect(rows.nth(3)).to_contain_text("The second way")
 
-    # Compare: what differs is marked, what is common is not.
+    # Compare: only differences are marked.
     page.keyboard.press("c")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("c")
     sides = page.locator("#comparison .side")
     expect(sides).to_have_count(2)
-    # A picture of both: whatever the order of picking, the texts are the branches'.
+    # Both texts are shown, in either order.
     assert set(sides.locator("p").all_text_contents()) == {first, second}
     unmarked = page.evaluate(
         """() => [...document.querySelectorAll("#comparison p")].map((p) =>
@@ -425,23 +425,23 @@ def test_the_tree(written: Playground, tmp_path: Path) -> None:
 
 BROKEN = {
     "{": "is not JSON",
-    '{"format": "x"}': "has no branches in it",
+    '{"format": "x"}': "has no branches",
     '{"format": "afterword-branches", "version": 9, "nodes": []}': "version 9",
     '{"format": "afterword-branches", "version": 1, "nodes": [{"id": "a"}]}': "Node 1",
 }
 
 
-def test_broken_files_are_refused(desk: Playground, tmp_path: Path) -> None:
-    desk.write("mine")
-    desk.view("branches")
-    notice = desk.page.locator("#notice")
+def test_broken_files_are_refused(editor: Playground, tmp_path: Path) -> None:
+    editor.write("mine")
+    editor.view("branches")
+    notice = editor.page.locator("#notice")
     for content, complaint in BROKEN.items():
         (tmp_path / "bad.json").write_text(content)
-        desk.page.set_input_files("#branch-bar input[type=file]", tmp_path / "bad.json")
+        editor.page.set_input_files("#branch-bar input[type=file]", tmp_path / "bad.json")
         expect(notice).to_contain_text(complaint)
         expect(notice).to_contain_text("Nothing was changed")
-        assert desk.text == "mine"
-        desk.page.click("#notice .remove")
+        assert editor.text == "mine"
+        editor.page.click("#notice .remove")
         expect(notice).to_be_hidden()
 
 
@@ -464,3 +464,53 @@ def test_kept_in_the_browser(written: Playground) -> None:
     assert sum(written.tints().values()) == TOKENS
     assert len(written.branches()) == 3
     assert page.input_value("#field-seed") == "7"
+
+
+# A visit as the first release stored it in the browser. Stored names never change.
+STORED = """async () => {
+    const open = indexedDB.open("afterword", 1);
+    open.onupgradeneeded = () => {
+        open.result.createObjectStore("nodes", { keyPath: "id" });
+        open.result.createObjectStore("page");
+    };
+    const base = await new Promise((done) => { open.onsuccess = () => done(open.result); });
+    const node = (id, parent, from, text, more) => ({
+        id, parent, from, text, by: "you", groups: [], whole: false, name: "", finish: null,
+        ...more,
+    });
+    const token = { text: " upon", logprob: -1, top: [[" upon", -1], [" more", -2]] };
+    const groups = [{ start: 4, end: 9, tokens: [token] }];
+    const written = { by: "model", finish: "length", name: "kept", groups };
+    const nodes = [
+        node("root", null, 0, ""), node("a", "root", 0, "Once"),
+        node("b", "a", 4, " upon", written),
+    ];
+    const change = base.transaction(["nodes", "page"], "readwrite");
+    nodes.forEach((each, i) => {
+        change.objectStore("nodes").put({ id: each.id, order: i + 1, node: each });
+    });
+    const settings = { model: "", temperature: 0.5, seed: 7, stop: ["."] };
+    const page = { at: "b", text: "Once upon a", suffix: "", settings };
+    change.objectStore("page").put(page, "page");
+    await new Promise((done) => { change.oncomplete = done; });
+    base.close();
+    localStorage.setItem("afterword.theme", "dark");
+    sessionStorage.setItem("afterword.key", "sk-kept");
+}"""
+
+
+def test_what_an_earlier_release_stored_is_still_there(editor: Playground, server: Server) -> None:
+    page = editor.page
+    # A path without scripts, so that nothing else writes.
+    page.goto(f"{server.url}/docs")
+    page.evaluate(STORED)
+    with page.expect_request("**/v1/models") as asked:
+        arrive(editor, server.url)
+    assert asked.value.headers["authorization"] == "Bearer sk-kept"
+    assert editor.text == "Once upon a"
+    assert sum(editor.tints().values()) == 1
+    assert page.input_value("#field-temperature") == "0.5"
+    assert page.input_value("#field-seed") == "7"
+    expect(page.locator("#field-stop ~ .chips .chip")).to_have_count(1)
+    assert page.get_attribute("html", "data-theme") == "dark"
+    assert [words.split("\n")[0] for words in editor.branches()] == ["Empty page", "Once", "kept"]

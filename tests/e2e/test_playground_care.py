@@ -1,4 +1,4 @@
-"""The playground in bad weather: keys, lost servers, hostile text, length, languages, access."""
+"""The playground under bad conditions: keys, lost servers, hostile or long text, accessibility."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def envelope(message: str, code: str) -> str:
 
 
 def lock(page: Page, key: str) -> None:
-    """Let nothing through without this key, as a server with keys does."""
+    """Refuse requests without this key, as a server with keys does."""
 
     def check(route: Route) -> None:
         given = route.request.headers.get("authorization", "")
@@ -47,13 +47,13 @@ def lock(page: Page, key: str) -> None:
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open) -> None:
-    desk = visit()
-    page = desk.page
+    editor = visit()
+    page = editor.page
     lock(page, "sk-right")
     page.reload()
     dialog = page.locator("#key")
     expect(dialog).to_be_visible()
-    expect(page.locator("#key-error")).to_have_text("This server wants a key.")
+    expect(page.locator("#key-error")).to_have_text("This server needs a key.")
     page.fill("#key-value", "sk-wrong")
     page.keyboard.press("Enter")
     expect(page.locator("#key-error")).to_contain_text("Incorrect API key provided: sk-ab***yz.")
@@ -62,10 +62,10 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open) -> None:
     expect(dialog).to_be_hidden()
     page.wait_for_selector("body[data-ready=true]")
     expect(page.locator("#model")).to_have_value(MODEL)
-    desk.set("max_tokens", 4)
-    desk.write("Hello")
-    assert desk.proceed()
-    # In this tab only: neither in storage that stays, nor in a link, nor in a snippet.
+    editor.set("max_tokens", 4)
+    editor.write("Hello")
+    assert editor.proceed()
+    # The key is in this tab only: not in lasting storage, not in a link, not in a snippet.
     assert page.evaluate("Object.values(sessionStorage)") == ["sk-right"]
     assert "sk-right" not in page.evaluate("JSON.stringify(Object.entries(localStorage))")
     page.click("#share-open")
@@ -82,87 +82,87 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open) -> None:
 
 
 def test_no_key_given_is_said(visit: Open) -> None:
-    desk = visit()
-    page = desk.page
+    editor = visit()
+    page = editor.page
     lock(page, "sk-right")
-    desk.write("Hello")
+    editor.write("Hello")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#key")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#notice")).to_contain_text("You didn't provide a key.")
     expect(page.locator("#notice")).to_contain_text("Enter another key")
-    assert desk.text == "Hello"
+    assert editor.text == "Hello"
 
 
 def test_the_server_goes_and_comes_back(visit: Open, tiny_model: Path, tmp_path: Path) -> None:
     arguments = ("--model", f"{MODEL}={tiny_model}", "--slots", "2")
     with serving(tmp_path / "first", *arguments) as first:
-        desk = visit(first.url)
-        page = desk.page
-        desk.set("max_tokens", 8000)
+        editor = visit(first.url)
+        page = editor.page
+        editor.set("max_tokens", 8000)
         page.evaluate("document.querySelector('#field-ignore_eos').click()")
-        desk.write("It was")
+        editor.write("It was")
         page.keyboard.press("Control+Enter")
-        desk.until("document.querySelector('#text').value.length > 60")
+        editor.until("document.querySelector('#text').value.length > 60")
         first.stop(signal.SIGKILL)
         notice = page.locator("#notice")
         expect(notice).to_contain_text("The server does not answer.")
-        desk.settle()
-        kept = desk.text
+        editor.settle()
+        kept = editor.text
         assert len(kept) > 60
         page.keyboard.press("Control+Enter")
         expect(notice).to_contain_text("Your text is safe here.")
-        assert desk.text == kept
+        assert editor.text == kept
         port = first.port
     with serving(tmp_path / "second", *arguments, "--port", str(port)):
         expect(notice).to_contain_text("The server is back.")
-        desk.set("max_tokens", 3)
+        editor.set("max_tokens", 3)
         page.focus("#text")
-        assert desk.proceed()
-        assert desk.text.startswith(kept)
+        assert editor.proceed()
+        assert editor.text.startswith(kept)
 
 
-def test_an_answer_that_breaks_off(desk: Playground) -> None:
+def test_an_answer_that_breaks_off(editor: Playground) -> None:
     chunk = {"choices": [{"text": " half", "index": 0, "logprobs": None, "finish_reason": None}]}
-    desk.page.route(
+    editor.page.route(
         "**/v1/completions",
         lambda route: route.fulfill(
             content_type="text/event-stream", body=f"data: {json.dumps(chunk)}\n\n"
         ),
     )
-    desk.write("One")
-    desk.page.keyboard.press("Control+Enter")
-    expect(desk.page.locator("#notice")).to_contain_text("The answer broke off.")
-    assert desk.text == "One half"
+    editor.write("One")
+    editor.page.keyboard.press("Control+Enter")
+    expect(editor.page.locator("#notice")).to_contain_text("The answer broke off.")
+    assert editor.text == "One half"
 
 
-def test_a_failure_amid_a_stream(desk: Playground) -> None:
+def test_a_failure_amid_a_stream(editor: Playground) -> None:
     body = f"data: {envelope('The engine failed. (request id req_1)', 'x')}\n\n"
-    desk.page.route(
+    editor.page.route(
         "**/v1/completions",
         lambda route: route.fulfill(content_type="text/event-stream", body=body),
     )
-    desk.write("One")
-    desk.page.keyboard.press("Control+Enter")
-    expect(desk.page.locator("#notice")).to_contain_text("The engine failed. (request id req_1)")
+    editor.write("One")
+    editor.page.keyboard.press("Control+Enter")
+    expect(editor.page.locator("#notice")).to_contain_text("The engine failed. (request id req_1)")
 
 
 REFUSALS = {
     "engine_overloaded": (503, "Try again in 7 seconds."),
-    "rate_limit_exceeded": (429, "Your key has a limit."),
+    "rate_limit_exceeded": (429, "Your key has reached its rate limit."),
     "insufficient_quota": (429, "Ask the operator"),
     "model_not_found": (404, "Choose another model"),
 }
 
 
-def test_refusals_say_what_to_do(desk: Playground) -> None:
-    desk.write("One")
+def test_refusals_say_what_to_do(editor: Playground) -> None:
+    editor.write("One")
     for code, (status, advice) in REFUSALS.items():
-        desk.page.unroute_all()
-        desk.page.route("**/v1/completions", refusing(status, envelope("No.", code)))
-        desk.page.keyboard.press("Control+Enter")
-        expect(desk.page.locator("#notice")).to_contain_text(advice)
-        assert desk.text == "One"
+        editor.page.unroute_all()
+        editor.page.route("**/v1/completions", refusing(status, envelope("No.", code)))
+        editor.page.keyboard.press("Control+Enter")
+        expect(editor.page.locator("#notice")).to_contain_text(advice)
+        assert editor.text == "One"
 
 
 def refusing(status: int, body: str) -> Callable[[Route], None]:
@@ -171,7 +171,7 @@ def refusing(status: int, body: str) -> Callable[[Route], None]:
 
 
 def spoken(text: str, index: int = 0) -> list[dict[str, Any]]:
-    """The chunks of a model that says a text, character by character."""
+    """Returns the chunks of a text, streamed by character."""
     chunks = []
     for offset, character in enumerate(text):
         logprobs = {
@@ -187,8 +187,8 @@ def spoken(text: str, index: int = 0) -> list[dict[str, Any]]:
 
 
 def test_hostile_output_stays_text(visit: Open) -> None:
-    desk = visit()
-    page = desk.page
+    editor = visit()
+    page = editor.page
     frames = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in spoken(HOSTILE))
     page.route(
         "**/v1/completions",
@@ -200,12 +200,12 @@ def test_hostile_output_stays_text(visit: Open) -> None:
     elements = page.evaluate(
         "document.querySelectorAll('script, img, b, i:not([data-step])').length"
     )
-    desk.proceed()
-    assert desk.text == HOSTILE
-    # The card, the tree, its names, the comparison and the tokens show it too, as text.
+    editor.proceed()
+    assert editor.text == HOSTILE
+    # The card, the branches, their names, the comparison and the token view show it as text.
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#card")).to_be_visible()
-    desk.view("branches")
+    editor.view("branches")
     rows = page.locator("#branches > li")
     rows.last.focus()
     page.keyboard.press("F2")
@@ -216,15 +216,15 @@ def test_hostile_output_stays_text(visit: Open) -> None:
     page.keyboard.press("Home")
     page.keyboard.press("c")
     expect(page.locator("#comparison")).to_be_visible()
-    desk.view("tokens")
-    expect(page.locator(".piece").first).to_be_visible()
+    editor.view("tokens")
+    expect(page.locator(".token-list .token").first).to_be_visible()
     page.click("#share-open")
     expect(page.locator("#share-code")).to_contain_text("<script>")
     page.click("#share-close")
     assert page.evaluate("window.pwned") is None
     now = page.evaluate("document.querySelectorAll('script, img, b, i:not([data-step])').length")
     assert now == elements
-    # Bidirectional marks turn nothing around outside the text.
+    # Bidirectional marks change nothing outside the text.
     assert page.locator("header.bar").bounding_box() == bar
     assert (
         page.evaluate("getComputedStyle(document.querySelector('#text')).unicodeBidi")
@@ -232,8 +232,8 @@ def test_hostile_output_stays_text(visit: Open) -> None:
     )
 
 
-def test_the_policy_forbids_what_hostile_text_would_need(desk: Playground) -> None:
-    blocked = desk.page.evaluate(
+def test_the_policy_forbids_what_hostile_text_would_need(editor: Playground) -> None:
+    blocked = editor.page.evaluate(
         """() => new Promise((done) => {
             document.addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective));
             const script = document.createElement("script");
@@ -242,26 +242,26 @@ def test_the_policy_forbids_what_hostile_text_would_need(desk: Playground) -> No
         })"""
     )
     assert blocked in {"script-src-elem", "require-trusted-types-for", "trusted types"}
-    assert desk.page.evaluate("window.pwned") is None
-    desk.complaints.clear()
+    assert editor.page.evaluate("window.pwned") is None
+    editor.complaints.clear()
 
 
-def test_ten_thousand_tokens(desk: Playground, tmp_path: Path) -> None:
-    page = desk.page
+def test_ten_thousand_tokens(editor: Playground, tmp_path: Path) -> None:
+    page = editor.page
     file = tmp_path / "long.json"
     file.write_text(json.dumps(branches_of(10_000)))
-    desk.view("branches")
+    editor.view("branches")
     page.set_input_files("#branch-bar input[type=file]", file)
-    desk.until("document.querySelector('#text').value.length > 60000")
+    editor.until("document.querySelector('#text').value.length > 60000")
     expect(page.locator("#figures")).to_contain_text("10,000 tokens")
-    # However long the text: what is painted is what is in view.
-    painted = sum(desk.tints().values())
+    # Only the part in view is painted.
+    painted = sum(editor.tints().values())
     assert 50 < painted < 1500
     nodes = page.evaluate("document.querySelectorAll('*').length")
     assert nodes < 700
     page.focus("#text")
     page.keyboard.press("Control+End")
-    # There is no room below the last line: the card is above it.
+    # Below the last line is no room, so the card is above it.
     expect(page.locator("#card")).to_be_visible()
     card, view = (page.locator(name).bounding_box() for name in ("#card", "#view"))
     assert card is not None
@@ -269,9 +269,9 @@ def test_ten_thousand_tokens(desk: Playground, tmp_path: Path) -> None:
     assert view["y"] <= card["y"]
     assert card["y"] + card["height"] <= view["y"] + view["height"]
     page.keyboard.type("and so on")
-    assert desk.text.endswith("and so on")
-    assert 50 < sum(desk.tints().values()) < 1500
-    # A change in the middle unsettles the rest, and taking it back settles it.
+    assert editor.text.endswith("and so on")
+    assert 50 < sum(editor.tints().values()) < 1500
+    # A change in the middle invalidates what follows; undo makes it valid again.
     page.evaluate("document.querySelector('#text').setSelectionRange(30000, 30000)")
     page.keyboard.type("x")
     expect(page.locator("#figures")).not_to_contain_text("10,000")
@@ -280,10 +280,10 @@ def test_ten_thousand_tokens(desk: Playground, tmp_path: Path) -> None:
     expect(page.locator("#count")).to_contain_text("of 8,192 tokens")
 
 
-# Random edits of a mirror, each compared with the same text laid out as one block.
+# Random edits of an overlay. After each, the layout equals that of the text in one block.
 EDITS = """async () => {
-    const { Mirror } = await import("/playground/mirror.js");
-    const [box, whole] = ["mirror", "mirror"].map((name) => {
+    const { Overlay } = await import("/playground/overlay.js");
+    const [box, whole] = ["overlay", "overlay"].map((name) => {
         const element = document.createElement("div");
         element.className = name;
         element.style.width = "400px";
@@ -291,7 +291,7 @@ EDITS = """async () => {
         return element;
     });
     const line = whole.appendChild(document.createElement("div"));
-    const mirror = new Mirror(box);
+    const overlay = new Overlay(box);
     let state = 7;
     const draw = (below) => {
         state = (state * 48271) % 2147483647;
@@ -302,14 +302,14 @@ EDITS = """async () => {
     const [wrong, most] = [[], { blocks: 0 }];
     let text = "";
     for (let i = 0; i < 120; i += 1) {
-        // Among other places where one block ends and the next begins.
+        // Edits also hit places where one block ends and the next begins.
         const edges = [...box.children].map((block) => block.textContent.length);
         for (let j = 1; j < edges.length; j += 1) edges[j] += edges[j - 1];
         const edge = Math.max(0, edges[draw(edges.length)] - draw(2));
         const at = [text.length, draw(text.length + 1), edge][draw(3)];
         const gone = [0, 1, 1, 3, draw(3000)][draw(5)];
         text = text.slice(0, at) + parts[draw(parts.length)] + text.slice(at + gone);
-        mirror.show(text);
+        overlay.show(text);
         line.textContent = text;
         const blocks = [...box.children].map((block) => block.textContent);
         most.blocks = Math.max(most.blocks, blocks.length);
@@ -322,13 +322,13 @@ EDITS = """async () => {
             const offset = draw(text.length);
             range.setStart(line.firstChild, offset);
             range.setEnd(line.firstChild, offset + 1);
-            const [mine] = mirror.rects(offset, offset + 1);
+            const [mine] = overlay.rects(offset, offset + 1);
             const [its] = range.getClientRects();
             const same = Math.abs(mine.left - here.left - its.left + there.left) < 0.1
                 && Math.abs(mine.top - here.top - its.top + there.top) < 0.1;
             if (!same) wrong.push([i, "place", offset]);
-            const first = mirror.offsetBelow(mine.top);
-            const [found] = mirror.rects(first, first + 1);
+            const first = overlay.offsetBelow(mine.top);
+            const [found] = overlay.rects(first, first + 1);
             if (first > offset || found.bottom <= mine.top) wrong.push([i, "below", offset, first]);
         }
     }
@@ -338,14 +338,14 @@ EDITS = """async () => {
 }"""
 
 
-def test_blocks_are_laid_out_as_one_text(desk: Playground) -> None:
-    wrong, blocks = desk.page.evaluate(EDITS)
+def test_blocks_are_laid_out_as_one_text(editor: Playground) -> None:
+    wrong, blocks = editor.page.evaluate(EDITS)
     assert wrong == []
     assert blocks > 5
-    # The mirror gives the text area its height: line ends at the end need lines, too.
-    desk.write("a\n" * 60 + "\n\n")
+    # The overlay gives the text area its height, including final empty lines.
+    editor.write("a\n" * 60 + "\n\n")
     assert (
-        desk.page.evaluate(
+        editor.page.evaluate(
             """() => {
             const { scrollHeight, clientHeight } = document.querySelector("#text");
             return scrollHeight - clientHeight;
@@ -355,22 +355,22 @@ def test_blocks_are_laid_out_as_one_text(desk: Playground) -> None:
     )
 
 
-def test_line_ends_of_other_systems(desk: Playground) -> None:
+def test_line_ends_of_other_systems(editor: Playground) -> None:
     frames = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in spoken("a\r\nb\rc"))
-    desk.page.route(
+    editor.page.route(
         "**/v1/completions",
         lambda route: route.fulfill(
             content_type="text/event-stream", body=f"{frames}data: [DONE]\n\n"
         ),
     )
-    desk.proceed()
-    assert desk.text == "a\nb\nc"
-    assert sum(desk.tints().values()) == 5
+    editor.proceed()
+    assert editor.text == "a\nb\nc"
+    assert sum(editor.tints().values()) == 5
 
 
 def test_chinese(visit: Open) -> None:
-    desk = visit(locale="zh-CN")
-    page = desk.page
+    editor = visit(locale="zh-CN")
+    page = editor.page
     assert page.get_attribute("html", "lang") == "zh-Hans"
     expect(page.locator("#continue")).to_contain_text("续写")
     page.select_option("#language", "en")
@@ -384,9 +384,9 @@ def test_chinese(visit: Open) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_tints_can_be_read(visit: Open, scheme: str) -> None:
-    """Text on every tint has AA contrast, and lightness alone tells the steps apart in order."""
-    desk = visit(color_scheme=scheme)
-    ink, *tints = desk.page.evaluate(
+    """Text on every tint has AA contrast, and lightness alone orders the steps."""
+    editor = visit(color_scheme=scheme)
+    ink, *tints = editor.page.evaluate(
         """() => {
             const pen = new OffscreenCanvas(1, 1).getContext("2d");
             const style = getComputedStyle(document.documentElement);
@@ -415,7 +415,7 @@ def luminance(colour: list[int]) -> float:
 
 
 def serious(page: Page) -> list[str]:
-    """What axe-core finds that is serious or critical, and where."""
+    """Returns the serious and critical findings of axe-core."""
     found = Axe().run(page).response["violations"]
     return [
         f"{rule['id']}: {node['target']} {node['failureSummary']}"
@@ -436,23 +436,23 @@ def serious(page: Page) -> list[str]:
 )
 def test_nothing_serious_for_axe(visit: Open, scheme: str, size: tuple[int, int]) -> None:
     width, height = size
-    desk = visit(color_scheme=scheme, viewport={"width": width, "height": height})
-    page = desk.page
-    desk.set("max_tokens", 8)
-    desk.set("seed", 2)
-    desk.set("stop", "zq")
+    editor = visit(color_scheme=scheme, viewport={"width": width, "height": height})
+    page = editor.page
+    editor.set("max_tokens", 8)
+    editor.set("seed", 2)
+    editor.set("stop", "zq")
     page.keyboard.press("Enter")
-    desk.view("settings")
+    editor.view("settings")
     page.evaluate("for (const group of document.querySelectorAll('details')) group.open = true")
     assert serious(page) == []
     page.keyboard.press("Escape")
-    desk.write("The sea was")
-    desk.proceed()
+    editor.write("The sea was")
+    editor.proceed()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#card")).to_be_visible()
     assert serious(page) == []
     for view in ("branches", "tokens", "server"):
-        desk.view(view)
+        editor.view(view)
         assert serious(page) == []
     page.keyboard.press("Escape")
     page.click("#share-open")
@@ -463,8 +463,8 @@ def test_nothing_serious_for_axe(visit: Open, scheme: str, size: tuple[int, int]
 
 
 def test_small_screens(visit: Open) -> None:
-    desk = visit(viewport={"width": 360, "height": 640}, has_touch=True)
-    page = desk.page
+    editor = visit(viewport={"width": 360, "height": 640}, has_touch=True)
+    page = editor.page
     panel = page.locator("#panel")
     expect(panel).to_be_hidden()
     page.click("#panel-toggle")
@@ -472,11 +472,11 @@ def test_small_screens(visit: Open) -> None:
     page.keyboard.press("Escape")
     expect(panel).to_be_hidden()
     expect(page.locator("#panel-toggle")).to_be_focused()
-    desk.set("max_tokens", 6)
+    editor.set("max_tokens", 6)
     page.keyboard.press("Escape")
-    desk.write("The sea was")
-    desk.proceed()
-    # Nothing sticks out at the side.
+    editor.write("The sea was")
+    editor.proceed()
+    # Nothing is wider than the screen.
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     expect(page.locator("#continue")).to_be_in_viewport()
     page.click("#text")
@@ -487,8 +487,8 @@ def test_small_screens(visit: Open) -> None:
     assert box["x"] + box["width"] <= 360
 
 
-def test_the_keyboard_reaches_everything(desk: Playground) -> None:
-    page = desk.page
+def test_the_keyboard_reaches_everything(editor: Playground) -> None:
+    page = editor.page
     page.focus(".skip")
     reached = []
     for _ in range(14):
@@ -505,24 +505,24 @@ def test_the_keyboard_reaches_everything(desk: Playground) -> None:
 
 
 def test_the_live_view_moves(visit: Open) -> None:
-    # A tab of its own: its clock is another one from here on.
-    desk = visit()
-    page = desk.page
+    # A tab of its own, because the test replaces its clock.
+    editor = visit()
+    page = editor.page
     page.clock.install()
-    desk.view("server")
+    editor.view("server")
     value = page.locator(".live-value")
     expect(value.nth(0)).to_have_text("0")
     page.focus("#text")
-    desk.set("max_tokens", 1500)
+    editor.set("max_tokens", 1500)
     page.evaluate("document.querySelector('#field-ignore_eos').click()")
-    desk.view("server")
-    desk.write("Long ago")
+    editor.view("server")
+    editor.write("Long ago")
     page.keyboard.press("Control+Enter")
     expect(value.nth(0)).to_have_text("1")
     expect(value.nth(2)).not_to_have_text("0.0")
     expect(value.nth(3)).to_contain_text("of 40,960")
     page.keyboard.press("Escape")
-    desk.settle()
+    editor.settle()
     expect(value.nth(0)).to_have_text("0")
     drawn = page.evaluate(
         """() => [...document.querySelectorAll(".live-plot")].map((canvas) => {
@@ -532,8 +532,8 @@ def test_the_live_view_moves(visit: Open) -> None:
     )
     assert drawn[0]
     assert drawn[2]
-    # Nobody looks: nothing is asked.
-    desk.view("settings")
-    scrapes = sum(url.endswith("/metrics") for url in desk.requests)
+    # A hidden view sends no requests.
+    editor.view("settings")
+    scrapes = sum(url.endswith("/metrics") for url in editor.requests)
     page.clock.fast_forward(10_000)
-    assert sum(url.endswith("/metrics") for url in desk.requests) == scrapes
+    assert sum(url.endswith("/metrics") for url in editor.requests) == scrapes

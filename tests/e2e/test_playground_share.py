@@ -1,4 +1,4 @@
-"""Carrying on elsewhere: snippets that reproduce the page's request, links that carry the page."""
+"""Sharing: snippets that send the request of the page, and links that contain the page."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ pytestmark = pytest.mark.e2e
 TRICKY = 'It\'s a "test" of $HOME `x` \\n {a} ${b} %s 🦜 是的\n\tand\u2028so on, she said:'
 
 
-def snippet(desk: Playground, language: str) -> str:
-    desk.page.click("#share-open")
-    desk.page.click(f"#share-{language}")
-    code = desk.page.text_content("#share-code")
-    desk.page.click("#share-close")
+def snippet(editor: Playground, language: str) -> str:
+    editor.page.click("#share-open")
+    editor.page.click(f"#share-{language}")
+    code = editor.page.text_content("#share-code")
+    editor.page.click("#share-close")
     assert code is not None
     return code
 
 
 def run(language: str, code: str, folder: Path) -> dict[str, Any]:
-    """What a snippet prints when it is run as its reader would run it."""
+    """Run a snippet as its reader would. Returns the JSON that it prints."""
     if language == "curl":
         if shutil.which("curl") is None:
             pytest.skip("there is no curl on this machine")
@@ -55,18 +55,18 @@ def run(language: str, code: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def asked(desk: Playground) -> Playground:
-    """A page with settings of every kind, and a text with every kind of quote."""
+def asked(editor: Playground) -> Playground:
+    """A page with settings of every kind, and a text with quotes of every kind."""
     for name, value in {"seed": 4, "max_tokens": 10, "temperature": 0.8, "top_k": 50,
                         "presence_penalty": 0.5, "logprobs": 2}.items():  # fmt: skip
-        desk.set(name, value)
-    desk.set("stop", "zq'\"\\\\")
-    desk.page.keyboard.press("Enter")
-    desk.set("logit_bias", " and")
-    desk.page.keyboard.press("Enter")
-    expect(desk.page.locator(".biases .chip")).to_have_count(1)
-    desk.write(TRICKY)
-    return desk
+        editor.set(name, value)
+    editor.set("stop", "zq'\"\\\\")
+    editor.page.keyboard.press("Enter")
+    editor.set("logit_bias", " and")
+    editor.page.keyboard.press("Enter")
+    expect(editor.page.locator(".biases .chip")).to_have_count(1)
+    editor.write(TRICKY)
+    return editor
 
 
 @pytest.mark.parametrize("language", ["curl", "python", "javascript"])
@@ -85,13 +85,13 @@ def test_snippets_reproduce_the_request(asked: Playground, language: str, tmp_pa
 
 
 def test_copied_to_the_clipboard(visit: Open) -> None:
-    desk = visit(permissions=["clipboard-read", "clipboard-write"])
-    desk.write("Hello")
-    desk.page.click("#share-open")
-    desk.page.click("#share-copy")
-    expect(desk.page.locator("#share-said")).to_have_text("Copied.")
-    copied = desk.page.evaluate("navigator.clipboard.readText()")
-    assert copied == desk.page.text_content("#share-code")
+    editor = visit(permissions=["clipboard-read", "clipboard-write"])
+    editor.write("Hello")
+    editor.page.click("#share-open")
+    editor.page.click("#share-copy")
+    expect(editor.page.locator("#share-said")).to_have_text("Copied.")
+    copied = editor.page.evaluate("navigator.clipboard.readText()")
+    assert copied == editor.page.text_content("#share-code")
     assert '"prompt":"Hello"' in copied
 
 
@@ -106,7 +106,7 @@ def test_a_link_carries_settings_and_text(asked: Playground, visit: Open) -> Non
     assert other.page.input_value("#field-seed") == "4"
     assert other.page.input_value("#field-temperature") == "0.8"
     expect(other.page.locator(".biases .chip")).to_have_count(1)
-    # The fragment never reaches a server, and leaves the address once it is read.
+    # The fragment never reaches a server, and the page removes it from the address.
     assert all("w=" not in url for url in other.requests)
     assert "#" not in other.page.url
     asked.page.click("#share-close")
@@ -115,6 +115,6 @@ def test_a_link_carries_settings_and_text(asked: Playground, visit: Open) -> Non
     assert asked.proceed() == other.proceed()
 
 
-def test_a_link_that_is_cut_is_said(visit: Open, desk: Playground) -> None:
-    desk.page.goto(f"{desk.page.url}#w=AAAA")
-    expect(desk.page.locator("#notice")).to_contain_text("This link is cut or altered")
+def test_a_link_that_is_cut_is_said(visit: Open, editor: Playground) -> None:
+    editor.page.goto(f"{editor.page.url}#w=AAAA")
+    expect(editor.page.locator("#notice")).to_contain_text("This link is incomplete or was changed")

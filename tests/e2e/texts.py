@@ -1,4 +1,4 @@
-"""Long texts for the playground, as a file of branches that it can import."""
+"""Long texts for the playground, as files of branches that it imports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def branches_of(tokens: int) -> dict[str, Any]:
-    """Branches with one text of this many tokens that a model wrote."""
+    """Returns a file of branches with one text of this many tokens, written by a model."""
     groups: list[dict[str, Any]] = []
     text = ""
     for i in range(tokens):

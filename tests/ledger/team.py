@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from afterword import playground
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.core.account import KeyTerms, UsageQuery, UsageRecord
@@ -96,6 +97,7 @@ async def team(
             clock=hand,
             entropy=entropy,
             access=Access(ledger=ledger.meter, books=ledger.books, guarded=guarded),
+            public=playground.routes(),
         )
         book = KeyBook(database, clock=hand, entropy=entropy)
         yield Team(Client(app), ledger, database, book, hand, engine, slept)

@@ -16,6 +16,7 @@ import rich_click as click
 import sqlalchemy as sa
 import uvloop
 
+from afterword import playground
 from afterword.cli.compose import open_service, retarget, upstream_stats
 from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options
 from afterword.cli.loading import Loading
@@ -92,6 +93,7 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
                 guarded=not settings.no_auth,
                 origins=settings.origins(),
             ),
+            public=playground.routes(),
             observe=observe,
             upstreams=partial(upstream_stats, service, settings.models),
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Router
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from afterword.completion.service import CompletionService
@@ -20,9 +21,8 @@ from afterword.http.routes import Routes
 from afterword.http.unmetered import Unmetered
 from afterword.http.upstreams import Upstreams
 
-_OPEN_PATHS = frozenset({"/ready", "/"})
+_OPEN_PATHS = frozenset({"/ready"})
 _DISCREET_PATHS = frozenset({"/health"})
-_OPEN_FOLDER = "/playground/"
 _EXPOSED_HEADERS = (
     "x-request-id", "openai-processing-ms", "retry-after",
     *(f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens")
@@ -30,9 +30,9 @@ _EXPOSED_HEADERS = (
 )  # fmt: skip
 
 
-def is_open(path: str) -> bool:
-    """Whether a path needs no key: how the server is, and the page that asks for the key."""
-    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+def is_open(path: str, public: Sequence[Route] = ()) -> bool:
+    """Whether a path needs no key: readiness, and every path of a public route."""
+    return path in _OPEN_PATHS or any(route.path_regex.match(path) for route in public)
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +55,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
     entropy: Callable[[int], bytes],
     keep_alive_s: float = 15.0,
     access: Access | None = None,
+    public: Sequence[Route] = (),
     observe: Observer | None = None,
     upstreams: Upstreams = tuple,
 ) -> ASGIApp:
@@ -62,8 +63,9 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
 
     ``clock`` gives seconds that never go back, ``entropy(n)`` n random bytes for request ids.
     A stream that is silent for ``keep_alive_s`` sends a comment.
-    Without ``access`` it asks for no key and keeps no record. ``observe`` is told of every
-    request at its end. ``upstreams`` gives the figures of servers behind this one.
+    Without ``access`` it asks for no key and keeps no record. ``public`` are further routes, which
+    need no key. ``observe`` is told of every request at its end. ``upstreams`` gives the figures of
+    servers behind this one.
     """
     access = access or Access()
     metrics = Metrics(service.catalog.engines, access.ledger, upstreams)
@@ -76,11 +78,11 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         keep_alive_s=keep_alive_s,
     )
     administration = Administration(access.books)
-    router = Router([*routes.table(), *administration.table()], redirect_slashes=False)
+    router = Router([*routes.table(), *public, *administration.table()], redirect_slashes=False)
     known = Authentication(
         router,
         access.ledger,
-        is_open=is_open,
+        is_open=partial(is_open, public=public),
         discreet=_DISCREET_PATHS,
         guarded=access.guarded,
         origins=access.origins,

@@ -28,7 +28,6 @@ from afterword.http.exchange import Exchange, exchange_of
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import CONTENT_TYPE, Metrics
 from afterword.http.openapi import document
-from afterword.http.playground import Playground
 from afterword.http.stream import EventStream
 
 _encode = msgspec.json.Encoder().encode
@@ -191,7 +190,6 @@ class Routes:
         self._completions = Completions(
             service, ledger, lifecycle=lifecycle, clock=clock, keep_alive_s=keep_alive_s
         )
-        self._playground = Playground()
 
     def table(self) -> Sequence[BaseRoute]:
         """Paths, methods, endpoints; ``HEAD`` goes wherever ``GET`` does."""
@@ -209,8 +207,6 @@ class Routes:
             Route("/metrics", self.metrics, methods=get),
             Route("/openapi.json", self.openapi, methods=get),
             Route("/docs", self.docs, methods=get),
-            Route("/", self._playground.page, methods=get),
-            Route("/playground/{path:path}", self._playground.file, methods=get),
         ]
 
     async def models(self, request: Request) -> Response:

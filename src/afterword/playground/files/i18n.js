@@ -1,0 +1,76 @@
+/** The page's words in the reader's language. */
+
+import { en } from "./lang/en.js";
+import { zh } from "./lang/zh.js";
+import { preference } from "./storage.js";
+
+const LANGUAGES = { en, zh };
+const TAGS = { en: "en", zh: "zh-Hans" };
+
+let current = "en";
+const listeners = [];
+
+/** Returns the chosen language, else the first known one of the browser's, else English. */
+export function preferred(chosen, offered) {
+  if (chosen !== null && Object.hasOwn(LANGUAGES, chosen)) return chosen;
+  for (const tag of offered) {
+    const short = tag.toLowerCase().split("-")[0];
+    if (Object.hasOwn(LANGUAGES, short)) return short;
+  }
+  return "en";
+}
+
+export function language() {
+  return current;
+}
+
+/** Returns the words of a key, with each `{name}` replaced by its value. */
+export function t(key, values = {}) {
+  const words = LANGUAGES[current][key];
+  if (words === undefined) throw new Error(`no words for ${key}`);
+  return words.replace(/\{(\w+)\}/g, (whole, name) => String(values[name] ?? whole));
+}
+
+/** Run now and whenever the language changes. */
+export function onLanguage(run) {
+  listeners.push(run);
+  run();
+}
+
+export function choose(name, { keep }) {
+  current = name;
+  if (keep) preference.set("language", name);
+  document.documentElement.lang = TAGS[name];
+  translate(document);
+  for (const run of listeners) run();
+}
+
+/** Set the words of all elements that name a key. */
+export function translate(root) {
+  for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
+  for (const element of root.querySelectorAll("[data-t-label]")) {
+    element.setAttribute("aria-label", t(element.dataset.tLabel));
+    element.title = t(element.dataset.tLabel);
+  }
+  for (const element of root.querySelectorAll("[data-t-placeholder]")) {
+    element.placeholder = t(element.dataset.tPlaceholder);
+  }
+}
+
+const digits = {};
+
+/** Format a number in the current language. */
+export function number(value, places = 0) {
+  const name = `${current}${places}`;
+  digits[name] ??= new Intl.NumberFormat(TAGS[current], {
+    minimumFractionDigits: places, maximumFractionDigits: places,
+  });
+  return digits[name].format(value).replace("-", "−");
+}
+
+/** Format a probability in percent, with more decimals if it is small. */
+export function percent(probability) {
+  const value = probability * 100;
+  if (value > 0 && value < 0.01) return `<${number(0.01, 2)} %`;
+  return `${number(value, value < 1 ? 2 : value < 99.95 ? 1 : 0)} %`;
+}

@@ -1,0 +1,178 @@
+/**
+ * The input: a text area, and an overlay that carries the tints.
+ *
+ * The text area handles typing, selection and screen readers. The overlay has the same text in the
+ * same place. The CSS Custom Highlight API paints it, so tokens need no elements. Only the part in
+ * view is painted.
+ */
+
+import { eachFrame } from "./dom.js";
+import { Overlay } from "./overlay.js";
+import { COUNT, stepOf } from "./tint.js";
+import { groupAt, logprobOf } from "./tokens.js";
+
+const POINTED = "pointed";
+const MARGIN_PX = 200;
+
+export class Input extends EventTarget {
+  #area;
+  #overlay;
+  #view;
+  #groups = [];
+  #valid = 0;
+  #pointed = -1;
+  // What the last painting was made from; the same values paint nothing.
+  #painted = [];
+  #paintLater = eachFrame(() => this.#paint());
+  #pointLater;
+  #pointer = null;
+
+  /** @param {{area: HTMLTextAreaElement, overlay: HTMLElement, view: HTMLElement}} parts */
+  constructor({ area, overlay, view }) {
+    super();
+    this.#area = area;
+    this.#overlay = new Overlay(overlay);
+    this.#view = view;
+    area.addEventListener("input", () => {
+      this.#sync();
+      this.point(-1);
+      this.dispatchEvent(new Event("edit"));
+    });
+    view.addEventListener("scroll", this.#paintLater, { passive: true });
+    new ResizeObserver(this.#paintLater).observe(overlay);
+    this.#pointLater = eachFrame(() => this.#hover());
+    area.addEventListener("pointermove", (event) => {
+      if (event.pointerType === "touch") return;
+      this.#pointer = { x: event.clientX, y: event.clientY };
+      this.#pointLater();
+    });
+    area.addEventListener("pointerleave", () => {
+      this.#pointer = null;
+      this.dispatchEvent(new Event("leave"));
+    });
+  }
+
+  get value() {
+    return this.#area.value;
+  }
+
+  get area() {
+    return this.#area;
+  }
+
+  get selection() {
+    return [this.#area.selectionStart, this.#area.selectionEnd];
+  }
+
+  /** Replace the text. The caret goes to `caret`, by default the end. */
+  show(text, caret = text.length) {
+    if (text !== this.#area.value) this.#area.value = text;
+    this.#area.setSelectionRange(caret, caret);
+    this.#sync();
+  }
+
+  /** Append text of a stream. If the end is in view, it stays in view. */
+  append(text) {
+    const near = this.#view.scrollHeight - this.#view.scrollTop - this.#view.clientHeight < 120;
+    const end = this.#area.value.length;
+    this.#area.setRangeText(text, end, end, "end");
+    this.#sync();
+    if (near) this.#view.scrollTop = this.#view.scrollHeight;
+  }
+
+  /** Tint the groups that end at or before the offset `valid`. */
+  mark(groups, valid) {
+    if (groups === this.#groups && valid === this.#valid) return;
+    this.#groups = groups;
+    this.#valid = valid;
+    this.#paintLater();
+  }
+
+  /** Underline the group with this index; -1 for none. */
+  point(index) {
+    if (index === this.#pointed) return;
+    this.#pointed = index;
+    const group = this.#groups[index];
+    if (group === undefined) CSS.highlights.delete(POINTED);
+    else CSS.highlights.set(POINTED, new Highlight(this.#overlay.range(group.start, group.end)));
+  }
+
+  /** Returns a group's box and the part in view, in pixels relative to the overlay. */
+  place(index) {
+    const { start, end } = this.#groups[index];
+    const box = this.#overlay.box.getBoundingClientRect();
+    const rect = this.#overlay.rects(start, Math.max(end, start + 1))[0] ?? box;
+    const view = this.#view.getBoundingClientRect();
+    return {
+      left: rect.left - box.left, top: rect.top - box.top, bottom: rect.bottom - box.top,
+      width: box.width, inView: [view.top - box.top, view.bottom - box.top],
+    };
+  }
+
+  reveal(offset) {
+    const rect = this.#overlay.rects(offset, offset + 1)[0];
+    if (rect === undefined) return;
+    const view = this.#view.getBoundingClientRect();
+    if (rect.top < view.top + 40 || rect.bottom > view.bottom - 40) {
+      this.#view.scrollTop += rect.top - view.top - view.height / 3;
+    }
+  }
+
+  /** Returns the index of the tinted group that contains an offset, or -1. */
+  indexAt(offset) {
+    const index = groupAt(this.#groups, offset);
+    const group = this.#groups[index];
+    if (group === undefined || group.start > offset || group.end > this.#valid) return -1;
+    return index;
+  }
+
+  #sync() {
+    this.#overlay.show(this.#area.value);
+    this.#paintLater();
+  }
+
+  #paint() {
+    const groups = this.#groups;
+    const [first, end] = this.#inView();
+    const now = [groups, this.#overlay.version, first, end, groups[end - 1]?.end];
+    if (now.every((part, i) => part === this.#painted[i])) return;
+    this.#painted = now;
+    const steps = Array.from({ length: COUNT }, () => []);
+    for (let i = first; i < end; i += 1) {
+      const group = groups[i];
+      const logprob = logprobOf(group);
+      if (logprob === null || group.start === group.end) continue;
+      steps[stepOf(logprob)].push(this.#overlay.range(group.start, group.end));
+    }
+    steps.forEach((ranges, step) => CSS.highlights.set(`tint-${step}`, new Highlight(...ranges)));
+  }
+
+  /** Returns the indexes of the first group to tint, and of the one after the last. */
+  #inView() {
+    if (this.#groups.length === 0) return [0, 0];
+    const view = this.#view.getBoundingClientRect();
+    const first = this.#overlay.offsetBelow(view.top - MARGIN_PX);
+    const last = this.#overlay.offsetBelow(view.bottom + MARGIN_PX);
+    const known = groupAt(this.#groups, this.#valid);
+    return [groupAt(this.#groups, first), Math.min(known, groupAt(this.#groups, last) + 1)];
+  }
+
+  #hover() {
+    if (this.#pointer === null) return;
+    this.dispatchEvent(new CustomEvent("hover", { detail: this.#indexUnder(this.#pointer) }));
+  }
+
+  /** Returns the index of the group under a point, or -1: finds its line, then its box. */
+  #indexUnder({ x, y }) {
+    const from = this.#overlay.offsetBelow(y);
+    for (let i = groupAt(this.#groups, from); i < this.#groups.length; i += 1) {
+      const group = this.#groups[i];
+      if (group.end > this.#valid) return -1;
+      const rects = this.#overlay.rects(group.start, group.end);
+      if (rects.length > 0 && rects.every((rect) => rect.top > y)) return -1;
+      const inside = (r) => x >= r.left && x < r.right && y >= r.top && y < r.bottom;
+      if (rects.some(inside)) return i;
+    }
+    return -1;
+  }
+}

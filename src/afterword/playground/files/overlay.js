@@ -1,0 +1,147 @@
+/**
+ * A text laid out in blocks of whole lines, so that a change costs the layout of one block.
+ *
+ * Offsets are UTF-16 units of the whole text. Every block but the last ends with a line end, so the
+ * blocks break their lines exactly as the whole text does.
+ */
+
+import { commonPrefix, commonSuffix } from "./tokens.js";
+
+/** A block ends at the first line end after this many units. */
+const LEAST_UNITS = 1000;
+
+export class Overlay {
+  #box;
+  #text = "";
+  /** @type {{element: HTMLElement, node: Text}[]} */
+  #blocks = [makeBlock("")];
+  // Where each block starts, in the order of the blocks.
+  #starts = [0];
+  #probe = document.createRange();
+  #version = 0;
+
+  constructor(box) {
+    this.#box = box;
+    box.replaceChildren(this.#blocks[0].element);
+  }
+
+  get box() {
+    return this.#box;
+  }
+
+  /** Changes when blocks are replaced: earlier ranges are invalid then. */
+  get version() {
+    return this.#version;
+  }
+
+  /** Show a text. Only blocks that differ change. */
+  show(text) {
+    const before = this.#text;
+    if (text === before) return;
+    const head = commonPrefix(before, text);
+    const gone = before.length - head - commonSuffix(before, text, head);
+    this.#text = text;
+    const first = this.#blockAt(head);
+    let last = this.#blockAt(Math.max(head, head + gone - 1));
+    const start = this.#starts[first];
+    const endOf = (block) => (this.#starts[block + 1] ?? before.length) + text.length - before.length;
+    // A block that lost its line end continues in the next block, so both change.
+    while (last + 1 < this.#blocks.length && text[endOf(last) - 1] !== "\n") last += 1;
+    const chunks = chunksOf(text.slice(start, endOf(last)));
+    if (first === last && chunks.length === 1) {
+      const { node } = this.#blocks[first];
+      const added = text.slice(head, head + gone + text.length - before.length);
+      node.replaceData(head - start, gone, added);
+    } else {
+      this.#replace(first, last, chunks);
+    }
+    this.#count(first);
+  }
+
+  /** Returns a static range: the browser does not update it when the text changes. */
+  range(start, end) {
+    const [from, to] = [this.#place(start), this.#place(end, true)];
+    return new StaticRange({
+      startContainer: from.node, startOffset: from.offset, endContainer: to.node, endOffset: to.offset,
+    });
+  }
+
+  /** Returns the boxes of a part of the text, in pixels of the window. */
+  rects(start, end) {
+    const [from, to] = [this.#place(start), this.#place(end, true)];
+    // One live range serves all calls, because every change of the text updates every range.
+    this.#probe.setStart(from.node, from.offset);
+    this.#probe.setEnd(to.node, to.offset);
+    return [...this.#probe.getClientRects()];
+  }
+
+  /** Returns the first offset whose line ends below `y`, in pixels of the window. */
+  offsetBelow(y) {
+    const bottomOf = (block) => this.#blocks[block].element.getBoundingClientRect().bottom;
+    const block = firstWhere(0, this.#blocks.length, (i) => bottomOf(i) > y);
+    if (block === this.#blocks.length) return this.#text.length;
+    const end = this.#starts[block + 1] ?? this.#text.length;
+    return firstWhere(this.#starts[block], end, (offset) => {
+      const { bottom } = this.rects(offset, offset + 1).at(-1) ?? { bottom: Infinity };
+      return bottom > y;
+    });
+  }
+
+  #replace(first, last, chunks) {
+    const fresh = chunks.map(makeBlock);
+    const old = this.#blocks.splice(first, last - first + 1, ...fresh);
+    old[0].element.before(...fresh.map(({ element }) => element));
+    for (const { element } of old) element.remove();
+    this.#version += 1;
+  }
+
+  /** Compute the starts of the blocks after this one. */
+  #count(from) {
+    this.#starts.length = from + 1;
+    for (let i = from; i + 1 < this.#blocks.length; i += 1) {
+      this.#starts.push(this.#starts[i] + this.#blocks[i].node.length);
+    }
+  }
+
+  #blockAt(offset) {
+    return firstWhere(1, this.#starts.length, (i) => this.#starts[i] > offset) - 1;
+  }
+
+  /** Returns node and offset. With `ends`, the end of a block belongs to that block. */
+  #place(offset, ends = false) {
+    const within = Math.min(offset, this.#text.length);
+    const block = this.#blockAt(ends ? Math.max(0, within - 1) : within);
+    return { node: this.#blocks[block].node, offset: within - this.#starts[block] };
+  }
+}
+
+function makeBlock(text) {
+  const element = document.createElement("div");
+  const node = document.createTextNode(text);
+  element.append(node);
+  return { element, node };
+}
+
+/** Split a text at line ends into chunks of LEAST_UNITS or a little more. */
+function chunksOf(text) {
+  const chunks = [];
+  let start = 0;
+  while (text.length - start > 2 * LEAST_UNITS) {
+    const end = text.indexOf("\n", start + LEAST_UNITS) + 1;
+    if (end === 0 || end === text.length) break;
+    chunks.push(text.slice(start, end));
+    start = end;
+  }
+  chunks.push(text.slice(start));
+  return chunks;
+}
+
+/** Returns the least integer from `low` on for which `holds` is true, or `high`. */
+function firstWhere(low, high, holds) {
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (holds(middle)) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}

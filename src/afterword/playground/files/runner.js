@@ -1,0 +1,77 @@
+/** Runs one request at a time, and can stop it. Does not know the text. */
+
+import { ApiError, Interrupted, Unreachable } from "./api.js";
+import { canStream } from "./request.js";
+import { TokenReader } from "./tokens.js";
+
+/** The tokenizer changes this text, so its tokens have no places in it. */
+export class ChangedText extends Error {}
+
+const KNOWN = [ApiError, Interrupted, Unreachable, ChangedText];
+
+/** Dispatches `running` when a request starts and when it ends, and `problem` with an error. */
+export class Runner extends EventTarget {
+  /** @type {{kind: "writing"|"scoring", abort: AbortController}|null} */
+  running = null;
+
+  #api;
+
+  /** @param {import("./api.js").Api} api */
+  constructor(api) {
+    super();
+    this.#api = api;
+  }
+
+  stop() {
+    this.running?.abort.abort();
+  }
+
+  /**
+   * Run a completion. `take` gets every choice, whole or in parts.
+   * @returns {Promise<"stopped"|"interrupted"|null>} null if it was not cut short
+   */
+  write(body, take) {
+    return this.#run("writing", async (signal) => {
+      for await (const choice of this.#choices(body, signal)) take(choice);
+      return null;
+    });
+  }
+
+  /** Score the prompt of a body. Resolves to its groups, or to null if there is no answer. */
+  async score(body) {
+    let groups = null;
+    await this.#run("scoring", async (signal) => {
+      const { choices: [choice] } = await this.#api.json("/v1/completions", body, signal);
+      const reader = new TokenReader();
+      reader.add(choice.text, choice.logprobs);
+      if (reader.text !== body.prompt) throw new ChangedText("the tokenizer changes this text");
+      ({ groups } = reader);
+    });
+    return groups;
+  }
+
+  async *#choices(body, signal) {
+    if (canStream(body)) {
+      for await (const chunk of this.#api.stream(body, signal)) yield* chunk.choices;
+    } else {
+      yield* (await this.#api.json("/v1/completions", body, signal)).choices;
+    }
+  }
+
+  async #run(kind, work) {
+    const abort = new AbortController();
+    this.running = { kind, abort };
+    this.dispatchEvent(new Event("running"));
+    try {
+      return await work(abort.signal);
+    } catch (error) {
+      if (error.name === "AbortError") return "stopped";
+      this.dispatchEvent(new CustomEvent("problem", { detail: error }));
+      if (!KNOWN.some((each) => error instanceof each)) throw error;
+      return "interrupted";
+    } finally {
+      this.running = null;
+      this.dispatchEvent(new Event("running"));
+    }
+  }
+}

@@ -1,0 +1,421 @@
+// The pure modules of the playground, in Node.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+const FILES = new URL("../../src/afterword/playground/files/", import.meta.url);
+const load = (name) => import(new URL(name, FILES));
+
+const tokens = await load("tokens.js");
+const trees = await load("tree.js");
+const { compare, words } = await load("diff.js");
+const { events, Interrupted } = await load("sse.js");
+const { History } = await load("history.js");
+const request = await load("request.js");
+const { fromFragment, toFragment, BadLink } = await load("link.js");
+const { rates, totals } = await load("exposition.js");
+const { preferred } = await load("i18n.js");
+const { stepOf, COUNT } = await load("tint.js");
+const { unescaped } = await load("lists.js");
+
+/** The API's arrays for tokens and their offsets, each with log-probability −1. */
+function wire(list, offsets) {
+  return {
+    tokens: list,
+    token_logprobs: list.map(() => -1),
+    top_logprobs: list.map((token) => ({ [token]: -1, other: -2 })),
+    text_offset: offsets,
+  };
+}
+
+const spans = (reader) => reader.groups.map(({ start, end }) => [start, end]);
+
+test("tokens: offsets in code points become offsets in UTF-16 units", () => {
+  const reader = new tokens.TokenReader(10);
+  reader.add("🦜a b", wire(["🦜", "a", " b"], [100, 101, 102]));
+  assert.deepEqual(spans(reader), [[10, 12], [12, 13], [13, 15]]);
+});
+
+test("tokens: bytes are joined where they complete a character", () => {
+  const reader = new tokens.TokenReader();
+  reader.add("x 🦜y", wire(
+    ["x", "bytes:\\x20\\xf0\\x9f", "bytes:\\xa6", "bytes:\\x9c", "y"], [0, 1, 2, 2, 3],
+  ));
+  assert.deepEqual(spans(reader), [[0, 1], [1, 4], [4, 5]]);
+  assert.deepEqual(reader.groups[1].tokens.map((token) => token.text.length > 0), [true, true, true]);
+  assert.equal(tokens.logprobOf(reader.groups[1]), -3);
+});
+
+test("tokens: a token that looks like bytes and is text stays text", () => {
+  assert.equal(tokens.isPartial("bytes:"), false);
+  assert.equal(tokens.isPartial("bytes:\\xzz"), false);
+  assert.deepEqual([...tokens.bytesOf("é")], [0xc3, 0xa9]);
+  assert.deepEqual([...tokens.bytesOf("bytes:\\xe2\\x80")], [0xe2, 0x80]);
+});
+
+test("tokens: any split into chunks gives the same groups", () => {
+  const list = ["a", "bytes:\\xf0\\x9f", "bytes:\\xa6\\x9c", "\r", "\n", "z", "\r\n", "w"];
+  const offsets = [0, 1, 1, 2, 3, 4, 5, 7];
+  // The text lags behind its tokens, as it does if it may be the start of a stop string.
+  const pieces = ["a", "", "🦜", "\r", "\n", "z", "\r\n", "w"];
+  const whole = new tokens.TokenReader(3);
+  whole.add(pieces.join(""), wire(list, offsets));
+  assert.equal(whole.text, "a🦜\nz\nw");
+  for (let lag = 0; lag < 4; lag += 1) {
+    const reader = new tokens.TokenReader(3);
+    let held = [];
+    list.forEach((token, i) => {
+      held.push(pieces[i]);
+      const out = held.length > lag ? held.shift() : "";
+      reader.add(out, wire([token], [offsets[i]]));
+    });
+    reader.add(held.join(""), null);
+    assert.equal(reader.text, whole.text);
+    assert.deepEqual(reader.groups, whole.groups);
+  }
+});
+
+test("tokens: an end token takes no room", () => {
+  const reader = new tokens.TokenReader();
+  reader.add("ab", wire(["a", "b", "<|end|>"], [0, 1, 2]));
+  assert.deepEqual(spans(reader), [[0, 1], [1, 2], [2, 2]]);
+});
+
+test("tokens: figures of a part", () => {
+  const reader = new tokens.TokenReader();
+  reader.add("abc", { ...wire(["a", "b", "c"], [0, 1, 2]), token_logprobs: [null, -1, -3] });
+  const all = tokens.figures(reader.groups);
+  assert.deepEqual([all.tokens, all.total, all.mean], [2, -4, -2]);
+  assert.ok(Math.abs(all.perplexity - Math.exp(2)) < 1e-9);
+  assert.equal(tokens.figures(reader.groups, 2, 3).total, -3);
+  assert.equal(tokens.figures(reader.groups, 0, 1).mean, null);
+});
+
+test("tokens: entropy of a fair coin is one bit", () => {
+  const half = Math.log(0.5);
+  const group = { start: 0, end: 1, tokens: [{ text: "a", logprob: half, top: [["a", half], ["b", half]] }] };
+  assert.ok(Math.abs(tokens.entropyOf(group) - 1) < 1e-9);
+  group.tokens[0].top.pop();
+  // All hidden tokens count as one outcome.
+  assert.ok(Math.abs(tokens.entropyOf(group) - 1) < 1e-9);
+});
+
+test("tokens: spelled for people", () => {
+  assert.equal(tokens.spelled(" a\n"), "·a↵");
+  assert.equal(tokens.spelled("\u202e\x1b"), "‹202E›‹1B›");
+  assert.equal(tokens.spelled("bytes:\\x20\\xf0\\x9f"), "·‹F0 9F›");
+});
+
+test("tokens: a common prefix never ends inside a character", () => {
+  assert.equal(tokens.commonPrefix("a🦜", "a🦝"), 1);
+  assert.equal(tokens.commonPrefix("abc", "abd"), 2);
+  assert.equal(tokens.commonPrefix("a🦜", "a🦜"), 3);
+  assert.equal(tokens.commonSuffix("abcab", "ab", 0), 2);
+  assert.equal(tokens.commonSuffix("aaa", "aa", 2), 0);
+  // Long texts are compared in parts, with the same result.
+  const long = "ab\n".repeat(5000);
+  for (const at of [0, 1, 4095, 4096, 4097, 9000, long.length - 1]) {
+    const other = `${long.slice(0, at)}x${long.slice(at + 1)}`;
+    assert.equal(tokens.commonPrefix(long, other), at);
+    assert.equal(tokens.commonSuffix(long, other, at), long.length - at - 1);
+    assert.equal(tokens.commonSuffix(long, long.slice(0, at) + long.slice(at + 1), at), long.length - at - 1);
+  }
+});
+
+test("tint: steps go from what was expected to what was not", () => {
+  assert.equal(stepOf(0), 0);
+  assert.equal(stepOf(-9999), COUNT - 1);
+  const steps = Array.from({ length: 100 }, (_, i) => stepOf(-i / 10));
+  assert.deepEqual(steps, [...steps].sort((a, b) => a - b));
+  assert.equal(new Set(steps).size, COUNT);
+});
+
+/** A tree: root → "once" (you) → " upon" (model) and " more" (model). */
+function grove() {
+  let tree = trees.emptyTree();
+  tree = trees.add(tree, trees.makeNode("a", trees.ROOT, 0, "once"));
+  const group = (start, text) => ({
+    start, end: start + text.length, tokens: [{ text, logprob: -1, top: [[text, -1]] }],
+  });
+  for (const [id, text] of [["b", " upon"], ["c", " more"]]) {
+    tree = trees.add(tree, trees.makeNode(id, "a", 4, text, { by: "model", groups: [group(4, text)] }));
+  }
+  return tree;
+}
+
+test("tree: texts and groups along a path", () => {
+  const tree = grove();
+  assert.equal(trees.textOf(tree, "b"), "once upon");
+  assert.deepEqual(trees.groupsOf(tree, "b").map((g) => g.start), [4]);
+  assert.deepEqual(trees.childrenOf(tree, "a").map((n) => n.id), ["b", "c"]);
+});
+
+test("tree: nothing that is there changes", () => {
+  const tree = grove();
+  const before = trees.toJson(tree);
+  trees.prune(tree, "a");
+  trees.rename(tree, "b", "x");
+  trees.write(tree, "b", "other", "n");
+  trees.withScores(tree, "b", []);
+  assert.equal(trees.toJson(tree), before);
+  assert.throws(() => {
+    tree.get("a").text = "changed";
+  });
+});
+
+test("tree: a branch inside a text keeps what is before it", () => {
+  let tree = grove();
+  tree = trees.add(tree, trees.makeNode("d", "b", 6, "nder", { by: "model" }));
+  assert.equal(trees.textOf(tree, "d"), "once under");
+  assert.deepEqual(trees.groupsOf(tree, "d"), []);
+});
+
+test("tree: writing makes one node however often it pauses", () => {
+  let { tree, at } = trees.write(trees.emptyTree(), trees.ROOT, "on", "1");
+  ({ tree, at } = trees.write(tree, at, "once", "2"));
+  assert.deepEqual([...tree.keys()], [trees.ROOT, "2"]);
+  assert.equal(trees.textOf(tree, at), "once");
+  // An edit of a text of the model adds a branch.
+  const grown = trees.write(grove(), "b", "once up!", "e");
+  assert.equal(trees.textOf(grown.tree, "b"), "once upon");
+  assert.equal(trees.textOf(grown.tree, "e"), "once up!");
+  assert.equal(grown.tree.get("e").from, 7);
+  assert.equal(trees.write(tree, at, "once", "3").at, at);
+});
+
+test("tree: pruning takes all that grew from it", () => {
+  assert.deepEqual([...trees.prune(grove(), "a").keys()], [trees.ROOT]);
+  assert.throws(() => trees.prune(grove(), trees.ROOT));
+});
+
+test("tree: there and back again", () => {
+  const tree = trees.rename(grove(), "b", "  named ");
+  const back = trees.fromJson(trees.toJson(tree));
+  assert.deepEqual([...back], [...tree]);
+  assert.equal(back.get("b").name, "named");
+});
+
+test("tree: a very deep one", () => {
+  let tree = trees.emptyTree();
+  let parent = trees.ROOT;
+  for (let i = 0; i < 5000; i += 1) {
+    tree.set(`n${i}`, trees.makeNode(`n${i}`, parent, i, "x"));
+    parent = `n${i}`;
+  }
+  assert.equal(trees.textOf(tree, parent).length, 5000);
+});
+
+test("tree: merging keeps both", () => {
+  const mine = grove();
+  const again = trees.merge(mine, trees.fromJson(trees.toJson(mine)), () => "never");
+  assert.deepEqual([...again.tree.keys()], [...mine.keys()]);
+  let other = trees.emptyTree();
+  other = trees.add(other, trees.makeNode("a", trees.ROOT, 0, "else"));
+  other = trees.add(other, trees.makeNode("z", "a", 4, "where"));
+  const { tree, became } = trees.merge(mine, other, () => "fresh");
+  assert.equal(trees.textOf(tree, "a"), "once");
+  assert.equal(trees.textOf(tree, became.get("z")), "elsewhere");
+});
+
+test("tree: hostile files say what is wrong", () => {
+  const file = (change) => {
+    const made = JSON.parse(trees.toJson(grove()));
+    change(made);
+    return JSON.stringify(made);
+  };
+  const cases = [
+    ["{", "import.notJson"],
+    ["null", "import.notBranches"],
+    ["[]", "import.notBranches"],
+    [file((f) => { f.version = 2; }), "import.version"],
+    [file((f) => { f.nodes = []; }), "import.noNodes"],
+    [file((f) => { f.nodes = {}; }), "import.noNodes"],
+    [file((f) => { f.nodes[0].text = "x"; }), "import.node", "id"],
+    [file((f) => { f.nodes[1].parent = "nowhere"; }), "import.node", "parent"],
+    [file((f) => { f.nodes[1].parent = null; }), "import.node", "parent"],
+    [file((f) => { f.nodes[1].id = "q"; }), "import.node", "parent"],
+    [file((f) => { f.nodes[2].id = "a"; }), "import.node", "id"],
+    [file((f) => { f.nodes[2].from = 99; }), "import.node", "from"],
+    [file((f) => { f.nodes[2].from = 0.5; }), "import.node", "from"],
+    [file((f) => { f.nodes[2].text = 7; }), "import.node", "text"],
+    [file((f) => { f.nodes[2].by = "<b>"; }), "import.node", "by"],
+    [file((f) => { f.nodes[2].name = {}; }), "import.node", "name"],
+    [file((f) => { f.nodes[2].finish = "x"; }), "import.node", "finish"],
+    [file((f) => { f.nodes[2].groups[0].end = 99; }), "import.node", "groups"],
+    [file((f) => { f.nodes[2].groups[0].start = 3; }), "import.node", "groups"],
+    [file((f) => { f.nodes[2].groups[0].tokens[0].logprob = 5; }), "import.node", "groups"],
+    [file((f) => { f.nodes[2].groups[0].tokens[0].top = [["a"]]; }), "import.node", "groups"],
+    [file((f) => { f.nodes[2].groups[0].tokens = []; }), "import.node", "groups"],
+    [file((f) => { f.nodes[2] = null; }), "import.node", "node"],
+  ];
+  for (const [json, key, field] of cases) {
+    assert.throws(() => trees.fromJson(json), (error) => {
+      assert.ok(error instanceof trees.BadTree, `${json}: ${error}`);
+      assert.equal(error.key, key);
+      if (field !== undefined) assert.equal(error.values.field, field);
+      return true;
+    });
+  }
+});
+
+test("tree: short files of long texts are refused", () => {
+  const nodes = JSON.parse(trees.toJson(trees.emptyTree())).nodes;
+  const [root] = nodes;
+  for (let i = 0; i < 300; i += 1) {
+    nodes.push({ ...root, id: `n${i}`, parent: i === 0 ? "root" : `n${i - 1}`, from: i * 1000, text: "x".repeat(1000) });
+  }
+  const json = JSON.stringify({ format: "afterword-branches", version: 1, nodes });
+  assert.throws(() => trees.fromJson(json), (error) => error.key === "import.tooLong");
+});
+
+test("diff: parts add up to the texts, and what is the same is the same", () => {
+  const pairs = [
+    ["the cat sat", "the dog sat"], ["", "new"], ["a b c d e", "a x c y e"], ["same", "same"],
+    ["我在海边散步", "我在山上散步"], ["a\n\nb", "a b"], ["one two", "two one"], ["a\ud83e b", "a\ud83e c"],
+  ];
+  for (const [a, b] of pairs) {
+    const [left, right] = compare(a, b);
+    assert.equal(left.map((part) => part.text).join(""), a);
+    assert.equal(right.map((part) => part.text).join(""), b);
+    const same = (parts) => parts.filter((part) => part.same).map((part) => part.text).join("");
+    assert.equal(same(left), same(right));
+  }
+  assert.deepEqual(compare("the cat sat", "the dog sat")[0], [
+    { same: true, text: "the" }, { same: false, text: " cat" }, { same: true, text: " sat" },
+  ]);
+  assert.deepEqual(words("abc我们d"), ["abc", "我", "们", "d"]);
+});
+
+test("diff: texts that have nothing in common end all the same", () => {
+  const text = (seed) => Array.from({ length: 4000 }, (_, i) => `${seed}${i}`).join(" ");
+  const [left] = compare(text("a"), text("b"));
+  assert.equal(left.map((part) => part.text).join(""), text("a"));
+});
+
+const bytesOf = async function* bytesOf(...parts) {
+  for (const part of parts) yield new TextEncoder().encode(part);
+};
+
+test("sse: events whatever the parts", async () => {
+  const whole = ': hi\n\ndata: {"a":"é"}\n\ndata: {"a":2}\n\ndata: [DONE]\n\n';
+  for (const size of [1, 2, 3, 7, 1000]) {
+    const bytes = new TextEncoder().encode(whole);
+    const parts = async function* parts() {
+      for (let i = 0; i < bytes.length; i += size) yield bytes.slice(i, i + size);
+    };
+    const got = [];
+    for await (const event of events(parts())) got.push(event.a);
+    assert.deepEqual(got, ["é", 2]);
+  }
+});
+
+test("sse: an early end is no end", async () => {
+  await assert.rejects(async () => {
+    for await (const _ of events(bytesOf('data: {"a":1}\n\n'))) continue;
+  }, Interrupted);
+});
+
+test("history: runs of typing are one step", () => {
+  const history = new History();
+  history.remember("", "typing 0");
+  history.remember("a", "typing 0");
+  history.remember("ab", "typing 1");
+  history.remember("abc");
+  assert.equal(history.undo("abcd"), "abc");
+  assert.equal(history.undo("abc"), "ab");
+  assert.equal(history.redo("ab"), "abc");
+  assert.equal(history.undo("abc"), "ab");
+  assert.equal(history.undo("ab"), "");
+  assert.equal(history.undo(""), null);
+  history.remember("x");
+  assert.equal(history.redo("y"), null);
+});
+
+test("request: what is at its default is not sent", () => {
+  const settings = { ...request.defaults(), model: "m" };
+  assert.deepEqual(request.completionBody(settings, "p", ""), {
+    model: "m", prompt: "p", temperature: 1, max_tokens: 48, logprobs: 5,
+  });
+  settings.n = 2;
+  settings.best_of = 2;
+  assert.equal("best_of" in request.completionBody(settings, "p", ""), false);
+  settings.best_of = 3;
+  assert.equal(request.canStream(request.completionBody(settings, "p", "")), false);
+  settings.infill = true;
+  assert.equal(request.completionBody(settings, "p", "s").suffix, "s");
+  assert.equal("suffix" in request.completionBody(settings, "p", ""), false);
+});
+
+test("request: the operator's limits hold", () => {
+  const settings = { ...request.defaults(), model: "m" };
+  for (const most of [0, 2, 50]) {
+    const limits = { max_logprobs: most };
+    assert.equal(request.completionBody(settings, "p", "", limits).logprobs, Math.min(5, most));
+    assert.equal(request.scoringBody(settings, "p", limits).logprobs, Math.min(5, most));
+  }
+});
+
+test("request: settings from anywhere have their types", () => {
+  const read = request.readSettings({
+    temperature: "2", n: 1.5, seed: null, top_p: 0.5, stop: ["a", 7, ""], logit_bias: [{ id: -1 }],
+    infill: 1, model: {}, x: 1, max_tokens: null,
+  });
+  assert.deepEqual(read, { ...request.defaults(), top_p: 0.5, stop: ["a"] });
+  assert.deepEqual(request.readSettings("no"), request.defaults());
+});
+
+test("link: there and back, whatever the text", async () => {
+  const settings = { ...request.defaults(), model: "m", seed: 0, stop: ["\n"] };
+  for (const text of ["", "a", "🦜\u202e\u0000<script>", "x".repeat(100_000)]) {
+    const fragment = await toFragment({ settings, text, suffix: "后" });
+    assert.match(fragment, /^w=[\w-]+$/);
+    assert.deepEqual(await fromFragment(`#${fragment}`), { settings, text, suffix: "后" });
+  }
+});
+
+test("link: a link of the first release is read", async () => {
+  const link = "#w=VY9LagQxDESvEmrtxQQSEnSJHCAE0x-5MWPLjiUPPQxz99DOZJFd1aPQQzdcQM8OymZRNgXdkMvKCYQMB-NcuU3WG4"
+    + "-dlerrSHnavZUzi4Je3h1k0JnVfAkg6SkdZ3kFvTnUxsqysK8sU7Ir6OQQGn93luX6jx6K80g5yiF7pD_ZySGVrbYyK-jVQa1U0OfXw"
+    + "NH8HCf97XGT0thzUVCYkrJDlBBTetT78d9uIHzIwk-9FoGD9hDiDgLLivsP";
+  const settings = { ...request.defaults(), model: "m", seed: 7 };
+  assert.deepEqual(await fromFragment(link), { settings, text: "Once upon", suffix: "end" });
+});
+
+test("link: what is cut, altered or too long is refused", async () => {
+  const fragment = await toFragment({ settings: request.defaults(), text: "hello there", suffix: "" });
+  assert.equal(await fromFragment(""), null);
+  assert.equal(await fromFragment("#other"), null);
+  for (const bad of ["w=", "w=%%%", "w=AAAA", fragment.slice(0, -9)]) {
+    await assert.rejects(fromFragment(`#${bad}`), BadLink);
+  }
+  const bomb = await toFragment({ settings: {}, text: "x".repeat(2_000_000), suffix: "" });
+  assert.ok(bomb.length < 10_000);
+  await assert.rejects(fromFragment(bomb), BadLink);
+});
+
+test("exposition: samples add up, and rates are differences", () => {
+  const scrape = (n) => totals([
+    "# HELP x", `afterword_engine_generated_tokens_total{model="a"} ${n}.0`,
+    `afterword_engine_generated_tokens_total{model="b {}\\" 1"} ${n}.0`,
+    `afterword_engine_cached_tokens_total{model="a"} ${3 * n}`,
+    `afterword_engine_prefilled_tokens_total{model="a"} ${n}`,
+    'afterword_engine_running_sequences{model="a"} 2.0', "broken line here", "y NaN",
+  ].join("\n"));
+  assert.equal(scrape(5).get("afterword_engine_generated_tokens_total"), 10);
+  const found = rates(scrape(5), scrape(10), 2);
+  assert.deepEqual([found.tokens_per_s, found.running, found.hits], [5, 2, 0.75]);
+  assert.equal(rates(scrape(5), scrape(5), 1).hits, null);
+  // A restarted server counts from 0.
+  assert.equal(rates(scrape(10), scrape(1), 1).tokens_per_s, 0);
+});
+
+test("language: chosen, offered, or English", () => {
+  assert.equal(preferred("zh", ["en"]), "zh");
+  assert.equal(preferred(null, ["fr-FR", "zh-TW", "en"]), "zh");
+  assert.equal(preferred("xx", ["fr"]), "en");
+  assert.equal(preferred("toString", []), "en");
+});
+
+test("lists: escapes as in programs", () => {
+  assert.equal(unescaped("a\\n\\t\\\\n"), "a\n\t\\n");
+});

@@ -22,11 +22,11 @@ import httpx2
 import pytest
 
 from afterword.core.account import KeyTerms, UsageQuery, UsageRecord
-from afterword.ledger.clerk import TURN_S
 from afterword.ledger.database import check, connect, parse_url, prepare
-from afterword.ledger.keys import KeyBook
-from afterword.ledger.records import processes, reservations
+from afterword.ledger.keys import KeyStore
 from afterword.ledger.store import UsageStore
+from afterword.ledger.tables import processes, reservations
+from afterword.ledger.writer import FLUSH_S
 from e2e.process import Server, run, serving
 from e2e.wire import Stream
 from services import Postgres
@@ -55,8 +55,8 @@ class House:
         """A key, made as the command makes it, which would take half a second to start."""
         engine = connect(parse_url(self.database))
         prepare(engine)
-        book = KeyBook(engine, clock=time.time, entropy=os.urandom)
-        secret = book.create(KeyTerms(name=name, **terms)).secret
+        key_store = KeyStore(engine, clock=time.time, entropy=os.urandom)
+        secret = key_store.create(KeyTerms(name=name, **terms)).secret
         engine.dispose()
         return secret
 
@@ -126,7 +126,7 @@ def test_another_address_needs_a_key_first(lite: House) -> None:
 
 def test_keys_reach_running_servers(house: House) -> None:
     """Two servers on one database; nobody restarts anything."""
-    assert TURN_S < 0.5
+    assert FLUSH_S < 0.5
     with house.serving(name="one") as one, house.serving(name="two") as two:
         assert get(one, "/v1/models").status_code == 200
         key = run("keys", "create", "a", *house.ledger).stdout.strip()

@@ -21,11 +21,11 @@ from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.toy import toy_engine
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
-from afterword.ledger.clerk import Identity
-from afterword.ledger.keys import KeyBook
-from afterword.ledger.meter import Clocks, Entrance, Policy
-from afterword.ledger.opening import LedgerOptions, OpenLedger, open_ledger
+from afterword.ledger.access import Clocks, Entrance, Policy
+from afterword.ledger.keys import KeyStore
+from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
 from afterword.ledger.store import UsageStore
+from afterword.ledger.writer import ProcessIdentity
 from asgi import Client
 from ledger.values import NOW, Hand
 
@@ -39,25 +39,25 @@ class Team:
     client: Client
     ledger: OpenLedger
     database: sa.Engine
-    book: KeyBook
+    keys: KeyStore
     hand: Hand
     engine: BatchingEngine
     slept: list[float] = field(default_factory=list)
 
     def key(self, name: str = "k", **terms: Any) -> Client:
         """A client with a new key, which the server knows already."""
-        made = self.book.create(KeyTerms(name=name, **terms))
+        made = self.keys.create(KeyTerms(name=name, **terms))
         self.refresh()
         return self.client.with_key(made.secret)
 
     def refresh(self) -> None:
         """What was done in the database is known to the server."""
-        self.ledger.clerk.refresh().result()
+        self.ledger.writer.refresh().result()
 
     async def records(self) -> list[UsageRecord]:
         """What the database has, when everything is in it."""
-        while self.ledger.meter.figures().unfolded:
-            self.ledger.clerk.work.set()
+        while self.ledger.access.figures().pending_writes:
+            self.ledger.writer.work.set()
             await asyncio.sleep(0)
         return UsageStore(self.database).requests(UsageQuery())
 
@@ -84,7 +84,7 @@ async def team(
     entropy = random.Random(next(_names)).randbytes
     engine = toy()
     options = LedgerOptions(folder=folder, redis=redis, policy=Policy(entrance=entrance, **policy))
-    identity = Identity(f"p{entropy(6).hex()}", "host", 1)
+    identity = ProcessIdentity(f"p{entropy(6).hex()}", "host", 1)
     clocks = Clocks(hand, hand, sleep)
     async with open_ledger(database, options, identity, clocks=clocks, entropy=entropy) as ledger:
         catalog = Catalog(
@@ -95,10 +95,10 @@ async def team(
             lifecycle=Lifecycle(),
             clock=hand,
             entropy=entropy,
-            access=Access(ledger=ledger.meter, books=ledger.books, guarded=guarded),
+            access=Access(ledger=ledger.access, queries=ledger.queries, guarded=guarded),
         )
-        book = KeyBook(database, clock=hand, entropy=entropy)
-        yield Team(Client(app), ledger, database, book, hand, engine, slept)
+        keys = KeyStore(database, clock=hand, entropy=entropy)
+        yield Team(Client(app), ledger, database, keys, hand, engine, slept)
     await engine.aclose()
 
 

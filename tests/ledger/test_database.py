@@ -20,7 +20,7 @@ from afterword.ledger.database import (
     reading,
     revision_of,
 )
-from afterword.ledger.records import metadata
+from afterword.ledger.tables import metadata
 
 
 def test_the_steps_lead_to_the_tables(engine: sa.Engine) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import rich_click as click
 from rich.table import Table
 
-from afterword.cli.ledger import database, key_book
+from afterword.cli.ledger import database, key_store
 from afterword.cli.options import Command, read_settings
 from afterword.cli.terminal import plain, print_table
 from afterword.config import Settings
@@ -74,7 +74,7 @@ def create(name: str, **given: Any) -> None:  # noqa: ANN401 - the terms' and th
         admin=given["admin"],
     )
     with database(settings) as engine:
-        _show_secret(key_book(engine).create(terms))
+        _show_secret(key_store(engine).create(terms))
 
 
 @keys.command("list", short_help="Show all keys.")
@@ -84,7 +84,7 @@ def list_keys(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     table = Table("NAME", "KEY", "STATE", "MODELS", "RPM", "TPM", "AT ONCE", "BUDGET", "USED",
                   box=None, pad_edge=False, header_style="")  # fmt: skip
     with database(ledger_settings(given)) as engine:
-        for view in key_book(engine).all():
+        for view in key_store(engine).all():
             terms = view.terms
             limits = (terms.rpm, terms.tpm, terms.concurrent)
             table.add_row(
@@ -102,7 +102,7 @@ def list_keys(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
 def show(key: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     """Show everything about KEY, a name or an id, but the key itself."""
     with database(ledger_settings(given)) as engine:
-        for name, value in _facts(key_book(engine).find(key)):
+        for name, value in _facts(key_store(engine).find(key)):
             click.echo(f"{name:<14} {value}")
 
 
@@ -115,7 +115,7 @@ def rotate(key: str, overlap: str, **given: Any) -> None:  # noqa: ANN401 - the 
     """Give KEY a new secret; limits, budget and usage stay."""
     overlap_s = parse_span(overlap, param="overlap")
     with database(ledger_settings(given)) as engine:
-        _show_secret(key_book(engine).rotate(key, overlap_s))
+        _show_secret(key_store(engine).rotate(key, overlap_s))
 
 
 @keys.command(short_help="End a key.")
@@ -124,7 +124,7 @@ def rotate(key: str, overlap: str, **given: Any) -> None:  # noqa: ANN401 - the 
 def revoke(key: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     """End KEY. Running servers refuse it within a second; its records stay."""
     with database(ledger_settings(given)) as engine:
-        view = key_book(engine).revoke(key)
+        view = key_store(engine).revoke(key)
     click.echo(f"{view.terms.name} is revoked")
 
 

@@ -15,11 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
-from afterword.ledger.clerk import Identity
+from afterword.ledger.access import Clocks, Entrance, Policy
 from afterword.ledger.database import connect, parse_url, reason, sqlite_url
-from afterword.ledger.keys import KeyBook
-from afterword.ledger.meter import Clocks, Entrance, Policy
-from afterword.ledger.opening import LedgerOptions, make_folder, open_database
+from afterword.ledger.keys import KeyStore
+from afterword.ledger.open_ledger import LedgerOptions, make_folder, open_database
+from afterword.ledger.writer import ProcessIdentity
 
 CLOCKS = Clocks(time.monotonic, time.time)
 
@@ -45,9 +45,9 @@ def ledger_options(settings: Settings, entrance: Entrance) -> LedgerOptions:
     )
 
 
-def identity() -> Identity:
+def identity() -> ProcessIdentity:
     """What this process is called in the ledger."""
-    return Identity(f"p{os.urandom(6).hex()}", platform.node(), os.getpid())
+    return ProcessIdentity(f"p{os.urandom(6).hex()}", platform.node(), os.getpid())
 
 
 @contextmanager
@@ -72,6 +72,6 @@ def database(settings: Settings, *, prepared: bool = True) -> Iterator[sa.Engine
         raise ConfigError(f"the ledger's database cannot be used: {reason(error)}") from error
 
 
-def key_book(engine: sa.Engine) -> KeyBook:
+def key_store(engine: sa.Engine) -> KeyStore:
     """The keys of a database."""
-    return KeyBook(engine, clock=time.time, entropy=os.urandom)
+    return KeyStore(engine, clock=time.time, entropy=os.urandom)

@@ -27,10 +27,10 @@ from afterword.core.errors import ConfigError
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.middleware import Observer
+from afterword.ledger.access import Entrance
 from afterword.ledger.database import reading
 from afterword.ledger.keys import any_key
-from afterword.ledger.meter import Entrance
-from afterword.ledger.opening import open_database, open_ledger
+from afterword.ledger.open_ledger import open_database, open_ledger
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
             entropy=os.urandom,
             keep_alive_s=settings.keep_alive_s,
             access=Access(
-                ledger=ledger.meter,
-                books=ledger.books,
+                ledger=ledger.access,
+                queries=ledger.queries,
                 guarded=not settings.no_auth,
                 origins=settings.origins(),
             ),
@@ -99,7 +99,7 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
             await retarget(service, changed.models)
             logging.getLogger("afterword").setLevel(changed.log_level.upper())
             service.limits = changed.limits()
-            ledger.clerk.refresh()
+            ledger.writer.refresh()
             _log.info("keys, limits, log level and addresses of other servers were read again")
 
         url = url_of(bound, tls=settings.certfile is not None)

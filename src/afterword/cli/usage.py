@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from rich.table import Table
 
 from afterword.cli.keys import ledger_flags, ledger_settings
-from afterword.cli.ledger import database, key_book
+from afterword.cli.ledger import database, key_store
 from afterword.cli.terminal import plain, print_table
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
 from afterword.core.moments import parse_moment
@@ -47,7 +47,7 @@ def usage(**given: Any) -> None:  # noqa: ANN401 - flags
         if given[name]
     }
     with database(settings) as engine:
-        key_id = key_book(engine).find(given["key"]).id if given["key"] else None
+        key_id = key_store(engine).find(given["key"]).id if given["key"] else None
         query = UsageQuery(**moments, key_id=key_id)
         if given["requests"]:
             rows: Iterator[UsageSum | UsageRecord] = _records(engine, query)

@@ -252,9 +252,9 @@ class LedgerFigures(msgspec.Struct, frozen=True, kw_only=True):
 
     reachable: bool = True
     unsettled: int = 0
-    unfolded: int = 0
+    pending_writes: int = 0
     journal_bytes: int = 0
-    folded: int = 0
+    written: int = 0
     refused_keys: int = 0
 
 
@@ -270,7 +270,7 @@ class Ledger(Protocol):
     async def reserve(self, principal: Principal, ask: Ask) -> Reservation:
         """Take the worst case of a request out of what its key may spend.
 
-        Raises ``RateLimited``, ``QuotaExceeded`` and ``LedgerUnavailable``.
+        Raises ``RateLimited``, ``BudgetExceeded`` and ``LedgerUnavailable``.
         """
 
     def ready(self) -> bool:
@@ -280,7 +280,7 @@ class Ledger(Protocol):
         """Gauges and counters at this moment."""
 
 
-class Books(Protocol):
+class AdminQueries(Protocol):
     """The ledger as operators use it. Raises ``LedgerUnavailable`` where it cannot be reached."""
 
     def now(self) -> float:

@@ -21,7 +21,7 @@ from afterword.core.account import (
 )
 from afterword.core.errors import InvalidRequest, LedgerUnavailable, PermissionDenied
 from afterword.core.moments import parse_moment, parse_span
-from afterword.core.protocols import Books
+from afterword.core.protocols import AdminQueries
 from afterword.http.client import read_body
 from afterword.http.exchange import exchange_of
 
@@ -96,8 +96,8 @@ class RecordList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
 class Administration:
     """The routes of operators; every one needs a key made with ``--admin``."""
 
-    def __init__(self, books: Books | None) -> None:
-        self._books = books
+    def __init__(self, queries: AdminQueries | None) -> None:
+        self._queries = queries
 
     def table(self) -> Sequence[BaseRoute]:
         """Paths, methods, endpoints."""
@@ -122,21 +122,21 @@ class Administration:
 
     async def create(self, request: Request) -> Response:
         """Make a key; the answer is the only place where it is shown."""
-        books = self._for(request)
+        queries = self._for(request)
         given = await _body(request, NewKeyRequest)
         fields = msgspec.structs.asdict(given)
         expires = fields.pop("expires")
         if expires is not None:
-            fields["expires_at"] = books.now() + parse_span(expires, param="expires")
-        made = await books.create_key(KeyTerms(**fields))
+            fields["expires_at"] = queries.now() + parse_span(expires, param="expires")
+        made = await queries.create_key(KeyTerms(**fields))
         return _json(msgspec.structs.replace(_key(made.view), key=made.secret))
 
     async def rotate(self, request: Request) -> Response:
         """A new secret for a key."""
-        books = self._for(request)
+        queries = self._for(request)
         given = await _body(request, RotateRequest)
         overlap_s = parse_span(given.overlap, param="overlap")
-        made = await books.rotate_key(request.path_params["key"], overlap_s)
+        made = await queries.rotate_key(request.path_params["key"], overlap_s)
         return _json(msgspec.structs.replace(_key(made.view), key=made.secret))
 
     async def revoke(self, request: Request) -> Response:
@@ -145,47 +145,47 @@ class Administration:
 
     async def usage(self, request: Request) -> Response:
         """Sums by key, model, user or day."""
-        books = self._for(request)
+        queries = self._for(request)
         given = request.query_params.get("by", "key")
         by = next((by for by in _GROUPS if by == given), None)
         if by is None:
             raise InvalidRequest(
                 f"'by' is {given[:40]!r}: expected key, model, user or day", param="by"
             )
-        query = await self._query(books, request)
-        return _json(UsageList(await books.usage(by, query)))
+        query = await self._query(queries, request)
+        return _json(UsageList(await queries.usage(by, query)))
 
     async def requests(self, request: Request) -> Response:
         """Requests one by one, in pages."""
-        books = self._for(request)
-        query = await self._query(books, request)
+        queries = self._for(request)
+        query = await self._query(queries, request)
         limit = request.query_params.get("limit", str(_MOST_RECORDS))
         if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_RECORDS:
             raise InvalidRequest(
                 f"'limit' is {limit[:40]!r}: expected 1 to {_MOST_RECORDS}", param="limit"
             )
         after = request.query_params.get("after", "")
-        records = await books.requests(query, after=after, most=int(limit) + 1)
+        records = await queries.requests(query, after=after, most=int(limit) + 1)
         return _json(RecordList(records[: int(limit)], len(records) > int(limit)))
 
-    async def _query(self, books: Books, request: Request) -> UsageQuery:
+    async def _query(self, queries: AdminQueries, request: Request) -> UsageQuery:
         moments = {
-            name: parse_moment(text, now_s=books.now(), param=name)
+            name: parse_moment(text, now_s=queries.now(), param=name)
             for name in ("since", "until")
             if (text := request.query_params.get(name)) is not None
         }
         key = request.query_params.get("key")
-        return UsageQuery(**moments, key_id=None if key is None else (await books.key(key)).id)
+        return UsageQuery(**moments, key_id=None if key is None else (await queries.key(key)).id)
 
-    def _for(self, request: Request) -> Books:
-        """The books, for whoever may see them. Raises ``PermissionDenied``."""
+    def _for(self, request: Request) -> AdminQueries:
+        """The queries, for whoever may see them. Raises ``PermissionDenied``."""
         if not exchange_of(request.scope).principal.admin:
             raise PermissionDenied(
                 "This needs an admin key: afterword keys create NAME --admin makes one."
             )
-        if self._books is None:
+        if self._queries is None:
             raise LedgerUnavailable("This server keeps no ledger.")
-        return self._books
+        return self._queries
 
 
 async def _body(request: Request, kind: type[T]) -> T:

@@ -10,14 +10,14 @@ from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from afterword.completion.service import CompletionService
-from afterword.core.protocols import Books, Ledger
+from afterword.core.protocols import AdminQueries, Ledger
 from afterword.http.admin import Administration
 from afterword.http.auth import Authentication
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
 from afterword.http.middleware import Boundary, Observer
+from afterword.http.no_ledger import NoLedger
 from afterword.http.routes import Routes
-from afterword.http.unmetered import Unmetered
 
 _OPEN_PATHS = frozenset({"/ready", "/"})
 _DISCREET_PATHS = frozenset({"/health"})
@@ -40,8 +40,8 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     ``origins`` are those whose pages a browser may let in.
     """
 
-    ledger: Ledger = Unmetered()
-    books: Books | None = None
+    ledger: Ledger = NoLedger()
+    queries: AdminQueries | None = None
     guarded: bool = False
     origins: tuple[str, ...] = ()
 
@@ -73,7 +73,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         clock=clock,
         keep_alive_s=keep_alive_s,
     )
-    administration = Administration(access.books)
+    administration = Administration(access.queries)
     router = Router([*routes.table(), *administration.table()], redirect_slashes=False)
     known = Authentication(
         router,

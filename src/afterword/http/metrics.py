@@ -27,13 +27,18 @@ _TOKEN_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25
 _LEDGER_GAUGES = {
     "reachable": "1 while the ledger's database answers.",
     "unsettled": "Requests that were admitted and have not ended.",
-    "unfolded": "Ended requests that are not in the database yet.",
+    "pending_writes": "Ended requests that are not in the database yet.",
     "journal_bytes": "What the journal takes.",
 }
 _LEDGER_COUNTERS = {
-    "folded": "Ended requests that came into the database.",
+    "written": "Ended requests that were written to the database.",
     "refused_keys": "Requests with a wrong key.",
 }
+_DEPRECATED_NAMES = {
+    "afterword_ledger_pending_writes": "afterword_ledger_unfolded",
+    "afterword_ledger_written": "afterword_ledger_folded",
+}
+"""New name to old name. The old one is exposed too, for one version."""
 _ENGINE_GAUGES = {
     "running_sequences": "Sequences that generate.",
     "waiting_sequences": "Sequences that wait for a slot.",
@@ -127,6 +132,31 @@ class LedgerCollector(Collector):
             yield CounterMetricFamily(f"afterword_ledger_{field}", text, value=value)
 
 
+class Renamed(Collector):
+    """Another collector's families, each also under its deprecated name if it has one."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family; a deprecated name comes right after the new one."""
+        for family in self._collector.collect():
+            yield family
+            old_name = _DEPRECATED_NAMES.get(family.name)
+            if old_name is not None:
+                yield _under(old_name, family)
+
+
+def _under(old_name: str, family: Metric) -> Metric:
+    # Samples of a counter end in _total, which its family's name does not.
+    suffix = "_total" if family.type == "counter" else ""
+    text = f"deprecated: use {family.name}{suffix}"
+    copy = Metric(old_name, text, family.type, family.unit)
+    for sample in family.samples:
+        copy.samples.append(sample._replace(name=old_name + sample.name.removeprefix(family.name)))
+    return copy
+
+
 class Metrics:
     """The server's counters, in a registry of their own so that apps can stand side by side."""
 
@@ -170,9 +200,9 @@ class Metrics:
             ["limit"],
             registry=self._registry,
         )
-        self._registry.register(EngineCollector(models))
-        self._registry.register(LedgerCollector(ledger))
-        self._registry.register(UpstreamCollector(models))
+        self._registry.register(Renamed(EngineCollector(models)))
+        self._registry.register(Renamed(LedgerCollector(ledger)))
+        self._registry.register(Renamed(UpstreamCollector(models)))
 
     def record(self, exchange: Exchange, *, route: str, status: int, ended_s: float) -> None:
         """Count a finished exchange. ``route`` is a template, so that labels stay few."""

@@ -16,7 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from afterword.core.errors import ConfigError
 from afterword.ledger import migrations
-from afterword.ledger.records import metadata, reservations, spending, usage
+from afterword.ledger.tables import metadata, reservations, spending, usage
 
 REVISION = "0001"
 """The step of ``migrations`` that this code is written for."""

@@ -2,7 +2,7 @@
 
 A line is written to the page cache, which outlives the process; ``sync`` brings it to the disk.
 Space for a request's end is taken when it is admitted: a disk that fills up refuses requests, it
-does not lose one. The clerk folds the lines into the database and lets go of them; what is left
+does not lose one. The writer writes the lines into the database and lets go of them; what is left
 behind by a process that died is read by the next.
 """
 
@@ -141,15 +141,15 @@ class Journal:
         self.unsettled += 1
 
     def settle(self, record: UsageRecord) -> None:
-        """A request has ended, and is to be folded."""
+        """A request has ended, and is to be written."""
         self._end("settled", record)
 
     def release(self, record: UsageRecord) -> None:
         """A request was not admitted after all."""
         self._end("released", record)
-        self.folded([record.id])
+        self.written([record.id])
 
-    def folded(self, ids: Sequence[str]) -> None:
+    def written(self, ids: Sequence[str]) -> None:
         """These are in the database; segments without others are removed, oldest first."""
         for request_id in ids:
             self._open.pop(request_id).home.open_lines -= 1
@@ -199,7 +199,7 @@ class Journal:
             self._write_admission(request_id, line.admission)
 
 
-class Remains:
+class OrphanedJournal:
     """The segments of one process that is dead; the locks on them are held."""
 
     def __init__(self, process_id: str) -> None:
@@ -228,9 +228,9 @@ class Remains:
         self.files.clear()
 
 
-def remains_in(folder: Path) -> list[Remains]:
+def orphaned_journals(folder: Path) -> list[OrphanedJournal]:
     """What processes that died have left, locked so that no other process takes it too."""
-    found: dict[str, Remains] = {}
+    found: dict[str, OrphanedJournal] = {}
     held: set[str] = set()
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
         process_id = path.name.removesuffix(_SUFFIX).rpartition("-")[0]
@@ -238,7 +238,7 @@ def remains_in(folder: Path) -> list[Remains]:
         if descriptor is None:
             held.add(process_id)
             continue
-        found.setdefault(process_id, Remains(process_id)).files.append((path, descriptor))
+        found.setdefault(process_id, OrphanedJournal(process_id)).files.append((path, descriptor))
     for process_id in sorted(held & found.keys()):
         found.pop(process_id).close()
     return list(found.values())

@@ -12,8 +12,8 @@ from sqlalchemy.exc import IntegrityError
 from afterword.core.account import KeyTerms, KeyView, NewKey, Period
 from afterword.core.errors import InvalidRequest
 from afterword.ledger.database import reading
-from afterword.ledger.records import keys, secrets, spending, state
 from afterword.ledger.secret import digest_of, make_secret, prefix_of
+from afterword.ledger.tables import keys, secrets, spending, state
 
 _ID_BYTES = 6
 _MOST_NAME_CHARACTERS = 200
@@ -34,7 +34,7 @@ def period_of(moment_s: float, per: Period) -> str:
     return datetime.fromtimestamp(moment_s, UTC).strftime(shape)
 
 
-class KeyBook:
+class KeyStore:
     """The keys of a database. ``clock`` gives Unix seconds, ``entropy(n)`` n random bytes."""
 
     def __init__(

@@ -2,7 +2,7 @@
 
 One script admits against all limits of a key at once. Times are Redis' own, so that servers need
 not agree on theirs. The connection is the ``limits`` package's: it knows the URLs of single
-servers, sentinels, clusters and Valkey. Its windows are not used, since they hold an entry for
+servers, sentinels, clusters and Valkey. Its limiter are not used, since they hold an entry for
 each token and can give none back (docs/decisions/0021).
 """
 
@@ -17,7 +17,7 @@ from limits.storage import RedisStorage, storage_from_string
 
 from afterword.core.account import KeyTerms
 from afterword.core.errors import ConfigError, LedgerUnavailable
-from afterword.ledger.windows import WINDOW_S, Verdict, rates_of
+from afterword.ledger.rate_limits import WINDOW_S, RateDecision, rates_of
 
 T = TypeVar("T")
 
@@ -98,8 +98,8 @@ return redis.call('PEXPIRE', KEYS[3], tonumber(ARGV[2]) / 500)
 """
 
 
-class RedisWindows:
-    """Limits counted in Redis; see ``windows.Windows``.
+class RedisRateLimiter:
+    """Limits counted in Redis; see ``limiter.RateLimiter``.
 
     Raises ``LedgerUnavailable`` where Redis does not answer: a limit that cannot be counted is
     not exceeded.
@@ -116,8 +116,8 @@ class RedisWindows:
         self._running: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> Verdict:
-        """See ``Windows``."""
+    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> RateDecision:
+        """See ``RateLimiter``."""
         limits = (-1 if n is None else n for n in (terms.rpm, terms.tpm, terms.concurrent))
         arguments = [request_id, tokens, *limits, int(WINDOW_S * 1e6), int(_LEASE_S * 1e6)]
         why, wait_us, count, used, age_us = self._answer(
@@ -125,13 +125,13 @@ class RedisWindows:
         )
         rates = rates_of(terms, count, used, WINDOW_S - age_us / 1e6)
         if why:
-            return Verdict(rates, why.decode(), None if wait_us < 0 else wait_us / 1e6)
+            return RateDecision(rates, why.decode(), None if wait_us < 0 else wait_us / 1e6)
         with self._lock:
             self._running[request_id] = key_id
-        return Verdict(rates)
+        return RateDecision(rates)
 
     def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
-        """See ``Windows``."""
+        """See ``RateLimiter``."""
         with self._lock:
             self._running.pop(request_id, None)
         arguments = [request_id, -1 if tokens is None else tokens]
@@ -152,7 +152,7 @@ class RedisWindows:
             raise LedgerUnavailable("Limits cannot be counted at the moment.") from error
 
 
-def open_windows(url: str) -> RedisWindows:
+def open_rate_limiter(url: str) -> RedisRateLimiter:
     """Connect at first use. Raises ``ConfigError`` for what is no Redis."""
     try:
         storage = storage_from_string(url)
@@ -160,7 +160,7 @@ def open_windows(url: str) -> RedisWindows:
         raise ConfigError("redis: the URL or its driver: pip install 'afterword[redis]'") from error
     if not isinstance(storage, RedisStorage):
         raise ConfigError("redis: expected a redis:// or valkey:// URL")
-    return RedisWindows(storage)
+    return RedisRateLimiter(storage)
 
 
 def _names(key_id: str) -> list[str]:

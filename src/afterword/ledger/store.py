@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
 from afterword.ledger.database import reading
-from afterword.ledger.records import keys, usage
+from afterword.ledger.tables import keys, usage
 
 _COUNTS = (
     "requests", "answered", "prompt_tokens", "cached_tokens", "completion_tokens", "total_tokens",

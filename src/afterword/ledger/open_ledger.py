@@ -14,17 +14,17 @@ import sqlalchemy as sa
 
 from afterword.core.errors import ConfigError
 from afterword.core.faults import in_one_line
-from afterword.ledger.books import LedgerBooks
-from afterword.ledger.clerk import Clerk, ClerkThread, Identity
+from afterword.ledger.access import AccessLedger, Clocks, Policy
+from afterword.ledger.admin_queries import LedgerQueries
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
 from afterword.ledger.journal import Journal
-from afterword.ledger.meter import Clocks, Meter, Policy
-from afterword.ledger.windows import MemoryWindows, Windows
+from afterword.ledger.rate_limits import MemoryRateLimiter, RateLimiter
+from afterword.ledger.writer import LedgerWriter, LedgerWriterThread, ProcessIdentity
 
 _log = logging.getLogger(__name__)
 
 _SYNC_S = 1.0
-_RENEW_TURNS = 20
+_RENEW_ROUNDS = 20
 
 
 class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,9 +40,9 @@ class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
 class OpenLedger(msgspec.Struct, frozen=True):
     """What an open ledger offers: to requests, to operators, and to signals."""
 
-    meter: Meter
-    books: LedgerBooks
-    clerk: Clerk
+    access: AccessLedger
+    queries: LedgerQueries
+    writer: LedgerWriter
 
 
 def open_database(folder: Path, database: str | None) -> sa.Engine:
@@ -69,7 +69,7 @@ def make_folder(folder: Path) -> None:
 
 @asynccontextmanager
 async def open_ledger(
-    engine: sa.Engine, options: LedgerOptions, identity: Identity, *, clocks: Clocks,
+    engine: sa.Engine, options: LedgerOptions, identity: ProcessIdentity, *, clocks: Clocks,
     entropy: Callable[[int], bytes],
 ) -> AsyncIterator[OpenLedger]:  # fmt: skip
     """A ledger at work; at the end everything is in the database, or in the journal.
@@ -87,50 +87,59 @@ async def open_ledger(
         except OSError as error:
             raise ConfigError(f"{journals}: no journal can be kept here: {error}") from error
 
-        def folded(ids: Sequence[str]) -> None:
-            loop.call_soon_threadsafe(journal.folded, ids)
+        def written(ids: Sequence[str]) -> None:
+            loop.call_soon_threadsafe(journal.written, ids)
 
-        clerk = Clerk(engine, identity, journals, clock=clocks.monotonic, on_folded=folded)
-        clerk.turn()
-        if not clerk.reachable:
-            raise ConfigError("the ledger's database cannot be used")
-        windows, apart = _windows(options, clocks)
-        if apart is not None:
-            opened.callback(apart.shutdown)
-        meter = Meter(
-            clerk, journal, windows, policy=options.policy, clocks=clocks, limits_apart=apart
+        writer = LedgerWriter(
+            engine, identity, journals, clock=clocks.monotonic, on_written=written
         )
-        opened.callback(meter.close)
-        books = LedgerBooks(engine, clock=clocks.unix, entropy=entropy)
-        thread = ClerkThread(clerk)
+        writer.flush()
+        if not writer.reachable:
+            raise ConfigError("the ledger's database cannot be used")
+        limiter, limiter_thread = _limiter(options, clocks)
+        if limiter_thread is not None:
+            opened.callback(limiter_thread.shutdown)
+        ledger = AccessLedger(
+            writer,
+            journal,
+            limiter,
+            policy=options.policy,
+            clocks=clocks,
+            limiter_thread=limiter_thread,
+        )
+        opened.callback(ledger.close)
+        queries = LedgerQueries(engine, clock=clocks.unix, entropy=entropy)
+        thread = LedgerWriterThread(writer)
         thread.start()
-        upkeep = asyncio.create_task(_keep_up(meter, windows, apart))
+        upkeep = asyncio.create_task(_keep_up(ledger, limiter, limiter_thread))
         try:
-            yield OpenLedger(meter, books, clerk)
+            yield OpenLedger(ledger, queries, writer)
         finally:
             upkeep.cancel()
-            # The loop goes on meanwhile: it is told what was folded.
+            # The loop goes on meanwhile: it is told what was written.
             await asyncio.shield(asyncio.to_thread(thread.close))
 
 
-def _windows(options: LedgerOptions, clocks: Clocks) -> tuple[Windows, Executor | None]:
+def _limiter(options: LedgerOptions, clocks: Clocks) -> tuple[RateLimiter, Executor | None]:
     if options.redis is None:
-        return MemoryWindows(clocks.monotonic), None
+        return MemoryRateLimiter(clocks.monotonic), None
     # A server without Redis need not wait for its packages.
-    from afterword.ledger.redis import open_windows  # noqa: PLC0415
+    from afterword.ledger.redis import open_rate_limiter  # noqa: PLC0415
 
-    return open_windows(options.redis), ThreadPoolExecutor(1, "afterword-limits")
+    return open_rate_limiter(options.redis), ThreadPoolExecutor(1, "afterword-rate-limiter")
 
 
-async def _keep_up(meter: Meter, windows: Windows, apart: Executor | None) -> None:
+async def _keep_up(
+    ledger: AccessLedger, limiter: RateLimiter, limiter_thread: Executor | None
+) -> None:
     """Every second the journal goes to the disk; now and then Redis hears of what runs."""
-    turn = 0
+    rounds = 0
     while True:
         await asyncio.sleep(_SYNC_S)
         try:
-            await asyncio.wrap_future(meter.sync())
+            await asyncio.wrap_future(ledger.sync())
         except OSError as error:
             _log.error("the journal cannot be brought to the disk: %s", in_one_line(error))
-        turn += 1
-        if apart is not None and turn % _RENEW_TURNS == 0:
-            apart.submit(windows.renew)
+        rounds += 1
+        if limiter_thread is not None and rounds % _RENEW_ROUNDS == 0:
+            limiter_thread.submit(limiter.renew)

@@ -6,7 +6,7 @@ from afterword.core.account import NOBODY, Ask, Principal, Rates, Spent
 from afterword.core.protocols import LedgerFigures
 
 
-class Free:
+class FreeReservation:
     """A ``Reservation`` of nothing."""
 
     rates = Rates()
@@ -18,16 +18,16 @@ class Free:
         """Give back nothing."""
 
 
-class Unmetered:
+class NoLedger:
     """A ``Ledger`` for apps that stand alone."""
 
     async def authenticate(self, secret: str | None, source: str) -> Principal:  # noqa: ARG002 - nobody is asked
         """Whoever asks."""
         return NOBODY
 
-    async def reserve(self, principal: Principal, ask: Ask) -> Free:  # noqa: ARG002 - all is admitted
+    async def reserve(self, principal: Principal, ask: Ask) -> FreeReservation:  # noqa: ARG002 - all is admitted
         """Everything is admitted."""
-        return Free()
+        return FreeReservation()
 
     def ready(self) -> bool:
         """Always."""

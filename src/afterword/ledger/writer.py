@@ -1,6 +1,6 @@
 """The thread that talks to the database: in batches, off the way of requests.
 
-A turn decides claims on budgets and folds ended requests, these first where a claim would be
+A flush decides claims on budgets and writes ended requests, these first where a claim would be
 refused; when it is time it looks after keys, and after processes that died. A database that is
 away makes claims fail at once; everything else waits for it.
 """
@@ -22,27 +22,27 @@ from sqlalchemy.exc import SQLAlchemyError
 from afterword.core.account import UsageRecord
 from afterword.core.errors import LedgerUnavailable
 from afterword.core.faults import in_one_line
-from afterword.ledger import quota
+from afterword.ledger import budgets
+from afterword.ledger.budgets import Claim
 from afterword.ledger.database import reason
-from afterword.ledger.journal import Remains, remains_in
+from afterword.ledger.journal import OrphanedJournal, orphaned_journals
 from afterword.ledger.keyring import Keyring
 from afterword.ledger.keys import any_key, held_keys, keys_version
-from afterword.ledger.quota import Claim
-from afterword.ledger.records import processes
+from afterword.ledger.tables import processes
 
 _log = logging.getLogger(__name__)
 
-TURN_S = 0.4
-"""The longest pause between two turns, so that a revoked key stops within a second."""
+FLUSH_S = 0.4
+"""The longest pause between two flushes, so that a revoked key stops within a second."""
 DEAD_S = 30.0
 """After so long without a sign of life a process is dead, and its reservations come back."""
-_BEAT_S = 5.0
+_HEARTBEAT_S = 5.0
 _RETRY_S = 0.5
 _STUCK_S = 5.0
 _MOST_RECORDS = 500
 
 
-class Identity(msgspec.Struct, frozen=True):
+class ProcessIdentity(msgspec.Struct, frozen=True):
     """What a process is called in the ledger."""
 
     id: str
@@ -50,27 +50,27 @@ class Identity(msgspec.Struct, frozen=True):
     pid: int
 
 
-class Clerk:
-    """What is to be done in the database. Methods are safe from any thread but ``turn``.
+class LedgerWriter:
+    """What is to be done in the database. Methods are safe from any thread but ``flush``.
 
-    ``clock`` gives seconds that never go back; ``on_folded`` is told the ids of requests that are
-    in the database, on the thread that takes turns.
+    ``clock`` gives seconds that never go back; ``on_written`` is told the ids of requests that are
+    in the database, on the thread that flushes.
     """
 
     def __init__(
         self,
         engine: sa.Engine,
-        identity: Identity,
+        identity: ProcessIdentity,
         journals: Path,
         *,
         clock: Callable[[], float],
-        on_folded: Callable[[Sequence[str]], None],
+        on_written: Callable[[Sequence[str]], None],
     ) -> None:
         self._engine = engine
         self._identity = identity
         self._journals = journals
         self._clock = clock
-        self._on_folded = on_folded
+        self._on_written = on_written
         self._ended: deque[UsageRecord] = deque()
         self._released: deque[str] = deque()
         self._claims: deque[tuple[Claim, Future[int | None]]] = deque()
@@ -78,15 +78,15 @@ class Clerk:
         self._held: dict[str, Claim] = {}
         self._seen: dict[str, tuple[int, float]] = {}
         self._away = False
-        self._retry_at_s = self._beat_at_s = self._look_at_s = self._fold_at_s = 0.0
+        self._retry_at_s = self._heartbeat_at_s = self._look_at_s = self._write_at_s = 0.0
         self._connection: sa.Connection | None = None
         self._heard_s = clock()
         self.keyring = Keyring(-1, (), needed=True)
-        self.folded = 0
+        self.written = 0
         self.work = threading.Event()
 
     @property
-    def unfolded(self) -> int:
+    def pending_writes(self) -> int:
         """Ended requests that are not in the database yet."""
         return len(self._ended)
 
@@ -106,7 +106,7 @@ class Clerk:
         return future
 
     def ended(self, record: UsageRecord) -> None:
-        """A request to be folded with the next turn."""
+        """A request to be written with the next flush."""
         self._ended.append(record)
 
     def released(self, request_id: str) -> None:
@@ -121,7 +121,7 @@ class Clerk:
         self.work.set()
         return future
 
-    def turn(self) -> None:
+    def flush(self) -> None:
         """Do everything that there is to do now."""
         now_s = self._clock()
         refreshes = [self._refreshes.popleft() for _ in range(len(self._refreshes))]
@@ -138,17 +138,17 @@ class Clerk:
     def _work(self, now_s: float) -> None:
         try:
             # First: whoever was taken for dead has to hold again what it holds.
-            if now_s >= self._beat_at_s:
-                self._beat()
-                self._bury(now_s)
-                self._beat_at_s = now_s + _BEAT_S
-            # Whoever waits for a claim goes on at once; what ended can wait for the next turn.
-            if not self._decide() or now_s >= self._fold_at_s:
-                self._fold()
-                self._fold_at_s = now_s + TURN_S
+            if now_s >= self._heartbeat_at_s:
+                self._heartbeat()
+                self._reap(now_s)
+                self._heartbeat_at_s = now_s + _HEARTBEAT_S
+            # Whoever waits for a claim goes on at once; what ended can wait for the next flush.
+            if not self._decide() or now_s >= self._write_at_s:
+                self._write()
+                self._write_at_s = now_s + FLUSH_S
             if now_s >= self._look_at_s:
                 self._look_at_keys()
-                self._look_at_s = now_s + TURN_S
+                self._look_at_s = now_s + FLUSH_S
         except SQLAlchemyError as error:
             self._lost(reason(error))
             return
@@ -167,13 +167,13 @@ class Clerk:
         self._retry_at_s = self._clock() + _RETRY_S
         self._fail_claims()
 
-    def leave(self) -> None:
-        """The last turn: nothing of this process stays behind, if the database can be reached."""
+    def sign_off(self) -> None:
+        """The last flush: nothing of this process stays behind, if the database can be reached."""
         self._retry_at_s = 0.0
-        self.turn()
+        self.flush()
         try:
             with self._transaction() as connection:
-                quota.give_back(connection, self._identity.id)
+                budgets.give_back(connection, self._identity.id)
         except SQLAlchemyError as error:
             _log.warning("left without signing off: %s", reason(error))
         if self._connection is not None:
@@ -193,13 +193,13 @@ class Clerk:
             connection.close()
             raise
 
-    def _fold(self) -> None:
+    def _write(self) -> None:
         while self._ended or self._released:
             records = [self._ended[i] for i in range(min(len(self._ended), _MOST_RECORDS))]
             released = list(self._released)
             held = [one.id for one in records if one.id in self._held]
             with self._transaction() as connection:
-                quota.fold(connection, records, [*held, *released])
+                budgets.write(connection, records, [*held, *released])
             for _ in records:
                 self._ended.popleft()
             for _ in released:
@@ -207,8 +207,8 @@ class Clerk:
             ids = [record.id for record in records]
             for request_id in (*ids, *released):
                 self._held.pop(request_id, None)
-            self.folded += len(ids)
-            self._on_folded(ids)
+            self.written += len(ids)
+            self._on_written(ids)
 
     def _decide(self) -> bool:
         """Answer the claims that wait; whether there were any."""
@@ -221,7 +221,7 @@ class Clerk:
             left = self._claim([wanted for wanted, _ in asked])
             if any(tokens is not None for tokens in left) and (self._ended or self._released):
                 # What ended meanwhile may have given back enough.
-                self._fold()
+                self._write()
                 again = [
                     c for (c, _), tokens in zip(asked, left, strict=True) if tokens is not None
                 ]
@@ -241,7 +241,7 @@ class Clerk:
 
     def _claim(self, wanted: Sequence[Claim]) -> list[int | None]:
         with self._transaction() as connection:
-            return [quota.claim(connection, one, self._identity.id) for one in wanted]
+            return [budgets.claim(connection, one, self._identity.id) for one in wanted]
 
     def _fail_claims(self) -> None:
         while self._claims:
@@ -256,7 +256,7 @@ class Clerk:
                 needed = any_key(connection)
                 self.keyring = Keyring(version, held_keys(connection), needed=needed)
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         """A sign of life; whoever was taken for dead comes back with what it holds."""
         me = self._identity
         with self._transaction() as connection:
@@ -268,16 +268,16 @@ class Clerk:
             if not alive.rowcount:
                 row = {**msgspec.structs.asdict(me), "beats": 1}
                 connection.execute(sa.insert(processes), row)
-                quota.restore(connection, list(self._held.values()), me.id)
+                budgets.restore(connection, list(self._held.values()), me.id)
 
-    def _bury(self, now_s: float) -> None:
+    def _reap(self, now_s: float) -> None:
         """Take over from processes that died: here by their journals, elsewhere by silence."""
         with ExitStack() as opened:
-            found = remains_in(self._journals)
-            for remains in found:
-                opened.callback(remains.close)
-            for remains in found:
-                self._take_over(remains)
+            found = orphaned_journals(self._journals)
+            for orphan in found:
+                opened.callback(orphan.close)
+            for orphan in found:
+                self._write_orphan(orphan)
         with self._transaction() as connection:
             rows = connection.execute(sa.select(processes.c.id, processes.c.beats)).all()
         self._seen = {
@@ -289,15 +289,15 @@ class Clerk:
         for process_id, (_, since_s) in self._seen.items():
             if now_s >= since_s + DEAD_S and process_id != self._identity.id:
                 with self._transaction() as connection:
-                    given_back = quota.give_back(connection, process_id)
+                    given_back = budgets.give_back(connection, process_id)
                 _log.warning("a process died; %d reservations came back", given_back)
 
-    def _take_over(self, remains: Remains) -> None:
-        records = remains.records()
+    def _write_orphan(self, orphan: OrphanedJournal) -> None:
+        records = orphan.records()
         with self._transaction() as connection:
-            new = quota.fold(connection, records)
-            given_back = quota.give_back(connection, remains.process_id)
-        remains.remove()
+            new = budgets.write(connection, records)
+            given_back = budgets.give_back(connection, orphan.process_id)
+        orphan.remove()
         _log.warning(
             "a process died; %d of its requests recorded, %d reservations came back",
             new,
@@ -305,31 +305,33 @@ class Clerk:
         )
 
 
-class ClerkThread:
-    """Takes the clerk's turns until it is closed."""
+class LedgerWriterThread:
+    """Flushes the writer until it is closed."""
 
-    def __init__(self, clerk: Clerk) -> None:
-        self._clerk = clerk
+    def __init__(self, writer: LedgerWriter) -> None:
+        self._writer = writer
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="afterword-ledger", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name="afterword-ledger-writer", daemon=True
+        )
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
     def close(self) -> None:
-        """Fold what there is, sign off, and wait for the end of it."""
+        """Write what there is, sign off, and wait for the end of it."""
         self._closing = True
-        self._clerk.work.set()
+        self._writer.work.set()
         self._thread.join()
 
     def _run(self) -> None:
-        work = self._clerk.work
+        work = self._writer.work
         while not self._closing:
-            work.wait(TURN_S)
+            work.wait(FLUSH_S)
             work.clear()
-            self._clerk.turn()
-        self._clerk.leave()
+            self._writer.flush()
+        self._writer.sign_off()
 
 
 def _unavailable() -> LedgerUnavailable:

@@ -19,7 +19,7 @@ from afterword.core.account import KeyTerms, UsageRecord
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import toy_engine
 from afterword.ledger.database import check, connect, prepare, sqlite_url
-from afterword.ledger.records import reservations
+from afterword.ledger.tables import reservations
 from asgi import Client, Reply
 from ledger.team import Team, team
 
@@ -51,7 +51,7 @@ def waiting_for(hold: threading.Event) -> Callable[[Batch], None]:
 def nothing_is_held(running: Team) -> None:
     """No reservation is left, and every sum is right."""
     running.refresh()
-    assert running.ledger.meter.figures().unsettled == 0
+    assert running.ledger.access.figures().unsettled == 0
     with running.database.connect() as connection:
         assert connection.execute(sa.select(reservations)).all() == []
     assert check(running.database) == []
@@ -180,7 +180,7 @@ async def test_H3_a_wrong_key_is_masked_slowed_and_counted(
 async def test_a_revoked_key_ends_and_a_new_one_begins(running: Team) -> None:
     known = running.key("a")
     assert (await known.get("/v1/models")).status == 200
-    running.book.revoke("a")
+    running.keys.revoke("a")
     running.refresh()
     assert (await known.get("/v1/models")).status == 401
 
@@ -189,7 +189,7 @@ async def test_a_key_made_while_it_is_asked_for(lite: Callable[..., Any]) -> Non
     """The wait of a wrong key is longer than the time until the server knows of it."""
     async with lite() as running:
         running.key("first")
-        made = running.book.create(KeyTerms(name="second"))
+        made = running.keys.create(KeyTerms(name="second"))
         asked = asyncio.create_task(running.client.with_key(made.secret).get("/v1/models"))
         running.refresh()
         assert (await asked).status == 200
@@ -247,7 +247,7 @@ async def test_every_answer_is_recorded_as_it_says(running: Team) -> None:
     assert records[answers[3]["id"]].user == "ü\u2028"
     assert len(records) == len(answers)
     nothing_is_held(running)
-    view = running.book.find("k")
+    view = running.keys.find("k")
     total = sum(answer["usage"]["total_tokens"] for answer in answers)
     assert (view.period_used_tokens, view.period_reserved_tokens) == (total, 0)
 
@@ -259,11 +259,11 @@ async def test_streams_are_recorded_before_their_last_byte(running: Team) -> Non
     blocked = asyncio.Event()
     exchange, run = known.begin(body, blocked=blocked)
     await exchange.frames(1)
-    assert running.ledger.meter.figures().unsettled == 1
+    assert running.ledger.access.figures().unsettled == 1
     blocked.set()
     while b"[DONE]" not in exchange.sent[-1].get("body", b""):
         await exchange.frames(len(exchange.sent))
-    assert running.ledger.meter.figures().unsettled == 0
+    assert running.ledger.access.figures().unsettled == 0
     await run
     chunks = [json.loads(line[6:]) for line in exchange.reply.body.split(b"\n\n")[:-2]]
     (record,) = await running.records()
@@ -433,7 +433,7 @@ async def test_H7_requests_at_once(lite: Callable[..., Any]) -> None:
     async with lite(toy=lambda: engine) as running:
         known = running.key(concurrent=1)
         _, run = known.begin({**BODY, "max_tokens": 1})
-        while not running.ledger.meter.figures().unsettled:
+        while not running.ledger.access.figures().unsettled:
             await asyncio.sleep(0)
         refused = await known.post(PATH, {**BODY, "max_tokens": 1})
         hold.set()
@@ -507,12 +507,12 @@ async def test_nothing_is_asked_per_token(
 
             monkeypatch.setattr(owner, name, counted)
 
-        meter = running.ledger.meter
+        ledger = running.ledger.access
         for owner, names in (
-            (meter, ("authenticate", "reserve", "settle")),
-            (meter._journal, ("admit", "settle")),
-            (meter._windows, ("acquire", "settle")),
-            (running.ledger.clerk, ("claim", "ended")),
+            (ledger, ("authenticate", "reserve", "settle")),
+            (ledger._journal, ("admit", "settle")),
+            (ledger._limiter, ("acquire", "settle")),
+            (running.ledger.writer, ("claim", "ended")),
         ):
             for name in names:
                 count(owner, name)
@@ -543,8 +543,8 @@ async def test_a_database_that_is_away(
             assert refused.headers["retry-after"] == "1"
             ready = await running.client.get("/ready")
             assert (ready.status, ready.json()["ledger"]) == (200, "unreachable")
-            figures = running.ledger.meter.figures()
-            assert (figures.reachable, figures.unfolded) == (False, 1)
+            figures = running.ledger.access.figures()
+            assert (figures.reachable, figures.pending_writes) == (False, 1)
         running.hand.now_s += 1
         running.refresh()
         assert (await budgeted.post(PATH, {**BODY, "max_tokens": 5})).status == 200
@@ -572,7 +572,7 @@ def away(running: Team, patch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise sa.exc.OperationalError("", {}, ConnectionRefusedError("refused"))
 
-    patch.setattr(running.ledger.clerk, "_transaction", refuse)
+    patch.setattr(running.ledger.writer, "_transaction", refuse)
     running.refresh()
 
 
@@ -587,7 +587,7 @@ async def test_a_full_disk_refuses_before_anything_is_computed(
                 raise OSError(28, "No space left on device")
 
             patch.setattr("os.posix_fallocate", full)
-            running.ledger.meter._journal._segments[-1].written_bytes = 1 << 20
+            running.ledger.access._journal._segments[-1].written_bytes = 1 << 20
             refused = await known.post(PATH, {**BODY, "max_tokens": 5})
             assert refused.status == 503
             assert refused.error["code"] == "ledger_unavailable"

@@ -23,19 +23,19 @@ from afterword.core.account import (
 )
 from afterword.core.errors import (
     AuthenticationFailed,
+    BudgetExceeded,
     LedgerUnavailable,
-    QuotaExceeded,
     RateLimited,
 )
 from afterword.core.faults import in_one_line
 from afterword.core.protocols import LedgerFigures
-from afterword.ledger.clerk import Clerk
+from afterword.ledger.budgets import Claim
 from afterword.ledger.journal import Journal
 from afterword.ledger.keyring import Failures
 from afterword.ledger.keys import HeldKey, period_of
-from afterword.ledger.quota import Claim
+from afterword.ledger.rate_limits import RateDecision, RateLimiter
 from afterword.ledger.secret import masked
-from afterword.ledger.windows import Verdict, Windows
+from afterword.ledger.writer import LedgerWriter
 
 _log = logging.getLogger(__name__)
 
@@ -71,28 +71,28 @@ class Clocks(msgspec.Struct, frozen=True):
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
-class Meter:
+class AccessLedger:
     """A ``Ledger``. Belongs to the event loop's thread.
 
-    ``limits_apart``: limits are asked for over a network, so a thread does it.
+    ``limiter_thread``: limits are asked for over a network, so a thread does it.
     """
 
     def __init__(
         self,
-        clerk: Clerk,
+        writer: LedgerWriter,
         journal: Journal,
-        windows: Windows,
+        limiter: RateLimiter,
         *,
         policy: Policy,
         clocks: Clocks,
-        limits_apart: Executor | None = None,
+        limiter_thread: Executor | None = None,
     ) -> None:
-        self._clerk = clerk
+        self._writer = writer
         self._journal = journal
-        self._windows = windows
+        self._limiter = limiter
         self._policy = policy
         self._clocks = clocks
-        self._limits_apart = limits_apart
+        self._limiter_thread = limiter_thread
         self._failures = Failures()
         self._full_until_s = 0.0
         self._syncs = ThreadPoolExecutor(1, "afterword-journal")
@@ -100,7 +100,7 @@ class Meter:
     async def authenticate(self, secret: str | None, source: str) -> Principal:
         """See ``core.protocols.Ledger``."""
         entrance = self._policy.entrance
-        if entrance == "open" or (entrance == "keys_if_any" and not self._clerk.keyring.needed):
+        if entrance == "open" or (entrance == "keys_if_any" and not self._writer.keyring.needed):
             return NOBODY
         if not secret:
             raise AuthenticationFailed(_NO_KEY)
@@ -116,15 +116,15 @@ class Meter:
         return Principal(key.id, terms.name, models, terms.admin)
 
     def _find(self, secret: str) -> HeldKey | None:
-        return self._clerk.keyring.find(secret, self._clocks.unix())
+        return self._writer.keyring.find(secret, self._clocks.unix())
 
     async def reserve(self, principal: Principal, ask: Ask) -> Admission:
         """See ``core.protocols.Ledger``."""
-        if not (self._policy.serve_without_database or self._clerk.reachable):
+        if not (self._policy.serve_without_database or self._writer.reachable):
             raise LedgerUnavailable("The ledger cannot be reached.", retry_after_s=1)
         key_id, terms = principal.key_id, None
         if key_id is not None:
-            terms = self._clerk.keyring.terms(key_id)
+            terms = self._writer.keyring.terms(key_id)
             if terms is None:
                 raise AuthenticationFailed("This API key was revoked.")
         admission = Admission(self, _admitted(principal, ask, self._clocks.unix()))
@@ -141,16 +141,16 @@ class Meter:
     def ready(self) -> bool:
         """Whether requests would be admitted, as far as that is not up to their keys."""
         full = self._clocks.monotonic() < self._full_until_s
-        return not full and (self._policy.serve_without_database or self._clerk.reachable)
+        return not full and (self._policy.serve_without_database or self._writer.reachable)
 
     def figures(self) -> LedgerFigures:
         """See ``core.protocols.Ledger``."""
         return LedgerFigures(
-            reachable=self._clerk.reachable,
+            reachable=self._writer.reachable,
             unsettled=self._journal.unsettled,
-            unfolded=self._clerk.unfolded,
+            pending_writes=self._writer.pending_writes,
             journal_bytes=self._journal.size_bytes,
-            folded=self._clerk.folded,
+            written=self._writer.written,
             refused_keys=self._failures.count,
         )
 
@@ -168,25 +168,25 @@ class Meter:
         if terms.rpm is None and terms.tpm is None and terms.concurrent is None:
             return
         arguments = (key_id, terms, ask.id, ask.most_tokens)
-        if self._limits_apart is None:
-            verdict = self._windows.acquire(*arguments)
+        if self._limiter_thread is None:
+            decision = self._limiter.acquire(*arguments)
         else:
-            asked = self._limits_apart.submit(self._windows.acquire, *arguments)
+            asked = self._limiter_thread.submit(self._limiter.acquire, *arguments)
             # Whoever leaves meanwhile gives back what is then admitted.
-            admission.in_windows = True
-            verdict = await asyncio.wrap_future(asked)
-        if verdict.refused_by is not None:
-            admission.in_windows = False
-            raise _rate_limited(verdict, verdict.refused_by, terms, ask)
-        admission.in_windows = True
-        admission.rates = verdict.rates
+            admission.counted = True
+            decision = await asyncio.wrap_future(asked)
+        if decision.refused_by is not None:
+            admission.counted = False
+            raise _rate_limited(decision, decision.refused_by, terms, ask)
+        admission.counted = True
+        admission.rates = decision.rates
 
     async def _pass_budget(
         self, admission: Admission, terms: KeyTerms, key_id: str, ask: Ask
     ) -> None:
         if terms.budget_tokens is None:
             return
-        if not self._clerk.reachable:
+        if not self._writer.reachable:
             raise LedgerUnavailable("Budgets cannot be looked up now.", retry_after_s=1)
         claim = Claim(
             id=ask.id,
@@ -195,14 +195,14 @@ class Meter:
             tokens=ask.most_tokens,
             budget_tokens=terms.budget_tokens,
         )
-        admission.claim = self._clerk.claim(claim)
+        admission.claim = self._writer.claim(claim)
         try:
             async with asyncio.timeout(_CLAIM_S):
                 left_tokens = await asyncio.wrap_future(admission.claim)
         except TimeoutError as error:
             raise LedgerUnavailable("Budgets cannot be looked up now.", retry_after_s=1) from error
         if left_tokens is not None:
-            raise QuotaExceeded(
+            raise BudgetExceeded(
                 "You exceeded your current quota, please check your plan and billing details. "
                 f"This request may take {ask.most_tokens} tokens; of {terms.budget_tokens} a "
                 f"{terms.budget_per}, {left_tokens} are left."
@@ -227,8 +227,8 @@ class Meter:
             # Its room was there: the disk itself fails. The database may still get the record.
             _log.error("the journal cannot be written to: %s", in_one_line(error))
         tokens = record.prompt_tokens + record.completion_tokens
-        self._settle_windows(admission, tokens)
-        self._clerk.ended(record)
+        self._settle_limits(admission, tokens)
+        self._writer.ended(record)
         if self._policy.sync_always:
             await asyncio.wrap_future(self.sync())
 
@@ -236,25 +236,25 @@ class Meter:
         """Give back what an admission has got so far."""
         if admission.written:
             self._journal.release(admission.record)
-        self._settle_windows(admission, None)
+        self._settle_limits(admission, None)
         claim = admission.claim
         if claim is not None and not claim.cancel():
             claim.add_done_callback(lambda _: self._give_back(admission.record.id, claim))
 
     def _give_back(self, request_id: str, claim: Future[int | None]) -> None:
         if claim.exception() is None and claim.result() is None:
-            self._clerk.released(request_id)
+            self._writer.released(request_id)
 
-    def _settle_windows(self, admission: Admission, tokens: int | None) -> None:
+    def _settle_limits(self, admission: Admission, tokens: int | None) -> None:
         key_id = admission.record.key_id
-        if not admission.in_windows or key_id is None:
+        if not admission.counted or key_id is None:
             return
-        if self._limits_apart is None:
-            self._windows.settle(key_id, admission.record.id, tokens)
+        if self._limiter_thread is None:
+            self._limiter.settle(key_id, admission.record.id, tokens)
             return
         # One thread: it comes after the question whether to admit.
-        settled = self._limits_apart.submit(
-            self._windows.settle, key_id, admission.record.id, tokens
+        settled = self._limiter_thread.submit(
+            self._limiter.settle, key_id, admission.record.id, tokens
         )
         settled.add_done_callback(_log_unsettled)
 
@@ -262,12 +262,12 @@ class Meter:
 class Admission:
     """A ``Reservation``: what was taken for one request, so that it can be given back."""
 
-    def __init__(self, meter: Meter, record: UsageRecord) -> None:
-        self._meter = meter
+    def __init__(self, ledger: AccessLedger, record: UsageRecord) -> None:
+        self._ledger = ledger
         self._over = False
         self.record = record
         self.rates = Rates()
-        self.in_windows = False
+        self.counted = False
         self.claim: Future[int | None] | None = None
         self.written = False
 
@@ -276,13 +276,13 @@ class Admission:
         if not self._over:
             self._over = True
             record = replace(self.record, **msgspec.structs.asdict(spent))
-            await self._meter.settle(self, record)
+            await self._ledger.settle(self, record)
 
     def release(self) -> None:
         """See ``core.protocols.Reservation``."""
         if not self._over:
             self._over = True
-            self._meter.release(self)
+            self._ledger.release(self)
 
 
 def _admitted(principal: Principal, ask: Ask, now_s: float) -> UsageRecord:
@@ -303,34 +303,34 @@ def _admitted(principal: Principal, ask: Ask, now_s: float) -> UsageRecord:
     )
 
 
-def _rate_limited(verdict: Verdict, limit: str, terms: KeyTerms, ask: Ask) -> RateLimited:
+def _rate_limited(decision: RateDecision, limit: str, terms: KeyTerms, ask: Ask) -> RateLimited:
     if limit == "concurrent":
         return RateLimited(
             f"Rate limit reached for requests at once: Limit {terms.concurrent}. Please try again "
             "when one of them has ended.",
             limit=limit,
-            rates=verdict.rates,
+            rates=decision.rates,
             retry_after_s=1,
         )
     by_requests = limit == "rpm"
-    rate = verdict.rates.requests if by_requests else verdict.rates.tokens
+    rate = decision.rates.requests if by_requests else decision.rates.tokens
     if rate is None:
         raise RuntimeError("refused by a limit that the key does not have")
     used = rate.limit - rate.remaining
     stands = f"Limit {rate.limit}, Used {used}, Requested {1 if by_requests else ask.most_tokens}"
     unit = _UNITS[limit]
-    if verdict.wait_s is None:
+    if decision.wait_s is None:
         return RateLimited(
             f"Request too large for {ask.model} on {unit}: {stands}. A smaller max_tokens (or n, "
             "or best_of) asks for less.",
             limit=limit,
-            rates=verdict.rates,
+            rates=decision.rates,
         )
-    seconds = max(math.ceil(verdict.wait_s), 1)
+    seconds = max(math.ceil(decision.wait_s), 1)
     return RateLimited(
         f"Rate limit reached for {ask.model} on {unit}: {stands}. Please try again in {seconds}s.",
         limit=limit,
-        rates=verdict.rates,
+        rates=decision.rates,
         retry_after_s=seconds,
     )
 

@@ -16,7 +16,7 @@ from sqlalchemy.dialects import sqlite
 
 from afterword.core.account import Period, UsageRecord
 from afterword.ledger.keys import period_of
-from afterword.ledger.records import processes, reservations, spending, usage
+from afterword.ledger.tables import processes, reservations, spending, usage
 
 _PERIODS: Sequence[Period] = ("day", "month")
 
@@ -141,7 +141,7 @@ def restore(connection: sa.Connection, held: Iterable[Claim], process_id: str) -
         _record(connection, wanted, process_id)
 
 
-def fold(
+def write(
     connection: sa.Connection, records: Sequence[UsageRecord], holding: Sequence[str] | None = None
 ) -> int:
     """Take in ended requests, each once however often it comes; give back reservations.

@@ -19,20 +19,20 @@ from afterword.core.account import (
     UsageSum,
 )
 from afterword.core.errors import LedgerUnavailable
-from afterword.ledger.keys import KeyBook
+from afterword.ledger.keys import KeyStore
 from afterword.ledger.store import UsageStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class LedgerBooks:
-    """``core.protocols.Books`` over a database."""
+class LedgerQueries:
+    """``core.protocols.AdminQueries`` over a database."""
 
     def __init__(
         self, engine: sa.Engine, *, clock: Callable[[], float], entropy: Callable[[int], bytes]
     ) -> None:
-        self._keys = KeyBook(engine, clock=clock, entropy=entropy)
+        self._keys = KeyStore(engine, clock=clock, entropy=entropy)
         self._usage = UsageStore(engine)
         self._clock = clock
 

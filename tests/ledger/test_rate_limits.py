@@ -15,8 +15,8 @@ from limits.storage import RedisStorage, storage_from_string
 from afterword.core.account import KeyTerms
 from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.ledger import redis as in_redis
-from afterword.ledger.redis import RedisWindows, open_windows
-from afterword.ledger.windows import WINDOW_S, MemoryWindows, Windows
+from afterword.ledger.rate_limits import WINDOW_S, MemoryRateLimiter, RateLimiter
+from afterword.ledger.redis import RedisRateLimiter, open_rate_limiter
 from ledger.values import Hand
 
 START_S = 1000
@@ -46,10 +46,10 @@ class Oracle:
 
 
 class Bench:
-    """Windows of one kind, whose clock is moved by hand."""
+    """A rate limiter of one kind, whose clock is moved by hand."""
 
-    def __init__(self, windows: Windows, move: Callable[[float], None]) -> None:
-        self.windows = windows
+    def __init__(self, limiter: RateLimiter, move: Callable[[float], None]) -> None:
+        self.limiter = limiter
         self.move = move
 
 
@@ -63,12 +63,12 @@ def redis_storage(redis_url: str) -> Iterator[RedisStorage]:
 
 @pytest.fixture(params=["memory", "redis"])
 def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bench]:
-    """Makes windows in which nothing happened yet."""
+    """Makes rate limiters in which nothing happened yet."""
     if request.param == "memory":
 
         def in_memory() -> Bench:
             hand = Hand(START_S)
-            return Bench(MemoryWindows(hand), lambda now_s: setattr(hand, "now_s", now_s))
+            return Bench(MemoryRateLimiter(hand), lambda now_s: setattr(hand, "now_s", now_s))
 
         return in_memory
     storage: RedisStorage = request.getfixturevalue("redis_storage")
@@ -86,33 +86,33 @@ def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
             client.rpush("clock", int(now_s), round((now_s % 1) * 1e6))  # type: ignore[attr-defined]
 
         move(START_S)
-        return Bench(RedisWindows(storage), move)
+        return Bench(RedisRateLimiter(storage), move)
 
     return over_redis
 
 
-def one_asks(windows: Windows, oracle: Oracle, request_id: str, tokens: int) -> None:
-    """The verdict is the oracle's, and everything that it says is true."""
+def one_asks(limiter: RateLimiter, oracle: Oracle, request_id: str, tokens: int) -> None:
+    """The decision is the oracle's, and everything that it says is true."""
     terms, now_s = oracle.terms, oracle.now_s
     admitted = oracle.admits(tokens, now_s)
-    verdict = windows.acquire("k", terms, request_id, tokens)
-    assert (verdict.refused_by is None) == admitted
+    decision = limiter.acquire("k", terms, request_id, tokens)
+    assert (decision.refused_by is None) == admitted
     if admitted:
         oracle.seen[request_id] = (now_s, tokens)
         oracle.running.add(request_id)
-    elif verdict.refused_by == "concurrent":
+    elif decision.refused_by == "concurrent":
         assert len(oracle.running) >= (terms.concurrent or 0)
-    elif verdict.wait_s is None:
+    elif decision.wait_s is None:
         assert terms.tpm is not None
         assert tokens > terms.tpm
     else:
         free = Oracle(KeyTerms(name="k", rpm=terms.rpm, tpm=terms.tpm), seen=oracle.seen)
-        assert free.admits(tokens, now_s + verdict.wait_s)
-        assert not free.admits(tokens, now_s + verdict.wait_s - 0.001)
+        assert free.admits(tokens, now_s + decision.wait_s)
+        assert not free.admits(tokens, now_s + decision.wait_s - 0.001)
     requests, used = oracle.used(now_s)
     for rate, limit, taken in (
-        (verdict.rates.requests, terms.rpm, requests),
-        (verdict.rates.tokens, terms.tpm, used),
+        (decision.rates.requests, terms.rpm, requests),
+        (decision.rates.tokens, terms.tpm, used),
     ):
         assert (rate is None) == (limit is None)
         if rate is not None and limit is not None:
@@ -148,49 +148,49 @@ def test_what_is_admitted_is_what_fits(
     terms = KeyTerms(name="k", rpm=rpm, tpm=tpm, concurrent=concurrent)
     oracle = Oracle(terms)
     made = bench()
-    windows = made.windows
+    limiter = made.limiter
     ids = map(str, itertools.count())
     for step, number in steps:
         match step:
             case "ask":
-                one_asks(made.windows, oracle, next(ids), number)
+                one_asks(made.limiter, oracle, next(ids), number)
             case "settle" if oracle.running:
                 request_id = min(oracle.running)
                 at_s, reserved = oracle.seen[request_id]
                 spent = min(number, reserved)
-                windows.settle("k", request_id, spent)
+                limiter.settle("k", request_id, spent)
                 oracle.seen[request_id] = (at_s, spent)
                 oracle.running.remove(request_id)
             case "release" if oracle.running:
                 request_id = max(oracle.running)
-                windows.settle("k", request_id, None)
+                limiter.settle("k", request_id, None)
                 oracle.running.remove(request_id)
                 del oracle.seen[request_id]
             case "wait":
                 # Less than a lease of Redis at once.
                 oracle.now_s += number
                 made.move(oracle.now_s)
-                if isinstance(windows, RedisWindows):
-                    windows.renew()
+                if isinstance(limiter, RedisRateLimiter):
+                    limiter.renew()
 
 
 def test_keys_do_not_know_each_other(bench: Callable[[], Bench]) -> None:
-    windows = bench().windows
+    limiter = bench().limiter
     terms = KeyTerms(name="k", rpm=1)
-    assert windows.acquire("a", terms, "1", 1).refused_by is None
-    assert windows.acquire("b", terms, "2", 1).refused_by is None
-    assert windows.acquire("a", terms, "3", 1).refused_by == "rpm"
+    assert limiter.acquire("a", terms, "1", 1).refused_by is None
+    assert limiter.acquire("b", terms, "2", 1).refused_by is None
+    assert limiter.acquire("a", terms, "3", 1).refused_by == "rpm"
 
 
 def test_a_hundred_threads_share_what_is_left(redis_url: str) -> None:
     """Ten servers' worth of connections on one Redis: not one token more than there is."""
-    shared = [open_windows(redis_url) for _ in range(10)]
+    shared = [open_rate_limiter(redis_url) for _ in range(10)]
     terms = KeyTerms(name="k", tpm=1000, rpm=10_000)
     with ThreadPoolExecutor(20) as threads:
-        verdicts = list(
+        decisions = list(
             threads.map(lambda i: shared[i % 10].acquire("race", terms, f"race-{i}", 7), range(400))
         )
-    assert sum(verdict.refused_by is None for verdict in verdicts) == 1000 // 7
+    assert sum(decision.refused_by is None for decision in decisions) == 1000 // 7
 
 
 def test_what_a_dead_server_ran_no_longer_counts(
@@ -198,37 +198,37 @@ def test_what_a_dead_server_ran_no_longer_counts(
 ) -> None:
     """In Redis, a lease later; a server that says that it lives keeps its place."""
     made = bench()
-    if isinstance(made.windows, MemoryWindows):
+    if isinstance(made.limiter, MemoryRateLimiter):
         return
     terms = KeyTerms(name="k", concurrent=1)
-    assert made.windows.acquire("k", terms, "dead", 1).refused_by is None
+    assert made.limiter.acquire("k", terms, "dead", 1).refused_by is None
     made.move(START_S + 50)
-    assert made.windows.acquire("k", terms, "early", 1).refused_by == "concurrent"
+    assert made.limiter.acquire("k", terms, "early", 1).refused_by == "concurrent"
     made.move(START_S + 61)
-    assert made.windows.acquire("k", terms, "later", 1).refused_by is None
+    assert made.limiter.acquire("k", terms, "later", 1).refused_by is None
 
 
 def test_memory_forgets_keys_that_do_nothing() -> None:
     hand = Hand(START_S)
-    windows = MemoryWindows(hand)
+    limiter = MemoryRateLimiter(hand)
     terms = KeyTerms(name="k", tpm=5)
     for i in range(100):
-        windows.acquire(f"k{i}", terms, f"r{i}", 1)
-        windows.settle(f"k{i}", f"r{i}", 1)
-    assert len(windows._windows) == 100
+        limiter.acquire(f"k{i}", terms, f"r{i}", 1)
+        limiter.settle(f"k{i}", f"r{i}", 1)
+    assert len(limiter._windows) == 100
     hand.now_s += WINDOW_S + 1
-    windows.acquire("k", terms, "r", 1)
-    assert list(windows._windows) == ["k"]
+    limiter.acquire("k", terms, "r", 1)
+    assert list(limiter._windows) == ["k"]
 
 
 def test_a_redis_that_is_away_admits_nobody() -> None:
-    windows = open_windows("redis://127.0.0.1:9/0")
-    assert not windows.answers()
+    limiter = open_rate_limiter("redis://127.0.0.1:9/0")
+    assert not limiter.answers()
     with pytest.raises(LedgerUnavailable):
-        windows.acquire("k", KeyTerms(name="k", rpm=1), "r", 1)
+        limiter.acquire("k", KeyTerms(name="k", rpm=1), "r", 1)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "memory://", "memcached://x"])
 def test_what_is_no_redis_is_said_at_start(url: str) -> None:
     with pytest.raises(ConfigError, match="redis: "):
-        open_windows(url)
+        open_rate_limiter(url)

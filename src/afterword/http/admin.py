@@ -20,8 +20,8 @@ from afterword.core.account import (
     UsageSum,
 )
 from afterword.core.errors import InvalidRequest, LedgerUnavailable, PermissionDenied
+from afterword.core.ledger import AdminQueries
 from afterword.core.moments import parse_moment, parse_span
-from afterword.core.protocols import AdminQueries
 from afterword.http.client import read_body
 from afterword.http.exchange import exchange_of
 

@@ -10,7 +10,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from afterword.completion.service import CompletionService
-from afterword.core.protocols import AdminQueries, Ledger
+from afterword.core.ledger import AdminQueries, Ledger
 from afterword.http.admin import Administration
 from afterword.http.auth import Authentication
 from afterword.http.lifecycle import Lifecycle

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterword.core.account import Principal
 from afterword.core.errors import AuthenticationFailed
-from afterword.core.protocols import Ledger
+from afterword.core.ledger import Ledger
 from afterword.http.exchange import exchange_of
 
 _BEARER = b"bearer "

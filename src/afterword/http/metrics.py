@@ -16,7 +16,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from afterword.completion.catalog import ServedModel
-from afterword.core.protocols import EngineStats, Ledger
+from afterword.core.ledger import Ledger
+from afterword.core.protocols import EngineStats
 from afterword.http.exchange import Exchange
 from afterword.http.upstreams import UpstreamCollector
 

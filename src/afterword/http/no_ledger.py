@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from afterword.core.account import NOBODY, Ask, Principal, Rates, Spent
-from afterword.core.protocols import LedgerFigures
+from afterword.core.ledger import LedgerFigures
 
 
 class FreeReservation:

@@ -28,7 +28,7 @@ from afterword.core.errors import (
     RateLimited,
 )
 from afterword.core.faults import in_one_line
-from afterword.core.protocols import LedgerFigures
+from afterword.core.ledger import LedgerFigures
 from afterword.ledger.budgets import Claim
 from afterword.ledger.journal import Journal
 from afterword.ledger.keyring import Failures
@@ -98,7 +98,7 @@ class AccessLedger:
         self._syncs = ThreadPoolExecutor(1, "afterword-journal")
 
     async def authenticate(self, secret: str | None, source: str) -> Principal:
-        """See ``core.protocols.Ledger``."""
+        """See ``core.ledger.Ledger``."""
         entrance = self._policy.entrance
         if entrance == "open" or (entrance == "keys_if_any" and not self._writer.keyring.needed):
             return NOBODY
@@ -119,7 +119,7 @@ class AccessLedger:
         return self._writer.keyring.find(secret, self._clocks.unix())
 
     async def reserve(self, principal: Principal, ask: Ask) -> Admission:
-        """See ``core.protocols.Ledger``."""
+        """See ``core.ledger.Ledger``."""
         if not (self._policy.serve_without_database or self._writer.reachable):
             raise LedgerUnavailable("The ledger cannot be reached.", retry_after_s=1)
         key_id, terms = principal.key_id, None
@@ -144,7 +144,7 @@ class AccessLedger:
         return not full and (self._policy.serve_without_database or self._writer.reachable)
 
     def figures(self) -> LedgerFigures:
-        """See ``core.protocols.Ledger``."""
+        """See ``core.ledger.Ledger``."""
         return LedgerFigures(
             reachable=self._writer.reachable,
             unsettled=self._journal.unsettled,
@@ -272,14 +272,14 @@ class Admission:
         self.written = False
 
     async def settle(self, spent: Spent) -> None:
-        """See ``core.protocols.Reservation``."""
+        """See ``core.ledger.Reservation``."""
         if not self._over:
             self._over = True
             record = replace(self.record, **msgspec.structs.asdict(spent))
             await self._ledger.settle(self, record)
 
     def release(self) -> None:
-        """See ``core.protocols.Reservation``."""
+        """See ``core.ledger.Reservation``."""
         if not self._over:
             self._over = True
             self._ledger.release(self)

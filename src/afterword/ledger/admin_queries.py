@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class LedgerQueries:
-    """``core.protocols.AdminQueries`` over a database."""
+    """``core.ledger.AdminQueries`` over a database."""
 
     def __init__(
         self, engine: sa.Engine, *, clock: Callable[[], float], entropy: Callable[[int], bytes]

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from limits.storage import RedisStorage, storage_from_string
+from redis import Redis
+from redis.connection import SSLConnection
+from redis.sentinel import SentinelConnectionPool
 
 from afterword.core.account import KeyTerms
 from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.ledger import redis as in_redis
+from afterword.ledger.open_ledger import redis_limiter
 from afterword.ledger.rate_limits import WINDOW_S, MemoryRateLimiter, RateLimiter
-from afterword.ledger.redis import RedisRateLimiter, open_rate_limiter
+from afterword.ledger.redis import RedisRateLimiter, connect, open_rate_limiter
 from ledger.values import Hand
 
 START_S = 1000
@@ -54,11 +59,11 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def redis_storage(redis_url: str) -> Iterator[RedisStorage]:
-    storage = storage_from_string(redis_url)
-    assert isinstance(storage, RedisStorage)
-    yield storage
-    storage.get_connection().close()  # type: ignore[attr-defined]
+def redis_client(redis_url: str) -> Iterator[Redis]:
+    client = connect(redis_url)
+    assert isinstance(client, Redis)
+    yield client
+    client.close()
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -71,22 +76,21 @@ def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
             return Bench(MemoryRateLimiter(hand), lambda now_s: setattr(hand, "now_s", now_s))
 
         return in_memory
-    storage: RedisStorage = request.getfixturevalue("redis_storage")
-    client = storage.get_connection()
+    client: Redis = request.getfixturevalue("redis_client")
     # The scripts ask Redis for the time; here they ask for a list that has the same shape.
     for name in ("_ACQUIRE", "_RENEW"):
         script = getattr(in_redis, name).replace("'TIME'", "'LRANGE', 'clock', 0, 1")
         monkeypatch.setattr(in_redis, name, script)
 
     def over_redis() -> Bench:
-        client.flushall()  # type: ignore[attr-defined]
+        client.flushall()
 
         def move(now_s: float) -> None:
             client.delete("clock")
-            client.rpush("clock", int(now_s), round((now_s % 1) * 1e6))  # type: ignore[attr-defined]
+            client.rpush("clock", int(now_s), round((now_s % 1) * 1e6))
 
         move(START_S)
-        return Bench(RedisRateLimiter(storage), move)
+        return Bench(RedisRateLimiter(client), move)
 
     return over_redis
 
@@ -228,7 +232,51 @@ def test_a_redis_that_is_away_admits_nobody() -> None:
         limiter.acquire("k", KeyTerms(name="k", rpm=1), "r", 1)
 
 
-@pytest.mark.parametrize("url", ["nonsense", "memory://", "memcached://x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "memory://",
+        "memcached://x",
+        "redis+sentinel://h:1",
+        "redis+cluster://h:x",
+        "redis+sentinel://:1/s",
+        "redis+cluster://127.0.0.1:9",
+    ],
+)
 def test_what_is_no_redis_is_said_at_start(url: str) -> None:
     with pytest.raises(ConfigError, match="redis: "):
         open_rate_limiter(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "connects"),
+    [("valkey://h", {"host": "h"}), ("redis://:p@h:7/2", {"password": "p", "port": 7, "db": 2}),
+     ("rediss://h", {"host": "h"}), ("redis+unix:///s?db=3", {"path": "/s", "db": 3}),
+     ("valkey+unix:///s", {"path": "/s"})],
+)  # fmt: skip
+def test_one_server(url: str, connects: dict[str, Any]) -> None:
+    client = connect(url)
+    assert isinstance(client, Redis)
+    pool = client.connection_pool
+    assert pool.connection_kwargs.items() >= connects.items()
+    assert (pool.connection_class is SSLConnection) == url.startswith("rediss")
+
+
+def test_a_server_that_sentinels_name() -> None:
+    client = connect("redis+sentinel://u:p%40@one:7,two/mine")
+    assert isinstance(client, Redis)
+    pool = client.connection_pool
+    assert isinstance(pool, SentinelConnectionPool)
+    assert pool.service_name == "mine"
+    sentinels = [one.connection_pool.connection_kwargs for one in pool.sentinel_manager.sentinels]
+    assert [(one["host"], one["port"]) for one in sentinels] == [("one", 7), ("two", 6379)]
+    for connects in (pool.connection_kwargs, *sentinels):
+        assert (connects["username"], connects["password"]) == ("u", "p@")
+
+
+def test_a_missing_driver_is_said_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "afterword.ledger.redis")
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigError, match="pip install"):
+        redis_limiter("redis://h")

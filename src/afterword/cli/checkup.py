@@ -17,7 +17,7 @@ from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.ledger.database import REVISION, check, reading, revision_of
 from afterword.ledger.keys import any_key
-from afterword.ledger.redis import open_rate_limiter
+from afterword.ledger.open_ledger import redis_limiter
 
 _GIB = 2**30
 _INSTRUCTIONS = ("avx2", "f16c", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile",
@@ -136,7 +136,7 @@ def _other_time(kind: str, found: str | None) -> Finding:
 
 def _redis(url: str) -> Finding:
     try:
-        reachable = open_rate_limiter(url).answers()
+        reachable = redis_limiter(url).answers()
     except ConfigError as error:
         return Finding("redis", "cannot be used", str(error), fatal=True)
     change = None if reachable else "start it, or leave --redis out: limited keys are refused"

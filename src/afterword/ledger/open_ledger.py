@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import sqlalchemy as sa
@@ -20,6 +21,9 @@ from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
 from afterword.ledger.journal import Journal
 from afterword.ledger.rate_limits import MemoryRateLimiter, RateLimiter
 from afterword.ledger.writer import LedgerWriter, LedgerWriterThread, ProcessIdentity
+
+if TYPE_CHECKING:
+    from afterword.ledger.redis import RedisRateLimiter
 
 _log = logging.getLogger(__name__)
 
@@ -123,10 +127,17 @@ async def open_ledger(
 def _limiter(options: LedgerOptions, clocks: Clocks) -> tuple[RateLimiter, Executor | None]:
     if options.redis is None:
         return MemoryRateLimiter(clocks.monotonic), None
-    # A server without Redis need not wait for its packages.
-    from afterword.ledger.redis import open_rate_limiter  # noqa: PLC0415
+    return redis_limiter(options.redis), ThreadPoolExecutor(1, "afterword-rate-limiter")
 
-    return open_rate_limiter(options.redis), ThreadPoolExecutor(1, "afterword-rate-limiter")
+
+def redis_limiter(url: str) -> RedisRateLimiter:
+    """A rate limiter over Redis. Raises ``ConfigError`` for a wrong URL or a missing driver."""
+    try:
+        # The driver is an extra, and takes time to import.
+        from afterword.ledger.redis import open_rate_limiter  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError("redis: its driver is missing: pip install 'afterword[redis]'") from error
+    return open_rate_limiter(url)
 
 
 async def _keep_up(

@@ -36,12 +36,12 @@ from afterword.engine.toy import toy_engine
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.ledger.access import Clocks, Policy
-from afterword.ledger.database import check
+from afterword.ledger.database import check, open_database
 from afterword.ledger.keys import KeyStore
-from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_database, open_ledger
+from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
+from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import reservations
-from afterword.ledger.writer import ProcessIdentity
 
 CLOCKS = Clocks(time.monotonic, time.time)
 REPEATS = 2000
@@ -127,7 +127,7 @@ async def serving(place: Place | None, *, slots: int = 16) -> AsyncIterator[App]
             entropy=os.urandom,
             access=Access()
             if ledger is None
-            else Access(ledger=ledger.access, queries=ledger.queries),
+            else Access(ledger=ledger.access, queries=lambda: ledger.queries),
         )
         yield App(app, ledger)
 

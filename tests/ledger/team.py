@@ -24,8 +24,8 @@ from afterword.http.lifecycle import Lifecycle
 from afterword.ledger.access import Clocks, Entrance, Policy
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
+from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.store import UsageStore
-from afterword.ledger.writer import ProcessIdentity
 from asgi import Client
 from ledger.values import NOW, Hand
 
@@ -95,7 +95,7 @@ async def team(
             lifecycle=Lifecycle(),
             clock=hand,
             entropy=entropy,
-            access=Access(ledger=ledger.access, queries=ledger.queries, guarded=guarded),
+            access=Access(ledger=ledger.access, queries=lambda: ledger.queries, guarded=guarded),
         )
         keys = KeyStore(database, clock=hand, entropy=entropy)
         yield Team(Client(app), ledger, database, keys, hand, engine, slept)

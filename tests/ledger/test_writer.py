@@ -14,13 +14,14 @@ from msgspec.structs import replace
 
 from afterword.core.account import KeyTerms, UsageQuery
 from afterword.core.errors import LedgerUnavailable
-from afterword.ledger.budgets import Claim
 from afterword.ledger.database import check
 from afterword.ledger.journal import Journal
 from afterword.ledger.keys import KeyStore
+from afterword.ledger.process import ProcessIdentity
+from afterword.ledger.record_writer import Claim
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import processes, reservations, spending
-from afterword.ledger.writer import DEAD_S, LedgerWriter, ProcessIdentity
+from afterword.ledger.writer import DEAD_S, LedgerWriter
 from ledger.values import Hand, record
 
 MakeWriter = Callable[..., LedgerWriter]

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from afterword.cli.ledger import data_folder, database
+from afterword.cli.database import database
+from afterword.cli.ledger import data_folder
 from afterword.cli.sockets import bind, is_loopback, load_tls
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.ledger.database import REVISION, check, reading, revision_of
+from afterword.ledger.folder import database_file
 from afterword.ledger.keys import any_key
 from afterword.ledger.open_ledger import redis_limiter
 
@@ -106,6 +108,10 @@ def _port(settings: Settings) -> Finding:
 
 
 def _ledger(settings: Settings) -> Iterator[Finding]:
+    if settings.database is None and not database_file(data_folder(settings)).exists():
+        # To look for it would make it.
+        yield _other_time("sqlite", None)
+        return
     try:
         with database(settings, prepared=False) as engine:
             kind = engine.dialect.name

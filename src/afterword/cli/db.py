@@ -8,8 +8,8 @@ from typing import Any
 
 import rich_click as click
 
+from afterword.cli.database import database
 from afterword.cli.keys import ledger_flags, ledger_settings
-from afterword.cli.ledger import database
 from afterword.ledger.database import REVISION, backup, check, revision_of, upgrade
 
 

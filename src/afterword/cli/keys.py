@@ -10,7 +10,7 @@ from typing import Any
 import rich_click as click
 from rich.table import Table
 
-from afterword.cli.ledger import database, key_store
+from afterword.cli.database import database, key_store
 from afterword.cli.options import Command, read_settings
 from afterword.cli.terminal import plain, print_table
 from afterword.config import Settings

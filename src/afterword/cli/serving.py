@@ -9,10 +9,10 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import msgspec
 import rich_click as click
-import sqlalchemy as sa
 import uvloop
 
 from afterword.cli.compose import open_service, retarget
@@ -28,9 +28,11 @@ from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.middleware import Observer
 from afterword.ledger.access import Entrance
-from afterword.ledger.database import reading
-from afterword.ledger.keys import any_key
-from afterword.ledger.open_ledger import open_database, open_ledger
+from afterword.ledger.folder import make_folder
+from afterword.ledger.open_ledger import open_ledger
+
+if TYPE_CHECKING:
+    from afterword.ledger.database import Database
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +46,22 @@ def run(
     reread: Callable[[], Resolved],
 ) -> None:
     """Serve until a signal ends it. Raises ``ConfigError``."""
-    database = open_database(data_folder(settings), settings.database)
+    database = _database(settings)
     entrance = check_entrance(settings, bound, database, terminal)
     ground = Ground(settings, bound, loading, database, entrance, reread)
     with _tracing() if settings.otel else nullcontext() as observe:
         uvloop.run(_serve(ground, observe))
+
+
+def _database(settings: Settings) -> Database | None:
+    """The ledger's database; None if no key can exist yet."""
+    folder = data_folder(settings)
+    make_folder(folder)
+    if ledger_options(settings).keyless():
+        return None
+    from afterword.ledger.database import open_database  # noqa: PLC0415 - half a second
+
+    return open_database(folder, settings.database)
 
 
 def _tracing() -> AbstractContextManager[Observer]:
@@ -64,7 +77,7 @@ class Ground(msgspec.Struct, frozen=True):
     settings: Settings
     bound: socket.socket
     loading: Loading
-    database: sa.Engine
+    database: Database | None
     entrance: Entrance
     reread: Callable[[], Resolved]
 
@@ -74,7 +87,11 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
     options = ledger_options(settings, ground.entrance)
     async with (
         open_ledger(
-            ground.database, options, identity(), clocks=CLOCKS, entropy=os.urandom
+            ground.database,
+            options,
+            identity(keyless=ground.database is None),
+            clocks=CLOCKS,
+            entropy=os.urandom,
         ) as ledger,
         open_service(settings, ground.loading) as service,
     ):
@@ -87,7 +104,7 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
             keep_alive_s=settings.keep_alive_s,
             access=Access(
                 ledger=ledger.access,
-                queries=ledger.queries,
+                queries=lambda: ledger.queries,
                 guarded=not settings.no_auth,
                 origins=settings.origins(),
             ),
@@ -99,7 +116,7 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
             await retarget(service, changed.models)
             logging.getLogger("afterword").setLevel(changed.log_level.upper())
             service.limits = changed.limits()
-            ledger.writer.refresh()
+            ledger.refresh()
             _log.info("keys, limits, log level and addresses of other servers were read again")
 
         url = url_of(bound, tls=settings.certfile is not None)
@@ -114,7 +131,7 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
 
 
 def check_entrance(
-    settings: Settings, bound: socket.socket, engine: sa.Engine, terminal: Terminal
+    settings: Settings, bound: socket.socket, engine: Database | None, terminal: Terminal
 ) -> Entrance:
     """Who gets in without a key. Raises ``ConfigError`` where that would be everybody.
 
@@ -125,14 +142,20 @@ def check_entrance(
         if not here:
             terminal.say("WARNING: no-auth: whoever reaches this address may use the server")
         return "open"
-    with reading(engine) as connection:
-        made = any_key(connection)
-    if not here and not made:
+    if not here and (engine is None or not _has_key(engine)):
         raise ConfigError(
             f"{settings.host} can be reached from other machines, and there is no key yet: "
             "`afterword keys create NAME` makes one (or --no-auth true lets everybody in)"
         )
     return "keys_if_any" if here else "keys"
+
+
+def _has_key(engine: Database) -> bool:
+    from afterword.ledger.database import reading  # noqa: PLC0415 - as above
+    from afterword.ledger.keys import any_key  # noqa: PLC0415
+
+    with reading(engine) as connection:
+        return any_key(connection)
 
 
 def server_options(settings: Settings) -> ServerOptions:

@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 import rich_click as click
-import sqlalchemy as sa
 from rich.table import Table
 
+from afterword.cli.database import database, key_store
 from afterword.cli.keys import ledger_flags, ledger_settings
-from afterword.cli.ledger import database, key_store
 from afterword.cli.terminal import plain, print_table
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
 from afterword.core.moments import parse_moment
+from afterword.ledger.database import Database
 from afterword.ledger.store import UsageStore
 
 _PAGE = 1000
@@ -62,7 +62,7 @@ def usage(**given: Any) -> None:  # noqa: ANN401 - flags
             _write_table(rows, given["by"], UsageRecord if given["requests"] else UsageSum)
 
 
-def _records(engine: sa.Engine, query: UsageQuery) -> Iterator[UsageRecord]:
+def _records(engine: Database, query: UsageQuery) -> Iterator[UsageRecord]:
     after = ""
     store = UsageStore(engine)
     while page := store.requests(query, after=after, most=_PAGE):

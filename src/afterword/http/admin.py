@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, get_args
 
 import msgspec
@@ -96,7 +96,7 @@ class RecordList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
 class Administration:
     """The routes of operators; every one needs a key made with ``--admin``."""
 
-    def __init__(self, queries: AdminQueries | None) -> None:
+    def __init__(self, queries: Callable[[], AdminQueries | None]) -> None:
         self._queries = queries
 
     def table(self) -> Sequence[BaseRoute]:
@@ -183,9 +183,10 @@ class Administration:
             raise PermissionDenied(
                 "This needs an admin key: afterword keys create NAME --admin makes one."
             )
-        if self._queries is None:
+        queries = self._queries()
+        if queries is None:
             raise LedgerUnavailable("This server keeps no ledger.")
-        return self._queries
+        return queries
 
 
 async def _body(request: Request, kind: type[T]) -> T:

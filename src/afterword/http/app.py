@@ -34,14 +34,20 @@ def is_open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """Who may come in. ``guarded``: without a key only programs on this machine.
+def _no_queries() -> None:
+    return None
 
-    ``origins`` are those whose pages a browser may let in.
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may come in.
+
+    ``queries`` gives what operators ask, or None. ``guarded``: a request without a key is
+    answered only to programs on this machine. ``origins`` are the sites whose pages a browser
+    lets in.
     """
 
     ledger: Ledger = NoLedger()
-    queries: AdminQueries | None = None
+    queries: Callable[[], AdminQueries | None] = _no_queries
     guarded: bool = False
     origins: tuple[str, ...] = ()
 

@@ -29,13 +29,12 @@ from afterword.core.errors import (
 )
 from afterword.core.faults import in_one_line
 from afterword.core.ledger import LedgerFigures
-from afterword.ledger.budgets import Claim
 from afterword.ledger.journal import Journal
-from afterword.ledger.keyring import Failures
-from afterword.ledger.keys import HeldKey, period_of
+from afterword.ledger.keyring import Failures, HeldKey
+from afterword.ledger.periods import period_of
 from afterword.ledger.rate_limits import RateDecision, RateLimiter
+from afterword.ledger.record_writer import Claim, RecordWriter
 from afterword.ledger.secret import masked
-from afterword.ledger.writer import LedgerWriter
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ class AccessLedger:
 
     def __init__(
         self,
-        writer: LedgerWriter,
+        writer: RecordWriter,
         journal: Journal,
         limiter: RateLimiter,
         *,
@@ -87,7 +86,7 @@ class AccessLedger:
         clocks: Clocks,
         limiter_thread: Executor | None = None,
     ) -> None:
-        self._writer = writer
+        self.writer = writer
         self._journal = journal
         self._limiter = limiter
         self._policy = policy
@@ -100,7 +99,7 @@ class AccessLedger:
     async def authenticate(self, secret: str | None, source: str) -> Principal:
         """See ``core.ledger.Ledger``."""
         entrance = self._policy.entrance
-        if entrance == "open" or (entrance == "keys_if_any" and not self._writer.keyring.needed):
+        if entrance == "open" or (entrance == "keys_if_any" and not self.writer.keyring.needed):
             return NOBODY
         if not secret:
             raise AuthenticationFailed(_NO_KEY)
@@ -116,15 +115,15 @@ class AccessLedger:
         return Principal(key.id, terms.name, models, terms.admin)
 
     def _find(self, secret: str) -> HeldKey | None:
-        return self._writer.keyring.find(secret, self._clocks.unix())
+        return self.writer.keyring.find(secret, self._clocks.unix())
 
     async def reserve(self, principal: Principal, ask: Ask) -> Admission:
         """See ``core.ledger.Ledger``."""
-        if not (self._policy.serve_without_database or self._writer.reachable):
+        if not (self._policy.serve_without_database or self.writer.reachable):
             raise LedgerUnavailable("The ledger cannot be reached.", retry_after_s=1)
         key_id, terms = principal.key_id, None
         if key_id is not None:
-            terms = self._writer.keyring.terms(key_id)
+            terms = self.writer.keyring.terms(key_id)
             if terms is None:
                 raise AuthenticationFailed("This API key was revoked.")
         admission = Admission(self, _admitted(principal, ask, self._clocks.unix()))
@@ -141,16 +140,16 @@ class AccessLedger:
     def ready(self) -> bool:
         """Whether requests would be admitted, as far as that is not up to their keys."""
         full = self._clocks.monotonic() < self._full_until_s
-        return not full and (self._policy.serve_without_database or self._writer.reachable)
+        return not full and (self._policy.serve_without_database or self.writer.reachable)
 
     def figures(self) -> LedgerFigures:
         """See ``core.ledger.Ledger``."""
         return LedgerFigures(
-            reachable=self._writer.reachable,
+            reachable=self.writer.reachable,
             unsettled=self._journal.unsettled,
-            pending_writes=self._writer.pending_writes,
+            pending_writes=self.writer.pending_writes,
             journal_bytes=self._journal.size_bytes,
-            written=self._writer.written,
+            written=self.writer.written,
             refused_keys=self._failures.count,
         )
 
@@ -186,7 +185,7 @@ class AccessLedger:
     ) -> None:
         if terms.budget_tokens is None:
             return
-        if not self._writer.reachable:
+        if not self.writer.reachable:
             raise LedgerUnavailable("Budgets cannot be looked up now.", retry_after_s=1)
         claim = Claim(
             id=ask.id,
@@ -195,7 +194,7 @@ class AccessLedger:
             tokens=ask.most_tokens,
             budget_tokens=terms.budget_tokens,
         )
-        admission.claim = self._writer.claim(claim)
+        admission.claim = self.writer.claim(claim)
         try:
             async with asyncio.timeout(_CLAIM_S):
                 left_tokens = await asyncio.wrap_future(admission.claim)
@@ -228,7 +227,7 @@ class AccessLedger:
             _log.error("the journal cannot be written to: %s", in_one_line(error))
         tokens = record.prompt_tokens + record.completion_tokens
         self._settle_limits(admission, tokens)
-        self._writer.ended(record)
+        self.writer.ended(record)
         if self._policy.sync_always:
             await asyncio.wrap_future(self.sync())
 
@@ -243,7 +242,7 @@ class AccessLedger:
 
     def _give_back(self, request_id: str, claim: Future[int | None]) -> None:
         if claim.exception() is None and claim.result() is None:
-            self._writer.released(request_id)
+            self.writer.released(request_id)
 
     def _settle_limits(self, admission: Admission, tokens: int | None) -> None:
         key_id = admission.record.key_id

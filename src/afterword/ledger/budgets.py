@@ -15,20 +15,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from afterword.core.account import Period, UsageRecord
-from afterword.ledger.keys import period_of
+from afterword.ledger.periods import period_of
+from afterword.ledger.record_writer import Claim
 from afterword.ledger.tables import processes, reservations, spending, usage
 
 _PERIODS: Sequence[Period] = ("day", "month")
-
-
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """A worst case to be taken out of a budget."""
-
-    id: str
-    key_id: str
-    period: str
-    tokens: int
-    budget_tokens: int
 
 
 class _Statements(msgspec.Struct, frozen=True):

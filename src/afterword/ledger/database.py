@@ -7,7 +7,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
@@ -16,8 +16,11 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from afterword.core.errors import ConfigError
 from afterword.ledger import migrations
+from afterword.ledger.folder import database_file, make_folder
 from afterword.ledger.tables import metadata, reservations, spending, usage
 
+Database: TypeAlias = sa.Engine
+"""A database that a ledger is kept in."""
 REVISION = "0001"
 """The step of ``migrations`` that this code is written for."""
 _BUSY_MS = 5000
@@ -96,6 +99,25 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A transaction that only reads, and holds up no writer."""
     with engine.connect().execution_options(reads=True) as connection, connection.begin():
         yield connection
+
+
+def open_database(folder: Path, database: str | None) -> sa.Engine:
+    """The ledger's database, its tables made if there are none. Raises ``ConfigError``.
+
+    ``database`` None is a file in ``folder``.
+    """
+    if database is None:
+        make_folder(folder)
+        url = sqlite_url(database_file(folder))
+    else:
+        url = parse_url(database)
+    engine = connect(url)
+    try:
+        prepare(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
 
 
 def revision_of(engine: sa.Engine) -> str | None:

@@ -13,6 +13,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -124,7 +125,10 @@ class Journal:
     ) -> None:
         """Let go of the files; those with lines that are not in the database stay."""
         for segment in self._segments:
-            if not segment.open_lines:
+            if segment.open_lines:
+                # What was reserved for later lines is of no use to anybody.
+                os.ftruncate(segment.descriptor, segment.written_bytes)
+            else:
                 segment.path.unlink(missing_ok=True)
             self._leaving.append(segment.descriptor)
         self._segments.clear()
@@ -228,11 +232,11 @@ class OrphanedJournal:
         self.files.clear()
 
 
-def orphaned_journals(folder: Path) -> list[OrphanedJournal]:
+def orphaned_journals(folder: Path, *, of: str = "") -> list[OrphanedJournal]:
     """What processes that died have left, locked so that no other process takes it too."""
     found: dict[str, OrphanedJournal] = {}
     held: set[str] = set()
-    for path in sorted(folder.glob(f"*{_SUFFIX}")):
+    for path in sorted(folder.glob(f"{of}*{_SUFFIX}")):
         process_id = path.name.removesuffix(_SUFFIX).rpartition("-")[0]
         descriptor = _take(path)
         if descriptor is None:
@@ -242,6 +246,31 @@ def orphaned_journals(folder: Path) -> list[OrphanedJournal]:
     for process_id in sorted(held & found.keys()):
         found.pop(process_id).close()
     return list(found.values())
+
+
+def any_journal(folder: Path, *, of: str = "") -> bool:
+    """Whether processes whose ids begin so have a journal."""
+    return any(folder.glob(f"{of}*{_SUFFIX}"))
+
+
+def orphaned_bytes(folder: Path) -> int:
+    """What the journals of dead processes take."""
+    total = 0
+    for orphan in orphaned_journals(folder):
+        total += sum(os.fstat(descriptor).st_size for _, descriptor in orphan.files)
+        orphan.close()
+    return total
+
+
+def settled_records(folder: Path, *, of: str = "") -> list[UsageRecord]:
+    """The records of requests that have ended, of running processes too."""
+    records: dict[str, UsageRecord] = {}
+    for path in sorted(folder.glob(f"{of}*{_SUFFIX}")):
+        with suppress(FileNotFoundError, PermissionError):
+            records |= {
+                line.record.id: line.record for line in read_lines(path) if line.kind == "settled"
+            }
+    return list(records.values())
 
 
 def read_lines(path: Path) -> Iterator[Line]:
@@ -256,7 +285,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 def _take(path: Path) -> int | None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,14 +7,24 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Iterable
 
+import msgspec
+
 from afterword.core.account import KeyTerms
-from afterword.ledger.keys import HeldKey
 from afterword.ledger.secret import digest_of
 
 _MOST_SOURCES = 4096
 _FORGIVEN_S = 60.0
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 8.0
+
+
+class HeldKey(msgspec.Struct, frozen=True):
+    """A key as servers need it: how it is recognised, what it allows, until when."""
+
+    digest: bytes
+    id: str
+    terms: KeyTerms
+    expires_at: float | None
 
 
 class Keyring:

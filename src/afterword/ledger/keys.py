@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from afterword.core.account import KeyTerms, KeyView, NewKey, Period
+from afterword.core.account import KeyTerms, KeyView, NewKey
 from afterword.core.errors import InvalidRequest
 from afterword.ledger.database import reading
+from afterword.ledger.keyring import HeldKey
+from afterword.ledger.periods import period_of
 from afterword.ledger.secret import digest_of, make_secret, prefix_of
 from afterword.ledger.tables import keys, secrets, spending, state
 
 _ID_BYTES = 6
 _MOST_NAME_CHARACTERS = 200
-
-
-class HeldKey(msgspec.Struct, frozen=True):
-    """A key as servers need it: how it is recognised, what it allows, until when."""
-
-    digest: bytes
-    id: str
-    terms: KeyTerms
-    expires_at: float | None
-
-
-def period_of(moment_s: float, per: Period) -> str:
-    """The name of the budget period, in UTC, that a moment falls into."""
-    shape = "%Y-%m-%d" if per == "day" else "%Y-%m"
-    return datetime.fromtimestamp(moment_s, UTC).strftime(shape)
 
 
 class KeyStore:

@@ -1,4 +1,8 @@
-"""A ledger, opened: database, journal, thread and limits, closed in the right order."""
+"""A ledger, opened: journal, rate limiter and database, closed in the right order.
+
+A server without keys opens no database and does not import SQLAlchemy. Its requests are recorded
+in the journal alone, until there is a database to write them to.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +15,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import sqlalchemy as sa
 
 from afterword.core.errors import ConfigError
 from afterword.core.faults import in_one_line
 from afterword.ledger.access import AccessLedger, Clocks, Policy
-from afterword.ledger.admin_queries import LedgerQueries
-from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
-from afterword.ledger.journal import Journal
+from afterword.ledger.folder import database_file, journals_in
+from afterword.ledger.journal import SEGMENT_BYTES, Journal, orphaned_bytes
+from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.rate_limits import MemoryRateLimiter, RateLimiter
-from afterword.ledger.writer import LedgerWriter, LedgerWriterThread, ProcessIdentity
+from afterword.ledger.record_writer import PendingRecords
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from afterword.ledger.admin_queries import LedgerQueries
+    from afterword.ledger.database_ledger import DatabaseLedger
     from afterword.ledger.redis import RedisRateLimiter
+    from afterword.ledger.writer import LedgerWriter
 
 _log = logging.getLogger(__name__)
 
 _SYNC_S = 1.0
 _RENEW_ROUNDS = 20
+WATCH_S = 0.4
+"""How often a server without keys looks for a database."""
+_MOST_PENDING = 1000
 
 
 class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a ledger is kept; ``database`` None is a file in ``folder``, ``redis`` None memory."""
+    """Where a ledger is kept.
+
+    ``database`` None is a file in ``folder``. ``redis`` None counts limits in this process.
+    """
 
     folder: Path
     database: str | None = None
@@ -40,88 +54,178 @@ class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
     journal_bytes: int = 256 << 20
     policy: Policy = Policy()
 
+    @property
+    def journals(self) -> Path:
+        """The folder of journals."""
+        return journals_in(self.folder)
 
-class OpenLedger(msgspec.Struct, frozen=True):
-    """What an open ledger offers: to requests, to operators, and to signals."""
+    def keyless(self) -> bool:
+        """Whether a server can start without a database, because no key can exist yet.
 
-    access: AccessLedger
-    queries: LedgerQueries
-    writer: LedgerWriter
-
-
-def open_database(folder: Path, database: str | None) -> sa.Engine:
-    """The ledger's database, its tables made where there are none. Raises ``ConfigError``."""
-    if database is None:
-        make_folder(folder)
-        url = sqlite_url(folder / "ledger.db")
-    else:
-        url = parse_url(database)
-    engine = connect(url)
-    prepare(engine)
-    return engine
+        False too if a dead process left a long journal: somebody has to write it.
+        """
+        if self.database is not None or self.redis is not None:
+            return False
+        return not database_file(self.folder).exists() and (
+            orphaned_bytes(self.journals) < SEGMENT_BYTES
+        )
 
 
-def make_folder(folder: Path) -> None:
-    """A folder that is nobody else's business. Raises ``ConfigError``."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: the ledger cannot be kept here (--data-dir): {error.strerror}"
-        ) from error
+class OpenLedger:
+    """What an open ledger offers: ``access`` to requests, ``queries`` to operators.
+
+    It belongs to the event loop's thread. Invariant: ``access`` writes to the database if one is
+    open, otherwise to ``_pending``.
+    """
+
+    def __init__(
+        self,
+        access: AccessLedger,
+        journal: Journal,
+        pending: PendingRecords,
+        file: Path,
+        connect: Callable[[sa.Engine | None], DatabaseLedger],
+    ) -> None:
+        """``connect`` opens a database, or ``file`` if it is given None."""
+        self.access = access
+        self._journal = journal
+        self._pending = pending
+        self._file = file
+        self._connect = connect
+        self._database: DatabaseLedger | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._failure = ""
+
+    @property
+    def queries(self) -> LedgerQueries | None:
+        """Keys and usage; None while no database is open, and so no key exists."""
+        return None if self._database is None else self._database.queries
+
+    @property
+    def writer(self) -> LedgerWriter:
+        """The writer of the open database."""
+        if self._database is None:
+            raise RuntimeError("no database is open")
+        return self._database.writer
+
+    def attach(self, engine: sa.Engine) -> None:
+        """Write to this database from here on. Waits for it. Raises ``ConfigError``."""
+        self._take(self._connect(engine))
+
+    def refresh(self) -> None:
+        """Look for new keys now."""
+        if self._database is None:
+            self.look()
+        else:
+            self._database.writer.refresh()
+
+    def look(self) -> None:
+        """Open the database if its file has appeared, or if too much waits for one."""
+        if self._database is not None or self._opening is not None:
+            return
+        journal = self._journal
+        full = len(self._pending.pending) >= _MOST_PENDING or journal.size_bytes > SEGMENT_BYTES
+        if full or self._file.exists():
+            self._opening = asyncio.create_task(self._open())
+
+    async def watch(self) -> None:
+        """Look again and again, until a database is open."""
+        while self._database is None:
+            await asyncio.sleep(WATCH_S)
+            self.look()
+
+    async def aclose(self) -> None:
+        """Everything is in the database at the end, or in the journal."""
+        if self._opening is not None:
+            await asyncio.wait([self._opening])
+        if self._database is not None:
+            # The loop goes on meanwhile: it is told what was written.
+            await asyncio.to_thread(self._database.close)
+
+    async def _open(self) -> None:
+        try:
+            # On a thread: the imports alone take half a second.
+            self._take(await asyncio.to_thread(self._connect, None))
+        except Exception as error:  # noqa: BLE001 - requests go on, and the next look tries again
+            failure = str(error) if isinstance(error, ConfigError) else in_one_line(error)
+            if failure != self._failure:
+                _log.error("the ledger's database cannot be opened: %s", failure)
+            self._failure = failure
+        finally:
+            self._opening = None
+
+    def _take(self, opened: DatabaseLedger) -> None:
+        self._database = opened
+        self.access.writer = opened.writer
 
 
 @asynccontextmanager
 async def open_ledger(
-    engine: sa.Engine, options: LedgerOptions, identity: ProcessIdentity, *, clocks: Clocks,
+    engine: sa.Engine | None, options: LedgerOptions, identity: ProcessIdentity, *, clocks: Clocks,
     entropy: Callable[[int], bytes],
 ) -> AsyncIterator[OpenLedger]:  # fmt: skip
-    """A ledger at work; at the end everything is in the database, or in the journal.
+    """A ledger at work, closed at the end. ``engine`` is the database; None begins without one.
 
     Raises ``ConfigError``.
     """
     loop = asyncio.get_running_loop()
-    journals = options.folder / "journal"
     with ExitStack() as opened:
-        opened.callback(engine.dispose)
+        if engine is not None:
+            opened.callback(engine.dispose)
         try:
             journal = opened.enter_context(
-                Journal(journals, identity.id, limit_bytes=options.journal_bytes)
+                Journal(options.journals, identity.id, limit_bytes=options.journal_bytes)
             )
         except OSError as error:
-            raise ConfigError(f"{journals}: no journal can be kept here: {error}") from error
-
-        def written(ids: Sequence[str]) -> None:
-            loop.call_soon_threadsafe(journal.written, ids)
-
-        writer = LedgerWriter(
-            engine, identity, journals, clock=clocks.monotonic, on_written=written
-        )
-        writer.flush()
-        if not writer.reachable:
-            raise ConfigError("the ledger's database cannot be used")
+            raise ConfigError(
+                f"{options.journals}: no journal can be kept here: {error}"
+            ) from error
         limiter, limiter_thread = _limiter(options, clocks)
         if limiter_thread is not None:
             opened.callback(limiter_thread.shutdown)
-        ledger = AccessLedger(
-            writer,
+        pending = PendingRecords()
+        access = AccessLedger(
+            pending,
             journal,
             limiter,
             policy=options.policy,
             clocks=clocks,
             limiter_thread=limiter_thread,
         )
-        opened.callback(ledger.close)
-        queries = LedgerQueries(engine, clock=clocks.unix, entropy=entropy)
-        thread = LedgerWriterThread(writer)
-        thread.start()
-        upkeep = asyncio.create_task(_keep_up(ledger, limiter, limiter_thread))
+        opened.callback(access.close)
+
+        def written(ids: Sequence[str]) -> None:
+            loop.call_soon_threadsafe(journal.written, ids)
+
+        def connect(database: sa.Engine | None) -> DatabaseLedger:
+            # A server without keys never comes here, and never imports SQLAlchemy.
+            from afterword.ledger.database import open_database  # noqa: PLC0415
+            from afterword.ledger.database_ledger import open_database_ledger  # noqa: PLC0415
+
+            return open_database_ledger(
+                database or open_database(options.folder, None),
+                identity,
+                options.journals,
+                pending=pending.pending,
+                clocks=clocks,
+                entropy=entropy,
+                on_written=written,
+            )
+
+        file = database_file(options.folder)
+        ledger = OpenLedger(access, journal, pending, file, connect)
+        if engine is not None:
+            ledger.attach(engine)
+        upkeep = [
+            asyncio.create_task(_keep_up(access, limiter, limiter_thread)),
+            asyncio.create_task(ledger.watch()),
+        ]
         try:
-            yield OpenLedger(ledger, queries, writer)
+            yield ledger
         finally:
-            upkeep.cancel()
-            # The loop goes on meanwhile: it is told what was written.
-            await asyncio.shield(asyncio.to_thread(thread.close))
+            for task in upkeep:
+                task.cancel()
+            await asyncio.shield(ledger.aclose())
 
 
 def _limiter(options: LedgerOptions, clocks: Clocks) -> tuple[RateLimiter, Executor | None]:
@@ -141,14 +245,14 @@ def redis_limiter(url: str) -> RedisRateLimiter:
 
 
 async def _keep_up(
-    ledger: AccessLedger, limiter: RateLimiter, limiter_thread: Executor | None
+    access: AccessLedger, limiter: RateLimiter, limiter_thread: Executor | None
 ) -> None:
-    """Every second the journal goes to the disk; now and then Redis hears of what runs."""
+    """Sync the journal to the disk every second; renew leases in Redis now and then."""
     rounds = 0
     while True:
         await asyncio.sleep(_SYNC_S)
         try:
-            await asyncio.wrap_future(ledger.sync())
+            await asyncio.wrap_future(access.sync())
         except OSError as error:
             _log.error("the journal cannot be brought to the disk: %s", in_one_line(error))
         rounds += 1

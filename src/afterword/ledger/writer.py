@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -23,11 +23,12 @@ from afterword.core.account import UsageRecord
 from afterword.core.errors import LedgerUnavailable
 from afterword.core.faults import in_one_line
 from afterword.ledger import budgets
-from afterword.ledger.budgets import Claim
 from afterword.ledger.database import reason
-from afterword.ledger.journal import OrphanedJournal, orphaned_journals
 from afterword.ledger.keyring import Keyring
 from afterword.ledger.keys import any_key, held_keys, keys_version
+from afterword.ledger.orphans import reap_journals
+from afterword.ledger.process import ProcessIdentity
+from afterword.ledger.record_writer import Claim
 from afterword.ledger.tables import processes
 
 _log = logging.getLogger(__name__)
@@ -40,14 +41,6 @@ _HEARTBEAT_S = 5.0
 _RETRY_S = 0.5
 _STUCK_S = 5.0
 _MOST_RECORDS = 500
-
-
-class ProcessIdentity(msgspec.Struct, frozen=True):
-    """What a process is called in the ledger."""
-
-    id: str
-    host: str
-    pid: int
 
 
 class LedgerWriter:
@@ -65,13 +58,14 @@ class LedgerWriter:
         *,
         clock: Callable[[], float],
         on_written: Callable[[Sequence[str]], None],
+        pending: deque[UsageRecord] | None = None,
     ) -> None:
         self._engine = engine
         self._identity = identity
         self._journals = journals
         self._clock = clock
         self._on_written = on_written
-        self._ended: deque[UsageRecord] = deque()
+        self._ended: deque[UsageRecord] = deque() if pending is None else pending
         self._released: deque[str] = deque()
         self._claims: deque[tuple[Claim, Future[int | None]]] = deque()
         self._refreshes: deque[Future[None]] = deque()
@@ -272,12 +266,14 @@ class LedgerWriter:
 
     def _reap(self, now_s: float) -> None:
         """Take over from processes that died: here by their journals, elsewhere by silence."""
-        with ExitStack() as opened:
-            found = orphaned_journals(self._journals)
-            for orphan in found:
-                opened.callback(orphan.close)
-            for orphan in found:
-                self._write_orphan(orphan)
+        for reaped in reap_journals(self._transaction, self._journals):
+            level = logging.WARNING if reaped.lost or reaped.reservations else logging.INFO
+            _log.log(
+                level,
+                "a process left a journal: %d requests recorded, %d reservations came back",
+                reaped.records,
+                reaped.reservations,
+            )
         with self._transaction() as connection:
             rows = connection.execute(sa.select(processes.c.id, processes.c.beats)).all()
         self._seen = {
@@ -291,18 +287,6 @@ class LedgerWriter:
                 with self._transaction() as connection:
                     given_back = budgets.give_back(connection, process_id)
                 _log.warning("a process died; %d reservations came back", given_back)
-
-    def _write_orphan(self, orphan: OrphanedJournal) -> None:
-        records = orphan.records()
-        with self._transaction() as connection:
-            new = budgets.write(connection, records)
-            given_back = budgets.give_back(connection, orphan.process_id)
-        orphan.remove()
-        _log.warning(
-            "a process died; %d of its requests recorded, %d reservations came back",
-            new,
-            given_back,
-        )
 
 
 class LedgerWriterThread:

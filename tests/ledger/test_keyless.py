@@ -16,8 +16,10 @@ import pytest
 from click.testing import CliRunner
 
 from afterword.cli import cli
+from afterword.cli.checkup import surroundings
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
+from afterword.config import Settings
 from afterword.core.account import KeyTerms, UsageQuery, UsageRecord
 from afterword.core.limits import Limits
 from afterword.engine.toy import toy_engine
@@ -263,3 +265,10 @@ def test_a_database_or_redis_is_opened_at_the_start(tmp_path: Path) -> None:
     assert not LedgerOptions(folder=tmp_path, redis="redis://h").keyless()
     create(tmp_path, "a")
     assert not LedgerOptions(folder=tmp_path).keyless()
+
+
+def test_a_doctor_makes_no_database(tmp_path: Path) -> None:
+    settings = Settings(data_dir=str(tmp_path / "data"))
+    (finding,) = [one for one in surroundings(settings) if one.name == "ledger"]
+    assert finding.text == "sqlite, empty: the server sets it up"
+    assert not (tmp_path / "data").exists()

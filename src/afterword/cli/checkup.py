@@ -17,7 +17,7 @@ from afterword.cli.sockets import bind, is_loopback, load_tls
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.ledger.database import REVISION, check, reading, revision_of
-from afterword.ledger.folder import database_file
+from afterword.ledger.folder import has_database
 from afterword.ledger.keys import any_key
 from afterword.ledger.open_ledger import redis_limiter
 
@@ -108,7 +108,7 @@ def _port(settings: Settings) -> Finding:
 
 
 def _ledger(settings: Settings) -> Iterator[Finding]:
-    if settings.database is None and not database_file(data_folder(settings)).exists():
+    if settings.database is None and not has_database(data_folder(settings)):
         # To look for it would make it.
         yield _other_time("sqlite", None)
         return

@@ -15,6 +15,7 @@ import msgspec
 import rich_click as click
 import uvloop
 
+from afterword.cli import importing
 from afterword.cli.compose import open_service, retarget
 from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options
 from afterword.cli.loading import Loading
@@ -56,12 +57,14 @@ def run(
 def _database(settings: Settings) -> Database | None:
     """The ledger's database; None if no key can exist yet."""
     folder = data_folder(settings)
-    make_folder(folder)
     if ledger_options(settings).keyless():
+        make_folder(folder)
         return None
-    from afterword.ledger.database import open_database  # noqa: PLC0415 - half a second
+    with importing():
+        # All that an open ledger needs, while there is no loop to hold up.
+        from afterword.ledger import database, database_ledger  # noqa: F401, PLC0415
 
-    return open_database(folder, settings.database)
+    return database.open_database(folder, settings.database)
 
 
 def _tracing() -> AbstractContextManager[Observer]:

@@ -19,7 +19,7 @@ from afterword.ledger.database import (
     revision_of,
     sqlite_url,
 )
-from afterword.ledger.folder import database_file, journals_in, make_folder
+from afterword.ledger.folder import database_file, has_database, journals_in, make_folder
 from afterword.ledger.journal import any_journal
 from afterword.ledger.orphans import copy_live_journals, reap_journals
 from afterword.ledger.process import KEYLESS
@@ -32,15 +32,15 @@ def open_for_command(folder: Path, database: str | None, *, prepared: bool) -> I
     ``prepared`` makes its tables if there are none. Raises ``ConfigError``, also for errors of the
     database in the context.
     """
-    journals, file = journals_in(folder), database_file(folder)
+    journals = journals_in(folder)
     recorded = database is None and any_journal(journals, of=KEYLESS)
-    is_new = not file.exists()
+    is_new = not has_database(folder)
     try:
         if prepared or (recorded and is_new):
             engine = open_database(folder, database)
         else:
             make_folder(folder)
-            engine = connect(parse_url(database) if database else sqlite_url(file))
+            engine = connect(parse_url(database) if database else sqlite_url(database_file(folder)))
         try:
             if recorded and revision_of(engine) == REVISION:
                 reap_journals(engine.begin, journals, of=KEYLESS)

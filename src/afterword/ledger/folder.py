@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from afterword.core.errors import ConfigError
@@ -10,6 +11,11 @@ from afterword.core.errors import ConfigError
 def database_file(folder: Path) -> Path:
     """The database of a ledger that is given none."""
     return folder / "ledger.db"
+
+
+def has_database(folder: Path) -> bool:
+    """Whether that file is there, as far as this process may see."""
+    return os.path.exists(database_file(folder))  # noqa: PTH110 - Path.exists raises in a folder that is closed
 
 
 def journals_in(folder: Path) -> Path:

@@ -19,7 +19,7 @@ import msgspec
 from afterword.core.errors import ConfigError
 from afterword.core.faults import in_one_line
 from afterword.ledger.access import AccessLedger, Clocks, Policy
-from afterword.ledger.folder import database_file, journals_in
+from afterword.ledger.folder import has_database, journals_in
 from afterword.ledger.journal import SEGMENT_BYTES, Journal, orphaned_bytes
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.rate_limits import MemoryRateLimiter, RateLimiter
@@ -66,9 +66,7 @@ class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.database is not None or self.redis is not None:
             return False
-        return not database_file(self.folder).exists() and (
-            orphaned_bytes(self.journals) < SEGMENT_BYTES
-        )
+        return not has_database(self.folder) and orphaned_bytes(self.journals) < SEGMENT_BYTES
 
 
 class OpenLedger:
@@ -83,14 +81,14 @@ class OpenLedger:
         access: AccessLedger,
         journal: Journal,
         pending: PendingRecords,
-        file: Path,
+        folder: Path,
         connect: Callable[[sa.Engine | None], DatabaseLedger],
     ) -> None:
-        """``connect`` opens a database, or ``file`` if it is given None."""
+        """``connect`` opens a database, the file in ``folder`` if it is given None."""
         self.access = access
         self._journal = journal
         self._pending = pending
-        self._file = file
+        self._folder = folder
         self._connect = connect
         self._database: DatabaseLedger | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -125,7 +123,7 @@ class OpenLedger:
             return
         journal = self._journal
         full = len(self._pending.pending) >= _MOST_PENDING or journal.size_bytes > SEGMENT_BYTES
-        if full or self._file.exists():
+        if full or has_database(self._folder):
             self._opening = asyncio.create_task(self._open())
 
     async def watch(self) -> None:
@@ -212,8 +210,7 @@ async def open_ledger(
                 on_written=written,
             )
 
-        file = database_file(options.folder)
-        ledger = OpenLedger(access, journal, pending, file, connect)
+        ledger = OpenLedger(access, journal, pending, options.folder, connect)
         if engine is not None:
             ledger.attach(engine)
         upkeep = [

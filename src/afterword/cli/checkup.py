@@ -1,4 +1,4 @@
-"""What surrounds a server: cores, disk, port, ledger; what is found, and what to change."""
+"""Checks a server's surroundings: cores, files, disk, port, ledger, Redis."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SPARE_FILES = 64
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One row. ``change`` is what would make it better, ``fatal`` that a server would not start."""
+    """One row. ``change`` says what to do; ``fatal``: a server would not start."""
 
     name: str
     text: str
@@ -38,7 +38,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def instructions() -> Sequence[str]:
-    """The vector instructions of this processor that matrix kernels use."""
+    """Returns the vector instructions of this processor that matrix kernels use."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except FileNotFoundError:
@@ -49,7 +49,7 @@ def instructions() -> Sequence[str]:
 
 
 def surroundings(settings: Settings) -> Iterator[Finding]:
-    """All but the models, in the order in which a server meets them."""
+    """Everything but the models, in the order of a server's start."""
     yield _threads(settings)
     yield _files(settings)
     yield _disk(settings)
@@ -99,7 +99,7 @@ def _port(settings: Settings) -> Finding:
         with bind(settings.host, settings.port, reuse_port=settings.reuse_port) as bound:
             here = is_loopback(bound)
     except ConfigError as error:
-        # It may be this server that runs there already.
+        # This server may already run there.
         return Finding("port", f"{where}: cannot be used", str(error))
     change = None
     if not here and settings.certfile is None:
@@ -109,7 +109,7 @@ def _port(settings: Settings) -> Finding:
 
 def _ledger(settings: Settings) -> Iterator[Finding]:
     if settings.database is None and not has_database(data_folder(settings)):
-        # To look for it would make it.
+        # Opening it would make the file.
         yield _other_time("sqlite", None)
         return
     try:

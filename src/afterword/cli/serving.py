@@ -1,4 +1,4 @@
-"""What a server does once its settings are read and its socket is bound: everything meets here."""
+"""A server's life once its settings are read and its socket is bound."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def _database(settings: Settings) -> Database | None:
 
 
 def _tracing() -> AbstractContextManager[Observer]:
-    # Its packages are an extra.
+    # OpenTelemetry is an extra.
     from afterword.cli.tracing import open_tracing  # noqa: PLC0415
 
     return open_tracing()
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """What is decided and opened before there is a loop."""
+    """Everything that is decided and opened before the event loop runs."""
 
     settings: Settings
     bound: socket.socket
@@ -136,14 +136,14 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
 def check_entrance(
     settings: Settings, bound: socket.socket, engine: Database | None, terminal: Terminal
 ) -> Entrance:
-    """Who gets in without a key. Raises ``ConfigError`` where that would be everybody.
+    """Returns who needs no key. Raises ``ConfigError`` if other machines would need none.
 
-    Nothing listens before this.
+    ``engine`` None: no key can exist. Nothing listens before this check.
     """
     here = is_loopback(bound)
     if settings.no_auth:
         if not here:
-            terminal.say("WARNING: no-auth: whoever reaches this address may use the server")
+            terminal.say("WARNING: no-auth: everybody who reaches this address may use the server")
         return "open"
     if not here and (engine is None or not _has_key(engine)):
         raise ConfigError(
@@ -162,7 +162,7 @@ def _has_key(engine: Database) -> bool:
 
 
 def server_options(settings: Settings) -> ServerOptions:
-    """What the settings say of connections."""
+    """The settings of connections."""
     return ServerOptions(
         grace_s=settings.shutdown_grace_s,
         read_timeout_s=settings.read_timeout_s,
@@ -173,7 +173,7 @@ def server_options(settings: Settings) -> ServerOptions:
 
 
 def _welcome(service: CompletionService, url: str) -> str:
-    """Where the server is, what it serves, and a line to try."""
+    """Returns what a server prints at its start: its models, its URL, a line to try."""
     lines = []
     for served in service.catalog.engines:
         card = served.engine.card

@@ -1,4 +1,4 @@
-"""``afterword usage``: what was spent, for people and for programs."""
+"""``afterword usage``: what keys, models, users and days used, for people and programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PAGE = 1000
 @click.option("--json", "as_json", is_flag=True, help="Lines of JSON.")
 @ledger_flags
 def usage(**given: Any) -> None:  # noqa: ANN401 - flags
-    """Show the tokens that keys, models, users or days used, or every request with its answer's id.
+    """Show tokens by key, model, user or day, or every request with its answer's id.
 
     A server writes its records within a second.
     """
@@ -74,7 +74,7 @@ def _write_csv(rows: Iterator[UsageSum | UsageRecord], kind: type[UsageSum | Usa
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(kind.__struct_fields__)
     for row in rows:
-        # A spreadsheet takes a text that begins like this for a formula.
+        # A spreadsheet reads a text that begins like this as a formula.
         out.writerow(
             f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value != "-"
             else value

@@ -1,4 +1,4 @@
-"""The seams of the ledger: what the layers expect of it."""
+"""The seam of the ledger: what other layers expect from it."""
 
 from typing import Protocol
 
@@ -20,25 +20,25 @@ from afterword.core.account import (
 
 
 class Reservation(Protocol):
-    """The worst case of one request, taken out of what its key may spend."""
+    """The worst case of one request, reserved from the limits and the budget of its key."""
 
     @property
     def rates(self) -> Rates:
-        """How the key's limits stood with this request admitted."""
+        """The key's limits with this request admitted."""
 
     async def settle(self, spent: Spent) -> None:
-        """Keep what the request came to, and give back the rest.
+        """Record what the request used, and give back the rest.
 
-        When it returns, the record outlives this process. It may be cancelled: what it began is
-        then finished all the same. A reservation is settled or released, once.
+        When it returns, the record outlives this process. A cancelled call still finishes what it
+        began. A reservation is settled or released, once.
         """
 
     def release(self) -> None:
-        """Give back everything: the request was not admitted and leaves no record."""
+        """Give back everything. The request leaves no record."""
 
 
 class LedgerFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Gauges and counters of a ledger at one moment; counters only grow."""
+    """Gauges and counters of a ledger at one moment. Counters only grow."""
 
     reachable: bool = True
     unsettled: int = 0
@@ -49,16 +49,17 @@ class LedgerFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger(Protocol):
-    """Who may spend how much, and what was spent."""
+    """Decides whose a key is and what it may use; records what was used."""
 
     async def authenticate(self, secret: str | None, source: str) -> Principal:
-        """Whose key this is; ``source`` is where it came from, so that guessing can be slowed.
+        """Returns the owner of a key, or ``NOBODY`` if no key is needed.
 
-        None gives ``NOBODY`` where no key is needed. Raises ``AuthenticationFailed``.
+        ``source`` is the client's address; it slows down guessing. Raises
+        ``AuthenticationFailed``.
         """
 
     async def reserve(self, principal: Principal, ask: Ask) -> Reservation:
-        """Take the worst case of a request out of what its key may spend.
+        """Reserve the worst case of a request from its key's limits and budget.
 
         Raises ``RateLimited``, ``BudgetExceeded`` and ``LedgerUnavailable``.
         """
@@ -71,28 +72,28 @@ class Ledger(Protocol):
 
 
 class AdminQueries(Protocol):
-    """The ledger as operators use it. Raises ``LedgerUnavailable`` where it cannot be reached."""
+    """The ledger for operators. Methods raise ``LedgerUnavailable`` if the database is away."""
 
     def now(self) -> float:
         """Unix seconds by the ledger's clock."""
 
     async def create_key(self, terms: KeyTerms) -> NewKey:
-        """Make a key. ``InvalidRequest`` for a name that is taken."""
+        """Make a key. Raises ``InvalidRequest`` for a taken name."""
 
     async def keys(self) -> list[KeyView]:
-        """Every key, revoked ones included, in the order of their making."""
+        """Returns all keys, revoked ones too, oldest first."""
 
     async def key(self, key: str) -> KeyView:
-        """One key by id or name. ``InvalidRequest`` where there is none."""
+        """Returns a key by id or name. Raises ``InvalidRequest`` if there is none."""
 
     async def rotate_key(self, key: str, overlap_s: float) -> NewKey:
-        """A new secret for a key; the old ones go on for ``overlap_s`` seconds."""
+        """Give a key a new secret. The old ones stay good for ``overlap_s`` seconds."""
 
     async def revoke_key(self, key: str) -> KeyView:
-        """End a key, within a second on every server that shares the ledger. Idempotent."""
+        """Revoke a key, within a second on every server of the ledger. Idempotent."""
 
     async def usage(self, by: UsageBy, query: UsageQuery) -> list[UsageSum]:
-        """Sums of the records meant, largest first, days in order."""
+        """Returns sums of the selected records, largest first, days in order."""
 
     async def requests(self, query: UsageQuery, *, after: str, most: int) -> list[UsageRecord]:
-        """At most ``most`` records in the order of their ids, from the one after ``after`` on."""
+        """Returns at most ``most`` selected records after the id ``after``, by id."""

@@ -1,4 +1,4 @@
-"""Keys and usage for programs: what ``afterword keys`` and ``afterword usage`` do, over HTTP."""
+"""Keys and usage over HTTP: ``afterword keys`` and ``afterword usage`` for programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class NewKeyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of POST /admin/v1/keys; ``expires`` is a span from now on, as in 90d."""
+    """Body of POST /admin/v1/keys. ``expires`` is a span from now, as in 90d."""
 
     name: str
     models: tuple[str, ...] | None = None
@@ -48,13 +48,13 @@ class NewKeyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class RotateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of POST /admin/v1/keys/{key}/rotate; the old key goes on for ``overlap``, as in 1h."""
+    """Body of POST /admin/v1/keys/{key}/rotate. The old one ends after ``overlap``, as in 1h."""
 
     overlap: str = "0s"
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, tag_field="object", tag="key"):
-    """A key; ``key`` itself is there once, when it is made. Times are Unix seconds."""
+    """A key. Only the answer that makes it has its secret, ``key``. Times are Unix seconds."""
 
     id: str
     name: str
@@ -87,14 +87,14 @@ class UsageList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
 
 
 class RecordList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
-    """Requests; ``has_more``: ask again, with ``after`` the last one's id."""
+    """Requests. If ``has_more``, ask again with ``after`` set to the last id."""
 
     data: list[UsageRecord]
     has_more: bool
 
 
 class Administration:
-    """The routes of operators; every one needs a key made with ``--admin``."""
+    """The routes of operators. Each needs a key made with ``--admin``."""
 
     def __init__(self, queries: Callable[[], AdminQueries | None]) -> None:
         self._queries = queries
@@ -121,7 +121,7 @@ class Administration:
         return _json(_key(await self._for(request).key(request.path_params["key"])))
 
     async def create(self, request: Request) -> Response:
-        """Make a key; the answer is the only place where it is shown."""
+        """Make a key. Only this answer shows its secret."""
         queries = self._for(request)
         given = await _body(request, NewKeyRequest)
         fields = msgspec.structs.asdict(given)
@@ -132,7 +132,7 @@ class Administration:
         return _json(msgspec.structs.replace(_key(made.view), key=made.secret))
 
     async def rotate(self, request: Request) -> Response:
-        """A new secret for a key."""
+        """Give a key a new secret."""
         queries = self._for(request)
         given = await _body(request, RotateRequest)
         overlap_s = parse_span(given.overlap, param="overlap")
@@ -140,7 +140,7 @@ class Administration:
         return _json(msgspec.structs.replace(_key(made.view), key=made.secret))
 
     async def revoke(self, request: Request) -> Response:
-        """End a key."""
+        """Revoke a key."""
         return _json(_key(await self._for(request).revoke_key(request.path_params["key"])))
 
     async def usage(self, request: Request) -> Response:
@@ -178,7 +178,7 @@ class Administration:
         return UsageQuery(**moments, key_id=None if key is None else (await queries.key(key)).id)
 
     def _for(self, request: Request) -> AdminQueries:
-        """The queries, for whoever may see them. Raises ``PermissionDenied``."""
+        """Returns the queries. Raises ``PermissionDenied`` if the key is not an operator's."""
         if not exchange_of(request.scope).principal.admin:
             raise PermissionDenied(
                 "This needs an admin key: afterword keys create NAME --admin makes one."

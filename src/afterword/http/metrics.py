@@ -1,4 +1,4 @@
-"""What Prometheus may ask: requests, times, tokens, limits, and the figures of others."""
+"""The metrics for Prometheus: requests, times, tokens, limits, engines, the ledger."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 _TOKEN_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
 _LEDGER_GAUGES = {
     "reachable": "1 while the ledger's database answers.",
-    "unsettled": "Requests that were admitted and have not ended.",
+    "unsettled": "Admitted requests that have not ended.",
     "pending_writes": "Ended requests that are not in the database yet.",
-    "journal_bytes": "What the journal takes.",
+    "journal_bytes": "Size of the journal.",
 }
 _LEDGER_COUNTERS = {
     "written": "Ended requests that were written to the database.",
@@ -48,8 +48,8 @@ _ENGINE_GAUGES = {
     "resident_slots": "Idle slots whose KV is kept for the prefix cache.",
     "cells_used": "KV positions in use.",
     "cells_total": "KV positions there are.",
-    "score_bytes": "Memory of log-probabilities kept for prompts that begin alike.",
-    "checkpoint_bytes": "Memory of states kept for prompts that begin alike.",
+    "score_bytes": "Memory of log-probabilities kept for prompts that share a prefix.",
+    "checkpoint_bytes": "Memory of states kept for prompts that share a prefix.",
     "longest_wait_s": "How long the oldest request without a slot has waited, in seconds.",
 }
 _ENGINE_COUNTERS = {
@@ -117,7 +117,7 @@ def _batches(figures: EngineStats) -> list[tuple[str, float]]:
 
 
 class LedgerCollector(Collector):
-    """Reads the ledger's figures at the moment of the scrape."""
+    """Reads the ledger's figures at each scrape."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -165,7 +165,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "afterword_requests",
-            "Requests by route and status; 499 where the client left before the status line.",
+            "Requests by route and status; 499 if the client left before the status line.",
             ["route", "status", "outcome"],
             registry=self._registry,
         )

@@ -1,4 +1,4 @@
-"""A ledger that asks for no key, limits nothing and keeps nothing: an app without one."""
+"""The ledger of an app without one: it needs no key, limits nothing and keeps nothing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class FreeReservation:
 
 
 class NoLedger:
-    """A ``Ledger`` for apps that stand alone."""
+    """A ``core.ledger.Ledger`` that admits everything."""
 
     async def authenticate(self, secret: str | None, source: str) -> Principal:  # noqa: ARG002 - nobody is asked
-        """Whoever asks."""
+        """Returns ``NOBODY``."""
         return NOBODY
 
     async def reserve(self, principal: Principal, ask: Ask) -> FreeReservation:  # noqa: ARG002 - all is admitted
-        """Everything is admitted."""
+        """Admit the request."""
         return FreeReservation()
 
     def ready(self) -> bool:

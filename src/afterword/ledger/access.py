@@ -1,4 +1,4 @@
-"""The ledger as the server asks it: whose key, may it, what did it come to."""
+"""The ledger of requests: whose key it is, whether the request may run, what it used."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from afterword.ledger.secret import masked
 _log = logging.getLogger(__name__)
 
 Entrance: TypeAlias = Literal["open", "keys", "keys_if_any"]
-"""Who gets in without a key: everybody; nobody; everybody until the first key is made."""
+"""Who needs no key: everybody; nobody; everybody until the first key is made."""
 
 _CLAIM_S = 5.0
 _FULL_S = 5.0
@@ -51,10 +51,10 @@ _UNITS = {"rpm": "requests per min (RPM)", "tpm": "tokens per min (TPM)"}
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What is decided by the operator.
+    """The operator's decisions.
 
-    ``serve_without_database``: requests that need no budget go on while the database is away.
-    ``sync_always``: an answer ends when its record is on the disk, not only with the kernel.
+    ``serve_without_database``: requests without a budget go on while the database is away.
+    ``sync_always``: an answer ends only after its record is on the disk.
     """
 
     entrance: Entrance = "keys_if_any"
@@ -63,7 +63,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Clocks(msgspec.Struct, frozen=True):
-    """Seconds that never go back, Unix seconds, and a way to wait."""
+    """``monotonic`` gives seconds that never go back, ``unix`` Unix seconds; ``sleep`` waits."""
 
     monotonic: Callable[[], float]
     unix: Callable[[], float]
@@ -71,9 +71,10 @@ class Clocks(msgspec.Struct, frozen=True):
 
 
 class AccessLedger:
-    """A ``Ledger``. Belongs to the event loop's thread.
+    """A ``core.ledger.Ledger``. It belongs to the event loop's thread.
 
-    ``limiter_thread``: limits are asked for over a network, so a thread does it.
+    ``writer`` may be replaced while requests run. ``limiter_thread`` calls a rate limiter that
+    waits for the network.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class AccessLedger:
         key = self._find(secret)
         if key is None:
             await self._clocks.sleep(self._failures.wait_s(source, self._clocks.monotonic()))
-            # It may have been made a moment ago.
+            # The key may have been made during the wait.
             key = self._find(secret)
         if key is None:
             raise AuthenticationFailed(f"Incorrect API key provided: {masked(secret)}.")
@@ -131,14 +132,14 @@ class AccessLedger:
             if key_id is not None and terms is not None:
                 await self._pass_limits(admission, terms, key_id, ask)
                 await self._pass_budget(admission, terms, key_id, ask)
-            self._write_down(admission)
+            self._write_admission(admission)
         except BaseException:
             admission.release()
             raise
         return admission
 
     def ready(self) -> bool:
-        """Whether requests would be admitted, as far as that is not up to their keys."""
+        """Whether requests with a good key would be admitted."""
         full = self._clocks.monotonic() < self._full_until_s
         return not full and (self._policy.serve_without_database or self.writer.reachable)
 
@@ -154,11 +155,11 @@ class AccessLedger:
         )
 
     def sync(self) -> Future[None]:
-        """Bring the journal to the disk, in a thread."""
+        """Sync the journal to the disk, in a thread."""
         return self._syncs.submit(self._journal.sync)
 
     def close(self) -> None:
-        """Wait for the threads."""
+        """Wait for the syncs under way."""
         self._syncs.shutdown()
 
     async def _pass_limits(
@@ -171,7 +172,7 @@ class AccessLedger:
             decision = self._limiter.acquire(*arguments)
         else:
             asked = self._limiter_thread.submit(self._limiter.acquire, *arguments)
-            # Whoever leaves meanwhile gives back what is then admitted.
+            # Set first: a client that leaves meanwhile gives back what is then admitted.
             admission.counted = True
             decision = await asyncio.wrap_future(asked)
         if decision.refused_by is not None:
@@ -207,7 +208,7 @@ class AccessLedger:
                 f"{terms.budget_per}, {left_tokens} are left."
             )
 
-    def _write_down(self, admission: Admission) -> None:
+    def _write_admission(self, admission: Admission) -> None:
         try:
             self._journal.admit(admission.record)
         except OSError as error:
@@ -216,14 +217,14 @@ class AccessLedger:
             raise LedgerUnavailable(
                 "The request cannot be recorded at the moment.", retry_after_s=5
             ) from error
-        admission.written = True
+        admission.journaled = True
 
     async def settle(self, admission: Admission, record: UsageRecord) -> None:
-        """Journal, limits, database: in this order, and all of it before anything is awaited."""
+        """Record the end: in the journal, the limits, the database, before anything is awaited."""
         try:
             self._journal.settle(record)
         except OSError as error:
-            # Its room was there: the disk itself fails. The database may still get the record.
+            # Room was reserved, so the disk itself fails. The database may still get the record.
             _log.error("the journal cannot be written to: %s", in_one_line(error))
         tokens = record.prompt_tokens + record.completion_tokens
         self._settle_limits(admission, tokens)
@@ -232,8 +233,8 @@ class AccessLedger:
             await asyncio.wrap_future(self.sync())
 
     def release(self, admission: Admission) -> None:
-        """Give back what an admission has got so far."""
-        if admission.written:
+        """Give back what the admission has taken so far."""
+        if admission.journaled:
             self._journal.release(admission.record)
         self._settle_limits(admission, None)
         claim = admission.claim
@@ -251,7 +252,7 @@ class AccessLedger:
         if self._limiter_thread is None:
             self._limiter.settle(key_id, admission.record.id, tokens)
             return
-        # One thread: it comes after the question whether to admit.
+        # The thread is one, so this runs after ``acquire``.
         settled = self._limiter_thread.submit(
             self._limiter.settle, key_id, admission.record.id, tokens
         )
@@ -259,7 +260,10 @@ class AccessLedger:
 
 
 class Admission:
-    """A ``Reservation``: what was taken for one request, so that it can be given back."""
+    """A ``core.ledger.Reservation``: what one request has taken.
+
+    ``counted``: by the rate limiter. ``journaled``: its first line is in the journal.
+    """
 
     def __init__(self, ledger: AccessLedger, record: UsageRecord) -> None:
         self._ledger = ledger
@@ -268,7 +272,7 @@ class Admission:
         self.rates = Rates()
         self.counted = False
         self.claim: Future[int | None] | None = None
-        self.written = False
+        self.journaled = False
 
     async def settle(self, spent: Spent) -> None:
         """See ``core.ledger.Reservation``."""
@@ -285,7 +289,7 @@ class Admission:
 
 
 def _admitted(principal: Principal, ask: Ask, now_s: float) -> UsageRecord:
-    """The record of a request of which nothing else is ever heard."""
+    """The record of a request whose end is never seen."""
     return UsageRecord(
         id=ask.id,
         key_id=principal.key_id,

@@ -9,17 +9,17 @@ from afterword.core.errors import ConfigError
 
 
 def database_file(folder: Path) -> Path:
-    """The database of a ledger that is given none."""
+    """Returns the file of a ledger whose database is not given."""
     return folder / "ledger.db"
 
 
 def has_database(folder: Path) -> bool:
-    """Whether that file is there, as far as this process may see."""
-    return os.path.exists(database_file(folder))  # noqa: PTH110 - Path.exists raises in a folder that is closed
+    """Whether that file is there and this process may see it."""
+    return os.path.exists(database_file(folder))  # noqa: PTH110 - Path.exists raises for a closed folder
 
 
 def journals_in(folder: Path) -> Path:
-    """The folder of the journals of all processes that share a data folder."""
+    """Returns the folder of the journals of all processes on a data folder."""
     return folder / "journal"
 
 

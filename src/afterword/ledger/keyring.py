@@ -1,4 +1,4 @@
-"""The keys in memory: whose a secret is, without asking the database; and guessing, slowed down."""
+"""The keys in memory: finds a key by its secret without the database, and slows down guessing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST_WAIT_S = 8.0
 
 
 class HeldKey(msgspec.Struct, frozen=True):
-    """A key as servers need it: how it is recognised, what it allows, until when."""
+    """A good key: the hash of its secret, its terms, its end (Unix seconds)."""
 
     digest: bytes
     id: str
@@ -28,9 +28,9 @@ class HeldKey(msgspec.Struct, frozen=True):
 
 
 class Keyring:
-    """Every key that is good, as it was when the database was last looked at. Immutable.
+    """All good keys, as of the last look at the database. Immutable.
 
-    ``needed``: a key was ever made, so nobody gets in without one.
+    ``needed``: a key was once made, so every request needs one.
     """
 
     def __init__(self, version: int, held: Iterable[HeldKey], *, needed: bool) -> None:
@@ -40,14 +40,14 @@ class Keyring:
         self._terms = {key.id: key.terms for key in self._by_digest.values()}
 
     def terms(self, key_id: str) -> KeyTerms | None:
-        """What a key allows now; None where it is revoked."""
+        """Returns the terms of a key, or None if it is revoked."""
         return self._terms.get(key_id)
 
     def find(self, secret: str, now_s: float) -> HeldKey | None:
-        """The key of a secret, unless it has expired.
+        """Returns the key of a secret, or None if there is none or it has expired.
 
-        The lookup is by a hash, whose bits tell nothing of the secret's; what is found is then
-        compared in constant time.
+        The lookup is by a hash, whose timing tells nothing about the secret. The comparison takes
+        constant time.
         """
         digest = digest_of(secret)
         key = self._by_digest.get(digest)
@@ -59,9 +59,9 @@ class Keyring:
 
 
 class Failures:
-    """Wrong keys by source: each makes the next wait longer, until a quiet minute.
+    """Wrong keys by source. Each makes the source's next wait longer, until a quiet minute.
 
-    Others are not held up, and memory is bounded: the sources that failed last are remembered.
+    Other sources do not wait. Memory is bounded: only the latest sources are remembered.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Failures:
         self.count = 0
 
     def wait_s(self, source: str, now_s: float) -> float:
-        """Count a failure, and say how long its answer is to wait."""
+        """Count a failure. Returns how long its answer has to wait, in seconds."""
         self.count += 1
         network = _network(source)
         failed, last_s = self._sources.pop(network, (0, now_s))
@@ -82,7 +82,7 @@ class Failures:
 
 
 def _network(source: str) -> str:
-    """A source as one who may guess: of IPv6 whoever has one address has 2^64."""
+    """Returns what counts as one source: an IPv4 address, or an IPv6 network of 64 bits."""
     try:
         address = ipaddress.ip_address(source)
     except ValueError:

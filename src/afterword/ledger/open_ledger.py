@@ -162,7 +162,9 @@ async def open_ledger(
     engine: sa.Engine | None, options: LedgerOptions, identity: ProcessIdentity, *, clocks: Clocks,
     entropy: Callable[[int], bytes],
 ) -> AsyncIterator[OpenLedger]:  # fmt: skip
-    """A ledger at work, closed at the end. ``engine`` is the database; None begins without one.
+    """A running ledger. ``engine`` is the database; None begins without one.
+
+    At the end everything is in the database, or in the journal.
 
     Raises ``ConfigError``.
     """

@@ -1,8 +1,8 @@
-"""Limits per minute and on requests at once, decided together or not at all.
+"""Limits per minute and on concurrent requests. A request passes all limits of its key or none.
 
-A window holds what was admitted in the last minute, each with its cost: the worst case while the
-request runs, what it really cost afterwards. This is exact at every moment, not only at the start
-of a minute, and gives back what was not used.
+A sliding window holds the requests of the last minute with their costs: the worst case while a
+request runs, its real cost afterwards. So the limits are exact at every moment, and tokens that
+a request did not use are free again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ WINDOW_S = 60.0
 
 
 class RateDecision(msgspec.Struct, frozen=True):
-    """Whether a request was admitted. If not: by what, and when it would be (None: never)."""
+    """Whether a request was admitted.
+
+    ``refused_by`` is the limit that refused it. ``wait_s`` is when it would pass; None: never.
+    """
 
     rates: Rates
     refused_by: str | None = None
@@ -27,20 +30,20 @@ class RateDecision(msgspec.Struct, frozen=True):
 
 
 class RateLimiter(Protocol):
-    """Where limits are counted. Methods may wait for the network; safe from any thread."""
+    """Counts requests against limits. Methods may wait for the network."""
 
     def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> RateDecision:
-        """Admit a request, against all limits of its key at once, or leave everything as it was."""
+        """Count a request against all limits of its key, or against none if one refuses it."""
 
     def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
-        """A request has ended and came to ``tokens``; None takes it back as if it had not been."""
+        """Set the real cost of an ended request; None takes the request back."""
 
     def renew(self) -> None:
-        """Say now and then that what runs still runs, where others would forget it."""
+        """Renew the leases of running requests; called well within a lease."""
 
 
 class WindowEntry(msgspec.Struct):
-    """A request in the window; ``tokens`` is what it costs as far as it is known."""
+    """A request in the window; ``tokens`` is its cost as far as known."""
 
     at_s: float
     tokens: int
@@ -83,7 +86,7 @@ class _Window:
         entry.tokens = tokens
 
     def wait_s(self, now_s: float, requests: int, tokens: int) -> float:
-        """How long until so many requests and tokens have left the window."""
+        """Returns the seconds until so many requests and tokens have left the window."""
         last_s = now_s - WINDOW_S
         for entry in self.entries:
             if requests <= 0 and tokens <= 0:
@@ -96,10 +99,10 @@ class _Window:
 
 
 class MemoryRateLimiter:
-    """Limits counted in this process. Its methods belong to one thread.
+    """Counts in this process. Its methods belong to one thread.
 
-    ``clock`` gives seconds that never go back. What a key used is forgotten a minute after its
-    last request, so memory is bounded by a minute's requests.
+    ``clock`` gives seconds that never go back. It forgets a key a minute after its last request,
+    so a minute's requests bound the memory.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -126,10 +129,10 @@ class MemoryRateLimiter:
             window.settle(request_id, tokens)
 
     def renew(self) -> None:
-        """See ``RateLimiter``; what this process runs it does not forget."""
+        """Do nothing: this process knows what it runs."""
 
     def _sweep(self, now_s: float) -> None:
-        """Once a minute, forget the keys that did nothing."""
+        """Once a minute, forget idle keys."""
         if now_s < self._swept_s + WINDOW_S:
             return
         self._swept_s = now_s
@@ -156,10 +159,10 @@ def _refusal(window: _Window, terms: KeyTerms, tokens: int, now_s: float) -> Rat
 
 
 def rates_of(terms: KeyTerms, requests: int, tokens: int, reset_s: float) -> Rates:
-    """How the limits stand with so much in the window."""
+    """Returns the limits with so much in the window."""
 
     def rate(limit: int | None, used: int) -> Rate | None:
-        # A limit that was lowered can be overdrawn.
+        # A limit that the operator lowered can be overdrawn.
         return None if limit is None else Rate(limit, max(limit - used, 0), max(reset_s, 0.0))
 
     return Rates(rate(terms.rpm, requests), rate(terms.tpm, tokens))

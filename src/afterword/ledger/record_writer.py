@@ -1,4 +1,4 @@
-"""What an access ledger hands its records and claims to, and the form of it without a database."""
+"""The protocol of a writer of records and claims, and the writer of a server without a database."""
 
 from __future__ import annotations
 

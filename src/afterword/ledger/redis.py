@@ -31,8 +31,8 @@ _CLUSTER_CONNECTIONS = 1000
 
 # KEYS: window (sorted by time), costs (by request), running (sorted by end of lease).
 # ARGV: request, tokens, rpm, tpm, concurrent (-1: no limit), window and lease in microseconds.
-# Gives: refused by ('' if admitted), wait (-1: never), requests and tokens used, age of the newest.
-# Costs are taken from 0, since Lua's -x of 0 is '-0', which Redis does not take for an integer.
+# Returns: refused by ('': admitted), wait (-1: never), requests and tokens used, age of newest.
+# Costs are subtracted from 0, because Lua's -x of 0 is '-0', which Redis rejects as an integer.
 _ACQUIRE = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -78,7 +78,7 @@ redis.call('PEXPIRE', KEYS[3], lease / 500)
 return {'', 0, count + 1, used + tokens, 0}
 """
 
-# ARGV: request, what it cost (-1: as if it had not been).
+# ARGV: request, its cost (-1: take the request back).
 _SETTLE = """
 redis.call('ZREM', KEYS[3], ARGV[1])
 local cost, tokens = redis.call('HGET', KEYS[2], ARGV[1]), tonumber(ARGV[2])
@@ -147,7 +147,7 @@ class RedisRateLimiter:
         self._answer(lambda: self._settle(keys=_names(key_id), args=arguments))
 
     def renew(self) -> None:
-        """Say that what runs still runs; to be called well within a lease."""
+        """See ``rate_limits.RateLimiter``."""
         with self._lock:
             running = list(self._running.items())
         for request_id, key_id in running:
@@ -223,5 +223,5 @@ def _parts(rest: str) -> tuple[list[tuple[str, int]], dict[str, Any], str]:
 
 
 def _names(key_id: str) -> list[str]:
-    """Of one key, in braces: a cluster keeps them on one server."""
+    """The Redis keys of one key. The braces make a cluster keep them on one server."""
     return [f"afterword:{{{key_id}}}:{part}" for part in ("window", "costs", "running")]

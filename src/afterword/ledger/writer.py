@@ -1,8 +1,8 @@
-"""The thread that talks to the database: in batches, off the way of requests.
+"""The thread that writes to the database, in batches, so that requests do not wait for it.
 
-A flush decides claims on budgets and writes ended requests, these first where a claim would be
-refused; when it is time it looks after keys, and after processes that died. A database that is
-away makes claims fail at once; everything else waits for it.
+A flush decides claims on budgets and writes ended requests. Before it refuses a claim, it writes
+what has ended. Now and then it reads the keys, and takes over from dead processes. While the
+database is away, claims fail at once and everything else waits.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from afterword.ledger.tables import processes
 _log = logging.getLogger(__name__)
 
 FLUSH_S = 0.4
-"""The longest pause between two flushes, so that a revoked key stops within a second."""
+"""The longest pause between flushes. A revoked key has to stop within a second."""
 DEAD_S = 30.0
-"""After so long without a sign of life a process is dead, and its reservations come back."""
+"""A process without a heartbeat for so long is dead, and its reservations come back."""
 _HEARTBEAT_S = 5.0
 _RETRY_S = 0.5
 _STUCK_S = 5.0
@@ -44,10 +44,11 @@ _MOST_RECORDS = 500
 
 
 class LedgerWriter:
-    """What is to be done in the database. Methods are safe from any thread but ``flush``.
+    """A ``RecordWriter`` on a database. Methods are safe from any thread but ``flush``.
 
-    ``clock`` gives seconds that never go back; ``on_written`` is told the ids of requests that are
-    in the database, on the thread that flushes.
+    ``clock`` gives seconds that never go back. ``on_written`` gets the ids of requests that are in
+    the database, on the thread that flushes. ``pending`` is what waited before; others may still
+    append to it.
     """
 
     def __init__(
@@ -81,42 +82,39 @@ class LedgerWriter:
 
     @property
     def pending_writes(self) -> int:
-        """Ended requests that are not in the database yet."""
+        """See ``RecordWriter``."""
         return len(self._ended)
 
     @property
     def reachable(self) -> bool:
-        """Whether the database answered the last time, and not too long ago."""
+        """Whether the database answered last time, and not long ago."""
         return not self._away and self._clock() < self._heard_s + _STUCK_S
 
     def claim(self, claim: Claim) -> Future[int | None]:
-        """Reserve of a budget; the future has None, or the tokens that are left.
-
-        It fails with ``LedgerUnavailable`` where the database is away.
-        """
+        """See ``RecordWriter``."""
         future: Future[int | None] = Future()
         self._claims.append((claim, future))
         self.work.set()
         return future
 
     def ended(self, record: UsageRecord) -> None:
-        """A request to be written with the next flush."""
+        """See ``RecordWriter``; the next flush writes it."""
         self._ended.append(record)
 
     def released(self, request_id: str) -> None:
-        """A claim to be given back."""
+        """See ``RecordWriter``."""
         self._released.append(request_id)
         self.work.set()
 
     def refresh(self) -> Future[None]:
-        """Look at the keys now; done when what was asked for until now has been done."""
+        """Read the keys now. The future is done after the flush that does so."""
         future: Future[None] = Future()
         self._refreshes.append(future)
         self.work.set()
         return future
 
     def flush(self) -> None:
-        """Do everything that there is to do now."""
+        """Do everything that is due now."""
         now_s = self._clock()
         refreshes = [self._refreshes.popleft() for _ in range(len(self._refreshes))]
         if refreshes:
@@ -131,12 +129,12 @@ class LedgerWriter:
 
     def _work(self, now_s: float) -> None:
         try:
-            # First: whoever was taken for dead has to hold again what it holds.
+            # First, so that a process that was taken for dead reserves again what it holds.
             if now_s >= self._heartbeat_at_s:
                 self._heartbeat()
                 self._reap(now_s)
                 self._heartbeat_at_s = now_s + _HEARTBEAT_S
-            # Whoever waits for a claim goes on at once; what ended can wait for the next flush.
+            # Clients wait for claims. Ended requests can wait for the next flush.
             if not self._decide() or now_s >= self._write_at_s:
                 self._write()
                 self._write_at_s = now_s + FLUSH_S
@@ -162,20 +160,20 @@ class LedgerWriter:
         self._fail_claims()
 
     def sign_off(self) -> None:
-        """The last flush: nothing of this process stays behind, if the database can be reached."""
+        """Flush for the last time and remove this process from the database, if it answers."""
         self._retry_at_s = 0.0
         self.flush()
         try:
             with self._transaction() as connection:
                 budgets.give_back(connection, self._identity.id)
         except SQLAlchemyError as error:
-            _log.warning("left without signing off: %s", reason(error))
+            _log.warning("the process stays in the database: %s", reason(error))
         if self._connection is not None:
             self._connection.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        """A transaction on a connection of this thread's own, which is kept: it costs less."""
+        """A transaction on this thread's connection, which stays open because that is faster."""
         if self._connection is None:
             self._connection = self._engine.connect()
         try:
@@ -205,7 +203,7 @@ class LedgerWriter:
             self._on_written(ids)
 
     def _decide(self) -> bool:
-        """Answer the claims that wait; whether there were any."""
+        """Answer the waiting claims. Returns whether there were any."""
         waiting = [self._claims.popleft() for _ in range(len(self._claims))]
         asked = [(c, future) for c, future in waiting if future.set_running_or_notify_cancel()]
         if not asked:
@@ -214,7 +212,7 @@ class LedgerWriter:
         try:
             left = self._claim([wanted for wanted, _ in asked])
             if any(tokens is not None for tokens in left) and (self._ended or self._released):
-                # What ended meanwhile may have given back enough.
+                # Requests that ended meanwhile may give back enough.
                 self._write()
                 again = [
                     c for (c, _), tokens in zip(asked, left, strict=True) if tokens is not None
@@ -222,7 +220,7 @@ class LedgerWriter:
                 answers = iter(self._claim(again))
                 left = [None if tokens is None else next(answers) for tokens in left]
         except Exception:
-            # It may have been carried out although nobody was told.
+            # The database may have committed before the connection broke.
             self._released.extend(wanted.id for wanted, _ in asked)
             for _, future in asked:
                 future.set_exception(_unavailable())
@@ -251,7 +249,7 @@ class LedgerWriter:
                 self.keyring = Keyring(version, held_keys(connection), needed=needed)
 
     def _heartbeat(self) -> None:
-        """A sign of life; whoever was taken for dead comes back with what it holds."""
+        """Show that this process lives. If others removed it, reserve again what it holds."""
         me = self._identity
         with self._transaction() as connection:
             alive = connection.execute(
@@ -265,7 +263,7 @@ class LedgerWriter:
                 budgets.restore(connection, list(self._held.values()), me.id)
 
     def _reap(self, now_s: float) -> None:
-        """Take over from processes that died: here by their journals, elsewhere by silence."""
+        """Take over from dead processes: on this machine by their journals, else by silence."""
         for reaped in reap_journals(self._transaction, self._journals):
             level = logging.WARNING if reaped.lost or reaped.reservations else logging.INFO
             _log.log(
@@ -290,7 +288,7 @@ class LedgerWriter:
 
 
 class LedgerWriterThread:
-    """Flushes the writer until it is closed."""
+    """The thread that flushes a writer until ``close``."""
 
     def __init__(self, writer: LedgerWriter) -> None:
         self._writer = writer
@@ -300,11 +298,11 @@ class LedgerWriterThread:
         )
 
     def start(self) -> None:
-        """Begin."""
+        """Start flushing."""
         self._thread.start()
 
     def close(self) -> None:
-        """Write what there is, sign off, and wait for the end of it."""
+        """Write what is pending, sign off, and wait until that is done."""
         self._closing = True
         self._writer.work.set()
         self._thread.join()

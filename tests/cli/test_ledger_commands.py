@@ -90,7 +90,7 @@ def spend(engine: sa.Engine, key_store: KeyStore, records: list[UsageRecord]) ->
 
 @pytest.fixture
 def spent(engine: sa.Engine, key_store: KeyStore) -> str:
-    """Two days' records; gives the id of alice's key."""
+    """Write two days' records. Returns the id of alice's key."""
     key_id = key_store.create(KeyTerms(name="alice")).view.id
     evil = "=HYPERLINK(1)\x1b[31m[bold]"
     made = [

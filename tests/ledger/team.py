@@ -1,4 +1,4 @@
-"""A server with a ledger in this process, on toy models, with clocks that are moved by hand."""
+"""A server with a ledger in this process, on toy models, with clocks that tests set."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _names = itertools.count()
 
 @dataclass
 class Team:
-    """A running server; ``slept`` are the waits that wrong keys had to stand."""
+    """A running server. ``slept`` are the waits of wrong keys, in seconds."""
 
     client: Client
     ledger: OpenLedger
@@ -45,17 +45,17 @@ class Team:
     slept: list[float] = field(default_factory=list)
 
     def key(self, name: str = "k", **terms: Any) -> Client:
-        """A client with a new key, which the server knows already."""
+        """Returns a client with a new key that the server knows."""
         made = self.keys.create(KeyTerms(name=name, **terms))
         self.refresh()
         return self.client.with_key(made.secret)
 
     def refresh(self) -> None:
-        """What was done in the database is known to the server."""
+        """Wait until the server has read the keys again."""
         self.ledger.writer.refresh().result()
 
     async def records(self) -> list[UsageRecord]:
-        """What the database has, when everything is in it."""
+        """Returns the records, once all are in the database."""
         while self.ledger.access.figures().pending_writes:
             self.ledger.writer.work.set()
             await asyncio.sleep(0)
@@ -74,7 +74,7 @@ async def team(
     limits: Limits | None = None,
     **policy: Any,
 ) -> AsyncIterator[Team]:
-    """Start it, and end it as a server does."""
+    """A server that starts and ends as a real one does."""
     hand, slept = Hand(), list[float]()
 
     async def sleep(seconds: float) -> None:

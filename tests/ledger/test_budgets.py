@@ -1,4 +1,4 @@
-"""Budgets: never more than there is, each record once, everything back from the dead."""
+"""Budgets are never overdrawn, records count once, dead processes give back everything."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def spent(engine: sa.Engine, key_id: str = "k", period: str = MONTH) -> tuple[in
 def test_a_hundred_clients_race_for_the_last_thousand_tokens(
     connected: Callable[[], sa.Engine],
 ) -> None:
-    """Four servers; what is admitted is what fits, to the unit, and never a token more."""
+    """Four servers admit exactly what fits."""
     engines = [connected() for _ in range(4)]
 
     def ask(i: int) -> int | None:
@@ -82,14 +82,14 @@ def test_what_a_process_held_comes_back_when_it_is_dead(engine: sa.Engine) -> No
             budgets.claim(connection, claim(f"r{i}", 100), "dead" if i < 3 else "alive")
         assert budgets.give_back(connection, "dead") == 3
     assert spent(engine) == (0, 200)
-    # Its journal is found later: what it settled counts, once, and takes nothing from others.
+    # Its journal is found later. Its records count once and do not touch other reservations.
     with engine.begin() as connection:
         budgets.write(connection, [record("r0", tokens=50)])
         budgets.write(connection, [record("r0", tokens=50)])
     assert spent(engine) == (50, 200)
 
 
-def test_whoever_was_taken_for_dead_holds_it_again(engine: sa.Engine) -> None:
+def test_a_process_that_was_taken_for_dead_reserves_again(engine: sa.Engine) -> None:
     held = [claim("r1", 100), claim("r2", 50, key_id="j")]
     with engine.begin() as connection:
         for one in held:
@@ -116,7 +116,7 @@ def test_periods_are_days_and_months_of_utc() -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 def test_however_often_and_in_what_order_records_come(engine: sa.Engine, seed: int) -> None:
-    """Sums are the sums of different records."""
+    """Each record counts once."""
     chance = random.Random(seed)
     with engine.begin() as connection:
         for table in (usage, spending, reservations):

@@ -1,4 +1,4 @@
-"""The database as a whole: its steps lead to its tables, and other times are refused."""
+"""The database as a whole: migrations make its tables; other versions are refused."""
 
 from __future__ import annotations
 

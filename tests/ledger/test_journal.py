@@ -1,4 +1,4 @@
-"""The journal: whatever was settled is found again, however the process died."""
+"""The journal keeps every settled request, however the process dies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT = 64 << 20
 
 
 def die(journal: Journal) -> None:
-    """As the kernel does it for a killed process: descriptors close, files stay."""
+    """Do what the kernel does for a killed process: close descriptors, keep files."""
     for segment in journal._segments:
         os.close(segment.descriptor)
     while journal._leaving:
@@ -27,7 +27,7 @@ def die(journal: Journal) -> None:
 
 
 def fill(journal: Journal, says: str) -> list[str]:
-    """Admit requests until one is refused; which were admitted."""
+    """Admit requests until one is refused. Returns the admitted ones."""
     admitted: list[str] = []
 
     def admit_for_ever() -> None:
@@ -42,7 +42,7 @@ def fill(journal: Journal, says: str) -> list[str]:
 
 
 def left_in(folder: Path) -> dict[str, str]:
-    """What the next process finds: how each request ended."""
+    """Returns how each request ended, as the next process finds it."""
     found = orphaned_journals(folder)
     ends = {one.id: one.status for orphan in found for one in orphan.records()}
     for orphan in found:
@@ -92,7 +92,7 @@ def test_nothing_settled_is_lost_and_nothing_released_is_found(
     expected = dict.fromkeys(running, "lost") | dict.fromkeys(settled, "answered")
     found = left_in(folder)
     assert expected.items() <= found.items()
-    # What is in the database may be found again: it is taken in once.
+    # Requests that are in the database may be found again. They count once.
     assert found.keys() - expected.keys() <= written
     assert all(found[one] == "answered" for one in found.keys() & written)
 
@@ -119,7 +119,7 @@ def test_the_living_are_left_alone(tmp_path: Path) -> None:
     with Journal(tmp_path, "p", limit_bytes=LIMIT) as journal:
         journal.admit(replace(record("a"), status="lost"))
         assert orphaned_journals(tmp_path) == []
-    # It closed, and one of its requests is not in the database.
+    # The journal closed while one of its requests was not in the database.
     assert left_in(tmp_path) == {"a": "lost"}
 
 
@@ -162,7 +162,7 @@ def test_a_full_journal_admits_nobody_and_loses_nothing(
 def test_a_full_disk_admits_nobody_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room for ends was taken before the disk was full."""
+    """Admissions reserved room for their ends before the disk was full."""
     monkeypatch.setattr(module, "SEGMENT_BYTES", 4096)
     journal = Journal(tmp_path, "p", limit_bytes=LIMIT)
     journal.__enter__()

@@ -1,4 +1,4 @@
-"""A server without keys: the journal alone, until there is a database to write to."""
+"""A server without keys records in the journal alone until there is a database."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ class Keyless:
     folder: Path
 
     async def complete(self, count: int) -> set[str]:
-        """Ids of so many answers."""
+        """Returns the ids of so many answers."""
         answers = [await self.client.post(PATH, BODY) for _ in range(count)]
         assert {answer.status for answer in answers} == {200}
         return {answer.json()["id"] for answer in answers}
 
     async def opened(self) -> None:
-        """Wait until the server has a database, and everything is in it."""
+        """Wait until the server has a database with all records in it."""
         while self.ledger.queries is None or self.ledger.access.figures().pending_writes:
             await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
 async def keyless(folder: Path, name: str = "k1") -> AsyncIterator[Keyless]:
-    """Start it, and end it as a server does."""
+    """A server that starts and ends as a real one does."""
     options = LedgerOptions(folder=folder)
     assert options.keyless()
     engine = toy_engine()
@@ -89,7 +89,7 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 def create(folder: Path, name: str, **terms: Any) -> str:
-    """A key, made by another process."""
+    """Make a key as another process does. Returns its secret."""
     database = open_database(folder, None)
     made = KeyStore(database, clock=time.time, entropy=os.urandom).create(
         KeyTerms(name=name, **terms)
@@ -99,7 +99,7 @@ def create(folder: Path, name: str, **terms: Any) -> str:
 
 
 def recorded(folder: Path) -> list[UsageRecord]:
-    """What is in the database, which agrees with itself."""
+    """Returns the records in the database, whose sums agree."""
     database = open_database(folder, None)
     records = UsageStore(database).requests(UsageQuery())
     assert check(database) == []
@@ -108,7 +108,7 @@ def recorded(folder: Path) -> list[UsageRecord]:
 
 
 def usage(folder: Path) -> set[str]:
-    """Ids of answers, as ``afterword usage`` shows them."""
+    """Returns the ids that ``afterword usage`` shows."""
     done = CliRunner().invoke(
         cli, ["usage", "--requests", "--json", "--data-dir", str(folder)], catch_exceptions=False
     )
@@ -127,7 +127,7 @@ async def test_nothing_but_the_journal_is_written(server: Keyless) -> None:
 
 
 async def test_the_first_key_is_needed_at_once(server: Keyless) -> None:
-    """And what ran before it, or began before it, is recorded."""
+    """Requests that ended or began before it are recorded."""
     ids = await server.complete(2)
     blocked = asyncio.Event()
     exchange, run = server.client.begin({**BODY, "stream": True}, blocked=blocked)
@@ -153,7 +153,7 @@ async def test_the_first_key_is_needed_at_once(server: Keyless) -> None:
 
 
 async def test_keys_are_looked_for_when_it_is_asked_for(tmp_path: Path) -> None:
-    """As SIGHUP does."""
+    """SIGHUP does so."""
     async with keyless(tmp_path) as running:
         await running.complete(1)
         create(tmp_path, "a")
@@ -177,7 +177,7 @@ async def test_a_server_that_runs_for_long_opens_a_database(
     await server.complete(5)
     await server.opened()
     assert len(recorded(server.folder)) == 6
-    # No key was made by this: none is needed.
+    # There is still no key, so none is needed.
     assert (await server.client.get("/v1/models")).status == 200
 
 
@@ -186,7 +186,7 @@ async def test_what_a_server_recorded_is_shown_after_its_end(tmp_path: Path) -> 
         ids = await running.complete(3)
     (journal,) = (tmp_path / "journal").iterdir()
     assert journal.stat().st_size < 10_000
-    # Two ends leave two journals; neither is a reason to open a database.
+    # Two servers leave two short journals. A third still opens no database.
     async with keyless(tmp_path, "k2") as running:
         ids |= await running.complete(2)
     async with keyless(tmp_path, "k3"):
@@ -206,7 +206,7 @@ async def test_a_database_that_is_checked_first(tmp_path: Path) -> None:
 
 
 async def test_what_a_running_server_recorded_is_shown(server: Keyless) -> None:
-    """Once by the command that makes the database, and not a second time by the server."""
+    """The command that makes the database writes the records; the server does not count twice."""
     ids = await server.complete(3)
     assert await asyncio.to_thread(usage, server.folder) == ids
     await server.opened()
@@ -219,7 +219,7 @@ async def test_what_a_running_server_recorded_is_shown(server: Keyless) -> None:
 async def test_a_server_that_was_killed_is_a_reason_to_open_a_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its journal was not cut to its length. The next server writes it before it listens."""
+    """Its journal has its full size. The next server writes it before it listens."""
     with monkeypatch.context() as patch:
         patch.setattr(os, "ftruncate", lambda *_: None)
         async with keyless(tmp_path) as running:
@@ -234,7 +234,7 @@ async def test_a_server_that_was_killed_is_a_reason_to_open_a_database(
 
 
 async def test_a_server_of_another_database_keeps_its_journal(tmp_path: Path) -> None:
-    """A command that is not told of it must not take its records elsewhere."""
+    """A command that does not know the database must not move its records."""
     async with keyless(tmp_path, "p1") as running:
         await running.complete(1)
     assert usage(tmp_path) == set()
@@ -244,7 +244,7 @@ async def test_a_server_of_another_database_keeps_its_journal(tmp_path: Path) ->
 async def test_a_database_that_cannot_be_opened(
     server: Keyless, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said once, requests go on, and it is tried again."""
+    """The error is logged once, requests go on, and the server tries again."""
     file = server.folder / "ledger.db"
     file.write_bytes(b"nonsense" * 1000)
     while "cannot be opened" not in caplog.text:

@@ -1,4 +1,4 @@
-"""Keys: 256 random bits, kept as a hash; limits that mean something; an end within a second."""
+"""Keys: 256 random bits, kept as a hash; valid terms; an end within a second."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_revoked_expired_and_rotated_keys(
     assert revoked.revoked_at == hand()
     assert key_store.revoke("a") == revoked
     assert ring(engine).find(second.secret, hand()) is None
-    # A server whose keys are all gone is not open to everybody.
+    # A server whose keys are all revoked still needs a key.
     assert ring(engine).needed
     with pytest.raises(InvalidRequest, match="is revoked"):
         key_store.rotate("a", overlap_s=0)

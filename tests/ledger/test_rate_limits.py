@@ -1,4 +1,4 @@
-"""Limits per minute: exact at every moment, against an oracle, in memory and in Redis."""
+"""Limits per minute, in memory and in Redis, are exact at every moment, against an oracle."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ START_S = 1000
 
 @dataclass
 class Oracle:
-    """The limits as one would say them: sums over the last minute."""
+    """The limits, spelled out: sums over the last minute."""
 
     terms: KeyTerms
     now_s: float = START_S
@@ -51,7 +51,7 @@ class Oracle:
 
 
 class Bench:
-    """A rate limiter of one kind, whose clock is moved by hand."""
+    """A rate limiter of one kind, with a clock that tests set."""
 
     def __init__(self, limiter: RateLimiter, move: Callable[[float], None]) -> None:
         self.limiter = limiter
@@ -68,7 +68,7 @@ def redis_client(redis_url: str) -> Iterator[Redis]:
 
 @pytest.fixture(params=["memory", "redis"])
 def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bench]:
-    """Makes rate limiters in which nothing happened yet."""
+    """Makes fresh rate limiters."""
     if request.param == "memory":
 
         def in_memory() -> Bench:
@@ -96,7 +96,7 @@ def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 
 def one_asks(limiter: RateLimiter, oracle: Oracle, request_id: str, tokens: int) -> None:
-    """The decision is the oracle's, and everything that it says is true."""
+    """The decision and its numbers agree with the oracle."""
     terms, now_s = oracle.terms, oracle.now_s
     admitted = oracle.admits(tokens, now_s)
     decision = limiter.acquire("k", terms, request_id, tokens)
@@ -148,7 +148,7 @@ def test_what_is_admitted_is_what_fits(
     concurrent: int | None,
     steps: list[tuple[str, int]],
 ) -> None:
-    """And a refusal says truly how long to wait."""
+    """A refusal says exactly how long to wait."""
     terms = KeyTerms(name="k", rpm=rpm, tpm=tpm, concurrent=concurrent)
     oracle = Oracle(terms)
     made = bench()
@@ -187,7 +187,7 @@ def test_keys_do_not_know_each_other(bench: Callable[[], Bench]) -> None:
 
 
 def test_a_hundred_threads_share_what_is_left(redis_url: str) -> None:
-    """Ten servers' worth of connections on one Redis: not one token more than there is."""
+    """Ten servers on one Redis admit exactly the tokens that there are."""
     shared = [open_rate_limiter(redis_url) for _ in range(10)]
     terms = KeyTerms(name="k", tpm=1000, rpm=10_000)
     with ThreadPoolExecutor(20) as threads:
@@ -200,7 +200,7 @@ def test_a_hundred_threads_share_what_is_left(redis_url: str) -> None:
 def test_what_a_dead_server_ran_no_longer_counts(
     bench: Callable[[], Bench], request: pytest.FixtureRequest
 ) -> None:
-    """In Redis, a lease later; a server that says that it lives keeps its place."""
+    """In Redis, after a lease. A server that renews its leases keeps its place."""
     made = bench()
     if isinstance(made.limiter, MemoryRateLimiter):
         return

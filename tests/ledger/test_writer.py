@@ -1,4 +1,4 @@
-"""The writer: what a flush does, in which order, and what the dead leave behind."""
+"""The ledger writer: the order of a flush, and the journals of dead processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MakeWriter = Callable[..., LedgerWriter]
 def make_writer(
     connected: Callable[[], sa.Engine], tmp_path: Path, hand: Hand
 ) -> Iterator[MakeWriter]:
-    """Writers of one database, each of a process and a machine of its own."""
+    """Makes writers of one database, each on a process and a machine of its own."""
     made: list[LedgerWriter] = []
 
     def make(
@@ -64,7 +64,7 @@ def reserved(engine: sa.Engine) -> int:
 
 
 def test_what_ended_is_written_before_a_claim_is_refused(make_writer: MakeWriter) -> None:
-    """Whoever has an answer can have at once what it did not use."""
+    """A client with an answer can use at once what the request did not use."""
     told: list[str] = []
     writer = make_writer("p", on_written=told.extend)
     first = writer.claim(claim("a", 100))
@@ -109,7 +109,7 @@ def test_keys_are_looked_at_when_it_is_time(
 def test_a_process_that_is_silent_for_long_is_dead(
     make_writer: MakeWriter, engine: sa.Engine, hand: Hand
 ) -> None:
-    """On another machine, whose journal nobody here can see; and it can come back."""
+    """It is on another machine, so its journal is not here. It can come back."""
     silent, alive = make_writer("silent"), make_writer("alive")
     silent.claim(claim("a", 70))
     silent.flush()
@@ -150,7 +150,7 @@ def test_a_process_that_says_that_it_lives_is_not_dead(
 def test_the_next_process_takes_over(
     make_writer: MakeWriter, engine: sa.Engine, tmp_path: Path
 ) -> None:
-    """In its first flush: answered requests, lost ones, and reservations of both."""
+    """The first flush takes over answered and lost requests, and the reservations of both."""
     journals = tmp_path / "shared"
     dead = make_writer("dead", journals=journals)
     journal = Journal(journals, "dead", limit_bytes=64 << 20)
@@ -222,7 +222,7 @@ def test_a_database_that_is_away_is_asked_again_only_after_a_while(
 def test_a_claim_whose_end_nobody_knows_is_given_back(
     make_writer: MakeWriter, engine: sa.Engine, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database carried it out, and the connection broke before it said so."""
+    """The database committed, and the connection broke before the answer."""
     writer = make_writer("p")
     writer.flush()
     exactly = writer._transaction
@@ -261,7 +261,7 @@ def test_the_log_has_no_paths(
 def test_a_database_that_does_not_answer_is_not_reachable(
     make_writer: MakeWriter, hand: Hand
 ) -> None:
-    """A flush that hangs says nothing; its silence does."""
+    """A flush that hangs raises nothing, but it takes too long."""
     writer = make_writer("p")
     writer.flush()
     hand.now_s += 6

@@ -216,6 +216,29 @@ async def test_what_a_running_server_recorded_is_shown(server: Keyless) -> None:
     assert len(recorded(server.folder)) == 4
 
 
+async def test_two_commands_show_what_a_running_server_recorded(tmp_path: Path) -> None:
+    """The first makes the database; the server has not found it when the second runs."""
+    async with keyless(tmp_path) as running:
+        running.ledger.look = lambda: None  # type: ignore[method-assign]
+        ids = await running.complete(2)
+        assert usage(tmp_path) == ids
+        ids |= await running.complete(1)
+        assert usage(tmp_path) == ids
+
+
+async def test_a_neighbour_that_was_killed(
+    server: Keyless, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its journal keeps its full size. A running server opens a database and writes it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", lambda *_: None)
+        async with keyless(server.folder, "k2") as neighbour:
+            ids = await neighbour.complete(1)
+    server.ledger._orphans_at_s = 0.0
+    await server.opened()
+    assert {one.id for one in recorded(server.folder)} == ids
+
+
 async def test_a_server_that_was_killed_is_a_reason_to_open_a_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,9 +34,8 @@ def open_for_command(folder: Path, database: str | None, *, prepared: bool) -> I
     """
     journals = journals_in(folder)
     recorded = database is None and any_journal(journals, of=KEYLESS)
-    is_new = not has_database(folder)
     try:
-        if prepared or (recorded and is_new):
+        if prepared or (recorded and not has_database(folder)):
             engine = open_database(folder, database)
         else:
             make_folder(folder)
@@ -44,9 +43,8 @@ def open_for_command(folder: Path, database: str | None, *, prepared: bool) -> I
         try:
             if recorded and revision_of(engine) == REVISION:
                 reap_journals(engine.begin, journals, of=KEYLESS)
-                if is_new:
-                    # Running servers notice the new file only in a moment.
-                    copy_live_journals(engine.begin, journals)
+                # Running servers notice a new file only in a moment.
+                copy_live_journals(engine.begin, journals)
             yield engine
         finally:
             engine.dispose()

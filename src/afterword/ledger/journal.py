@@ -12,7 +12,7 @@ import fcntl
 import os
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -240,7 +240,7 @@ def orphaned_journals(folder: Path, *, of: str = "") -> list[OrphanedJournal]:
     found: dict[str, OrphanedJournal] = {}
     held: set[str] = set()
     for path in sorted(folder.glob(f"{of}*{_SUFFIX}")):
-        process_id = path.name.removesuffix(_SUFFIX).rpartition("-")[0]
+        process_id = _process_of(path)
         descriptor = _take(path)
         if descriptor is None:
             held.add(process_id)
@@ -265,10 +265,15 @@ def orphaned_bytes(folder: Path) -> int:
     return total
 
 
-def settled_records(folder: Path, *, of: str = "") -> list[UsageRecord]:
-    """Returns the records of ended requests in all journals, those of running processes too."""
+def settled_records(folder: Path, *, of: str = "", but: Container[str] = ()) -> list[UsageRecord]:
+    """Returns the records of ended requests in journals, those of running processes too.
+
+    ``of`` is how the process ids begin; ``but`` are ids to leave out.
+    """
     records: dict[str, UsageRecord] = {}
     for path in sorted(folder.glob(f"{of}*{_SUFFIX}")):
+        if _process_of(path) in but:
+            continue
         with suppress(FileNotFoundError, PermissionError):
             records |= {
                 line.record.id: line.record for line in read_lines(path) if line.kind == "settled"
@@ -283,6 +288,10 @@ def read_lines(path: Path) -> Iterator[Line]:
         if not body or check != _check(body):
             return
         yield _decode(body)
+
+
+def _process_of(path: Path) -> str:
+    return path.name.removesuffix(_SUFFIX).rpartition("-")[0]
 
 
 def _take(path: Path) -> int | None:

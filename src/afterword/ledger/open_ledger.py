@@ -40,6 +40,7 @@ _RENEW_ROUNDS = 20
 WATCH_S = 0.4
 """How often a server without keys looks for a database."""
 _MOST_PENDING = 1000
+_ORPHANS_S = 5.0
 
 
 class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +94,7 @@ class OpenLedger:
         self._database: DatabaseLedger | None = None
         self._opening: asyncio.Task[None] | None = None
         self._failure = ""
+        self._orphans_at_s = 0.0
 
     @property
     def queries(self) -> LedgerQueries | None:
@@ -121,10 +123,20 @@ class OpenLedger:
         """Open the database if its file has appeared, or if too much waits for one."""
         if self._database is not None or self._opening is not None:
             return
-        journal = self._journal
-        full = len(self._pending.pending) >= _MOST_PENDING or journal.size_bytes > SEGMENT_BYTES
-        if full or has_database(self._folder):
+        if has_database(self._folder) or self._full() or self._orphaned():
             self._opening = asyncio.create_task(self._open())
+
+    def _full(self) -> bool:
+        pending = len(self._pending.pending)
+        return pending >= _MOST_PENDING or self._journal.size_bytes > SEGMENT_BYTES
+
+    def _orphaned(self) -> bool:
+        """Whether a neighbour was killed, looked for now and then: its journal is long."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._orphans_at_s:
+            return False
+        self._orphans_at_s = now_s + _ORPHANS_S
+        return orphaned_bytes(journals_in(self._folder)) >= SEGMENT_BYTES
 
     async def watch(self) -> None:
         """Look again and again, until a database is open."""

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from afterword.ledger import budgets
 from afterword.ledger.journal import orphaned_journals, settled_records
 from afterword.ledger.process import KEYLESS
+from afterword.ledger.tables import processes
 
 Begin = Callable[[], AbstractContextManager[sa.Connection]]
 """Opens a transaction."""
@@ -47,7 +48,12 @@ def reap_journals(begin: Begin, journals: Path, *, of: str = "") -> list[Reaped]
 
 
 def copy_live_journals(begin: Begin, journals: Path) -> None:
-    """Write what running keyless servers have recorded. They write the same again, to no effect."""
-    records = settled_records(journals, of=KEYLESS)
+    """Write what keyless servers have recorded that have not found the database yet.
+
+    They write the same records again, to no effect.
+    """
     with begin() as connection:
-        budgets.write(connection, records, ())
+        # After its first heartbeat a server still has to write what was pending.
+        found_it = processes.c.beats > 1
+        known = connection.scalars(sa.select(processes.c.id).where(found_it)).all()
+        budgets.write(connection, settled_records(journals, of=KEYLESS, but=known), ())

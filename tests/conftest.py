@@ -22,7 +22,7 @@ from afterword.gateway.engine import RemoteEngine
 from afterword.http.app import create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
-from afterword.ledger.keys import KeyBook
+from afterword.ledger.keys import KeyStore
 from asgi import Client
 from embedded import embedded_file
 from ledger.values import Hand
@@ -177,5 +177,5 @@ def engine(connected: Callable[[], sa.Engine]) -> sa.Engine:
 
 
 @pytest.fixture
-def book(engine: sa.Engine, hand: Hand) -> KeyBook:
-    return KeyBook(engine, clock=hand, entropy=random.Random(3).randbytes)
+def key_store(engine: sa.Engine, hand: Hand) -> KeyStore:
+    return KeyStore(engine, clock=hand, entropy=random.Random(3).randbytes)

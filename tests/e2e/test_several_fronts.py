@@ -21,7 +21,7 @@ import pytest
 from afterword.core.account import KeyTerms
 from afterword.engine.toy import toy_engine
 from afterword.ledger.database import connect, parse_url, prepare
-from afterword.ledger.keys import KeyBook
+from afterword.ledger.keys import KeyStore
 from conftest import make_client
 from e2e.process import Server, serving
 from standins.services import Postgres
@@ -95,9 +95,9 @@ def fronts(tmp_path: Path, postgres: Postgres, redis_url: str) -> Iterator[Front
     postgres.sql("CREATE DATABASE fronts")
     database = connect(parse_url(postgres.url("fronts")))
     prepare(database)
-    book = KeyBook(database, clock=time.time, entropy=os.urandom)
+    key_store = KeyStore(database, clock=time.time, entropy=os.urandom)
     terms = (*LIMITED, KeyTerms(name="admin", admin=True), KeyTerms(name="revoked"))
-    keys = {one.name: book.create(one).secret for one in terms}
+    keys = {one.name: key_store.create(one).secret for one in terms}
     database.dispose()
     engine = toy_engine(slots=16, max_waiting=CLIENTS)
     with ExitStack() as opened:

@@ -13,7 +13,7 @@ AfterwordError
     ├── MethodNotAllowed     405
     ├── BodyTooLarge         413
     ├── RateLimited          429 rate_limit_exceeded
-    ├── QuotaExceeded        429 insufficient_quota
+    ├── BudgetExceeded       429 insufficient_quota
     ├── EngineFailed         500 server_error
     ├── EngineOverloaded     503 engine_overloaded
     ├── EngineUnavailable    503 the engine is dead or the server is shutting down
@@ -147,7 +147,7 @@ class RateLimited(ApiError):
         self.rates = rates
 
 
-class QuotaExceeded(ApiError):
+class BudgetExceeded(ApiError):
     """The key's budget is spent (H8)."""
 
     status = 429

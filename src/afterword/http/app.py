@@ -11,14 +11,14 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from afterword.completion.service import CompletionService
-from afterword.core.protocols import Books, Ledger
+from afterword.core.ledger import AdminQueries, Ledger
 from afterword.http.admin import Administration
 from afterword.http.auth import Authentication
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
 from afterword.http.middleware import Boundary, Observer
+from afterword.http.no_ledger import NoLedger
 from afterword.http.routes import Routes
-from afterword.http.unmetered import Unmetered
 from afterword.http.upstreams import Upstreams
 
 _OPEN_PATHS = frozenset({"/ready"})
@@ -35,14 +35,20 @@ def is_open(path: str, public: Sequence[Route] = ()) -> bool:
     return path in _OPEN_PATHS or any(route.path_regex.match(path) for route in public)
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """Who may come in. ``guarded``: without a key only programs on this machine.
+def _no_queries() -> None:
+    return None
 
-    ``origins`` are those whose pages a browser may let in.
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may come in.
+
+    ``queries`` gives what operators ask, or None. ``guarded``: a request without a key is
+    answered only to programs on this machine. ``origins`` are the sites whose pages a browser
+    lets in.
     """
 
-    ledger: Ledger = Unmetered()
-    books: Books | None = None
+    ledger: Ledger = NoLedger()
+    queries: Callable[[], AdminQueries | None] = _no_queries
     guarded: bool = False
     origins: tuple[str, ...] = ()
 
@@ -77,7 +83,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         clock=clock,
         keep_alive_s=keep_alive_s,
     )
-    administration = Administration(access.books)
+    administration = Administration(access.queries)
     router = Router([*routes.table(), *public, *administration.table()], redirect_slashes=False)
     known = Authentication(
         router,

@@ -16,8 +16,8 @@ from starlette.types import Scope
 from afterword.core import wire
 from afterword.core.errors import (
     ApiError,
+    BudgetExceeded,
     MethodNotAllowed,
-    QuotaExceeded,
     RateLimited,
     UnknownUrl,
 )
@@ -77,7 +77,7 @@ def _as_api_error(error: Exception, scope: Scope, exchange: Exchange) -> ApiErro
     exchange.outcome = "refused"
     if isinstance(error, RateLimited):
         exchange.limited_by, exchange.rates = error.limit, error.rates
-    if isinstance(error, QuotaExceeded):
+    if isinstance(error, BudgetExceeded):
         exchange.limited_by = "budget"
     if isinstance(error, ApiError):
         if error.status == ApiError.status:

@@ -20,7 +20,8 @@ from afterword.completion.service import CompletionService, CompletionStream
 from afterword.core import wire
 from afterword.core.account import Ask, Principal, Spent, UsageStatus
 from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable, UnknownUrl
-from afterword.core.protocols import Ledger, PrefixSharing, Reservation
+from afterword.core.ledger import Ledger, Reservation
+from afterword.core.protocols import PrefixSharing
 from afterword.http import pages
 from afterword.http.client import ClientDisconnected, ClientWatch, read_body, send_whole
 from afterword.http.errors import error_body

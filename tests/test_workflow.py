@@ -1,0 +1,40 @@
+"""Public CI runs what a contributor runs, and needs no secrets."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+JOBS: dict[str, Any] = yaml.safe_load(TEXT)["jobs"]
+STEPS = [step for job in JOBS.values() for step in job["steps"]]
+
+
+def test_every_command_is_a_target() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = [step["run"] for step in STEPS if "run" in step]
+    assert {command.split()[1] for command in commands} == {"check", "test-fast", "test"}
+    for command in commands:
+        assert command.split()[0] == "make"
+        assert command.split()[1] in targets
+
+
+def test_actions_are_pinned_by_major_version() -> None:
+    for step in STEPS:
+        if "uses" in step:
+            assert re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"])
+
+
+def test_no_secret_is_needed() -> None:
+    assert "secrets" not in TEXT
+    assert yaml.safe_load(TEXT)["permissions"] == {"contents": "read"}
+
+
+def test_the_oldest_python_is_tried() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={JOBS['fast']['strategy']['matrix']['python'][0]}"

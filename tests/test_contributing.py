@@ -1,4 +1,4 @@
-"""Public CI runs what a contributor runs, and needs no secrets."""
+"""Contributors are sent to files that exist; public CI runs what they run, without secrets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ parse_yaml: Any = yaml.safe_load
 TEXT = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 JOBS: dict[str, Any] = parse_yaml(TEXT)["jobs"]
 STEPS = [step for job in JOBS.values() for step in job["steps"]]
+
+
+def test_files_that_contributors_are_sent_to_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    files = set(re.findall(r"`([\w./-]+(?:\.(?:py|md|js|yml)|/))`", text))
+    assert len(files) > 30
+    places = [ROOT, ROOT / "src" / "afterword", ROOT / "tests"]
+    for file in files:
+        # The page's modules are named without their folder.
+        there = [place / file for place in places if (place / file).exists()]
+        assert there or list((ROOT / "src").rglob(file)), file
 
 
 def test_every_command_is_a_target() -> None:

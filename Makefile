@@ -33,7 +33,7 @@ check: python ## Lint, types, import rules
 
 zoo: python ## Which architectures are answered exactly, as a table (ZOO=folder of GGUF files, or tiny ones)
 	@$(PYTHON) scripts/install.py --test
-	PYTHONPATH=tests $(RUN)/python benchmarks/zoo_table.py $(if $(ZOO),--models $(ZOO)) $(ARGS)
+	PYTHONPATH=tests $(RUN)/python -m zoo.table $(if $(ZOO),--models $(ZOO)) $(ARGS)
 	$(if $(ZOO),,$(RUN)/python -m pytest tests/zoo --law-examples 100)
 
 bench: python ## Figures against peers (PEERS=folder of llama-server, DATA=folder of choices)
@@ -48,7 +48,7 @@ bench-plots: python ## How the cost of a step grows, into docs/images (MODELS='-
 
 typing: python ## Typing latency of the playground, by length of the text
 	@$(PYTHON) scripts/install.py --test
-	PYTHONPATH=tests $(RUN)/python benchmarks/playground.py
+	$(RUN)/python benchmarks/playground.py
 
 screenshots: python ## Pictures of the playground for the README, into docs/images
 	@$(PYTHON) scripts/install.py --test

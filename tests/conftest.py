@@ -23,10 +23,10 @@ from afterword.http.app import create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
 from afterword.ledger.keys import KeyBook
-from asgi import Client
-from embedded import embedded_file
 from ledger.values import Hand
 from standins import services
+from support.asgi import Client
+from support.embedded import embedded_file
 
 CREATED = 1_700_000_000
 

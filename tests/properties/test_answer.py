@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterword.engine.toy import ToyTokenizer
-from asgi import Client
-from oracle import Oracle
 from properties.laws import delivered_alike
+from properties.oracle import Oracle
 from properties.requests import bodies
+from support.asgi import Client
 
 ORACLES = {
     "toy": Oracle(ToyTokenizer(), 256),

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from afterword.completion.request import CompletionRequest
-from asgi import Client, chunks_of
+from support.asgi import Client, chunks_of
 
 FIELDS = [*CompletionRequest.__struct_fields__, "stream", "messages", "", "modèle"]
 NUMBERS: st.SearchStrategy[Any] = st.one_of(

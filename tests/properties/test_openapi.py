@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, validators
 
-from asgi import Client, chunks_of
 from properties.requests import bodies
 from properties.test_fuzz import BODIES, HEAD
+from support.asgi import Client, chunks_of
 
 # What no schema can say: sums, other fields, the model's vocabulary, names that are served.
 BEYOND_SCHEMAS = (

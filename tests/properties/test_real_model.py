@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions
-from asgi import Client
 from conftest import make_client
 from properties.laws import delivered_alike
 from properties.requests import bodies
+from support.asgi import Client
 
 pytestmark = pytest.mark.model
 

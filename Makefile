@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 RUN := .venv/bin
 
-.PHONY: help serve install test check zoo bench bench-plots typing screenshots lock clean
+.PHONY: help serve install test test-fast check zoo bench bench-plots typing screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show what there is to make
@@ -24,8 +24,12 @@ test: python ## Install what the tests need and run them
 	@$(PYTHON) scripts/install.py --test
 	@$(RUN)/python -m pytest $(ARGS)
 
+test-fast: python ## The tests that need no browser, database or model: less than a minute
+	@$(PYTHON) scripts/install.py --fast
+	@$(RUN)/python -m pytest -m "not (browser or database or e2e or model or slow)" --hypothesis-profile fast $(ARGS)
+
 check: python ## Lint, types, import rules
-	@$(PYTHON) scripts/install.py --test
+	@$(PYTHON) scripts/install.py --fast
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy

@@ -27,8 +27,6 @@ from standins.upstreams import listening
 from standins.vllm_server import Vllm
 from support.tiny_gguf import make_gguf
 
-pytestmark = pytest.mark.e2e
-
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 URL = "http://127.0.0.1:8000"

@@ -12,8 +12,6 @@ from e2e.environments import run_program
 from e2e.process import MODEL, Server
 from support.reference import greedy_text
 
-pytestmark = pytest.mark.e2e
-
 CLIENTS = Path(__file__).parent / "clients"
 PROMPT = "Say this is a test"
 

@@ -16,8 +16,6 @@ from e2e.environments import environment
 from e2e.process import MODEL, Server, serving
 from support.reference import Reference
 
-pytestmark = pytest.mark.e2e
-
 TASKS = Path(__file__).parent / "lm_eval"
 QUESTIONS: list[dict[str, Any]] = [
     {"context": context, "choices": choices, "label": 0}

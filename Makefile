@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 RUN := .venv/bin
 
-.PHONY: help serve install test check zoo bench bench-plots typing screenshots lock clean
+.PHONY: help serve install test test-fast check zoo bench bench-plots typing screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show what there is to make
@@ -24,8 +24,12 @@ test: python ## Install what the tests need and run them
 	@$(PYTHON) scripts/install.py --test
 	@$(RUN)/python -m pytest $(ARGS)
 
+test-fast: python ## The tests that need no browser, database or model: less than a minute
+	@$(PYTHON) scripts/install.py --fast
+	@$(RUN)/python -m pytest -m "not (browser or database or e2e or model or slow)" --hypothesis-profile fast $(ARGS)
+
 check: python ## Lint, types, import rules
-	@$(PYTHON) scripts/install.py --test
+	@$(PYTHON) scripts/install.py --fast
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
@@ -33,7 +37,7 @@ check: python ## Lint, types, import rules
 
 zoo: python ## Which architectures are answered exactly, as a table (ZOO=folder of GGUF files, or tiny ones)
 	@$(PYTHON) scripts/install.py --test
-	PYTHONPATH=tests $(RUN)/python benchmarks/zoo_table.py $(if $(ZOO),--models $(ZOO)) $(ARGS)
+	PYTHONPATH=tests $(RUN)/python -m zoo.table $(if $(ZOO),--models $(ZOO)) $(ARGS)
 	$(if $(ZOO),,$(RUN)/python -m pytest tests/zoo --law-examples 100)
 
 bench: python ## Figures against peers (PEERS=folder of llama-server, DATA=folder of choices)
@@ -48,7 +52,7 @@ bench-plots: python ## How the cost of a step grows, into docs/images (MODELS='-
 
 typing: python ## Typing latency of the playground, by length of the text
 	@$(PYTHON) scripts/install.py --test
-	PYTHONPATH=tests $(RUN)/python benchmarks/playground.py
+	$(RUN)/python benchmarks/playground.py
 
 screenshots: python ## Pictures of the playground for the README, into docs/images
 	@$(PYTHON) scripts/install.py --test

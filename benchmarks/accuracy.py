@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import peers
-from embedded import embedded_file
-from reference import Reference
+import tests_path  # noqa: F401 - where support is
 from run import serve_command
+from support.embedded import embedded_file
+from support.processes import free_port, running
+from support.reference import Reference
 from workloads import post
 
 BATCH = 16
@@ -122,8 +123,8 @@ def main() -> None:
     model = args.model or embedded_file()
     reference = Reference(model)
     asked = [read(file, reference, args.first) for file in args.files]
-    port = peers.free_port()
-    with peers.running(serve_command(model, port, args, 8), port):
+    port = free_port()
+    with running(serve_command(model, port, args, 8), port):
         for questions in asked:
             compare(port, reference, questions)
     reference.close()

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import msgspec
 
-from peers import free_port, running
+import tests_path  # noqa: F401 - where support is
+from support.processes import free_port, running
 
 STREAMS = 64
 PACED_TOKENS_PER_S = 30

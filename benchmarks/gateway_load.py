@@ -13,7 +13,8 @@ import sys
 import time
 from typing import Any
 
-from load import request_bytes
+import tests_path  # noqa: F401 - where support is
+from support.load import request_bytes
 
 _SPREAD_S = 2.0
 

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peers
+import tests_path  # noqa: F401 - where support is
 from run import serve_command
+from support.processes import free_port, running
 from workloads import post
 
 TOKENS = 64
@@ -80,17 +81,17 @@ def main() -> None:
     parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
     args = parser.parse_args()
     items = [json.loads(line) for line in args.file.read_text("utf-8").splitlines()]
-    port = peers.free_port()
-    with peers.running(serve_command(args.model, port, args, 1), port):
+    port = free_port()
+    with running(serve_command(args.model, port, args, 1), port):
         mine = report("afterword", items, lambda item: ours(port, item))
     if args.peers is None:
         return
-    port = peers.free_port()
+    port = free_port()
     command = [
         str(args.peers / "llama-server"), "-m", str(args.model), "-c", str(args.ctx), "-np", "1",
         "-t", str(args.threads), "--port", str(port), "--host", "127.0.0.1",
     ]  # fmt: skip
-    with peers.running(command, port):
+    with running(command, port):
         other = report("llama-server", items, lambda item: theirs(port, item))
     print(f"the same line: {sum(a == b for a, b in zip(mine, other, strict=True))} of {len(items)}")
 

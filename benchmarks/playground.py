@@ -10,6 +10,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import tests_path  # noqa: F401 - where support is
 from e2e.browser import Playground, chromium, playground
 from e2e.process import serving
 from e2e.texts import branches_of

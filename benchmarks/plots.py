@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+import tests_path  # noqa: F401 - where support is
 from afterword.core.job import SamplingParams
 from afterword.engine.batching.runner import Batch, Trim
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner
 from afterword.engine.sampler import Sampler
-from embedded import embedded_file
-from stages import best_s, open_runner
+from stages import best_s
+from support.embedded import embedded_file
+from support.runners import open_runner
 
 CONTEXTS = (0, 256, 512, 1024, 2048, 4000)
 SEQUENCES = (1, 2, 4, 8, 16, 32)

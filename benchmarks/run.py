@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import load
 import peers
-from embedded import embedded_file
+import tests_path  # noqa: F401 - where support is
+from support import load
+from support.embedded import embedded_file
+from support.processes import free_port, running
 
 TEXT = "The harbour was quiet that morning, and nobody had yet seen the ship. "
 TOKENS = 128
@@ -56,8 +58,8 @@ def serve_command(model: Path, port: int, args: argparse.Namespace, slots: int) 
 def streams(model: Path, args: argparse.Namespace) -> None:
     """One and eight streams over HTTP, Python's share, and memory."""
     one, eight, python_us = [], [], []
-    port = peers.free_port()
-    with peers.running(serve_command(model, port, args, 8), port) as pid:
+    port = free_port()
+    with running(serve_command(model, port, args, 8), port) as pid:
         load.stream_all(port, [body("bench", 99)])
         for round_ in range(args.rounds):
             one.append(rate(load.stream_all(port, [body("bench", round_)])))
@@ -90,12 +92,12 @@ def streams(model: Path, args: argparse.Namespace) -> None:
 
 def llama_server_memory(model: Path, args: argparse.Namespace) -> int:
     """Resident memory of llama-server with the same context and slots, after 8 streams."""
-    port = peers.free_port()
+    port = free_port()
     command = [
         str(args.peers / "llama-server"), "-m", str(model), "-c", str(8 * args.ctx), "-np", "8",
         "-t", str(args.threads), "--port", str(port), "--host", "127.0.0.1",
     ]  # fmt: skip
-    with peers.running(command, port) as pid:
+    with running(command, port) as pid:
         load.stream_all(port, [body("bench", i) for i in range(8)])
         return peers.resident_bytes(pid)
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import peers
-from embedded import embedded_file
+import tests_path  # noqa: F401 - where support is
 from run import serve_command
+from support.embedded import embedded_file
+from support.processes import free_port, running
 
 
 class Servers:
@@ -43,35 +44,35 @@ class Servers:
         kv: str | None = None,
     ) -> Iterator[int]:
         """Afterword on a free port."""
-        port = peers.free_port()
+        port = free_port()
         command = self.our_command(port, slots=slots, ctx=ctx, kv=kv)
-        with peers.running([*command, *flags], port):
+        with running([*command, *flags], port):
             yield port
 
     @contextmanager
     def plain(self, *, slots: int, ctx: int) -> Iterator[int]:
         """Afterword on a llama.cpp that this project has not changed."""
-        port = peers.free_port()
+        port = free_port()
         _, *rest = self.our_command(port, slots=slots, ctx=ctx)
         program = str(self.args.peers / "plain" / "bin" / "afterword")
-        with peers.running([program, *rest], port):
+        with running([program, *rest], port):
             yield port
 
     @contextmanager
     def llama_server(self, *flags: str, slots: int, ctx: int) -> Iterator[int]:
         """The peer on a free port."""
-        port = peers.free_port()
-        with peers.running(self.llama_command(port, slots=slots, ctx=ctx, flags=flags), port):
+        port = free_port()
+        with running(self.llama_command(port, slots=slots, ctx=ctx, flags=flags), port):
             yield port
 
     @contextmanager
     def python_server(self, *, ctx: int) -> Iterator[int]:
         """llama-cpp-python's own server on a free port; scoring needs all its logits."""
-        port = peers.free_port()
+        port = free_port()
         command = [
             str(self.args.peers / "pyserver" / "bin" / "python"), "-m", "llama_cpp.server",
             "--model", str(self.model), "--n_ctx", str(ctx), "--logits_all", "true",
             "--n_threads", str(self.args.threads), "--port", str(port),
         ]  # fmt: skip
-        with peers.running(command, port, ready="/v1/models"):
+        with running(command, port, ready="/v1/models"):
             yield port

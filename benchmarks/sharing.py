@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import peers
+import tests_path  # noqa: F401 - where support is
 import workloads
 from accuracy import report
-from load import stream_all
 from run import body, line, rate
 from servers import Servers
+from support.load import stream_all
+from support.processes import free_port
 
 STREAMS = 32
 CHOICES = 16
@@ -114,7 +116,7 @@ class Bench(Servers):
         took: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(STARTS):
             for name, command in commands.items():
-                port = peers.free_port()
+                port = free_port()
                 took[name].append(workloads.start_s(command(port), port))
         ours, *others = (statistics.median(each) for each in took.values())
         for name, peer in zip(list(commands)[1:], others, strict=True):

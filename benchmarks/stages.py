@@ -11,21 +11,21 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+import tests_path  # noqa: F401 - where support is
 from afterword.core.job import Job, SamplingParams
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Trim
 from afterword.engine.batching.scheduler import Scheduler
-from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, temporary_runner
+from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner
 from afterword.engine.sampler import Sampler
-from embedded import embedded_file
+from support.embedded import embedded_file
+from support.runners import open_runner
 
 STAGES = ("schedule", "apply", "decode", "draw", "update")
 ARRAY_BYTES = 256 * 2**20
@@ -55,19 +55,6 @@ def arithmetic() -> float:
     left = np.ones((MATRIX, MATRIX), np.float32)
     out = np.empty_like(left)
     return 2 * MATRIX**3 / best_s(lambda: np.matmul(left, left, out=out), ROUNDS)
-
-
-@contextmanager
-def open_runner(
-    path: Path, *, slots: int, slot_tokens: int, threads: int, exact: bool = True
-) -> Iterator[LlamaRunner]:
-    """A file on the engine's own runner."""
-    model = LlamaModel(path)
-    try:
-        with temporary_runner(model, threads, exact=exact, slots=slots, room=slot_tokens) as runner:
-            yield runner
-    finally:
-        model.close()
 
 
 class Profile:

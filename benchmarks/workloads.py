@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import load
-import peers
+import tests_path  # noqa: F401 - where support is
+from support import load
 
 SENTENCE = (
     "the harbour was quiet that morning and nobody had yet seen the ship come in with torn sails "
@@ -158,22 +158,9 @@ def first_token_s(port: int, prompt: str, *, seed: int = 0) -> float:
 
 
 def start_s(command: list[str], port: int) -> float:
-    """Seconds from starting a server until the first token of a short prompt has come.
-
-    It is asked every 10 ms: servers refuse connections or answer 503 until they can serve.
-    """
+    """Seconds from starting a server until the first token of a short prompt has come."""
     body = {**sampled(0, prompt_words=12, tokens=1), "temperature": 0}
-    begun = time.perf_counter()
-    with peers.started(command) as process:
-        while process.poll() is None:
-            try:
-                (timed,) = load.stream_all(port, [body])
-            except (OSError, RuntimeError):
-                time.sleep(0.01)
-            else:
-                return timed.first - begun
-    message = f"the server ended with status {process.returncode}"
-    raise RuntimeError(message)
+    return load.start_s(command, port, body)
 
 
 def short_beside_long_s(port: int, *, long_words: int, limit_s: float) -> list[float]:

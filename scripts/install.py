@@ -221,7 +221,7 @@ def install_browser() -> None:
     run([*prefix, apt, "install", *options, "chromium", "fonts-dejavu-core"])
 
 
-def stamp(sets: Sequence[str]) -> str:
+def stamp(purpose: str) -> str:
     """Changes with everything that an installation is made of."""
     files = [
         Path(__file__),
@@ -229,43 +229,60 @@ def stamp(sets: Sequence[str]) -> str:
         ROOT / "pyproject.toml",
         *sorted(REQUIREMENTS.glob("*.txt")),
     ]
-    parts = [*sets, cpu_flags(), str(VENV.resolve()), *(file.read_text() for file in files)]
+    parts = [purpose, cpu_flags(), str(VENV.resolve()), *(file.read_text() for file in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def install(*, test: bool) -> None:
-    """Bring .venv up to date."""
-    if test:
+def is_installed(purpose: str) -> bool:
+    """Whether an installation for this purpose is there and up to date."""
+    mark = VENV / f"installed-{purpose}"
+    return PYTHON.exists() and mark.exists() and mark.read_text() == stamp(purpose)
+
+
+def install(purpose: str) -> None:
+    """Bring .venv up to date: to serve ("base"), for all tests ("test"), for fast ones ("fast")."""
+    if purpose == "test":
         install_browser()
-    sets = ["test"] if test else ["base"]
-    mark = VENV / f"installed-{sets[0]}"
-    if PYTHON.exists() and mark.exists() and mark.read_text() == stamp(sets):
+    if is_installed(purpose) or (purpose == "fast" and is_installed("test")):
         return
     compiler()
     if shutil.which("patch") is None:
         raise InstallError("patch not found; on Debian and Ubuntu: apt install patch")
     make_venv()
-    say(f"installing requirements/{sets[0]}.txt")
-    pip("--require-hashes", "--requirement", REQUIREMENTS / f"{sets[0]}.txt")
+    packages = "base" if purpose == "base" else "test"
+    say(f"installing requirements/{packages}.txt")
+    pip("--require-hashes", "--requirement", REQUIREMENTS / f"{packages}.txt")
     # Another build may have the same version.
     pip("--no-deps", "--force-reinstall", llama_wheel())
     say("installing afterword")
     pip("--no-deps", "--editable", ROOT)
-    say("fetching the embedded model")
-    run([VENV / "bin" / "afterword", "models", "pull", "smollm2-135m-instruct"])
-    mark.write_text(stamp(sets))
+    if purpose != "fast":
+        say("fetching the embedded model")
+        run([VENV / "bin" / "afterword", "models", "pull", "smollm2-135m-instruct"])
+    (VENV / f"installed-{purpose}").write_text(stamp(purpose))
 
 
 def main() -> None:
     """Install; say in a few lines what is in the way."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--test", action="store_true", help="also what the tests need")
+    parser.add_argument(
+        "--test",
+        dest="purpose",
+        action="store_const",
+        const="test",
+        default="base",
+        help="also what the tests need",
+    )
+    parser.add_argument(
+        "--fast", dest="purpose", action="store_const", const="fast",
+        help="what make test-fast needs: packages of tests, no browser, no model",
+    )  # fmt: skip
     arguments = parser.parse_args()
     if sys.version_info < LEAST_PYTHON:
         sys.exit(f"Python 3.11 or newer is needed; this is {platform.python_version()}")
     started = time.monotonic()
     try:
-        install(test=arguments.test)
+        install(arguments.purpose)
     except InstallError as error:
         sys.exit(f"install: {error}")
     if time.monotonic() - started > 1:

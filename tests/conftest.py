@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import settings
 
 from afterword import playground
 from afterword.completion.catalog import Catalog, ServedModel
@@ -23,12 +24,22 @@ from afterword.http.app import create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
 from afterword.ledger.keys import KeyStore
-from asgi import Client
-from embedded import embedded_file
 from ledger.values import Hand
 from standins import services
+from support.asgi import Client
+from support.embedded import embedded_file
 
 CREATED = 1_700_000_000
+FOLDERS = {"e2e": "e2e", "zoo": "slow"}
+"""Folders below tests/ whose tests all have a marker."""
+FIXTURES = {
+    "browser": "browser",
+    "embedded_model": "model",
+    "postgres": "database",
+    "redis_url": "database",
+}
+"""Fixtures whose tests have a marker, directly or through another fixture."""
+settings.register_profile("fast", max_examples=10)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +47,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=1, help="times that a server is killed")
     parser.addoption("--law-examples", type=int, default=4, help="histories tried of each model")
     parser.addoption("--outage-s", type=float, default=0.0, help="how long a database is away")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by folder and fixture, so that nobody forgets it: what they need, what is slow."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        needed = {FOLDERS[folder]} if folder in FOLDERS else set()
+        needed |= {FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES}
+        for marker in sorted(needed):
+            item.add_marker(marker)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -139,7 +160,7 @@ def redis_url() -> Iterator[str]:
 _numbers = itertools.count()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.database)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A ledger's database without a record, of each kind."""
     if request.param == "sqlite":

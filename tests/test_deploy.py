@@ -22,9 +22,9 @@ from afterword.engine.toy import toy_engine
 from afterword.http.app import is_open
 from afterword.ledger.database import parse_url
 from afterword.models.store import Store
-from asgi import Client
 from conftest import make_client
 from standins.services import program
+from support.asgi import Client
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

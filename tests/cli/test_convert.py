@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from afterword.cli import cli
 from afterword.cli.models import convert_model
 from afterword.core.errors import ConfigError
-from tiny_gguf import make_gguf
+from support.tiny_gguf import make_gguf
 
 
 def run(*arguments: str) -> str:

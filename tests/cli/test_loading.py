@@ -15,7 +15,7 @@ from afterword.engine.llama.loading import Loaded
 from afterword.engine.llama.runner import LlamaRunner
 from afterword.models.gguf import Header
 from afterword.models.parts import read_header
-from tiny_gguf import make_gguf
+from support.tiny_gguf import make_gguf
 
 
 @pytest.fixture

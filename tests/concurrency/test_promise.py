@@ -9,9 +9,9 @@ from typing import Any
 
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions
-from asgi import Client
 from conftest import make_client
-from tiny_gguf import make_gguf
+from support.asgi import Client
+from support.tiny_gguf import make_gguf
 
 CONTEXT = 4096
 REQUESTS = 500

@@ -19,11 +19,11 @@ from afterword.engine.toy import toy_engine
 from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.engine import RemoteEngine
 from afterword.http.lifecycle import Lifecycle
-from asgi import Client
 from conftest import make_client
 from standins.sglang_server import Sglang
 from standins.upstreams import engine_of, facts_of, listening
 from standins.vllm_server import Vllm
+from support.asgi import Client
 
 HERE, BEHIND_AFTERWORD, BEHIND_VLLM = "here", "behind afterword", "behind vllm"
 BEHIND_SGLANG = "behind sglang"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from afterword.engine.toy import ToyTokenizer
-from asgi import Client
+from support.asgi import Client
 
 END = sorted(ToyTokenizer().end_ids)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from afterword.engine.toy import ToyTokenizer
-from asgi import Client, fold
+from support.asgi import Client, fold
 
 TOKENIZER = ToyTokenizer()
 END = sorted(TOKENIZER.end_ids)

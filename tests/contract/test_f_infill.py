@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from afterword.engine.toy import ToyTokenizer, toy_engine
-from asgi import Client, fold
+from support.asgi import Client, fold
 
 TOKENIZER = ToyTokenizer()
 ROLE = {name: TOKENIZER.pieces.index(f"<|fim_{name}|>".encode()) for name in

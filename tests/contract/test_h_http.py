@@ -19,7 +19,7 @@ from afterword.core.limits import Limits
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import ToyRunner, toy_engine
 from afterword.http.lifecycle import Lifecycle
-from asgi import Client
+from support.asgi import Client
 
 PATH = "/v1/completions"
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from afterword.engine.toy import ToyTokenizer
-from asgi import Client
+from support.asgi import Client
 
 TOKENIZER = ToyTokenizer()
 END = sorted(TOKENIZER.end_ids)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from afterword.playground import load
-from asgi import Client
+from support.asgi import Client
 
 ROOT = Path(__file__).parents[2]
 ASSETS = load()

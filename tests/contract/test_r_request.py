@@ -10,7 +10,7 @@ import pytest
 
 from afterword.core.limits import Limits
 from afterword.engine.toy import ToyTokenizer, toy_engine
-from asgi import Client, fold
+from support.asgi import Client, fold
 
 TOKENIZER = ToyTokenizer()
 VOCABULARY = len(TOKENIZER.pieces)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from afterword.core.limits import Limits
 from afterword.engine.batching.runner import Batch, FatalDecodeError
 from afterword.engine.toy import ToyTokenizer, toy_engine
-from asgi import Client
+from support.asgi import Client
 
 
 async def test_the_oldest_clients_route(client: Client) -> None:

@@ -13,7 +13,7 @@ import pytest
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import ToyTokenizer, toy_engine
-from asgi import Client, chunks_of
+from support.asgi import Client, chunks_of
 
 B = {"98": 100}
 TOKENIZER = ToyTokenizer()

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 
 from e2e.browser import Open, Playground, arrive, chromium, forget, playground
 from e2e.process import Server, serving
-from tiny_gguf import make_gguf
+from support.tiny_gguf import make_gguf
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ import pytest
 from afterword.config import EMBEDDED_MODEL
 from e2e.process import run
 
-pytestmark = pytest.mark.e2e
-
 
 @pytest.fixture
 def broken(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:

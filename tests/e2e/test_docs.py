@@ -27,9 +27,7 @@ from standins.hub import Hub, running
 from standins.services import Postgres
 from standins.upstreams import listening
 from standins.vllm_server import Vllm
-from tiny_gguf import make_gguf
-
-pytestmark = pytest.mark.e2e
+from support.tiny_gguf import make_gguf
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

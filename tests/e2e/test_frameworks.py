@@ -10,9 +10,7 @@ import pytest
 
 from e2e.environments import run_program
 from e2e.process import MODEL, Server
-from reference import greedy_text
-
-pytestmark = pytest.mark.e2e
+from support.reference import greedy_text
 
 CLIENTS = Path(__file__).parent / "clients"
 PROMPT = "Say this is a test"

@@ -23,8 +23,6 @@ from e2e.process import run, serving
 from e2e.wire import Stream
 from standins.upstreams import listening
 
-pytestmark = pytest.mark.e2e
-
 BODY: dict[str, Any] = {"model": "toy", "prompt": "a", "max_tokens": 9, "logit_bias": {"98": 100}}
 
 

@@ -18,8 +18,6 @@ import pytest
 from e2e.process import Server, serving
 from e2e.wire import Stream
 
-pytestmark = pytest.mark.e2e
-
 LONG: dict[str, Any] = {"model": "tiny", "prompt": "a", "ignore_eos": True, "seed": 1}
 
 

@@ -14,9 +14,7 @@ import pytest
 
 from e2e.environments import environment
 from e2e.process import MODEL, Server, serving
-from reference import Reference
-
-pytestmark = pytest.mark.e2e
+from support.reference import Reference
 
 TASKS = Path(__file__).parent / "lm_eval"
 QUESTIONS: list[dict[str, Any]] = [

@@ -10,9 +10,7 @@ from playwright.sync_api import expect
 
 from e2e.browser import Open, Playground, arrive
 from e2e.process import Server, serving
-from tiny_gguf import make_gguf
-
-pytestmark = pytest.mark.e2e
+from support.tiny_gguf import make_gguf
 
 START = "Once upon a time, in a village by the sea,"
 TOKENS = 12

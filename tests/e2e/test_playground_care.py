@@ -16,8 +16,6 @@ from e2e.browser import Open, Playground
 from e2e.process import MODEL, serving
 from e2e.texts import branches_of
 
-pytestmark = pytest.mark.e2e
-
 HOSTILE = (
     "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>\x1b[31mred\x1b[0m "
     "\u202eevil\u202c \u2066isolated\u2069 ${7*7} {{7*7}} </textarea><b>bold</b>"

@@ -16,8 +16,6 @@ from playwright.sync_api import expect
 
 from e2e.browser import Open, Playground
 
-pytestmark = pytest.mark.e2e
-
 # Quotes and escapes of all three languages, and characters beyond 16 bits.
 TRICKY = 'It\'s a "test" of $HOME `x` \\n {a} ${b} %s 🦜 是的\n\tand\u2028so on, she said:'
 

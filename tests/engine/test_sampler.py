@@ -23,6 +23,7 @@ from afterword.engine.sampler import (
     _fewest,
     exponentials,
 )
+from support.examples import examples
 
 SIZES = (1, 3, 255, 256, 257, 1000, 5000)
 
@@ -64,7 +65,7 @@ def oracle(row: npt.NDArray[np.float32], params: SamplingParams) -> dict[int, fl
 @example(  # the edge has a token more, and so each of the others a little less
     size=255, seed=275, temperature=2.0, top_k=5, top_p=0.95, min_p=0.0, flat=False, u=0.75,
 )  # fmt: skip
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_draw_is_the_inverse_cdf_of_what_survives(
     size: int,
     seed: int,
@@ -123,7 +124,7 @@ def test_drawn_tokens_pass_a_chi_square(top_p: float, flat: bool) -> None:
     scale=st.sampled_from((0.0, 0.01, 1.0, 4.0, 30.0)),
     share=st.sampled_from((1e-9, 0.5, 0.95, 0.999999, 1.0)),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_the_fewest_are_those_of_a_sort(size: int, seed: int, scale: float, share: float) -> None:
     row = row_of(size, seed) * np.float32(scale / 4)
     weights = np.exp(row - row.max())
@@ -140,7 +141,7 @@ def test_the_fewest_are_those_of_a_sort(size: int, seed: int, scale: float, shar
 
 
 @given(size=st.sampled_from(SIZES), seed=st.integers(0, 2**32 - 1), k=st.integers(0, 20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_top_is_the_head_of_a_stable_sort(size: int, seed: int, k: int) -> None:
     row = row_of(size, seed)
     expected = np.lexsort((np.arange(size), -row))[: min(k, size)]
@@ -148,7 +149,7 @@ def test_top_is_the_head_of_a_stable_sort(size: int, seed: int, k: int) -> None:
 
 
 @given(size=st.sampled_from(SIZES), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_normaliser_is_log_sum_exp(size: int, seed: int) -> None:
     row = row_of(size, seed)
     exact = np.logaddexp.reduce(row.astype(np.float64))

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from afterword.gateway.engine import RemoteEngine
-from asgi import Client, Reply, chunks_of
 from conftest import make_client
 from standins.server import Exchange, StandIn
 from standins.upstreams import Front, hasty
+from support.asgi import Client, Reply, chunks_of
 
 PATH = "/v1/completions"
 BODY = {"model": "toy", "prompt": [97], "max_tokens": 3}

@@ -11,10 +11,10 @@ import pytest
 from afterword.core.limits import Limits
 from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT, Facts
 from afterword.gateway.engine import RemoteEngine
-from asgi import Client, fold
 from conftest import make_client
 from standins.server import Exchange, StandIn
 from standins.upstreams import engine_of
+from support.asgi import Client, fold
 
 FACTS = Facts(model="gpt", context_tokens=UNKNOWN_CONTEXT, max_logprobs=5, identity="x")
 Open = Callable[[StandIn], Client]

@@ -19,12 +19,12 @@ from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.vocab import LlamaTokenizer
 from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.engine import RemoteEngine
-from asgi import Client, fold
 from conftest import make_client
-from peers import free_port, running
-from standins import real_servers
 from standins.upstreams import engine_of, facts_of
-from tiny_gguf import make_gguf
+from support import real_servers
+from support.asgi import Client, fold
+from support.processes import free_port, running
+from support.tiny_gguf import make_gguf
 
 SERVER = os.environ.get("AFTERWORD_LLAMA_SERVER") or shutil.which("llama-server")
 pytestmark = [

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from afterword.core.errors import ConfigError
-from asgi import Client
 from conftest import make_client
 from standins.upstreams import Certificate, Front, facts_of, listening
+from support.asgi import Client
 
 
 class Authority:

@@ -11,12 +11,12 @@ import pytest
 from afterword.core.limits import Limits
 from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.engine import RemoteEngine
-from asgi import Client, fold
 from conftest import make_client
-from peers import free_port, running
-from standins import real_servers
 from standins.upstreams import engine_of, facts_of
-from tiny_hf import make_hf, pieces
+from support import real_servers
+from support.asgi import Client, fold
+from support.processes import free_port, running
+from support.tiny_hf import make_hf, pieces
 
 SERVER = os.environ.get("AFTERWORD_VLLM")
 pytestmark = [

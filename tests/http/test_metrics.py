@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from afterword.engine.toy import toy_engine
-from asgi import Client
+from support.asgi import Client
 
 
 async def test_metrics_count_batches_by_size(serve: Callable[..., Client]) -> None:

@@ -27,8 +27,8 @@ from afterword.ledger.keys import KeyStore
 from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.store import UsageStore
-from asgi import Client
 from ledger.values import NOW, Hand
+from support.asgi import Client
 
 _names = itertools.count()
 

@@ -20,8 +20,8 @@ from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import toy_engine
 from afterword.ledger.database import check, connect, prepare, sqlite_url
 from afterword.ledger.tables import reservations
-from asgi import Client, Reply
 from ledger.team import Team, team
+from support.asgi import Client, Reply
 
 PATH = "/v1/completions"
 BODY: dict[str, Any] = {"model": "toy", "prompt": "a", "ignore_eos": True}

@@ -18,6 +18,7 @@ from afterword.ledger.periods import period_of
 from afterword.ledger.record_writer import Claim
 from afterword.ledger.tables import reservations, spending, usage
 from ledger.values import NOW, record
+from support.examples import examples
 
 MONTH = "2026-11"
 
@@ -112,7 +113,7 @@ def test_periods_are_days_and_months_of_utc() -> None:
 
 @given(seed=st.integers(0, 10**6))
 @settings(
-    max_examples=25, deadline=None,
+    max_examples=examples(25), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 def test_however_often_and_in_what_order_records_come(engine: sa.Engine, seed: int) -> None:

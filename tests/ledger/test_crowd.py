@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metering import EACH_TOKENS, Place, crowd
+from support.crowd import EACH_TOKENS, Place, crowd
 
 
 @pytest.mark.parametrize("servers", [1, 2])

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from afterword.ledger import journal as module
 from afterword.ledger.journal import Journal, orphaned_journals
 from ledger.values import record
+from support.examples import examples
 
 LIMIT = 64 << 20
 
@@ -58,7 +59,7 @@ steps = st.lists(
 
 
 @given(steps=steps, segment_bytes=st.integers(1500, 6000), user=st.integers(0, 300))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_nothing_settled_is_lost_and_nothing_released_is_found(
     tmp_path_factory: pytest.TempPathFactory,
     steps: list[tuple[str, int]],

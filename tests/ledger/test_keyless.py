@@ -32,7 +32,7 @@ from afterword.ledger.keys import KeyStore
 from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.store import UsageStore
-from asgi import Client
+from support.asgi import Client
 
 BODY: dict[str, Any] = {"model": "toy", "prompt": "a", "ignore_eos": True, "max_tokens": 3}
 PATH = "/v1/completions"

@@ -23,6 +23,7 @@ from afterword.ledger.open_ledger import redis_limiter
 from afterword.ledger.rate_limits import WINDOW_S, MemoryRateLimiter, RateLimiter
 from afterword.ledger.redis import RedisRateLimiter, connect, open_rate_limiter
 from ledger.values import Hand
+from support.examples import examples
 
 START_S = 1000
 
@@ -66,7 +67,7 @@ def redis_client(redis_url: str) -> Iterator[Redis]:
     client.close()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.database)])
 def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bench]:
     """Makes fresh rate limiters."""
     if request.param == "memory":
@@ -138,7 +139,7 @@ steps = st.lists(
 @example(rpm=None, tpm=None, concurrent=None, steps=[("ask", 0), ("release", 0)])
 @example(rpm=None, tpm=None, concurrent=None, steps=[("ask", 0), ("wait", 60), ("ask", 1)])
 @settings(
-    max_examples=150, deadline=None,
+    max_examples=examples(150), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 def test_what_is_admitted_is_what_fits(

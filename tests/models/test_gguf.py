@@ -12,7 +12,7 @@ import pytest
 
 from afterword.core.errors import ConfigError
 from afterword.models.parts import read_header
-from tiny_gguf import CONTEXT, make_gguf
+from support.tiny_gguf import CONTEXT, make_gguf
 
 MUTATIONS = 2000
 LOADED = 60

@@ -12,7 +12,7 @@ from afterword.core.errors import ConfigError
 from afterword.models.gguf import Value
 from afterword.models.kinds import is_no_continuation
 from afterword.models.parts import read_header
-from tiny_gguf import make_gguf
+from support.tiny_gguf import make_gguf
 
 
 @pytest.mark.parametrize(

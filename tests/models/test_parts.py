@@ -11,7 +11,7 @@ import pytest
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.binding import LlamaModel, convert
 from afterword.models.parts import part_name, part_paths, read_header
-from tiny_gguf import make_gguf
+from support.tiny_gguf import make_gguf
 
 PART_TENSORS = 8
 

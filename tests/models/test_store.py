@@ -16,7 +16,7 @@ from afterword.core.errors import ConfigError
 from afterword.models.source import HubSource, PackageSource, PathSource, parse_source
 from afterword.models.store import Store
 from standins.hub import Hub, running
-from tiny_gguf import make_gguf
+from support.tiny_gguf import make_gguf
 
 AFTERWORD = Path(sys.executable).parent / "afterword"
 

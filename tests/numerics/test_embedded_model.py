@@ -20,7 +20,7 @@ from afterword.core.wire import Completion
 from afterword.engine.llama.binding import convert
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions
-from reference import Reference
+from support.reference import Reference
 
 pytestmark = pytest.mark.model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asgi import Client, fold
+from support.asgi import Client, fold
 
 
 async def delivered_alike(client: Client, body: dict[str, Any], *, usage: bool) -> None:

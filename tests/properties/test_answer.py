@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterword.engine.toy import ToyTokenizer
-from asgi import Client
-from oracle import Oracle
 from properties.laws import delivered_alike
+from properties.oracle import Oracle
 from properties.requests import bodies
+from support.asgi import Client
+from support.examples import examples
 
 ORACLES = {
     "toy": Oracle(ToyTokenizer(), 256),
@@ -29,7 +30,7 @@ def prompts_of(body: dict[str, Any]) -> list[Any]:
 
 
 @given(body=bodies(greedy=True), model=st.sampled_from(sorted(ORACLES)))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 async def test_greedy_answers_are_the_oracles(
     client: Client, body: dict[str, Any], model: str
 ) -> None:
@@ -77,7 +78,7 @@ def compare_logprobs(got: dict[str, Any] | None, wanted: list[Any] | None) -> No
 
 
 @given(body=bodies(greedy=False), usage=st.booleans())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 async def test_a_folded_stream_is_the_answer(
     client: Client, body: dict[str, Any], usage: bool
 ) -> None:
@@ -85,7 +86,7 @@ async def test_a_folded_stream_is_the_answer(
 
 
 @given(body=bodies(greedy=False))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 async def test_D2_a_prompt_alone_and_in_an_array(client: Client, body: dict[str, Any]) -> None:
     together = await client.complete(**body)
     n = body["n"]
@@ -96,7 +97,7 @@ async def test_D2_a_prompt_alone_and_in_an_array(client: Client, body: dict[str,
 
 
 @given(body=bodies(greedy=False), more=st.integers(0, 3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 async def test_A6_best_of_shows_the_likeliest_candidates(
     client: Client, body: dict[str, Any], more: int
 ) -> None:

@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from afterword.completion.request import CompletionRequest
-from asgi import Client, chunks_of
+from support.asgi import Client, chunks_of
+from support.examples import examples
 
 FIELDS = [*CompletionRequest.__struct_fields__, "stream", "messages", "", "modèle"]
 NUMBERS: st.SearchStrategy[Any] = st.one_of(
@@ -73,7 +74,7 @@ async def check(client: Client, path: str, raw: bytes) -> None:
 @given(body=BODIES, known=st.booleans())
 @example(body={"prompt": [["a"], [1]]}, known=True)
 @example(body={"logit_bias": {"\ud800": 1}}, known=True)
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=examples(3000), deadline=None)
 async def test_any_fields(client: Client, body: dict[str, Any], known: bool) -> None:
     await check(client, "/v1/completions", json.dumps({**HEAD, **body} if known else body).encode())
 
@@ -82,13 +83,13 @@ async def test_any_fields(client: Client, body: dict[str, Any], known: bool) -> 
 @example(raw=b'{"model": "toy", "seed": ' + b"9" * 5000 + b"}")
 @example(raw=b'{"model": "toy", "temperature": -' + b"9" * 400 + b"}")
 @example(raw=b'{"model": "toy", "logit_bias": {"1": ' + b"9" * 5000 + b"}}")
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 async def test_any_bytes(client: Client, raw: bytes) -> None:
     await check(client, "/v1/completions", raw)
 
 
 @given(body=st.dictionaries(st.sampled_from(["model", "prompt", "tokens", "x"]), VALUES))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 async def test_the_other_routes(client: Client, body: dict[str, Any]) -> None:
     for path in ("/tokenize", "/detokenize", "/v1/engines/toy/completions"):
         await check(client, path, json.dumps(body).encode())

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, validators
 
-from asgi import Client, chunks_of
 from properties.requests import bodies
 from properties.test_fuzz import BODIES, HEAD
+from support.asgi import Client, chunks_of
+from support.examples import examples
 
 # What no schema can say: sums, other fields, the model's vocabulary, names that are served.
 BEYOND_SCHEMAS = (
@@ -72,7 +73,7 @@ async def exchange(client: Client, document: Document, path: str, body: Any) -> 
 
 
 @given(body=st.booleans().flatmap(lambda greedy: bodies(greedy=greedy)), stream=st.booleans())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 async def test_what_is_answered_is_in_the_schema(
     client: Client, document: Document, body: dict[str, Any], stream: bool
 ) -> None:
@@ -83,7 +84,7 @@ async def test_what_is_answered_is_in_the_schema(
 
 
 @given(body=BODIES)
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 async def test_what_the_schema_refuses_is_refused(
     client: Client, document: Document, body: dict[str, Any]
 ) -> None:
@@ -112,7 +113,7 @@ async def test_user_is_refused_where_the_document_says_so(
        "model": st.sampled_from(["toy", "x", 1, None]), "tokens": st.lists(st.integers(-2, 400)),
        "add_special_tokens": st.booleans() | st.none() | st.just("yes"),
        "return_token_strs": st.booleans() | st.none(), "x": st.none()}))  # fmt: skip
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 async def test_the_tokenizers_routes(
     client: Client, document: Document, body: dict[str, Any]
 ) -> None:

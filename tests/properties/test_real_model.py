@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions
-from asgi import Client
 from conftest import make_client
 from properties.laws import delivered_alike
 from properties.requests import bodies
+from support.asgi import Client
+from support.examples import examples
 
 pytestmark = pytest.mark.model
 
@@ -34,7 +35,7 @@ def real(embedded_model: Path) -> Iterator[Client]:
     max_tokens=st.integers(0, 8),
     usage=st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 async def test_one_meaning_two_deliveries(
     real: Client, body: dict[str, Any], max_tokens: int, usage: bool
 ) -> None:

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 from afterword.engine.llama.engine import start_engine
-from asgi import Client
 from conftest import make_client
+from support.asgi import Client
 from zoo.orders import prompt
 from zoo.serving import SLOTS, Model, stretched
 

@@ -7,7 +7,7 @@ import string
 
 import gguf
 
-from tiny_vocab import byte_alphabet
+from support.tiny_vocab import byte_alphabet
 from zoo.architectures import VocabularyKind
 
 SIZE = 512

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from afterword.engine.batching.prefix_cache import PrefixCache, common_prefix
 from afterword.engine.batching.scores import Scores
 from afterword.engine.batching.slots import Slot
+from support.examples import examples
 
 SLOTS = 3
 BUDGET_BYTES = 600
@@ -92,4 +93,6 @@ class PrefixCacheMachine(RuleBasedStateMachine):
 
 
 TestPrefixCache = PrefixCacheMachine.TestCase
-TestPrefixCache.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestPrefixCache.settings = settings(
+    max_examples=examples(200), stateful_step_count=30, deadline=None
+)

@@ -17,6 +17,7 @@ from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.batching.step import Step
 from afterword.engine.sampler import Bias, Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
+from support.examples import examples
 
 TOKENIZER = ToyTokenizer()
 VOCABULARY = len(TOKENIZER.pieces)
@@ -236,4 +237,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
+TestScheduler.settings = settings(max_examples=examples(400), stateful_step_count=30, deadline=None)

@@ -14,9 +14,9 @@ from afterword.engine.batching.runner import Batch, Fork, Trim
 from afterword.engine.llama.binding import convert
 from afterword.engine.llama.context import ATTENTION_BY_ROWS, exponentials
 from afterword.engine.llama.runner import LlamaRunner
-from reference import Reference
-from stages import open_runner
-from tiny_gguf import USUAL, Shape, make_gguf
+from support.reference import Reference
+from support.runners import open_runner
+from support.tiny_gguf import USUAL, Shape, make_gguf
 
 TOKENS = 700
 """More than ten tiles of 64, more than the 512 from which on the context was split."""

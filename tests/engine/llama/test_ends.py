@@ -11,7 +11,7 @@ from gguf import TokenType
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.ends import RULES, find_ends
 from afterword.engine.llama.vocab import LlamaTokenizer
-from tiny_gguf import make_gguf
+from support.tiny_gguf import make_gguf
 
 TEXT, CONTROL, USER = TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED
 CODE_LLAMA = {"▁<PRE>": TEXT, "▁<SUF>": TEXT, "▁<MID>": TEXT}

@@ -20,7 +20,7 @@ from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions, Probed, load
 from afterword.models.notes import Notes
 from afterword.models.parts import read_header
-from tiny_gguf import CONTEXT, make_gguf
+from support.tiny_gguf import CONTEXT, make_gguf
 
 
 def open_tiny(path: Path, *, slots: int = 4, exact: bool = True, ctx: int | None = None,

@@ -12,8 +12,8 @@ from afterword.core.errors import EngineUnavailable, UnspellableText
 from afterword.engine.llama import binding
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.guard import NativeError, UnspellableError, guarded, guards
-from tiny_gguf import make_gguf
-from tiny_vocab import spm
+from support.tiny_gguf import make_gguf
+from support.tiny_vocab import spm
 
 
 class _Library:

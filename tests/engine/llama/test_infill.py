@@ -14,9 +14,9 @@ from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions
-from asgi import fold
 from conftest import make_client
-from tiny_gguf import make_gguf
+from support.asgi import fold
+from support.tiny_gguf import make_gguf
 
 PREFIX, SUFFIX = "def the(in):\n", "\n    the = <fim_middle> é"
 OPTIONS = EngineOptions(slots=2, threads=1)

@@ -18,7 +18,7 @@ from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.loading import EngineOptions, load
 from afterword.engine.llama.machine import release_pages, resident_bytes
 from afterword.engine.llama.memory import ModelMemory, model_memory, sizes_of
-from tiny_gguf import CONTEXT, make_gguf
+from support.tiny_gguf import CONTEXT, make_gguf
 from zoo.making import make_model
 
 ASKED = ContextOptions(

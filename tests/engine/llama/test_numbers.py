@@ -13,7 +13,7 @@ from afterword.core.job import Event, Job, Sampled, SamplingParams
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions
-from tiny_gguf import make_gguf
+from support.tiny_gguf import make_gguf
 
 GREEDY = SamplingParams(temperature=0)
 Z = ord("z")

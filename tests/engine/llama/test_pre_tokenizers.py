@@ -20,8 +20,8 @@ from afterword.engine.llama import binding
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.guard import guards
 from afterword.engine.llama.vocab import LlamaTokenizer
-from tiny_gguf import Shape, make_gguf
-from tiny_vocab import PRE_TOKENIZERS, RAW_TEXT, Vocabulary, byte_alphabet, byte_pairs
+from support.tiny_gguf import Shape, make_gguf
+from support.tiny_vocab import PRE_TOKENIZERS, RAW_TEXT, Vocabulary, byte_alphabet, byte_pairs
 
 SHAPE = Shape(embedding=32, heads=1, kv_heads=1)
 LETTERS = "aA1 \n'.é"

@@ -14,10 +14,10 @@ from afterword.engine.llama import binding
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.guard import guards
 from afterword.engine.llama.loading import EngineOptions
-from asgi import Client, fold
 from conftest import make_client
-from tiny_gguf import make_gguf
-from tiny_vocab import Vocabulary, byte_pairs, plamo2, rwkv, spm, ugm, wpm
+from support.asgi import Client, fold
+from support.tiny_gguf import make_gguf
+from support.tiny_vocab import Vocabulary, byte_pairs, plamo2, rwkv, spm, ugm, wpm
 
 OPTIONS = EngineOptions(slots=2, threads=1, exact=False)
 SPELLS_ALL = {

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-import load
-import workloads
+from support import load
 
 WHOLE = (
     b'HTTP/1.1 200 OK\r\n\r\ndata: {"choices": []}\n\n'
@@ -59,4 +58,4 @@ def test_a_stream_without_an_end_is_given_up() -> None:
 
 def test_a_server_that_does_not_start_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="status 3"):
-        workloads.start_s([sys.executable, "-c", "raise SystemExit(3)"], 9)
+        load.start_s([sys.executable, "-c", "raise SystemExit(3)"], 9, {})

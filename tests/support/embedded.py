@@ -1,4 +1,4 @@
-"""The embedded model, for benchmarks and tests."""
+"""The embedded model's file."""
 
 from __future__ import annotations
 

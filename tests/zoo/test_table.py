@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.making import make_model
-from zoo_table import row_of
+from zoo.table import row_of
 
 
 def test_a_model_that_is_served_exactly(tmp_path: Path) -> None:

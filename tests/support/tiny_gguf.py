@@ -9,7 +9,7 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
-from tiny_vocab import CONTROL, NORMAL, Vocabulary, byte_alphabet
+from support.tiny_vocab import CONTROL, NORMAL, Vocabulary, byte_alphabet
 
 CONTEXT = 512
 _LAYERS, _FEED_FORWARD = 2, 128

@@ -1,4 +1,4 @@
-"""Clients that cost little: they share two cores with the server that they measure."""
+"""Clients that cost little, because they share cores with the server that they measure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+
+from support.processes import started
 
 
 class Timed(msgspec.Struct):
@@ -74,6 +76,25 @@ def stream_all(
     for i, data in enumerate(received):
         timed[i].tokens = 0 if i in given_up else _completion_tokens(bytes(data))
     return timed
+
+
+def start_s(command: list[str], port: int, body: Mapping[str, Any]) -> float:
+    """Seconds from starting a server until the first token of this request has come.
+
+    It is asked every 10 ms: servers refuse connections or answer 503 until they can serve.
+    Raises RuntimeError if the server ends.
+    """
+    begun = time.perf_counter()
+    with started(command) as process:
+        while process.poll() is None:
+            try:
+                (timed,) = stream_all(port, [body])
+            except (OSError, RuntimeError):
+                time.sleep(0.01)
+            else:
+                return timed.first - begun
+    message = f"the server ended with status {process.returncode}"
+    raise RuntimeError(message)
 
 
 def _completion_tokens(stream: bytes) -> int:

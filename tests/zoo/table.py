@@ -106,7 +106,7 @@ def _short(message: str) -> str:
 
 def row_of(path: Path, rounds: int, limit_s: float, stretch: int = 1) -> Row:
     """Try a model in a child process; what it said before its end, and how it ended."""
-    command = [sys.executable, __file__, "--one", str(path)]
+    command = [sys.executable, "-m", "zoo.table", "--one", str(path)]
     command += ["--rounds", str(rounds), "--stretch", str(stretch)]
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -167,7 +167,6 @@ def main() -> int:
     )
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.environ["AFTERWORD_WEIGHTS"] = "as-is"
     if args.one is not None:
         try_model(args.one, args.rounds, args.stretch)
         return 0

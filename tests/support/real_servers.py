@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from afterword.gateway.engine import RemoteEngine
-from asgi import Client
+from support.asgi import Client
 
 
 async def cached_tokens_are_passed_on(client: Client, *, prompt_tokens: int) -> None:

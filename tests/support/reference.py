@@ -92,7 +92,7 @@ def _check(code: int) -> None:
         raise RuntimeError(message)
 
 
-def _piece(vocabulary: Any, token: int) -> bytes:  # noqa: ANN401 - a pointer of the binding
+def _piece(vocabulary: Any, token: int) -> bytes:
     buffer = ctypes.create_string_buffer(64)
     size = lib.llama_token_to_piece(vocabulary, token, buffer, 64, 0, True)  # noqa: FBT003 - C
     return buffer.raw[:size]

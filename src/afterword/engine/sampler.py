@@ -46,7 +46,7 @@ class NoNumbersError(RowError):
 
 
 class Bias(msgspec.Struct, frozen=True):
-    """``logit_bias`` by meaning: ``values`` to add at ``ids``, ``banned`` ids and ``forced`` ids."""
+    """``logit_bias`` by meaning: ``values`` to add at ``ids``, ``banned`` and ``forced`` ids."""
 
     ids: Ids
     values: Row

@@ -147,7 +147,7 @@ def test_every_rule_has_a_reason_and_an_effect() -> None:
     """No rule says what the library says already, unless for tokens that are its names' alone."""
     for rule in RULES:
         assert rule.reason
-        names = [name.encode() for name in dict.fromkeys((*rule.names, *rule.beside))]
+        names = [name.encode() for name in dict.fromkeys((*rule.names, *rule.requires))]
         named = {name: token for token, name in enumerate(names)}
         every = frozenset(named.values())
         outcomes = [

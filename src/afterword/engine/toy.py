@@ -76,7 +76,7 @@ class ToyTokenizer:
             )
 
     async def prepare(self, texts: Iterable[tuple[str, bool]]) -> ToyTokenizer:  # noqa: ARG002 - nobody is asked
-        """Returns itself, because tokenization needs no other server."""
+        """Returns itself, because tokenisation needs no other server."""
         return self
 
     def encode(

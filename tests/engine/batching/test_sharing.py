@@ -133,7 +133,7 @@ def test_a_running_prompt_shares_what_it_has_scored_so_far() -> None:
     found = scores(engine.run(1, [scored(*range(3, 33), 200, 201)]))
     assert found[0] == alone(scored(*range(3, 33), 200, 201))
     assert computed < 117 - 1
-    # 116 of the long prompt; of the short one the row before the branch and the token after it.
+    # 116 of the long prompt; of the short one the last shared token and the first one of its own.
     assert engine.prefilled <= 116 + 2
 
 

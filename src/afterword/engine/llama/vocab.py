@@ -40,7 +40,7 @@ class LlamaTokenizer:
         self.infill = self._infill()
 
     async def prepare(self, texts: Iterable[tuple[str, bool]]) -> LlamaTokenizer:  # noqa: ARG002 - nobody is asked
-        """Returns itself, because tokenization needs no other server."""
+        """Returns itself, because tokenisation needs no other server."""
         return self
 
     def encode(

@@ -75,7 +75,7 @@ class ToyTokenizer:
                 end_ids=(self._special["<|fim_pad|>"],),
             )
 
-    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> ToyTokenizer:  # noqa: ARG002 - nobody is asked
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> ToyTokenizer:  # noqa: ARG002 - the protocol
         """Returns itself, because tokenisation needs no other server."""
         return self
 

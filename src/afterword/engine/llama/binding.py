@@ -160,7 +160,7 @@ def _give_up(message: bytes) -> None:
 _abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_give_up)
 
 
-def convert(source: Path, destination: Path, form: str, threads: int) -> None:
+def convert(source: Path, destination: Path, quantization: str, threads: int) -> None:
     """Write a file's weights in another quantization, completely or not at all.
 
     Norms and other vectors keep their format. Raises ``ConfigError`` with the library's first
@@ -169,7 +169,7 @@ def convert(source: Path, destination: Path, form: str, threads: int) -> None:
     global _complaints  # noqa: PLW0603 - the library has one log for the process
     _start()
     params = lib.llama_model_quantize_default_params()
-    params.ftype = _FILE_TYPES[form]
+    params.ftype = _FILE_TYPES[quantization]
     params.allow_requantize = True
     params.nthread = threads
     _complaints = []
@@ -179,11 +179,14 @@ def convert(source: Path, destination: Path, form: str, threads: int) -> None:
         if _quantize(*files, ctypes.byref(params)):
             reason = _complaints[0].rsplit("failed to quantize: ", 1)[-1] if _complaints else ""
             raise ConfigError(
-                f"{source}: llama.cpp cannot convert it to {form}: {reason or 'it gives no reason'}"
+                f"{source}: llama.cpp cannot convert it to {quantization}: "
+                f"{reason or 'it gives no reason'}"
             )
         part.replace(destination)
     except NativeError as error:
-        raise ConfigError(f"{source}: llama.cpp cannot convert it to {form}: {error}") from error
+        raise ConfigError(
+            f"{source}: llama.cpp cannot convert it to {quantization}: {error}"
+        ) from error
     finally:
         _complaints = None
         part.unlink(missing_ok=True)

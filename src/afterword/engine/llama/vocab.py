@@ -39,7 +39,7 @@ class LlamaTokenizer:
         self.document_start_id = next(i for i in starts if i is not None)
         self.infill = self._infill()
 
-    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> LlamaTokenizer:  # noqa: ARG002 - nobody is asked
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> LlamaTokenizer:  # noqa: ARG002 - the protocol
         """Returns itself, because tokenisation needs no other server."""
         return self
 

@@ -1,6 +1,6 @@
-"""What the ledger adds to a request, and whether its limits are exact under a crowd.
+"""Measures the time that the ledger adds to a request, and checks its limits under a crowd.
 
-Runs on the exact toy model in this process, so that the ledger is nearly all there is to measure:
+Runs on the toy model in this process, so that nearly all the time is the ledger's:
 ``python benchmarks/metering.py [--database URL] [--redis URL]``. Without a URL it makes a SQLite
 file in a temporary folder.
 """
@@ -36,7 +36,7 @@ SPENT = Spent(
 
 
 async def overhead_ms(place: Place) -> dict[str, float]:
-    """Median time of all that a request asks of the ledger: whose key, reserve, settle."""
+    """Returns median milliseconds of a request's ledger calls: authenticate, reserve, settle."""
     many = 10**12
     terms: dict[str, dict[str, Any]] = {
         "a key": {},
@@ -65,7 +65,7 @@ async def overhead_ms(place: Place) -> dict[str, float]:
                 reservation = await ledger.reserve(principal, ask)
                 await reservation.settle(SPENT)
                 times.append(time.perf_counter() - began_s)
-                # As a request does: others have the loop meanwhile.
+                # Other tasks get the loop meanwhile, as during a request.
                 await asyncio.sleep(PAUSE_S)
             median[name] = statistics.median(times) * 1000
     return median

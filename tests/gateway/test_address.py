@@ -1,4 +1,4 @@
-"""Addresses as they are written."""
+"""Addresses of upstreams are parsed, and malformed ones refused."""
 
 from __future__ import annotations
 

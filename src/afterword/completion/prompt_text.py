@@ -24,7 +24,7 @@ class VocabView(msgspec.Struct, frozen=True):
     space_after: frozenset[int] | None = None
 
     def is_fresh(self, before: int | None) -> bool:
-        """Whether the tokenizer puts a space before text after this token, or at its start (None)."""
+        """Whether the tokenizer puts a space before text after this token (None: at its start)."""
         return self.space_after is not None and (before is None or before in self.space_after)
 
     def piece(self, token: int, *, fresh: bool) -> bytes:

@@ -44,7 +44,7 @@ class Mailbox:
         self._wake()
 
     def close(self, error: Exception | None = None) -> None:
-        """End the mailbox. Once the pending events are read, ``take`` raises the ``error``, if any."""
+        """End the mailbox. After the pending events ``take`` raises the ``error``, if any."""
         if not self._closed:
             self._closed = True
             self._error = error

@@ -173,7 +173,7 @@ def recorded(most: int) -> Kind:
     def parse(name: str, value: Json) -> str:
         text = _string(name, value)
         if len(text) > most or "\0" in text:
-            wanted = f"at most {most} characters and no null character, since it is recorded"
+            wanted = f"at most {most} characters and no null character, because it is recorded"
             raise out_of_range(name, text, wanted)
         return text
 

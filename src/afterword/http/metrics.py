@@ -47,7 +47,7 @@ _ENGINE_GAUGES = {
     "active_slots": "Slots with a sequence at work.",
     "resident_slots": "Idle slots whose KV is kept for the prefix cache.",
     "cells_used": "KV positions in use.",
-    "cells_total": "KV positions there are.",
+    "cells_total": "KV positions in total.",
     "score_bytes": "Memory of log-probabilities kept for prompts that share a prefix.",
     "checkpoint_bytes": "Memory of states kept for prompts that share a prefix.",
     "longest_wait_s": "How long the oldest request without a slot has waited, in seconds.",

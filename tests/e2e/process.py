@@ -29,7 +29,7 @@ class Server:
         return int(self.url.rsplit(":", 1)[1])
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Signal it and give its exit status."""
+        """Send a signal. Returns the exit status."""
         self.process.send_signal(number)
         return self.process.wait()
 
@@ -73,6 +73,6 @@ def serving(
 
 
 def run(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """``afterword`` with arguments, to its end."""
+    """Run ``afterword`` to its end."""
     command = [AFTERWORD, *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, input=text)

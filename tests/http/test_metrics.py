@@ -1,4 +1,4 @@
-"""Figures of an engine of our own, as Prometheus gets them."""
+"""The figures of an engine, as Prometheus gets them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from support.asgi import Client
 
 
 async def test_metrics_count_batches_by_size(serve: Callable[..., Client]) -> None:
-    """Five steps of four sequences and three of one."""
+    """Five steps have four sequences, three have one."""
     client = serve(toy_engine())
     await client.complete(prompt="a", n=4, max_tokens=5, ignore_eos=True)
     await client.complete(prompt="a", max_tokens=3, ignore_eos=True)

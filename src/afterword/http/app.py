@@ -1,4 +1,4 @@
-"""The ASGI app, put together from a service and what it may not know by itself."""
+"""Makes the ASGI app from a service and from what the service does not know."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
 ) -> ASGIApp:
     """An ASGI 3 app that serves ``service``.
 
-    ``clock`` gives seconds that never go back, ``entropy(n)`` n random bytes for request ids.
-    A stream that is silent for ``keep_alive_s`` sends a comment.
-    Without ``access`` it asks for no key and keeps no record. ``public`` are further routes, which
-    need no key. ``observe`` is told of every request at its end. ``upstreams`` gives the figures of
+    ``clock`` returns monotonic seconds, ``entropy(n)`` returns n random bytes for request ids.
+    A stream that is silent for ``keep_alive_s`` seconds sends a comment. Without ``access`` the app
+    asks for no key and keeps no record. ``public`` are further routes, which need no key.
+    ``observe`` is called at the end of every request. ``upstreams`` returns the figures of the
     servers behind this one.
     """
     access = access or Access()
@@ -103,7 +103,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
     )
     if not access.origins:
         return app
-    # Outermost, so that errors can be read by pages too.
+    # Outermost, so that pages can read errors too.
     return CORSMiddleware(
         app,
         allow_origins=access.origins,

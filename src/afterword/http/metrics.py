@@ -47,31 +47,31 @@ _ENGINE_GAUGES = {
     "active_slots": "Slots with a sequence at work.",
     "resident_slots": "Idle slots whose KV is kept for the prefix cache.",
     "cells_used": "KV positions in use.",
-    "cells_total": "KV positions there are.",
+    "cells_total": "KV positions in total.",
     "score_bytes": "Memory of log-probabilities kept for prompts that share a prefix.",
     "checkpoint_bytes": "Memory of states kept for prompts that share a prefix.",
     "longest_wait_s": "How long the oldest request without a slot has waited, in seconds.",
 }
 _ENGINE_COUNTERS = {
     "steps": "Steps of the engine.",
-    "decoded_tokens": "Generated tokens that went through the model, for the next one.",
+    "decoded_tokens": "Generated tokens that went through the model to get the next one.",
     "prefilled_tokens": "Prompt tokens that went through the model.",
     "cached_tokens": "Prompt tokens taken from the prefix cache.",
     "generated_tokens": "Tokens sampled.",
-    "drafted_tokens": "Tokens that prompt lookup proposed and the model verified.",
-    "accepted_tokens": "Of these, tokens that were what the model gave.",
+    "drafted_tokens": "Tokens that prompt lookup drafted and the model verified.",
+    "accepted_tokens": "Drafted tokens that the model accepted.",
     "started_requests": "Requests that got their first slot, or an answer without one.",
-    "waited_s": "Seconds that these requests waited in line for it, all together.",
+    "waited_s": "Seconds that started requests waited for their first slot, in total.",
 }
 
 
 def _name(field: str) -> str:
-    """A figure of an engine as Prometheus would have it named, units in full."""
+    """Returns the name of an engine's figure in Prometheus, with units in full."""
     return "afterword_engine_" + re.sub(r"_s$", "_seconds", field)
 
 
 class EngineCollector(Collector):
-    """Reads each engine's figures at the moment of the scrape, and keeps nothing."""
+    """Reads each engine's figures at each scrape, and keeps nothing."""
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
         self._models = models
@@ -111,7 +111,7 @@ class EngineCollector(Collector):
 
 
 def _batches(figures: EngineStats) -> list[tuple[str, float]]:
-    """Upper bounds, and how many steps were at or below each."""
+    """Returns the upper bounds of batch sizes, and how many steps were at or below each."""
     bounds = [f"{1 << i}.0" for i in range(len(figures.batch_sizes) - 1)]
     return list(zip([*bounds, "+Inf"], accumulate(figures.batch_sizes), strict=True))
 
@@ -159,7 +159,7 @@ def _under(old_name: str, family: Metric) -> Metric:
 
 
 class Metrics:
-    """The server's counters, in a registry of their own so that apps can stand side by side."""
+    """The server's counters, in their own registry, so that a process can have several apps."""
 
     def __init__(self, models: Sequence[ServedModel], ledger: Ledger, upstreams: Upstreams) -> None:
         self._registry = CollectorRegistry()
@@ -171,7 +171,7 @@ class Metrics:
         )
         self._first_token = Histogram(
             "afterword_time_to_first_token_seconds",
-            "From a streamed request's arrival to its first chunk.",
+            "Time from a streamed request's arrival to its first chunk.",
             ["model"],
             buckets=_FIRST_TOKEN_BUCKETS_S,
             registry=self._registry,
@@ -190,7 +190,7 @@ class Metrics:
         )
         self._token = Histogram(
             "afterword_time_per_token_seconds",
-            "Of a stream, from its first chunk to its end, divided by its tokens after the first.",
+            "Time from a stream's first chunk to its end, divided by its tokens after the first.",
             ["model"],
             buckets=_TOKEN_BUCKETS_S,
             registry=self._registry,
@@ -206,7 +206,7 @@ class Metrics:
         self._registry.register(Renamed(UpstreamCollector(upstreams)))
 
     def record(self, exchange: Exchange, *, route: str, status: int, ended_s: float) -> None:
-        """Count a finished exchange. ``route`` is a template, so that labels stay few."""
+        """Count a finished exchange. ``route`` is a template, to keep the labels few."""
         self._requests.labels(route, str(status), exchange.outcome).inc()
         if exchange.limited_by is not None:
             self._limited.labels(exchange.limited_by).inc()
@@ -224,5 +224,5 @@ class Metrics:
             self._completion.labels(model).inc(exchange.usage.completion_tokens)
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -90,7 +90,7 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
     yield "fingerprint", card.fingerprint
     yield "suffix", "yes" if model.engine.tokenizer.infill else "refused: no infill tokens"
     if is_remote(settings.models[model.name]):
-        invariance = "as the servers behind keep it"
+        invariance = "that of the servers behind"
     elif card.batch_invariant:
         invariance = "kept: answers do not depend on the rest of the batch"
     elif settings.kv == "exact":

@@ -191,7 +191,7 @@ class _HeaderReader:
         for token, (start, end) in enumerate(self._strings(count)):
             name = self._data[start:end]
             if name in seen:
-                raise self._broken(f"token {token} has the name of an earlier one")
+                raise self._broken(f"token {token} has the name of another")
             if name:
                 seen.add(name)
         return count

@@ -11,6 +11,7 @@ from afterword.core.errors import ConfigError
 
 DIALECTS = ("afterword", "vllm", "sglang", "llamacpp", "openai")
 _SCHEME = re.compile(r"([a-z]+)\+(https?)://")
+_AUTHORITY = re.compile(r"^.*?://([^/?#]*).*$", re.DOTALL)
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -64,6 +65,9 @@ def parse_addresses(source: str) -> tuple[Address, ...]:
 
 
 def _parse(text: str) -> Address:
+    # First of all, because every other message shows the address.
+    if "@" in _AUTHORITY.sub(r"\1", text):
+        raise ConfigError("an upstream's address takes no user or password: set upstream_keys")
     found = _SCHEME.match(text)
     if found is None or found[1] not in DIALECTS:
         raise ConfigError(f"{text!r} does not begin with {'+, '.join(DIALECTS)}+ and http(s)://")
@@ -72,8 +76,6 @@ def _parse(text: str) -> Address:
         port = parts.port or _PORTS[found[2]]
     except ValueError:
         raise ConfigError(f"{text!r}: the host or the port is invalid") from None
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("an upstream's address takes no user or password: set upstream_keys")
     if not parts.hostname or parts.query:
         raise ConfigError(f"{text!r} is not {found[1]}+{found[2]}://HOST:PORT/v1")
     return Address(

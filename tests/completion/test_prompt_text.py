@@ -20,9 +20,9 @@ CHARACTERS = (
 
 
 def offsets(sent: str, pieces: list[bytes]) -> list[int]:
-    spelling = VocabView(pieces, frozenset(), frozenset())
+    vocab = VocabView(pieces, frozenset(), frozenset())
     shown = Shown(text=True, offsets=True)
-    return list(prompt_of_text(sent, range(len(pieces)), spelling, shown).offsets)
+    return list(prompt_of_text(sent, range(len(pieces)), vocab, shown).offsets)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 from support.asgi import Client, fold
 
 
-async def delivered_alike(client: Client, body: dict[str, Any], *, usage: bool) -> None:
+async def delivered_the_same(client: Client, body: dict[str, Any], *, usage: bool) -> None:
     """One meaning, two deliveries: all fields are equal, except for the id, which is new."""
     answer = await client.complete(**body)
     options = {"stream_options": {"include_usage": True}} if usage else {}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterword.engine.toy import ToyTokenizer
-from properties.laws import delivered_alike
+from properties.laws import delivered_the_same
 from properties.oracle import Oracle
 from properties.requests import bodies
 from support.asgi import Client
@@ -82,7 +82,7 @@ def compare_logprobs(got: dict[str, Any] | None, wanted: list[Any] | None) -> No
 async def test_a_folded_stream_is_the_answer(
     client: Client, body: dict[str, Any], usage: bool
 ) -> None:
-    await delivered_alike(client, body, usage=usage)
+    await delivered_the_same(client, body, usage=usage)
 
 
 @given(body=bodies(greedy=False))

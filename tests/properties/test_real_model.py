@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions
 from conftest import make_client
-from properties.laws import delivered_alike
+from properties.laws import delivered_the_same
 from properties.requests import bodies
 from support.asgi import Client
 from support.examples import examples
@@ -42,4 +42,4 @@ async def test_one_meaning_two_deliveries(
     short = {**body, "model": "real", "max_tokens": max_tokens}
     if "min_tokens" in body:
         short["min_tokens"] = min(body["min_tokens"], max_tokens)
-    await delivered_alike(real, short, usage=usage)
+    await delivered_the_same(real, short, usage=usage)

@@ -39,7 +39,7 @@ class ChoiceBuilder:
 
     def __init__(
         self,
-        spelling: VocabView,
+        vocab: VocabView,
         prompt: PromptText,
         *,
         stops: Sequence[str],
@@ -47,7 +47,7 @@ class ChoiceBuilder:
         echo: bool,
         logprobs: bool,
     ) -> None:
-        self._spelling = spelling
+        self._vocab = vocab
         self._prompt = prompt
         self._echo = echo
         self._matcher = StopMatcher(stops)
@@ -55,7 +55,7 @@ class ChoiceBuilder:
         # The completion may complete a character whose first bytes end the prompt.
         self._detokenizer = Detokenizer(characters=len(prompt.text), pending=prompt.dangling)
         self._fresh = prompt.fresh
-        self._entries = LogprobsBuilder(spelling) if logprobs else None
+        self._entries = LogprobsBuilder(vocab) if logprobs else None
         self._ready = prompt.text if echo else ""
         self._wrote = False
         self._drained_once = False
@@ -68,8 +68,8 @@ class ChoiceBuilder:
         """Take in the computed prompt. ``scored`` has its log-probabilities if they are echoed."""
         if self._entries is None or not self._echo or not self._prompt.ids:
             return
-        ids, offsets, spelling = self._prompt.ids, self._prompt.offsets, self._spelling
-        self._entries.add_first(ids[0], offsets[0], fresh=spelling.is_fresh(None))
+        ids, offsets, vocab = self._prompt.ids, self._prompt.offsets, self._vocab
+        self._entries.add_first(ids[0], offsets[0], fresh=vocab.is_fresh(None))
         if scored is None:
             return
         width = len(scored.top_ids) // max(len(scored.logprobs), 1)
@@ -85,7 +85,7 @@ class ChoiceBuilder:
             strict=False,  # rows without entries do not end
         )
         for before, token, offset, logprob, top_ids, top_logprobs in entries:
-            fresh = spelling.is_fresh(before)
+            fresh = vocab.is_fresh(before)
             self._entries.add(token, logprob, top_ids, top_logprobs, offset, fresh=fresh)
 
     def sampled(self, event: Sampled) -> bool:
@@ -94,19 +94,19 @@ class ChoiceBuilder:
             return False
         width = len(event.top_ids) // len(event.tokens)
         scored = bool(event.logprobs)
-        spelling, end_ids, fresh = self._spelling, self._spelling.end_ids, self._fresh
+        vocab, end_ids, fresh = self._vocab, self._vocab.end_ids, self._fresh
         logprobs = event.logprobs if scored else repeat(0.0)
         # Without log-probabilities ``logprobs`` does not end, so zip cannot be strict.
         for at, (token, logprob) in enumerate(zip(event.tokens, logprobs, strict=False)):
             self.completion_tokens += 1
             self.logprob_sum += logprob
-            piece = b"" if token in end_ids else spelling.piece(token, fresh=fresh)
+            piece = b"" if token in end_ids else vocab.piece(token, fresh=fresh)
             text, offset = self._detokenizer.feed(piece)
             if self._entries is not None:
                 top = slice(at * width, (at + 1) * width)
                 tops = event.top_ids[top], event.top_logprobs[top]
                 self._entries.add(token, logprob, *tops, offset, fresh=fresh)
-            self._fresh = fresh = spelling.is_fresh(token)
+            self._fresh = fresh = vocab.is_fresh(token)
             if piece:
                 self._wrote = True
             if text and self._take_in(text):

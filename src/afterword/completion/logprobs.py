@@ -19,8 +19,8 @@ class LogprobsBuilder:
     the tokenizer put in front (L8).
     """
 
-    def __init__(self, spelling: VocabView) -> None:
-        self._spelling = spelling
+    def __init__(self, vocab: VocabView) -> None:
+        self._vocab = vocab
         self._clear()
 
     def __len__(self) -> int:
@@ -28,7 +28,7 @@ class LogprobsBuilder:
 
     def add_first(self, token: int, offset: int, *, fresh: bool) -> None:
         """Add the prompt's first token, which has no log-probability (E2)."""
-        self._tokens.append(token_text(self._spelling.piece(token, fresh=fresh)))
+        self._tokens.append(token_text(self._vocab.piece(token, fresh=fresh)))
         self._token_logprobs.append(None)
         self._top_logprobs.append(None)
         self._offsets.append(offset)
@@ -45,8 +45,8 @@ class LogprobsBuilder:
     ) -> None:
         """Add a token, the likeliest tokens at its position in order, and its text offset."""
         logprob = finite(logprob)
-        spelling = self._spelling
-        text = token_text(spelling.piece(token, fresh=fresh))
+        vocab = self._vocab
+        text = token_text(vocab.piece(token, fresh=fresh))
         self._tokens.append(text)
         self._token_logprobs.append(logprob)
         top: dict[str, float] = {}
@@ -57,9 +57,9 @@ class LogprobsBuilder:
                 chosen_is_among = True
                 top[text] = logprob
             elif i != NO_TOKEN:
-                key = token_text(spelling.piece(i, fresh=fresh))
+                key = token_text(vocab.piece(i, fresh=fresh))
                 # Only the chosen token may have its text as a key.
-                key = bytes_text(spelling.pieces[i]) if key == text else key
+                key = bytes_text(vocab.pieces[i]) if key == text else key
                 self._put(top, key, i, finite(value))
         if not chosen_is_among:
             top[text] = logprob
@@ -80,7 +80,7 @@ class LogprobsBuilder:
 
     def _put(self, top: dict[str, float], key: str, token: int, logprob: float) -> None:
         if key in top:
-            key = bytes_text(self._spelling.pieces[token])
+            key = bytes_text(self._vocab.pieces[token])
         while key in top:
             # A third token with the same bytes. No known vocabulary has one, but one may.
             key += "\u200b"

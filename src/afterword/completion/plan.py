@@ -38,7 +38,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     jobs: tuple[Job, ...]
     prompts: tuple[PromptText, ...]
-    spelling: VocabView
+    vocab: VocabView
     n: int
     candidates: int
     echo: bool
@@ -130,12 +130,12 @@ def make_plan(
     sampling = _sampling(request, tokenizer)
     least = sampling.min_tokens
     extra_end_ids = infill_tokens(tokenizer).end_ids if suffix is not None else ()
-    spelling = VocabView(
+    vocab = VocabView(
         tokenizer.pieces, tokenizer.end_ids.union(extra_end_ids), tokenizer.space_after
     )
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
-        ids, text = _prompt(prompt, request, tokenizer, budget, spelling)
+        ids, text = _prompt(prompt, request, tokenizer, budget, vocab)
         most = budget.completion_tokens(len(ids), request.max_tokens)
         if least > most:
             raise _too_many_at_least(least, most, request.max_tokens)
@@ -160,7 +160,7 @@ def make_plan(
         fingerprint=inputs.fingerprint,
         jobs=tuple(jobs),
         prompts=tuple(prompts),
-        spelling=spelling,
+        vocab=vocab,
         n=n,
         candidates=candidates,
         echo=bool(request.echo),
@@ -230,7 +230,7 @@ def _prompt(
     request: CompletionRequest,
     tokenizer: Tokenizer,
     budget: ContextBudget,
-    spelling: VocabView,
+    vocab: VocabView,
 ) -> tuple[tuple[int, ...], PromptText]:
     """Returns the ids to compute, and the prompt as its choices show it (R2, E2)."""
     suffix = request.suffix or ""
@@ -240,9 +240,9 @@ def _prompt(
     shown = Shown(text=echo or scored, offsets=echo and scored)
     visible = _ids(prompt, tokenizer, parse_special=not suffix)
     if isinstance(prompt, str):
-        text = prompt_of_text(prompt, visible, spelling, shown)
+        text = prompt_of_text(prompt, visible, vocab, shown)
     else:
-        text = prompt_of_ids(visible, spelling, shown)
+        text = prompt_of_ids(visible, vocab, shown)
     if suffix:
         after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
         ids = lay_out(infill_tokens(tokenizer), tokenizer.bos_id, visible, after)

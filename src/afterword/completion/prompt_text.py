@@ -67,54 +67,54 @@ class Shown(msgspec.Struct, frozen=True):
     offsets: bool
 
 
-def prompt_of_text(sent: str, ids: Sequence[int], spelling: VocabView, shown: Shown) -> PromptText:
+def prompt_of_text(sent: str, ids: Sequence[int], vocab: VocabView, shown: Shown) -> PromptText:
     """Returns a prompt that was sent as text. ``ids`` are its visible tokens (L8)."""
     return PromptText(
         tuple(ids),
         0,
         sent if shown.text else "",
-        offsets=tuple(_offsets_in(sent, ids, spelling)) if shown.offsets else (),
-        fresh=spelling.is_fresh(ids[-1] if ids else None),
+        offsets=tuple(_offsets_in(sent, ids, vocab)) if shown.offsets else (),
+        fresh=vocab.is_fresh(ids[-1] if ids else None),
     )
 
 
-def prompt_of_ids(ids: Sequence[int], spelling: VocabView, shown: Shown) -> PromptText:
+def prompt_of_ids(ids: Sequence[int], vocab: VocabView, shown: Shown) -> PromptText:
     """Returns a prompt that was sent as token ids."""
     detokenizer = Detokenizer()
-    fresh = spelling.is_fresh(ids[-1] if ids else None)
+    fresh = vocab.is_fresh(ids[-1] if ids else None)
     if not shown.text:
-        detokenizer.feed(_end(ids, spelling))
+        detokenizer.feed(_end(ids, vocab))
         return PromptText(tuple(ids), 0, "", detokenizer.pending, fresh=fresh)
-    fed = [detokenizer.feed(piece) for piece in spelling.pieces_of(ids)]
+    fed = [detokenizer.feed(piece) for piece in vocab.pieces_of(ids)]
     text = "".join(text for text, _ in fed)
     offsets = tuple(offset for _, offset in fed) if shown.offsets else ()
     return PromptText(tuple(ids), 0, text, detokenizer.pending, offsets, fresh)
 
 
-def text_of_ids(ids: Sequence[int], spelling: VocabView) -> str:
+def text_of_ids(ids: Sequence[int], vocab: VocabView) -> str:
     """Returns the text of token ids, with U+FFFD for an incomplete character."""
-    return b"".join(spelling.pieces_of(ids)).decode(errors="replace")
+    return b"".join(vocab.pieces_of(ids)).decode(errors="replace")
 
 
-def _end(ids: Sequence[int], spelling: VocabView) -> bytes:
+def _end(ids: Sequence[int], vocab: VocabView) -> bytes:
     """Returns the last bytes, enough to see whether they end inside a character."""
     raw = b""
     for token in reversed(ids):
-        raw = spelling.pieces[token] + raw
+        raw = vocab.pieces[token] + raw
         if len(raw) >= _MOST_CHARACTER_BYTES:
             break
     return raw
 
 
-def _offsets_in(sent: str, ids: Sequence[int], spelling: VocabView) -> list[int]:
+def _offsets_in(sent: str, ids: Sequence[int], vocab: VocabView) -> list[int]:
     """Returns the offset of each token in the text that it was made of."""
     raw = sent.encode()
-    plain = [spelling.pieces[token] for token in ids]
-    for pieces in (list(spelling.pieces_of(ids)), plain):
+    plain = [vocab.pieces[token] for token in ids]
+    for pieces in (list(vocab.pieces_of(ids)), plain):
         if b"".join(pieces) == raw:
             detokenizer = Detokenizer()
             return [detokenizer.feed(piece)[1] for piece in pieces]
-    return _aligned(sent, list(spelling.pieces_of(ids)))
+    return _aligned(sent, list(vocab.pieces_of(ids)))
 
 
 def _aligned(sent: str, pieces: Sequence[bytes]) -> list[int]:

@@ -114,7 +114,7 @@ class CompletionService:
     def tokenizer_info(
         self, model: str | None = None, *, vocabulary: bool = False
     ) -> tokens.TokenizerInfo:
-        """Answer GET /tokenizer_info, if asked with the ``vocabulary``. Raises ``ApiError``."""
+        """Answer GET /tokenizer_info, with the whole ``vocabulary`` if asked. Raises ``ApiError``."""
         engine = self._engine(model)
         return tokens.describe(engine.tokenizer, engine.card, vocabulary=vocabulary)
 
@@ -215,7 +215,7 @@ class CompletionStream:
                 self.on_first_token()
             plan = self.plan
             builder = self._builders[job, seq] = ChoiceBuilder(
-                plan.spelling,
+                plan.vocab,
                 plan.prompts[job],
                 stops=plan.stops,
                 min_tokens=plan.jobs[job].sampling.min_tokens,

@@ -145,8 +145,8 @@ def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer, card: EngineCar
         )
     bos = tokenizer.bos_id
     ids = request.tokens[1:] if bos is not None and request.tokens[:1] == (bos,) else request.tokens
-    spelling = VocabView(tokenizer.pieces, tokenizer.end_ids, tokenizer.space_after)
-    return Detokenized(text_of_ids(ids, spelling))
+    vocab = VocabView(tokenizer.pieces, tokenizer.end_ids, tokenizer.space_after)
+    return Detokenized(text_of_ids(ids, vocab))
 
 
 def describe(tokenizer: Tokenizer, card: EngineCard, *, vocabulary: bool = False) -> TokenizerInfo:

@@ -75,7 +75,7 @@ def make_gguf(
 
     def weights(name: str, *shape: int, scale: float = 0.15) -> None:
         values = rng.normal(0, scale, shape).astype(np.float32)
-        # The formats of the embedded model, which the promise of D1 is made for.
+        # The formats of the embedded model, for which batch invariance (D1) is tested.
         kind = gguf.GGMLQuantizationType.Q8_0 if scale == 1 else gguf.GGMLQuantizationType.Q4_1
         raw = gguf.quants.quantize(values, kind)
         if name == "token_embd.weight":

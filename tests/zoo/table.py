@@ -23,9 +23,9 @@ from zoo.architectures import ARCHITECTURES
 from zoo.making import make_model
 from zoo.others import OTHERS
 from zoo.serving import Model
-from zoo.trials import Verdict, again, alone, hostile_texts, shared, side_by_side
+from zoo.trials import TrialResult, again, alone, hostile_texts, shared, side_by_side
 
-_COLUMNS = ("load", "alone", "again", "shared", "side by side", "texts", "promise")
+_COLUMNS = ("load", "alone", "again", "shared", "side by side", "texts", "batch invariance")
 _SHORTEST = 120
 """Maximum number of characters of a message in a cell."""
 
@@ -70,8 +70,8 @@ def try_model(path: Path, rounds: int, stretch: int) -> None:
         _tell(Cell("load", _short(str(error).rsplit(f"{path}: ", 1)[-1]), refused=True))
         return
     _tell(Cell("load", "yes"))
-    _tell(Cell("promise", _promise(model)))
-    trials: Mapping[str, Callable[[], Verdict]] = {
+    _tell(Cell("batch invariance", _batch_invariance(model)))
+    trials: Mapping[str, Callable[[], TrialResult]] = {
         "alone": lambda: alone(model),
         "again": lambda: again(model),
         "shared": lambda: shared(model, rounds),
@@ -82,11 +82,11 @@ def try_model(path: Path, rounds: int, stretch: int) -> None:
         try:
             verdict = trial()
         except Exception as error:  # noqa: BLE001 - the row says what went wrong
-            verdict = Verdict(failure=_short(str(error) or type(error).__name__))
+            verdict = TrialResult(failure=_short(str(error) or type(error).__name__))
         _tell(Cell(column, str(verdict), sound=verdict.sound, cached=verdict.cached))
 
 
-def _promise(model: Model) -> str:
+def _batch_invariance(model: Model) -> str:
     facts = msgspec.structs.asdict(model.loaded)
     sharing = facts.get("sharing")
     batches = "in any batch" if model.batch_invariant else "alone"

@@ -12,7 +12,7 @@ def test_a_model_that_is_served_exactly(tmp_path: Path) -> None:
     row = row_of(make_model("llama", tmp_path / "llama.gguf"), rounds=1, limit_s=300)
     assert row.outcome == "exact, shares"
     assert str(row).startswith("| llama | yes | exact (13) | exact (26) | exact (")
-    assert row.cells["promise"].text.startswith("in any batch")
+    assert row.cells["batch invariance"].text.startswith("in any batch")
 
 
 def test_a_file_that_is_refused(tmp_path: Path) -> None:

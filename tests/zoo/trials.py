@@ -21,7 +21,7 @@ _RANDOM_REQUESTS = 12
 _SLOTS = (3, 1, 5)
 
 
-class Verdict(msgspec.Struct):
+class TrialResult(msgspec.Struct):
     """Counts answers, and answers that differ from those of a fresh server.
 
     ``nats`` is the largest difference of a token's log-probability, ``cached`` the share of prompt
@@ -51,9 +51,9 @@ class Verdict(msgspec.Struct):
         return f"{said} ({self.asked}{cached})"
 
 
-def alone(model: Model) -> Verdict:
+def alone(model: Model) -> TrialResult:
     """Try prompts of all lengths on fresh servers, twice each; all numbers must be finite."""
-    verdict = Verdict()
+    verdict = TrialResult()
     for cut in LENGTHS:
         request = (job(prompt(0, cut), scored=0),)
         answer = model.fresh(request)
@@ -67,9 +67,9 @@ def alone(model: Model) -> Verdict:
     return verdict
 
 
-def again(model: Model) -> Verdict:
+def again(model: Model) -> TrialResult:
     """Try the same requests twice on one server."""
-    verdict = Verdict()
+    verdict = TrialResult()
     with model.server() as server:
         for cut in LENGTHS:
             for _ in range(2):
@@ -77,9 +77,9 @@ def again(model: Model) -> Verdict:
     return verdict
 
 
-def shared(model: Model, rounds: int) -> Verdict:
+def shared(model: Model, rounds: int) -> TrialResult:
     """Try prompts with common prefixes: all ``ORDERS``, and ``rounds`` random histories."""
-    verdict = Verdict()
+    verdict = TrialResult()
     computed = cached = 0
     histories: list[Sequence[Request]] = [order(model) for order in ORDERS.values()]
     for seed in range(rounds):
@@ -99,21 +99,21 @@ def shared(model: Model, rounds: int) -> Verdict:
     return verdict
 
 
-def side_by_side(model: Model, rounds: int) -> Verdict:
+def side_by_side(model: Model, rounds: int) -> TrialResult:
     """Try rounds of requests that come together, see ``Crowd``.
 
     Answers are compared if the model is batch invariant.
     """
     crowd = Crowd(model)
     asyncio.run(crowd.run(rounds))
-    return Verdict(
+    return TrialResult(
         crowd.asked, crowd.wrong, crowd.nats, exact=model.batch_invariant, failure=crowd.failure
     )
 
 
-def hostile_texts(model: Model, texts: Mapping[str, str] = HOSTILE) -> Verdict:
+def hostile_texts(model: Model, texts: Mapping[str, str] = HOSTILE) -> TrialResult:
     """Tokenise texts of all kinds; the process must survive. Unspellable texts may be refused."""
-    verdict = Verdict(exact=False)
+    verdict = TrialResult(exact=False)
     opened = model.open(1)
     try:
         for text in texts.values():
@@ -125,7 +125,7 @@ def hostile_texts(model: Model, texts: Mapping[str, str] = HOSTILE) -> Verdict:
     return verdict
 
 
-def _compare(verdict: Verdict, model: Model, request: Request, server: Server) -> None:
+def _compare(verdict: TrialResult, model: Model, request: Request, server: Server) -> None:
     expected, found = model.fresh(request), server.ask(request)
     verdict.asked += 1
     if difference(found, expected) is not None:

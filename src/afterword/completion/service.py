@@ -114,7 +114,7 @@ class CompletionService:
     def tokenizer_info(
         self, model: str | None = None, *, vocabulary: bool = False
     ) -> tokens.TokenizerInfo:
-        """Answer GET /tokenizer_info, with the whole ``vocabulary`` if asked. Raises ``ApiError``."""
+        """Answer GET /tokenizer_info, with the ``vocabulary`` on request. Raises ``ApiError``."""
         engine = self._engine(model)
         return tokens.describe(engine.tokenizer, engine.card, vocabulary=vocabulary)
 

@@ -62,6 +62,7 @@ _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 
 _FILE_TYPES = {
+    "f32": lib.LLAMA_FTYPE_ALL_F32,
     "f16": lib.LLAMA_FTYPE_MOSTLY_F16,
     "bf16": lib.LLAMA_FTYPE_MOSTLY_BF16,
     "q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
-import msgspec
-
 from afterword.core.job import Ended, Event, FinishReason, Job, Prefilled
 from afterword.engine.batching.chunks import choose_spans
+from afterword.engine.batching.counters import Counters
 from afterword.engine.batching.drafts import MOST_SEQUENCES, learn, make_drafts
 from afterword.engine.batching.line import FairLine
 from afterword.engine.batching.memory import Memory, Wait
@@ -26,8 +25,6 @@ from afterword.engine.sampler import RowError
 _LOOK_AHEAD = 64
 """How many waiting sequences of a request are searched for one that can start now."""
 _FEW_SLOTS = 4
-_BATCH_SIZES = 12
-"""Histogram buckets: up to 1, 2, 4 and so on to 1,024 sequences, then all larger batches."""
 
 
 def kept_slots(slots: int) -> int:
@@ -36,36 +33,6 @@ def kept_slots(slots: int) -> int:
     Returns 0 if there are fewer than four, because an extra one would take too much memory.
     """
     return int(slots >= _FEW_SLOTS)
-
-
-class Counters(msgspec.Struct):
-    """Totals since the start; they only grow. See ``core.protocols.EngineStats``.
-
-    A drafted token counts as decoded, an accepted one also as generated. ``waited_s`` sums the
-    seconds that each of ``started_requests`` spent in line before its first slot or its answer.
-    """
-
-    steps: int = 0
-    batch_sizes: list[int] = msgspec.field(default_factory=lambda: [0] * _BATCH_SIZES)
-    batched_sequences: int = 0
-    decoded_tokens: int = 0
-    prefilled_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    started_requests: int = 0
-    waited_s: float = 0.0
-
-    def copy(self) -> Counters:
-        """Returns a snapshot that does not change any more."""
-        return msgspec.structs.replace(self, batch_sizes=list(self.batch_sizes))
-
-    def count_step(self, sequences: int) -> None:
-        """Count a step that computed ``sequences`` sequences together."""
-        self.steps += 1
-        self.batch_sizes[min((sequences - 1).bit_length(), _BATCH_SIZES - 1)] += 1
-        self.batched_sequences += sequences
 
 
 class Scheduler:

@@ -18,10 +18,11 @@ import msgspec
 from afterword.core.faults import in_one_line
 from afterword.core.job import Event, Job
 from afterword.engine.batching.budget import ChunkBudget
+from afterword.engine.batching.counters import Counters
 from afterword.engine.batching.drafts import StepCost
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import DecodeError, FatalDecodeError, ModelRunner
-from afterword.engine.batching.scheduler import Counters, Scheduler
+from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.batching.step import Step
 from afterword.engine.sampler import Sampler
 

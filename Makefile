@@ -1,4 +1,4 @@
-# `make serve` and `make test` set up everything that they need.
+# `make serve` and `make test` install everything that they need.
 PORT ?= 8000
 ARGS ?=
 # The first interpreter that is new enough.
@@ -11,59 +11,59 @@ RUN := .venv/bin
 .PHONY: help serve install test test-fast check zoo bench bench-plots typing screenshots lock clean
 .DEFAULT_GOAL := help
 
-help: ## Show what there is to make
+help: ## List all targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 serve: install ## Start the server on PORT (8000), with ARGS
 	@exec $(RUN)/afterword serve --port $(PORT) $(ARGS)
 
-install: python ## Build .venv with afterword on it, and fetch the embedded model
+install: python ## Install afterword into .venv, and fetch the embedded model
 	@$(PYTHON) scripts/install.py
 
-test: python ## Install what the tests need and run them
+test: python ## Install what the tests need, and run them (ARGS)
 	@$(PYTHON) scripts/install.py --test
 	@$(RUN)/python -m pytest $(ARGS)
 
-test-fast: python ## The tests that need no browser, database or model: less than a minute
+test-fast: python ## Run the tests that need no browser, database or model: less than a minute
 	@$(PYTHON) scripts/install.py --fast
 	@$(RUN)/python -m pytest -m "not (browser or database or e2e or model or slow)" --hypothesis-profile fast $(ARGS)
 
-check: python ## Lint, types, import rules
+check: python ## Check style, types and import rules
 	@$(PYTHON) scripts/install.py --fast
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 
-zoo: python ## Which architectures are answered exactly, as a table (ZOO=folder of GGUF files, or tiny ones)
+zoo: python ## Test every architecture, as a table (ZOO=folder of GGUF files; tiny ones without)
 	@$(PYTHON) scripts/install.py --test
 	PYTHONPATH=tests $(RUN)/python -m zoo.table $(if $(ZOO),--models $(ZOO)) $(ARGS)
 	$(if $(ZOO),,$(RUN)/python -m pytest tests/zoo --law-examples 100)
 
-bench: python ## Figures against peers (PEERS=folder of llama-server, DATA=folder of choices)
+bench: python ## Measure against peers (PEERS=folder of llama-server, DATA=folder of choices)
 	@$(PYTHON) scripts/install.py --test
 	$(RUN)/python benchmarks/run.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(if $(and $(PEERS),$(DATA)),$(RUN)/python benchmarks/sharing.py --peers $(PEERS) --data $(DATA))
 
-bench-plots: python ## How the cost of a step grows, into docs/images (MODELS='--model NAME=FILE ...')
+bench-plots: python ## Plot the cost of a step into docs/images (MODELS='--model NAME=FILE ...')
 	@$(PYTHON) scripts/install.py --test
 	@$(RUN)/uv pip install --quiet --python $(RUN)/python --requirements requirements/plots.txt
 	$(RUN)/python benchmarks/plots.py --out docs/images/cost.svg $(MODELS)
 
-typing: python ## Typing latency of the playground, by length of the text
+typing: python ## Measure the typing latency of the playground by length of the text
 	@$(PYTHON) scripts/install.py --test
 	$(RUN)/python benchmarks/playground.py
 
-screenshots: python ## Pictures of the playground for the README, into docs/images
+screenshots: python ## Take the pictures of the playground in docs/images
 	@$(PYTHON) scripts/install.py --test
 	PYTHONPATH=tests $(RUN)/python scripts/screenshots.py
 
-lock: ## Compile requirements/*.txt again
+lock: ## Compile requirements/*.in to requirements/*.txt
 	scripts/lock.sh
 
-clean: ## Remove what was built here
+clean: ## Remove .venv and all caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: python
 python:
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON to its path"; exit 1; }

@@ -1,4 +1,4 @@
-"""Accuracy on multiple-choice files, through the endpoint and by llama.cpp directly, item for item.
+"""Compares the accuracy on multiple-choice files through the endpoint with llama.cpp directly.
 
 ``python benchmarks/accuracy.py FILE.jsonl ...``; a line is ``{"context", "choices", "label"}``.
 """
@@ -22,7 +22,7 @@ BATCH = 16
 
 
 def score(port: int, prompts: Sequence[list[int]], max_tokens: int) -> list[list[float]]:
-    """Log-probabilities of every prompt's tokens after the first, through the endpoint."""
+    """Returns log-probabilities of each prompt's tokens after the first, through the endpoint."""
     body = {
         "model": "bench", "prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": max_tokens,
     }  # fmt: skip
@@ -36,7 +36,7 @@ def score(port: int, prompts: Sequence[list[int]], max_tokens: int) -> list[list
 def accuracy(
     items: Sequence[dict[str, Any]], grouped: Sequence[list[float]]
 ) -> tuple[float, float]:
-    """Shares of items whose label has the largest sum, and the largest sum per character."""
+    """Returns the shares of items whose label has the largest sum, in total and per character."""
     plain = normed = 0
     for item, values in zip(items, grouped, strict=True):
         lengths = [len(choice) for choice in item["choices"]]
@@ -47,7 +47,7 @@ def accuracy(
 
 
 class Questions(NamedTuple):
-    """A file's items; for each choice the tokens, and where the choice begins."""
+    """The items of a file; for each choice its tokens, and the position where the choice begins."""
 
     items: Sequence[dict[str, Any]]
     prompts: Sequence[list[int]]
@@ -55,7 +55,7 @@ class Questions(NamedTuple):
 
 
 def read(file: Path, reference: Reference, most: int | None) -> Questions:
-    """The first items of a file, tokenised."""
+    """Returns the first ``most`` items of a file, tokenised; None for all."""
     items = [json.loads(line) for line in file.read_text("utf-8").splitlines()[:most]]
     prompts, begins = [], []
     for item in items:
@@ -67,7 +67,7 @@ def read(file: Path, reference: Reference, most: int | None) -> Questions:
 
 
 def sums(port: int, questions: Questions, max_tokens: int) -> list[float]:
-    """The log-probability of every choice, through the endpoint."""
+    """Returns the log-probability of each choice, through the endpoint."""
     scored: list[list[float]] = []
     for at in range(0, len(questions.prompts), BATCH):
         scored += score(port, questions.prompts[at : at + BATCH], max_tokens)
@@ -75,7 +75,7 @@ def sums(port: int, questions: Questions, max_tokens: int) -> list[float]:
 
 
 def compare(port: int, reference: Reference, questions: Questions) -> None:
-    """What llama.cpp says directly, and what the endpoint says."""
+    """Report accuracies by llama.cpp directly and through the endpoint."""
     items, prompts, begins = questions
     direct = []
     for ids, begin in zip(prompts, begins, strict=True):
@@ -91,7 +91,7 @@ def compare(port: int, reference: Reference, questions: Questions) -> None:
 def report(
     name: str, items: Sequence[dict[str, Any]], ours: list[float], direct: list[float]
 ) -> None:
-    """Accuracies, the largest difference of a sum, and how many items are decided otherwise."""
+    """Print accuracies, the largest difference of a sum, and how many items change their answer."""
     grouped, wanted = group(items, ours), group(items, direct)
     plain, normed = accuracy(items, grouped)
     worst = max(abs(a - b) for a, b in zip(ours, direct, strict=True))
@@ -99,13 +99,13 @@ def report(
     chance = sum(1 / len(item["choices"]) for item in items) / len(items)
     print(
         f"  {name:<24} accuracy {plain:.3f}, per character {normed:.3f} (chance {chance:.2f}); "
-        f"worst difference of a sum {worst:.1e}, decided otherwise {flipped}",
+        f"largest difference of a sum {worst:.1e}, items with another answer {flipped}",
         flush=True,
     )
 
 
 def group(items: Sequence[dict[str, Any]], flat: Sequence[float]) -> list[list[float]]:
-    """Sums by item."""
+    """Returns sums grouped by item."""
     left = iter(flat)
     return [[next(left) for _ in item["choices"]] for item in items]
 
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ctx", type=int, default=1024)
     parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
-    parser.add_argument("--first", type=int, help="only so many items of each file")
+    parser.add_argument("--first", type=int, help="number of items of each file; default: all")
     args = parser.parse_args()
     model = args.model or embedded_file()
     reference = Reference(model)

@@ -1,11 +1,11 @@
-"""Afterword as a gateway beside litellm: processor time a token, added time to the first token.
+"""Compares Afterword as a gateway with litellm: CPU time a token, added time to the first token.
 
-A stub upstream, written for this, speaks vLLM's routes at line rate. Every process has a core of
-its own as far as there are cores: the gateway has the first, stub and clients share the second.
+A stub upstream speaks vLLM's routes at line rate. The gateway has the first core, the stub and
+the clients share the last one.
 
     python benchmarks/gateway.py [--litellm PATH-OF-ITS-litellm]
 
-litellm in an environment of its own: ``python -m venv V && V/bin/pip install 'litellm[proxy]'``.
+Install litellm in its own environment: ``python -m venv V && V/bin/pip install 'litellm[proxy]'``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AFTERWORD = Path(sys.executable).parent / "afterword"
 
 
 class Figures(msgspec.Struct):
-    """What one run over a server gave; times in milliseconds."""
+    """Results of one run; times to the first token in milliseconds."""
 
     tokens: int
     tokens_per_s: float
@@ -40,12 +40,12 @@ class Figures(msgspec.Struct):
     first_ms: list[float]
 
     def first(self, share: float) -> float:
-        """A quantile of the times to the first token."""
+        """Returns a quantile of the times to the first token, in milliseconds."""
         return sorted(self.first_ms)[min(int(len(self.first_ms) * share), len(self.first_ms) - 1)]
 
 
 class Load(msgspec.Struct):
-    """What the clients do; ``pace`` 0 is as fast as it goes."""
+    """What the clients send; ``pace`` is in tokens a second for each stream, 0 for full speed."""
 
     requests: int
     tokens: int
@@ -53,7 +53,7 @@ class Load(msgspec.Struct):
 
 
 def drive(port: int, load: Load, core: int) -> Figures:
-    """Have a client process keep 64 streams open until all requests are done."""
+    """Run a client process that keeps 64 streams open until all requests are done."""
     program = str(Path(__file__).with_name("gateway_load.py"))
     numbers = (port, load.requests, STREAMS, load.tokens, load.pace)
     command = ["taskset", "-c", str(core), sys.executable, program, *map(str, numbers)]
@@ -62,9 +62,9 @@ def drive(port: int, load: Load, core: int) -> Figures:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of a process and its children, by the scheduler's clock.
+    """Returns the CPU seconds of a process and its children, by the scheduler's clock.
 
-    Counting ticks would be wrong here: what wakes for a token wakes on ticks.
+    Counting ticks would be wrong here, because a process that wakes for a token wakes on a tick.
     """
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     processes = [pid, *map(int, listed)]
@@ -73,7 +73,7 @@ def cpu_s(pid: int) -> float:
 
 
 def measured(pid: int, port: int, load: Load, core: int) -> Figures:
-    """A run with the processor time of the server in it."""
+    """Run a load, and add the server's CPU time to its figures."""
     before = cpu_s(pid)
     figures = drive(port, load, core)
     figures.cpu_us_per_token = (cpu_s(pid) - before) / figures.tokens * 1e6
@@ -82,7 +82,7 @@ def measured(pid: int, port: int, load: Load, core: int) -> Figures:
 
 @contextmanager
 def stub(core: int) -> Iterator[int]:
-    """The upstream."""
+    """Start the upstream; yields its port."""
     port = free_port()
     command = ["taskset", "-c", str(core), sys.executable, str(STUB), str(port)]
     with running(command, port):
@@ -91,7 +91,7 @@ def stub(core: int) -> Iterator[int]:
 
 @contextmanager
 def afterword(upstream: int, dialect: str, core: int) -> Iterator[tuple[int, int]]:
-    """Afterword in front of the stub: its process and port."""
+    """Start Afterword in front of the stub; yields its process id and port."""
     port = free_port()
     command = [
         "taskset", "-c", str(core), str(AFTERWORD), "serve", "--port", str(port), "--model",
@@ -103,7 +103,7 @@ def afterword(upstream: int, dialect: str, core: int) -> Iterator[tuple[int, int
 
 @contextmanager
 def litellm(program: str, upstream: int, core: int) -> Iterator[tuple[int, int]]:
-    """The litellm proxy in front of the stub."""
+    """Start the litellm proxy in front of the stub; yields its process id and port."""
     port = free_port()
     model = {
         "model_name": "stub",
@@ -113,7 +113,7 @@ def litellm(program: str, upstream: int, core: int) -> Iterator[tuple[int, int]]
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "config.yaml")
         config.write_text(json.dumps({"model_list": [model]}))
-        # Quiet, without the net, and without a key, as the others are.
+        # Quiet, offline and without a key, as Afterword runs here.
         os.environ |= {
             "LITELLM_LOG": "ERROR",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -126,7 +126,7 @@ def litellm(program: str, upstream: int, core: int) -> Iterator[tuple[int, int]]
 
 
 def show(name: str, figures: Figures, bare: Figures | None) -> None:
-    """One line."""
+    """Print one line of figures, with added times relative to ``bare``."""
     line = f"{name:<34} {figures.tokens_per_s:>9,.0f} tok/s"
     if figures.cpu_us_per_token:
         line += f"  {figures.cpu_us_per_token:>8.1f} us/token"
@@ -140,7 +140,7 @@ def show(name: str, figures: Figures, bare: Figures | None) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--litellm", help="the program of litellm in its own environment")
+    parser.add_argument("--litellm", help="path of the litellm program in its own environment")
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--requests", type=int, default=256)
     given = parser.parse_args()
@@ -155,7 +155,7 @@ def main() -> None:
         for name, opened in gateways(given.litellm, upstream, gateway):
             with opened as (pid, port):
                 show(name, measured(pid, port, paced, rest), bare)
-        print("as fast as it goes, one core for the gateway")
+        print("at full speed, one core for the gateway")
         show("the stub itself", drive(upstream, flat, rest), None)
         for name, opened in gateways(given.litellm, upstream, gateway):
             load = Load(2 * STREAMS, given.tokens, 0) if name == "litellm" else flat
@@ -166,7 +166,7 @@ def main() -> None:
 def gateways(
     program: str | None, upstream: int, core: int
 ) -> Iterator[tuple[str, AbstractContextManager[tuple[int, int]]]]:
-    """Those that are measured."""
+    """Yields the gateways to measure, by name."""
     yield "afterword, vllm+", afterword(upstream, "vllm", core)
     yield "afterword, openai+", afterword(upstream, "openai", core)
     if program:

@@ -1,7 +1,7 @@
-"""Keeps streams open against a server and says what they gave, as JSON on standard output.
+"""Keeps streams open against a server, and prints their figures as JSON.
 
-usage: gateway_load.py PORT REQUESTS STREAMS TOKENS PACE. A stream that ends is replaced by the
-next. Starts are spread over the first two seconds.
+Usage: gateway_load.py PORT REQUESTS STREAMS TOKENS PACE. A stream that ends is replaced by the
+next one. Starts are spread over the first two seconds.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _SPREAD_S = 2.0
 
 
 def main(port: int, requests: int, streams: int, tokens: int, pace: int) -> dict[str, Any]:
-    """Run to the end."""
-    # The stub reads the pace off the prompt.
+    """Run all requests, and return the figures."""
+    # The stub takes the pace from the prompt's length.
     body = {"model": "stub", "prompt": "a" * (pace + 1), "max_tokens": tokens, "temperature": 0,
             "stream": True}  # fmt: skip
     request = request_bytes(port, body)

@@ -1,7 +1,7 @@
-"""An upstream for the benchmark: vLLM's routes, fixed tokens, as fast or as slow as asked.
+"""An upstream for the benchmark: vLLM's routes and a fixed token, at a given pace.
 
-``user`` in a request says how many tokens a second its stream gets; without, as fast as the
-client reads. One write a token, whatever the pace: what a gateway has to take at line rate.
+The length of a prompt is the pace of its stream in tokens a second, plus one; at pace 0 the stub
+writes as fast as the client reads. It makes one write for each token at any pace.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Stream(asyncio.Protocol):
     async def _stream(self, body: dict[str, Any]) -> None:
         tokens = body["max_tokens"]
         prompt = body["prompt"]
-        # The pace is in the prompt's length: a gateway passes it on, whatever else it drops.
+        # A gateway may drop other fields, but it passes the prompt on.
         first = prompt[0] if isinstance(prompt[0], str) and len(prompt) == 1 else prompt
         pace = len(first) - 1
         ids = [TOKEN] if body.get("return_token_ids") else None

@@ -1,8 +1,8 @@
-"""Infill of masked lines, greedy: exact match and pass@1, beside llama-server's ``/infill``.
+"""Compares greedy infill of masked lines with llama-server's ``/infill``: exact match and pass@1.
 
 ``python benchmarks/infill.py FILE.jsonl --model FILE --peers FOLDER``; a line of the file is
-``{"prompt", "suffix", "answer", "test", "entry_point"}``. The tests of the file are run as they
-are, in processes of their own: run it on files that you trust.
+``{"prompt", "suffix", "answer", "test", "entry_point"}``. The benchmark runs the tests of the
+file in child processes without a sandbox, so use it only on files that you trust.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEST_LIMIT_S = 10
 
 
 def ours(port: int, item: dict[str, Any]) -> str:
-    """The first line that Afterword puts between prompt and suffix."""
+    """Returns the first line that Afterword puts between prompt and suffix."""
     body = {
         "model": "bench", "prompt": item["prompt"], "suffix": item["suffix"],
         "max_tokens": TOKENS, "temperature": 0, "stop": "\n",
@@ -34,7 +34,7 @@ def ours(port: int, item: dict[str, Any]) -> str:
 
 
 def theirs(port: int, item: dict[str, Any]) -> str:
-    """The same of llama-server."""
+    """Returns the first line that llama-server puts there."""
     body = {
         "input_prefix": item["prompt"], "input_suffix": item["suffix"], "n_predict": TOKENS,
         "temperature": 0, "stop": ["\n"],
@@ -59,7 +59,7 @@ def passes(item: dict[str, Any], line: str) -> bool:
 def report(
     name: str, items: list[dict[str, Any]], fill: Callable[[dict[str, Any]], str]
 ) -> list[str]:
-    """One line of figures; gives the lines that were filled in."""
+    """Print one line of figures, and return the infilled lines."""
     lines = [fill(item) for item in items]
     exact = sum(
         line.strip() == item["answer"].strip() for line, item in zip(lines, items, strict=True)

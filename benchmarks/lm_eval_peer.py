@@ -1,11 +1,10 @@
-"""Multiple choices scored by lm_eval's own transformers backend, on the weights of a GGUF file.
+"""Scores multiple choices with lm_eval's own transformers backend, on the weights of a GGUF file.
 
-``PEERS/lmeval/bin/python benchmarks/lm_eval_peer.py FILE.jsonl --model FILE.gguf``, in an
-environment of its own with torch, transformers, gguf and lm_eval, and without this project.
-transformers reads the GGUF file itself and computes with what its weights stand for, so nothing is
-fetched. The first items are scored with every number format and batch size that they fill, twice in
-turn, and the whole file with the quickest. Standard output is one JSON object; progress is on
-standard error.
+``PEERS/lmeval/bin/python benchmarks/lm_eval_peer.py FILE.jsonl --model FILE.gguf`` runs in its own
+environment with torch, transformers, gguf and lm_eval, and without this project. transformers
+reads and dequantizes the GGUF file itself, so nothing is downloaded. The script scores the first
+items with each number format and batch size that they fill, twice in turn, then the whole file
+with the fastest of these. Standard output is one JSON object; progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DTYPES = ("float32", "bfloat16")
 BATCHES = (1, 8, 32, 64)
 ROUNDS = 2
 COPIES = 3
-"""Of a batch's logits: the model's, their log-softmax, and what computing that takes."""
+"""Copies of a batch's logits in memory: the model's, their log-softmax, and a temporary one."""
 
 
 class Backend:
@@ -48,12 +47,12 @@ class Backend:
         ).eval()
 
     def rows(self, items: Sequence[dict[str, Any]]) -> int:
-        """What lm_eval puts into batches: one-token choices of a context are one row."""
+        """Returns how many rows lm_eval batches; one-token choices of a context are one row."""
         single = all(len(self._tokenizer.encode(c)) == 1 for i in items for c in i["choices"])
         return len(items) if single else len(requests(items))
 
     def fits(self, items: Sequence[dict[str, Any]], batch: int) -> bool:
-        """Whether a batch's logits take less than half of the memory that is free."""
+        """Whether a batch's logits take less than half of the free memory."""
         longest = max(
             len(self._tokenizer.encode(item["context"] + choice))
             for item in items
@@ -63,7 +62,7 @@ class Backend:
         return bool(COPIES * min(batch, self.rows(items)) * each < 0.5 * available_bytes())
 
     def score(self, items: Sequence[dict[str, Any]], batch: int) -> tuple[float, list[float]]:
-        """Seconds, and the sums of the choices' log-probabilities."""
+        """Returns the seconds taken, and the sums of the choices' log-probabilities."""
         lm = HFLM(pretrained=self._model, tokenizer=self._tokenizer, batch_size=batch, device="cpu")
         asked = requests(items)
         started = time.perf_counter()
@@ -72,7 +71,7 @@ class Backend:
 
 
 def requests(items: Sequence[dict[str, Any]]) -> list[Instance]:
-    """What lm_eval's multiple-choice tasks ask: every choice after its context."""
+    """Returns the requests of lm_eval's multiple-choice tasks: each choice after its context."""
     return [
         Instance("loglikelihood", item, (item["context"], choice), at)
         for item in items
@@ -81,7 +80,7 @@ def requests(items: Sequence[dict[str, Any]]) -> list[Instance]:
 
 
 def available_bytes() -> int:
-    """Memory that can be taken without swapping."""
+    """Returns the bytes that can be allocated without swapping."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     return int(kib) * 1024
@@ -90,7 +89,10 @@ def available_bytes() -> int:
 def quickest(
     backends: Mapping[str, Backend], items: Sequence[dict[str, Any]], few: int
 ) -> tuple[str, int, list[float]]:
-    """Number format and batch size that score the first few items fastest; their float32 sums."""
+    """Returns the number format and batch size that score the first items fastest.
+
+    Also returns the float32 sums of these items.
+    """
     first = items[:few]
     took: dict[tuple[str, int], float] = {}
     exact: list[float] = []
@@ -113,8 +115,8 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--items", type=int, help="score only so many items; without it all")
-    parser.add_argument("--few", type=int, default=20, help="items to find the quickest way with")
+    parser.add_argument("--items", type=int, help="number of items to score; default: all")
+    parser.add_argument("--few", type=int, default=20, help="number of items to try settings with")
     args = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(args.threads)
@@ -122,7 +124,7 @@ def main() -> None:
         items = [json.loads(line) for line in islice(lines, args.items)]
     backends = {dtype: Backend(args.model, dtype) for dtype in DTYPES}
     for backend in backends.values():
-        backend.score(items[:1], 1)  # the first run makes what later ones find
+        backend.score(items[:1], 1)  # warm up
     dtype, batch, exact = quickest(backends, items, args.few)
     took_s, _ = backends[dtype].score(items, batch)
     found = {"dtype": dtype, "batch": batch, "took_s": took_s, "float32_sums": exact}

@@ -1,6 +1,6 @@
-"""What the ledger adds to a request, and whether its limits are exact under a crowd.
+"""Measures the time that the ledger adds to a request, and checks its limits under a crowd.
 
-Runs on the exact toy model in this process, so that the ledger is nearly all there is to measure:
+Runs on the toy model in this process, so that nearly all the time is the ledger's:
 ``python benchmarks/metering.py [--database URL] [--redis URL]``. Without a URL it makes a SQLite
 file in a temporary folder.
 """
@@ -23,8 +23,8 @@ import uvloop
 import tests_path  # noqa: F401 - where support is
 from afterword.cli.serve import SWITCH_INTERVAL_S
 from afterword.core.account import Ask, KeyTerms, Spent
-from afterword.ledger.keys import KeyBook
-from afterword.ledger.opening import open_database
+from afterword.ledger.database import open_database
+from afterword.ledger.keys import KeyStore
 from support.crowd import Place, crowd, serving
 
 REPEATS = 2000
@@ -36,7 +36,7 @@ SPENT = Spent(
 
 
 async def overhead_ms(place: Place) -> dict[str, float]:
-    """Median time of all that a request asks of the ledger: whose key, reserve, settle."""
+    """Returns median milliseconds of a request's ledger calls: authenticate, reserve, settle."""
     many = 10**12
     terms: dict[str, dict[str, Any]] = {
         "a key": {},
@@ -46,25 +46,26 @@ async def overhead_ms(place: Place) -> dict[str, float]:
     median: dict[str, float] = {}
     async with serving(place) as server:
         database = open_database(place.folder, place.database)
-        book = KeyBook(database, clock=time.time, entropy=os.urandom)
+        key_store = KeyStore(database, clock=time.time, entropy=os.urandom)
         secrets = {
-            name: book.create(KeyTerms(name=name, **given)).secret for name, given in terms.items()
+            name: key_store.create(KeyTerms(name=name, **given)).secret
+            for name, given in terms.items()
         }
         database.dispose()
         if server.ledger is None:
             raise RuntimeError("there is nothing to measure")
-        await asyncio.wrap_future(server.ledger.clerk.refresh())
-        meter = server.ledger.meter
+        await asyncio.wrap_future(server.ledger.writer.refresh())
+        ledger = server.ledger.access
         for name, secret in secrets.items():
             times: list[float] = []
             for i in range(REPEATS):
                 ask = Ask(id=f"{name}-{i}", model="toy", user="u", stream=True, most_tokens=100)
                 began_s = time.perf_counter()
-                principal = await meter.authenticate(secret, "127.0.0.1")
-                reservation = await meter.reserve(principal, ask)
+                principal = await ledger.authenticate(secret, "127.0.0.1")
+                reservation = await ledger.reserve(principal, ask)
                 await reservation.settle(SPENT)
                 times.append(time.perf_counter() - began_s)
-                # As a request does: others have the loop meanwhile.
+                # Other tasks get the loop meanwhile, as during a request.
                 await asyncio.sleep(PAUSE_S)
             median[name] = statistics.median(times) * 1000
     return median

@@ -1,4 +1,4 @@
-"""Programs that are measured beside the project: found in a folder, run, and read."""
+"""Runs the programs of peers from a folder, and reads their figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cpu_seconds_by_thread(pid: int) -> dict[int, float]:
 
 
 def llama_bench(folder: Path, model: Path, *, threads: int, tokens: int, prompt: int = 0) -> float:
-    """Tokens a second of one stream or one prompt, the better of flash attention on and off."""
+    """Returns tokens a second of one stream or prompt; tries flash attention on and off."""
     command = [
         str(folder / "llama-bench"), "-m", str(model), "-p", str(prompt), "-n", str(tokens),
         "-t", str(threads), "-r", "2", "-fa", "0,1", "-o", "json",
@@ -39,21 +39,21 @@ def llama_bench(folder: Path, model: Path, *, threads: int, tokens: int, prompt:
 def llama_batched_bench(
     folder: Path, model: Path, *, threads: int, streams: int, prompt: int, tokens: int
 ) -> float:
-    """Tokens a second of many streams together while they generate."""
+    """Returns tokens a second of many streams together while they generate."""
     return _batched_bench(folder, model, threads, (streams, prompt, tokens))[4]
 
 
 def llama_batched_bench_s(
     folder: Path, model: Path, *, threads: int, streams: int, prompt: int, tokens: int
 ) -> float:
-    """Seconds for the prompts and the tokens of many streams together."""
+    """Returns the seconds for the prompts and tokens of many streams together."""
     return _batched_bench(folder, model, threads, (streams, prompt, tokens))[5]
 
 
 def lm_eval(
     folder: Path, model: Path, file: Path, *, threads: int, items: int, few: int
 ) -> dict[str, Any]:
-    """What ``lm_eval_peer.py`` finds in the environment ``lmeval``; its progress is shown."""
+    """Run ``lm_eval_peer.py`` in the environment ``lmeval``; returns its result."""
     command = [
         str(folder / "lmeval" / "bin" / "python"),
         str(Path(__file__).with_name("lm_eval_peer.py")), str(file), "--model", str(model),
@@ -67,7 +67,7 @@ def lm_eval(
 def _batched_bench(
     folder: Path, model: Path, threads: int, shape: tuple[int, int, int]
 ) -> list[float]:
-    """The figures of one row: N_KV, T_PP, S_PP, T_TG, S_TG, T, S."""
+    """Returns the figures of one row: N_KV, T_PP, S_PP, T_TG, S_TG, T, S."""
     streams, prompt, tokens = shape
     command = [
         str(folder / "llama-batched-bench"), "-m", str(model),

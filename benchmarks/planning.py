@@ -1,6 +1,6 @@
-"""What validation and planning add to a request, and how long they hold up other streams.
+"""Measures the time of validation and planning, and how long they block other streams.
 
-``python benchmarks/planning.py --model FILE`` with a file whose context holds 30,000 tokens.
+``python benchmarks/planning.py --model FILE``; the model needs a context of 30,000 tokens.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def measure(model: Path) -> None:
 
 
 async def longest_pause(work: Awaitable[object]) -> float:
-    """The longest time between two ticks of the loop while ``work`` is done, in seconds."""
+    """Returns the longest seconds between two ticks of the loop while ``work`` is done."""
     loop = asyncio.get_running_loop()
     times = [time.perf_counter()]
     running = True
@@ -85,7 +85,7 @@ def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
-    # As the server does.
+    # The server sets the same interval.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     uvloop.run(measure(parser.parse_args().model))
 

@@ -1,4 +1,4 @@
-"""Typing latency of the playground: from a key to the frame that shows it, by length of the text.
+"""Measures the playground's typing latency, from a key to its frame, by length of the text.
 
 Needs Chromium, which `make test` installs. Run `make typing`.
 """

@@ -1,7 +1,7 @@
-"""How the cost of a step grows: with context, sequences, rows of one sequence, and the model.
+"""Plots the time of a step by context, by sequences, by rows of one sequence, and by model.
 
-``python benchmarks/plots.py --out FILE.svg [--model NAME=FILE ...]``; without models the embedded
-one. What is drawn is also printed.
+``python benchmarks/plots.py --out FILE.svg [--model NAME=FILE ...]``; the default is the embedded
+model. The figures are also printed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Points = list[tuple[int, float]]
 
 
 def step(slots: Sequence[int], start: int, rows: int) -> Batch:
-    """``rows`` tokens from position ``start`` on in each slot; the last one's row is wanted."""
+    """Returns a batch of ``rows`` tokens from ``start`` on in each slot; wants their last rows."""
     count = len(slots) * rows
     return Batch(
         np.arange(count, dtype=np.int32) + 1000,
@@ -43,7 +43,7 @@ def step(slots: Sequence[int], start: int, rows: int) -> Batch:
 
 
 def fill(runner: LlamaRunner, slots: Sequence[int], tokens: int) -> None:
-    """Have ``tokens`` tokens in each slot, none of another length before."""
+    """Fill each slot with ``tokens`` tokens; slots are emptied first."""
     for slot in slots:
         runner.apply([Trim(slot, 0)])
         for start in range(0, tokens, BATCH_TOKENS):
@@ -51,7 +51,7 @@ def fill(runner: LlamaRunner, slots: Sequence[int], tokens: int) -> None:
 
 
 def decode_ms(runner: LlamaRunner, slots: Sequence[int], start: int, rows: int) -> float:
-    """Milliseconds of a step, the least of a few."""
+    """Returns the milliseconds of a step, the minimum of a few."""
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -62,7 +62,7 @@ def decode_ms(runner: LlamaRunner, slots: Sequence[int], start: int, rows: int) 
 
 
 def by_context(runner: LlamaRunner) -> Iterator[tuple[int, float]]:
-    """One row after more and more tokens; once before for nothing, while the machine wakes up."""
+    """Yields (tokens, ms) of one row after more and more tokens, after a warm-up."""
     for _ in range(3):
         decode_ms(runner, [0], 0, 1)
     for tokens in CONTEXTS:
@@ -71,21 +71,21 @@ def by_context(runner: LlamaRunner) -> Iterator[tuple[int, float]]:
 
 
 def by_sequences(runner: LlamaRunner) -> Iterator[tuple[int, float]]:
-    """One row of each of more and more sequences after 64 tokens."""
+    """Yields (sequences, ms) of one row for each of more and more sequences, after 64 tokens."""
     fill(runner, range(max(SEQUENCES)), 64)
     for count in SEQUENCES:
         yield count, decode_ms(runner, range(count), 64, 1)
 
 
 def by_rows(runner: LlamaRunner) -> Iterator[tuple[int, float]]:
-    """More and more rows of one sequence, as prompt lookup has them."""
+    """Yields (rows, ms) of more and more rows of one sequence, as drafts have them."""
     fill(runner, [0], 64)
     for rows in ROWS:
         yield rows, decode_ms(runner, [0], 64, rows)
 
 
 def drawing_ms(runner: LlamaRunner) -> float:
-    """Milliseconds to draw a token from a row with top_p."""
+    """Returns the milliseconds to sample a token from a row with top_p."""
     fill(runner, [0], 64)
     row = runner.decode(step([0], 64, 1))[0].copy()
     sampler, params = Sampler(runner.vocabulary, runner.exponentials), SamplingParams(top_p=0.95)

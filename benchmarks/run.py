@@ -1,4 +1,4 @@
-"""Figures as ratios to peers in one run: ``make bench``, or ``python benchmarks/run.py --help``."""
+"""Measures figures as ratios to peers: ``make bench``, or ``python benchmarks/run.py --help``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROMPT = 64
 
 
 def body(model: str, stream: int, *, prompt_words: int = 48) -> dict[str, Any]:
-    """A greedy stream that never ends early; each has its own prompt."""
+    """Returns the body of a greedy stream that never ends early; each has its own prompt."""
     words = (f"{stream} " + TEXT * 20).split()[:prompt_words]
     return {
         "model": model,
@@ -35,19 +35,19 @@ def body(model: str, stream: int, *, prompt_words: int = 48) -> dict[str, Any]:
 
 
 def rate(timed: list[load.Timed]) -> float:
-    """Tokens a second of all streams while they generate, without the first tokens."""
+    """Returns tokens a second of all streams while they generate, without the first tokens."""
     tokens = sum(t.tokens - 1 for t in timed)
     return tokens / (max(t.last for t in timed) - min(t.first for t in timed))
 
 
 def line(name: str, ours: str, peer: str, ratio: float | None, goal: str) -> None:
-    """One row of the table."""
+    """Print one row of the table."""
     shown = "" if ratio is None else f"{ratio:.2f}"
     print(f"{name:<44} {ours:>14} {peer:>14} {shown:>7}  {goal}", flush=True)
 
 
 def serve_command(model: Path, port: int, args: argparse.Namespace, slots: int) -> list[str]:
-    """The project's server on a file."""
+    """Returns the command that serves a file."""
     return [
         str(Path(sys.executable).parent / "afterword"), "serve", "--model", f"bench={model}",
         "--port", str(port), "--ctx", str(args.ctx), "--slots", str(slots),
@@ -56,7 +56,7 @@ def serve_command(model: Path, port: int, args: argparse.Namespace, slots: int) 
 
 
 def streams(model: Path, args: argparse.Namespace) -> None:
-    """One and eight streams over HTTP, Python's share, and memory."""
+    """Print speed of one and eight streams over HTTP, Python's CPU time, and memory."""
     one, eight, python_us = [], [], []
     port = free_port()
     with running(serve_command(model, port, args, 8), port) as pid:
@@ -91,7 +91,7 @@ def streams(model: Path, args: argparse.Namespace) -> None:
 
 
 def llama_server_memory(model: Path, args: argparse.Namespace) -> int:
-    """Resident memory of llama-server with the same context and slots, after 8 streams."""
+    """Returns the resident bytes of llama-server with equal context and slots, after 8 streams."""
     port = free_port()
     command = [
         str(args.peers / "llama-server"), "-m", str(model), "-c", str(8 * args.ctx), "-np", "8",
@@ -105,7 +105,7 @@ def llama_server_memory(model: Path, args: argparse.Namespace) -> int:
 def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a GGUF file; without it the embedded model")
+    parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
     parser.add_argument("--peers", type=Path, help="folder of llama-server and llama-bench")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--ctx", type=int, default=2048, help="tokens of context for each slot")

@@ -1,4 +1,4 @@
-"""The servers that are measured beside each other: this one and its peers, on one file."""
+"""Starts the servers to compare, this one and its peers, on one file."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from support.processes import free_port, running
 
 
 class Servers:
-    """Starts them on a free port, with the arguments that the benchmark was given."""
+    """Starts servers on free ports, with the arguments of the benchmark."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.model: Path = args.model or embedded_file()
 
     def our_command(self, port: int, *, slots: int, ctx: int, kv: str | None = None) -> list[str]:
-        """Afterword on this port."""
+        """Returns the command of Afterword on this port."""
         given = argparse.Namespace(**{**vars(self.args), "ctx": ctx, "kv": kv or self.args.kv})
         return serve_command(self.model, port, given, slots)
 
     def llama_command(
         self, port: int, *, slots: int, ctx: int, flags: Sequence[str] = ()
     ) -> list[str]:
-        """The peer on this port."""
+        """Returns the command of llama-server on this port."""
         return [
             str(self.args.peers / "llama-server"), "-m", str(self.model), "-c", str(slots * ctx),
             "-np", str(slots), "-t", str(self.args.threads), "--port", str(port),
@@ -43,7 +43,7 @@ class Servers:
         ctx: int,
         kv: str | None = None,
     ) -> Iterator[int]:
-        """Afterword on a free port."""
+        """Run Afterword; yields its port."""
         port = free_port()
         command = self.our_command(port, slots=slots, ctx=ctx, kv=kv)
         with running([*command, *flags], port):
@@ -51,7 +51,7 @@ class Servers:
 
     @contextmanager
     def plain(self, *, slots: int, ctx: int) -> Iterator[int]:
-        """Afterword on a llama.cpp that this project has not changed."""
+        """Run Afterword on an unchanged llama.cpp; yields its port."""
         port = free_port()
         _, *rest = self.our_command(port, slots=slots, ctx=ctx)
         program = str(self.args.peers / "plain" / "bin" / "afterword")
@@ -60,14 +60,14 @@ class Servers:
 
     @contextmanager
     def llama_server(self, *flags: str, slots: int, ctx: int) -> Iterator[int]:
-        """The peer on a free port."""
+        """Run llama-server; yields its port."""
         port = free_port()
         with running(self.llama_command(port, slots=slots, ctx=ctx, flags=flags), port):
             yield port
 
     @contextmanager
     def python_server(self, *, ctx: int) -> Iterator[int]:
-        """llama-cpp-python's own server on a free port; scoring needs all its logits."""
+        """Run llama-cpp-python's own server, with all logits for scoring; yields its port."""
         port = free_port()
         command = [
             str(self.args.peers / "pyserver" / "bin" / "python"), "-m", "llama_cpp.server",

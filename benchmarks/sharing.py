@@ -1,9 +1,9 @@
-"""What sharing, sampling and fairness come to, as ratios to peers in one run.
+"""Measures sharing, sampling and fairness as ratios to peers in one run.
 
 ``python benchmarks/sharing.py --peers FOLDER --data FOLDER [--only ROW ...] [--kv exact]``.
-FOLDER of peers has llama-server, llama-bench and llama-batched-bench, and may
-have the environments ``pyserver`` with llama-cpp-python's own server and ``lmeval`` with lm_eval's
-transformers backend (docs/performance.md says how they are made); FOLDER of data has the
+The folder of peers has llama-server, llama-bench and llama-batched-bench. It may also have the
+environments ``pyserver`` with llama-cpp-python's own server and ``lmeval`` with lm_eval's
+transformers backend; docs/performance.md tells how to make them. The folder of data has the
 multiple-choice files.
 """
 
@@ -38,48 +38,51 @@ FAIR_LIMIT_S = 110
 
 
 class Few(NamedTuple):
-    """Items of a file for what is slow: llama-cpp-python's server, and lm_eval's every setting."""
+    """Numbers of items for slow peers.
+
+    ``served`` is for llama-cpp-python's server, ``tried`` for each setting of lm_eval.
+    """
 
     served: int
     tried: int
 
 
 def one_stream_s(port: int, seed: int) -> float:
-    """Seconds a token of one greedy stream."""
+    """Returns the seconds a token of one greedy stream."""
     return 1 / rate(stream_all(port, [body("bench", seed)]))
 
 
 def sampled_streams_s(port: int, seed: int) -> float:
-    """Seconds until the last of the sampled streams has ended."""
+    """Returns the seconds until the last of the sampled streams has ended."""
     return workloads.many_streams_s(
         port, STREAMS, prompt_words=PROMPT_WORDS, tokens=TOKENS, seed=1000 * (seed + 1)
     )
 
 
 def prefill_s(port: int, seed: int) -> float:
-    """Seconds to the first token after a prompt that nobody sent before."""
+    """Returns the seconds to the first token after a new prompt."""
     return workloads.first_token_s(port, workloads.text(500, 20 + seed))
 
 
 def prefill_rate(port: int, seed: int) -> float:
-    """Tokens a second of the same."""
+    """Returns the tokens a second of ``prefill_s``."""
     return len(workloads.tokenize(port, workloads.text(500, 20 + seed))) / prefill_s(port, seed)
 
 
 def long_prompt_s(port: int, seed: int) -> float:
-    """Seconds to the first token after 2,000 tokens."""
+    """Returns the seconds to the first token after 2,000 tokens."""
     return workloads.first_token_s(port, workloads.text(1900, 20 + seed))
 
 
 class Bench(Servers):
-    """One machine, one model, its peers."""
+    """The rows of the table, on one machine and one model."""
 
     def rounds(self, measure: Callable[[int], float]) -> float:
-        """The median of several rounds, each with a seed of its own."""
+        """Returns the median of several rounds, each with its own seed."""
         return statistics.median(measure(i) for i in range(self.args.rounds))
 
     def prefill(self) -> float:
-        """Tokens a second of llama-bench on a 512-token prompt, flash attention on or off."""
+        """Returns tokens a second of llama-bench on a 512-token prompt, the better of two ways."""
         return peers.llama_bench(
             self.args.peers, self.model, threads=self.args.threads, tokens=0, prompt=512
         )
@@ -94,7 +97,7 @@ class Bench(Servers):
              f"{1e3 * peer:.1f}", peer / ours, ">= 1.0")  # fmt: skip
 
     def prompt(self) -> None:
-        """Time to first token of a prompt of 2,000 tokens that nobody sent before."""
+        """Time to the first token after a new prompt of 2,000 tokens."""
         found = []
         for server in (self.ours, self.llama_server):
             with server(slots=2, ctx=4096) as port:
@@ -103,7 +106,7 @@ class Bench(Servers):
              found[1] / found[0], "")  # fmt: skip
 
     def start(self) -> None:
-        """From starting the server to the first token; files read before."""
+        """Time from starting the server to the first token, with files in the page cache."""
         slots, ctx = 8, 2048
         with self.ours(slots=slots, ctx=ctx), self.llama_server(slots=slots, ctx=ctx):
             pass
@@ -124,12 +127,12 @@ class Bench(Servers):
                  peer / ours, ">= 1.0")  # fmt: skip
 
     def rewrite(self) -> None:
-        """One greedy stream that rewrites a text; the peer without and with drafts of its own."""
+        """One greedy stream that rewrites a text; the peer runs without and with its own drafts."""
         measure = workloads.rewriting_s_per_token
         with self.ours(slots=4, ctx=1024) as port:
             for name, flags in (("", ()), (", ngram-simple", ("--spec-type", "ngram-simple"))):
                 with self.llama_server(*flags, slots=4, ctx=1024) as other:
-                    # In turn: a machine's speed may change from one server to the next.
+                    # Alternate, because a machine's speed changes over time.
                     pairs = [(measure(port), measure(other)) for _ in range(ROUNDS_IN_TURN)]
                 ours, peer = map(statistics.median, zip(*pairs, strict=True))
                 ratio = statistics.median(theirs / mine for mine, theirs in pairs)
@@ -137,7 +140,7 @@ class Bench(Servers):
                      f"{1e3 * peer:.1f}", ratio, ">= 2")  # fmt: skip
 
     def streams(self) -> None:
-        """32 sampled streams of 64 tokens after 64, until the last has ended."""
+        """32 sampled streams of 64 tokens after prompts of 64, until the last has ended."""
         with self.ours(slots=STREAMS, ctx=256) as port:
             ours = self.rounds(partial(sampled_streams_s, port))
         with self.llama_server(slots=STREAMS, ctx=256) as port:
@@ -158,7 +161,7 @@ class Bench(Servers):
              limit / ours, ">= 0.9")  # fmt: skip
 
     def choices(self) -> None:
-        """16 choices of one 512-token prompt; the peer's better way of two."""
+        """16 choices of one 512-token prompt; the peer tries ``n`` and separate requests."""
         with self.ours(slots=CHOICES, ctx=1024) as port:
             ours = self.rounds(partial(workloads.choices_s, port, CHOICES, apart=False))
         with self.llama_server(slots=CHOICES, ctx=1024) as port:
@@ -206,7 +209,7 @@ class Bench(Servers):
         few: int,
         goal: str,
     ) -> None:
-        """The same items by lm_eval's transformers backend, and whether both say the same."""
+        """Score the same items with lm_eval's transformers backend, and compare the results."""
         took, sums = ours
         found = peers.lm_eval(
             self.args.peers, self.model, file, threads=self.args.threads, items=len(items), few=few
@@ -216,21 +219,21 @@ class Bench(Servers):
              found["took_s"] / took, goal)  # fmt: skip
         theirs = found["float32_sums"]
         apart = [abs(a - b) for a, b in zip(sums, theirs, strict=False)]
-        print(f"  sums of log-probabilities, {statistics.mean(theirs):.1f} in the mean, beside "
-              f"lm_eval's in float32: {statistics.mean(apart):.3f} apart in the mean, "
-              f"{max(apart):.3f} at most, of {len(apart)}")  # fmt: skip
+        print(f"  sums of log-probabilities, mean {statistics.mean(theirs):.1f}; difference from "
+              f"lm_eval's in float32: mean {statistics.mean(apart):.3f}, "
+              f"largest {max(apart):.3f}, of {len(apart)}")  # fmt: skip
         report("afterword", items[:few], sums[: len(theirs)], theirs)
 
     def hellaswag(self) -> None:
-        """Short contexts, four endings each."""
+        """HellaSwag: short contexts, four endings each."""
         self.scoring("hellaswag.jsonl", 512, Few(12, 20), (">= 0.85", ">= 20", ">= 2"))
 
     def mmlu(self) -> None:
-        """The same few-shot header before every question, answers of one token."""
+        """MMLU: the same few-shot header before each question, answers of one token."""
         self.scoring("mmlu_5shot.jsonl", 2048, Few(2, 10), (">= 0.8", ">= 100", ">= 6"))
 
     def kernels(self) -> None:
-        """HellaSwag on this project's kernels and on an unchanged llama.cpp, in turn."""
+        """HellaSwag on this project's kernels and on an unchanged llama.cpp, alternating."""
         items = workloads.read_items(self.args.data / "hellaswag.jsonl", self.args.items)
         servers: dict[str, Callable[..., AbstractContextManager[int]]] = {
             "ours": self.ours,
@@ -248,7 +251,7 @@ class Bench(Servers):
              ours / plain, ">= 2")  # fmt: skip
 
     def prefix(self) -> None:
-        """Time to first token behind a 3,000-token prefix, cold and cached."""
+        """Time to the first token behind a 3,000-token prefix, cold and cached."""
         with self.ours(slots=4, ctx=4096) as port:
             head = workloads.text(2900, 3)
             cold = workloads.first_token_s(port, head + " first question")
@@ -257,7 +260,10 @@ class Bench(Servers):
              cold / warm, ">= 10")  # fmt: skip
 
     def fair(self) -> None:
-        """First tokens of short requests beside four prompts of 4,000 tokens, 95th percentile."""
+        """95th percentile of times to the first token of short requests during four long prompts.
+
+        Each long prompt has 4,000 tokens.
+        """
         found = []
         for server in (self.ours, self.llama_server):
             with server(slots=8, ctx=5120) as port:
@@ -265,11 +271,11 @@ class Bench(Servers):
                     workloads.short_beside_long_s(port, long_words=3900, limit_s=FAIR_LIMIT_S)
                 )
         ours, peer = map(workloads.p95, found)
-        line(f"{len(found[0])} short beside four long, s | llama-server, {len(found[1])}",
+        line(f"{len(found[0])} short during four long, s | llama-server, {len(found[1])}",
              f"{ours:.2f}", f"{peer:.2f}", peer / ours, ">= 3")  # fmt: skip
 
-    def promise(self) -> None:
-        """What the promise of the seed costs: exact against fast."""
+    def invariance(self) -> None:
+        """The cost of batch invariance: ``--kv exact`` against ``--kv fast``."""
         took: dict[str, dict[str, float]] = {}
         for kv in ("exact", "fast"):
             with self.ours(slots=STREAMS, ctx=1024, kv=kv) as port:
@@ -279,7 +285,7 @@ class Bench(Servers):
                     "prefill of 512": self.rounds(partial(prefill_s, port)),
                 }
         for name in took["exact"]:
-            line(f"promise kept | --kv fast: {name}", "", "",
+            line(f"--kv exact | --kv fast: {name}", "", "",
                  took["fast"][name] / took["exact"][name], ">= 0.85")  # fmt: skip
 
 
@@ -295,14 +301,14 @@ ROWS = (
     "kernels",
     "prefix",
     "fair",
-    "promise",
+    "invariance",
 )
 
 
 def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a GGUF file; without it the embedded model")
+    parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

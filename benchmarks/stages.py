@@ -1,7 +1,7 @@
-"""Where the time of a step goes, and how far it is from what the machine can do.
+"""Measures the stages of a step, and compares them with the limits of the machine.
 
-``python benchmarks/stages.py [--model FILE]``: memory bandwidth and arithmetic of the machine, then
-each kind of step by stage, on the real model without HTTP.
+``python benchmarks/stages.py [--model FILE]`` prints memory bandwidth and arithmetic of the
+machine, then each kind of step by stage, on the real model without HTTP.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ def best_s(compute: Callable[[], object], repeats: int) -> float:
 
 
 def bandwidth(threads: int) -> float:
-    """Bytes a second that ``threads`` threads read together from memory."""
+    """Returns the bytes a second that ``threads`` threads read together from memory."""
     parts = np.array_split(np.ones(ARRAY_BYTES // 8), threads)
     with ThreadPoolExecutor(threads) as pool:
         return ARRAY_BYTES / best_s(lambda: list(pool.map(np.max, parts)), ROUNDS)
 
 
 def arithmetic() -> float:
-    """Operations a second of a product of float32 matrices, on all cores."""
+    """Returns the operations a second of a product of float32 matrices, on all cores."""
     left = np.ones((MATRIX, MATRIX), np.float32)
     out = np.empty_like(left)
     return 2 * MATRIX**3 / best_s(lambda: np.matmul(left, left, out=out), ROUNDS)
 
 
 class Profile:
-    """Times of the stages of steps, those of one kind together."""
+    """Measures the stages of steps."""
 
     def __init__(self, runner: LlamaRunner) -> None:
         self._runner = runner
         self._sampler = Sampler(runner.vocabulary, runner.exponentials)
 
     def steps(self, jobs: list[Job], *, prefill: bool) -> tuple[dict[str, float], int]:
-        """Median seconds of each stage, and tokens a step, of steps that prefill or decode."""
+        """Returns median seconds by stage and median tokens, of steps that prefill or decode."""
         scheduler = Scheduler(self._runner, frozenset(), score_budget_bytes=0)
         for key, job in enumerate(jobs):
             scheduler.add(key, [job])
@@ -96,7 +96,7 @@ class Profile:
 
 
 def job(seed: int, *, prompt: int, tokens: int, sampled: bool = False, scored: bool = False) -> Job:
-    """A prompt that no other job begins like."""
+    """Returns a job with a prompt of its own, which shares no prefix with another seed's."""
     sampling = SamplingParams(top_p=0.95) if sampled else SamplingParams(temperature=0)
     ids = tuple(int(i) for i in np.random.default_rng(seed).integers(1000, 20_000, prompt))
     return Job(
@@ -108,7 +108,7 @@ def job(seed: int, *, prompt: int, tokens: int, sampled: bool = False, scored: b
 def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a GGUF file; without it the embedded model")
+    parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     path: Path = args.model or embedded_file()

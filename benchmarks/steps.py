@@ -1,6 +1,7 @@
-"""Python's share of a step: everything but the model, by how many sequences generate.
+"""Measures Python's share of a step, without the model, by number of generating sequences.
 
-``python benchmarks/steps.py``; rows of 49,152 logits that cost nothing stand in for the model.
+``python benchmarks/steps.py``; a runner that returns fixed rows of 49,152 logits replaces the
+model.
 """
 
 from __future__ import annotations
@@ -41,22 +42,22 @@ class FreeRunner:
         self._rows = (3 * rng.standard_normal((slots, VOCABULARY))).astype(np.float32)
 
     def checkpoint_bytes(self, tokens: int) -> int:
-        """Nothing is kept."""
+        """Returns any size, because nothing is kept."""
         return tokens
 
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """The same rows every time."""
+        """Returns the same rows every time."""
         return self._rows[: int(batch.wanted.sum())]
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""
 
 
 def step_us(sequences: int, sampling: SamplingParams) -> float:
-    """Median microseconds of a step in which every sequence generates a token."""
+    """Returns the median microseconds of a step in which each sequence generates a token."""
     runner = FreeRunner(sequences)
     scheduler = Scheduler(runner, frozenset(), score_budget_bytes=0)
     sampler = Sampler(VOCABULARY, runner.exponentials)
@@ -78,7 +79,7 @@ def step_us(sequences: int, sampling: SamplingParams) -> float:
 
 
 def main() -> None:
-    """A line for each number of sequences."""
+    """Print a line for each number of sequences."""
     for sequences in (1, 8, 32):
         greedy = step_us(sequences, SamplingParams(temperature=0))
         drawn = step_us(sequences, SamplingParams())

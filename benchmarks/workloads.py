@@ -1,4 +1,4 @@
-"""What the endpoint's users do, as requests: sampled streams, choices, scoring, long prompts."""
+"""Typical requests of the endpoint's users: sampled streams, choices, scoring, long prompts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ SENTENCE = (
 )
 WORDS = SENTENCE.split()
 PROMPTS = 40
-"""Prompts in a scoring request; two of them are under way at a time."""
+"""Prompts in a scoring request; two requests run at a time."""
 
 
 def text(words: int, seed: int) -> str:
-    """Words of no meaning, other ones for each seed; about one token each."""
+    """Returns words without meaning, different for each seed; about one token each."""
     return " ".join(WORDS[(seed * 7 + i * (1 + seed % 5) + i // 31) % len(WORDS)]
                     for i in range(words))  # fmt: skip
 
 
 def sampled(seed: int, *, prompt_words: int, tokens: int) -> dict[str, Any]:
-    """A sampled stream that never ends early; ``top_k`` and ``min_p`` are off for every server."""
+    """Returns the body of a sampled stream that never ends early.
+
+    ``top_k`` and ``min_p`` are off for every server.
+    """
     return {
         "model": "bench", "prompt": text(prompt_words, seed), "max_tokens": tokens, "seed": seed,
         "temperature": 1, "top_p": 0.95, "top_k": 0, "min_p": 0, "ignore_eos": True,
@@ -51,7 +54,7 @@ def post(port: int, path: str, body: Mapping[str, Any]) -> Any:  # noqa: ANN401 
 
 
 def many_streams_s(port: int, streams: int, *, prompt_words: int, tokens: int, seed: int) -> float:
-    """Seconds until the last of many sampled streams that begin together has ended."""
+    """Returns the seconds until the last of many sampled streams, sent together, has ended."""
     bodies = [sampled(seed + i, prompt_words=prompt_words, tokens=tokens) for i in range(streams)]
     started = time.perf_counter()
     timed = load.stream_all(port, bodies)
@@ -61,7 +64,10 @@ def many_streams_s(port: int, streams: int, *, prompt_words: int, tokens: int, s
 
 
 def choices_s(port: int, n: int, seed: int, *, apart: bool) -> float:
-    """Seconds for n choices of 64 tokens of a 512-token prompt, asked together or ``apart``."""
+    """Returns the seconds for n choices of 64 tokens of a 512-token prompt.
+
+    The choices are one request, or n requests if ``apart``.
+    """
     body = sampled(seed, prompt_words=480, tokens=64)
     if apart:
         started = time.perf_counter()
@@ -76,25 +82,25 @@ def choices_s(port: int, n: int, seed: int, *, apart: bool) -> float:
 
 
 def read_items(file: Path, items: int) -> list[dict[str, Any]]:
-    """The first items of a multiple-choice file."""
+    """Returns the first items of a multiple-choice file."""
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()[:items]]
 
 
 def tokenize(port: int, prompt: str) -> list[int]:
-    """A text as the project's server tokenises it."""
+    """Returns the ids of a text by the project's server."""
     found: list[int] = post(port, "/tokenize", {"prompt": prompt})["tokens"]
     return found
 
 
 def scoring_prompts(port: int, items: Sequence[Mapping[str, Any]]) -> list[list[list[int]]]:
-    """Token ids of every choice after its context, by item."""
+    """Returns the token ids of each choice after its context, by item."""
     return [
         [tokenize(port, item["context"] + choice) for choice in item["choices"]] for item in items
     ]
 
 
 def unique_tokens(prompts: Sequence[Sequence[int]]) -> int:
-    """Nodes of the trie of all prompts: what has to be computed if nothing is computed twice."""
+    """Returns the number of nodes in the trie of all prompts: the least tokens to compute."""
     trie: dict[int, Any] = {}
     count = 0
     for prompt in prompts:
@@ -107,7 +113,7 @@ def unique_tokens(prompts: Sequence[Sequence[int]]) -> int:
 
 
 class Scored(NamedTuple):
-    """What scoring took, and for each prompt the log-probabilities of its tokens."""
+    """The seconds that scoring took, and for each prompt the log-probabilities of its tokens."""
 
     took_s: float
     values: Sequence[Sequence[float | None]]
@@ -137,9 +143,9 @@ def score(port: int, prompts: Sequence[Sequence[int]]) -> Scored:
 
 
 def score_texts_s(port: int, items: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds to score all choices by a server that takes one text a request.
+    """Returns the seconds to score all choices on a server that takes one text a request.
 
-    It generates a token at least.
+    The server must generate at least one token.
     """
     texts = [item["context"] + choice for item in items for choice in item["choices"]]
     started = time.perf_counter()
@@ -150,7 +156,7 @@ def score_texts_s(port: int, items: Sequence[Mapping[str, Any]]) -> float:
 
 
 def first_token_s(port: int, prompt: str, *, seed: int = 0) -> float:
-    """Seconds to the first token of one stream."""
+    """Returns the seconds to the first token of one stream."""
     (timed,) = load.stream_all(
         port, [{**sampled(seed, prompt_words=1, tokens=2), "prompt": prompt, "temperature": 0}]
     )
@@ -158,16 +164,20 @@ def first_token_s(port: int, prompt: str, *, seed: int = 0) -> float:
 
 
 def start_s(command: list[str], port: int) -> float:
-    """Seconds from starting a server until the first token of a short prompt has come."""
+    """Returns the seconds from starting a server to the first token of a short prompt.
+
+    Retries every 10 ms, because servers refuse connections or answer 503 until they can serve.
+    """
     body = {**sampled(0, prompt_words=12, tokens=1), "temperature": 0}
     return load.start_s(command, port, body)
 
 
 def short_beside_long_s(port: int, *, long_words: int, limit_s: float) -> list[float]:
-    """Times to first token of short requests sent while four long prompts are computed.
+    """Returns seconds to the first token of short requests sent during four long prompts.
 
-    The short ones come one after another, half a second after each, until the long prompts are
-    done or ``limit_s`` have passed. One that has no token by then counts with what it has waited.
+    Each short request is sent half a second after the last one has ended, until the long prompts
+    are done or ``limit_s`` seconds have passed. One without a token by then counts as long as it
+    has waited.
     """
     bodies = [sampled(i, prompt_words=long_words, tokens=1) for i in range(4)]
     waits: list[float] = []
@@ -186,9 +196,9 @@ def short_beside_long_s(port: int, *, long_words: int, limit_s: float) -> list[f
 
 
 def rewriting_s_per_token(port: int) -> float:
-    """Seconds a token of a greedy answer that is a given text of 300 tokens with a small change.
+    """Returns the seconds a token of a greedy answer that repeats a text with a small change.
 
-    The prompt is in the cache: it was sent before.
+    The answer has 300 tokens at most. The prompt is sent once before, so that it is cached.
     """
     code = Path(__file__).with_name("basket.txt").read_text("utf-8")
     prompt = (
@@ -205,5 +215,5 @@ def rewriting_s_per_token(port: int) -> float:
 
 
 def p95(values: Sequence[float]) -> float:
-    """The 95th percentile; of few values the largest."""
+    """Returns the 95th percentile; of fewer than 20 values the largest."""
     return statistics.quantiles(values, n=20)[-1] if len(values) >= 20 else max(values)

@@ -1,7 +1,7 @@
 """Sets up .venv: requirements, llama.cpp compiled for this machine, afterword, the model.
 
-Runs on any Python from 3.11 with nothing installed. What is done already is not done again; the
-compiled wheel is kept in the user's cache, so that a second checkout takes seconds.
+Runs on Python 3.11 or newer with nothing installed. Finished steps are not repeated. The compiled
+wheel stays in the user's cache, so a second checkout takes seconds.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 REQUIREMENTS = ROOT / "requirements"
-# What is changed in llama.cpp: patches, files that are added, and what puts them in place.
+# Changes to llama.cpp: patches, added files, and the CMake file that applies them.
 CHANGES = ROOT / "scripts" / "llama"
 INCLUDE = CHANGES / "llama.cmake"
 LOG_LINES = 30
 LEAST_PYTHON = (3, 11)
-# What the server does not use is left out; llama.cmake does the rest. Threads are those of
-# engine/llama/team.py, not OpenMP's: docs/decisions/0008-one-team-of-threads.md.
+# The build leaves out everything that the server does not use; llama.cmake does the rest. Threads
+# are ggml's own, not OpenMP's: see docs/decisions/0008-one-thread-pool.md.
 CMAKE_FLAGS = (
     "-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_TOOLS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_CURL=OFF",
     "-DLLAMA_OPENSSL=OFF", "-DGGML_OPENMP=OFF",
 )  # fmt: skip
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-# Asks the kernel for the tile registers, then uses one.
+# Requests the tile registers from the kernel, then uses one.
 AMX_PROBE = r"""
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -58,28 +58,28 @@ STEP = re.compile(r"\[\s*(\d+)/(\d+)\]")
 
 
 class InstallError(Exception):
-    """What stands in the way; the message is for a terminal."""
+    """An installation that cannot go on; the message is for a terminal."""
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Print one line of progress."""
     print(f"==> {text}", flush=True)
 
 
 def run(command: Sequence[str | Path], **environment: str) -> None:
-    """Run a step whose own output is worth seeing."""
+    """Run a command with its output shown. Raises ``InstallError`` if it fails."""
     if subprocess.run(command, env={**os.environ, **environment}, check=False).returncode:
         raise InstallError(f"failed: {' '.join(map(str, command))}")
 
 
 def pip(*arguments: str | Path) -> None:
-    """Pip of the environment; it shows its own bars where there is a terminal."""
+    """Run pip in the environment; it shows progress bars on a terminal."""
     quiet = () if sys.stdout.isatty() else ("--quiet",)
     run([PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *quiet, *arguments])
 
 
 def make_venv() -> None:
-    """The environment, unless it is there and works."""
+    """Create the environment unless its interpreter exists."""
     if PYTHON.exists():
         return
     say(f"creating .venv with Python {platform.python_version()}")
@@ -88,7 +88,7 @@ def make_venv() -> None:
 
 
 def compiler() -> str:
-    """The C++ compiler."""
+    """Returns the C++ compiler. Raises ``InstallError`` if there is none."""
     wanted = [os.environ.get("CXX"), "c++", "g++", "clang++"]
     found = next(filter(None, (shutil.which(name) for name in wanted if name)), None)
     if found is None:
@@ -97,7 +97,7 @@ def compiler() -> str:
 
 
 def cpu_flags() -> str:
-    """What the processor says it can do; the build is for exactly this."""
+    """Returns the processor's features; the build is for exactly these."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except FileNotFoundError:
@@ -107,9 +107,9 @@ def cpu_flags() -> str:
 
 
 def amx_is_broken(cxx: str) -> bool:
-    """Whether AMX is advertised but faults, as in some virtual machines.
+    """Returns whether AMX is advertised but faults, as in some virtual machines.
 
-    A native build uses what is advertised, and dies at its first matrix.
+    A native build uses every advertised feature and would crash at its first matrix.
     """
     if "amx" not in cpu_flags():
         return False
@@ -123,7 +123,7 @@ def amx_is_broken(cxx: str) -> bool:
 
 
 def build_environment() -> Mapping[str, str]:
-    """How llama.cpp is to be compiled on this machine."""
+    """Returns the environment variables of llama.cpp's build on this machine."""
     flags = NO_AMX if amx_is_broken(compiler()) else ""
     more = os.environ.get("CMAKE_ARGS", "")
     return {
@@ -135,12 +135,12 @@ def build_environment() -> Mapping[str, str]:
 
 
 def changes() -> Sequence[Path]:
-    """The files that change llama.cpp."""
+    """Returns the files that change llama.cpp."""
     return sorted(CHANGES.iterdir())
 
 
 def wheel_folder(environment: Mapping[str, str]) -> Path:
-    """Where the wheel of this build is kept."""
+    """Returns the cache folder of this build's wheel."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parts = [
         (REQUIREMENTS / "llama.txt").read_text(), cpu_flags(), platform.platform(),
@@ -152,7 +152,7 @@ def wheel_folder(environment: Mapping[str, str]) -> Path:
 
 
 def llama_wheel() -> Path:
-    """The compiled bindings, from the cache or built now."""
+    """Returns the wheel of the bindings; compiles it unless the cache has it."""
     environment = build_environment()
     folder = wheel_folder(environment)
     for wheel in folder.glob("*.whl"):
@@ -169,14 +169,14 @@ def llama_wheel() -> Path:
         show_build(command, environment)
         (built,) = Path(scratch).glob("*.whl")
         folder.mkdir(exist_ok=True)
-        # A wheel is in the cache whole or not at all.
+        # A rename puts the wheel into the cache completely or not at all.
         kept = built.replace(folder / f"{built.name}.part").rename(folder / built.name)
     say(f"compiled in {time.monotonic() - started:.0f} s")
     return kept
 
 
 def show_build(command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
-    """Run a build; show how far it is, and its last lines if it fails."""
+    """Run a build and show its progress; its last lines are in the error if it fails."""
     last: deque[str] = deque(maxlen=LOG_LINES)
     shown = -1
     with subprocess.Popen(
@@ -195,7 +195,7 @@ def show_build(command: Sequence[str | Path], environment: Mapping[str, str]) ->
 
 
 def show_step(done: int, steps: int, shown: int) -> int:
-    """A bar on a terminal, a line for each tenth elsewhere; gives the percentage shown."""
+    """Show a bar on a terminal, a line for each tenth elsewhere. Returns the percentage."""
     percent = 100 * done // max(steps, 1)
     if sys.stdout.isatty():
         width = 40
@@ -208,7 +208,7 @@ def show_step(done: int, steps: int, shown: int) -> int:
 
 
 def install_browser() -> None:
-    """Chromium, in which the playground is tested; as root it is installed where it is missing."""
+    """Install chromium, which tests of the playground need, unless it is there."""
     if any(map(shutil.which, BROWSERS)):
         return
     apt = shutil.which("apt-get")
@@ -222,7 +222,7 @@ def install_browser() -> None:
 
 
 def stamp(purpose: str) -> str:
-    """Changes with everything that an installation is made of."""
+    """Returns a digest of everything that an installation consists of."""
     files = [
         Path(__file__),
         *changes(),
@@ -252,7 +252,7 @@ def install(purpose: str) -> None:
     packages = "base" if purpose == "base" else "test"
     say(f"installing requirements/{packages}.txt")
     pip("--require-hashes", "--requirement", REQUIREMENTS / f"{packages}.txt")
-    # Another build may have the same version.
+    # Another build may have the same version, so the reinstall is forced.
     pip("--no-deps", "--force-reinstall", llama_wheel())
     say("installing afterword")
     pip("--no-deps", "--editable", ROOT)
@@ -263,13 +263,13 @@ def install(purpose: str) -> None:
 
 
 def main() -> None:
-    """Install; say in a few lines what is in the way."""
+    """Install; exit with the reason if that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
-    needs = {
-        "test": "also what the tests need",
-        "fast": "what make test-fast needs: the packages of tests, no browser, no model",
+    flags = {
+        "test": "also install what the tests need",
+        "fast": "install what make test-fast needs: no browser, no model",
     }
-    for purpose, words in needs.items():
+    for purpose, words in flags.items():
         parser.add_argument(
             f"--{purpose}", dest="purpose", action="store_const", const=purpose, default="base",
             help=words,

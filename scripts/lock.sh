@@ -1,5 +1,5 @@
 #!/bin/sh
-# Compiles requirements/*.in to hashed requirements/*.txt, without any index in them.
+# Compiles requirements/*.in to requirements/*.txt with hashes and without index addresses.
 set -eu
 cd "$(dirname "$0")/../requirements"
 for name in base test plots lm-eval clients openai-0.28; do

@@ -1,6 +1,6 @@
 """Take the pictures of the playground in docs/images, with the embedded model.
 
-The model writes the texts. Seeds are fixed, so a picture changes only if the page does.
+The model writes the texts. Seeds are fixed, so a picture changes only with the page.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from afterword.gateway.engine import RemoteEngine
 from afterword.http.app import create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
-from afterword.ledger.keys import KeyBook
+from afterword.ledger.keys import KeyStore
 from ledger.values import Hand
 from standins import services
 from support.asgi import Client
@@ -198,5 +198,5 @@ def engine(connected: Callable[[], sa.Engine]) -> sa.Engine:
 
 
 @pytest.fixture
-def book(engine: sa.Engine, hand: Hand) -> KeyBook:
-    return KeyBook(engine, clock=hand, entropy=random.Random(3).randbytes)
+def key_store(engine: sa.Engine, hand: Hand) -> KeyStore:
+    return KeyStore(engine, clock=hand, entropy=random.Random(3).randbytes)

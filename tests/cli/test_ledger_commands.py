@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 from afterword.cli import cli
 from afterword.core.account import KeyTerms, UsageRecord
 from afterword.core.errors import ApiError, ConfigError
-from afterword.ledger import quota
+from afterword.ledger import budgets
 from afterword.ledger.database import connect, parse_url
-from afterword.ledger.keys import KeyBook
-from afterword.ledger.records import spending
+from afterword.ledger.keys import KeyStore
+from afterword.ledger.tables import spending
 from ledger.values import NOW, record
 
 Afterword = Callable[..., Result]
@@ -83,22 +83,22 @@ def test_mistakes(afterword: Afterword, words: tuple[str, ...], says: str) -> No
     assert done.stdout == ""
 
 
-def spend(engine: sa.Engine, book: KeyBook, records: list[UsageRecord]) -> None:
+def spend(engine: sa.Engine, key_store: KeyStore, records: list[UsageRecord]) -> None:
     with engine.begin() as connection:
-        quota.fold(connection, records)
+        budgets.write(connection, records)
 
 
 @pytest.fixture
-def spent(engine: sa.Engine, book: KeyBook) -> str:
-    """Two days' records; gives the id of alice's key."""
-    key_id = book.create(KeyTerms(name="alice")).view.id
+def spent(engine: sa.Engine, key_store: KeyStore) -> str:
+    """Write two days' records. Returns the id of alice's key."""
+    key_id = key_store.create(KeyTerms(name="alice")).view.id
     evil = "=HYPERLINK(1)\x1b[31m[bold]"
     made = [
         record("cmpl-1", key_id=key_id, tokens=100),
         msgspec.structs.replace(record("cmpl-2", key_id=key_id, tokens=50), user=evil),
         record("cmpl-3", key_id=None, tokens=7, started_at=NOW - 86_400),
     ]
-    spend(engine, book, made)
+    spend(engine, key_store, made)
     return key_id
 
 

@@ -1,4 +1,4 @@
-"""Models on their way into memory: who has them, and what becomes of those that nobody took."""
+"""Loading of models: who owns them, and what happens to models that are not taken."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> list[LlamaRunner]:
-    """The runners that were closed."""
+    """The closed runners, in order."""
     runners: list[LlamaRunner] = []
     close = LlamaRunner.close
 
@@ -55,7 +55,7 @@ def test_nothing_is_loaded_before_it_begins(settings: Settings, closed: list[Lla
     assert closed == []
 
 
-async def test_an_error_waits_for_who_takes_the_model(
+async def test_an_error_is_raised_when_the_model_is_taken(
     settings: Settings, closed: list[LlamaRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse_one(loaded: Loaded, *, name: str, **more: object) -> OpenModel:
@@ -99,7 +99,7 @@ def test_a_header_is_read_once(
             models.begin()
         return looked_at
 
-    # Both files have the same content.
+    # Both files have the same content, so the second one needs no reading.
     assert begin() == [tmp_path / "a.gguf"]
     assert begin() == []
     make_gguf(tmp_path / "b.gguf", context=128)

@@ -1,4 +1,4 @@
-"""Spans of requests: their place in the client's trace, their times, and nothing secret."""
+"""Spans of requests: their place in the client's trace, their times, and no secret in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offsets in a text that a vocabulary spells otherwise ascend, and none is behind the text."""
+"""Offsets ascend and stay inside the text, even if the vocabulary spells it otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHARACTERS = (
     "<0x0A>", "<unk>", "e\u0301", "\u0301", "\u0345", "\u0130", "\ufb01", "\u00df", "\u00c5",
     "\uac00", "\u3131", "\u2163", "\u00bd", "\ufdfa",
 )  # fmt: skip
-"""Letters, spaces of all kinds, marks, and characters that are several when they are normalised."""
+"""Letters, spaces of all kinds, marks, and characters that normalise to several."""
 
 
 def offsets(sent: str, pieces: list[bytes]) -> list[int]:

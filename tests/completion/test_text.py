@@ -1,4 +1,4 @@
-"""Laws of text: any split of the bytes gives the same text; stops are those of a naive search."""
+"""Laws of text: any split of the bytes gives the same text, and a naive search the same stops."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_any_split_of_the_bytes_gives_the_same_text(data: bytes, cuts: list[int]
 def test_an_offset_is_that_of_the_character_the_piece_starts_in(
     data: bytes, cuts: list[int]
 ) -> None:
-    """L5: the characters of the text whose bytes begin before the piece's, but for its own."""
+    """L5: the offset is the index of the character that the piece's first byte belongs to."""
     begins: list[int] = []
     at = 0
     for character in decoded(data):
@@ -57,7 +57,7 @@ def test_an_offset_is_that_of_the_character_the_piece_starts_in(
 
 
 def decoded(data: bytes) -> list[bytes]:
-    """The bytes behind each character of the text, one by one, by Python's own decoder."""
+    """Returns the bytes of each character of the text, by Python's own decoder."""
     parts: list[bytes] = []
     while data:
         try:
@@ -73,7 +73,7 @@ def decoded(data: bytes) -> list[bytes]:
 
 
 def naive(text: str, stops: list[str]) -> tuple[str, bool]:
-    """The stop that completes first, of those the longest."""
+    """Returns the text before the stop that completes first (the longest of several)."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
@@ -97,7 +97,7 @@ def test_stops_are_those_of_a_naive_search(text: str, stops: list[str], cuts: li
 
 
 @given(before=st.text(ALPHABET, max_size=12), text=st.text(ALPHABET, max_size=12), stops=STOPS)
-def test_stops_count_if_they_are_complete_behind_what_does_not_count(
+def test_a_stop_counts_if_it_completes_after_text_that_does_not_count(
     before: str, text: str, stops: list[str]
 ) -> None:
     matcher = StopMatcher(stops)
@@ -119,7 +119,7 @@ def test_stops_count_if_they_are_complete_behind_what_does_not_count(
 
 @given(text=st.text(ALPHABET, max_size=12), stops=STOPS)
 def test_only_what_could_become_a_stop_is_held_back(text: str, stops: list[str]) -> None:
-    """S2: of what was fed, the longest end that begins a stop is held, and no more."""
+    """S2: only the longest end of the text that begins a stop is held back."""
     matcher = StopMatcher(stops)
     given_out, met = matcher.feed(text)
     if met:

@@ -1,7 +1,7 @@
-"""The contract holds for an engine in this process, and with the same models behind others:
+"""The contract holds for toy models in this process, and for the same models on other servers.
 
-Afterword in front of Afterword, of vLLM's routes (``standins/vllm_server.py``), and of SGLang's
-(``standins/sglang_server.py``).
+The other servers are Afterword, a stand-in for vLLM (``standins/vllm_server.py``) and one for
+SGLang (``standins/sglang_server.py``).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from support.asgi import Client
 
 HERE, BEHIND_AFTERWORD, BEHIND_VLLM = "here", "behind afterword", "behind vllm"
 BEHIND_SGLANG = "behind sglang"
-Surveyed = Mapping[str, tuple[str, list[Facts]]]
-"""Sources of models by name, and what the servers there say of them."""
+Introspected = Mapping[str, tuple[str, list[Facts]]]
+"""The source of each model, by name, and what its servers say about it."""
 
 
 @pytest.fixture(scope="session")
-def upstreams() -> Iterator[Mapping[str, Surveyed]]:
-    """Servers of the toy models."""
+def upstreams() -> Iterator[Mapping[str, Introspected]]:
+    """The toy models on other servers, by the kind of server."""
     ways: dict[str, dict[str, str]] = {}
     with ExitStack() as opened:
         engines = _engines(opened)
@@ -52,7 +52,7 @@ def upstreams() -> Iterator[Mapping[str, Surveyed]]:
 
 
 def _engines(opened: ExitStack) -> dict[str, BatchingEngine]:
-    """Toy models of their own, closed at the end."""
+    """Makes new toy models, which are closed at the end."""
     engines = {
         "toy": toy_engine(),
         "toy-bos": toy_engine(adds_bos=True),
@@ -69,14 +69,14 @@ def _close(engine: Engine) -> None:
 
 @pytest.fixture(params=[HERE, BEHIND_AFTERWORD, BEHIND_VLLM, BEHIND_SGLANG])
 async def client(
-    request: pytest.FixtureRequest, client: Client, upstreams: Mapping[str, Surveyed]
+    request: pytest.FixtureRequest, client: Client, upstreams: Mapping[str, Introspected]
 ) -> AsyncIterator[Client]:
     """The toy models, in this process or behind other servers."""
     if request.param == HERE:
         yield client
         return
-    surveyed = upstreams[request.param]
-    engines = {name: engine_of(*found, name=name) for name, found in surveyed.items()}
+    introspected = upstreams[request.param]
+    engines = {name: engine_of(*found, name=name) for name, found in introspected.items()}
     yield make_client(dict(engines))
     for engine in engines.values():
         await engine.aclose()
@@ -86,7 +86,7 @@ async def client(
 async def serve(
     request: pytest.FixtureRequest, serve: Callable[..., Client]
 ) -> AsyncIterator[Callable[..., Client]]:
-    """Makes servers of a test's own engine, in this process or behind Afterword."""
+    """Makes servers of a test's own engine, in this process or behind another Afterword."""
     if request.param == HERE:
         yield serve
         return

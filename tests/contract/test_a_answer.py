@@ -81,7 +81,7 @@ async def test_A5_cached_tokens(client: Client) -> None:
 
 
 async def test_A6_best_of_ranks_by_mean_logprob(client: Client) -> None:
-    """Against every candidate, which ``n`` with the same seed shows."""
+    """The expected order comes from all candidates, which ``n`` shows for the same seed."""
     for seed in range(8):
         everyone = await client.complete(prompt="a", n=6, max_tokens=9, seed=seed, logprobs=0)
 

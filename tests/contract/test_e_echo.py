@@ -1,4 +1,4 @@
-"""E: echo and scoring. The values themselves are held against an oracle in ``properties``."""
+"""E: echo and scoring. ``properties`` compares the values with an oracle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""F: fill in the middle, on the toy model. Families' layouts are tested in ``engine/llama``."""
+"""F: fill in the middle, on the toy model. ``engine/llama`` tests the layouts of families."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ async def test_H2_not_json(client: Client, body: bytes) -> None:
     assert reply.error["message"].startswith("We could not parse the JSON body of your request.")
 
 
-async def test_H2_duplicate_keys(client: Client) -> None:
+async def test_R19_duplicate_keys(client: Client) -> None:
     for body in (
         b'{"model": "toy", "prompt": "a", "prompt": "b"}',
         b'{"model": "toy", "prompt": "a", "pro\\u006dpt": "b"}',
@@ -142,7 +142,7 @@ async def test_H10_our_own_fault(serve: Callable[..., Client]) -> None:
 async def test_H10_a_model_that_computes_no_numbers(
     serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
-    """Never nulls for log-probabilities, never a word of ``logit_bias``."""
+    """The answer has no null for a log-probability, and does not blame ``logit_bias``."""
 
     def no_numbers(runner: ToyRunner, _: int) -> npt.NDArray[np.float32]:
         return np.full(runner.vocabulary, np.nan, np.float32)
@@ -152,7 +152,7 @@ async def test_H10_a_model_that_computes_no_numbers(
     body = {"model": "toy", "prompt": "abc", "max_tokens": 3, **more}
     reply = await client.post(PATH, body)
     assert reply.status == (200 if more.get("stream") else 500)
-    # In front of another server only that server is known to have failed.
+    # A gateway only knows that the server behind it failed.
     said = (b"The model computed no numbers for this request", b"The server of this model failed")
     assert any(words in reply.body for words in said)
     assert b"choices" not in reply.body

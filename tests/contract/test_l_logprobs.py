@@ -1,4 +1,4 @@
-"""L: log-probabilities. Values and offsets are held against an oracle in ``properties``."""
+"""L: log-probabilities. ``properties`` compares values and offsets with an oracle."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ async def test_R1_the_answer_echoes_the_alias(client: Client) -> None:
     assert answer["choices"] == named["choices"]
 
 
-async def test_R1_operators_may_do_without(serve: Callable[..., Client]) -> None:
+async def test_R1_operators_may_make_it_optional(serve: Callable[..., Client]) -> None:
     client = serve(toy_engine(), limits=Limits(require_model=False))
     reply = await client.post("/v1/completions", {"prompt": "a", "max_tokens": 1})
     assert reply.status == 200
@@ -286,7 +286,7 @@ async def test_R17_min_tokens_and_ignore_eos(client: Client) -> None:
 
 
 async def test_R17_min_tokens_holds_stop_strings_back(client: Client) -> None:
-    """A stop counts if a token behind the fewest completes it, wherever it began."""
+    """A stop counts if it completes after ``min_tokens`` tokens, wherever it begins."""
     words = {"prompt": "a", "max_tokens": 12, "temperature": 0, "logprobs": 0, "ignore_eos": True}
     whole = await client.complete(**words)
     tokens = whole["choices"][0]["logprobs"]["tokens"]
@@ -303,19 +303,19 @@ async def test_R17_min_tokens_holds_stop_strings_back(client: Client) -> None:
         assert answer["usage"]["completion_tokens"] == (ends[0] if ends else 12)
         assert answer["choices"][0]["finish_reason"] == ("stop" if ends else "length")
         assert text.startswith(answer["choices"][0]["text"])
-    # It may begin before.
+    # A stop may begin earlier.
     across = "".join(tokens[4:7])
     for least, counts in ((5, True), (6, True), (7, False)):
         answer = await client.complete(**words, stop=across, min_tokens=least)
         assert (answer["usage"]["completion_tokens"] == 7) == counts
 
 
-async def test_R17_more_tokens_at_least_than_at_most(client: Client) -> None:
+async def test_R17_min_tokens_above_max_tokens(client: Client) -> None:
     error = await client.refuse(prompt="a", max_tokens=4, min_tokens=5)
     assert (error["param"], error["code"]) == ("min_tokens", "invalid_value")
     assert error["message"] == ("'min_tokens' (5) must be at most 'max_tokens' (4, as requested).")
     assert (await client.refuse(prompt="a", max_tokens=0, min_tokens=1))["param"] == "min_tokens"
-    # Without it the rest of the context is the bound: one token is the prompt's.
+    # Without ``max_tokens`` the bound is the context, less one token of the prompt.
     error = await client.refuse(prompt=[97], min_tokens=256)
     assert error["message"] == (
         "'min_tokens' (256) must be at most 'max_tokens' (255, its default here)."

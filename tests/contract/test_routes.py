@@ -1,4 +1,4 @@
-"""The routes besides ``/v1/completions``."""
+"""The routes other than ``/v1/completions``."""
 
 from __future__ import annotations
 

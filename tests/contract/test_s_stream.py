@@ -1,4 +1,4 @@
-"""S: streams, driven message by message. That they fold to the answer is in ``properties``."""
+"""S: streams, message by message. ``properties`` tests that they fold to the answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.asgi import Client, chunks_of
 B = {"98": 100}
 TOKENIZER = ToyTokenizer()
 AT_HAND = pytest.mark.parametrize("serve", ["here"], indirect=True)
-"""For what depends on single steps of the engine."""
+"""For tests that need single steps of the engine."""
 NO_END = {str(i): -100 for i in sorted(TOKENIZER.end_ids)}
 
 
@@ -39,7 +39,7 @@ class Gate:
 
 
 async def slots_free(engine: BatchingEngine, gate: Gate | None = None) -> None:
-    """Wait until no sequence is left; a hang is the failure."""
+    """Wait until no sequence is left. If one stays, the test hangs."""
     while engine.stats().running_sequences or engine.stats().active_slots:
         if gate is not None:
             gate.allow(1)
@@ -71,7 +71,7 @@ async def test_S2_only_what_could_match_is_held_back(serve: Callable[..., Client
         if count == 1:
             await exchange.frames(1)
             texts.append(json.loads(exchange.sent[-1]["body"][6:])["choices"][0]["text"])
-    # The first chunk exists as soon as the token does, though its text is held back (S7).
+    # The first chunk comes with the first token, even if its text is held back (S7).
     assert texts == [""]
     gate.allow(10)
     await run
@@ -195,7 +195,7 @@ async def test_S8_a_client_that_leaves_frees_its_slots(serve: Callable[..., Clie
         before = gate.taken
         gate.allow(1)
         await slots_free(engine)
-        # The step under way, and no other, was still computed.
+        # Only the step that was running was still computed.
         assert gate.taken <= before + 1
         assert engine.stats().waiting_sequences == 0
         gate.allow(1000)
@@ -235,11 +235,11 @@ async def test_a_stalled_reader_holds_nobody_up(serve: Callable[..., Client]) ->
         answer = await client.complete(prompt="c", max_tokens=20, logit_bias=NO_END)
         assert answer["usage"]["completion_tokens"] == 20
     await slots_free(engine)
-    # All tokens are made, and what was sent is still the one part that the reader did not take.
+    # All tokens are made, but only the part that the reader did not take was sent.
     assert sum(m["type"] == "http.response.body" for m in stalled.sent) == 1
     unblock.set()
     await stalled_run
     chunks = chunks_of(stalled.reply.body)
     assert "".join(c["choices"][0]["text"] for c in chunks) == "b" * 3000
-    # What piled up was merged, not queued.
+    # Waiting tokens were merged, not queued.
     assert len(chunks) < 100

@@ -31,7 +31,7 @@ async def test_a_lagging_reader_finds_one_event_a_sequence() -> None:
     assert isinstance(first, Sampled)
     assert first.tokens.tolist() == list(range(1000))
     assert len(first.top_ids) == 2000
-    # What waits for a reader is numbers in arrays, not objects.
+    # Waiting tokens are numbers in arrays, not objects.
     assert first.tokens.itemsize == 4
 
 

@@ -1,4 +1,4 @@
-"""Servers that tests of this folder share."""
+"""Servers that the tests of this folder share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    # Of the module, not the session: its loop would stand in the way of asynchronous tests.
+    # For a module, not the session: its event loop would block asynchronous tests.
     with chromium() as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""Environments of clients that cannot share the tests' own, inside ``.venv``."""
+"""Environments inside ``.venv``, for clients that cannot share the tests' own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(name: str) -> Path:
-    """The programs of an environment of ``requirements/NAME.txt``, made at its first use."""
+    """Returns the folder of an environment's programs. Made anew if its requirements change."""
     requirements = ROOT / "requirements" / f"{name}.txt"
     folder = ROOT / ".venv" / name
     mark = folder / "installed"
@@ -25,7 +25,7 @@ def environment(name: str) -> Path:
 
 
 def run_program(name: str, program: Path, *arguments: str) -> str:
-    """Run a Python program in an environment; its standard output."""
+    """Run a Python program in an environment. Returns its standard output."""
     python = environment(name) / "python"
     done = subprocess.run(
         [python, program, *arguments], check=False, capture_output=True, text=True

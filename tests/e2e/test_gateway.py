@@ -1,4 +1,4 @@
-"""Afterword as a process in front of other servers: addresses, keys, hang-ups."""
+"""Afterword as a process in front of other servers: addresses, keys, SIGHUP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BODY: dict[str, Any] = {"model": "toy", "prompt": "a", "max_tokens": 9, "logit_b
 
 
 class Watched:
-    """An app that remembers what it was asked, and with which key."""
+    """An app that counts its completions and remembers the keys."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,7 +42,7 @@ class Watched:
 
 
 class Behind:
-    """A toy server behind the one under test; ``hold`` stops its engine while it is clear."""
+    """A toy server behind the one under test. Its engine stops while ``hold`` is clear."""
 
     def __init__(self, opened: ExitStack) -> None:
         self.hold = threading.Event()
@@ -71,7 +71,7 @@ def ask(url: str) -> dict[str, Any]:
     return answer
 
 
-def test_several_addresses_beside_an_embedded_model(
+def test_several_addresses_and_an_embedded_model(
     tmp_path: Path, behind: tuple[Behind, Behind], tiny_model: Path
 ) -> None:
     models = [f"toy={one.address}" for one in behind] + [f"tiny={tiny_model}"]
@@ -90,7 +90,7 @@ def test_several_addresses_beside_an_embedded_model(
         assert own.status_code == 200
 
 
-def test_a_hang_up_drains_an_upstream_and_loses_nothing(
+def test_sighup_drains_an_upstream_and_loses_nothing(
     tmp_path: Path, behind: tuple[Behind, Behind]
 ) -> None:
     old, new = behind
@@ -104,7 +104,7 @@ def test_a_hang_up_drains_an_upstream_and_loses_nothing(
         config.write_text(f'[models]\ntoy = "{new.address}"\n')
         server.process.send_signal(signal.SIGHUP)
         while not new.app.completions:
-            # Until the signal is obeyed a request goes to the old one, and waits there.
+            # Until the server has reloaded, a request goes to the old upstream and waits there.
             with suppress(httpx2.TimeoutException):
                 httpx2.post(f"{server.url}/v1/completions", json=BODY, timeout=0.2)
         before = old.app.completions
@@ -193,7 +193,7 @@ def test_an_upstream_shown_and_listed(
     shown = run("models", "show", "toy")
     assert shown.returncode == 2
     assert "is another server" in shown.stderr
-    examined = run("doctor")
-    assert examined.returncode == 0, examined.stderr
-    assert "that of the servers behind" in examined.stdout
-    assert re.search(r"^context +256 tokens a request$", examined.stdout, re.MULTILINE)
+    diagnosed = run("doctor")
+    assert diagnosed.returncode == 0, diagnosed.stderr
+    assert "that of the servers behind" in diagnosed.stdout
+    assert re.search(r"^context +256 tokens a request$", diagnosed.stdout, re.MULTILINE)

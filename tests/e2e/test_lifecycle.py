@@ -1,4 +1,4 @@
-"""Leaving and failing, with real sockets and signals."""
+"""Shutdown, clients that leave and failures, with real sockets and signals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stream() -> Iterator[Callable[..., Stream]]:
 
 
 def figure(server: Server, name: str) -> float:
-    """A figure of the engine, as /metrics says it now."""
+    """Returns a figure of the engine from /metrics."""
     text = httpx2.get(f"{server.url}/metrics").text
     found = re.search(rf"^afterword_engine_{name}\{{.*\}} (.*)$", text, re.MULTILINE)
     assert found is not None
@@ -86,14 +86,14 @@ def test_a_client_that_leaves_frees_its_slots(tiny: Server, stream: Callable[...
     assert figure(tiny, "active_slots") == 4
     leaving.close()
     while figure(tiny, "active_slots"):
-        # Were it not freed, it would be after 32,000 tokens.
+        # If the server did not notice, the slots would be free after 32,000 tokens.
         assert figure(tiny, "generated_tokens_total") < 30_000
-    # Closing is noticed, the rest is not generated.
+    # The server noticed and did not generate the rest.
     assert figure(tiny, "generated_tokens_total") < 30_000
 
 
 def test_a_stalled_reader_holds_nobody_up(tiny: Server, stream: Callable[..., Stream]) -> None:
-    """Others finish while it reads nothing; later it finds its whole answer."""
+    """Others finish while one client reads nothing. Later it gets its whole answer."""
     body = {**LONG, "max_tokens": 3000, "logprobs": 5}
     before = resident_bytes(tiny)
     stalled = stream(tiny, **body, receive_bytes=2048)
@@ -101,7 +101,7 @@ def test_a_stalled_reader_holds_nobody_up(tiny: Server, stream: Callable[..., St
         stream(tiny, max_tokens=200).text()
     while figure(tiny, "active_slots"):
         pass
-    # What is kept for it is small beside what the engine itself takes for six streams.
+    # The memory that waits for it is small, compared with the engine's own for six streams.
     assert resident_bytes(tiny) - before < 64_000_000
     whole = httpx2.post(f"{tiny.url}/v1/completions", json=body, timeout=None).json()
     assert stalled.text() == whole["choices"][0]["text"]
@@ -115,7 +115,7 @@ def resident_bytes(server: Server) -> int:
 
 
 def test_eight_streams_all_progress(tiny: Server, stream: Callable[..., Stream]) -> None:
-    """By the time that the first of them ends, all have begun."""
+    """All streams have begun before the first one ends."""
     began: list[int] = []
     with selectors.DefaultSelector() as selector:
         for i in range(8):
@@ -133,7 +133,7 @@ def test_eight_streams_all_progress(tiny: Server, stream: Callable[..., Stream])
 
 
 def test_a_broken_request_harms_nobody(tiny: Server, stream: Callable[..., Stream]) -> None:
-    """Bytes that are no HTTP, half a body, and a client that goes: the next request is answered."""
+    """After bytes that are not HTTP, half a body or a lost client, a request is answered."""
     for data in (
         b"\x16\x03\x01\x02\x00\x01\x00",
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{",

@@ -1,4 +1,4 @@
-"""The evaluation harness, run as its users run it; its numbers are those of direct scoring."""
+"""The evaluation harness, run as its users run it. Its numbers equal those of direct scoring."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def reference(embedded_model: Path) -> Iterator[Reference]:
 def evaluate(
     lm_eval: Path, folder: Path, kind: str, names: str, **arguments: object
 ) -> dict[str, list[Any]]:
-    """Run the harness; the responses to each task's requests, in the order of its documents."""
+    """Run the harness. Returns the responses of each task, in the order of its documents."""
     out = folder / f"out-{abs(hash((kind, str(arguments))))}"
     given = ",".join(f"{name}={value}" for name, value in arguments.items())
     done = subprocess.run(
@@ -98,7 +98,7 @@ def evaluate(
 
 
 def direct(reference: Reference, context: str, continuation: str) -> tuple[float, bool]:
-    """The continuation's log-probability by the library alone, and whether it is greedy."""
+    """Returns the continuation's log-probability by llama.cpp, and whether it is greedy."""
     before, ids = reference.tokenize(context), reference.tokenize(context + continuation)
     rows = reference.log_softmax(ids)
     at = range(len(before), len(ids))
@@ -120,7 +120,7 @@ def check_choices(reference: Reference, responses: list[Any]) -> None:
 def test_local_completions(
     lm_eval: Path, tasks: Path, server: Server, reference: Reference, as_tokens: bool,
 ) -> None:  # fmt: skip
-    """With the server's own tokenizer; requests as token ids, then as text."""
+    """With the server's tokenizer, and requests as token ids or as text."""
     responses = evaluate(
         lm_eval, tasks, "local-completions",
         "afterword_choice,afterword_rolling,afterword_generate",
@@ -140,12 +140,12 @@ def test_local_completions(
 
 
 def until(text: str) -> str:
-    """The text before the task's first stop string."""
+    """Returns the text before the task's first stop string."""
     return min((text.partition(stop)[0] for stop in ("\n", ".")), key=len)
 
 
 def test_gguf(lm_eval: Path, tasks: Path, limited: Server, reference: Reference) -> None:
-    """The harness's older model type: ``logprobs: 10``, and no model named."""
+    """The harness's older model type, which sends ``logprobs: 10`` and no model."""
     responses = evaluate(
         lm_eval, tasks, "gguf", "afterword_choice,afterword_generate", base_url=limited.url
     )

@@ -1,4 +1,4 @@
-"""The main job with the clients that people have: curl, OpenAI's SDKs for Python and Node."""
+"""Completions with the clients that people have: curl, OpenAI's SDKs for Python and Node."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIENTS = Path(__file__).parent / "clients"
 
 @pytest.fixture(scope="module")
 def expected(embedded_model: Path) -> str:
-    """What llama.cpp's own greedy sampler writes."""
+    """The text of llama.cpp's own greedy sampler."""
     return greedy_text(embedded_model, "Say this is a test", 7)
 
 
@@ -34,7 +34,7 @@ def test_the_curl_line_that_is_printed_works(server: Server, expected: str) -> N
     program, url, flag, header, data, body = shlex.split(line)
     assert (program, flag, data) == ("curl", "-H", "-d")
     name, value = header.split(": ")
-    # How long an answer takes is no matter of this test.
+    # This test does not judge how long an answer takes.
     reply = httpx2.post(url, content=body, headers={name: value}, timeout=None).json()
     assert reply["choices"][0]["text"] == expected
     if shutil.which("curl"):
@@ -60,7 +60,7 @@ def test_python(server: Server, expected: str) -> None:
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1].choices[0].finish_reason == "length"
-    # Tokens come one by one, but for characters of several tokens.
+    # Each token is a chunk, except in characters of several tokens.
     assert len(chunks) == 7
 
 

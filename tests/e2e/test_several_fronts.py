@@ -21,7 +21,7 @@ import pytest
 from afterword.core.account import KeyTerms
 from afterword.engine.toy import toy_engine
 from afterword.ledger.database import connect, parse_url, prepare
-from afterword.ledger.keys import KeyBook
+from afterword.ledger.keys import KeyStore
 from conftest import make_client
 from e2e.process import Server, serving
 from standins.services import Postgres
@@ -31,7 +31,7 @@ BODY: dict[str, Any] = {
     "model": "toy", "prompt": "a", "max_tokens": 12, "logit_bias": {"98": 100},
 }  # fmt: skip
 EACH_TOKENS = 13
-"""One of the prompt and twelve made: what a request reserves is what it takes."""
+"""One token of the prompt and twelve generated. A request uses all that it reserves."""
 CLIENTS = 100
 ALLOWED = 40
 LIMITED = (
@@ -45,7 +45,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class Fronts:
-    """The servers, which clients ask in turn, and the keys that were made before they started."""
+    """The servers, which clients use in turn, and keys that were made before their start."""
 
     servers: list[Server]
     keys: dict[str, str]
@@ -56,7 +56,7 @@ class Fronts:
         return self.client.post(f"{url}/v1/completions", json=BODY, headers=bearer(key))
 
     def race(self, key: str) -> Counter[int]:
-        """A hundred clients ask at once; how often they got which status."""
+        """A hundred clients ask at once. Returns how often each status came."""
         together = threading.Barrier(CLIENTS)
 
         def ask(at: int) -> int:
@@ -67,7 +67,7 @@ class Fronts:
             return Counter(clients.map(ask, range(CLIENTS)))
 
     def until_refused(self, at: int) -> tuple[float, int]:
-        """When the first request began that a revoked key was refused; how many passed before."""
+        """Returns when the first refused request of a revoked key began, and how many passed."""
         began_s = asked_s = time.monotonic()
         taken = 0
         while self.complete(at, self.keys["revoked"]).status_code != 401:
@@ -77,7 +77,7 @@ class Fronts:
         return asked_s, taken
 
     def usage(self, at: int) -> dict[str, int]:
-        """Tokens by key's name, as one of the servers tells them."""
+        """Returns tokens by key name, as one of the servers reports them."""
         answer = self.client.get(
             f"{self.servers[at].url}/admin/v1/usage?by=key", headers=bearer(self.keys["admin"])
         )
@@ -93,9 +93,9 @@ def fronts(tmp_path: Path, postgres: Postgres, redis_url: str) -> Iterator[Front
     postgres.sql("CREATE DATABASE fronts")
     database = connect(parse_url(postgres.url("fronts")))
     prepare(database)
-    book = KeyBook(database, clock=time.time, entropy=os.urandom)
+    key_store = KeyStore(database, clock=time.time, entropy=os.urandom)
     terms = (*LIMITED, KeyTerms(name="admin", admin=True), KeyTerms(name="revoked"))
-    keys = {one.name: book.create(one).secret for one in terms}
+    keys = {one.name: key_store.create(one).secret for one in terms}
     database.dispose()
     engine = toy_engine(slots=16, max_waiting=CLIENTS)
     with ExitStack() as opened:
@@ -117,7 +117,7 @@ def fronts(tmp_path: Path, postgres: Postgres, redis_url: str) -> Iterator[Front
 
 
 def test_three_servers_behave_as_one(fronts: Fronts) -> None:
-    """Limits to the unit over all of them, revocation everywhere, one account of it all."""
+    """They share exact limits, revocations and usage."""
     for name in (terms.name for terms in LIMITED):
         began_s = time.monotonic()
         came = fronts.race(fronts.keys[name])

@@ -1,4 +1,4 @@
-"""The server of a team as a process: entrance, keys, crashes, signals, bad company."""
+"""The server of a team as a process: keys, crashes, outages, signals, hostile connections."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ import httpx2
 import pytest
 
 from afterword.core.account import KeyTerms, UsageQuery, UsageRecord
-from afterword.ledger.clerk import TURN_S
 from afterword.ledger.database import check, connect, parse_url, prepare
-from afterword.ledger.keys import KeyBook
-from afterword.ledger.records import processes, reservations
+from afterword.ledger.keys import KeyStore
 from afterword.ledger.store import UsageStore
+from afterword.ledger.tables import processes, reservations
+from afterword.ledger.writer import FLUSH_S
 from e2e.process import Server, run, serving
 from e2e.wire import Stream
 from standins.services import Postgres
@@ -38,7 +38,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class House:
-    """A ledger, a model, and what starts servers on them."""
+    """A ledger and a model, and a way to start servers on them."""
 
     folder: Path
     model: Path
@@ -50,11 +50,11 @@ class House:
         return ("--data-dir", str(self.folder / "data"), "--database", self.database)
 
     def create(self, name: str, **terms: Any) -> str:
-        """A key, made as the command makes it, which would take half a second to start."""
+        """Make a key without the command, which takes half a second. Returns its secret."""
         engine = connect(parse_url(self.database))
         prepare(engine)
-        book = KeyBook(engine, clock=time.time, entropy=os.urandom)
-        secret = book.create(KeyTerms(name=name, **terms)).secret
+        key_store = KeyStore(engine, clock=time.time, entropy=os.urandom)
+        secret = key_store.create(KeyTerms(name=name, **terms)).secret
         engine.dispose()
         return secret
 
@@ -67,7 +67,7 @@ class House:
         )  # fmt: skip
 
     def records(self) -> dict[str, UsageRecord]:
-        """Everything in the database; that it agrees with itself is asserted."""
+        """Returns all records, and asserts that the sums agree with them."""
         engine = connect(parse_url(self.database))
         found = UsageStore(engine).requests(UsageQuery(), most=100_000)
         assert check(engine) == []
@@ -76,7 +76,7 @@ class House:
         return {one.id: one for one in found}
 
     def left(self) -> tuple[int, int]:
-        """Reservations, and processes that have not signed off."""
+        """Returns how many reservations and processes are in the database."""
         engine = connect(parse_url(self.database))
         with engine.connect() as connection:
             counts = [len(connection.execute(t.select()).all()) for t in (reservations, processes)]
@@ -91,7 +91,7 @@ def house(tmp_path: Path, tiny_model: Path, database_url: str) -> House:
 
 @pytest.fixture
 def lite(tmp_path: Path, tiny_model: Path) -> House:
-    """On SQLite, for what does not depend on the database."""
+    """On SQLite, for behaviour that does not depend on the database."""
     return House(tmp_path, tiny_model, f"sqlite:///{tmp_path}/ledger.db")
 
 
@@ -100,12 +100,12 @@ def get(server: Server, path: str, key: str | None = None, **more: Any) -> httpx
     return httpx2.get(server.url + path, headers=headers, **more)
 
 
-# The entrance.
+# Who needs a key.
 
 
 def test_another_address_needs_a_key_first(lite: House) -> None:
     command = ("serve", "--port", "0", "--host", "0.0.0.0", "--model")  # noqa: S104 - to be refused
-    # It is said before a model is looked for, let alone fetched.
+    # The error comes before the server looks for a model.
     for model in (f"tiny={lite.model}", "tiny=nowhere.gguf"):
         done = run(*command, model, *lite.ledger)
         assert done.returncode == 2
@@ -123,8 +123,8 @@ def test_another_address_needs_a_key_first(lite: House) -> None:
 
 
 def test_keys_reach_running_servers(house: House) -> None:
-    """Two servers on one database; nobody restarts anything."""
-    assert TURN_S < 0.5
+    """Two servers on one database, without a restart."""
+    assert FLUSH_S < 0.5
     with house.serving(name="one") as one, house.serving(name="two") as two:
         assert get(one, "/v1/models").status_code == 200
         key = run("keys", "create", "a", *house.ledger).stdout.strip()
@@ -158,7 +158,7 @@ def test_tls(lite: House) -> None:
             lines = stream.iter_lines()
             next(lines)
             roll(lite, server, files)
-            # Who was connected before stays, with the certificate of then.
+            # An open connection keeps its certificate.
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert server.stop() == 0
     for wrong in (("--keyfile", flags[3]), ("--certfile", "/nowhere.pem")):
@@ -224,7 +224,7 @@ def test_pages_of_named_origins_get_in(lite: House) -> None:
 
 @dataclass
 class Seen:
-    """What clients saw of their streams: by answer's id, its usage once it was whole."""
+    """What clients saw of their streams: usage by answer's id, None until the stream ended."""
 
     usage: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     whole: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -265,7 +265,7 @@ def test_kill_9_loses_no_answer(house: House, pytestconfig: pytest.Config) -> No
             for stream in streams:
                 stream.join()
     with house.serving() as server:
-        # What the dead left was taken over before this one listened.
+        # This server took over from the dead one before it listened.
         assert house.left() == (0, 1)
         records = house.records()
         assert server.stop() == 0
@@ -277,13 +277,13 @@ def test_kill_9_loses_no_answer(house: House, pytestconfig: pytest.Config) -> No
         assert record.status == "answered"
         assert record.completion_tokens == usage["completion_tokens"]
         assert record.prompt_tokens == usage["prompt_tokens"]
-    # Of what was admitted nothing is missing either.
+    # No admitted request is missing either.
     assert seen.usage.keys() <= records.keys()
     assert house.left() == (0, 0)
     assert not list((house.folder / "data" / "journal").iterdir())
 
 
-# What is away.
+# Outages.
 
 
 def test_a_database_that_comes_back(
@@ -448,7 +448,7 @@ class Asked:
             self.answered.acquire()
 
 
-# Bad company.
+# Hostile connections.
 
 
 def test_hundreds_of_bad_connections_harm_nobody(lite: House) -> None:
@@ -460,13 +460,13 @@ def test_hundreds_of_bad_connections_harm_nobody(lite: House) -> None:
         bad = [opened.enter_context(BadConnection(server.port, kind)) for kind in BAD * 100]
         for connection in bad:
             connection.begin()
-        beside_ms = []
+        among_ms = []
         for _ in range(40):
             for connection in bad[:200]:
                 connection.go_on()
-            beside_ms.append(taken_ms(server, key))
-        medians = statistics.median(alone_ms), statistics.median(beside_ms)
-        LOG.info("median alone %.1f ms, beside bad connections %.1f ms", *medians)
+            among_ms.append(taken_ms(server, key))
+        medians = statistics.median(alone_ms), statistics.median(among_ms)
+        LOG.info("median alone %.1f ms, with bad connections %.1f ms", *medians)
         # None of them stays.
         for connection in bad:
             connection.wait_for_the_end()
@@ -477,7 +477,7 @@ def test_hundreds_of_bad_connections_harm_nobody(lite: House) -> None:
 
 
 def taken_ms(server: Server, key: str) -> float:
-    """How long an honest client waits for its answer."""
+    """Returns the milliseconds that an honest client waits for its answer."""
     began_s = time.monotonic()
     assert complete(server, key).status_code == 200
     return (time.monotonic() - began_s) * 1000
@@ -494,7 +494,7 @@ STARTS = {
 
 
 class BadConnection(AbstractContextManager["BadConnection"]):
-    """One that means no good."""
+    """A hostile connection."""
 
     def __init__(self, port: int, kind: str) -> None:
         self.kind = kind
@@ -508,7 +508,7 @@ class BadConnection(AbstractContextManager["BadConnection"]):
             self.socket.sendall(STARTS[self.kind])
 
     def go_on(self) -> None:
-        """A byte now and then, for ever."""
+        """Send one more byte."""
         if self.kind in {"head", "body"}:
             with suppress(OSError):
                 self.socket.send(b"x")

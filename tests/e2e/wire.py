@@ -1,4 +1,4 @@
-"""Streams over plain sockets, read when the test wants."""
+"""Streams over plain sockets, which a test reads when it wants."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Stream:
         self._reader = self.socket.makefile("rb")
 
     def frames(self) -> Iterator[str]:
-        """The payloads of the events as they come; ends with the connection."""
+        """Yields the payloads of the events as they come, up to the end of the connection."""
         for line in self._reader:
             if line.startswith(b"data: "):
                 yield line[6:].decode().rstrip()
 
     def text(self) -> str:
-        """Read to the end, which must be ``[DONE]``; the text of it all."""
+        """Read to the end, which must be ``[DONE]``. Returns the whole text."""
         *chunks, last = self.frames()
         assert last == "[DONE]", last
         return "".join(json.loads(chunk)["choices"][0]["text"] for chunk in chunks)

@@ -32,13 +32,13 @@ def row_of(size: int, seed: int, *, flat: bool = False) -> npt.NDArray[np.float3
     rng = np.random.default_rng(seed)
     scale = 0.01 if flat else 4.0
     row = rng.normal(0, scale, size).astype(np.float32)
-    # Ties are what a sort gets wrong.
+    # Ties are where a sort may go wrong.
     row[rng.integers(0, size, size // 5)] = row[0]
     return row
 
 
 def oracle(row: npt.NDArray[np.float32], params: SamplingParams) -> dict[int, float]:
-    """Probability of each token that survives, by sorting in float64."""
+    """Returns the probability of each token that survives, by sorting in float64."""
     logits = row.astype(np.float64) / params.temperature
     p = np.exp(logits - logits.max())
     order = np.lexsort((np.arange(len(p)), -p))
@@ -62,7 +62,7 @@ def oracle(row: npt.NDArray[np.float32], params: SamplingParams) -> dict[int, fl
     flat=st.booleans(),
     u=st.floats(0, 1, exclude_max=True),
 )
-@example(  # the edge has a token more, and so each of the others a little less
+@example(  # one more token at the edge lowers the probability of each of the others
     size=255, seed=275, temperature=2.0, top_k=5, top_p=0.95, min_p=0.0, flat=False, u=0.75,
 )  # fmt: skip
 @settings(max_examples=examples(300), deadline=None)
@@ -125,7 +125,7 @@ def test_drawn_tokens_pass_a_chi_square(top_p: float, flat: bool) -> None:
     share=st.sampled_from((1e-9, 0.5, 0.95, 0.999999, 1.0)),
 )
 @settings(max_examples=examples(100), deadline=None)
-def test_the_fewest_are_those_of_a_sort(size: int, seed: int, scale: float, share: float) -> None:
+def test_fewest_agrees_with_a_sort(size: int, seed: int, scale: float, share: float) -> None:
     row = row_of(size, seed) * np.float32(scale / 4)
     weights = np.exp(row - row.max())
     mass = np.sort(weights.astype(np.float64))[::-1].cumsum()
@@ -182,7 +182,7 @@ def test_everything_banned_is_an_error() -> None:
             Sampler(2).draw(row, params, 0.5, bias=everything)
 
 
-def test_penalties_are_openais_formula() -> None:
+def test_penalties_follow_openais_formula() -> None:
     row = np.array([5.0, 4.9, 0], np.float32)
     params = SamplingParams(temperature=0, frequency_penalty=0.04, presence_penalty=0.05)
     assert Sampler(3).draw(row, params, 0, counts={0: 1}) == 0
@@ -210,10 +210,10 @@ def test_draws_depend_on_all_three_keys_and_fill_the_unit_interval() -> None:
 @pytest.mark.parametrize("vocabulary", [5, 3000])
 @pytest.mark.parametrize("wrong", [[np.nan], [np.inf], [np.nan, -np.inf], "all"])
 @pytest.mark.parametrize("kernel", [exponentials, embedded_exponentials])
-def test_rows_that_are_no_numbers_are_found_everywhere(
+def test_rows_with_nan_or_infinity_are_found_everywhere(
     vocabulary: int, wrong: list[float] | str, kernel: Exponentials
 ) -> None:
-    """In whatever way a token is drawn or scored, and wherever in the row it stands."""
+    """However a token is drawn or scored, and wherever in the row the value stands."""
     rng = np.random.default_rng(3)
     banned = Bias.of(((1, -100.0), (vocabulary - 1, -100.0)))
     forced = Bias.of(((0, 100.0),))
@@ -240,7 +240,7 @@ def test_rows_that_are_no_numbers_are_found_everywhere(
                 sampler.normaliser(row, sampler.top(row, k))
 
 
-def test_tokens_that_the_model_rules_out_are_numbers() -> None:
+def test_minus_infinity_rules_a_token_out_and_is_no_error() -> None:
     row = np.full(3000, -np.inf, np.float32)
     row[[7, 2999]] = 1.0, 0.0
     sampler = Sampler(3000)

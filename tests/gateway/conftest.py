@@ -1,4 +1,4 @@
-"""Engines in front of stand-ins."""
+"""A fixture that makes engines in front of stand-ins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from standins.upstreams import PATIENT, Front, engine_of
 
 @pytest.fixture
 async def front() -> AsyncIterator[Front]:
-    """Makes an engine in front of stand-ins or addresses; closes it at the end."""
+    """Makes engines in front of stand-ins or addresses; closes them at the end."""
     async with AsyncExitStack() as opened:
 
         def make(

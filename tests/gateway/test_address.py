@@ -1,4 +1,4 @@
-"""Addresses as they are written."""
+"""Addresses of upstreams are parsed, and malformed ones refused."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def test_several() -> None:
         "gpt+http://a/v1", "vllm+ftp://a/v1", "vllm+http:///v1", "vllm+http://a:x/v1",
         "vllm+http://a:99999/v1", "vllm+http://a/v1?x=1", "vllm+http://a/v1 openai+http://b/v1",
         "vllm+http://a/v1 vllm+http://a/v1", "vllm+http://user:secret@a/v1",
+        "vllm+http://user:secret@a:x/v1", "other+http://user:secret@a/v1",
     ],
 )  # fmt: skip
 def test_mistakes(source: str) -> None:

@@ -1,4 +1,4 @@
-"""What an upstream may do wrong: nothing hangs, nothing is counted twice."""
+"""Faults of upstreams: no request hangs, and no token is counted twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BODY = {"model": "toy", "prompt": [97], "max_tokens": 3}
 
 
 def hung(exchange: Exchange) -> None:
-    """Takes the request and says nothing."""
+    """Accepts the request and sends nothing."""
 
 
 def hung_after_the_head(exchange: Exchange) -> None:
@@ -89,7 +89,7 @@ HUNG = (hung, hung_after_the_head, keeps_alive_only)
 
 
 def expire(engine: RemoteEngine) -> None:
-    """Let the time of all that is under way be over."""
+    """Let the time limit of every running attempt pass."""
     for generation in engine._generations:
         for attempt in set(generation._attempts.values()):
             attempt._heard_s = -1e9
@@ -99,7 +99,7 @@ def expire(engine: RemoteEngine) -> None:
 async def posted(
     engine: RemoteEngine, body: dict[str, Any], bad: StandIn, *, hangs: bool, after_tokens: int = 0
 ) -> Reply:
-    """The answer to a request; where the upstream hangs, it does until its time is over."""
+    """Returns the answer to a request; if the upstream hangs, its time limit passes at once."""
     run = asyncio.ensure_future(client_of(engine).post(PATH, body))
     if hangs:
         await bad.until_asked(1)
@@ -114,7 +114,7 @@ def client_of(engine: RemoteEngine) -> Client:
 
 
 def error_of(body: bytes) -> dict[str, Any]:
-    """The error in a whole answer, or in the last event of a stream."""
+    """Returns the error in a whole answer, or in the last event of a stream."""
     text = body.removesuffix(b"\n\n").rsplit(b"\n\n", 1)[-1].removeprefix(b"data: ")
     error: dict[str, Any] = json.loads(text)["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -142,7 +142,7 @@ async def test_a_fault_before_the_first_token_is_an_error(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("fault", BEFORE)
-async def test_a_fault_before_the_first_token_is_mended_elsewhere(
+async def test_a_fault_before_the_first_token_is_retried_elsewhere(
     front: Front, fault: Callable[[Exchange], None], stream: bool
 ) -> None:
     async with StandIn(fault) as bad, StandIn() as good:
@@ -218,7 +218,7 @@ async def test_a_fault_in_the_middle_is_never_tried_again(
 
 
 async def test_what_was_used_is_counted_once_when_it_breaks(front: Front) -> None:
-    """The usage that a ledger settles is that of the tokens which came."""
+    """The ledger settles the usage of the tokens that arrived."""
     async with StandIn(one_token_then(AFTER["killed"])) as bad, StandIn() as good:
         client = client_of(front(bad, good))
         await client.post(PATH, {**BODY, "stream": True})
@@ -267,12 +267,12 @@ async def test_retry_after_is_held_against_the_upstreams_own_clock(
         assert reply.status == 503
         assert reply.error["code"] == "engine_overloaded"
         assert 18 <= int(reply.headers["retry-after"]) <= 20
-        # It is left alone until then.
+        # The upstream gets no request before that time.
         assert (await client.post(PATH, BODY)).status == 503
         assert len(upstream.bodies) == 1
 
 
-async def test_who_is_full_is_waited_for(front: Front) -> None:
+async def test_a_full_upstream_is_waited_for(front: Front) -> None:
     answers = [full, Exchange.whole]
 
     def behave(exchange: Exchange) -> None:
@@ -308,7 +308,7 @@ async def test_the_waiting_line_is_limited(front: Front) -> None:
 async def test_a_client_that_leaves_is_noticed_upstream_at_once(
     front: Front, behaviour: Callable[[Exchange], None], stream: bool
 ) -> None:
-    """By the clock of the loop that both ends live on."""
+    """Both ends run on one event loop, whose clock measures the time."""
     async with StandIn(behaviour) as upstream:
         engine = front(upstream)
         client = client_of(engine)
@@ -347,7 +347,7 @@ async def test_an_idle_connection_that_was_closed_is_no_fault(front: Front) -> N
         upstream.connections[0].transport.abort()
         await upstream.connections[0].gone.wait()
         await client.complete(prompt=[97], max_tokens=3)
-        # And without waiting for the news: the request finds out itself.
+        # The client does not know yet that this connection is closed.
         upstream.connections[1].transport.abort()
         await client.complete(prompt=[97], max_tokens=3)
         assert len(upstream.connections) == 3
@@ -375,7 +375,7 @@ async def test_an_end_that_never_comes_is_not_waited_for(
 
 
 async def test_an_end_token_that_nobody_declared_ends_a_choice(front: Front) -> None:
-    """Its name is in the log-probabilities' tokens, not in the text (A4)."""
+    """Its name is a token of the log-probabilities and not in the text (A4)."""
 
     def behave(exchange: Exchange) -> None:
         exchange.begin()

@@ -1,4 +1,4 @@
-"""Hosted endpoints: text in, text out, tokens only where log-probabilities name them."""
+"""Hosted endpoints: text in, text out; only log-probabilities name tokens."""
 
 from __future__ import annotations
 

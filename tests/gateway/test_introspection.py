@@ -1,4 +1,4 @@
-"""Vocabularies pieced together from text, against those that they are of."""
+"""Introspected vocabularies equal the original ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from afterword.gateway.failures import Refused, StreamBroke
 
 
 class Told:
-    """A server that tells text only. ``cleans`` takes spaces away before points, as some do."""
+    """A server that gives only text. With ``cleans`` it removes spaces before points."""
 
     def __init__(
         self, pieces: Sequence[bytes], *, cleans: bool = False, refuses: bool = False
@@ -56,7 +56,7 @@ BYTES = [bytes([i]) for i in range(256)]
 async def test_every_piece_of_the_toy_that_utf8_can_have(
     refuses: bool, size: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Blocks that end where the vocabulary does, so that refusals can be told from it.
+    # The last block ends exactly at the end of the vocabulary.
     pieces = [*ToyTokenizer().pieces, *[b"<%d>" % i for i in range(5)]]
     assert len(pieces) % 38 == 0
     monkeypatch.setattr(introspection, "_BLOCK", 38)

@@ -1,6 +1,6 @@
-"""A real llama-server behind the contract, where there is one.
+"""A real llama-server behind the gateway keeps the contract.
 
-``AFTERWORD_LLAMA_SERVER`` names it, or it is on the PATH.
+``AFTERWORD_LLAMA_SERVER`` is the path of its program; else it is looked up on the PATH.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def surveyed(tiny: Path) -> Iterator[tuple[str, list[Facts]]]:
+def introspected(tiny: Path) -> Iterator[tuple[str, list[Facts]]]:
     port = free_port()
     command = [str(SERVER), "-m", str(tiny), "--port", str(port), "-c", "2048", "-np", "4",
                "-t", "1"]  # fmt: skip
@@ -55,8 +55,8 @@ def surveyed(tiny: Path) -> Iterator[tuple[str, list[Facts]]]:
 
 
 @pytest.fixture
-async def engine(surveyed: tuple[str, list[Facts]]) -> AsyncIterator[RemoteEngine]:
-    made = engine_of(*surveyed)
+async def engine(introspected: tuple[str, list[Facts]]) -> AsyncIterator[RemoteEngine]:
+    made = engine_of(*introspected)
     yield made
     await made.aclose()
 
@@ -70,10 +70,10 @@ def spelled(model: Path) -> LlamaTokenizer:
     return LlamaTokenizer(LlamaModel(model))
 
 
-def test_its_vocabulary_is_told_byte_for_byte(
-    surveyed: tuple[str, list[Facts]], tiny: Path
+def test_its_vocabulary_is_introspected_exactly(
+    introspected: tuple[str, list[Facts]], tiny: Path
 ) -> None:
-    table, tokenizer = surveyed[1][0].vocabulary, spelled(tiny)
+    table, tokenizer = introspected[1][0].vocabulary, spelled(tiny)
     assert table is not None
     assert table.pieces == list(tokenizer.pieces)
     assert set(table.end_ids) <= tokenizer.end_ids
@@ -83,7 +83,7 @@ def test_its_vocabulary_is_told_byte_for_byte(
 
 
 @pytest.mark.model
-def test_a_real_vocabulary_is_told_byte_for_byte(embedded_model: Path) -> None:
+def test_a_real_vocabulary_is_introspected_exactly(embedded_model: Path) -> None:
     port = free_port()
     command = [str(SERVER), "-m", str(embedded_model), "--port", str(port), "-c", "256"]
     with running(command, port):
@@ -94,7 +94,7 @@ def test_a_real_vocabulary_is_told_byte_for_byte(embedded_model: Path) -> None:
 
 
 async def test_A_E_S_answers_and_streams(client: Client) -> None:
-    """Random weights over bytes: most tokens are parts of characters."""
+    """Most tokens are parts of characters, because the weights are random."""
     for asked in (
         {"prompt": PROMPT, "temperature": 0},
         {"prompt": [PROMPT, "a"], "n": 3, "seed": 1},
@@ -116,7 +116,7 @@ async def test_A_E_S_answers_and_streams(client: Client) -> None:
 
 
 async def test_A5_every_token_is_counted(client: Client) -> None:
-    """Those too that end inside a character, of which the server says nothing."""
+    """Tokens that end inside a character count too, although the server does not report them."""
     answer = await client.complete(prompt=PROMPT, max_tokens=60, n=3, seed=5, logprobs=0,
                                    logit_bias={"265": -100, "266": -100})  # fmt: skip
     assert answer["usage"]["prompt_tokens"] == len(

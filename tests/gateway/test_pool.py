@@ -1,4 +1,4 @@
-"""Which upstream gets a request: health, load, shared prefixes, draining."""
+"""The pool chooses upstreams by health, load and shared prefixes, and drains them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDS = st.lists(st.integers(0, 2), max_size=5 * BLOCK_TOKENS)
 
 
 class Held:
-    """A behaviour that answers when it is let."""
+    """A behaviour that answers when ``let`` is set."""
 
     def __init__(self) -> None:
         self.let = asyncio.Event()
@@ -53,7 +53,7 @@ async def test_the_one_with_least_to_do_is_next(front: Front) -> None:
 
 
 async def test_a_computed_prompt_is_no_longer_to_do(front: Front) -> None:
-    """From the first token on only the tokens to come count as work."""
+    """After the first token only the tokens to come count as work."""
     rest = asyncio.Event()
 
     async def behaviour(exchange: Exchange) -> None:
@@ -78,7 +78,7 @@ async def test_a_computed_prompt_is_no_longer_to_do(front: Front) -> None:
         assert upstream.outstanding_tokens == 0
 
 
-async def test_prompts_that_begin_alike_go_to_one_cache(front: Front) -> None:
+async def test_prompts_with_a_common_prefix_go_to_one_upstream(front: Front) -> None:
     async with StandIn() as one, StandIn() as two:
         client = make_client({"toy": front(one, two)})
         documents = [[10 + i] * 3 * BLOCK_TOKENS for i in range(2)]
@@ -151,14 +151,14 @@ async def test_probes_run_by_themselves(front: Front) -> None:
 
 
 async def test_errors_in_a_row_take_an_upstream_out(front: Front) -> None:
-    """One may be the request's own doing; the third in a row is not."""
+    """One error may be the request's fault; the third in a row is not."""
     async with StandIn(lambda exchange: exchange.answer(500)) as bad:
         engine = front(bad)
         client = make_client({"toy": engine})
         for up in (True, True, False):
             assert (await client.post("/v1/completions", BODY)).status >= 500
             if not up:
-                # Its health path is well, so that the next probe has it back.
+                # Its health path answers 200, so the next probe finds it up.
                 await engine.pool.probe(engine.pool.upstreams[0])
             assert engine.healthy()
 
@@ -171,7 +171,7 @@ async def test_draining_loses_no_request(front: Front, caplog: pytest.LogCapture
         exchange, run = client.begin({**BODY, "stream": True})
         await one.until_asked(1)
         with caplog.at_level(logging.INFO, "afterword.upstream"):
-            # Known already, so that it need not be asked what it is.
+            # The second upstream is known already and needs no introspection.
             engine.pool.upstreams += front(two).pool.upstreams
             await engine.retarget(parse_addresses(two.address))
             for _ in range(3):
@@ -208,7 +208,7 @@ async def test_another_dialect_is_another_engine(front: Front) -> None:
 
 
 async def test_figures_of_each_upstream(front: Front) -> None:
-    """What was sent where, what failed there, what runs there, and no credentials."""
+    """Metrics of requests, failures and running requests by upstream, without credentials."""
     held = Held()
     async with StandIn(lambda exchange: exchange.transport.abort()) as bad, StandIn() as good:
         engine = front(f"{bad.address}#toy", good)

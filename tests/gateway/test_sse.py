@@ -1,4 +1,4 @@
-"""Server-sent events, cut anywhere."""
+"""Server-sent events from bytes that are split anywhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_any_split_gives_the_same_payloads(
     payloads: list[bytes], end: bytes, cuts: list[int]
 ) -> None:
     data = b"".join(b": comment" + end + b"data: " + p + end + end for p in payloads) + b"\n"
-    # A last \r may be half a line end: the byte after it decides.
+    # A \r at the end may be half a line end; the next byte decides.
     assert fed(data, cuts) == payloads
 
 

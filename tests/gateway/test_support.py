@@ -1,4 +1,4 @@
-"""The table in the documentation says what the dialects do."""
+"""The table of features in the documentation equals the dialects'."""
 
 from __future__ import annotations
 

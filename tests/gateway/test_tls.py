@@ -1,4 +1,4 @@
-"""Upstreams behind TLS: certificates of an authority of our own, checked over real sockets."""
+"""Upstreams behind TLS: certificates of a test authority, checked over real sockets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.asgi import Client
 
 
 class Authority:
-    """Signs certificates; ``file`` is its own."""
+    """Signs certificates; ``file`` is its own certificate."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,7 +28,7 @@ class Authority:
         )  # fmt: skip
 
     def certificate(self, name: str) -> Certificate:
-        """For a server of this name, as ``subjectAltName`` writes it."""
+        """Make a certificate for a server; ``name`` is a ``subjectAltName``."""
         chain, key = (self._folder / f"{name.replace(':', '-')}.{kind}" for kind in ("pem", "key"))
         _openssl(
             "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
@@ -50,7 +50,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 def upstream(authority: Authority, client: Client) -> Iterator[str]:
-    """Afterword on toy models behind TLS; its address."""
+    """The address of an Afterword with toy models behind TLS."""
     with listening(client.app, certificate=authority.certificate("IP:127.0.0.1")) as base:
         assert base.startswith("https://")
         yield f"afterword+{base}#toy"
@@ -58,7 +58,7 @@ def upstream(authority: Authority, client: Client) -> Iterator[str]:
 
 @pytest.fixture
 def trusting(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The authority is one of those that this machine trusts."""
+    """Make this process trust the authority."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
 
 

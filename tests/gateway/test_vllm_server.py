@@ -1,4 +1,4 @@
-"""A real vLLM behind the contract, where there is one: ``AFTERWORD_VLLM`` names its program."""
+"""A real vLLM behind the gateway keeps the contract; ``AFTERWORD_VLLM`` is its program."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPT = "def the(é):"
 
 
 @pytest.fixture(scope="module")
-def surveyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Facts]]]:
+def introspected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Facts]]]:
     port = free_port()
     folder = make_hf(tmp_path_factory.mktemp("tiny"))
     command = [str(SERVER), "serve", str(folder), "--served-model-name", "tiny", "--port",
@@ -39,8 +39,8 @@ def surveyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, li
 
 
 @pytest.fixture
-async def engine(surveyed: tuple[str, list[Facts]]) -> AsyncIterator[RemoteEngine]:
-    made = engine_of(*surveyed)
+async def engine(introspected: tuple[str, list[Facts]]) -> AsyncIterator[RemoteEngine]:
+    made = engine_of(*introspected)
     yield made
     await made.aclose()
 
@@ -50,8 +50,8 @@ def client(engine: RemoteEngine) -> Client:
     return make_client({"toy": engine}, limits=Limits(max_logprobs=20))
 
 
-def test_its_vocabulary_is_told_byte_for_byte(surveyed: tuple[str, list[Facts]]) -> None:
-    (facts,) = surveyed[1]
+def test_its_vocabulary_is_introspected_exactly(introspected: tuple[str, list[Facts]]) -> None:
+    (facts,) = introspected[1]
     assert facts.context_tokens == 512
     assert facts.vocabulary is not None
     assert facts.vocabulary.pieces == list(pieces())
@@ -59,7 +59,7 @@ def test_its_vocabulary_is_told_byte_for_byte(surveyed: tuple[str, list[Facts]])
 
 
 async def test_A_E_S_answers_and_streams(client: Client) -> None:
-    """Random weights over bytes: most tokens are parts of characters."""
+    """Most tokens are parts of characters, because the weights are random."""
     for asked in (
         {"prompt": PROMPT, "temperature": 0, "n": 2},
         {"prompt": [PROMPT, "a"], "n": 3, "seed": 1},
@@ -88,7 +88,7 @@ async def test_E_scoring(client: Client) -> None:
     assert answer["usage"]["completion_tokens"] == 0
     assert logprobs["token_logprobs"][0] is None
     assert all(value < 0 for value in logprobs["token_logprobs"][1:])
-    # A token for each byte: the second one of a character begins where the character does.
+    # Each byte is a token. Both tokens of a character have the offset of the character.
     assert len(logprobs["tokens"]) == len(PROMPT.encode())
     assert logprobs["tokens"][8:10] == ["bytes:\\xc3", "bytes:\\xa9"]
     assert logprobs["text_offset"][8:11] == [8, 8, 9]

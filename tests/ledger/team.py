@@ -1,4 +1,4 @@
-"""A server with a ledger in this process, on toy models, with clocks that are moved by hand."""
+"""A server with a ledger in this process, on toy models, with clocks that tests set."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.toy import toy_engine
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
-from afterword.ledger.clerk import Identity
-from afterword.ledger.keys import KeyBook
-from afterword.ledger.meter import Clocks, Entrance, Policy
-from afterword.ledger.opening import LedgerOptions, OpenLedger, open_ledger
+from afterword.ledger.access import Clocks, Entrance, Policy
+from afterword.ledger.keys import KeyStore
+from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
+from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.store import UsageStore
 from ledger.values import NOW, Hand
 from support.asgi import Client
@@ -35,30 +35,30 @@ _names = itertools.count()
 
 @dataclass
 class Team:
-    """A running server; ``slept`` are the waits that wrong keys had to stand."""
+    """A running server. ``slept`` are the waits of wrong keys, in seconds."""
 
     client: Client
     ledger: OpenLedger
     database: sa.Engine
-    book: KeyBook
+    keys: KeyStore
     hand: Hand
     engine: BatchingEngine
     slept: list[float] = field(default_factory=list)
 
     def key(self, name: str = "k", **terms: Any) -> Client:
-        """A client with a new key, which the server knows already."""
-        made = self.book.create(KeyTerms(name=name, **terms))
+        """Returns a client with a new key that the server knows."""
+        made = self.keys.create(KeyTerms(name=name, **terms))
         self.refresh()
         return self.client.with_key(made.secret)
 
     def refresh(self) -> None:
-        """What was done in the database is known to the server."""
-        self.ledger.clerk.refresh().result()
+        """Wait until the server has read the keys again."""
+        self.ledger.writer.refresh().result()
 
     async def records(self) -> list[UsageRecord]:
-        """What the database has, when everything is in it."""
-        while self.ledger.meter.figures().unfolded:
-            self.ledger.clerk.work.set()
+        """Returns the records, once all are in the database."""
+        while self.ledger.access.figures().pending_writes:
+            self.ledger.writer.work.set()
             await asyncio.sleep(0)
         return UsageStore(self.database).requests(UsageQuery())
 
@@ -75,7 +75,7 @@ async def team(
     limits: Limits | None = None,
     **policy: Any,
 ) -> AsyncIterator[Team]:
-    """Start it, and end it as a server does."""
+    """A server that starts and ends as a real one does."""
     hand, slept = Hand(), list[float]()
 
     async def sleep(seconds: float) -> None:
@@ -85,7 +85,7 @@ async def team(
     entropy = random.Random(next(_names)).randbytes
     engine = toy()
     options = LedgerOptions(folder=folder, redis=redis, policy=Policy(entrance=entrance, **policy))
-    identity = Identity(f"p{entropy(6).hex()}", "host", 1)
+    identity = ProcessIdentity(f"p{entropy(6).hex()}", "host", 1)
     clocks = Clocks(hand, hand, sleep)
     async with open_ledger(database, options, identity, clocks=clocks, entropy=entropy) as ledger:
         catalog = Catalog(
@@ -96,11 +96,11 @@ async def team(
             lifecycle=Lifecycle(),
             clock=hand,
             entropy=entropy,
-            access=Access(ledger=ledger.meter, books=ledger.books, guarded=guarded),
             public=playground.routes(),
+            access=Access(ledger=ledger.access, queries=lambda: ledger.queries, guarded=guarded),
         )
-        book = KeyBook(database, clock=hand, entropy=entropy)
-        yield Team(Client(app), ledger, database, book, hand, engine, slept)
+        keys = KeyStore(database, clock=hand, entropy=entropy)
+        yield Team(Client(app), ledger, database, keys, hand, engine, slept)
     await engine.aclose()
 
 

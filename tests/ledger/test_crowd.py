@@ -1,4 +1,4 @@
-"""A crowd against exact limits, on one server and on two: admitted is allowed, to the unit."""
+"""Many clients against limits, on one server and on two: exactly the allowed requests pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database as a whole: its steps lead to its tables, and other times are refused."""
+"""The database as a whole: migrations make its tables; other versions are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from afterword.ledger.database import (
     reading,
     revision_of,
 )
-from afterword.ledger.records import metadata
+from afterword.ledger.tables import metadata
 
 
 def test_the_steps_lead_to_the_tables(engine: sa.Engine) -> None:

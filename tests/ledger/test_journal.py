@@ -1,4 +1,4 @@
-"""The journal: whatever was settled is found again, however the process died."""
+"""The journal keeps every settled request, however the process dies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from afterword.ledger import journal as module
-from afterword.ledger.journal import Journal, remains_in
+from afterword.ledger.journal import Journal, orphaned_journals
 from ledger.values import record
 from support.examples import examples
 
@@ -20,7 +20,7 @@ LIMIT = 64 << 20
 
 
 def die(journal: Journal) -> None:
-    """As the kernel does it for a killed process: descriptors close, files stay."""
+    """Do what the kernel does for a killed process: close descriptors, keep files."""
     for segment in journal._segments:
         os.close(segment.descriptor)
     while journal._leaving:
@@ -28,7 +28,7 @@ def die(journal: Journal) -> None:
 
 
 def fill(journal: Journal, says: str) -> list[str]:
-    """Admit requests until one is refused; which were admitted."""
+    """Admit requests until one is refused. Returns the admitted ones."""
     admitted: list[str] = []
 
     def admit_for_ever() -> None:
@@ -43,17 +43,17 @@ def fill(journal: Journal, says: str) -> list[str]:
 
 
 def left_in(folder: Path) -> dict[str, str]:
-    """What the next process finds: how each request ended."""
-    found = remains_in(folder)
-    ends = {one.id: one.status for remains in found for one in remains.records()}
-    for remains in found:
-        remains.remove()
+    """Returns how each request ended, as the next process finds it."""
+    found = orphaned_journals(folder)
+    ends = {one.id: one.status for orphan in found for one in orphan.records()}
+    for orphan in found:
+        orphan.remove()
     assert list(folder.iterdir()) == []
     return {request_id: str(status) for request_id, status in ends.items()}
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["admit", "settle", "release", "fold"]), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["admit", "settle", "release", "write"]), st.integers(0, 9)),
     max_size=60,
 )
 
@@ -73,7 +73,7 @@ def test_nothing_settled_is_lost_and_nothing_released_is_found(
         journal.__enter__()
         running: list[str] = []
         settled: list[str] = []
-        folded: set[str] = set()
+        written: set[str] = set()
         for number, (step, at) in enumerate(steps):
             if step == "admit":
                 journal.admit(replace(record(f"r{number}"), status="lost", user="é" * user))
@@ -84,18 +84,18 @@ def test_nothing_settled_is_lost_and_nothing_released_is_found(
                 settled.append(request_id)
             elif step == "release" and running:
                 journal.release(replace(record(running.pop(at % len(running))), status="lost"))
-            elif step == "fold":
+            elif step == "write":
                 taken, settled = settled[:at], settled[at:]
-                journal.folded(taken)
-                folded.update(taken)
+                journal.written(taken)
+                written.update(taken)
         assert journal.unsettled == len(running)
         die(journal)
     expected = dict.fromkeys(running, "lost") | dict.fromkeys(settled, "answered")
     found = left_in(folder)
     assert expected.items() <= found.items()
-    # What is in the database may be found again: it is taken in once.
-    assert found.keys() - expected.keys() <= folded
-    assert all(found[one] == "answered" for one in found.keys() & folded)
+    # Requests that are in the database may be found again. They count once.
+    assert found.keys() - expected.keys() <= written
+    assert all(found[one] == "answered" for one in found.keys() & written)
 
 
 def test_a_torn_line_is_no_line(tmp_path: Path) -> None:
@@ -111,16 +111,16 @@ def test_a_torn_line_is_no_line(tmp_path: Path) -> None:
     data = path.read_bytes()
     for cut in range(whole, end):
         path.write_bytes(data[:cut].ljust(len(data), b"\0"))
-        (remains,) = remains_in(tmp_path)
-        assert [one.id for one in remains.records()] == ["a"]
-        remains.close()
+        (orphan,) = orphaned_journals(tmp_path)
+        assert [one.id for one in orphan.records()] == ["a"]
+        orphan.close()
 
 
 def test_the_living_are_left_alone(tmp_path: Path) -> None:
     with Journal(tmp_path, "p", limit_bytes=LIMIT) as journal:
         journal.admit(replace(record("a"), status="lost"))
-        assert remains_in(tmp_path) == []
-    # It closed, and one of its requests is not in the database.
+        assert orphaned_journals(tmp_path) == []
+    # The journal closed while one of its requests was not in the database.
     assert left_in(tmp_path) == {"a": "lost"}
 
 
@@ -128,7 +128,7 @@ def test_a_clean_end_leaves_nothing(tmp_path: Path) -> None:
     with Journal(tmp_path, "p", limit_bytes=LIMIT) as journal:
         journal.admit(replace(record("a"), status="lost"))
         journal.settle(record("a"))
-        journal.folded(["a"])
+        journal.written(["a"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,10 +141,10 @@ def test_a_stream_that_runs_for_hours_does_not_fill_the_journal(
         for i in range(500):
             journal.admit(replace(record(f"r{i}"), status="lost"))
             journal.settle(record(f"r{i}"))
-            journal.folded([f"r{i}"])
+            journal.written([f"r{i}"])
             assert len(journal._segments) <= 2
         journal.settle(record("long"))
-        journal.folded(["long"])
+        journal.written(["long"])
 
 
 def test_a_full_journal_admits_nobody_and_loses_nothing(
@@ -163,7 +163,7 @@ def test_a_full_journal_admits_nobody_and_loses_nothing(
 def test_a_full_disk_admits_nobody_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room for ends was taken before the disk was full."""
+    """Admissions reserved room for their ends before the disk was full."""
     monkeypatch.setattr(module, "SEGMENT_BYTES", 4096)
     journal = Journal(tmp_path, "p", limit_bytes=LIMIT)
     journal.__enter__()
@@ -195,7 +195,7 @@ def test_a_disk_that_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(OSError, match="Input/output"):
             journal.settle(record("a"))
     assert journal.unsettled == 0
-    journal.folded(["a"])
+    journal.written(["a"])
     journal.admit(replace(record("b"), status="lost"))
     journal.settle(record("b"))
     die(journal)

@@ -1,4 +1,4 @@
-"""Keys: 256 random bits, kept as a hash; limits that mean something; an end within a second."""
+"""Keys: 256 random bits, kept as a hash; valid terms; an end within a second."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from afterword.core.account import KeyTerms
 from afterword.core.errors import InvalidRequest
 from afterword.ledger.database import reading
 from afterword.ledger.keyring import Failures, Keyring
-from afterword.ledger.keys import KeyBook, any_key, held_keys, keys_version
-from afterword.ledger.records import metadata
+from afterword.ledger.keys import KeyStore, any_key, held_keys, keys_version
 from afterword.ledger.secret import SECRET_PREFIX, masked
+from afterword.ledger.tables import metadata
 from ledger.values import Hand
 
 TERMS = KeyTerms(
@@ -30,13 +30,13 @@ def ring(engine: sa.Engine) -> Keyring:
         return Keyring(keys_version(connection), held_keys(connection), needed=any_key(connection))
 
 
-def test_a_key_is_random_and_kept_as_a_hash(book: KeyBook, engine: sa.Engine) -> None:
-    made = book.create(TERMS)
+def test_a_key_is_random_and_kept_as_a_hash(key_store: KeyStore, engine: sa.Engine) -> None:
+    made = key_store.create(TERMS)
     assert made.secret.startswith(SECRET_PREFIX)
     assert len(base64.urlsafe_b64decode(made.secret[len(SECRET_PREFIX) :] + "=")) == 32
     assert made.view.terms == TERMS
     assert made.view.prefix == made.secret[:10]
-    assert book.find("alice") == made.view == book.find(made.view.id)
+    assert key_store.find("alice") == made.view == key_store.find(made.view.id)
     digest = hashlib.sha256(made.secret.encode()).hexdigest()
     with engine.connect() as connection:
         kept = [
@@ -48,9 +48,9 @@ def test_a_key_is_random_and_kept_as_a_hash(book: KeyBook, engine: sa.Engine) ->
     assert not any(made.secret[10:] in row for row in kept)
 
 
-def test_who_a_key_belongs_to(book: KeyBook, engine: sa.Engine, hand: Hand) -> None:
+def test_who_a_key_belongs_to(key_store: KeyStore, engine: sa.Engine, hand: Hand) -> None:
     assert not ring(engine).needed
-    made = book.create(TERMS)
+    made = key_store.create(TERMS)
     found = ring(engine).find(made.secret, hand())
     assert found is not None
     assert (found.id, found.terms) == (made.view.id, TERMS)
@@ -60,7 +60,7 @@ def test_who_a_key_belongs_to(book: KeyBook, engine: sa.Engine, hand: Hand) -> N
 
 
 def test_comparison_takes_constant_time(
-    book: KeyBook, engine: sa.Engine, hand: Hand, monkeypatch: pytest.MonkeyPatch
+    key_store: KeyStore, engine: sa.Engine, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[tuple[bytes, bytes]] = []
     exactly = hmac.compare_digest
@@ -70,39 +70,41 @@ def test_comparison_takes_constant_time(
         return exactly(a, b)
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
-    made = book.create(TERMS)
+    made = key_store.create(TERMS)
     ring(engine).find(made.secret, hand())
     digest = hashlib.sha256(made.secret.encode()).digest()
     assert compared == [(digest, digest)]
 
 
-def test_revoked_expired_and_rotated_keys(book: KeyBook, engine: sa.Engine, hand: Hand) -> None:
-    first = book.create(KeyTerms(name="a", expires_at=hand() + 100))
+def test_revoked_expired_and_rotated_keys(
+    key_store: KeyStore, engine: sa.Engine, hand: Hand
+) -> None:
+    first = key_store.create(KeyTerms(name="a", expires_at=hand() + 100))
     assert ring(engine).find(first.secret, hand()) is not None
     assert ring(engine).find(first.secret, hand() + 100) is None
-    second = book.rotate("a", overlap_s=50)
+    second = key_store.rotate("a", overlap_s=50)
     assert second.view.id == first.view.id
     assert second.secret != first.secret
     now = ring(engine)
     assert now.find(first.secret, hand() + 49) is not None
     assert now.find(first.secret, hand() + 50) is None
     assert now.find(second.secret, hand() + 50) is not None
-    revoked = book.revoke("a")
+    revoked = key_store.revoke("a")
     assert revoked.revoked_at == hand()
-    assert book.revoke("a") == revoked
+    assert key_store.revoke("a") == revoked
     assert ring(engine).find(second.secret, hand()) is None
-    # A server whose keys are all gone is not open to everybody.
+    # A server whose keys are all revoked still needs a key.
     assert ring(engine).needed
     with pytest.raises(InvalidRequest, match="is revoked"):
-        book.rotate("a", overlap_s=0)
+        key_store.rotate("a", overlap_s=0)
 
 
-def test_every_change_is_noticed(book: KeyBook, engine: sa.Engine) -> None:
+def test_every_change_is_noticed(key_store: KeyStore, engine: sa.Engine) -> None:
     seen = [ring(engine).version]
     changes: list[Callable[[], object]] = [
-        lambda: book.create(KeyTerms(name="a")),
-        lambda: book.rotate("a", 0),
-        lambda: book.revoke("a"),
+        lambda: key_store.create(KeyTerms(name="a")),
+        lambda: key_store.rotate("a", 0),
+        lambda: key_store.revoke("a"),
     ]
     for change in changes:
         change()
@@ -110,11 +112,11 @@ def test_every_change_is_noticed(book: KeyBook, engine: sa.Engine) -> None:
     assert seen == sorted(set(seen))
 
 
-def test_keys_are_listed_in_the_order_of_their_making(book: KeyBook, hand: Hand) -> None:
+def test_keys_are_listed_in_the_order_of_their_making(key_store: KeyStore, hand: Hand) -> None:
     for name in ("c", "a", "b"):
-        book.create(KeyTerms(name=name))
+        key_store.create(KeyTerms(name=name))
         hand.now_s += 1
-    assert [view.terms.name for view in book.all()] == ["c", "a", "b"]
+    assert [view.terms.name for view in key_store.all()] == ["c", "a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -126,19 +128,19 @@ def test_keys_are_listed_in_the_order_of_their_making(book: KeyBook, hand: Hand)
      (KeyTerms(name="a", concurrent=0), "concurrent"),
      (KeyTerms(name="a", models=()), "models"), (KeyTerms(name="a", models=("",)), "models")],
 )  # fmt: skip
-def test_terms_that_mean_nothing(book: KeyBook, terms: KeyTerms, param: str) -> None:
+def test_terms_that_mean_nothing(key_store: KeyStore, terms: KeyTerms, param: str) -> None:
     with pytest.raises(InvalidRequest) as error:
-        book.create(terms)
+        key_store.create(terms)
     assert error.value.param == param
-    assert book.all() == []
+    assert key_store.all() == []
 
 
-def test_a_name_belongs_to_one_key(book: KeyBook) -> None:
-    book.create(KeyTerms(name="a"))
+def test_a_name_belongs_to_one_key(key_store: KeyStore) -> None:
+    key_store.create(KeyTerms(name="a"))
     with pytest.raises(InvalidRequest, match="'a' already"):
-        book.create(KeyTerms(name="a"))
+        key_store.create(KeyTerms(name="a"))
     with pytest.raises(InvalidRequest, match="no key 'b'"):
-        book.find("b")
+        key_store.find("b")
 
 
 @pytest.mark.parametrize(

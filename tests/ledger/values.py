@@ -1,4 +1,4 @@
-"""What tests of the ledger share."""
+"""Values that tests of the ledger share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NOW = 1_795_600_000.0
 
 
 class Hand:
-    """A clock that is moved by hand."""
+    """A clock that tests set."""
 
     def __init__(self, now_s: float = NOW) -> None:
         self.now_s = now_s

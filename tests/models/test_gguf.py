@@ -1,4 +1,4 @@
-"""The header check stands between files and native code: only whole and sound files pass."""
+"""Checks of headers: only complete, valid files reach native code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_truncation_is_refused(tmp_path: Path, tiny: bytes) -> None:
     rng = random.Random(1)
     for size in [0, 3, 4, 8, 23, len(tiny) // 2, *(rng.randrange(len(tiny)) for _ in range(300))]:
         assert not accepts(path, tiny[:size])
-    # The last tensor may be followed by padding, but not miss a byte.
+    # Padding may follow the last tensor, but none of its bytes may be missing.
     assert accepts(path, tiny + b"\0" * 64)
 
 
@@ -79,7 +79,7 @@ def test_lengths_are_not_believed(tmp_path: Path) -> None:
 
 
 def mutations(tiny: bytes, count: int, seed: int) -> list[bytes]:
-    """Bytes changed at random places of the header, most of them where numbers stand."""
+    """Copies of a file with random changes in the header, mostly in its numbers."""
     rng = random.Random(seed)
     header = tiny.index(b"output_norm.weight")
     changed = []
@@ -95,7 +95,7 @@ def mutations(tiny: bytes, count: int, seed: int) -> list[bytes]:
 def test_changed_headers_are_read_or_refused(tmp_path: Path, tiny: bytes) -> None:
     path = tmp_path / "x.gguf"
     outcomes = [accepts(path, data) for data in mutations(tiny, MUTATIONS, 2)]
-    # Both happen: a changed weight's name is no fault of the header, a changed length is.
+    # Both occur: the name of a weight may be anything, but a wrong length is refused.
     assert 0.1 < sum(outcomes) / len(outcomes) < 0.95
 
 
@@ -123,7 +123,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.e2e
 def test_no_changed_header_crashes_native_code(tmp_path: Path, tiny: bytes) -> None:
-    """What the check lets through is loaded, or refused by the library, and never a signal."""
+    """The library loads or refuses every file that passes the checks, and never crashes."""
     paths = []
     for i, data in enumerate(mutations(tiny, LOADED, 3)):
         paths.append(tmp_path / f"{i}.gguf")

@@ -1,4 +1,4 @@
-"""What is no model that continues text is refused by what it is, before it is loaded."""
+"""Files that cannot continue text are refused before they are loaded, by their kind."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_what_cannot_continue_text(tmp_path: Path, changed: dict[str, object], k
         {"general.type": "model"},
         {"llama.attention.causal": True},
         {"llama.pooling_type": 0},
-        # What llama.cpp writes of a model without any.
+        # llama.cpp writes this value for "none".
         {"llama.pooling_type": 2**32 - 1},
-        # Another family's key.
+        # A key of another architecture.
         {"bert.attention.causal": False},
-        # A family that nobody here has heard of: the library may have.
+        # An unknown architecture: the library may know it.
         {"general.architecture": "tomorrow"},
     ],
 )
@@ -96,5 +96,5 @@ def test_the_most_telling_reason_is_given() -> None:
         "bert.pooling_type": 1,
     }
     assert is_no_continuation(said, {}) == "an adapter for another model"
-    # Neither a family nor a type: that is for others to refuse.
+    # A file without architecture and type is refused elsewhere.
     assert is_no_continuation({}, {}) is None

@@ -1,4 +1,4 @@
-"""What is kept from one start to the next."""
+"""Notes are kept from one start to the next."""
 
 from __future__ import annotations
 

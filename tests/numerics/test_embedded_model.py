@@ -1,4 +1,4 @@
-"""The real model: what the engine says is what llama.cpp computes, by a path of its own."""
+"""The real model: the engine's answers agree with llama.cpp, called directly."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def ask(service: CompletionService, **body: Any) -> Completion:
 async def test_L2_logprobs_are_the_models_own_to_1e_4(
     service: CompletionService, embedded_model: Path
 ) -> None:
-    """Prompt and completion, against rows that llama.cpp computes for the whole text at once."""
+    """Prompt and completion agree with rows that llama.cpp computes for the whole text at once."""
     answer = await ask(service, prompt=TEXT, echo=True, logprobs=5, max_tokens=12, temperature=0)
     choice = answer.choices[0]
     logprobs = choice.logprobs

@@ -8,13 +8,13 @@ from support.asgi import Client, fold
 
 
 async def delivered_alike(client: Client, body: dict[str, Any], *, usage: bool) -> None:
-    """One meaning, two deliveries: every field but the id, which is new each time."""
+    """One meaning, two deliveries: all fields are equal, except for the id, which is new."""
     answer = await client.complete(**body)
     options = {"stream_options": {"include_usage": True}} if usage else {}
     folded = fold(await client.stream(**body, **options), usage=usage)
     assert folded.pop("id") != answer.pop("id")
     for whole in (answer, folded):
-        # What the cache gave is not part of the meaning.
+        # The number of cached tokens is not part of the meaning.
         whole.get("usage", {}).pop("prompt_tokens_details", None)
     if not usage:
         del answer["usage"]

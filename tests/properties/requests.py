@@ -41,7 +41,7 @@ PROMPT: st.SearchStrategy[Any] = st.one_of(
     st.lists(TEXT, min_size=1, max_size=3),
     st.lists(IDS, min_size=1, max_size=3),
 )
-# Texts that the toy model writes, so that stops are met.
+# Texts that the toy model writes, so that it meets them.
 STOP = st.sampled_from(
     ["e", "i", "th", " t", "ing", "\n", ", ", ". ", "\ufffd", "é", "🙂", "aa", " the of", "zz", "a"]
 )

@@ -1,4 +1,4 @@
-"""Laws of answers, on random requests: the oracle's answer, one meaning in two deliveries."""
+"""Laws of answers, on random requests: they equal the oracle's, and the folded stream."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_D2_a_prompt_alone_and_in_an_array(client: Client, body: dict[str,
 async def test_A6_best_of_shows_the_likeliest_candidates(
     client: Client, body: dict[str, Any], more: int
 ) -> None:
-    """With echo, stops, arrays and all else: the best of what ``n`` with the same seed shows."""
+    """In any request, ``best_of`` shows the best of what ``n`` shows for the same seed."""
     n = body["n"]
     candidates = n + more
     scored = {**body, "logprobs": 0, "echo": False, "n": candidates}

@@ -1,4 +1,4 @@
-"""Malformed and extreme bodies: an answer or a clear refusal, never a 5xx, never a kept slot."""
+"""Malformed and extreme bodies get an answer or a clear refusal, never a 5xx, and keep no slot."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HEAD = {"model": "toy", "prompt": "a", "max_tokens": 3}
 
 @st.composite
 def mangled(draw: st.DrawFn) -> bytes:
-    """A request's bytes, some of them changed, lost or doubled."""
+    """The bytes of a request, some of them changed, lost or doubled."""
     data = bytearray(json.dumps({**HEAD, **draw(BODIES)}).encode())
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data) - 1))
@@ -58,7 +58,7 @@ def mangled(draw: st.DrawFn) -> bytes:
 
 
 async def check(client: Client, path: str, raw: bytes) -> None:
-    """Status, envelope and shape of whatever comes back."""
+    """Check the status, envelope and shape of the answer."""
     reply = await client.post(path, raw)
     assert reply.status in {200, 400, 404}, (reply.status, raw)
     if reply.status != 200:
@@ -67,7 +67,7 @@ async def check(client: Client, path: str, raw: bytes) -> None:
     elif reply.headers["content-type"] == "text/event-stream":
         chunks_of(reply.body)
     else:
-        # As strict a reader as there is: no NaN, no infinity, valid UTF-8.
+        # A strict reader: no NaN, no infinity, valid UTF-8.
         msgspec.json.decode(reply.body)
 
 
@@ -96,7 +96,7 @@ async def test_the_other_routes(client: Client, body: dict[str, Any]) -> None:
 
 
 async def test_no_slot_is_kept(client: Client) -> None:
-    """After all of the above the engines come to rest."""
+    """After the tests above no engine has work left."""
     while busy := await slots_at_work(client):
         assert busy > 0
 

@@ -1,4 +1,4 @@
-"""``/openapi.json`` is what the server does: requests, answers, chunks and errors, both ways."""
+"""``/openapi.json`` describes what the server does: requests, answers, chunks and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BEYOND_SCHEMAS = (
 
 
 def _is_integer(_: object, value: object) -> bool:
-    """Not 1.0, which a schema's integers include and the server's do not."""
+    """Whether the server takes it as an integer. It refuses 1.0, which a schema allows."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -34,7 +34,7 @@ Strict = validators.extend(  # type: ignore[no-untyped-call]
 
 
 class Document:
-    """The server's own description of itself."""
+    """The server's OpenAPI document, with a validator for each schema."""
 
     def __init__(self, whole: dict[str, Any]) -> None:
         self.whole = whole
@@ -59,7 +59,7 @@ def document(client: Client) -> Document:
 
 
 async def exchange(client: Client, document: Document, path: str, body: Any) -> tuple[int, Any]:
-    """Send a body; what comes back is what the document says of that status."""
+    """Send a body, and check the answer by the document. Returns status and answer."""
     reply = await client.post(path, body)
     responses = document.whole["paths"][path]["post"]["responses"]
     media = reply.headers["content-type"].partition(";")[0]
@@ -88,7 +88,7 @@ async def test_what_is_answered_is_in_the_schema(
 async def test_what_the_schema_refuses_is_refused(
     client: Client, document: Document, body: dict[str, Any]
 ) -> None:
-    """And what it accepts is answered, but for what no schema can say."""
+    """What the schema accepts is answered, except for what no schema can say."""
     text = json.dumps({**HEAD, **body})
     if "NaN" in text or "Infinity" in text:
         return
@@ -134,7 +134,7 @@ async def test_what_can_be_read(client: Client, document: Document, path: str, n
 
 
 async def test_every_route_is_described(client: Client, document: Document) -> None:
-    """And no other: a path that is described answers, with a status that is described."""
+    """No other path is described, and each described path answers with a described status."""
     for path, item in document.whole["paths"].items():
         for method, operation in item.items():
             filled = path.replace("{model}", "toy").replace("{key}", "k")

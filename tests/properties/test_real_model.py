@@ -1,4 +1,4 @@
-"""One meaning, two deliveries, on the real model: hundreds of random requests."""
+"""One meaning, two deliveries, for hundreds of random requests to the real model."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Programs that stand in for others in tests: servers, the hub, databases."""
+"""Stand-ins for other programs in tests: servers, the hub, databases."""

@@ -1,4 +1,4 @@
-"""A stand-in for the model hub: serves files by the hub's rules, breaks off when told to."""
+"""A stand-in for the model hub: serves files by the hub's rules, and can break off."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """Files by their path below ``/ORG/REPO/resolve/main/``, which is at ``COMMIT``.
+    """Files by their path below ``/ORG/REPO/resolve/main/``, at the commit ``COMMIT``.
 
-    ``digests`` overrides what the hub says of a file. ``break_after`` bytes of a body the
-    connection is closed, once. ``ranges`` are those that clients asked for.
+    ``digests`` overrides the digests of files. The connection closes once, after ``break_after``
+    bytes of a body. ``ranges`` lists the ``Range`` headers of all requests.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)

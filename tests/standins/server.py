@@ -1,4 +1,4 @@
-"""An upstream of vLLM's shapes that does what a test says, one answer after another."""
+"""An upstream with vLLM's formats whose answers a test decides, one after another."""
 
 from __future__ import annotations
 
@@ -63,34 +63,34 @@ class Exchange(asyncio.Protocol):
         self._server.asked(self, self._path, body)
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        """A whole answer."""
+        """Send a whole answer."""
         lines = "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in headers.items())
         head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n{lines}\r\n"
         self.transport.write(head.encode() + body)
 
     def begin(self, kind: str = "text/event-stream") -> None:
-        """The head of a stream."""
+        """Send the head of a stream."""
         head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n"
         self.transport.write(head.encode())
 
     def part(self, data: bytes) -> None:
-        """Some bytes of a stream."""
+        """Send some bytes of a stream."""
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def tokens(self, ids: Sequence[int], finish: str | None = None, index: int = 0) -> None:
-        """A chunk of tokens."""
+        """Send a chunk with tokens."""
         choice = {"index": index, "text": "", "finish_reason": finish, "token_ids": list(ids)}
         self.part(b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode())
 
     def end(self, prompt_tokens: int = 1) -> None:
-        """Usage, ``[DONE]`` and the end."""
+        """Send the usage, ``[DONE]`` and the end of the answer."""
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 3}
         self.part(b"data: %b\n\n" % json.dumps({"choices": [], "usage": usage}).encode())
         self.part(b"data: [DONE]\n\n")
         self.transport.write(b"0\r\n\r\n")
 
     def whole(self, ids: Sequence[int] = (98, 98, 98)) -> None:
-        """A whole stream in good order."""
+        """Send a complete, valid stream."""
         self.begin()
         self.tokens(ids[:-1])
         self.tokens(ids[-1:], "length")
@@ -101,7 +101,7 @@ Behaviour = Callable[[Exchange], Awaitable[None] | None]
 
 
 class StandIn:
-    """A server on a free port. ``behaviour`` answers completions; ``bodies`` are what was asked."""
+    """A server on a free port. ``behaviour`` answers completions; ``bodies`` are the requests."""
 
     def __init__(self, behaviour: Behaviour = Exchange.whole, *, healthy: bool = True) -> None:
         self.behaviour = behaviour
@@ -151,7 +151,7 @@ class StandIn:
         self.news.set()
 
     async def until_asked(self, times: int) -> None:
-        """Wait until so many completions were asked for."""
+        """Wait until ``times`` completions have been requested."""
         while len(self.bodies) < times:
             self.news.clear()
             await self.news.wait()

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 OWNER = "postgres" if os.geteuid() == 0 else None
-"""PostgreSQL does not run as root; its package makes this user."""
+"""PostgreSQL does not run as root; its package creates this user."""
 
 
 def program(name: str, package: str) -> str:
-    """A program's path; installs the Debian package that has it, where this may be done."""
+    """Returns a program's path; as root, installs its Debian package if it is missing."""
     found = find(name)
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -35,7 +35,7 @@ def program(name: str, package: str) -> str:
 
 
 def find(name: str) -> str | None:
-    """A program on the path, or where Debian keeps PostgreSQL's own, newest first."""
+    """Returns a program on the PATH or in Debian's folders of PostgreSQL, newest first."""
     debians = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return shutil.which(name, path=os.pathsep.join([*map(str, debians), os.environ["PATH"]]))
 
@@ -73,10 +73,10 @@ class Postgres:
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
-    """Start a server; everything is gone at the end."""
+    """Start a server; its files are removed at the end."""
     initdb = program("initdb", "postgresql")
     control = program("pg_ctl", "postgresql")
-    # A short path: a socket's name has at most 107 bytes.
+    # The path is short, because a socket's name has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="afterword-pg-"))
     try:
         if OWNER is not None:
@@ -99,7 +99,7 @@ def postgres() -> Iterator[Postgres]:
 
 @contextmanager
 def redis() -> Iterator[str]:
-    """Start a server; gives its URL."""
+    """Start a server; yields its URL."""
     server = program("redis-server", "redis-server")
     folder = Path(tempfile.mkdtemp(prefix="afterword-redis-"))
     socket = folder / "socket"

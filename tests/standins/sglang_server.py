@@ -1,7 +1,7 @@
-"""A toy model behind the routes of SGLang 0.5.23, shape for shape by its source.
+"""A toy model behind the routes of SGLang 0.5.23, with the formats of its source.
 
-From ``srt/entrypoints/http_server.py`` (``/generate``), ``srt/managers/tokenizer_manager.py`` and
-``openai/serving_tokenize.py``: outputs tell all tokens so far, log-probabilities are triples.
+Sources: ``srt/entrypoints/http_server.py`` (``/generate``), ``srt/managers/tokenizer_manager.py``
+and ``openai/serving_tokenize.py``. Outputs list all tokens so far; log-probabilities are triples.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Servers that stand behind an engine under test, each on a socket and a thread of its own."""
+"""Upstreams of an engine under test, each on a socket and a thread of its own."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from afterword.gateway.pool.pool import Pool, PoolOptions
 Front = Callable[..., RemoteEngine]
 """Makes an engine in front of stand-ins or addresses."""
 PATIENT = PoolOptions(probe_s=3600, patience_s=0)
-"""Nothing happens by itself while a test looks."""
+"""No probe and no wait happens by itself during a test."""
 
 
 def hasty(**limits_s: float) -> PoolOptions:
-    """Options whose limits of time are over at once."""
+    """Returns ``PATIENT`` with other limits of time, in seconds."""
     return msgspec.structs.replace(PATIENT, **limits_s)
 
 
@@ -40,7 +40,7 @@ class Certificate(NamedTuple):
 
 
 class _Server(uvicorn.Server):
-    """Says when it listens."""
+    """Sets ``ready`` when it listens."""
 
     def __init__(self, app: ASGIApp, certificate: Certificate | None) -> None:
         super().__init__(
@@ -58,7 +58,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def listening(app: ASGIApp, *, certificate: Certificate | None = None) -> Iterator[str]:
-    """Serve an app; gives the base URL that an SDK would be given."""
+    """Serve an app; yields the base URL that an SDK takes."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         server = _Server(app, certificate)
@@ -73,13 +73,13 @@ def listening(app: ASGIApp, *, certificate: Certificate | None = None) -> Iterat
 
 
 def pool_of(source: str, *, name: str = "toy", options: PoolOptions = PATIENT) -> Pool:
-    """A pool of the upstreams that a source names; nobody was asked yet."""
+    """Returns a pool of the upstreams in a source, before any introspection."""
     addresses = parse_addresses(source)
     return Pool(name, DIALECTS[addresses[0].dialect], addresses, options)
 
 
 def facts_of(source: str, *, name: str = "toy") -> list[Facts]:
-    """What the upstreams say of themselves; asked from a thread, whatever loop runs here."""
+    """Introspect the upstreams on a thread with a loop of its own. Returns their facts."""
 
     async def ask() -> list[Facts]:
         pool = pool_of(source, name=name)
@@ -96,7 +96,7 @@ def engine_of(
     source: str, facts: Sequence[Facts], *, name: str = "toy", options: PoolOptions = PATIENT,
     max_waiting: int = 256,
 ) -> RemoteEngine:  # fmt: skip
-    """An engine in front of upstreams that were asked before."""
+    """Returns an engine in front of upstreams with known facts, in the order of ``source``."""
     pool = pool_of(source, name=name, options=options)
     for upstream, said in zip(pool.upstreams, facts, strict=True):
         upstream.facts = said

@@ -1,7 +1,7 @@
-"""A toy model behind the routes of vLLM 0.32.0, shape for shape by its source.
+"""A toy model behind the routes of vLLM 0.32.0, with the formats and refusals of its source.
 
-From ``vllm/entrypoints/openai/completion/{protocol,serving}.py``, ``serve/tokenize`` and
-``sampling_params.py``: what it refuses, how it streams, how it writes ids and log-probabilities.
+Sources: ``vllm/entrypoints/openai/completion/{protocol,serving}.py``, ``serve/tokenize`` and
+``sampling_params.py``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Vllm:
         return JSONResponse(shape)
 
     async def detokenize(self, request: Request) -> Response:
-        """As a fast tokenizer decodes: ids beyond the vocabulary are nothing."""
+        """Decodes like a fast tokenizer: ids beyond the vocabulary have no text."""
         body = await request.json()
         pieces = self._engines[body["model"]].tokenizer.pieces
         raw = b"".join(pieces[i] for i in body["tokens"] if i < len(pieces))
@@ -99,7 +99,7 @@ def _refused(message: str, kind: str, code: int) -> Response:
 
 
 def _wrong(body: dict[str, Any], engine: BatchingEngine) -> str | None:
-    """What ``SamplingParams`` and the validators refuse."""
+    """Returns the error of a body that ``SamplingParams`` and the validators refuse."""
     if body["max_tokens"] < 1 and not (body.get("echo") and body["max_tokens"] == 0):
         return f"max_tokens must be at least 1, got {body['max_tokens']}."
     if not 0 < body["top_p"] <= 1:
@@ -138,7 +138,7 @@ def _job(body: dict[str, Any]) -> Job:
 
 
 class _Choice:
-    """What one choice has to say next."""
+    """The tokens of one choice that its next chunk sends."""
 
     def __init__(self, pieces: Sequence[bytes], end_ids: frozenset[int]) -> None:
         self._pieces = pieces
@@ -164,7 +164,7 @@ class _Choice:
 def _written(
     entries: Sequence[tuple[int, float | None, dict[int, float] | None]],
 ) -> dict[str, Any]:
-    """``_create_completion_logprobs`` with ids for names: the sampled token, then the likeliest."""
+    """Returns log-probabilities like ``_create_completion_logprobs``, with ids for names."""
     tops = [
         None if top is None or value is None
         else {f"token_id:{i}": max(v, -9999.0) for i, v in {token: value, **top}.items()}
@@ -236,7 +236,7 @@ def _chunk(
     text = choice.text()
     if body.get("echo") and not choice.echoed:
         choice.echoed = True
-        # With max_tokens 0 the token that was generated all the same is not told of.
+        # vLLM generates a token even with max_tokens 0, but does not send it.
         entries = [*prompt] if body["max_tokens"] == 0 else [*prompt, *entries]
         text = "" if body["max_tokens"] == 0 else text
     made = {

@@ -24,13 +24,13 @@ from afterword.core.limits import Limits
 from afterword.engine.toy import toy_engine
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
-from afterword.ledger.clerk import Identity
-from afterword.ledger.database import check
-from afterword.ledger.keys import KeyBook
-from afterword.ledger.meter import Clocks, Policy
-from afterword.ledger.opening import LedgerOptions, OpenLedger, open_database, open_ledger
-from afterword.ledger.records import reservations
+from afterword.ledger.access import Clocks, Policy
+from afterword.ledger.database import check, open_database
+from afterword.ledger.keys import KeyStore
+from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
+from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.store import UsageStore
+from afterword.ledger.tables import reservations
 
 CLOCKS = Clocks(time.monotonic, time.time)
 EACH_TOKENS = 13
@@ -95,7 +95,7 @@ async def serving(place: Place | None, *, slots: int = 16) -> AsyncIterator[App]
                 open_ledger(
                     open_database(place.folder, place.database),
                     options,
-                    Identity(f"p{os.urandom(6).hex()}", "here", os.getpid()),
+                    ProcessIdentity(f"p{os.urandom(6).hex()}", "here", os.getpid()),
                     clocks=CLOCKS,
                     entropy=os.urandom,
                 )
@@ -108,7 +108,9 @@ async def serving(place: Place | None, *, slots: int = 16) -> AsyncIterator[App]
             lifecycle=Lifecycle(),
             clock=time.monotonic,
             entropy=os.urandom,
-            access=Access() if ledger is None else Access(ledger=ledger.meter, books=ledger.books),
+            access=Access()
+            if ledger is None
+            else Access(ledger=ledger.access, queries=lambda: ledger.queries),
         )
         yield App(app, ledger)
 
@@ -140,10 +142,10 @@ async def crowd(place: Place, *, servers: int, keys: int, requests: int, clients
     Several servers share the database, and Redis if there is one.
     """
     database = open_database(place.folder, place.database)
-    book = KeyBook(database, clock=time.time, entropy=os.urandom)
+    key_store = KeyStore(database, clock=time.time, entropy=os.urandom)
     most = ALLOWED * EACH_TOKENS + EACH_TOKENS - 1
     kinds: Sequence[dict[str, Any]] = ({"rpm": ALLOWED}, {"tpm": most}, {"budget_tokens": most})
-    secrets = [book.create(KeyTerms(name=f"k{i}", **kinds[i % 3])).secret for i in range(keys)]
+    secrets = [key_store.create(KeyTerms(name=f"k{i}", **kinds[i % 3])).secret for i in range(keys)]
     waiting = itertools.chain.from_iterable([secrets] * (requests // keys))
     body = body_of(EACH_TOKENS - 1)
     statuses: Counter[int] = Counter()

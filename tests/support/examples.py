@@ -10,4 +10,4 @@ _WHOLE = 100
 
 def examples(count: int) -> int:
     """Returns ``count``, or a share of it in a profile of fewer examples (``make test-fast``)."""
-    return max(1, count * settings.default.max_examples // _WHOLE)
+    return max(1, count * settings().max_examples // _WHOLE)

@@ -1,4 +1,4 @@
-"""What holds in front of every real server, whatever its kind."""
+"""Checks that hold in front of every real server, of any dialect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama.cpp by itself, without anything of ours between."""
+"""llama.cpp by itself, called without any code of this project."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 _F32 = 0
-"""A ggml_type, which the binding has no name for."""
+"""A ggml_type for which the binding has no name."""
 _THREADS = len(os.sched_getaffinity(0))
-"""The library's own default is four, which on fewer cores wait for each other at every step."""
+"""The library's default is four threads; on fewer cores they wait for each other at every step."""
 
 
 class Reference:
     """llama.cpp by itself: one sequence, one batch, all rows, log-softmax in float64.
 
-    ``plain`` has attention as a product, a softmax and a product in float32.
+    With ``plain``, attention is a product, a softmax and a product in float32.
     """
 
     def __init__(self, path: Path, *, plain: bool = False) -> None:
@@ -45,14 +45,14 @@ class Reference:
         return int(lib.llama_vocab_bos(self._vocab))
 
     def tokenize(self, text: str) -> list[int]:
-        """Text as the library tokenises it, with special tokens parsed and nothing added."""
+        """Returns the library's ids of a text; special tokens are parsed and none are added."""
         raw = text.encode()
         ids = (ctypes.c_int32 * (len(raw) + 1))()
         count = lib.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, True)  # noqa: FBT003 - C
         return ids[:count]
 
     def log_softmax(self, ids: list[int]) -> npt.NDArray[np.float64]:
-        """Rows [tokens, vocabulary] of log-probabilities of the next token."""
+        """Returns rows [tokens, vocabulary] of log-probabilities of the next token."""
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)  # noqa: FBT003 - C
         batch = lib.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)
@@ -69,7 +69,7 @@ class Reference:
         return exact
 
     def greedy(self, text: str, tokens: int) -> str:
-        """Token after token from rows of whole texts, as a tool without a cache would."""
+        """Returns greedy text; each token is computed from the whole text, without a cache."""
         ids = self.tokenize(text)
         start = len(ids)
         for _ in range(tokens):
@@ -77,7 +77,7 @@ class Reference:
         return b"".join(self.piece(token) for token in ids[start:]).decode()
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token."""
+        """Returns the bytes of a token."""
         return _piece(self._vocab, token)
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ def _piece(vocabulary: Any, token: int) -> bytes:
 
 
 def greedy_text(path: Path, prompt: str, tokens: int) -> str:
-    """What the library's own greedy sampler writes in a context of otherwise default settings."""
+    """Returns the text of the library's own greedy sampler, with default settings otherwise."""
     model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
     vocabulary = lib.llama_model_get_vocab(model)
     params = lib.llama_context_default_params()

@@ -1,4 +1,4 @@
-"""Tiny models of many architectures, as data: what each has besides the sizes that all have."""
+"""Tiny models of many architectures, as data: common sizes, and what each one adds to them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Weights: TypeAlias = Literal["F16", "Q8_0", "Q4_1"]
 
 CONTEXT = 512
 WINDOW = 64
-"""Tokens of a sliding window."""
+"""Length of a sliding window in tokens."""
 
 SIZES: Mapping[str, Value] = {
     "context_length": CONTEXT,
@@ -32,7 +32,7 @@ SLIDING: Mapping[str, Value] = {
     "attention.sliding_window": WINDOW,
     "attention.sliding_window_pattern": 2,
 }
-"""Every other layer attends to the last tokens only."""
+"""Every other layer attends to the last ``WINDOW`` tokens only."""
 EXPERTS: Mapping[str, Value] = {
     "expert_count": 4,
     "expert_used_count": 2,
@@ -82,15 +82,15 @@ DELTA: Mapping[str, Value] = {
 }
 NO_ATTENTION: Mapping[str, Value] = {"attention.head_count": 0, "attention.head_count_kv": 0}
 SOME_ATTEND: Mapping[str, Value] = {"block_count": 3, "attention.head_count_kv": [0, 2, 0]}
-"""Attention in one layer; the others have a state."""
+"""One layer has attention; the others have a state."""
 
 
 class Architecture(msgspec.Struct, frozen=True):
-    """One architecture of llama.cpp: its metadata besides ``SIZES``, and how it is written.
+    """One architecture of llama.cpp: its metadata in addition to ``SIZES``, and its file format.
 
-    ``without`` names keys of the sizes that it must not have. ``embeddings`` is the size of the
-    values that stand for tokens: small where the model multiplies them itself, or what comes
-    before a token would hardly matter.
+    ``without`` names keys that it must not have. ``embeddings`` is the standard deviation of the
+    token embeddings. It is small if the model scales embeddings itself; otherwise the context of a
+    token would hardly matter.
     """
 
     arch: str
@@ -102,7 +102,7 @@ class Architecture(msgspec.Struct, frozen=True):
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    # All of the context is attended to.
+    # All layers attend to the whole context.
     "llama": Architecture("llama", weights="Q4_1"),
     "qwen3moe": Architecture("qwen3moe", {**EXPERTS, **HEADS_OF_32}),
     "deepseek2": Architecture("deepseek2", {**LATENT, **EXPERTS, **SHARED_EXPERT}),
@@ -134,7 +134,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "olmo2",
         {**SLIDING, "block_count": 3, "attention.sliding_window_pattern": [True, False, True]},
     ),
-    # The past is a state.
+    # The context is a recurrent state.
     "mamba2": Architecture("mamba2", {**SCAN_BY_HEADS, **NO_ATTENTION, "feed_forward_length": 0}),
     "rwkv7": Architecture(
         "rwkv7",
@@ -148,7 +148,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         vocabulary="rwkv",
     ),
-    # Some layers attend, others have a state.
+    # Some layers attend, others have a recurrent state.
     "lfm2": Architecture("lfm2", {**SOME_ATTEND, "shortconv.l_cache": 3}),
     "falcon-h1": Architecture("falcon-h1", {**SCAN_BY_HEADS, **HEADS_OF_32}),
     "qwen3next": Architecture(
@@ -195,4 +195,4 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         without=("attention.q_lora_rank",),
     ),
 }
-"""One or more of each kind; the law is tried on them in every run of the tests."""
+"""At least one of each kind; every test run checks the law on them."""

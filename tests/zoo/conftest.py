@@ -1,4 +1,4 @@
-"""Tiny models of many architectures, made once in a session."""
+"""Fixtures for tiny models of many architectures; each model is made once a session."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from zoo.serving import Model
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the models that were made."""
+    """The folder of the models."""
     return tmp_path_factory.mktemp("zoo")
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def model(request: pytest.FixtureRequest, zoo: Path) -> Iterator[Model]:
-    """Each of them, loaded."""
+    """Each model in turn, loaded."""
     path = zoo / f"{request.param}.gguf"
     made = Model(path if path.exists() else make_model(request.param, path))
     yield made

@@ -1,4 +1,4 @@
-"""The law: whatever was asked before, an answer is that of a fresh server."""
+"""The law as a state machine: an answer equals a fresh server's, whatever was asked before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_PROMPT_TOKENS = 340
 
 
 def jobs(siblings: tuple[int, ...] = (1, 1, 1, 2, 5)) -> st.SearchStrategy[Job]:
-    """Jobs that begin alike, cut at the edges of windows more often than elsewhere."""
+    """Jobs with common prefixes, cut at the edges of windows more often than elsewhere."""
     ids = st.builds(
         prompt,
         st.integers(0, 2),
@@ -21,7 +21,7 @@ def jobs(siblings: tuple[int, ...] = (1, 1, 1, 2, 5)) -> st.SearchStrategy[Job]:
         st.sampled_from(TAILS),
         branch=st.integers(0, 1),
     )
-    # Nothing is drawn from a prompt that is only scored.
+    # (max_tokens, scored): nothing is sampled after a prompt that is only scored.
     wanted = st.sampled_from(((1, None), (4, None), (12, None), (0, 1), (1, 0), (5, 2), (70, None)))
     return st.builds(
         lambda ids, wanted, n, temperature, seed: job(
@@ -51,11 +51,11 @@ def several_jobs() -> st.SearchStrategy[Request]:
 
 
 class Law(RuleBasedStateMachine):
-    """Asks one after the other and together, aborts, evicts, in any order.
+    """Sends requests alone and together, aborts and evicts, in any order.
 
-    A request that was together with others is held to the law where the model promises that
-    batches do not matter; one that was alone, always. ``waiting`` are the requests that were sent
-    and not yet held to it, by their key; ``fewer`` the sequences of them that were aborted.
+    A request of one sequence that was alone is always checked. Other requests are checked if the
+    model is batch invariant. ``waiting`` maps keys to requests that were sent and not yet checked;
+    ``fewer`` maps keys to sequences that were aborted.
     """
 
     def __init__(self, model: Model) -> None:
@@ -73,12 +73,12 @@ class Law(RuleBasedStateMachine):
 
     @rule(one=single_jobs())
     def ask_alone(self, one: Job) -> None:
-        """A request of one sequence, with nobody else on the server."""
+        """Send a request of one sequence, with no other request on the server."""
         self.ask_and_hold((one,))
 
     @rule(many=several_jobs())
     def ask(self, many: Request) -> None:
-        """A request of any kind, with nobody else on the server."""
+        """Send a request of any kind, with no other request on the server."""
         self.answer_all()
         self.send(many)
         self.answer_all()
@@ -95,7 +95,7 @@ class Law(RuleBasedStateMachine):
     @precondition(lambda self: self.asked)
     @rule(number=st.integers(0, 30), tail=st.sampled_from(TAILS))
     def go_on(self, number: int, tail: int) -> None:
-        """A prompt with its answer, and more."""
+        """Send a prompt with its answer, and more tokens."""
         first = self.asked[number % len(self.asked)][0]
         text = self.model.fresh((first,)).choices[0, 0].tokens
         ids = (*first.prompt_ids, *text, *prompt(1, tail))
@@ -104,7 +104,7 @@ class Law(RuleBasedStateMachine):
 
     @rule(many=several_jobs())
     def send(self, many: Request) -> None:
-        """A request that waits until steps are made."""
+        """Send a request that waits until steps are made."""
         self.asked.append(many)
         self.waiting[self.server.send(many)] = many
 
@@ -115,13 +115,13 @@ class Law(RuleBasedStateMachine):
 
     @rule(share=st.sampled_from((None, 0.0, 0.5)))
     def draft(self, share: float | None) -> None:
-        """Whether tokens are drafted from now on; that makes batches, and may matter with them."""
+        """Turn drafts on or off. Drafts change batches, so the model must be batch invariant."""
         if self.model.batch_invariant:
             self.row_share = share
 
     @rule(first=st.integers(0, 3), count=st.integers(4, 8))
     def crowd(self, first: int, count: int) -> None:
-        """Many prompts of unequal lengths, one or two steps apart."""
+        """Send many prompts of different lengths, one or two steps apart."""
         for i in range(first, first + count):
             self.send((job(prompt(i % 3, 5 + 37 * (i % 7), 9, branch=i), max_tokens=1 + 3 * i),))
             self.make_steps(50, 1 + i % 2)
@@ -141,7 +141,7 @@ class Law(RuleBasedStateMachine):
         self.fewer.setdefault(key, set()).add(place)
 
     def answer_all(self) -> None:
-        """Answer all that was sent, and hold it to the law."""
+        """Answer all requests, and check them against the law."""
         self.server.run(row_share=self.row_share)
         for key, request in self.waiting.items():
             fewer = self.fewer.get(key, set())
@@ -154,7 +154,7 @@ class Law(RuleBasedStateMachine):
         self.waiting.clear()
 
     def ask_and_hold(self, request: Request) -> None:
-        """Answer a request that is alone, and hold it to the law."""
+        """Answer a request that is alone, and check it against the law."""
         self.answer_all()
         self.asked.append(request)
         key = self.server.send(request)

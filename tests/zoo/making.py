@@ -1,6 +1,7 @@
-"""Writes a tiny model of an architecture: the library says which tensors it has, chance the rest.
+"""Writes a tiny model of an architecture, with random values in the tensors that it needs.
 
-``llama_model_init_from_user`` asks for every tensor that an architecture has by metadata alone.
+The library names these tensors: ``llama_model_init_from_user`` asks for each tensor of an
+architecture, given its metadata alone.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from zoo.vocabulary import add_vocabulary
 Values: TypeAlias = npt.NDArray[np.float32]
 
 _NOT_ASKED_FOR = re.compile(r"rope_freqs|rope_factors|_scale$|\.scale$|\.input_scale$|nextn\.|^cls")
-"""Tensors that files need not have, and that a random one would only make stranger."""
+"""Optional tensors, which the models do without: random ones would make them unrealistic."""
 _PLAIN = re.compile(r"norm|conv|gate_inp|lerp|ssm_[abcd]$|time_mix_[a-z]\d|position_embd")
-"""Tensors that are never quantised."""
+"""Tensors that are never quantized."""
 
 
 class Tensor(msgspec.Struct, frozen=True):
-    """A tensor by its name; ``shape`` as numpy has it, the longest stride first."""
+    """A tensor's name and ``shape`` in numpy's order, the longest stride first."""
 
     name: str
     shape: tuple[int, ...]
@@ -87,13 +88,13 @@ def _write(writer: gguf.GGUFWriter) -> None:
 
 
 class _InitParams(ctypes.Structure):
-    """``gguf_init_params``."""
+    """``gguf_init_params`` of gguf.h."""
 
     _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
 
 
 class _TensorHead(ctypes.Structure):
-    """How ``ggml_tensor`` begins."""
+    """The first fields of ``ggml_tensor``."""
 
     _fields_ = (
         ("type", ctypes.c_int32),
@@ -103,14 +104,14 @@ class _TensorHead(ctypes.Structure):
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-    """A function of ggml, which has no binding."""
+    """Returns a function of ggml, which has no binding."""
     function: Any = binding.lib._lib[name]
     function.restype, function.argtypes = result, arguments
     return function  # type: ignore[no-any-return]
 
 
 def _tensors(metadata: Path) -> Sequence[Tensor]:
-    """What the library wants of a model with this metadata."""
+    """Returns the tensors that the library asks for, given this metadata."""
     read = _function("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _InitParams)
     free = _function("gguf_free", None, ctypes.c_void_p)
     name_of = _function("ggml_get_name", ctypes.c_char_p, ctypes.c_void_p)
@@ -149,7 +150,7 @@ def _between(low: float, high: float) -> Callable[[Tensor, np.random.Generator],
 
 
 def _by_width(gain: float) -> Callable[[Tensor, np.random.Generator], Values]:
-    """Values that keep the size of what they are multiplied with."""
+    """Returns values that keep the magnitude of the vectors that they are multiplied with."""
     return lambda tensor, rng: rng.normal(0, gain / np.sqrt(tensor.shape[-1]), tensor.shape).astype(
         np.float32
     )
@@ -165,13 +166,13 @@ _FILLS: Sequence[tuple[str, Callable[[Tensor, np.random.Generator], Values]]] = 
     (r"(norm|_ln\d?)\.weight$", _around_one),
     (r"(norm|_ln\d?)\.bias$", _normal(0.05)),
     (r"\.bias$|sinks", _normal(0.1)),
-    # Far apart, so that greedy text is no tie.
+    # Logits are far apart, so that greedy text has no ties.
     (r"^(output|position_embd)\.weight$", _normal(0.3)),
     (r"gate_inp", _by_width(2)),
-    # Attention that looks at some places more than at others.
+    # Attention weighs some positions more than others.
     (r"attn_(q|k|qkv|q_b|k_b)\.", _by_width(2)),
 )
-"""How tensors are filled, by the first pattern that is found in their name."""
+"""Patterns of tensor names and how these tensors are filled; the first match counts."""
 
 
 def _fill(tensor: Tensor, made: Architecture, rng: np.random.Generator) -> Values:

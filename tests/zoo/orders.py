@@ -1,4 +1,4 @@
-"""Requests that share beginnings, and orders in which they are asked."""
+"""Requests with common prefixes, and orders in which they are sent."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from zoo.serving import Model, Request
 _STEMS = 3
 _STEM_TOKENS = 400
 _COMMON = 40
-"""Tokens that all stems begin with."""
+"""Length of the prefix of all stems, in tokens."""
 _FIRST_ID = 260
-"""Ids above name plain tokens in every vocabulary; from here ``_IDS`` are used."""
+"""The first of ``_IDS`` ids that are plain tokens in every vocabulary."""
 _IDS = 128
 
 LENGTHS = (
@@ -34,9 +34,9 @@ LENGTHS = (
     200,
     300,
 )
-"""Where prompts are cut: in the window, at its edges, behind it."""
+"""Tokens that a prompt takes from a stem: inside the window, at its edges, behind it."""
 TAILS = (0, 1, 9, 40)
-"""Tokens that a prompt has of its own."""
+"""Tokens that a prompt adds to them."""
 
 
 @cache
@@ -51,7 +51,7 @@ def _noise(seed: int, count: int) -> tuple[int, ...]:
 
 
 def prompt(stem: int, cut: int, tail: int = 0, *, branch: int = 0) -> tuple[int, ...]:
-    """The first ``cut`` tokens of a stem and ``tail`` others, which depend on the branch."""
+    """Returns the first ``cut`` tokens of a stem and ``tail`` others, chosen by ``branch``."""
     return (*_stem(stem)[:cut], *_noise(1000 + branch, tail))
 
 
@@ -64,7 +64,7 @@ def job(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Job:
-    """A job that says the log-probabilities of all that it generates."""
+    """Returns a job with log-probabilities of all generated tokens."""
     return Job(
         prompt_ids=tuple(ids),
         n=n,
@@ -77,7 +77,7 @@ def job(
 
 
 def random_job(rng: random.Random) -> Job:
-    """One of many jobs that begin alike."""
+    """Returns one of many jobs with common prefixes."""
     ids = prompt(
         rng.randrange(_STEMS),
         rng.choice((*LENGTHS, rng.randrange(1, 300))),
@@ -102,12 +102,15 @@ def _plain(*jobs: Job) -> Order:
 
 
 def _after_longer(cut: int) -> Order:
-    """A prompt that parts from a longer one after ``cut`` tokens."""
+    """A longer prompt, then one that differs from it after ``cut`` tokens."""
     return _plain(job(prompt(0, 300)), job(prompt(0, cut, 9)))
 
 
 def _resumed(model: Model) -> Sequence[Request]:
-    """A prompt with its answer, which goes through a window, and more: as editors send it."""
+    """A prompt, then the prompt with its answer, then more, as editors send them.
+
+    The answer crosses the edge of the window.
+    """
     first = job(prompt(0, 50), max_tokens=80)
     text = model.fresh((first,)).choices[0, 0].tokens.tolist()
     whole = (*first.prompt_ids, *text)
@@ -115,7 +118,7 @@ def _resumed(model: Model) -> Sequence[Request]:
 
 
 def _evicted(_: Model) -> Sequence[Request]:
-    """The same again after many others took its place."""
+    """A request, many others that evict it, then the request again."""
     first = (job(prompt(0, 200), scored=1),)
     others = [(job(prompt(1 + i % 2, 30 + 23 * i, 9, branch=i)),) for i in range(6)]
     return [first, *others, first]
@@ -157,4 +160,4 @@ ORDERS: Mapping[str, Order] = {
     "after eviction": _evicted,
     "arrays": _array,
 }
-"""Each begins on a fresh server; its requests come one after the other."""
+"""Each order begins on a fresh server; its requests come one after the other."""

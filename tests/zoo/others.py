@@ -1,4 +1,4 @@
-"""More architectures, tried by ``make zoo`` only: each is like one of ``ARCHITECTURES``."""
+"""More architectures, for ``make zoo`` only: each is similar to one of ``ARCHITECTURES``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _GRANITE: Mapping[str, Value] = {
 _SECTIONS: Mapping[str, Value] = {"rope.dimension_sections": [4, 6, 6, 0]}
 
 OTHERS: Mapping[str, Architecture] = {
-    # All of the context is attended to.
+    # All layers attend to the whole context.
     **{
         name: Architecture(name)
         for name in (
@@ -181,7 +181,7 @@ OTHERS: Mapping[str, Architecture] = {
             "expert_weights_norm": True,
         },
     ),
-    # States.
+    # Recurrent states.
     "mamba": Architecture("mamba", {**SCAN, **NO_ATTENTION, "feed_forward_length": 0}),
     "rwkv6": Architecture(
         "rwkv6",

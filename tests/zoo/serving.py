@@ -1,4 +1,4 @@
-"""A model served step by step: the real runner, scheduler and sampler without thread or clock."""
+"""Serves a model step by step: the real runner, scheduler and sampler without thread or clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zoo.architectures import CONTEXT
 
 SLOTS = 3
 BUDGET = 128
-"""Tokens of prompts in a step, where nothing else is asked."""
+"""Default number of prompt tokens in a step."""
 _MOST_STEPS = 20_000
 _SCORE_BYTES = 2**20
 _STRETCH_IDS = range(260, 388)
@@ -30,16 +30,16 @@ _CHECKPOINT_BYTES = 2**22
 
 Request: TypeAlias = tuple[Job, ...]
 Place: TypeAlias = tuple[int, int]
-"""A job of a request, and one of its siblings."""
+"""The index of a job in a request, and of one of its siblings."""
 
 
 def is_single(request: Request) -> bool:
-    """Whether a request is one sequence, which is alone in every batch if the request is."""
+    """Whether a request is one sequence, so that it is alone in each batch if no other runs."""
     return len(request) == request[0].n == 1
 
 
 class Choice(msgspec.Struct):
-    """What one sibling gave. ``reason`` is None where it did not end."""
+    """The output of one sibling. ``reason`` is None if it has not ended."""
 
     tokens: array[int] = msgspec.field(default_factory=lambda: array("i"))
     logprobs: array[float] = msgspec.field(default_factory=lambda: array("d"))
@@ -49,16 +49,16 @@ class Choice(msgspec.Struct):
 
 
 class Answer(msgspec.Struct):
-    """What a request gave: by job and sibling, and what was scored by job.
+    """The output of a request: choices by job and sibling, scored prompts by job.
 
-    How much was cached is no part of it.
+    It does not include how much was cached.
     """
 
     choices: dict[Place, Choice] = msgspec.field(default_factory=dict)
     scored: dict[int, ScoredPrompt | None] = msgspec.field(default_factory=dict)
 
     def without(self, request: Request, places: AbstractSet[Place]) -> Answer:
-        """The rest of the answer, where some sequences were aborted."""
+        """Returns the answer without the aborted sequences at ``places``."""
         gone = {
             number
             for number, job in enumerate(request)
@@ -70,7 +70,7 @@ class Answer(msgspec.Struct):
         )
 
     def take(self, event: Event) -> None:
-        """Add what an event says."""
+        """Add an event."""
         match event:
             case Prefilled(job, _, _, scored):
                 assert job not in self.scored, "a prompt is announced once"
@@ -89,7 +89,7 @@ class Answer(msgspec.Struct):
 
 
 def stretched(ids: Sequence[int], times: int) -> tuple[int, ...]:
-    """So many tokens for each id; prompts that part after some ids still part there."""
+    """Returns ``times`` tokens for each id. Common prefixes stay as long, times ``times``."""
     return tuple(
         id_ if not more else _STRETCH_IDS[(31 * id_ + 17 * more) % len(_STRETCH_IDS)]
         for id_ in ids
@@ -98,9 +98,9 @@ def stretched(ids: Sequence[int], times: int) -> tuple[int, ...]:
 
 
 class Server:
-    """A model with slots and a line, stepped by hand. ``answers`` are by the keys of requests.
+    """A model with slots and a line, stepped by hand. ``answers`` maps keys of requests to answers.
 
-    Prompts are ``stretch`` times as long as requests say.
+    Prompts are ``stretch`` times as long as in the requests.
     """
 
     def __init__(self, opened: OpenModel, *, stretch: int = 1) -> None:
@@ -116,14 +116,14 @@ class Server:
         self.answers: dict[int, Answer] = {}
 
     def send(self, request: Request) -> int:
-        """Put a request in line; its key."""
+        """Put a request in line, and return its key."""
         key = len(self.answers)
         self.answers[key] = Answer()
         self.scheduler.add(key, [self._stretched(job) for job in request])
         return key
 
     def step(self, budget: int = BUDGET, *, row_share: float | None = None) -> None:
-        """Compute one step. Raises ``DecodeError``: none is to be expected."""
+        """Compute one step. Raises the error of a failed request; no test expects one."""
         step = self.scheduler.schedule(budget, row_share=row_share)
         if step is not None:
             self.runner.apply(step.instructions)
@@ -136,7 +136,7 @@ class Server:
             self.answers[key].take(event)
 
     def run(self, budget: int = BUDGET, *, row_share: float | None = None) -> None:
-        """Step until nothing is left to do."""
+        """Step until all requests have ended."""
         for _ in range(_MOST_STEPS):
             if self.scheduler.idle:
                 return
@@ -144,7 +144,7 @@ class Server:
         raise AssertionError("requests do not end")
 
     def ask(self, request: Request) -> Answer:
-        """What a request gives that is alone."""
+        """Returns the answer to a request that is alone."""
         key = self.send(request)
         self.run()
         return self.answers[key]
@@ -155,9 +155,9 @@ class Server:
 
 
 class Model:
-    """A model file, and what fresh servers of it answer. Close it at the end.
+    """A model file, and the answers of fresh servers. Close it at the end.
 
-    ``stretch`` makes all prompts so many times as long, for windows larger than ``WINDOW``.
+    All prompts are ``stretch`` times as long, for windows larger than ``WINDOW``.
     """
 
     def __init__(self, path: Path, *, stretch: int = 1) -> None:
@@ -169,20 +169,20 @@ class Model:
         self._fresh: dict[Request, Answer] = {}
 
     def close(self) -> None:
-        """Free it. Servers are closed by those who opened them."""
+        """Free the model. The code that opened a server closes it."""
         self.loaded.model.close()
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether answers are promised not to depend on what else is computed."""
+        """Whether the probe confirmed batch invariance."""
         return self.loaded.batch_invariant
 
     def options(self, slots: int) -> EngineOptions:
-        """What the model is opened with."""
+        """Returns the options with which the model is opened."""
         return EngineOptions(ctx=self._ctx, slots=slots, threads=1)
 
     def open(self, slots: int) -> OpenModel:
-        """Open the file anew, as it was found to be best when it was loaded."""
+        """Open the file again, with the kernels that the first load chose."""
         model = LlamaModel(self.path, repack=self.loaded.model.repack)
         loaded = msgspec.structs.replace(self.loaded, model=model)
         name, options = self.path.stem, self.options(slots)
@@ -190,7 +190,7 @@ class Model:
 
     @contextmanager
     def server(self, slots: int = SLOTS) -> Iterator[Server]:
-        """A server that was just started."""
+        """A fresh server."""
         opened = self.open(slots)
         try:
             yield Server(opened, stretch=self.stretch)
@@ -198,7 +198,7 @@ class Model:
             opened.runner.close()
 
     def fresh(self, request: Request) -> Answer:
-        """What a fresh server answers to a request that is its first and only one."""
+        """Returns a fresh server's answer to a request that is its first and only one."""
         if request not in self._fresh:
             with self.server() as server:
                 self._fresh[request] = server.ask(request)
@@ -206,7 +206,7 @@ class Model:
 
 
 def difference(found: Answer, expected: Answer) -> str | None:
-    """Where two answers part, in a line; None where they are equal, bit for bit."""
+    """Returns in a line where two answers differ; None if they are equal bit for bit."""
     if found == expected:
         return None
     for job, scored in expected.scored.items():
@@ -220,11 +220,11 @@ def difference(found: Answer, expected: Answer) -> str | None:
         until = slice(0, min(same + 1, len(mine.logprobs), len(choice.logprobs)))
         where = f"choice {place}: {same} of {len(choice.tokens)} tokens agree"
         return where + _nats(mine.logprobs[until], choice.logprobs[until])
-    return "more was answered than was asked"
+    return "the answer has choices or prompts that were not asked for"
 
 
 def nats_apart(found: Answer, expected: Answer) -> float:
-    """The largest difference of two log-probabilities of the same token."""
+    """Returns the largest difference of log-probability of the same token, in nats."""
     worst = 0.0
     for job in expected.scored:
         worst = max(worst, _apart(_scores(found, job), _scores(expected, job)))

@@ -1,6 +1,6 @@
-"""Which architectures are answered exactly, as a table: ``make zoo``.
+"""Prints a table of the architectures that are answered exactly: ``make zoo``.
 
-Every model is tried in a child process with a limit of time: one that dies is a row.
+Each model is tried in a child process with a time limit, so a crash is only a row of the table.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from zoo.trials import Verdict, again, alone, hostile_texts, shared, side_by_sid
 
 _COLUMNS = ("load", "alone", "again", "shared", "side by side", "texts", "promise")
 _SHORTEST = 120
-"""Characters of a message that a cell shows at most."""
+"""Maximum number of characters of a message in a cell."""
 
 
 class Cell(msgspec.Struct):
-    """One column of a model, as its child process tells it in a line."""
+    """One column of a model; its child process prints each as a line of JSON."""
 
     column: str
     text: str
@@ -41,14 +41,14 @@ class Cell(msgspec.Struct):
 
 
 class Row(msgspec.Struct):
-    """A model and what was found of it."""
+    """A model and its results by column."""
 
     name: str
     cells: Mapping[str, Cell]
 
     @property
     def outcome(self) -> str:
-        """What the summary counts it as."""
+        """The category in which the summary counts the model."""
         if any(cell.refused for cell in self.cells.values()):
             return "refused"
         if not all(column in self.cells and self.cells[column].sound for column in _COLUMNS):
@@ -61,7 +61,7 @@ class Row(msgspec.Struct):
 
 
 def try_model(path: Path, rounds: int, stretch: int) -> None:
-    """In a child: try a model and print a line for each column as soon as it is known."""
+    """In a child process, try a model and print each column as soon as it is known."""
     try:
         read_header(path)
         model = Model(path, stretch=stretch)
@@ -105,7 +105,7 @@ def _short(message: str) -> str:
 
 
 def row_of(path: Path, rounds: int, limit_s: float, stretch: int = 1) -> Row:
-    """Try a model in a child process; what it said before its end, and how it ended."""
+    """Try a model in a child process; returns the columns it printed, and how it ended."""
     command = [sys.executable, "-m", "zoo.table", "--one", str(path)]
     command += ["--rounds", str(rounds), "--stretch", str(stretch)]
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
@@ -128,11 +128,11 @@ def row_of(path: Path, rounds: int, limit_s: float, stretch: int = 1) -> Row:
 
 
 def _end(column: str, status: int | None, last: str, limit_s: float) -> Cell:
-    """How a child ended that did not tell of all columns; ``last`` is its last complaint."""
+    """Returns the cell of a child that ended early; ``last`` is its last line of errors."""
     if status is None:
         return Cell(column, f"**takes more than {limit_s:.0f} s**", sound=False)
     if column == "load" and status == 2:
-        # What the library gives up on while a file is tried is refused in one line.
+        # The library gave up on the file; the process ended with the reason in one line.
         return Cell(column, _short(last.removeprefix("afterword: ")), refused=True)
     return Cell(column, f"**dies ({status})**: {_short(last)}", sound=False)
 
@@ -141,12 +141,12 @@ def _cell(line: bytes) -> Cell | None:
     try:
         return msgspec.json.decode(line, type=Cell)
     except msgspec.DecodeError:
-        return None  # not ours: something that the library printed
+        return None  # a line that the library printed
 
 
 @contextmanager
 def _files(folder: Path | None) -> Iterator[Sequence[Path]]:
-    """The files of a folder, or models made for the occasion."""
+    """Yields the files of a folder, or of tiny models in a temporary one."""
     if folder is not None:
         yield sorted(folder.glob("*.gguf"))
         return
@@ -156,14 +156,14 @@ def _files(folder: Path | None) -> Iterator[Sequence[Path]]:
 
 
 def main() -> int:
-    """Print the table, then how many models came out how; 1 if any is wrong or failed."""
+    """Print the table and a summary. Returns 1 if any model is wrong or failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, help="folder of GGUF files; without it, tiny ones")
+    parser.add_argument("--models", type=Path, help="folder of GGUF files; default: tiny models")
     parser.add_argument("--only", nargs="*", help="names of files, without .gguf")
     parser.add_argument("--rounds", type=int, default=20, help="random histories of each kind")
     parser.add_argument("--limit-s", type=float, default=300, help="seconds for one model")
     parser.add_argument(
-        "--stretch", type=int, default=1, help="times that prompts are longer, for large windows"
+        "--stretch", type=int, default=1, help="factor of prompt lengths, for large windows"
     )
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Whatever was asked before, an answer is that of a fresh server: on every kind of model."""
+"""An answer equals that of a fresh server, whatever was asked before, on every kind of model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zoo.orders import ORDERS, job, prompt
 from zoo.serving import Model, difference, is_single
 
 PHASES = (Phase.explicit, Phase.generate)
-"""A failure is not made smaller: each try asks a model for many answers."""
+"""Failures are not shrunk, because each try asks a model for many answers."""
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -44,7 +44,7 @@ def test_any_order(model: Model, law_examples: int) -> None:
 
 
 def test_a_header_is_computed_once_for_all_questions_behind_it(model: Model) -> None:
-    """That prompts part there is known when the second one comes, if not before."""
+    """The second prompt, at the latest, shows where the header ends."""
     if not model.batch_invariant:
         pytest.skip("nothing is shared where results depend on the batch")
     header, question, questions = 200, 9, 20

@@ -1,4 +1,4 @@
-"""The tiny models are what they say, and the probe finds of each what its kind allows."""
+"""The tiny models are reproducible and realistic, and the probe confirms what each kind allows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from zoo.orders import job, prompt
 from zoo.serving import Model
 
 
-def test_a_model_is_the_same_each_time(tmp_path: Path) -> None:
+def test_a_model_has_the_same_bytes_each_time(tmp_path: Path) -> None:
     first, second = (make_model("gemma3", tmp_path / f"{i}.gguf") for i in range(2))
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_every_token_before_matters(model: Model) -> None:
-    """A cache that lost or mixed up tokens would be seen."""
+    """So a cache that lost or mixed up tokens would change an answer."""
     ids = list(prompt(0, 200))
     scores = []
     for changed in (None, 20, 120, 190):
@@ -31,8 +31,8 @@ def test_every_token_before_matters(model: Model) -> None:
     assert len({tuple(lp[-5:]) for lp in scores}) == len(scores)
 
 
-@pytest.mark.skipif(not PACKS_WEIGHTS, reason="kernels of llama.cpp promise less")
-def test_every_model_keeps_the_promise_and_shares(model: Model) -> None:
-    """Where the probe refused a model, the law would ask little of it."""
+@pytest.mark.skipif(not PACKS_WEIGHTS, reason="llama.cpp's own kernels are not batch invariant")
+def test_every_model_is_batch_invariant_and_shares(model: Model) -> None:
+    """Otherwise the law would check little on this model."""
     assert model.batch_invariant
     assert model.loaded.sharing == ("cells" if model.loaded.model.can_trim else "checkpoints")

@@ -1,4 +1,4 @@
-"""A whole server: requests get the answers that a fresh one gives, together or in line."""
+"""On a whole server, requests together or in line get the answers of a fresh server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def test_together(model: Model) -> None:
 
 @pytest.mark.parametrize("model", ["qwen3moe", "mamba2"], indirect=True)
 async def test_in_line(model: Model) -> None:
-    """Nothing that is measured, such as how fast prompts are computed, changes an answer."""
+    """Measured values, such as the speed of prefill, change no answer."""
     crowd = Crowd(model)
     await crowd.run_in_line()
     assert crowd.failure is None

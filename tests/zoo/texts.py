@@ -1,4 +1,4 @@
-"""Texts that tokenizers choke on: long runs of one kind of character, and rare ones."""
+"""Texts that break tokenizers: long runs of one kind of character, and rare characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that come together, to a whole server: HTTP, completion layer, the engine's thread."""
+"""Sends requests together to a whole server: HTTP, completion layer, the engine's thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SLOTS = (SLOTS, 5)
 
 
 def bodies() -> Sequence[Body]:
-    """Requests of unequal lengths: one choice, several, the best of some, arrays, scores."""
+    """Requests of different lengths: one choice, several, the best of some, arrays, scores."""
     rng = random.Random(11)
     kinds: Sequence[Body] = (
         {},
@@ -30,7 +30,7 @@ def bodies() -> Sequence[Body]:
         {"best_of": 4, "n": 2, "temperature": 1},
         {"echo": True, "logprobs": 2},
         {"echo": True, "logprobs": 0, "max_tokens": 0},
-        # Text that repeats itself, so that what comes is guessed.
+        # Text that repeats itself, so that drafts are accepted.
         {"prompt": [300, 301] * 30, "logit_bias": {"300": 100, "301": 100}, "max_tokens": 30},
         {"prompt": [[*prompt(0, cut, 5, branch=cut)] for cut in (150, 20, 90)], "n": 2},
     )
@@ -53,7 +53,7 @@ BODIES = bodies()
 
 
 class Crowd:
-    """Rounds of requests that come together, and how many of them were answered otherwise."""
+    """Rounds of requests that come together; counts answers that differ from a fresh server's."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -64,7 +64,7 @@ class Crowd:
         self.failure: str | None = None
 
     async def run(self, rounds: int, seed: int = 0) -> None:
-        """So many rounds, half of them on a server with more slots; stops at the first failure."""
+        """Run ``rounds`` rounds, half of them with more slots; stop at the first failure."""
         rng = random.Random(seed)
         numbers = [rng.sample(range(_BODIES), TOGETHER) for _ in range(rounds)]
         if self._model.batch_invariant:
@@ -76,7 +76,7 @@ class Crowd:
                         await self._round(client, chosen, leaves=rng.randrange(TOGETHER))
 
     async def run_in_line(self) -> None:
-        """Requests of one sequence, each alone on a server that has answered those before it."""
+        """Send requests of one sequence one after the other, twice each, to one server."""
         numbers = [number for number, body in enumerate(BODIES) if _is_single(body)]
         await self._ask_fresh(numbers)
         async with self._server(SLOTS) as client:
@@ -84,7 +84,7 @@ class Crowd:
                 self._compare(number, await self._answer(client, number))
 
     async def _ask_fresh(self, numbers: Iterable[int]) -> None:
-        """Ask each request of a server of its own."""
+        """Send each request to a server of its own."""
         for number in sorted(set(numbers)):
             async with self._server(SLOTS) as client:
                 self._fresh[number] = await self._answer(client, number)
@@ -98,7 +98,7 @@ class Crowd:
             await engine.aclose()
 
     async def _round(self, client: Client, chosen: Sequence[int], leaves: int) -> None:
-        """All at once; the client of one goes away after the first token that it is sent."""
+        """Send all at once; one client disconnects after its first token."""
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(self._answer(client, number))
                      for at, number in enumerate(chosen) if at != leaves]  # fmt: skip
@@ -125,7 +125,7 @@ class Crowd:
         return {**body, "prompt": [stretched(ids, times) for ids in prompts]}
 
     async def _answer(self, client: Client, number: int) -> Any:
-        """All that must not change; how much was cached may."""
+        """Returns all that must not change; the number of cached tokens may."""
         reply = await client.post("/v1/completions", self._body(number))
         if reply.status != 200:
             message = reply.error["message"].split(" (request id")[0]
@@ -140,7 +140,7 @@ def _is_single(body: Body) -> bool:
 
 
 def _apart(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> float:
-    """The largest difference of two log-probabilities of the same token."""
+    """Returns the largest difference of log-probability of the same token, in nats."""
     worst = 0.0
     for mine, other in zip(found, expected, strict=True):
         entries = (mine["logprobs"], other["logprobs"])

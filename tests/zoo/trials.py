@@ -1,4 +1,4 @@
-"""What is tried on a model: alone, again, shared, side by side; what came of it in a few words."""
+"""Trials of a model (alone, again, shared, side by side, texts), with verdicts in a few words."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from zoo.texts import HOSTILE
 from zoo.together import Crowd
 
 _RANDOM_REQUESTS = 12
-"""Asked of one server, one after the other."""
+"""Requests in a random history; one server answers them one after the other."""
 _SLOTS = (3, 1, 5)
 
 
 class Verdict(msgspec.Struct):
-    """How many answers were asked for, and how many were not what a fresh server answers.
+    """Counts answers, and answers that differ from those of a fresh server.
 
-    ``nats`` is how far the log-probability of a token was off at worst; ``cached`` the part of
-    prompt tokens that were not computed. ``failure`` says what kept the rest from being tried.
+    ``nats`` is the largest difference of a token's log-probability, ``cached`` the share of prompt
+    tokens that came from the cache. ``failure`` tells why the trial stopped early.
     """
 
     asked: int = 0
@@ -37,7 +37,7 @@ class Verdict(msgspec.Struct):
 
     @property
     def sound(self) -> bool:
-        """Whether nothing went wrong."""
+        """Whether no answer was wrong and nothing failed."""
         return not self.wrong and self.failure is None
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Verdict(msgspec.Struct):
 
 
 def alone(model: Model) -> Verdict:
-    """Prompts of all lengths on fresh servers, twice each; their numbers are numbers."""
+    """Try prompts of all lengths on fresh servers, twice each; all numbers must be finite."""
     verdict = Verdict()
     for cut in LENGTHS:
         request = (job(prompt(0, cut), scored=0),)
@@ -62,13 +62,13 @@ def alone(model: Model) -> Verdict:
         scored = answer.scored[0]
         values = [*answer.choices[0, 0].logprobs, *(scored.logprobs if scored else ())]
         if not all(map(math.isfinite, values)):
-            verdict.failure = "computes no numbers"
+            verdict.failure = "computes NaN or infinity"
             break
     return verdict
 
 
 def again(model: Model) -> Verdict:
-    """The same requests twice on one server."""
+    """Try the same requests twice on one server."""
     verdict = Verdict()
     with model.server() as server:
         for cut in LENGTHS:
@@ -78,7 +78,7 @@ def again(model: Model) -> Verdict:
 
 
 def shared(model: Model, rounds: int) -> Verdict:
-    """Prompts that share beginnings: all ``ORDERS``, and ``rounds`` of random ones."""
+    """Try prompts with common prefixes: all ``ORDERS``, and ``rounds`` random histories."""
     verdict = Verdict()
     computed = cached = 0
     histories: list[Sequence[Request]] = [order(model) for order in ORDERS.values()]
@@ -100,7 +100,10 @@ def shared(model: Model, rounds: int) -> Verdict:
 
 
 def side_by_side(model: Model, rounds: int) -> Verdict:
-    """Rounds of requests that come together, see ``Crowd``; held to what the model promises."""
+    """Try rounds of requests that come together, see ``Crowd``.
+
+    Answers are compared if the model is batch invariant.
+    """
     crowd = Crowd(model)
     asyncio.run(crowd.run(rounds))
     return Verdict(
@@ -109,7 +112,7 @@ def side_by_side(model: Model, rounds: int) -> Verdict:
 
 
 def hostile_texts(model: Model, texts: Mapping[str, str] = HOSTILE) -> Verdict:
-    """Tokenise texts of all kinds: whether the process lives. What cannot be spelled is refused."""
+    """Tokenise texts of all kinds; the process must survive. Unspellable texts may be refused."""
     verdict = Verdict(exact=False)
     opened = model.open(1)
     try:

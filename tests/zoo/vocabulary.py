@@ -1,4 +1,4 @@
-"""Small vocabularies of three kinds, made from nothing, as GGUF files declare them."""
+"""Declares small vocabularies of three kinds in GGUF files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _add_rwkv(writer: gguf.GGUFWriter) -> None:
 def _add_tokens(
     writer: gguf.GGUFWriter, tokens: list[str], special: int, *, by_byte: int = 0
 ) -> None:
-    """Special tokens first, then bytes, then plain ones; what is missing to ``SIZE`` is filler."""
+    """Add special tokens, then bytes, then plain tokens, then fillers up to ``SIZE``."""
     plain = len(tokens) - special - by_byte
     fillers = [f"<filler {number}>" for number in range(SIZE - len(tokens))]
     writer.add_vocab_size(SIZE)

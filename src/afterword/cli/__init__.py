@@ -1,4 +1,4 @@
-"""The command line, and the composition root: only here does every room meet."""
+"""The command line and the composition root: the only package that imports every other one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _COMMANDS = ("serve", "complete", "models", "keys", "usage", "db", "doctor")
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Imports make no garbage: a tenth of their time would go into the search for it.
+    """Pause the garbage collector during imports: it takes a tenth of their time.
 
-    What they made stays, and later searches leave it out.
+    Imported objects stay for ever, so later collections leave them out.
     """
     gc.disable()
     try:
@@ -32,7 +32,7 @@ def importing() -> Iterator[None]:
 
 
 class _Lazy(click.RichGroup):
-    """Imports a command when it is asked for: ``--version`` need not load a server."""
+    """Imports a command when it is used, so that ``--version`` does not load a server."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
         return list(_COMMANDS)
@@ -53,8 +53,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run; what the operator got wrong is one line and exit status 2."""
-    # Threads of numpy's own would look for work beside the engine's; no matrices are multiplied.
+    """Run the command line; a mistake of the operator is one line and exit status 2."""
+    # Threads of numpy would compete with the engine's. Nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         cli()

@@ -1,4 +1,4 @@
-"""What surrounds a server: cores, disk, port, ledger; what is found, and what to change."""
+"""Checks a server's surroundings: cores, files, disk, port, ledger, Redis."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 
 import msgspec
 
-from afterword.cli.ledger import data_folder, database
+from afterword.cli.database import database
+from afterword.cli.ledger import data_folder
 from afterword.cli.sockets import bind, is_loopback, load_tls
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.ledger.database import REVISION, check, reading, revision_of
+from afterword.ledger.folder import has_database
 from afterword.ledger.keys import any_key
-from afterword.ledger.redis import open_windows
+from afterword.ledger.open_ledger import redis_limiter
 
 _GIB = 2**30
 _INSTRUCTIONS = ("avx2", "f16c", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile",
@@ -27,7 +29,7 @@ _SPARE_FILES = 64
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One row. ``change`` is what would make it better, ``fatal`` that a server would not start."""
+    """One row. ``change`` says what to do; ``fatal``: a server would not start."""
 
     name: str
     text: str
@@ -36,7 +38,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def instructions() -> Sequence[str]:
-    """The vector instructions of this processor that matrix kernels use."""
+    """Returns the vector instructions of this processor that matrix kernels use."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except FileNotFoundError:
@@ -47,7 +49,7 @@ def instructions() -> Sequence[str]:
 
 
 def surroundings(settings: Settings) -> Iterator[Finding]:
-    """All but the models, in the order in which a server meets them."""
+    """Everything but the models, in the order of a server's start."""
     yield _threads(settings)
     yield _files(settings)
     yield _disk(settings)
@@ -97,7 +99,7 @@ def _port(settings: Settings) -> Finding:
         with bind(settings.host, settings.port, reuse_port=settings.reuse_port) as bound:
             here = is_loopback(bound)
     except ConfigError as error:
-        # It may be this server that runs there already.
+        # This server may already run there.
         return Finding("port", f"{where}: cannot be used", str(error))
     change = None
     if not here and settings.certfile is None:
@@ -106,6 +108,10 @@ def _port(settings: Settings) -> Finding:
 
 
 def _ledger(settings: Settings) -> Iterator[Finding]:
+    if settings.database is None and not has_database(data_folder(settings)):
+        # Opening it would make the file.
+        yield _other_time("sqlite", None)
+        return
     try:
         with database(settings, prepared=False) as engine:
             kind = engine.dialect.name
@@ -136,7 +142,7 @@ def _other_time(kind: str, found: str | None) -> Finding:
 
 def _redis(url: str) -> Finding:
     try:
-        reachable = open_windows(url).answers()
+        reachable = redis_limiter(url).answers()
     except ConfigError as error:
         return Finding("redis", "cannot be used", str(error), fatal=True)
     change = None if reachable else "start it, or leave --redis out: limited keys are refused"

@@ -21,15 +21,21 @@ _FIELDS = ("max_tokens", "temperature", "top_p", "seed", "suffix", "echo")
 @click.command(cls=SettingsCommand, short_help="Complete a prompt in the terminal.")
 @setting_flags("Models", "Engine")
 @click.argument("prompt")
-@click.option("--max-tokens", type=int, default=128, show_default=True, help="Most tokens to make.")
-@click.option("--temperature", type=float, help="0 takes the likeliest token. [default: 1]")
-@click.option("--top-p", type=float, help="Nucleus. [default: 1]")
-@click.option("--seed", type=int, help="Makes the answer repeatable.")
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=128,
+    show_default=True,
+    help="Maximum number of tokens to generate.",
+)
+@click.option("--temperature", type=float, help="0 always takes the likeliest token. [default: 1]")
+@click.option("--top-p", type=float, help="Nucleus sampling. [default: 1]")
+@click.option("--seed", type=int, help="Makes the answer reproducible.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends the answer. May be repeated.")
-@click.option("--suffix", metavar="TEXT", help="Complete what stands between PROMPT and this.")
+@click.option("--suffix", metavar="TEXT", help="Write the text between PROMPT and TEXT.")
 @click.option("--echo", is_flag=True, help="Print the prompt first.")
 def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """Complete PROMPT and print it as it is made. PROMPT "-" is read from standard input."""
+    """Complete PROMPT and print the answer as it streams. PROMPT "-" reads standard input."""
     if prompt == "-":
         prompt = sys.stdin.read()
     body: dict[str, Any] = {"prompt": prompt, "stream": True, "stop": list(given.pop("stop"))}
@@ -37,7 +43,7 @@ def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings'
         value = given.pop(name)
         if value is not None:
             body[name] = value
-    # One sequence needs one slot; whoever asks for more gets more.
+    # One sequence needs one slot; the operator may still set more.
     given["slots"] = given["slots"] or "1"
     settings = read_settings(given, os.environ).settings
     asyncio.run(_complete(msgspec.structs.replace(settings, require_model=False), body))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 async def load_service(
     settings: Settings, terminal: Terminal, *, probe: bool = True, fresh: bool = False
 ) -> AsyncIterator[CompletionService]:
-    """Load the models and open them; see ``Loading`` and ``open_service``."""
+    """Load and open the models; see ``Loading`` and ``open_service``. Raises ``ConfigError``."""
     with Loading(settings, terminal, probe=probe, fresh=fresh) as loading:
         async with open_service(settings, loading) as service:
             yield service
@@ -34,7 +34,7 @@ async def load_service(
 
 @asynccontextmanager
 async def open_service(settings: Settings, loading: Loading) -> AsyncIterator[CompletionService]:
-    """Open every model, files as they are loaded; close them at the end. Raises ``ConfigError``."""
+    """Open every model in order and close them at the end. Raises ``ConfigError``."""
     loading.begin()
     async with AsyncExitStack() as opened:
         served: list[ServedModel] = []
@@ -56,7 +56,7 @@ async def open_service(settings: Settings, loading: Loading) -> AsyncIterator[Co
 def upstream_stats(
     service: CompletionService, models: Mapping[str, str]
 ) -> list[tuple[str, UpstreamStats]]:
-    """Figures of the servers behind this one, each with the name of its model."""
+    """Returns the figures of all upstreams, each with the name of its model."""
     if not any(map(is_remote, models.values())):
         return []
     from afterword.gateway.engine import RemoteEngine  # noqa: PLC0415 - as below
@@ -70,9 +70,10 @@ def upstream_stats(
 
 
 async def retarget(service: CompletionService, models: Mapping[str, str]) -> None:
-    """Serve models of other servers from the addresses there now; what else changed waits.
+    """Set the addresses of models behind upstreams; other changes wait for the next start.
 
-    ``models`` are sources by name. Raises ``ConfigError``, and then nothing has changed.
+    ``models`` are sources by name. Raises ``ConfigError`` if an address is malformed, before any
+    change.
     """
     there = {name: parse_addresses(text) for name, text in models.items() if is_remote(text)}
     if not there:
@@ -85,7 +86,7 @@ async def retarget(service: CompletionService, models: Mapping[str, str]) -> Non
 
 
 async def _open_remote(name: str, addresses: Sequence[Address], settings: Settings) -> RemoteEngine:
-    # Who serves files need not wait for the client of other servers.
+    # A server without upstreams does not import the gateway.
     from afterword.gateway.engine import open_remote  # noqa: PLC0415
     from afterword.gateway.pool.pool import PoolOptions  # noqa: PLC0415
 

@@ -1,7 +1,6 @@
-"""Connections under guard: those that are silent, slow, endless or dead do not stay.
+"""Guarded connections: silent, slow and dead ones are closed, and so are endless requests.
 
-The protocol is uvicorn's, which by itself waits for a request for ever and takes headers of any
-length.
+The protocol is uvicorn's, which by itself waits without limit and takes headers of any length.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ _log = logging.getLogger(__name__)
 
 MOST_HEAD_BYTES = 65_536
 _LEAST_BYTES_PER_S = 65_536
-"""A body may take longer than the timeout if it comes at this rate."""
-# A peer that is gone without a word is noticed within a minute, idle or while we send.
+"""A body may take longer than the timeout if it arrives at this rate."""
+# These notice a vanished peer within a minute, on idle connections and while data is sent.
 _KEEP_ALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
@@ -29,34 +28,34 @@ _KEEP_ALIVE = (
 
 
 class GuardedConnection(HttpToolsProtocol):
-    """One connection. A request has to arrive within ``read_timeout_s``, its head in 64 KiB."""
+    """One connection. A request must arrive within ``read_timeout_s``, its head in 64 KiB."""
 
     read_timeout_s = 30.0
     max_connections = 1024
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take it, or close it if there are too many."""
+        """Accept the connection, or close it if there are too many."""
         self._timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
-            _log.warning("a connection was closed: there are %d", self.max_connections)
+            _log.warning("a connection was closed: max_connections is %d", self.max_connections)
             transport.abort()
             return
         _detect_death(transport)
         self._expect()
 
     def is_idle(self) -> bool:
-        """Whether nothing is being answered: a request may be on its way."""
+        """Returns whether no answer is in progress; a request may still be arriving."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Stop the timer."""
         self._arrived()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse; an endless head is refused."""
+        """Parse the bytes; refuse a head of more than 64 KiB."""
         if self._timer is not None and self._head_bytes >= 0:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -68,23 +67,23 @@ class GuardedConnection(HttpToolsProtocol):
             self.transport.close()
 
     def on_message_begin(self) -> None:
-        """A request begins, perhaps not the connection's first."""
+        """Start the timer of a request if it does not run yet."""
         super().on_message_begin()
         if self._timer is None:
             self._expect()
 
     def on_headers_complete(self) -> None:
-        """The head is whole: it is no longer counted."""
+        """Stop counting the bytes of the head."""
         self._head_bytes = -1
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A long body gets time as it comes."""
+        """Extend the deadline by the size of the part."""
         self._deadline_s += len(body) / _LEAST_BYTES_PER_S
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is here."""
+        """Stop the timer: the request is complete."""
         self._arrived()
         super().on_message_complete()
 
@@ -107,7 +106,7 @@ class GuardedConnection(HttpToolsProtocol):
 
 
 def guarded(*, read_timeout_s: float, max_connections: int) -> type[GuardedConnection]:
-    """The protocol with an operator's limits."""
+    """Returns the protocol class with an operator's limits."""
     limits: dict[str, Any] = {"read_timeout_s": read_timeout_s, "max_connections": max_connections}
     return type("Connection", (GuardedConnection,), limits)
 

@@ -1,4 +1,4 @@
-"""``afterword db``: the ledger's database as a whole."""
+"""``afterword db``: upgrades, checks and copies the ledger's database."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 import rich_click as click
 
+from afterword.cli.database import database
 from afterword.cli.keys import ledger_flags, ledger_settings
-from afterword.cli.ledger import database
 from afterword.ledger.database import REVISION, backup, check, revision_of, upgrade
 
 
 @click.group(short_help="Upgrade, check and copy the ledger's database.")
 def db() -> None:
-    """The ledger's database: bring it up to date, check it, copy it."""
+    """The ledger's database: upgrade, check or copy it."""
 
 
 @db.command("upgrade", short_help="Bring the tables up to date.")
 @ledger_flags
 def upgrade_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
-    """Make the tables, or bring them to what this version needs: all steps or none."""
+    """Make the tables, or upgrade them to this version: all steps or none."""
     with database(ledger_settings(given), prepared=False) as engine:
         before = revision_of(engine)
         upgrade(engine)
@@ -31,7 +31,7 @@ def upgrade_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
 @db.command("check", short_help="Look for what does not agree.")
 @ledger_flags
 def check_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
-    """Check the file, the tables, and that sums are the sums of their records.
+    """Check the file, the tables, and the sums against their records.
 
     Exits with status 1 if something is wrong.
     """

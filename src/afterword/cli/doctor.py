@@ -1,4 +1,4 @@
-"""``afterword doctor``: what this machine and these settings come to, and what is wrong with it."""
+"""``afterword doctor``: reports the models, the machine and the settings, and what to change."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _GIB = 2**30
 
 
 @click.command(
-    cls=SettingsCommand, short_help="Open the models, say what they come to, start nothing."
+    cls=SettingsCommand, short_help="Open the models, report memory and problems, start nothing."
 )
 @setting_flags("Models", "Network", "Engine", "Ledger", "Access")
 def doctor(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """Open the models that are set up and say what the server would be: memory, slots, promises.
+    """Open the configured models and report memory, slots and batch invariance.
 
-    Looks at machine, disk, port and ledger too, and says what to change. Exits with status 1 if
-    the server would not start, or if answers could depend on what else is served although
-    --kv exact asks that they do not.
+    Also checks machine, disk, port and ledger, and says what to change. Exits with status 1 if
+    the server would not start, or if --kv exact is set and an answer could depend on the rest of
+    its batch.
     """
     settings = read_settings(given, os.environ).settings
     sys.exit(asyncio.run(_examine(settings)))
@@ -57,7 +57,7 @@ async def _examine(settings: Settings) -> int:
         for model in served:
             click.echo()
             _print(_model(model, settings))
-        # What other servers promise is their own affair.
+        # Upstreams are responsible for their own batch invariance.
         kept = all(
             model.engine.card.batch_invariant or is_remote(settings.models[model.name])
             for model in served
@@ -90,30 +90,30 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
     yield "fingerprint", card.fingerprint
     yield "suffix", "yes" if model.engine.tokenizer.infill else "refused: no infill tokens"
     if is_remote(settings.models[model.name]):
-        promise = "that of the servers behind"
+        invariance = "that of the servers behind"
     elif card.batch_invariant:
-        promise = "kept: answers do not depend on what else is served"
+        invariance = "kept: answers do not depend on the rest of the batch"
     elif settings.kv == "exact":
-        promise = "NOT kept: rows were not found to be the same in larger batches"
+        invariance = "NOT kept: rows differ in larger batches"
     else:
-        promise = "given up (--kv fast): answers may depend on what else is served"
-    yield "seed promise", promise
+        invariance = "given up (--kv fast): answers may depend on the rest of the batch"
+    yield "batch invariance", invariance
     if card.prefix_sharing is not None:
         yield "prefix cache", _SHARING[card.prefix_sharing]
 
 
 _SHARING: Mapping[PrefixSharing, str] = {
-    "cells": "prompts share any tokens that they begin with",
-    "checkpoints": "prompts share beginnings where a state was kept (recurrent layers)",
-    "none": "OFF: a prefix of another prompt was not found to serve as well",
+    "cells": "prompts share any common prefix",
+    "checkpoints": "prompts share prefixes that end at a kept state (recurrent layers)",
+    "none": "OFF: a shared prefix changes answers on this machine",
 }
 
 
 def _context(tokens: int, *, remote: bool) -> str:
     if not remote:
         return f"{tokens} tokens a slot"
-    # Slots are the other server's, and some do not say how long their context is.
-    return f"{tokens} tokens a request" if tokens < UNKNOWN_CONTEXT else "not told by the server"
+    # Upstreams have slots of their own, and some do not report their context.
+    return f"{tokens} tokens a request" if tokens < UNKNOWN_CONTEXT else "not reported"
 
 
 def _print(rows: Iterator[tuple[str, object]]) -> None:

@@ -1,4 +1,4 @@
-"""``afterword keys``: who may use the server, and how much."""
+"""``afterword keys``: makes, lists, rotates and revokes keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import rich_click as click
 from rich.table import Table
 
-from afterword.cli.ledger import database, key_book
+from afterword.cli.database import database, key_store
 from afterword.cli.options import Command, read_settings
 from afterword.cli.terminal import plain, print_table
 from afterword.config import Settings
@@ -21,7 +21,7 @@ _LEDGER = ("config", "data_dir", "database")
 
 
 def ledger_flags(command: Command) -> Command:
-    """Which ledger a command works on."""
+    """Adds the flags that name a ledger."""
     for flag, metavar, text in (
         ("--database", "URL", "The ledger's database. [default: a file in the data folder]"),
         ("--data-dir", "FOLDER", "Where the ledger is kept. [default: the user's data folder]"),
@@ -32,7 +32,7 @@ def ledger_flags(command: Command) -> Command:
 
 
 def ledger_settings(given: dict[str, Any]) -> Settings:
-    """The settings with a command's ledger flags, which are taken out of ``given``."""
+    """Returns the settings, with the ledger flags that it takes out of ``given``."""
     flags = {name: given.pop(name) for name in _LEDGER}
     return read_settings(flags, os.environ).settings
 
@@ -41,8 +41,8 @@ def ledger_settings(given: dict[str, Any]) -> Settings:
 def keys() -> None:
     """Keys: who may use the server, and how much.
 
-    From the first key on, a server that shares the ledger answers nobody without one. Changes
-    reach running servers within a second.
+    From the first key on, servers of this ledger need a key for every request. Changes reach
+    running servers within a second.
     """
 
 
@@ -59,7 +59,7 @@ def keys() -> None:
 @click.option("--admin", is_flag=True, help="It may also manage keys and see usage over HTTP.")
 @ledger_flags
 def create(name: str, **given: Any) -> None:  # noqa: ANN401 - the terms' and the ledger's flags
-    """Make a key for NAME, a person or a program. It is shown once; only its hash is kept."""
+    """Make a key for NAME, a person or a program. It is shown once; the ledger keeps its hash."""
     settings = ledger_settings(given)
     models, expires = given["models"], given["expires"]
     terms = KeyTerms(
@@ -74,17 +74,17 @@ def create(name: str, **given: Any) -> None:  # noqa: ANN401 - the terms' and th
         admin=given["admin"],
     )
     with database(settings) as engine:
-        _show_secret(key_book(engine).create(terms))
+        _show_secret(key_store(engine).create(terms))
 
 
 @keys.command("list", short_help="Show all keys.")
 @ledger_flags
 def list_keys(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
-    """List keys, their limits, and what they used of their budgets."""
+    """List keys, their limits, and how much of their budgets they used."""
     table = Table("NAME", "KEY", "STATE", "MODELS", "RPM", "TPM", "AT ONCE", "BUDGET", "USED",
                   box=None, pad_edge=False, header_style="")  # fmt: skip
     with database(ledger_settings(given)) as engine:
-        for view in key_book(engine).all():
+        for view in key_store(engine).all():
             terms = view.terms
             limits = (terms.rpm, terms.tpm, terms.concurrent)
             table.add_row(
@@ -100,9 +100,9 @@ def list_keys(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
 @click.argument("key")
 @ledger_flags
 def show(key: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
-    """Show everything about KEY, a name or an id, but the key itself."""
+    """Show everything about KEY, a name or an id, except its secret."""
     with database(ledger_settings(given)) as engine:
-        for name, value in _facts(key_book(engine).find(key)):
+        for name, value in _facts(key_store(engine).find(key)):
             click.echo(f"{name:<14} {value}")
 
 
@@ -112,24 +112,24 @@ def show(key: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
               help="How long the old one goes on, as in 24h.")  # fmt: skip
 @ledger_flags
 def rotate(key: str, overlap: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
-    """Give KEY a new secret; limits, budget and usage stay."""
+    """Give KEY a new secret. Limits, budget and usage stay."""
     overlap_s = parse_span(overlap, param="overlap")
     with database(ledger_settings(given)) as engine:
-        _show_secret(key_book(engine).rotate(key, overlap_s))
+        _show_secret(key_store(engine).rotate(key, overlap_s))
 
 
 @keys.command(short_help="End a key.")
 @click.argument("key")
 @ledger_flags
 def revoke(key: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
-    """End KEY. Running servers refuse it within a second; its records stay."""
+    """Revoke KEY. Running servers refuse it within a second. Its records stay."""
     with database(ledger_settings(given)) as engine:
-        view = key_book(engine).revoke(key)
+        view = key_store(engine).revoke(key)
     click.echo(f"{view.terms.name} is revoked")
 
 
 def _show_secret(made: NewKey) -> None:
-    """The key on standard output, what is to be known of it beside."""
+    """Print the secret on standard output, the rest on standard error."""
     click.echo(made.secret)
     click.echo(f"This is the key of {made.view.terms.name}; it is not shown again.", err=True)
 

@@ -1,37 +1,30 @@
-"""Settings become a ledger, for the server and for the commands that work on it."""
+"""Settings become the options of a ledger. Imports no database."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
-import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
 
 from afterword.config import Settings
-from afterword.core.errors import ConfigError
-from afterword.ledger.clerk import Identity
-from afterword.ledger.database import connect, parse_url, reason, sqlite_url
-from afterword.ledger.keys import KeyBook
-from afterword.ledger.meter import Clocks, Entrance, Policy
-from afterword.ledger.opening import LedgerOptions, make_folder, open_database
+from afterword.ledger.access import Clocks, Entrance, Policy
+from afterword.ledger.open_ledger import LedgerOptions
+from afterword.ledger.process import KEYLESS, ProcessIdentity
 
 CLOCKS = Clocks(time.monotonic, time.time)
 
 
 def data_folder(settings: Settings) -> Path:
-    """Where the ledger is kept."""
+    """The folder of the ledger's file and its journals."""
     given = settings.data_dir
     return Path(given) if given else platformdirs.user_data_path("afterword")
 
 
-def ledger_options(settings: Settings, entrance: Entrance) -> LedgerOptions:
-    """What the settings say of the ledger."""
+def ledger_options(settings: Settings, entrance: Entrance = "keys") -> LedgerOptions:
+    """The settings of the ledger."""
     return LedgerOptions(
         folder=data_folder(settings),
         database=settings.database,
@@ -45,33 +38,7 @@ def ledger_options(settings: Settings, entrance: Entrance) -> LedgerOptions:
     )
 
 
-def identity() -> Identity:
-    """What this process is called in the ledger."""
-    return Identity(f"p{os.urandom(6).hex()}", platform.node(), os.getpid())
-
-
-@contextmanager
-def database(settings: Settings, *, prepared: bool = True) -> Iterator[sa.Engine]:
-    """The ledger's database for a command; what goes wrong there is one line.
-
-    ``prepared`` makes its tables where there are none.
-    """
-    try:
-        if prepared:
-            engine = open_database(data_folder(settings), settings.database)
-        else:
-            make_folder(data_folder(settings))
-            given = settings.database
-            url = parse_url(given) if given else sqlite_url(data_folder(settings) / "ledger.db")
-            engine = connect(url)
-        try:
-            yield engine
-        finally:
-            engine.dispose()
-    except SQLAlchemyError as error:
-        raise ConfigError(f"the ledger's database cannot be used: {reason(error)}") from error
-
-
-def key_book(engine: sa.Engine) -> KeyBook:
-    """The keys of a database."""
-    return KeyBook(engine, clock=time.time, entropy=os.urandom)
+def identity(*, keyless: bool) -> ProcessIdentity:
+    """A new name for this process; ``keyless`` if it begins without a database."""
+    kind = KEYLESS if keyless else "p"
+    return ProcessIdentity(f"{kind}{os.urandom(6).hex()}", platform.node(), os.getpid())

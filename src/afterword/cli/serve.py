@@ -23,7 +23,7 @@ from afterword.config import Resolved, Settings
 
 _WITHOUT_PASSWORD = re.compile(r"//[^@/]*@")
 SWITCH_INTERVAL_S = 0.001
-"""How long the event loop may have to wait for the engine's thread to let go of the interpreter."""
+"""The longest wait of the event loop until the engine's thread releases the interpreter."""
 
 
 @click.command(cls=SettingsCommand, short_help="Start the server.")
@@ -37,12 +37,12 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
     """Start the server: all of POST /v1/completions.
 
     Without options it serves a small embedded model on http://127.0.0.1:8000. Every option is
-    also a key of a TOML file and a variable of the environment (--max-n, max_n,
-    AFTERWORD_MAX_N); options come before the environment, that before the file.
+    also a key of a TOML file and an environment variable (--max-n, max_n, AFTERWORD_MAX_N).
+    Options override the environment, and the environment overrides the file.
 
-    Ctrl-C or SIGTERM stops admission, finishes the answers under way and exits 0. SIGHUP reads
-    keys, limits of a request, the log level, the certificate and the addresses of other servers
-    again; servers whose addresses are gone finish what they have.
+    Ctrl-C or SIGTERM stops admission, finishes running answers and exits with status 0. SIGHUP
+    reads again: keys, limits of a request, the log level, the certificate and the addresses of
+    other servers. Servers whose addresses are gone finish their requests.
     """
     resolved = read_settings(given, os.environ)
     if print_config:
@@ -64,8 +64,8 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
 def _serve(
     settings: Settings, bound: socket.socket, terminal: Terminal, reread: Callable[[], Resolved]
 ) -> None:
-    # Most of a start is Python that reads Python. --help need not wait for it, and where nobody
-    # has to be let in first, weights are loaded meanwhile.
+    # Imports take most of a start. --help does not wait for them, and weights load meanwhile if
+    # the server needs no keys.
     with importing():
         from afterword.cli.loading import Loading  # noqa: PLC0415
 
@@ -79,7 +79,7 @@ def _serve(
 
 
 def _settings_table(resolved: Resolved) -> str:
-    """One line for each setting: name, value as TOML would have it, origin."""
+    """Returns one line for each setting: name, value in TOML's notation, origin."""
     values = msgspec.structs.asdict(resolved.settings)
     if values["database"] is not None:
         from afterword.ledger.database import parse_url  # noqa: PLC0415 - as above
@@ -99,7 +99,7 @@ def _settings_table(resolved: Resolved) -> str:
 
 
 def _log_to_stderr(level: str) -> None:
-    """Our own lines, and what uvicorn has to warn of; libraries keep their own ways."""
+    """Send Afterword's log lines and uvicorn's warnings to standard error."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     for name, least in (("afterword", level.upper()), ("uvicorn", "WARNING")):

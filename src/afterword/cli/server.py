@@ -1,4 +1,4 @@
-"""The HTTP server as a process: its connections, its signals, its end."""
+"""The HTTP server: its connections, its signals, its shutdown."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2048
 _LINGER_S = 1.0
-"""How long requests on their way are waited for at the end."""
+"""The wait for arriving requests at shutdown."""
 _LINGER_STEP_S = 0.05
 _IDLE_CONNECTION_S = 75
-"""Longer than the minute after which proxies and SDKs drop idle connections themselves."""
+"""Longer than the minute after which proxies and SDKs close idle connections themselves."""
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How connections are treated, and how long answers get at the end."""
+    """Limits of connections, TLS files, and ``grace_s``, the seconds for answers at shutdown."""
 
     grace_s: int
     read_timeout_s: float
@@ -41,9 +41,10 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which the first signal drains and the second stops; either way it returns.
+    """uvicorn; the first signal drains it, the second stops it, and it returns after both.
 
-    SIGHUP calls ``on_reload``, and reads the certificate again.
+    ``on_ready`` is called when it listens. SIGHUP calls ``on_reload`` and reads the certificate
+    again.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Server(uvicorn.Server):
         self._reloading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
+        """Listen, then call ``on_ready``."""
         if self.config.ssl is not None:
             self.config.ssl.sni_callback = self._present
         await super().startup(sockets)
@@ -93,7 +94,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Without raising them again at the end, as uvicorn would: a drained server exits 0."""
+        """Handle signals without raising them again, as uvicorn does: a drained server exits 0."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._stop)
@@ -105,10 +106,10 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take what came before the end, let it finish, then go.
+        """Accept connections that still wait, finish their answers, then shut down.
 
-        A request may be on its way on a connection that is open, or in the kernel's line: closing
-        now would lose it.
+        A request may be arriving on an open connection, or its connection may wait in the
+        kernel's queue. Closing at once would lose it.
         """
         waiting = [listening.dup() for listening in sockets or ()]
         for server in self.servers:
@@ -118,25 +119,25 @@ class Server(uvicorn.Server):
                 await self._take_from(line)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + _LINGER_S
-        # uvicorn tells nobody when a connection ends or a signal comes.
+        # uvicorn has no event for the end of a connection or for a signal.
         while self._idle() and loop.time() < until_s and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(_LINGER_STEP_S)
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        # Requests that are here begin before new ones are refused.
+        # Requests that have arrived start before new ones are refused.
         await asyncio.sleep(_LINGER_STEP_S)
         self._lifecycle.draining = True
         await super().shutdown(sockets)
 
     async def _take_from(self, line: socket.socket) -> None:
-        """Serve the connections that the kernel has taken and nobody has accepted."""
+        """Accept and serve the connections in the kernel's queue."""
         loop = asyncio.get_running_loop()
         line.settimeout(0)
         while True:
             try:
                 connection, _ = line.accept()
             except OSError:
-                # Nobody is left.
+                # The queue is empty.
                 return
             await loop.connect_accepted_socket(self._connected, connection, ssl=self.config.ssl)
 
@@ -146,17 +147,17 @@ class Server(uvicorn.Server):
         )
 
     def _idle(self) -> bool:
-        """Whether a connection is open on which nothing is being answered."""
+        """Returns whether a connection is open without an answer in progress."""
         return any(
             isinstance(connection, GuardedConnection) and connection.is_idle()
             for connection in self.server_state.connections
         )
 
     def _present(self, connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
-        """Show a new connection the certificate of now.
+        """Give a new connection the current certificate.
 
-        The listening context itself cannot be changed: it would go on to show the old one beside
-        a new one of another kind.
+        Loading it into the listening context would not do: if the kind of key changes, the context
+        keeps the old certificate, too.
         """
         if self._tls is not None:
             connection.context = self._tls

@@ -1,4 +1,4 @@
-"""What a server does once its settings are read and its socket is bound: everything meets here."""
+"""A server's life once its settings are read and its socket is bound."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 import rich_click as click
-import sqlalchemy as sa
 import uvloop
 
 from afterword import playground
+from afterword.cli import importing
 from afterword.cli.compose import open_service, retarget, upstream_stats
 from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options
 from afterword.cli.loading import Loading
@@ -29,10 +30,12 @@ from afterword.core.errors import ConfigError
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.middleware import Observer
-from afterword.ledger.database import reading
-from afterword.ledger.keys import any_key
-from afterword.ledger.meter import Entrance
-from afterword.ledger.opening import open_database, open_ledger
+from afterword.ledger.access import Entrance
+from afterword.ledger.folder import make_folder
+from afterword.ledger.open_ledger import open_ledger
+
+if TYPE_CHECKING:
+    from afterword.ledger.database import Database
 
 _log = logging.getLogger(__name__)
 
@@ -46,27 +49,40 @@ def run(
     reread: Callable[[], Resolved],
 ) -> None:
     """Serve until a signal ends it. Raises ``ConfigError``."""
-    database = open_database(data_folder(settings), settings.database)
+    database = _database(settings)
     entrance = check_entrance(settings, bound, database, terminal)
     ground = Ground(settings, bound, loading, database, entrance, reread)
     with _tracing() if settings.otel else nullcontext() as observe:
         uvloop.run(_serve(ground, observe))
 
 
+def _database(settings: Settings) -> Database | None:
+    """The ledger's database; None if no key can exist yet."""
+    folder = data_folder(settings)
+    if ledger_options(settings).keyless():
+        make_folder(folder)
+        return None
+    with importing():
+        # All that an open ledger needs, while there is no loop to hold up.
+        from afterword.ledger import database, database_ledger  # noqa: F401, PLC0415
+
+    return database.open_database(folder, settings.database)
+
+
 def _tracing() -> AbstractContextManager[Observer]:
-    # Its packages are an extra.
+    # OpenTelemetry is an extra.
     from afterword.cli.tracing import open_tracing  # noqa: PLC0415
 
     return open_tracing()
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """What is decided and opened before there is a loop."""
+    """Everything that is decided and opened before the event loop runs."""
 
     settings: Settings
     bound: socket.socket
     loading: Loading
-    database: sa.Engine
+    database: Database | None
     entrance: Entrance
     reread: Callable[[], Resolved]
 
@@ -76,7 +92,11 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
     options = ledger_options(settings, ground.entrance)
     async with (
         open_ledger(
-            ground.database, options, identity(), clocks=CLOCKS, entropy=os.urandom
+            ground.database,
+            options,
+            identity(keyless=ground.database is None),
+            clocks=CLOCKS,
+            entropy=os.urandom,
         ) as ledger,
         open_service(settings, ground.loading) as service,
     ):
@@ -88,8 +108,8 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
             entropy=os.urandom,
             keep_alive_s=settings.keep_alive_s,
             access=Access(
-                ledger=ledger.meter,
-                books=ledger.books,
+                ledger=ledger.access,
+                queries=lambda: ledger.queries,
                 guarded=not settings.no_auth,
                 origins=settings.origins(),
             ),
@@ -103,7 +123,7 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
             await retarget(service, changed.models)
             logging.getLogger("afterword").setLevel(changed.log_level.upper())
             service.limits = changed.limits()
-            ledger.clerk.refresh()
+            ledger.refresh()
             _log.info("keys, limits, log level and addresses of other servers were read again")
 
         url = url_of(bound, tls=settings.certfile is not None)
@@ -118,20 +138,18 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
 
 
 def check_entrance(
-    settings: Settings, bound: socket.socket, engine: sa.Engine, terminal: Terminal
+    settings: Settings, bound: socket.socket, engine: Database | None, terminal: Terminal
 ) -> Entrance:
-    """Who gets in without a key. Raises ``ConfigError`` where that would be everybody.
+    """Returns who needs no key. Raises ``ConfigError`` if other machines would need none.
 
-    Nothing listens before this.
+    ``engine`` None: no key can exist. Nothing listens before this check.
     """
     here = is_loopback(bound)
     if settings.no_auth:
         if not here:
-            terminal.say("WARNING: no-auth: whoever reaches this address may use the server")
+            terminal.say("WARNING: no-auth: everybody who reaches this address may use the server")
         return "open"
-    with reading(engine) as connection:
-        made = any_key(connection)
-    if not here and not made:
+    if not here and (engine is None or not _has_key(engine)):
         raise ConfigError(
             f"{settings.host} can be reached from other machines, and there is no key yet: "
             "`afterword keys create NAME` makes one (or --no-auth true lets everybody in)"
@@ -139,8 +157,16 @@ def check_entrance(
     return "keys_if_any" if here else "keys"
 
 
+def _has_key(engine: Database) -> bool:
+    from afterword.ledger.database import reading  # noqa: PLC0415 - as above
+    from afterword.ledger.keys import any_key  # noqa: PLC0415
+
+    with reading(engine) as connection:
+        return any_key(connection)
+
+
 def server_options(settings: Settings) -> ServerOptions:
-    """What the settings say of connections."""
+    """The settings of connections."""
     return ServerOptions(
         grace_s=settings.shutdown_grace_s,
         read_timeout_s=settings.read_timeout_s,
@@ -151,7 +177,7 @@ def server_options(settings: Settings) -> ServerOptions:
 
 
 def _welcome(service: CompletionService, url: str) -> str:
-    """Where the server is, what it serves, and a line to try."""
+    """Returns what a server prints at its start: its models, its URL, a line to try."""
     lines = []
     for served in service.catalog.engines:
         card = served.engine.card

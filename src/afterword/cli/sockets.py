@@ -1,4 +1,4 @@
-"""The socket that a server listens on, and what TLS on it needs."""
+"""The socket that the server listens on, and its TLS context."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _FIRST_PASSED_DESCRIPTOR = 3
 
 
 def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """A socket that is bound and does not listen yet. Raises ``ConfigError``."""
+    """Returns a socket that is bound but does not listen yet.
+
+    Raises ``ConfigError`` if the host is unknown or the port is not free.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
@@ -33,21 +36,21 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
 
 
 def inherited(environment: Mapping[str, str]) -> socket.socket | None:
-    """The socket that systemd listens on for us, if it does: it outlives a restart."""
+    """Returns the socket that systemd passes to this process, or None. It survives a restart."""
     if environment.get("LISTEN_PID") != str(os.getpid()) or environment.get("LISTEN_FDS") != "1":
         return None
     return socket.socket(fileno=_FIRST_PASSED_DESCRIPTOR)
 
 
 def is_loopback(bound: socket.socket) -> bool:
-    """Whether only this machine reaches the socket."""
+    """Returns whether only this machine reaches the socket."""
     if bound.family == socket.AF_UNIX:
         return True
     return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def url_of(bound: socket.socket, *, tls: bool = False) -> str:
-    """Where a client on this machine finds the socket."""
+    """Returns the URL of the socket for clients on this machine."""
     scheme = "https" if tls else "http"
     if bound.family == socket.AF_UNIX:
         return f"{scheme}+unix://{bound.getsockname()}"
@@ -58,7 +61,10 @@ def url_of(bound: socket.socket, *, tls: bool = False) -> str:
 
 
 def load_tls(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None:
-    """What a certificate and its key give; None without them. Raises ``ConfigError``."""
+    """Returns the TLS context of a certificate and its key; None without them.
+
+    Raises ``ConfigError`` if a file cannot be read or the two do not match.
+    """
     if certfile is None:
         if keyfile is not None:
             raise ConfigError("--keyfile without --certfile")

@@ -1,4 +1,4 @@
-"""What is said to people: lines, and bars where there is a terminal."""
+"""Output for people: lines, tables and progress bars."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 
 import click
 
-# Bars and tables are rare: a server that starts need not wait for what draws them.
+# Most starts draw no bar and no table, so rich is imported only when used.
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
 _WIDE = 10_000
 _LINE_EVERY = 0.25
-"""Without a terminal, one line for each quarter."""
+"""Without a terminal, progress is one line for each quarter."""
 
 
 def plain(text: str) -> Text:
-    """A text of others for a table: no markup, and nothing that would control the terminal."""
+    """Returns untrusted text for a table, without markup or control characters."""
     from rich.text import Text  # noqa: PLC0415
 
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def print_table(table: Table) -> None:
-    """A table on standard output; where that is no terminal, a row is a line."""
+    """Print a table on standard output; without a terminal, each row is one line."""
     from rich.console import Console  # noqa: PLC0415
 
     console = Console()
@@ -37,15 +37,15 @@ def print_table(table: Table) -> None:
 
 
 class Terminal:
-    """Standard error; standard output is for results."""
+    """Writes to standard error; standard output is for results."""
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Write one line."""
         click.echo(text, err=True)
 
     @contextmanager
     def progress(self, label: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-        """A bar that the block moves on by bytes, or plain lines where there is no terminal."""
+        """Show a progress bar, or plain lines without a terminal; yields ``advance(bytes)``."""
         if sys.stderr.isatty():
             from rich.console import Console  # noqa: PLC0415
             from rich.progress import (  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""OpenTelemetry, an extra: a span for each request, sent where OTEL_EXPORTER_OTLP_ENDPOINT says."""
+"""OpenTelemetry (an extra): sends a span for each request to OTEL_EXPORTER_OTLP_ENDPOINT."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ except ModuleNotFoundError as missing:
 
 @contextmanager
 def open_tracing() -> Iterator[Observer]:
-    """Spans until the block ends; the last ones are sent then. Set up by the usual OTEL_ names."""
+    """Yields an observer that sends spans; the end of the block sends the last ones.
+
+    The usual OTEL_ variables configure it.
+    """
     provider = TracerProvider(resource=Resource.create({"service.name": "afterword"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     try:
@@ -32,7 +35,7 @@ def open_tracing() -> Iterator[Observer]:
 
 
 def observer(tracer: Tracer) -> Observer:
-    """Makes a span of a finished request, inside the client's trace if it named one."""
+    """Returns an observer that makes a span of each finished request, in the client's trace."""
     propagator = TraceContextTextMapPropagator()
 
     def observe(record: AccessRecord, headers: Mapping[bytes, bytes]) -> None:
@@ -60,7 +63,10 @@ def observer(tracer: Tracer) -> Observer:
 
 
 def _attributes(record: AccessRecord) -> Mapping[str, str | int | bool | None]:
-    """By the semantic conventions where there are any; never a prompt, a completion or a key."""
+    """Returns a span's attributes: no prompt, no completion, no secret of a key.
+
+    Source of the names: OpenTelemetry's semantic conventions, where they have one.
+    """
     return {
         "http.request.method": record.method,
         "http.route": record.route,

@@ -1,4 +1,4 @@
-"""``afterword usage``: what was spent, for people and for programs."""
+"""``afterword usage``: what keys, models, users and days used, for people and programs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 import rich_click as click
-import sqlalchemy as sa
 from rich.table import Table
 
+from afterword.cli.database import database, key_store
 from afterword.cli.keys import ledger_flags, ledger_settings
-from afterword.cli.ledger import database, key_book
 from afterword.cli.terminal import plain, print_table
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
 from afterword.core.moments import parse_moment
+from afterword.ledger.database import Database
 from afterword.ledger.store import UsageStore
 
 _PAGE = 1000
@@ -34,7 +34,7 @@ _PAGE = 1000
 @click.option("--json", "as_json", is_flag=True, help="Lines of JSON.")
 @ledger_flags
 def usage(**given: Any) -> None:  # noqa: ANN401 - flags
-    """Show the tokens that keys, models, users or days used, or every request with its answer's id.
+    """Show tokens by key, model, user or day, or every request with its answer's id.
 
     A server writes its records within a second.
     """
@@ -47,7 +47,7 @@ def usage(**given: Any) -> None:  # noqa: ANN401 - flags
         if given[name]
     }
     with database(settings) as engine:
-        key_id = key_book(engine).find(given["key"]).id if given["key"] else None
+        key_id = key_store(engine).find(given["key"]).id if given["key"] else None
         query = UsageQuery(**moments, key_id=key_id)
         if given["requests"]:
             rows: Iterator[UsageSum | UsageRecord] = _records(engine, query)
@@ -62,7 +62,7 @@ def usage(**given: Any) -> None:  # noqa: ANN401 - flags
             _write_table(rows, given["by"], UsageRecord if given["requests"] else UsageSum)
 
 
-def _records(engine: sa.Engine, query: UsageQuery) -> Iterator[UsageRecord]:
+def _records(engine: Database, query: UsageQuery) -> Iterator[UsageRecord]:
     after = ""
     store = UsageStore(engine)
     while page := store.requests(query, after=after, most=_PAGE):
@@ -74,7 +74,7 @@ def _write_csv(rows: Iterator[UsageSum | UsageRecord], kind: type[UsageSum | Usa
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(kind.__struct_fields__)
     for row in rows:
-        # A spreadsheet takes a text that begins like this for a formula.
+        # A spreadsheet reads a text that begins like this as a formula.
         out.writerow(
             f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value != "-"
             else value

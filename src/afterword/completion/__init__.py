@@ -1,1 +1,1 @@
-"""What a text completion means: requests decided, events folded into choices."""
+"""Text completions: decides requests, and folds an engine's events into choices."""

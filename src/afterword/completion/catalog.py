@@ -1,4 +1,4 @@
-"""The models served, by name and alias."""
+"""The served models, by name and alias."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from afterword.core.wire import Model
 
 
 class ServedModel(msgspec.Struct, frozen=True):
-    """An engine under a name; ``created`` is Unix seconds."""
+    """An engine and the name that it is served under. ``created`` is Unix seconds."""
 
     name: str
     engine: Engine
@@ -21,26 +21,27 @@ class ServedModel(msgspec.Struct, frozen=True):
 
 
 class Catalog:
-    """Names and aliases of engines, in the order given. Never empty.
+    """Names and aliases of engines, in the given order.
 
-    Raises ``ValueError`` for a name given twice or an alias of nothing.
+    Raises ``ValueError`` for no models, for a name given twice, and for an alias that names no
+    model or is the name of one.
     """
 
     def __init__(
         self, models: Sequence[ServedModel], aliases: Mapping[str, str] | None = None
     ) -> None:
         self.engines: Sequence[ServedModel] = tuple(models)
-        """All models, without aliases, whoever asks."""
+        """All models, without aliases, also in a restricted catalog. Never empty."""
         self._names = {model.name: model for model in models}
         if len(self._names) < len(models) or not models:
-            raise ValueError("models need different names, and one at least")
+            raise ValueError("there must be at least one model, and no two of the same name")
         for alias, name in (aliases or {}).items():
             if name not in self._names or alias in self._names:
                 raise ValueError(f"alias {alias}={name} names no model, or is one itself")
             self._names[alias] = self._names[name]
 
     def restricted_to(self, allowed: Collection[str]) -> Catalog:
-        """What a key sees that may use these names: a model's name brings its aliases along."""
+        """Returns the catalog of a key for these names. A model's name includes its aliases."""
         seen = Catalog(self.engines)
         seen._names = {
             name: model
@@ -51,24 +52,24 @@ class Catalog:
 
     @property
     def default(self) -> ServedModel:
-        """The first model, for requests that need not name one; ``ModelNotFound`` for none."""
+        """The first model, for requests that name none. Raises ``ModelNotFound`` if it is empty."""
         for model in self._names.values():
             return model
         raise ModelNotFound("-")
 
     def resolve(self, name: str) -> ServedModel:
-        """The model of a name or alias; ``ModelNotFound``."""
+        """Returns the model of a name or alias. Raises ``ModelNotFound``."""
         model = self._names.get(name)
         if model is None:
             raise ModelNotFound(name if len(name) <= 200 else f"{name[:200]}…")
         return model
 
     def listing(self, limits: Limits) -> list[Model]:
-        """Every name and alias."""
+        """Returns every name and alias as clients see it."""
         return [self.describe(name, limits) for name in self._names]
 
     def describe(self, name: str, limits: Limits) -> Model:
-        """A model as clients see it, with the limits that they can use."""
+        """Returns a model as clients see it, with the limits of a request."""
         served = self.resolve(name)
         card = served.engine.card
         facts: dict[str, str | int | bool | None] = {

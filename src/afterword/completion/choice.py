@@ -1,4 +1,4 @@
-"""One choice as it grows: events in, what can be given out since the last look out."""
+"""One choice as it grows: events in, deltas out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 def _rows(values: Iterable[T], width: int) -> Iterator[tuple[T, ...]]:
-    """``width`` values after ``width`` values; endless where that is none."""
+    """Yields ``width`` values at a time; if ``width`` is 0, empty rows without end."""
     return zip(*[iter(values)] * width, strict=True) if width else repeat(())
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What a choice gained: text, log-probability entries, and its end."""
+    """What a choice gained since the last delta: text, log-probability entries, its end."""
 
     text: str
     logprobs: Logprobs | None
@@ -33,8 +33,8 @@ class Delta(msgspec.Struct, frozen=True):
 class ChoiceBuilder:
     """Folds the events of one sequence.
 
-    Invariants: text given out is never taken back; ``finish_reason`` is set once, and nothing
-    is taken in after it. ``completion_tokens`` counts up to the token that ended the choice.
+    Invariants: text that was given out is never taken back. ``finish_reason`` is set once, and
+    later events change nothing. ``completion_tokens`` counts up to the token that ended the choice.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ChoiceBuilder:
         self._echo = echo
         self._matcher = StopMatcher(stops)
         self._min_tokens = min_tokens
-        # Bytes of a character that the prompt began belong to the completion that goes on.
+        # The completion may complete a character whose first bytes end the prompt.
         self._detokenizer = Detokenizer(characters=len(prompt.text), pending=prompt.dangling)
         self._fresh = prompt.fresh
         self._entries = LogprobsBuilder(spelling) if logprobs else None
@@ -65,7 +65,7 @@ class ChoiceBuilder:
         self.logprob_sum = 0.0
 
     def prefilled(self, scored: ScoredPrompt | None) -> None:
-        """The prompt is computed; ``scored`` are its log-probabilities where it is echoed."""
+        """Take in the computed prompt. ``scored`` has its log-probabilities if they are echoed."""
         if self._entries is None or not self._echo or not self._prompt.ids:
             return
         ids, offsets, spelling = self._prompt.ids, self._prompt.offsets, self._spelling
@@ -73,7 +73,7 @@ class ChoiceBuilder:
         if scored is None:
             return
         width = len(scored.top_ids) // max(len(scored.logprobs), 1)
-        # The first score is of the prompt's second token, hidden ones included.
+        # ``scored`` begins at the prompt's second token and includes hidden tokens.
         first = self._prompt.hidden
         entries = zip(
             ids,
@@ -82,21 +82,21 @@ class ChoiceBuilder:
             scored.logprobs[first:],
             _rows(scored.top_ids[first * width :], width),
             _rows(scored.top_logprobs[first * width :], width),
-            strict=False,  # rows of no width are endless
+            strict=False,  # rows without entries do not end
         )
         for before, token, offset, logprob, top_ids, top_logprobs in entries:
             fresh = spelling.is_fresh(before)
             self._entries.add(token, logprob, top_ids, top_logprobs, offset, fresh=fresh)
 
     def sampled(self, event: Sampled) -> bool:
-        """Take in generated tokens; True if a stop string ended the choice with them."""
+        """Take in generated tokens. Returns True if they complete a stop string."""
         if self.finish_reason is not None:
             return False
         width = len(event.top_ids) // len(event.tokens)
         scored = bool(event.logprobs)
         spelling, end_ids, fresh = self._spelling, self._spelling.end_ids, self._fresh
         logprobs = event.logprobs if scored else repeat(0.0)
-        # Without log-probabilities ``logprobs`` is endless, so that zip cannot be strict.
+        # Without log-probabilities ``logprobs`` does not end, so zip cannot be strict.
         for at, (token, logprob) in enumerate(zip(event.tokens, logprobs, strict=False)):
             self.completion_tokens += 1
             self.logprob_sum += logprob
@@ -114,10 +114,10 @@ class ChoiceBuilder:
         return False
 
     def ended(self, event: Ended) -> None:
-        """The engine ended the sequence: flush what was held, which may still complete a stop."""
+        """Take in the end. Held text is flushed, which may still complete a stop string."""
         if self.finish_reason is not None:
             return
-        # An engine that is given text is told only at the end how many tokens it was.
+        # Some engines know the number of tokens only at the end.
         self.completion_tokens = event.completion_tokens
         if self._wrote or self._echo:
             rest = self._detokenizer.flush()
@@ -130,10 +130,9 @@ class ChoiceBuilder:
         self.finish_reason = event.reason
 
     def drain(self) -> Delta | None:
-        """What there is since the last call; None if nothing is to be said.
+        """Returns what is new since the last call, or None if nothing is.
 
-        The first delta is given as soon as the first token exists, even if all its text is held
-        back (S7).
+        The first delta comes with the first token, even if its text is held back (S7).
         """
         if not self.completion_tokens and self.finish_reason is None:
             return None
@@ -147,7 +146,7 @@ class ChoiceBuilder:
         return Delta(text, entries.take() if entries is not None else None, finish)
 
     def _take_in(self, text: str) -> bool:
-        # A stop counts if a token behind the fewest that were asked for completes it (R17).
+        # A stop string counts only if it completes after the first ``min_tokens`` tokens (R17).
         counts = self.completion_tokens > self._min_tokens
         ready, stopped = self._matcher.feed(text, counts=counts)
         self._ready += ready

@@ -1,6 +1,6 @@
 """Kinds of request fields: each has a parser and the JSON Schema of what the parser accepts.
 
-A parser gives a value or a 400 that names field, value and limit (R19).
+A parser returns a value, or raises a 400 that names the field, the value and the limit (R19).
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import msgspec
 from afterword.core.errors import InvalidRequest
 from afterword.core.limits import Limits
 
-# What JSON gives: the parsers below are where it becomes something known.
+# A value from JSON, before a parser has given it a type.
 Json: TypeAlias = Any
 Parser: TypeAlias = Callable[[str, Json], Any]
 Schema: TypeAlias = dict[str, Any]
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """What a field may be. Null is in neither: no parser sees it, and no ``schema`` has it."""
+    """What a field may be, apart from null: ``parse`` never gets null, ``schema`` has none."""
 
     parse: Parser
     schema: Schema
 
 
 class Field(msgspec.Struct, frozen=True):
-    """The declaration of a request field, an annotation of its type.
+    """The declaration of a request field, as an annotation of its type.
 
-    ``kind`` is a kind, or makes one from the operator's limits. ``default`` is what null means,
-    where that is a value. A ``required`` field may be neither null nor absent.
+    ``kind`` is a kind, or makes one from the operator's limits. ``default`` is the value that null
+    means, if it means one, or makes it from the limits. A ``required`` field may be neither null
+    nor absent.
     """
 
     kind: Kind | Callable[[Limits], Kind]
@@ -39,11 +40,11 @@ class Field(msgspec.Struct, frozen=True):
     required: bool = False
 
     def kind_with(self, limits: Limits) -> Kind:
-        """The kind under these limits."""
+        """Returns the kind under these limits."""
         return self.kind if isinstance(self.kind, Kind) else self.kind(limits)
 
     def schema_with(self, limits: Limits) -> Schema:
-        """The JSON Schema under these limits: null is allowed unless the field is required."""
+        """Returns the JSON Schema under these limits. It has null unless the field is required."""
         default = self.default(limits) if callable(self.default) else self.default
         schema = self.kind_with(limits).schema
         if not self.required:
@@ -53,7 +54,7 @@ class Field(msgspec.Struct, frozen=True):
 
 
 def declared(request: type[msgspec.Struct]) -> Mapping[str, Field]:
-    """The fields of a request's struct by their names on the wire."""
+    """Returns the fields of a request's struct by their names on the wire."""
     fields = {}
     for field in msgspec.structs.fields(request):
         *_, declaration = get_args(field.type)
@@ -62,7 +63,7 @@ def declared(request: type[msgspec.Struct]) -> Mapping[str, Field]:
 
 
 def object_schema(request: type[msgspec.Struct], limits: Limits, description: str = "") -> Schema:
-    """The JSON Schema of a request's body."""
+    """Returns the JSON Schema of a request's body."""
     fields = declared(request)
     return {
         "type": "object",
@@ -87,7 +88,7 @@ Prompt: TypeAlias = str | tuple[int, ...]
 
 
 def shown(value: Json) -> str:
-    """A value as an error may show it: short, and never text that a client wrote at length."""
+    """Returns a value as an error may show it: short, and without a client's text."""
     if isinstance(value, str):
         return f"a string of {len(value)} characters"
     if isinstance(value, list):
@@ -103,7 +104,7 @@ def shown(value: Json) -> str:
 
 
 def wrong_type(name: str, value: Json, wanted: str) -> InvalidRequest:
-    """The 400 for a value of another type."""
+    """Returns the 400 for a value of a wrong type."""
     return InvalidRequest(
         f"Invalid type for '{name}': expected {wanted}, but got {shown(value)} instead.",
         param=name,
@@ -112,7 +113,7 @@ def wrong_type(name: str, value: Json, wanted: str) -> InvalidRequest:
 
 
 def out_of_range(name: str, value: Json, wanted: str) -> InvalidRequest:
-    """The 400 for a value beyond a limit."""
+    """Returns the 400 for a value beyond a limit."""
     return InvalidRequest(
         f"Invalid value for '{name}': expected {wanted}, but got {shown(value)} instead.",
         param=name,
@@ -142,7 +143,7 @@ def number(least: float, most: float) -> Kind:
     def parse(name: str, value: Json) -> float:
         if type(value) not in {int, float}:
             raise wrong_type(name, value, "a number")
-        # Neither NaN nor an infinity is between two limits.
+        # NaN and infinities are not between two limits.
         if not least <= value <= most:
             raise out_of_range(name, value, f"a number from {least:g} to {most:g}")
         return float(value)
@@ -167,12 +168,12 @@ STRING = Kind(_string, {"type": "string"})
 
 
 def recorded(most: int) -> Kind:
-    """A string of at most ``most`` characters that a database can keep (R16)."""
+    """A string of at most ``most`` characters that the ledger's database can store (R16)."""
 
     def parse(name: str, value: Json) -> str:
         text = _string(name, value)
         if len(text) > most or "\0" in text:
-            wanted = f"at most {most} characters and no null character, since it is recorded"
+            wanted = f"at most {most} characters and no null character, because it is recorded"
             raise out_of_range(name, text, wanted)
         return text
 
@@ -180,7 +181,7 @@ def recorded(most: int) -> Kind:
 
 
 def log_probabilities(most: int) -> Kind:
-    """A number of alternatives, ``true`` for 0 or ``false`` for none (R10)."""
+    """A number of alternatives. ``true`` means 0, ``false`` means none (R10)."""
     count = integer(0, most)
 
     def parse(name: str, value: Json) -> int | None:
@@ -193,7 +194,7 @@ def log_probabilities(most: int) -> Kind:
 
 
 def stop_strings(most: int) -> Kind:
-    """A string or at most ``most`` of them, none empty (R12, H13)."""
+    """A string or at most ``most`` strings, none of them empty (R12, H13)."""
 
     def parse(name: str, value: Json) -> tuple[str, ...]:
         stops = [value] if isinstance(value, str) else value
@@ -218,7 +219,7 @@ def stop_strings(most: int) -> Kind:
 
 
 def _logit_bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
-    """Token ids as strings to numbers from -100 to 100 (R14); the vocabulary is checked later."""
+    """Parse biases. Returns pairs of token id and bias, by id; ``plan`` checks the ids (R14)."""
     if not isinstance(value, dict):
         raise wrong_type(name, value, "an object of token ids and numbers")
     parse = _BIAS.parse
@@ -249,7 +250,7 @@ LOGIT_BIAS = Kind(
 def prompts(most: int) -> Kind:
     """One prompt or an array of at most ``most``: text or token ids (R2).
 
-    Gives the prompts in order; the vocabulary is checked later.
+    The parser returns the prompts in order. ``plan`` checks the ids against the vocabulary.
     """
 
     def parse(name: str, value: Json) -> tuple[Prompt, ...]:
@@ -281,7 +282,7 @@ _PROMPT = "a string, an array of strings, an array of token ids, or an array of 
 
 
 def token_ids(name: str, value: Sequence[Json]) -> tuple[int, ...]:
-    """Parse token ids, at least one."""
+    """Parse an array of at least one token id."""
     if not value:
         raise out_of_range(name, list(value), "arrays of at least 1 token id")
     if set(map(type, value)) != {int}:
@@ -305,7 +306,7 @@ TOKEN_IDS = Kind(_id_list, {"type": "array", "items": _ID})
 
 
 def switches(known: Mapping[str, str]) -> Kind:
-    """An object of booleans that are off by default, by name with their help."""
+    """An object of booleans that are off by default. ``known`` maps their names to their help."""
 
     def parse(name: str, value: Json) -> Mapping[str, bool]:
         if not isinstance(value, dict):
@@ -324,6 +325,6 @@ def switches(known: Mapping[str, str]) -> Kind:
 
 
 def unrecognized(name: str) -> InvalidRequest:
-    """The 400 for a field that the contract does not have (R18)."""
+    """Returns the 400 for a field that the server does not know (R18)."""
     short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
     return InvalidRequest(f"Unrecognized request argument supplied: {short}", param=short)

@@ -1,4 +1,4 @@
-"""Fill in the middle: prefix and suffix laid out as the model's family was trained (F1, F2)."""
+"""Fill in the middle: lays out prefix and suffix as the model's family expects (F1, F2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from afterword.core.protocols import InfillTokens, Tokenizer
 
 
 def infill_tokens(tokenizer: Tokenizer) -> InfillTokens:
-    """The vocabulary's fill-in-the-middle tokens; ``InvalidRequest`` where it has none (F3)."""
+    """Returns the fill-in-the-middle tokens. Raises ``InvalidRequest`` if there are none (F3)."""
     if tokenizer.infill is None:
         raise InvalidRequest(
             "This model has no fill-in-the-middle tokens and cannot honour 'suffix'.",
@@ -21,7 +21,7 @@ def infill_tokens(tokenizer: Tokenizer) -> InfillTokens:
 def lay_out(
     tokens: InfillTokens, bos_id: int | None, prefix: Sequence[int], suffix: Sequence[int]
 ) -> tuple[int, ...]:
-    """The ids of a prompt that asks for what stands between ``prefix`` and ``suffix``."""
+    """Returns the ids of a prompt that asks for the text between ``prefix`` and ``suffix``."""
     start = () if bos_id is None else (bos_id,)
     middle = () if tokens.middle_id is None else (tokens.middle_id,)
     before = (tokens.prefix_id, *prefix)

@@ -1,4 +1,4 @@
-"""Log-probability arrays in the shape of the wire (L1-L7)."""
+"""Log-probability arrays in the shape of the wire (L1 to L8)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from afterword.core.job import NO_TOKEN
 from afterword.core.wire import Logprobs
 
 LOWEST = -9999.0
-"""What minus infinity is on the wire (L7)."""
+"""Stands for minus infinity on the wire (L7)."""
 
 
 class LogprobsBuilder:
-    """Four arrays that grow together; ``take`` empties them.
+    """Four arrays that grow together. ``take`` empties them.
 
-    A token is written as it stands in the text: where that is ``fresh``, without the tokenizer's
-    own space (L8).
+    A token is written as it stands in the text. A ``fresh`` one is written without the space that
+    the tokenizer put in front (L8).
     """
 
     def __init__(self, spelling: VocabView) -> None:
@@ -27,7 +27,7 @@ class LogprobsBuilder:
         return len(self._tokens)
 
     def add_first(self, token: int, offset: int, *, fresh: bool) -> None:
-        """The prompt's first token, which nothing predicts (E2)."""
+        """Add the prompt's first token, which has no log-probability (E2)."""
         self._tokens.append(token_text(self._spelling.piece(token, fresh=fresh)))
         self._token_logprobs.append(None)
         self._top_logprobs.append(None)
@@ -43,14 +43,14 @@ class LogprobsBuilder:
         *,
         fresh: bool,
     ) -> None:
-        """A token, the likeliest ones at its position in order, and its offset in the text."""
+        """Add a token, the likeliest tokens at its position in order, and its text offset."""
         logprob = finite(logprob)
         spelling = self._spelling
         text = token_text(spelling.piece(token, fresh=fresh))
         self._tokens.append(text)
         self._token_logprobs.append(logprob)
         top: dict[str, float] = {}
-        # N or N + 1 entries (L3), also where two tokens are spelled alike.
+        # There are N or N + 1 entries (L3), even if two tokens have the same text.
         chosen_is_among = False
         for i, value in zip(top_ids, top_logprobs, strict=True):
             if i == token:
@@ -58,7 +58,7 @@ class LogprobsBuilder:
                 top[text] = logprob
             elif i != NO_TOKEN:
                 key = token_text(spelling.piece(i, fresh=fresh))
-                # What the chosen token is written as stands for it alone.
+                # Only the chosen token may have its text as a key.
                 key = bytes_text(spelling.pieces[i]) if key == text else key
                 self._put(top, key, i, finite(value))
         if not chosen_is_among:
@@ -67,7 +67,7 @@ class LogprobsBuilder:
         self._offsets.append(offset)
 
     def take(self) -> Logprobs:
-        """All entries since the last call."""
+        """Returns all entries since the last call."""
         taken = Logprobs(self._tokens, self._token_logprobs, self._top_logprobs, self._offsets)
         self._clear()
         return taken
@@ -82,13 +82,13 @@ class LogprobsBuilder:
         if key in top:
             key = bytes_text(self._spelling.pieces[token])
         while key in top:
-            # A third token of the same bytes: vocabularies have none, but nothing forbids it.
+            # A third token with the same bytes. No known vocabulary has one, but one may.
             key += "\u200b"
         top[key] = logprob
 
 
 def token_text(piece: bytes) -> str:
-    r"""A token as text, or as ``bytes:\xe2\x80`` where it is not UTF-8 by itself (L4)."""
+    r"""Returns a token as text, or as ``bytes:\xe2\x80`` if it alone is not UTF-8 (L4)."""
     try:
         return piece.decode()
     except UnicodeDecodeError:
@@ -96,10 +96,10 @@ def token_text(piece: bytes) -> str:
 
 
 def bytes_text(piece: bytes) -> str:
-    """A token as the bytes it is made of."""
+    """Returns a token as ``bytes:`` and its bytes in hexadecimal (L4)."""
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 def finite(logprob: float) -> float:
-    """JSON has no infinity (L7)."""
+    """Returns the log-probability, at least ``LOWEST``, because JSON has no infinity (L7)."""
     return max(logprob, LOWEST)

@@ -1,4 +1,4 @@
-"""A request, decided: after this nothing means "default", and nothing is left to refuse."""
+"""Makes a plan of a request. In a plan nothing means "default", and nothing is left to refuse."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from afterword.core.protocols import Feature, Tokenizer
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything decided of one request.
+    """A request, decided.
 
-    ``model`` is the name asked for. Job i makes ``candidates`` sequences of prompt i, of which
-    ``n`` are shown. ``logprobs`` and ``echo`` say what is shown, not what is computed.
+    ``model`` is the name that the client asked for. Job i makes ``candidates`` sequences of prompt
+    i; the answer shows ``n`` of them. ``logprobs`` and ``echo`` say what the answer shows, not what
+    is computed.
     """
 
     id: str
@@ -50,12 +51,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ranked(self) -> bool:
-        """Whether candidates are ranked, and so cannot be shown before the last has ended."""
+        """Whether candidates are ranked. Then none can be shown before the last has ended."""
         return self.candidates > self.n
 
 
 class PlanInputs(msgspec.Struct, frozen=True):
-    """What a plan takes over as it is; ``unsupported`` is that of the engine's card."""
+    """What a plan takes over. ``seed`` is for a request without one."""
 
     id: str
     model: str
@@ -66,13 +67,13 @@ class PlanInputs(msgspec.Struct, frozen=True):
 
 
 class ContextBudget(msgspec.Struct, frozen=True):
-    """The context and how much of it a request may fill."""
+    """The context, and the limits on how much a request may generate."""
 
     context_tokens: int
     limits: Limits
 
     def refuse_endless(self, prompt: Prompt, tokenizer: Tokenizer, asked: int | None) -> None:
-        """Refuse what cannot fit however it is tokenised, before work is put into it (H12)."""
+        """Raises ``ContextLengthExceeded`` if no tokenisation of the prompt can fit (H12)."""
         longest = tokenizer.max_piece_bytes if isinstance(prompt, str) else 1
         least = math.ceil(len(prompt) / longest)
         if least > self.context_tokens:
@@ -83,12 +84,12 @@ class ContextBudget(msgspec.Struct, frozen=True):
     def fitting(
         self, texts: Iterable[tuple[str, bool]], tokenizer: Tokenizer
     ) -> list[tuple[str, bool]]:
-        """Those texts that ``refuse_endless`` lets through."""
+        """Returns the texts that ``refuse_endless`` lets through."""
         most = self.context_tokens * tokenizer.max_piece_bytes
         return [text for text in texts if len(text[0]) <= most]
 
     def completion_tokens(self, prompt_tokens: int, asked: int | None) -> int:
-        """How many tokens may be generated; ``ContextLengthExceeded`` where it does not fit."""
+        """Returns how many tokens may be generated. Raises ``ContextLengthExceeded``."""
         left = self.context_tokens - prompt_tokens
         if asked is None:
             if left < 1:
@@ -107,7 +108,7 @@ class ContextBudget(msgspec.Struct, frozen=True):
 def make_plan(
     request: CompletionRequest, tokenizer: Tokenizer, budget: ContextBudget, inputs: PlanInputs
 ) -> Plan:
-    """Decide everything. Tokenises, which takes milliseconds for long text; otherwise pure.
+    """Returns the plan of a request. Pure, but tokenising long text takes milliseconds.
 
     Raises ``InvalidRequest``.
     """
@@ -173,7 +174,7 @@ def make_plan(
 
 
 def _counts(request: CompletionRequest) -> tuple[int, int]:
-    """Choices and candidates for each prompt (R7, R8, H11)."""
+    """Returns the choices and the candidates of each prompt (R7, R8, H11)."""
     n = request.n or 1
     best_of = request.best_of or n
     if best_of < n:
@@ -231,7 +232,7 @@ def _prompt(
     budget: ContextBudget,
     spelling: VocabView,
 ) -> tuple[tuple[int, ...], PromptText]:
-    """The ids to compute, and the prompt as its choices show it (R2, E2)."""
+    """Returns the ids to compute, and the prompt as its choices show it (R2, E2)."""
     suffix = request.suffix or ""
     for given in (prompt, suffix):
         budget.refuse_endless(given, tokenizer, request.max_tokens)
@@ -245,7 +246,7 @@ def _prompt(
     if suffix:
         after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
         ids = lay_out(infill_tokens(tokenizer), tokenizer.bos_id, visible, after)
-        # A middle goes on with what stands before it.
+        # The middle continues the prefix, so no space of the tokenizer comes between them.
         return ids, msgspec.structs.replace(text, fresh=False)
     bos = tokenizer.bos_id
     if not visible:
@@ -270,7 +271,7 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequen
 
 
 def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature, str]) -> None:
-    """Refuse what the engine cannot take."""
+    """Raises ``InvalidRequest`` for what the engine cannot take."""
     reason = unsupported.get("token_ids")
     if reason is None:
         return
@@ -283,7 +284,7 @@ def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature
 
 
 def texts_of(request: CompletionRequest) -> Iterator[tuple[str, bool]]:
-    """What ``make_plan`` will have tokenised: texts, and whether names of special tokens count."""
+    """Yields the texts that ``make_plan`` tokenises, and whether special tokens are parsed."""
     suffix = request.suffix or ""
     for prompt in request.prompt:
         if isinstance(prompt, str) and prompt:

@@ -1,4 +1,4 @@
-"""How tokens are spelled, and what a prompt's text is: what was sent, not what a tokenizer made."""
+"""The text of tokens, and of a prompt: what the client sent, not what a tokenizer made (L8)."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from afterword.completion.text import Detokenizer
 _MOST_CHARACTER_BYTES = 4
 _SEARCHED_CHARACTERS = 4096
 _SEARCHED_TOKENS = 8
-"""How far ahead the end of what a vocabulary has no token for is looked for."""
+"""How far ahead a search looks for the next token, if the vocabulary has none for some text."""
 
 
 class VocabView(msgspec.Struct, frozen=True):
-    """A vocabulary as text is made of it. ``space_after``: see ``core.protocols.Tokenizer``."""
+    """The part of a vocabulary that makes text. See ``core.protocols.Tokenizer``."""
 
     pieces: Sequence[bytes]
     end_ids: frozenset[int]
     space_after: frozenset[int] | None = None
 
     def is_fresh(self, before: int | None) -> bool:
-        """Whether the tokenizer puts a space before text after this token, None being the start."""
+        """Whether the tokenizer puts a space before text after this token (None: at its start)."""
         return self.space_after is not None and (before is None or before in self.space_after)
 
     def piece(self, token: int, *, fresh: bool) -> bytes:
-        """The bytes that a token adds to a text: without a space in front where it is ``fresh``."""
+        """Returns the bytes that a token adds to a text. A ``fresh`` one loses a space in front."""
         piece = self.pieces[token]
         if fresh and piece[:1] == b" " and token not in (self.space_after or ()):
             return piece[1:]
         return piece
 
     def pieces_of(self, ids: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of a whole text's tokens."""
+        """Yields the bytes of each token of a whole text."""
         before = None
         for token in ids:
             yield self.piece(token, fresh=self.is_fresh(before))
@@ -43,13 +43,13 @@ class VocabView(msgspec.Struct, frozen=True):
 
 
 class PromptText(msgspec.Struct, frozen=True):
-    """A prompt as a choice sees it.
+    """A prompt as its choices see it.
 
-    ``ids`` are the visible tokens, without what the server added; ``hidden`` counts those.
-    ``text`` is what was sent; of token ids, the complete characters of their bytes, ``dangling``
-    being what is left of these. It is empty where neither text nor offsets are shown. ``offsets``
-    has one for each visible token, where they are shown. ``fresh``: a tokenizer would put a space
-    before text that follows.
+    ``ids`` are the visible tokens. ``hidden`` counts the tokens that the server put before them.
+    ``text`` is what the client sent. Of token ids it is the complete characters of their bytes, and
+    ``dangling`` has the bytes after the last one. ``text`` is empty if the answer shows neither
+    text nor offsets. ``offsets`` has one offset for each visible token, if they are shown.
+    ``fresh``: a tokenizer would put a space before text that follows.
     """
 
     ids: tuple[int, ...]
@@ -61,14 +61,14 @@ class PromptText(msgspec.Struct, frozen=True):
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """What of a prompt is shown: its text (or lengths of it), and where its tokens stand."""
+    """What an answer needs of a prompt: its text or length, and the offsets of its tokens."""
 
     text: bool
     offsets: bool
 
 
 def prompt_of_text(sent: str, ids: Sequence[int], spelling: VocabView, shown: Shown) -> PromptText:
-    """A prompt that was sent as text, by its visible ``ids`` (L8)."""
+    """Returns a prompt that was sent as text. ``ids`` are its visible tokens (L8)."""
     return PromptText(
         tuple(ids),
         0,
@@ -79,7 +79,7 @@ def prompt_of_text(sent: str, ids: Sequence[int], spelling: VocabView, shown: Sh
 
 
 def prompt_of_ids(ids: Sequence[int], spelling: VocabView, shown: Shown) -> PromptText:
-    """A prompt that was sent as token ids."""
+    """Returns a prompt that was sent as token ids."""
     detokenizer = Detokenizer()
     fresh = spelling.is_fresh(ids[-1] if ids else None)
     if not shown.text:
@@ -92,12 +92,12 @@ def prompt_of_ids(ids: Sequence[int], spelling: VocabView, shown: Shown) -> Prom
 
 
 def text_of_ids(ids: Sequence[int], spelling: VocabView) -> str:
-    """The text of token ids; U+FFFD for a character that they leave incomplete."""
+    """Returns the text of token ids, with U+FFFD for an incomplete character."""
     return b"".join(spelling.pieces_of(ids)).decode(errors="replace")
 
 
 def _end(ids: Sequence[int], spelling: VocabView) -> bytes:
-    """The last bytes, enough to see whether they end inside a character."""
+    """Returns the last bytes, enough to see whether they end inside a character."""
     raw = b""
     for token in reversed(ids):
         raw = spelling.pieces[token] + raw
@@ -107,7 +107,7 @@ def _end(ids: Sequence[int], spelling: VocabView) -> bytes:
 
 
 def _offsets_in(sent: str, ids: Sequence[int], spelling: VocabView) -> list[int]:
-    """Where each token starts in the text it was made of."""
+    """Returns the offset of each token in the text that it was made of."""
     raw = sent.encode()
     plain = [spelling.pieces[token] for token in ids]
     for pieces in (list(spelling.pieces_of(ids)), plain):
@@ -118,15 +118,16 @@ def _offsets_in(sent: str, ids: Sequence[int], spelling: VocabView) -> list[int]
 
 
 def _aligned(sent: str, pieces: Sequence[bytes]) -> list[int]:
-    """Offsets where a vocabulary normalises, or has no token for some characters.
+    """Returns offsets if the vocabulary normalises, or has no token for some characters.
 
-    Letters are compared without case, accents and width, spaces not at all. A piece that is not
-    found stands for all up to the next that is. Offsets ascend, and none is behind the text.
+    Letters are compared without case, accents and width; spaces are not compared. A piece that is
+    not found stands for all text up to the next piece that is found. Offsets ascend, and none is
+    beyond the text's end.
     """
     keys, at_character = _keyed(sent)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     wanted = ["".join(key for key, _ in _keys(decoder.decode(piece))) for piece in pieces]
-    # ``at`` is of keys; between ``reached`` and ``here``, of characters, stands what has no key.
+    # ``at`` counts keys. The characters from ``reached`` to ``here`` have no keys.
     offsets, at, reached = [], 0, 0
     for i, (piece, key) in enumerate(zip(pieces, wanted, strict=True)):
         here = at_character[at]
@@ -144,15 +145,15 @@ def _aligned(sent: str, pieces: Sequence[bytes]) -> list[int]:
                 continue
             offsets[-1] = here
         at = end
-        # A character of several keys may go on.
+        # A character may have more keys.
         reached = min(at_character[end - 1] + 1, at_character[end])
     return offsets
 
 
 def _next(keys: str, at: int, start: int, wanted: Sequence[str]) -> int:
-    """Where one of the next tokens begins, from ``start`` on.
+    """Returns where the next token with a key begins, from ``start`` on.
 
-    The end if there is none; ``at`` if none is found.
+    Returns the end if no token follows, and ``at`` if it is not found.
     """
     following = next(filter(None, wanted), "")
     if not following:
@@ -162,7 +163,7 @@ def _next(keys: str, at: int, start: int, wanted: Sequence[str]) -> int:
 
 
 def _keyed(text: str) -> tuple[str, list[int]]:
-    """The keys of a text's characters, and the offset of the character that each is of."""
+    """Returns the keys of a text, and the offset of each key's character."""
     keys, offsets = [], []
     for key, offset in _keys(text):
         keys.append(key)
@@ -171,7 +172,7 @@ def _keyed(text: str) -> tuple[str, list[int]]:
 
 
 def _keys(text: str) -> Iterator[tuple[str, int]]:
-    """Single characters that are compared in place of each of a text's, with its offset."""
+    """Yields the keys, which comparisons use in place of characters, and their offsets."""
     for offset, character in enumerate(text):
         for key in unicodedata.normalize("NFKD", character).casefold():
             if not (key.isspace() or unicodedata.combining(key)):

@@ -1,4 +1,4 @@
-"""Which of the candidates are shown (A6)."""
+"""Ranks candidates, to show the best ones (A6)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def best(scores: Sequence[tuple[float, int]], n: int) -> list[int]:
-    """Indices of the n highest mean log-probabilities, best first, the lower index on a tie.
+    """Returns the indices of the n highest mean log-probabilities, best first.
 
-    ``scores`` are sums of log-probabilities and token counts; a candidate without tokens has
-    mean 0, the mean of a certainty.
+    On a tie the lower index comes first. ``scores`` has the sum of log-probabilities and the number
+    of tokens of each candidate. A candidate without tokens has mean 0, like a certain token.
     """
 
     def mean(index: int) -> float:

@@ -1,4 +1,4 @@
-"""From the bytes of a body to a request in which every field has its type and is in its range."""
+"""Parses a body into a request in which every field has its type and is in its range."""
 
 import json
 from collections.abc import Mapping
@@ -25,70 +25,88 @@ _MOST = _INT64 - 1
 _PENALTY = fields.number(-2, 2)
 _STREAM_OPTIONS = fields.switches(
     {
-        "include_usage": "A last chunk carries the usage.",
-        "include_obfuscation": "Chunks carry padding that hides their length.",
+        "include_usage": "One more chunk at the end has the usage.",
+        "include_obfuscation": "Chunks have padding that hides the length of their text.",
     }
 )
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as it was sent, and the declaration of each field (R1 to R18).
+    """A request as it was sent, and the declaration of each field (R1 to R17).
 
-    None is "not given". ``prompt`` is empty if none was given.
+    None means "not given". ``prompt`` is empty if none was given.
     """
 
-    model: Annotated[str | None, Field(fields.STRING, "A served model's name or alias.")] = None
+    model: Annotated[
+        str | None, Field(fields.STRING, "The name or an alias of a served model.")
+    ] = None
     prompt: Annotated[
         tuple[Prompt, ...],
         Field(
             lambda limits: fields.prompts(limits.max_prompts),
-            "Text or token ids, one or many. Null, absent or empty text means the start of a new "
-            "document.",
+            "One prompt or an array of them, each text or token ids. Null, an absent prompt and "
+            "empty text mean the start of a new document.",
         ),
     ] = ()
     suffix: Annotated[
         str | None,
-        Field(fields.STRING, "The text that follows: the completion stands between the two."),
+        Field(fields.STRING, "The text after the completion: the model fills in the middle."),
     ] = None
     max_tokens: Annotated[
         int | None,
         Field(
             fields.integer(0, _MOST),
-            "The most tokens to generate. 0 generates nothing. Without a number the completion "
-            "ends with the model or with the context.",
+            "The most tokens to generate; 0 generates none. Without a limit, the model or a full "
+            "context ends the completion.",
             lambda limits: limits.default_max_tokens,
         ),
     ] = None
     temperature: Annotated[
-        float | None, Field(fields.number(0, 2), "0 takes the likeliest token.", 1)
+        float | None,
+        Field(
+            fields.number(0, 2),
+            "How random draws are. 0 always takes the likeliest token.",
+            1,
+        ),
     ] = None
-    top_p: Annotated[float | None, Field(fields.number(0, 1), "Nucleus; 0 keeps one token.", 1)] = (
-        None
-    )
+    top_p: Annotated[
+        float | None,
+        Field(
+            fields.number(0, 1),
+            "Draw from the fewest likeliest tokens whose probabilities add up to this. 0 keeps one "
+            "token.",
+            1,
+        ),
+    ] = None
     n: Annotated[
         int | None,
-        Field(lambda limits: fields.integer(1, limits.max_n), "Choices for each prompt.", 1),
+        Field(
+            lambda limits: fields.integer(1, limits.max_n),
+            "The number of choices for each prompt.",
+            1,
+        ),
     ] = None
     best_of: Annotated[
         int | None,
         Field(
             lambda limits: fields.integer(0, limits.max_best_of),
-            "Candidates for each prompt, of which the n likeliest are returned; 0 means n.",
+            "The number of candidates for each prompt; the n likeliest are returned. 0 means n.",
         ),
     ] = None
     stream: Annotated[
         bool | None,
-        Field(fields.BOOLEAN, "Server-sent events of chunks.", False),  # noqa: FBT003 - the default
+        Field(fields.BOOLEAN, "Send the answer in chunks as it is generated.", False),  # noqa: FBT003 - the default
     ] = None
     stream_options: Annotated[
-        Mapping[str, bool] | None, Field(_STREAM_OPTIONS, "Only with stream.")
+        Mapping[str, bool] | None,
+        Field(_STREAM_OPTIONS, "Options of a stream, allowed only with stream."),
     ] = None
     logprobs: Annotated[
         int | None,
         Field(
             lambda limits: fields.log_probabilities(limits.max_logprobs),
-            "Log-probabilities of this many likeliest tokens and of the chosen one; true means 0, "
-            "false means none.",
+            "Return log-probabilities of the chosen token and of this many likeliest tokens. true "
+            "means 0, false means none.",
         ),
     ] = None
     echo: Annotated[
@@ -99,62 +117,77 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...] | None,
         Field(
             lambda limits: fields.stop_strings(limits.max_stops),
-            "Strings that end a choice; they are not part of its text.",
+            "A string or several that end a choice. They are not part of its text.",
         ),
     ] = None
     presence_penalty: Annotated[
-        float | None, Field(_PENALTY, "For tokens that were generated before.", 0)
+        float | None,
+        Field(_PENALTY, "Subtracted once from the logit of each token that was generated.", 0),
     ] = None
     frequency_penalty: Annotated[
-        float | None, Field(_PENALTY, "For tokens that were generated before, each time.", 0)
+        float | None,
+        Field(_PENALTY, "Subtracted from a token's logit for each time that it was generated.", 0),
     ] = None
     logit_bias: Annotated[
         tuple[tuple[int, float], ...] | None,
-        Field(fields.LOGIT_BIAS, "Token ids to what is added to their logits; -100 bans."),
+        Field(
+            fields.LOGIT_BIAS,
+            "Numbers to add to the logits of tokens, by token id. -100 bans a token.",
+        ),
     ] = None
     seed: Annotated[
-        int | None, Field(fields.integer(-_INT64, _MOST), "Makes draws repeatable.")
+        int | None,
+        Field(
+            fields.integer(-_INT64, _MOST),
+            "Makes draws repeatable: the same seed draws the same tokens, if all else is the same.",
+        ),
     ] = None
     user: Annotated[
         str | None,
         Field(
             fields.recorded(MOST_USER_CHARACTERS),
-            "Recorded with the usage; without null characters.",
+            "The name of the end user, recorded with the usage. It has no null characters.",
         ),
     ] = None
     top_k: Annotated[
         int | None,
-        Field(fields.integer(-1, _MOST), "Draw from the k likeliest; 0 and -1 are off.", 0),
+        Field(
+            fields.integer(-1, _MOST), "Draw from this many likeliest tokens. 0 and -1 mean all.", 0
+        ),
     ] = None
     min_p: Annotated[
         float | None,
         Field(
             fields.number(0, 1),
-            "Draw from tokens at least this likely, relative to the likeliest.",
+            "Draw from tokens with at least this share of the likeliest token's probability.",
             0,
         ),
     ] = None
     min_tokens: Annotated[
         int | None,
-        Field(fields.integer(0, _MOST), "No end token before this many tokens.", 0),
+        Field(
+            fields.integer(0, _MOST),
+            "Neither an end token nor a stop string ends a choice before this many tokens.",
+            0,
+        ),
     ] = None
     ignore_eos: Annotated[
         bool | None,
-        Field(fields.BOOLEAN, "End tokens do not end a choice.", False),  # noqa: FBT003 - the default
+        Field(fields.BOOLEAN, "Go on after end tokens.", False),  # noqa: FBT003 - the default
     ] = None
 
 
 @lru_cache
 def parsers(limits: Limits) -> Mapping[str, Parser]:
-    """The parser of each field under the operator's limits."""
+    """Returns the parser of each field under the operator's limits."""
     declared = fields.declared(CompletionRequest)
     return {name: field.kind_with(limits).parse for name, field in declared.items()}
 
 
 def schema(limits: Limits) -> Schema:
-    """The JSON Schema of a body under the operator's limits."""
+    """Returns the JSON Schema of a body under the operator's limits."""
     found = fields.object_schema(
-        CompletionRequest, limits, "Everything that can be asked; null means the default."
+        CompletionRequest, limits, "All fields of a request. Null means the default."
     )
     if limits.require_model:
         found["required"] = ["model"]
@@ -163,7 +196,7 @@ def schema(limits: Limits) -> Schema:
 
 
 def decode(body: bytes, limits: Limits, *, model: str | None = None) -> CompletionRequest:
-    """Parse a body; ``model`` is the one that the path names, if it does.
+    """Parse a body. ``model`` is the model that the path names, if it names one.
 
     Raises ``InvalidRequest``.
     """
@@ -186,7 +219,11 @@ def decode(body: bytes, limits: Limits, *, model: str | None = None) -> Completi
 
 
 def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
-    """A JSON object, or H2; a key given twice is refused, since one of the two would be ignored."""
+    """Parse a JSON object.
+
+    Raises ``InvalidRequest`` for anything else (H2), and for a repeated key (R19), because one of
+    its values would be ignored.
+    """
     try:
         raw = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -202,7 +239,7 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
 
 
 def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:
-    """Whether a known key could stand twice, by a look that is cheap for long bodies."""
+    """Whether a known key may stand twice. Cheap for long bodies, so True in doubt."""
     if b"\\" in body:
         return b"\\u" in body or any(body.count(b'"%b"' % name) > 1 for name in known)
     # Without escapes every second part between quotes is a string.
@@ -211,7 +248,7 @@ def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:
 
 
 def _refuse_duplicate_ids(body: bytes, bias: Mapping[str, Json]) -> None:
-    """An id given twice leaves one key less than there are colons."""
+    """Raises ``InvalidRequest`` for a repeated id: then there are more colons than keys (R19)."""
     written = msgspec.json.decode(body, type=dict[str, msgspec.Raw])["logit_bias"]
     if bytes(written).count(b":") > len(bias) and all(map(str.isdigit, bias)):
         raise InvalidRequest(

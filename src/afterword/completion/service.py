@@ -1,4 +1,4 @@
-"""From bytes to answers: the only module here that waits, and that knows a clock and chance."""
+"""From bytes to answers. Only this module awaits, and only it has a clock and randomness."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from afterword.core.wire import Choice, Chunk, Completion, PromptTokensDetails, 
 T = TypeVar("T")
 
 _LONG_BODY_BYTES = 4096
-"""Above this, parsing and tokenising would hold up the streams of others: a thread does it."""
+"""Longer bodies are parsed and tokenised in a thread, because that delays other streams."""
 _ID_BYTES = 18
 _OBFUSCATION_STEP = 32
 
 
 class CompletionService:
-    """What a server does with completion requests.
+    """Plans completion requests, opens them, and tokenises.
 
-    ``clock`` gives Unix seconds, ``entropy(n)`` n random bytes.
+    ``clock`` returns Unix seconds, ``entropy(n)`` returns n random bytes.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CompletionService:
         self._entropy = entropy
 
     def restricted_to(self, models: Collection[str] | None) -> CompletionService:
-        """The same for whoever may use only these models; None is all of them."""
+        """Returns the service for a key that may use only these models. None means all."""
         if models is None:
             return self
         return CompletionService(
@@ -62,7 +62,7 @@ class CompletionService:
         )
 
     async def plan(self, body: bytes, *, model: str | None = None) -> Plan:
-        """Decide a request; ``model`` is the one its path names. Raises ``ApiError``."""
+        """Returns the plan of a body. ``model`` is the path's, if any. Raises ``ApiError``."""
         request = await _off_the_loop(len(body), partial(decode, body, self.limits, model=model))
         served = self.catalog.resolve(request.model) if request.model else self.catalog.default
         budget = ContextBudget(served.engine.card.context_tokens, self.limits)
@@ -89,12 +89,12 @@ class CompletionService:
         return make_plan(request, tokenizer, budget, inputs)
 
     def open(self, plan: Plan) -> CompletionStream:
-        """Admit a plan; what is refused is refused here. Raises ``ApiError``."""
+        """Admit a plan. Raises ``ApiError`` if the engine refuses it."""
         engine: Engine = self.catalog.resolve(plan.model).engine
         return CompletionStream(plan, engine.open(plan.jobs), self._entropy)
 
     async def tokenize(self, body: bytes) -> tokens.Tokenized:
-        """POST /tokenize. Raises ``ApiError``."""
+        """Answer POST /tokenize. Raises ``ApiError``."""
         request = await _off_the_loop(len(body), partial(tokens.decode_tokenize, body))
         engine = self._engine(request.model)
         tokenizer = await engine.tokenizer.prepare([(request.prompt, True)])
@@ -102,7 +102,7 @@ class CompletionService:
         return await _off_the_loop(len(body), count)
 
     async def detokenize(self, body: bytes) -> tokens.Detokenized:
-        """POST /detokenize. Raises ``ApiError``."""
+        """Answer POST /detokenize. Raises ``ApiError``."""
 
         def spell() -> tokens.Detokenized:
             request = tokens.decode_detokenize(body)
@@ -114,7 +114,7 @@ class CompletionService:
     def tokenizer_info(
         self, model: str | None = None, *, vocabulary: bool = False
     ) -> tokens.TokenizerInfo:
-        """GET /tokenizer_info; the whole ``vocabulary`` only for those who ask for it."""
+        """Answer GET /tokenizer_info, if asked with the ``vocabulary``. Raises ``ApiError``."""
         engine = self._engine(model)
         return tokens.describe(engine.tokenizer, engine.card, vocabulary=vocabulary)
 
@@ -124,20 +124,20 @@ class CompletionService:
 
 
 class CompletionStream:
-    """A plan at work: one stream of events, a builder for each candidate, and two foldings.
+    """A running plan: one stream of events, a builder for each candidate, two ways to fold.
 
-    An async context manager; leaving it aborts what still runs.
+    An async context manager. Leaving it aborts what still runs.
     """
 
     def __init__(self, plan: Plan, generation: Generation, entropy: Callable[[int], bytes]) -> None:
         self.plan = plan
         self._generation = generation
         self._entropy = entropy
-        # Prompt tokens and cached ones of each job.
+        # Prompt tokens and cached tokens of each job.
         self._prompts = [(len(job.prompt_ids), 0) for job in plan.jobs]
         self._scored: dict[int, ScoredPrompt | None] = {}
         self.on_first_token: Callable[[], None] | None = None
-        # Made when a sequence is first heard of: a request may have very many.
+        # A builder is made at its sequence's first event: a request may have thousands.
         self._builders: dict[tuple[int, int], ChoiceBuilder] = {}
 
     async def __aenter__(self) -> Self:
@@ -151,9 +151,9 @@ class CompletionStream:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave it: whatever still runs is aborted; what was made and not read still counts."""
+        """Abort what still runs. Tokens that were made but not read still count."""
         if exc_type is not None:
-            # Nothing is waited for: a timeout means that there was nothing.
+            # Take what is there, without waiting. A timeout means that there is nothing.
             with suppress(TimeoutError, StopAsyncIteration, ApiError):
                 async with asyncio.timeout(0):
                     self._fold(await anext(self._generation))
@@ -161,14 +161,14 @@ class CompletionStream:
 
     @property
     def usage(self) -> Usage:
-        """What the request used so far (A5)."""
+        """What the request has used so far (A5)."""
         completion = sum(builder.completion_tokens for builder in self._builders.values())
         prompt = sum(tokens for tokens, _ in self._prompts)
         cached = sum(cached for _, cached in self._prompts)
         return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
     async def completion(self) -> Completion:
-        """The whole answer."""
+        """Returns the whole answer. Raises ``ApiError``."""
         async for events in self._generation:
             self._fold(events)
         plan = self.plan
@@ -180,7 +180,7 @@ class CompletionStream:
         return Completion(plan.id, plan.created, plan.model, choices, self.usage, plan.fingerprint)
 
     async def chunks(self) -> AsyncIterator[list[Chunk]]:
-        """Chunks as tokens come: all that were made since the last list was asked for."""
+        """Yields chunks as tokens come: a list has all chunks since the last one."""
         async for events in self._generation:
             made = self._new_chunks(self._fold(events))
             if made:
@@ -189,7 +189,7 @@ class CompletionStream:
             yield [self._chunk([], self.usage)]
 
     def _fold(self, events: list[Event]) -> dict[tuple[int, int], ChoiceBuilder]:
-        """Feed the builders; those that have changed, in order."""
+        """Feed the builders. Returns those that changed, in order."""
         changed: dict[tuple[int, int], ChoiceBuilder] = {}
         for event in events:
             match event:
@@ -208,7 +208,7 @@ class CompletionStream:
         return changed
 
     def _builder(self, job: int, seq: int) -> ChoiceBuilder:
-        """The builder of a sequence, whose prompt is computed by now."""
+        """Returns the builder of a sequence. Its prompt is computed by now."""
         builder = self._builders.get((job, seq))
         if builder is None:
             if not self._builders and self.on_first_token is not None:
@@ -252,7 +252,7 @@ class CompletionStream:
         )
 
     def _padding(self, text_characters: int) -> str:
-        """Random characters that fill a chunk's text up to a multiple of 32 characters."""
+        """Returns random characters that fill a text up to a multiple of 32 characters."""
         missing = -text_characters % _OBFUSCATION_STEP
         return base64.urlsafe_b64encode(self._entropy(missing)).decode()[:missing]
 

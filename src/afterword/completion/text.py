@@ -1,4 +1,4 @@
-"""Bytes to text, and where text must stop; both as they come, whatever way they are cut."""
+"""Decodes bytes and finds stop strings as they come. How the bytes are split does not matter."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 class Detokenizer:
-    """Decodes UTF-8 incrementally and counts characters from the start of the prompt's text.
+    """Decodes UTF-8 incrementally, and counts characters from the start of the prompt's text.
 
     Invariant: the text does not depend on how the bytes were split. Bytes that cannot become a
-    character give U+FFFD, those that still may are pending. ``_between``: none are.
+    character give U+FFFD. Bytes that still may are pending; ``_between`` means that none are.
     """
 
     def __init__(self, *, characters: int = 0, pending: bytes = b"") -> None:
@@ -21,17 +21,17 @@ class Detokenizer:
 
     @property
     def pending(self) -> bytes:
-        """The bytes of a character that is not complete."""
+        """The bytes of an incomplete character."""
         return self._decoder.getstate()[0]
 
     def feed(self, piece: bytes) -> tuple[str, int]:
-        """The text that ``piece`` completes, and the offset of the character it starts in."""
+        """Returns the text that ``piece`` completes, and the offset of its first character."""
         offset = self.characters
         if self._between:
             try:
                 text = piece.decode()
             except UnicodeDecodeError:
-                pass  # the piece ends inside a character, or has bytes that are none
+                pass  # the piece ends inside a character, or is not UTF-8
             else:
                 self.characters = offset + len(text)
                 return text, offset
@@ -46,7 +46,7 @@ class Detokenizer:
         return text, offset
 
     def flush(self) -> str:
-        """What remains at the end: U+FFFD for a character that never completed (A4)."""
+        """Returns the rest: U+FFFD for a character that never completed (A4)."""
         text = self._decoder.decode(b"", final=True)
         self._between = True
         self.characters += len(text)
@@ -54,8 +54,8 @@ class Detokenizer:
 
 
 def _continues(pending: bytes, byte: int) -> bool:
-    """Whether ``byte`` goes on with, or completes, the character that ``pending`` begins."""
-    # Not the incremental decoder: it waits for the end of a surrogate, which is no character.
+    """Whether ``byte`` continues or completes the character that ``pending`` begins."""
+    # The incremental decoder would wait for the end of a surrogate, which is not a character.
     together = pending + bytes([byte])
     try:
         together.decode()
@@ -65,11 +65,11 @@ def _continues(pending: bytes, byte: int) -> bool:
 
 
 class StopMatcher:
-    """Looks for stop strings, character by character.
+    """Finds stop strings, character by character.
 
-    The stop that completes first wins; of those that complete with the same character, the
-    longest. What could still become a stop is held back, and nothing else: the longest end of
-    the text that is a proper beginning of a stop.
+    The stop that completes first wins. If several complete with the same character, the longest
+    of them wins. Only text that can still become a stop is held back: the longest end of the text
+    with which a stop begins.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -78,9 +78,10 @@ class StopMatcher:
         self._held = ""
 
     def feed(self, text: str, *, counts: bool = True) -> tuple[str, bool]:
-        """The text that can be given out now, and whether a stop was met: then it is the last.
+        """Returns the text that can be given out now, and whether a stop was met.
 
-        A stop that completes in text that does not count is text.
+        After a stop there is no more text. A stop that completes in text that does not count is
+        ordinary text.
         """
         if not self._stops:
             return text, False
@@ -106,15 +107,15 @@ class StopMatcher:
         return whole[: len(whole) - hold], False
 
     def flush(self) -> str:
-        """What was held back and did not become a stop."""
+        """Returns the text that was held back and did not become a stop."""
         held, self._held = self._held, ""
         return held
 
 
 class FailureTable:
-    """Knuth, Morris and Pratt: for each prefix the length of its longest proper border.
+    """The failure function of Knuth, Morris and Pratt: the longest proper border of each prefix.
 
-    Filled as far as a match has come, so that a very long stop costs what is matched of it.
+    It is filled only as far as a match has come, so an unmatched end of a stop costs nothing.
     """
 
     def __init__(self, stop: str) -> None:
@@ -122,7 +123,7 @@ class FailureTable:
         self._borders = [0, 0]
 
     def border(self, length: int) -> int:
-        """The longest proper border of the first ``length`` characters."""
+        """Returns the length of the longest proper border of the first ``length`` characters."""
         stop, borders = self._stop, self._borders
         while len(borders) <= length:
             character = stop[len(borders) - 1]

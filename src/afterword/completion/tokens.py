@@ -1,4 +1,4 @@
-"""Tokenising as a service of its own, in the shapes of vLLM, which evaluation harnesses speak."""
+"""Tokenising over HTTP, in the shapes of vLLM, because evaluation harnesses use them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ from afterword.core.limits import Limits
 from afterword.core.protocols import EngineCard, Tokenizer
 from afterword.core.wire import Vocabulary
 
-_MODEL = Field(fields.STRING, "A served model's name or alias; the first if none.")
+_MODEL = Field(
+    fields.STRING, "The name or an alias of a served model. Without it, the first model."
+)
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /tokenize, and the declaration of each field."""
 
-    prompt: Annotated[str, Field(fields.STRING, "Text.", required=True)]
+    prompt: Annotated[str, Field(fields.STRING, "The text to tokenise.", required=True)]
     model: Annotated[str | None, _MODEL] = None
     add_special_tokens: Annotated[
         bool,
-        Field(fields.BOOLEAN, "BOS if the model adds one.", True),  # noqa: FBT003 - the default
+        Field(fields.BOOLEAN, "Put a BOS in front, if the model adds one.", True),  # noqa: FBT003 - the default
     ] = True
     return_token_strs: Annotated[
         bool,
-        Field(fields.BOOLEAN, "Their texts too.", False),  # noqa: FBT003 - the default
+        Field(fields.BOOLEAN, "Return the text of each token, too.", False),  # noqa: FBT003 - the default
     ] = False
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /detokenize, and the declaration of each field."""
 
-    tokens: Annotated[tuple[int, ...], Field(fields.TOKEN_IDS, "Token ids.", required=True)]
+    tokens: Annotated[
+        tuple[int, ...], Field(fields.TOKEN_IDS, "The token ids to turn into text.", required=True)
+    ]
     model: Annotated[str | None, _MODEL] = None
 
 
@@ -57,7 +61,7 @@ class Detokenized(msgspec.Struct, frozen=True):
 
 
 class TokenizerInfo(msgspec.Struct, frozen=True):
-    """Answer of GET /tokenizer_info; tokens by their names, null where there is none."""
+    """Answer of GET /tokenizer_info. Tokens are given by name, None if there is none."""
 
     tokenizer_class: str
     vocab_size: int
@@ -71,12 +75,12 @@ class TokenizerInfo(msgspec.Struct, frozen=True):
 
 
 def decode_tokenize(body: bytes) -> TokenizeRequest:
-    """Parse the body of POST /tokenize; ``InvalidRequest``."""
+    """Parse the body of POST /tokenize. Raises ``InvalidRequest``."""
     return TokenizeRequest(**_decode(body, TokenizeRequest))
 
 
 def decode_detokenize(body: bytes) -> DetokenizeRequest:
-    """Parse the body of POST /detokenize; ``InvalidRequest``."""
+    """Parse the body of POST /detokenize. Raises ``InvalidRequest``."""
     return DetokenizeRequest(**_decode(body, DetokenizeRequest))
 
 
@@ -103,7 +107,7 @@ def encode(
     parse_special: bool = True,
     continues: bool = False,
 ) -> list[int]:
-    """The ids of a field's text; ``InvalidRequest`` where the vocabulary cannot spell it."""
+    """Returns the ids of a field's text. Raises ``InvalidRequest`` if there are none for it."""
     try:
         return tokenizer.encode(text, parse_special=parse_special, continues=continues)
     except UnspellableText as error:
@@ -116,7 +120,7 @@ def encode(
 
 
 def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -> Tokenized:
-    """The ids of a text, special tokens parsed as in a completion's prompt (R2)."""
+    """Returns the ids of a text. Special tokens are parsed as in a prompt (R2)."""
     _refuse_without_ids(card, "prompt")
     ids = encode("prompt", request.prompt, tokenizer)
     bos = tokenizer.bos_id
@@ -129,9 +133,9 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -
 
 
 def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -> Detokenized:
-    """The text of token ids, special tokens by their names.
+    """Returns the text of token ids. Special tokens appear by their names.
 
-    A BOS in front that the vocabulary adds itself is in no text (E2).
+    If the vocabulary adds a BOS, a BOS in front is not in the text (E2).
     """
     _refuse_without_ids(card, "tokens")
     largest = max(request.tokens, default=0)
@@ -146,7 +150,7 @@ def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer, card: EngineCar
 
 
 def describe(tokenizer: Tokenizer, card: EngineCard, *, vocabulary: bool = False) -> TokenizerInfo:
-    """What a remote user of a tokenizer needs to know."""
+    """Returns what a remote user of the tokenizer needs to know."""
     _refuse_without_ids(card, None)
 
     def name(role: str) -> str | None:
@@ -180,7 +184,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def _refuse_without_ids(card: EngineCard, param: str | None) -> None:
-    """Refuse if tokens cannot be named by id."""
+    """Raises ``InvalidRequest`` if the engine does not take token ids."""
     reason = card.unsupported.get("token_ids")
     if reason is not None:
         raise InvalidRequest(f"This model cannot tokenise: {reason}", param=param)

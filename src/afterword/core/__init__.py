@@ -1,1 +1,1 @@
-"""Values that everybody may know: the wire's shapes, jobs and events, protocols, errors."""
+"""Values that every layer may use: the wire's shapes, jobs and events, protocols, errors."""

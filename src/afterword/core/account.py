@@ -1,4 +1,4 @@
-"""Who asks, what they may spend, and what they spent: the values of the ledger.
+"""The values of the ledger: who asks, what they may use, what they used.
 
 Token counts are those of ``usage`` on the wire (A5); times are Unix seconds in UTC.
 """
@@ -15,9 +15,9 @@ UsageBy: TypeAlias = Literal["key", "model", "user", "day"]
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who a key belongs to; ``key_id`` None is whoever may ask without one.
+    """The owner of a key; ``key_id`` None is a client without a key.
 
-    ``models`` None allows every model, otherwise those of these names and aliases.
+    ``models`` None allows every model, otherwise these names and aliases.
     """
 
     key_id: str | None
@@ -27,13 +27,13 @@ class Principal(msgspec.Struct, frozen=True):
 
 
 NOBODY = Principal(None, "-")
-"""Whoever asks where no key is needed."""
+"""A client without a key, where none is needed."""
 STRANGER = Principal(None, "-", models=frozenset())
-"""Whoever asks without the key that is needed: knows of no model."""
+"""A client without the key that is needed. It sees no model."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that wants to be admitted. ``most_tokens`` is the worst case, prompts included."""
+    """A request to be admitted. ``most_tokens`` is its worst case, prompts included."""
 
     id: str
     model: str
@@ -43,7 +43,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
-    """What an admitted request came to."""
+    """How an admitted request ended, and what it used."""
 
     status: UsageStatus
     prompt_tokens: int
@@ -54,7 +54,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """A limit at the moment of admission; ``reset_s`` is the time until all of it is free again."""
+    """A limit at admission. After ``reset_s`` seconds all of it is free again."""
 
     limit: int
     remaining: int
@@ -62,14 +62,14 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Rates(msgspec.Struct, frozen=True):
-    """The limits per minute that a key has."""
+    """A key's limits per minute; None is "without limit"."""
 
     requests: Rate | None = None
     tokens: Rate | None = None
 
 
 class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key is made for; None is "without limit"."""
+    """What a key allows; None is "without limit"."""
 
     name: str
     models: tuple[str, ...] | None = None
@@ -83,7 +83,7 @@ class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as operators see it: everything but the key. ``prefix`` tells secrets apart."""
+    """A key as operators see it, without its secret. ``prefix`` is how the secret begins."""
 
     id: str
     prefix: str
@@ -95,14 +95,14 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewKey(msgspec.Struct, frozen=True):
-    """A key at the one moment at which it is known; only its hash is kept."""
+    """A new key with its secret, which is shown once; the ledger keeps its hash."""
 
     secret: str
     view: KeyView
 
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One admitted request, at its end; ``id`` is its answer's."""
+    """One admitted request at its end; ``id`` is the answer's id."""
 
     id: str
     key_id: str | None
@@ -119,7 +119,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Which records are meant: those that began in ``[since, until)``, of one key or of all."""
+    """Selects records: of requests that began in ``[since, until)``, of one key or of all."""
 
     since: float | None = None
     until: float | None = None
@@ -127,7 +127,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageSum(msgspec.Struct, frozen=True, kw_only=True):
-    """The records of one key, model, user or day (UTC), added up."""
+    """The sum of the records of one key, model, user or day (UTC)."""
 
     group: str
     requests: int

@@ -5,7 +5,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def mix64(x: int) -> int:
-    """SplitMix64's finaliser: a bijection of 64-bit integers that scatters every bit."""
+    """The finaliser of SplitMix64, a bijection of 64-bit integers that scatters every bit."""
     x = (x + _GOLDEN) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -13,6 +13,6 @@ def mix64(x: int) -> int:
 
 
 def uniform(seed: int, sibling: int, position: int) -> float:
-    """A number in [0, 1) with 53 bits for one draw; ``seed`` is any int64 or uint64."""
+    """Returns a number in [0, 1) with 53 bits for one draw. ``seed`` is any int64 or uint64."""
     key = mix64(mix64(mix64(seed & _MASK) ^ sibling) ^ position)
     return float(key >> 11) * 2.0**-53

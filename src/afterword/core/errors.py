@@ -13,7 +13,7 @@ AfterwordError
     ├── MethodNotAllowed     405
     ├── BodyTooLarge         413
     ├── RateLimited          429 rate_limit_exceeded
-    ├── QuotaExceeded        429 insufficient_quota
+    ├── BudgetExceeded       429 insufficient_quota
     ├── EngineFailed         500 server_error
     ├── EngineOverloaded     503 engine_overloaded
     ├── EngineUnavailable    503 the engine is dead or the server is shutting down
@@ -26,19 +26,19 @@ from afterword.core.account import Rates
 
 
 class AfterwordError(Exception):
-    """Root of everything that Afterword raises on purpose."""
+    """The root of all exceptions that Afterword raises on purpose."""
 
 
 class ConfigError(AfterwordError):
-    """Something the operator gave cannot be used; the message is one line for a terminal."""
+    """The operator gave something unusable. The message is one line for a terminal."""
 
 
 class UnspellableText(AfterwordError):
-    """A text has characters that the vocabulary has no tokens for, and no unknown token either."""
+    """The vocabulary has no tokens for some characters of a text, and no unknown token."""
 
 
 class ApiError(AfterwordError):
-    """An error that the client is told of, in OpenAI's envelope."""
+    """An error that the client sees, in OpenAI's envelope."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -60,7 +60,7 @@ class ApiError(AfterwordError):
 
 
 class InvalidRequest(ApiError):
-    """The request cannot be honoured as it stands; ``param`` names the culprit."""
+    """The request cannot be honoured. ``param`` names the field at fault."""
 
     status = 400
     type = "invalid_request_error"
@@ -80,7 +80,7 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class AuthenticationFailed(ApiError):
-    """No key, or a wrong one (H3)."""
+    """The key is missing or wrong (H3)."""
 
     status = 401
     type = "invalid_request_error"
@@ -88,7 +88,7 @@ class AuthenticationFailed(ApiError):
 
 
 class PermissionDenied(ApiError):
-    """A key that is good, but not for this."""
+    """The key is valid, but not for this."""
 
     status = 403
     type = "invalid_request_error"
@@ -96,7 +96,7 @@ class PermissionDenied(ApiError):
 
 
 class ModelNotFound(ApiError):
-    """A model that is not served, or not to this key (H4)."""
+    """The model is not served, or not to this key (H4)."""
 
     status = 404
     type = "invalid_request_error"
@@ -116,7 +116,7 @@ class UnknownUrl(ApiError):
 
 
 class MethodNotAllowed(ApiError):
-    """The path exists, the method does not (H5)."""
+    """The path exists, but not with this method (H5)."""
 
     status = 405
     type = "invalid_request_error"
@@ -130,9 +130,10 @@ class BodyTooLarge(ApiError):
 
 
 class RateLimited(ApiError):
-    """The key's rate is used up for now (H7); ``limit`` says which, ``rates`` how they stand.
+    """The key's rate is used up for now (H7).
 
-    ``retry_after_s`` None: the request is larger than the limit itself and never fits.
+    ``limit`` names the limit, ``rates`` has the state of all. If the request is larger than the
+    limit itself and never fits, ``retry_after_s`` is None.
     """
 
     status = 429
@@ -147,7 +148,7 @@ class RateLimited(ApiError):
         self.rates = rates
 
 
-class QuotaExceeded(ApiError):
+class BudgetExceeded(ApiError):
     """The key's budget is spent (H8)."""
 
     status = 429
@@ -173,7 +174,7 @@ class EngineUnavailable(ApiError):
 
 
 class LedgerUnavailable(ApiError):
-    """What a request may spend cannot be looked up, or what it spends cannot be kept."""
+    """The ledger cannot look up what a request may use, or cannot record what it used."""
 
     status = 503
     default_code = "ledger_unavailable"

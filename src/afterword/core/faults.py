@@ -1,6 +1,6 @@
 """Exceptions as a log may show them: types and places.
 
-Never their text, which may quote a request, and never a path of the machine.
+A log shows neither their text, which may quote a request, nor paths of the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def faults_of(error: BaseException) -> list[Fault]:
-    """An exception and what caused it, outermost first."""
+    """Returns an exception and its causes, outermost first."""
     faults: list[Fault] = []
     current: BaseException | None = error
     while current is not None and len(faults) < _MOST_CAUSES:
@@ -34,5 +34,5 @@ def faults_of(error: BaseException) -> list[Fault]:
 
 
 def in_one_line(error: BaseException) -> str:
-    """The same as JSON."""
+    """Returns an exception and its causes as JSON."""
     return msgspec.json.encode(faults_of(error)).decode()

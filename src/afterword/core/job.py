@@ -1,8 +1,8 @@
-"""Jobs, what an engine is asked for, and events, what it answers.
+"""Jobs are what an engine is asked for, events are what it answers.
 
 Log-probabilities are natural logarithms of the model's own distribution (log-softmax of the raw
 logits, before bias, penalties and temperature), as float64 values of float32 arithmetic or better.
-Arrays of the standard library carry them, so that merging a hundred tokens costs no objects.
+Arrays of the standard library hold them, so merging a hundred tokens makes no objects.
 """
 
 # array is subscriptable at run time from Python 3.12 on; annotations stay text until then.
@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 NO_TOKEN = -1
-"""The id of an entry that is none."""
+"""The id of an empty entry."""
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
@@ -23,8 +23,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     Order: ``logit_bias``, penalties, ``temperature``, ``top_k``, ``top_p``, ``min_p``, draw.
     ``temperature`` 0 takes the highest logit, the lowest id on a tie. ``top_p`` 0 keeps the
-    likeliest token alone. ``top_k`` 0 and ``min_p`` 0 are off. Until ``min_tokens`` tokens are
-    generated no end token can be drawn; with ``ignore_eos`` end tokens do not end a sequence.
+    likeliest token alone. ``top_k`` 0 and ``min_p`` 0 are off. No end token can be drawn before
+    ``min_tokens`` tokens are generated. With ``ignore_eos`` end tokens do not end a sequence.
     """
 
     temperature: float = 1.0
@@ -44,9 +44,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ``prompt_ids`` has at least one id, all inside the vocabulary, and
     ``len(prompt_ids) + max_tokens`` is at most the engine's context. ``n`` siblings continue the
     prompt, each for at most ``max_tokens`` tokens. A draw depends on ``(seed, sibling, position)``
-    alone. ``logprobs`` None asks for none; k for the chosen token's and the k likeliest of every
-    generated token, ``prompt_logprobs`` for the same of every prompt token after the first.
-    ``extra_end_ids`` end a sequence besides the vocabulary's own end tokens (infill needs them).
+    alone (D2). ``logprobs`` k asks for the log-probability of each generated token and of the k
+    likeliest tokens at its position; None asks for none. ``prompt_logprobs`` asks for the same of
+    every prompt token after the first. ``extra_end_ids`` end a sequence, as the vocabulary's end
+    tokens do (infill needs them).
     """
 
     prompt_ids: tuple[int, ...]
@@ -62,8 +63,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class ScoredPrompt(msgspec.Struct, frozen=True, gc=False):
     """Log-probabilities of ``prompt_ids[1:]``.
 
-    ``logprobs`` has one float for each of them; ``top_ids`` and ``top_logprobs`` are flat, k
-    entries a position, likeliest first, the lowest id first on a tie.
+    ``logprobs`` has one float for each id. ``top_ids`` and ``top_logprobs`` are flat, with k
+    entries for each position, likeliest first, the lowest id first on a tie.
     """
 
     logprobs: array[float]
@@ -72,7 +73,11 @@ class ScoredPrompt(msgspec.Struct, frozen=True, gc=False):
 
 
 class Prefilled(msgspec.Struct, frozen=True):
-    """A job's prompt is computed; sent once a job, before its first ``Sampled``."""
+    """A job's prompt is computed. Sent once for each job, before its first ``Sampled``.
+
+    ``cached_tokens`` of the ``prompt_tokens`` came from the prefix cache. ``scored`` is None if the
+    job asked for no ``prompt_logprobs``.
+    """
 
     job: int
     prompt_tokens: int
@@ -83,10 +88,10 @@ class Prefilled(msgspec.Struct, frozen=True):
 class Sampled(msgspec.Struct, frozen=True):
     """One or more tokens that sibling ``seq`` of job ``job`` generated, in order.
 
-    ``tokens`` holds ids. If the job asked for log-probabilities, ``logprobs`` has one float a
-    token, and ``top_ids`` and ``top_logprobs`` are flat, k entries a token, likeliest first;
-    otherwise all three are empty. A row with fewer than k candidates is filled up with
-    ``NO_TOKEN``.
+    ``tokens`` holds ids. If the job asked for log-probabilities, ``logprobs`` has one float for
+    each token, and ``top_ids`` and ``top_logprobs`` are flat, with k entries for each token,
+    likeliest first. Otherwise all three are empty. A row with fewer than k candidates is filled up
+    with ``NO_TOKEN``.
     """
 
     job: int
@@ -98,9 +103,9 @@ class Sampled(msgspec.Struct, frozen=True):
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """What a job's prompt came to, where an engine is told only at the end.
+    """The token counts of a job's prompt, from an engine that learns them after ``Prefilled``.
 
-    Replaces what ``Prefilled`` said; engines that know it by then send none.
+    They replace the counts of ``Prefilled``. Engines that know them by then send no ``Counted``.
     """
 
     job: int
@@ -109,9 +114,9 @@ class Counted(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """Sibling ``seq`` of job ``job`` is over: an end token (``stop``) or its limit (``length``).
+    """Sibling ``seq`` of job ``job`` ended, at an end token (``stop``) or its limit (``length``).
 
-    ``completion_tokens`` counts all it generated, the end token included.
+    ``completion_tokens`` counts all generated tokens, the end token included.
     """
 
     job: int

@@ -1,16 +1,16 @@
-"""What the operator allows of a request; the defaults are the contract's."""
+"""The operator's limits on a request, with their defaults."""
 
 import msgspec
 
 MOST_USER_CHARACTERS = 1024
-"""Of ``user``, which is recorded with every request; not the operator's to change."""
+"""The longest ``user``, which the ledger records. Operators cannot change it."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Upper bounds of request fields, and what stands in where a request is silent.
+    """Upper bounds of request fields, and what holds if a request leaves a field out.
 
-    ``default_max_tokens`` None means "until the context is full". ``require_model`` False lets a
-    request leave ``model`` out, which then means the first model served.
+    ``default_max_tokens`` None means "until the context is full". If ``require_model`` is False, a
+    request without ``model`` means the first served model.
     """
 
     max_logprobs: int = 5

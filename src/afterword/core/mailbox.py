@@ -1,7 +1,7 @@
-"""Between engine and reader: what happened since the reader last looked, merged.
+"""Between engine and reader: the events since the reader last looked, merged.
 
-A reader that lags finds one list, and of each sequence one ``Sampled`` however many tokens it
-made: four bytes a token waiting, twelve and more with log-probabilities. Nothing waits for it.
+A reader that lags finds one list, with one ``Sampled`` for each sequence. A waiting token takes
+four bytes, or twelve and more with log-probabilities. The engine does not wait for the reader.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from afterword.core.job import Event, Sampled
 
 
 class Mailbox:
-    """Events of one generation. Lives on the event loop's thread.
+    """The events of one generation. It lives on the event loop's thread.
 
-    Invariant: ``_last`` holds the pending ``Sampled`` of each sequence that may still grow.
+    Invariant: ``_last`` holds each sequence's pending ``Sampled``, which may still grow.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Mailbox:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def put(self, events: Iterable[Event]) -> None:
-        """Add events in their order; the mailbox owns them, arrays included, from here on."""
+        """Add events in order. From then on the mailbox owns them and their arrays."""
         for event in events:
             if isinstance(event, Sampled):
                 key = (event.job, event.seq)
@@ -44,23 +44,23 @@ class Mailbox:
         self._wake()
 
     def close(self, error: Exception | None = None) -> None:
-        """Nothing more will come; an error is raised once what is pending has been read."""
+        """End the mailbox. After the pending events ``take`` raises the ``error``, if any."""
         if not self._closed:
             self._closed = True
             self._error = error
             self._wake()
 
     async def take(self) -> list[Event]:
-        """All that is pending, as soon as there is something; ``[]`` after the end.
+        """Returns all pending events. Waits for the first; returns ``[]`` after the end.
 
-        Raises the error that ended the generation, if one did.
+        Raises the error that ended the generation, if there was one.
         """
         while not self._pending:
             if self._closed:
                 if self._error is not None:
                     raise self._error
                 return []
-            # Looked up once: asking which loop runs costs a call of the system.
+            # Looked up once, because each lookup costs a system call.
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()
             self._waiter = self._loop.create_future()
@@ -78,7 +78,7 @@ class Mailbox:
 
 
 class MailboxReader:
-    """What generations have in common that read a mailbox: an iterator of lists of events."""
+    """The part that generations with a mailbox share: an iterator of lists of events."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
@@ -88,7 +88,7 @@ class MailboxReader:
         return self
 
     async def __anext__(self) -> list[Event]:
-        """All that happened since the last call."""
+        """Returns all events since the last call."""
         events = await self._mailbox.take()
         if not events:
             raise StopAsyncIteration

@@ -12,7 +12,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def parse_span(text: str, *, param: str) -> float:
-    """Seconds of ``90d``, ``12h``, ``30m``. Raises ``InvalidRequest``."""
+    """Returns the seconds of ``90d``, ``12h`` or ``30m``. Raises ``InvalidRequest``."""
     found = _SPAN.fullmatch(text)
     if found is None:
         raise InvalidRequest(
@@ -23,9 +23,9 @@ def parse_span(text: str, *, param: str) -> float:
 
 
 def parse_moment(text: str, *, now_s: float, param: str) -> float:
-    """Unix seconds of a date or time (UTC unless it says otherwise), or of a span ago.
+    """Returns the Unix seconds of a date or time, or of a span before ``now_s``.
 
-    Raises ``InvalidRequest``.
+    A time without a zone is in UTC. Raises ``InvalidRequest``.
     """
     if _SPAN.fullmatch(text):
         return now_s - parse_span(text, param=param)
@@ -39,5 +39,5 @@ def parse_moment(text: str, *, now_s: float, param: str) -> float:
 
 
 def iso(moment_s: float) -> str:
-    """A moment as 2026-11-25T14:00:00Z."""
+    """Returns a moment as 2026-11-25T14:00:00Z."""
     return datetime.fromtimestamp(moment_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

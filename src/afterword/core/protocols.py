@@ -1,4 +1,4 @@
-"""The seams: what the layers expect of an engine, its tokenizer, a generation and a ledger."""
+"""The seams: what the layers expect of an engine, its tokenizer and a generation."""
 
 from __future__ import annotations
 
@@ -8,19 +8,6 @@ from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
-from afterword.core.account import (
-    Ask,
-    KeyTerms,
-    KeyView,
-    NewKey,
-    Principal,
-    Rates,
-    Spent,
-    UsageBy,
-    UsageQuery,
-    UsageRecord,
-    UsageSum,
-)
 from afterword.core.job import Event, Job
 
 
@@ -28,8 +15,8 @@ class InfillTokens(msgspec.Struct, frozen=True, kw_only=True):
     """The fill-in-the-middle tokens of a vocabulary and the order its family was trained on.
 
     ``psm``: prefix id, prefix, suffix id, suffix, middle id. ``spm``: suffix id, suffix,
-    prefix id, prefix, middle id. Some families do without the middle id. ``end_ids`` are tokens
-    that end a middle besides the vocabulary's own end tokens (padding, file separators).
+    prefix id, prefix, middle id. Some families have no middle id. ``end_ids`` end a middle, as the
+    vocabulary's end tokens do (padding, file separators).
     """
 
     prefix_id: int
@@ -44,7 +31,7 @@ class Tokenizer(Protocol):
 
     @property
     def pieces(self) -> Sequence[bytes]:
-        """The bytes of every token by id; special tokens are spelled by their name."""
+        """The bytes of every token, by id. Those of a special token are its name."""
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -52,15 +39,15 @@ class Tokenizer(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Control tokens: those that no plain text gives."""
+        """The control tokens. Plain text never becomes one."""
 
     @property
     def bos_id(self) -> int | None:
-        """The id put before text, if the model wants one put there (R2), else None."""
+        """The id that the model wants before text (R2), or None."""
 
     @property
     def document_start_id(self) -> int:
-        """What an empty prompt means (R2)."""
+        """The id that an empty prompt means (R2)."""
 
     @property
     def roles(self) -> Mapping[str, int]:
@@ -68,62 +55,63 @@ class Tokenizer(Protocol):
 
     @property
     def chat_template(self) -> str | None:
-        """The model's chat template, for those who format chats themselves."""
+        """The model's chat template, for clients that format chats themselves."""
 
     @property
     def infill(self) -> InfillTokens | None:
-        """The fill-in-the-middle tokens, or None where the vocabulary has none."""
+        """The fill-in-the-middle tokens, or None if the vocabulary has none."""
 
     @property
     def space_after(self) -> frozenset[int] | None:
-        """Where the vocabulary puts a space in front of text that has none (L8).
+        """Where the vocabulary puts a space before text that has none (L8).
 
-        None: nowhere. Otherwise at the start of a text and after these tokens.
+        None means nowhere. Otherwise it is at the start of a text and after these tokens.
         """
 
     @property
     def max_piece_bytes(self) -> int:
-        """The most bytes of text that one id can stand for."""
+        """The largest number of bytes of text that one id can stand for."""
 
     def encode(
         self, text: str, *, parse_special: bool = True, continues: bool = False
     ) -> list[int]:
-        """Tokenise text, without any BOS; names of special tokens are parsed on request.
+        """Returns the ids of a text, without a BOS. ``parse_special`` parses special tokens' names.
 
-        Text that ``continues`` other text gets no space in front, where the tokenizer can do so.
-        May take milliseconds for long text and releases the GIL meanwhile. Raises
-        ``UnspellableText``, and ``EngineUnavailable`` where the vocabulary is gone.
+        Text that ``continues`` other text gets no space in front, if the tokenizer can do so.
+        Long text may take milliseconds; the GIL is released meanwhile. Raises
+        ``UnspellableText``, and ``EngineUnavailable`` if the vocabulary is gone.
         """
 
     async def prepare(self, texts: Iterable[tuple[str, bool]]) -> Tokenizer:
         """Returns a tokenizer that can ``encode`` these texts, each with its ``parse_special``.
 
-        It is the tokenizer itself if ``encode`` needs no answer of anybody else. Raises
-        ``ApiError`` if such an answer cannot be had.
+        A tokenizer that needs nothing from elsewhere returns itself. Others raise ``ApiError`` if
+        they cannot get what they need.
         """
 
 
 PrefixSharing: TypeAlias = Literal["cells", "checkpoints", "none"]
-"""How what was computed of one prompt serves another that begins with the same tokens.
+"""How a prompt reuses what was computed for another prompt with the same first tokens.
 
-``cells``: any number of tokens. ``checkpoints``: where a whole state was kept, since recurrent
-state cannot be cut. ``none``: not at all, because it was found to change answers.
+``cells``: any number of tokens. ``checkpoints``: up to a point where the whole state was kept,
+because recurrent state cannot be cut. ``none``: not at all, because reuse was found to change
+answers.
 """
 
 
 Feature: TypeAlias = Literal["token_ids"]
-"""What an engine may be unable to take: prompts, biases and tokenising by token ids."""
+"""What an engine may be unable to take: token ids, in prompts, biases and tokenising."""
 
 
 class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine says of itself.
+    """An engine's description.
 
     ``context_tokens`` is the most that prompt and completion may be together. ``fingerprint``
-    is ``fp_`` and ten hex digits and changes with anything that may change an answer (D3).
-    ``batch_invariant``: answers were found not to depend on what else is computed (D1).
-    ``prefix_sharing`` is None if it is not known. ``unsupported`` gives the reason for each feature
-    that the engine cannot honour; clients are told.
-    ``details`` is shown to people as it is: file name, format, slots, threads.
+    is ``fp_`` and ten hex digits, and changes with anything that may change an answer (D3).
+    ``batch_invariant``: a check found that answers do not depend on the rest of the batch (D1).
+    ``prefix_sharing`` is None if it is unknown. ``unsupported`` has the reason for each feature
+    that the engine cannot honour; clients see it. ``details`` are shown to people unchanged: file
+    name, format, slots, threads.
     """
 
     context_tokens: int
@@ -135,11 +123,11 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Gauges and counters of an engine at one moment; counters only grow.
+    """Gauges and counters of an engine at one moment. Counters only grow.
 
-    ``batch_sizes[i]`` counts steps that computed at most 2**i sequences together and more than
-    half as many, its last entry those of more; ``batched_sequences`` sums them. Both are empty
-    if the engine does not know its batches.
+    ``batch_sizes[i]`` counts the steps with at most 2**i and more than 2**(i - 1) sequences; its
+    last entry counts all larger steps. ``batched_sequences`` sums the sequences of all steps. They
+    are empty and 0 if the engine does not know its batches.
     """
 
     running_sequences: int = 0
@@ -169,39 +157,39 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 class Generation(AbstractAsyncContextManager["Generation", None], Protocol):
     """The running jobs of one request: an async iterator of lists of events.
 
-    An iteration gives all that happened since the last one, merged: a reader that lags finds
-    one list, not a queue. It ends after the last ``Ended`` of the last job, and raises
-    ``EngineFailed`` where a computation failed. Entering the context waits until whoever
-    computes has taken the jobs, and raises ``ApiError`` where nobody does (the status line is
-    not sent yet). Leaving it aborts what still runs; its slots are free at the next step.
+    An iteration gives all events since the last one, merged: a reader that lags finds one list,
+    not a queue. It ends after the last ``Ended`` of the last job, and raises ``EngineFailed`` if a
+    computation failed. Entering the context waits until the jobs are taken, and raises
+    ``ApiError`` if they are not (the status line is not sent yet). Leaving the context aborts what
+    still runs; its slots are free at the next step.
     """
 
     def __aiter__(self) -> AsyncIterator[list[Event]]: ...
 
     async def __anext__(self) -> list[Event]:
-        """All that happened since the last call; waits until there is something."""
+        """Returns all events since the last call. Waits for the first."""
 
     def abort(self, job: int, seq: int) -> None:
-        """Stop one sibling at the next step; it sends no ``Ended``. Idempotent."""
+        """Stop one sibling at the next step. It sends no ``Ended``. Idempotent."""
 
 
 class Engine(Protocol):
-    """Something that makes tokens."""
+    """Makes tokens for jobs."""
 
     @property
     def card(self) -> EngineCard:
-        """What the engine says of itself; fixed for its life."""
+        """The engine's description. It does not change."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The vocabulary of its model."""
+        """The tokenizer of the engine's model."""
 
     def open(self, jobs: Sequence[Job]) -> Generation:
-        """Admit the jobs of one request, all or none; nothing is computed before admission.
+        """Admit the jobs of one request, all or none. Nothing is computed before admission.
 
-        Events name a job by its index here. Raises ``EngineOverloaded`` where the waiting line
-        is full, ``EngineUnavailable`` where the engine is dead or closing, ``InvalidRequest``
-        where a job asks for what the engine cannot give.
+        Events name a job by its index in ``jobs``. Raises ``EngineOverloaded`` if the waiting line
+        is full, ``EngineUnavailable`` if the engine is dead or closing, and ``InvalidRequest`` if
+        a job asks for what the engine cannot give.
         """
 
     def healthy(self) -> bool:
@@ -211,83 +199,4 @@ class Engine(Protocol):
         """Gauges and counters at this moment."""
 
     async def aclose(self) -> None:
-        """Abort what runs, free everything. Idempotent."""
-
-
-class Reservation(Protocol):
-    """The worst case of one request, taken out of what its key may spend."""
-
-    @property
-    def rates(self) -> Rates:
-        """How the key's limits stood with this request admitted."""
-
-    async def settle(self, spent: Spent) -> None:
-        """Keep what the request came to, and give back the rest.
-
-        When it returns, the record outlives this process. It may be cancelled: what it began is
-        then finished all the same. A reservation is settled or released, once.
-        """
-
-    def release(self) -> None:
-        """Give back everything: the request was not admitted and leaves no record."""
-
-
-class LedgerFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Gauges and counters of a ledger at one moment; counters only grow."""
-
-    reachable: bool = True
-    unsettled: int = 0
-    unfolded: int = 0
-    journal_bytes: int = 0
-    folded: int = 0
-    refused_keys: int = 0
-
-
-class Ledger(Protocol):
-    """Who may spend how much, and what was spent."""
-
-    async def authenticate(self, secret: str | None, source: str) -> Principal:
-        """Whose key this is; ``source`` is where it came from, so that guessing can be slowed.
-
-        None gives ``NOBODY`` where no key is needed. Raises ``AuthenticationFailed``.
-        """
-
-    async def reserve(self, principal: Principal, ask: Ask) -> Reservation:
-        """Take the worst case of a request out of what its key may spend.
-
-        Raises ``RateLimited``, ``QuotaExceeded`` and ``LedgerUnavailable``.
-        """
-
-    def ready(self) -> bool:
-        """Whether requests can be admitted and recorded."""
-
-    def figures(self) -> LedgerFigures:
-        """Gauges and counters at this moment."""
-
-
-class Books(Protocol):
-    """The ledger as operators use it. Raises ``LedgerUnavailable`` where it cannot be reached."""
-
-    def now(self) -> float:
-        """Unix seconds by the ledger's clock."""
-
-    async def create_key(self, terms: KeyTerms) -> NewKey:
-        """Make a key. ``InvalidRequest`` for a name that is taken."""
-
-    async def keys(self) -> list[KeyView]:
-        """Every key, revoked ones included, in the order of their making."""
-
-    async def key(self, key: str) -> KeyView:
-        """One key by id or name. ``InvalidRequest`` where there is none."""
-
-    async def rotate_key(self, key: str, overlap_s: float) -> NewKey:
-        """A new secret for a key; the old ones go on for ``overlap_s`` seconds."""
-
-    async def revoke_key(self, key: str) -> KeyView:
-        """End a key, within a second on every server that shares the ledger. Idempotent."""
-
-    async def usage(self, by: UsageBy, query: UsageQuery) -> list[UsageSum]:
-        """Sums of the records meant, largest first, days in order."""
-
-    async def requests(self, query: UsageQuery, *, after: str, most: int) -> list[UsageRecord]:
-        """At most ``most`` records in the order of their ids, from the one after ``after`` on."""
+        """Abort what runs and free everything. Idempotent."""

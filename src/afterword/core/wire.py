@@ -53,7 +53,7 @@ class Completion(msgspec.Struct, frozen=True, tag_field="object", tag="text_comp
 
 
 class Chunk(msgspec.Struct, frozen=True, tag_field="object", tag="text_completion"):
-    """One event of a stream; ``usage`` is absent unless ``include_usage`` was asked (S5)."""
+    """One event of a stream. ``usage`` is absent without ``include_usage`` (S5)."""
 
     id: str
     created: int
@@ -65,7 +65,7 @@ class Chunk(msgspec.Struct, frozen=True, tag_field="object", tag="text_completio
 
 
 class Vocabulary(msgspec.Struct, frozen=True):
-    """A whole vocabulary, for a server that stands in front of this one; pieces in base64."""
+    """A whole vocabulary, for a server in front of this one. Pieces are base64 in JSON."""
 
     pieces: list[bytes]
     special_ids: list[int]
@@ -78,7 +78,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """The inside of an error envelope, all four keys always there (H1)."""
+    """The inside of an error envelope. All four keys are always there (H1)."""
 
     message: str
     type: str
@@ -87,13 +87,13 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 class ErrorEnvelope(msgspec.Struct, frozen=True):
-    """What every error answer is (H1)."""
+    """The body of every error answer (H1)."""
 
     error: ErrorBody
 
 
 class Model(msgspec.Struct, frozen=True, tag_field="object", tag="model"):
-    """A served model; ``afterword`` holds what OpenAI's shape has no place for."""
+    """A served model. ``afterword`` has what OpenAI's shape has no place for."""
 
     id: str
     created: int
@@ -102,6 +102,6 @@ class Model(msgspec.Struct, frozen=True, tag_field="object", tag="model"):
 
 
 class ModelList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
-    """All models served."""
+    """All served models."""
 
     data: list[Model]

@@ -1,1 +1,1 @@
-"""How tokens are made: engines, and what they are built from."""
+"""Engines that generate tokens, and their parts."""

@@ -1,7 +1,7 @@
-"""One row of logits in, one token or its log-probabilities out; exact, in numpy.
+"""Samples tokens from rows of logits and computes log-probabilities; exact, in numpy.
 
-Rows are worked on one at a time in buffers that stay in the cache: what is done to a row cannot
-depend on the rows beside it, bit for bit (D1), and a row pays only for what was asked of it.
+The sampler works on one row at a time, in buffers that stay in the processor's cache. So a result
+cannot depend on other rows, bit for bit (D1), and a row costs only what its parameters need.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ Row = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 _BLOCK = 256
-"""Width of the blocks whose maxima and sums stand in for a sort of the whole row."""
+"""Width of the blocks whose maxima and sums replace a sort of the whole row."""
 _FLOORS = tuple(np.float32(2.0**-power) for power in (10, 15, 20))
-"""Nucleus search looks at tokens this likely against the likeliest one in turn, then at all."""
+"""Smallest weights, relative to the likeliest token, that nucleus search tries in turn."""
 _FEW = 2048
-"""So many are sorted; more are counted into bins first."""
+"""Up to this many weights are sorted directly; more are counted into bins first."""
 _CHUNK = 8192
-"""Weights counted into bins at once: what numpy makes of them on the way stays in the cache."""
+"""Weights counted into bins at once, so that numpy's temporary arrays stay in the cache."""
 _SHIFT = 16
-"""Bits of a float32 that do not tell its bin: 128 bins for each power of two."""
+"""Low bits of a float32 that its bin ignores: 128 bins for each power of two."""
 _TOP_BIN = int(np.float32(1).view(np.int32)) >> _SHIFT
 _LEAST_BIN = int(np.float32(2.0**-20).view(np.int32)) >> _SHIFT
 
 
 class RowError(ArithmeticError):
-    """A row of logits that gives no token."""
+    """No token can be sampled from a row of logits."""
 
 
 class NothingToDrawError(RowError):
-    """Bias and bans left no token."""
+    """Bias and bans leave no token."""
 
 
 class NoNumbersError(RowError):
-    """The model gave NaN or infinity, or ruled out every token."""
+    """The row has NaN or plus infinity, or minus infinity for every token."""
 
 
 class Bias(msgspec.Struct, frozen=True):
-    """``logit_bias`` split by meaning: what is added, what is banned, what is forced."""
+    """``logit_bias`` by meaning: ``values`` to add at ``ids``, ``banned`` and ``forced`` ids."""
 
     ids: Ids
     values: Row
@@ -55,7 +55,7 @@ class Bias(msgspec.Struct, frozen=True):
 
     @staticmethod
     def of(logit_bias: tuple[tuple[int, float], ...]) -> Bias | None:
-        """None where there is nothing to do; -100 bans and 100 forces (R14)."""
+        """Returns the bias of (id, value) pairs; None if empty. -100 bans and 100 forces (R14)."""
         if not logit_bias:
             return None
         added = [(i, v) for i, v in logit_bias if -100 < v < 100]
@@ -68,30 +68,30 @@ class Bias(msgspec.Struct, frozen=True):
 
 
 class Exponentials(Protocol):
-    """Exponentials of a row; a model's library may have a quicker way than numpy."""
+    """Computes exponentials of a row; a model's library may be faster than numpy."""
 
     def __call__(self, row: Row, largest: float, out: Row) -> float:
-        """Put ``exp(row - largest)`` into ``out``, which may be ``row``; gives their sum.
+        """Write ``exp(row - largest)`` into ``out``, which may be ``row``. Returns their sum.
 
-        Minus infinity gives 0. What is done to an entry does not depend on the others.
+        Minus infinity gives 0. The result of an entry does not depend on the other entries.
         """
 
 
 def exponentials(row: Row, largest: float, out: Row) -> float:
-    """See ``Exponentials``."""
+    """Implements ``Exponentials`` in numpy."""
     np.subtract(row, np.float32(largest), out=out)
     np.exp(out, out=out)
     return float(out.sum())
 
 
 class Sampler:
-    """Buffers for rows of ``vocabulary`` float32 logits. Not thread-safe: one engine owns it."""
+    """Samples from rows [vocabulary] of float32 logits. Not thread-safe: one engine owns it."""
 
     def __init__(self, vocabulary: int, exponentials: Exponentials = exponentials) -> None:
         self._vocabulary = vocabulary
         self._exponentials = exponentials
         self._blocks = -(-vocabulary // _BLOCK)
-        # The tails beyond the vocabulary stay as they are set here.
+        # The padding beyond the vocabulary keeps these values.
         self._probabilities = np.zeros(self._blocks * _BLOCK, np.float32)
         self._padded = np.full(self._blocks * _BLOCK, -np.inf, np.float32)
         self._logits = np.empty(vocabulary, np.float32)
@@ -106,22 +106,22 @@ class Sampler:
         counts: Mapping[int, int] | None = None,
         banned: Ids | None = None,
     ) -> int:
-        """The token that ``params`` and the ``uniform`` number in [0, 1) choose from ``row``.
+        """Returns the token that ``params`` and ``uniform``, a number in [0, 1), choose.
 
-        ``row`` is not changed. ``counts`` holds how often each token was generated in this
-        choice, for the penalties; ``banned`` ids cannot be drawn whatever the bias says.
-        Raises ``NothingToDrawError`` where no token is left, and ``NoNumbersError`` where the
-        model gave none.
+        ``row`` [vocabulary] is not changed. ``counts`` maps each token to how often this choice
+        generated it, for the penalties; ``banned`` ids are never drawn, whatever the bias says.
+        Raises ``NothingToDrawError`` if no token is left, and ``NoNumbersError`` if the row has
+        no finite largest logit.
         """
         wrong: type[RowError] = NoNumbersError
         if bias is not None or banned is not None or counts:
-            # What is banned or forced would hide it.
+            # Bans and forced tokens would hide a broken row, so it is checked before.
             if not math.isfinite(row.max()):
                 raise NoNumbersError
             wrong = NothingToDrawError
             row = self._adjusted(row, params, bias, counts, banned)
         if params.temperature == 0 or params.top_p == 0 or params.top_k == 1:
-            # NaN is the largest to numpy, here and below.
+            # numpy treats NaN as the largest value, here and below.
             token = int(row.argmax())
             if not math.isfinite(row[token]):
                 raise wrong
@@ -132,10 +132,10 @@ class Sampler:
         return self._draw_random(row, largest, params, uniform)
 
     def normaliser(self, row: Row, top: Ids | None = None) -> float:
-        """log(sum(exp(row))), so that ``row[t] - normaliser`` is the log-probability of t.
+        """Returns log(sum(exp(row))): ``row[t] - normaliser`` is the log-probability of token t.
 
-        ``top`` are ids that the row has its highest logit first of, if they are known.
-        Raises ``NoNumbersError``.
+        ``top`` may pass ids whose first one has the highest logit, if known.
+        Raises ``NoNumbersError`` if the row has NaN or no finite largest logit.
         """
         largest = float(row[top[0]] if top is not None and len(top) else row.max())
         if not math.isfinite(largest):
@@ -147,7 +147,7 @@ class Sampler:
         return largest + math.log(total)
 
     def top(self, row: Row, k: int) -> Ids:
-        """The ids of the k highest logits, highest first, the lowest id first on a tie."""
+        """Returns the ids [k] of the highest logits, highest first, lowest id first on a tie."""
         if k <= 0:
             return np.empty(0, np.int64)
         if k == 1:
@@ -157,7 +157,10 @@ class Sampler:
         return candidates[order[:k]]
 
     def _at_least_kth(self, row: Row, k: int) -> Ids:
-        """Ids whose logit reaches the k-th highest block maximum: the k highest are among them."""
+        """Returns ids whose logit reaches the k-th highest block maximum.
+
+        The k highest logits are among them.
+        """
         if k >= self._blocks:
             return np.arange(self._vocabulary)
         self._padded[: self._vocabulary] = row
@@ -203,7 +206,7 @@ class Sampler:
             self._exponentials(row, largest, weights)
         else:
             np.subtract(row, np.float32(largest), out=weights)
-            # A temperature near zero overflows to -inf, which is its meaning.
+            # A temperature near zero overflows to -inf, which is the intended limit.
             with np.errstate(over="ignore"):
                 np.divide(weights, np.float32(max(params.temperature, 1e-30)), out=weights)
             self._exponentials(weights, 0.0, weights)
@@ -215,7 +218,7 @@ class Sampler:
         return int(kept[min(at, len(kept) - 1)])
 
     def _draw_from_all(self, uniform: float) -> int:
-        """Inverse of the cumulative distribution, first over blocks and then inside one."""
+        """Invert the cumulative distribution, first over blocks and then inside one."""
         blocks = self._probabilities.reshape(-1, _BLOCK)
         cumulative = blocks.sum(axis=1).cumsum(dtype=np.float64)
         target = uniform * cumulative[-1]
@@ -224,14 +227,14 @@ class Sampler:
         inside = blocks[block].cumsum(dtype=np.float64)
         at = int(np.searchsorted(inside, target - before, side="right"))
         if at == _BLOCK or not blocks[block][at]:
-            # Rounding of the block's sum put the target past its last token that has a weight.
+            # Rounding of the block's sum put the target past the last token with a weight.
             at = int(np.flatnonzero(blocks[block])[-1])
         return block * _BLOCK + at
 
     def _kept(self, row: Row, weights: Row, params: SamplingParams) -> Ids | None:
-        """Ids that survive top_k, top_p and min_p, in ascending order; at least one.
+        """Returns the ids that survive top_k, top_p and min_p, ascending; at least one.
 
-        None where they are many: then the weights of the others have become zero.
+        Returns None if they are many; the weights of all other ids are set to zero then.
         """
         ids: Ids | None = None
         if 0 < params.top_k < self._vocabulary:
@@ -239,7 +242,7 @@ class Sampler:
         if params.top_p < 1:
             ids = self._nucleus(weights, ids, params.top_p)
         if params.min_p > 0:
-            # The likeliest token has weight 1 and survives everything before.
+            # The likeliest token has weight 1, so it survives all filters.
             likely = weights >= np.float32(params.min_p)
             if ids is None:
                 np.multiply(weights, likely, out=weights)
@@ -248,9 +251,9 @@ class Sampler:
         return None if ids is None else ids[weights[ids] > 0]
 
     def _nucleus(self, weights: Row, ids: Ids | None, top_p: float) -> Ids | None:
-        """The fewest likeliest ids whose mass reaches ``top_p`` of that of ``ids`` (None: all).
+        """Returns the fewest likeliest ids whose mass reaches ``top_p`` of the mass of ``ids``.
 
-        None where they are many, as in ``_kept``.
+        ``ids`` is None for all ids. Returns None if they are many, as ``_kept`` does.
         """
         if ids is not None:
             held = weights[ids]
@@ -270,9 +273,9 @@ class Sampler:
 
 
 def _fewest(weights: Row, goal: float) -> npt.NDArray[np.bool_]:
-    """Marks the fewest highest weights whose sum reaches ``goal``; on a tie the first ones.
+    """Returns a mask of the fewest highest weights whose sum reaches ``goal``.
 
-    ``weights`` are from 0 to 1.
+    On a tie the first ones are taken. ``weights`` are from 0 to 1.
     """
     if len(weights) <= _FEW:
         edge, before = np.arange(len(weights)), 0.0
@@ -290,9 +293,9 @@ def _fewest(weights: Row, goal: float) -> npt.NDArray[np.bool_]:
 
 
 def _edge(weights: Row, goal: float) -> tuple[Ids, float]:
-    """Weights so near to each other that ``goal`` is reached among them, and the sum above them.
+    """Returns the indices of the bin in which the sum reaches ``goal``, and the sum above it.
 
-    The bits of floats that are not negative are in the order of the floats.
+    Bins are made of the high bits of the floats; nonnegative floats sort as their bits do.
     """
     bins = weights.view(np.int32) >> _SHIFT
     np.maximum(bins, _LEAST_BIN, out=bins)

@@ -1,7 +1,7 @@
-"""An exact tiny language model: instant, deterministic, and wrong as soon as its KV is.
+"""An exact toy language model: fast, deterministic, and wrong as soon as its KV is wrong.
 
-A row of logits is a hash of every token before it, read from the cells that the KV instructions
-left in a slot. A scheduler that forks, trims or places a token wrongly changes the answer.
+A row of logits is a hash of all tokens before it, read from the cells that the KV instructions
+left in a slot. So a scheduler that forks, trims or places a token wrongly changes the answer.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _SPECIAL = (
 )  # fmt: skip
 
 _SCORE_BUDGET_BYTES = 8 * 1024
-"""Little, so that scores have to go as they do in a server that runs for days."""
+"""Small, so that scores are evicted as in a server that runs for days."""
 
 
 class ToyTokenizer:
-    """All 256 bytes, some words and broken characters, and special tokens; longest match."""
+    """Tokens for all 256 bytes, words, broken characters and special tokens; longest match."""
 
     def __init__(self, *, adds_bos: bool = False, infill: bool = True) -> None:
         words = [word.encode() for word in _WORDS]
@@ -75,8 +75,8 @@ class ToyTokenizer:
                 end_ids=(self._special["<|fim_pad|>"],),
             )
 
-    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> ToyTokenizer:  # noqa: ARG002 - nobody is asked
-        """The tokenizer itself: it is all here."""
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> ToyTokenizer:  # noqa: ARG002 - the protocol
+        """Returns itself, because tokenisation needs no other server."""
         return self
 
     def encode(
@@ -86,7 +86,7 @@ class ToyTokenizer:
         parse_special: bool = True,
         continues: bool = False,  # noqa: ARG002 - it never adds a space
     ) -> list[int]:
-        """Longest match from the left; names of special tokens are parsed on request."""
+        """Returns ids by longest match from the left; special names are parsed on request."""
         ids: list[int] = []
         raw = codecs.encode(text, "utf-8")
         tables = [self._plain]
@@ -107,13 +107,13 @@ class ToyTokenizer:
 class ToyRunner:
     """A ``ModelRunner`` whose memory is lists of tokens and whose rows are hashes of them.
 
-    ``before_decode`` is called with each batch, so that tests can look, wait or raise.
+    ``before_decode`` is called with each batch, so that tests can inspect it, wait or raise.
     """
 
     least_shared_tokens = 1
     exponentials = staticmethod(exponentials)
 
-    def __init__(  # noqa: PLR0913 - what a runner may be like, each by its name
+    def __init__(  # noqa: PLR0913 - the properties of a runner, each by its name
         self,
         vocabulary: int,
         *,
@@ -141,7 +141,7 @@ class ToyRunner:
         self._tilt[list(end_ids)] = -2.0
 
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
-        """Copy and cut lists; only what the kind of sharing allows."""
+        """Copy and cut lists. Raises ``AssertionError`` if the kind of sharing forbids it."""
         for instruction in instructions:
             if not self._allows(instruction):
                 raise AssertionError(f"cannot {instruction}")
@@ -177,11 +177,11 @@ class ToyRunner:
                 return True
 
     def checkpoint_bytes(self, tokens: int) -> int:
-        """A hundred bytes, and one a token."""
+        """Returns 100 bytes and one for each token."""
         return 100 + tokens
 
     def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """Append the batch's tokens to their slots; rows of those wanted."""
+        """Append the batch's tokens to their slots. Returns the wanted rows."""
         if self._before_decode is not None:
             self._before_decode(batch)
         rows = []
@@ -197,20 +197,20 @@ class ToyRunner:
         return np.array(rows, np.float32).reshape(-1, self.vocabulary)
 
     def row(self, history: int) -> npt.NDArray[np.float32]:
-        """Logits after a history: a few likely tokens, many unlikely ones, some ties."""
+        """Returns logits after a history: a few likely tokens, many unlikely ones, some ties."""
         mixed = (self._spread ^ np.uint64(history)) * np.uint64(0xBF58476D1CE4E5B9)
         unit = ((mixed >> np.uint64(40)) % np.uint64(4096)).astype(np.float32) / np.float32(4096)
         row: npt.NDArray[np.float32] = np.float32(14) * unit**4 - np.float32(6) + self._tilt
         return row
 
     def close(self) -> None:
-        """Forget everything."""
+        """Clear all cells."""
         self.closed = True
         for cells in (*self._cells, *self._hashes):
             cells.clear()
 
 
-def toy_engine(  # noqa: PLR0913 - one argument for each thing that a test may want different
+def toy_engine(  # noqa: PLR0913 - one argument for each property that a test may change
     *,
     slots: int = 4,
     context_tokens: int = 256,
@@ -221,7 +221,7 @@ def toy_engine(  # noqa: PLR0913 - one argument for each thing that a test may w
     check: bool = True,
     before_decode: Callable[[Batch], None] | None = None,
 ) -> BatchingEngine:
-    """The toy model behind the same scheduler and thread as a real one."""
+    """Returns an engine of the toy model with the scheduler and thread of a real one."""
     tokenizer = ToyTokenizer(adds_bos=adds_bos, infill=infill)
     runner = ToyRunner(
         len(tokenizer.pieces),

@@ -1,1 +1,1 @@
-"""Engines that are other servers: their protocols, their vocabularies, a pool of them."""
+"""Engines in front of other servers (upstreams): transport, dialects, vocabularies, pools."""

@@ -1,4 +1,4 @@
-"""An engine that is other servers: jobs become requests, their streams become events."""
+"""An engine in front of upstreams: jobs become requests, and their streams become events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _RETRY_AFTER_S = 1
 async def open_remote(
     name: str, addresses: Sequence[Address], *, options: PoolOptions, max_waiting: int = 256
 ) -> RemoteEngine:
-    """Ask the upstreams what they are, and stand in front of them. Raises ``ConfigError``."""
+    """Introspect the upstreams and return an engine in front of them.
+
+    Raises ``ConfigError`` if no upstream answers.
+    """
     dialect = DIALECTS[addresses[0].dialect]
     pool = Pool(name, dialect, addresses, options)
     try:
@@ -40,8 +43,8 @@ async def open_remote(
 class RemoteEngine:
     """An ``Engine`` over a pool of upstreams. All methods belong to the event loop's thread.
 
-    ``found`` are the facts of those that answered. At most ``max_waiting`` requests wait for
-    their first token; one more is refused.
+    ``found`` holds the facts of the upstreams that answered, at least one. At most
+    ``max_waiting`` requests wait for their first token; ``open`` refuses further ones.
     """
 
     def __init__(self, pool: Pool, found: Sequence[Facts], *, max_waiting: int) -> None:
@@ -83,7 +86,7 @@ class RemoteEngine:
         return {"token_ids": f"{self.pool.dialect.title} at {origin} has no tokenizer."}
 
     async def _ids_of(self, text: str, parse_special: bool) -> list[int]:
-        """Have a text tokenised; names of special tokens are text where they should be."""
+        """Ask an upstream for the ids of a text; split names of special tokens if they are text."""
         dialect = self.pool.dialect
         whole = parse_special or dialect.takes_names_as_text
         parts = [text] if whole else self._without_names(text)
@@ -97,7 +100,7 @@ class RemoteEngine:
         return ids
 
     def _without_names(self, text: str) -> list[str]:
-        """A text in parts, none of which has the whole name of a special token."""
+        """Split a text so that no part contains the whole name of a special token."""
         pieces = self.tokenizer.pieces
         names = [pieces[i].decode() for i in sorted(self.tokenizer.special_ids)]
         found = [name for name in names if len(name) > 1 and name in text]
@@ -111,12 +114,15 @@ class RemoteEngine:
         return [*parts, text[start:]]
 
     def _against(self, facts: Facts) -> str | None:
-        """Why an upstream cannot stand beside the first one."""
+        """Returns why an upstream cannot serve the same model as the first one, or None."""
         mine = self._facts
         if facts.vocabulary != mine.vocabulary:
-            return "its vocabulary is another one"
+            return "its vocabulary differs from that of the first server"
         if facts.context_tokens < mine.context_tokens:
-            return f"its context of {facts.context_tokens} tokens is shorter"
+            return (
+                f"its context of {facts.context_tokens} tokens is shorter "
+                f"than {mine.context_tokens}"
+            )
         return None
 
     def open(self, jobs: Sequence[Job]) -> RemoteGeneration:
@@ -140,16 +146,16 @@ class RemoteEngine:
         return generation
 
     def _leave(self, generation: RemoteGeneration) -> None:
-        """A generation is over."""
+        """Forget a generation that has ended."""
         self._generations.discard(generation)
         self.pool.drop_drained()
 
     def healthy(self) -> bool:
-        """Whether some upstream answers."""
+        """Returns whether at least one upstream is up."""
         return self.pool.healthy and not self._closed
 
     def stats(self) -> EngineStats:
-        """What goes on now; the upstreams' slots are their own."""
+        """Returns the figures of now. Slots and cells are 0: they belong to the upstreams."""
         begun = [generation for generation in self._generations if generation.begun]
         return EngineStats(
             running_sequences=sum(generation.sequences for generation in begun),
@@ -160,19 +166,22 @@ class RemoteEngine:
         )
 
     def upstream_stats(self) -> Sequence[UpstreamStats]:
-        """Figures of each upstream at this moment."""
+        """Returns the figures of each upstream at this moment."""
         return [upstream.stats() for upstream in self.pool.upstreams]
 
     async def retarget(self, addresses: Sequence[Address]) -> None:
-        """Serve from other addresses of the same dialect from now on; nothing is interrupted."""
+        """Use other addresses of the same dialect from now on; running requests are finished.
+
+        Raises ``ConfigError`` if the dialect differs.
+        """
         if addresses[0].dialect != self.pool.dialect.name:
             raise ConfigError(
-                f"model {self.pool.model}: another dialect needs another start of the server"
+                f"model {self.pool.model}: a change of dialect needs another start of the server"
             )
         await self.pool.retarget(addresses)
 
     async def aclose(self) -> None:
-        """Abort what runs, close connections. Idempotent."""
+        """Abort running generations and close connections. Idempotent."""
         self._closed = True
         for generation in list(self._generations):
             generation.end(EngineUnavailable("The server is shutting down."))

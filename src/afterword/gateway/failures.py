@@ -1,4 +1,4 @@
-"""What can go wrong with an upstream, and what it means for the request and for the upstream."""
+"""Failures of upstreams, named by their consequence for the request and for the upstream."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from afterword.core.errors import ApiError
 
 
 class UpstreamFailure(Exception):
-    """Root. The text is for the log and for clients: it has no key, no prompt and no path."""
+    """Root. The text is for logs and clients: it contains no key, no prompt and no path."""
 
 
 class ConnectFailed(UpstreamFailure):
-    """No connection: the upstream is down."""
+    """The connection failed: the upstream is down."""
 
 
 class StreamBroke(UpstreamFailure):
-    """The upstream fell silent, went away or sent nonsense: it is down until it is probed."""
+    """The upstream fell silent, disconnected or sent nonsense: a probe has to find it up."""
 
 
 class Refused(UpstreamFailure):
-    """The upstream answered with an error that another upstream need not give: 5xx, 401, 404."""
+    """The upstream answered with an error that another upstream may not give: 5xx, 401, 404."""
 
 
 class Overloaded(UpstreamFailure):
-    """The upstream is healthy and full (429, 503): it wants to be left alone for ``rest_s``."""
+    """The upstream is healthy but full (429, 503) and takes no request for ``rest_s`` seconds."""
 
     def __init__(self, status: int, *, rest_s: float) -> None:
         super().__init__(f"it is full ({status})")
@@ -31,7 +31,7 @@ class Overloaded(UpstreamFailure):
 
 
 class ClientsFault(UpstreamFailure):
-    """The upstream refused the request itself (400): no other upstream would take it."""
+    """The upstream refused the request itself (400): every other upstream would refuse it too."""
 
     def __init__(self, error: ApiError) -> None:
         super().__init__(error.message)

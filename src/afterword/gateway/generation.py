@@ -1,4 +1,4 @@
-"""One request of a client at its upstreams: attempts, another try, and what they give, merged."""
+"""One request of a client at its upstreams: attempts, one retry, and their events, merged."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from afterword.gateway.pool.upstream import Upstream
 _encode = msgspec.json.Encoder().encode
 
 _MOST_TOGETHER = 64
-"""How many requests to upstreams one request of a client makes at a time."""
+"""The most requests to upstreams that one request of a client has in flight."""
 _MOST_TRIES = 2
 
 
 class Counts:
-    """What went through, for the metrics."""
+    """Tokens of all generations of an engine, for the metrics."""
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
@@ -38,7 +38,7 @@ class Counts:
 class RemoteGeneration(MailboxReader):
     """The running jobs of one request; see ``core.protocols.Generation``.
 
-    ``leave`` is called when it is over.
+    ``leave`` is called once, when the generation has ended.
     """
 
     def __init__(
@@ -65,11 +65,14 @@ class RemoteGeneration(MailboxReader):
 
     @property
     def sequences(self) -> int:
-        """How many sequences the jobs have."""
+        """The number of sequences of all jobs."""
         return sum(job.n for job in self._jobs)
 
     async def __aenter__(self) -> Self:
-        """Send the requests; returns when upstreams have taken those that go first."""
+        """Send the requests. Returns when upstreams have accepted the first ones.
+
+        Raises ``ApiError`` if an upstream refuses a request or no upstream can be reached.
+        """
         loop = asyncio.get_running_loop()
         together = asyncio.Semaphore(_MOST_TOGETHER)
         groups = self._pool.dialect.groups
@@ -91,24 +94,24 @@ class RemoteGeneration(MailboxReader):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Abort what still runs."""
+        """Abort the requests that still run."""
         await self._stop()
 
     def abort(self, job: int, seq: int) -> None:
-        """Stop one sibling. Where others share its request, only its tokens are dropped."""
+        """Stop one sibling. If others share its request, the request goes on without its tokens."""
         self._unwanted.add((job, seq))
         attempt = self._attempts.get((job, seq))
         if attempt is not None:
             attempt.close(seq)
 
     def end(self, error: Exception) -> None:
-        """Nothing more comes but the error."""
+        """End every attempt; the reader gets ``error`` after the events that came before."""
         self._mailbox.close(error)
         for attempt in dict.fromkeys(self._attempts.values()):
             attempt.abort()
 
     async def _stop(self) -> None:
-        # Upstreams are left at once, not when the tasks get their turn.
+        # Connections close now, not when the cancelled tasks run next.
         for attempt in dict.fromkeys(self._attempts.values()):
             attempt.abort()
         for task in self._tasks:
@@ -119,11 +122,11 @@ class RemoteGeneration(MailboxReader):
     async def _run(
         self, index: int, job: Job, seqs: Sequence[int], together: asyncio.Semaphore
     ) -> None:
-        """Have some siblings of a job made."""
+        """Run one request for some siblings of a job, from its turn to its last event."""
         try:
             async with together:
                 await self._make(index, job, seqs)
-        except Exception as error:  # noqa: BLE001 - whoever reads the generation gets it
+        except Exception as error:  # noqa: BLE001 - raised to the reader
             if self._admission.done():
                 self.end(error)
             else:
@@ -135,7 +138,7 @@ class RemoteGeneration(MailboxReader):
                 self._mailbox.close()
 
     def _taken(self, index: int, seqs: Sequence[int]) -> None:
-        """An upstream works on some siblings."""
+        """Note that an upstream has accepted the request for some siblings."""
         self._untaken.discard((index, seqs[0]))
         if not self._untaken and not self._admission.done():
             self._admission.set_result(None)
@@ -171,7 +174,7 @@ class RemoteGeneration(MailboxReader):
         raise nobody_left(broke=broke) from last
 
     async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
-        """One attempt at one upstream. Raises ``UpstreamFailure`` only if it produced nothing."""
+        """Make one attempt. Raises ``UpstreamFailure`` only if it has produced no event."""
         pool = self._pool
         load = pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
 
@@ -223,7 +226,7 @@ class RemoteGeneration(MailboxReader):
         return attempt
 
     def _emit(self, events: list[Event]) -> None:
-        """Pass events on. Requests for siblings of one job say all that its prompt is computed."""
+        """Pass events on. All requests of a job report its prompt; the first report counts."""
         self.begun = True
         counts = self._counts
         news: list[Event] = []
@@ -236,7 +239,7 @@ class RemoteGeneration(MailboxReader):
         self._mailbox.put(news)
 
     def _is_first(self, event: Prefilled | Counted) -> bool:
-        """Whether an event of a job as a whole is the first of its kind."""
+        """Whether an event about a whole job is the first of its kind; adds up its tokens."""
         seen = self._prefilled if isinstance(event, Prefilled) else self._counted
         if event.job in seen:
             return False
@@ -248,7 +251,7 @@ class RemoteGeneration(MailboxReader):
 
 
 def nobody_left(*, broke: bool) -> ApiError:
-    """What a client is told when no upstream is left: they fail at this request, or at all."""
+    """Returns the error of a request without an upstream left; ``broke`` if its attempts failed."""
     if broke:
         return EngineFailed("The server of this model failed.")
     return EngineUnavailable("No server of this model can be reached.", retry_after_s=1)

@@ -1,4 +1,4 @@
-"""The vocabulary of an upstream: its tokens by its own ids, and encoding as a question to it."""
+"""The vocabulary of an upstream: pieces by the upstream's own ids; the upstream encodes text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from afterword.core.wire import Vocabulary
 from afterword.gateway.failures import StreamBroke
 
 _ENDS = 8
-"""Ids kept for end tokens that are met before anybody said that they end."""
+"""Ids reserved for end tokens that the upstream has not declared."""
 _MOST_OWN = 1 << 18
 _GIVEN_UP = b"\xff"
-"""What bytes are spelled as that an upstream never told: U+FFFD in text."""
+"""The piece of tokens whose bytes an upstream never reports; U+FFFD in text."""
 
 Encode = Callable[[str, bool], Awaitable[Sequence[int]]]
 
 
 class Pieces(list[bytes]):
-    """Bytes by id. ``len`` is the vocabulary that clients may name; ids beyond are our own."""
+    """Bytes by id. Clients may name ids below ``len``; later ids are the gateway's own."""
 
     def __init__(self, named: Iterable[bytes]) -> None:
         super().__init__(named)
@@ -29,7 +29,10 @@ class Pieces(list[bytes]):
         return self._named
 
     def add(self, piece: bytes) -> int:
-        """An id of our own. Raises ``StreamBroke`` where an upstream makes us need too many."""
+        """Returns a new id of the gateway's own for ``piece``.
+
+        Raises ``StreamBroke`` if an upstream has sent too many different pieces.
+        """
         own = super().__len__()
         if own - self._named >= _MOST_OWN:
             raise StreamBroke("it sent more different tokens than any vocabulary has")
@@ -38,10 +41,11 @@ class Pieces(list[bytes]):
 
 
 class RemoteTokenizer:
-    """A ``Tokenizer`` that asks another server. Safe from any thread except ``id_of`` and ``end``.
+    """A ``Tokenizer`` that asks an upstream. Safe from any thread except ``id_of`` and ``end``.
 
-    ``end_ids`` hold a few ids of our own, so that an end token that nobody declared can be
-    given one of them when it is met.
+    ``encode(text, parse_special)`` asks the upstream for ids. ``end_ids`` contain a few ids of
+    the gateway's own, so that ``end`` can give one of them to an end token that the upstream has
+    not declared.
     """
 
     def __init__(self, table: Vocabulary, *, chat_template: str | None, encode: Encode) -> None:
@@ -61,7 +65,7 @@ class RemoteTokenizer:
         self.max_piece_bytes = max(map(len, table.pieces), default=1)
         self._ask = encode
         self._known: Mapping[tuple[str, bool], Sequence[int]] = {}
-        # The first id of a spelling is the one that is meant.
+        # If several ids have the same bytes, the first one is meant.
         self._ids: dict[bytes, int] = {}
         for i, piece in enumerate(table.pieces):
             self._ids.setdefault(piece, i)
@@ -72,8 +76,8 @@ class RemoteTokenizer:
         for text, parse_special in texts:
             if (text, parse_special) not in known:
                 known[text, parse_special] = await self._ask(text, parse_special)
-        knowing = copy.copy(self)  # tables are shared
-        knowing._known = known  # noqa: SLF001 - our own kind
+        knowing = copy.copy(self)  # shallow: tables are shared
+        knowing._known = known  # noqa: SLF001 - the same class
         return knowing
 
     def encode(
@@ -81,32 +85,32 @@ class RemoteTokenizer:
         text: str,
         *,
         parse_special: bool = True,
-        continues: bool = False,  # noqa: ARG002 - no server can be asked for it
+        continues: bool = False,  # noqa: ARG002 - no upstream has such an option
     ) -> list[int]:
-        """The ids of a text that was prepared."""
+        """Returns the ids of a text that ``prepare`` has asked for."""
         return list(self._known[text, parse_special])
 
     def id_of(self, piece: bytes) -> int:
-        """The id that is spelled so, or one of our own."""
+        """Returns the id whose bytes are ``piece``, or a new id of the gateway's own."""
         known = self._ids.get(piece)
         if known is None:
             known = self._ids[piece] = self.pieces.add(piece)
         return known
 
     def end(self, token: int) -> int:
-        """An id that ends a sequence and is spelled as ``token``, with which a server ended it."""
+        """Returns an end id with the bytes of ``token``, which has ended a sequence upstream."""
         if token in self.declared_end_ids:
             return token
         known = self._ended_by.get(token)
         if known is None:
-            # A model has few end tokens; if one has more, the last id stands for several.
+            # A model has few end tokens. If it has too many, some share the last id.
             known = self._ends[min(len(self._ended_by), _ENDS - 1)]
             self._ended_by[token] = known
             self.pieces[known] = self.pieces[token]
         return known
 
     def spelling(self, spelled: bytes, count: int) -> list[int]:
-        """``count`` ids that are spelled so together, for tokens that an upstream did not name."""
+        """Returns ``count`` ids with the joint bytes ``spelled``, for tokens sent without ids."""
         found = self._split(spelled, count)
         if found is not None:
             return found
@@ -125,10 +129,10 @@ class RemoteTokenizer:
 
 
 class TextTokenizer:
-    """What stands in where an upstream has no tokenizer: text goes through as it is.
+    """A ``Tokenizer`` for an upstream that has none: text passes through unchanged.
 
-    An id below 256 is a byte of text, 256 an empty prompt; others are pieces of text that the
-    upstream sent. Clients can name none of them.
+    An id below 256 is a byte of a prompt, and 256 is an empty prompt. Later ids are pieces of text
+    that the upstream sent. Clients can name none of them.
     """
 
     _START = 256
@@ -152,22 +156,22 @@ class TextTokenizer:
         self,
         text: str,
         *,
-        parse_special: bool = True,  # noqa: ARG002 - one meaning
-        continues: bool = False,  # noqa: ARG002 - nor does it add a space
+        parse_special: bool = True,  # noqa: ARG002 - bytes have no special tokens
+        continues: bool = False,  # noqa: ARG002 - no space is added
     ) -> list[int]:
-        """Bytes."""
+        """Returns the bytes of the text as ids."""
         return list(text.encode())
 
-    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> TextTokenizer:  # noqa: ARG002 - nobody is asked
-        """The tokenizer itself."""
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> TextTokenizer:  # noqa: ARG002 - no upstream is asked
+        """Returns the tokenizer itself."""
         return self
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of a prompt; empty where it has none."""
+        """Returns the text of a prompt; "" for an empty prompt."""
         return b"".join(map(self.pieces.__getitem__, ids)).decode()
 
     def id_of(self, piece: bytes) -> int:
-        """An id that is spelled so."""
+        """Returns the id whose bytes are ``piece``; a new one if none has them."""
         known = self._ids.get(piece)
         if known is None:
             known = self._ids[piece] = self.pieces.add(piece)

@@ -1,8 +1,8 @@
-"""Keys and usage for programs: what ``afterword keys`` and ``afterword usage`` do, over HTTP."""
+"""Keys and usage over HTTP: ``afterword keys`` and ``afterword usage`` for programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, get_args
 
 import msgspec
@@ -20,8 +20,8 @@ from afterword.core.account import (
     UsageSum,
 )
 from afterword.core.errors import InvalidRequest, LedgerUnavailable, PermissionDenied
+from afterword.core.ledger import AdminQueries
 from afterword.core.moments import parse_moment, parse_span
-from afterword.core.protocols import Books
 from afterword.http.client import read_body
 from afterword.http.exchange import exchange_of
 
@@ -34,7 +34,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class NewKeyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of POST /admin/v1/keys; ``expires`` is a span from now on, as in 90d."""
+    """Body of POST /admin/v1/keys. ``expires`` is a span from now, as in 90d."""
 
     name: str
     models: tuple[str, ...] | None = None
@@ -48,13 +48,13 @@ class NewKeyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class RotateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of POST /admin/v1/keys/{key}/rotate; the old key goes on for ``overlap``, as in 1h."""
+    """Body of POST /admin/v1/keys/{key}/rotate. The old one ends after ``overlap``, as in 1h."""
 
     overlap: str = "0s"
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, tag_field="object", tag="key"):
-    """A key; ``key`` itself is there once, when it is made. Times are Unix seconds."""
+    """A key. Only the answer that makes it has its secret, ``key``. Times are Unix seconds."""
 
     id: str
     name: str
@@ -87,17 +87,17 @@ class UsageList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
 
 
 class RecordList(msgspec.Struct, frozen=True, tag_field="object", tag="list"):
-    """Requests; ``has_more``: ask again, with ``after`` the last one's id."""
+    """Requests. If ``has_more``, ask again with ``after`` set to the last id."""
 
     data: list[UsageRecord]
     has_more: bool
 
 
 class Administration:
-    """The routes of operators; every one needs a key made with ``--admin``."""
+    """The routes of operators. Each needs a key made with ``--admin``."""
 
-    def __init__(self, books: Books | None) -> None:
-        self._books = books
+    def __init__(self, queries: Callable[[], AdminQueries | None]) -> None:
+        self._queries = queries
 
     def table(self) -> Sequence[BaseRoute]:
         """Paths, methods, endpoints."""
@@ -121,71 +121,72 @@ class Administration:
         return _json(_key(await self._for(request).key(request.path_params["key"])))
 
     async def create(self, request: Request) -> Response:
-        """Make a key; the answer is the only place where it is shown."""
-        books = self._for(request)
+        """Make a key. Only this answer shows its secret."""
+        queries = self._for(request)
         given = await _body(request, NewKeyRequest)
         fields = msgspec.structs.asdict(given)
         expires = fields.pop("expires")
         if expires is not None:
-            fields["expires_at"] = books.now() + parse_span(expires, param="expires")
-        made = await books.create_key(KeyTerms(**fields))
+            fields["expires_at"] = queries.now() + parse_span(expires, param="expires")
+        made = await queries.create_key(KeyTerms(**fields))
         return _json(msgspec.structs.replace(_key(made.view), key=made.secret))
 
     async def rotate(self, request: Request) -> Response:
-        """A new secret for a key."""
-        books = self._for(request)
+        """Give a key a new secret."""
+        queries = self._for(request)
         given = await _body(request, RotateRequest)
         overlap_s = parse_span(given.overlap, param="overlap")
-        made = await books.rotate_key(request.path_params["key"], overlap_s)
+        made = await queries.rotate_key(request.path_params["key"], overlap_s)
         return _json(msgspec.structs.replace(_key(made.view), key=made.secret))
 
     async def revoke(self, request: Request) -> Response:
-        """End a key."""
+        """Revoke a key."""
         return _json(_key(await self._for(request).revoke_key(request.path_params["key"])))
 
     async def usage(self, request: Request) -> Response:
         """Sums by key, model, user or day."""
-        books = self._for(request)
+        queries = self._for(request)
         given = request.query_params.get("by", "key")
         by = next((by for by in _GROUPS if by == given), None)
         if by is None:
             raise InvalidRequest(
                 f"'by' is {given[:40]!r}: expected key, model, user or day", param="by"
             )
-        query = await self._query(books, request)
-        return _json(UsageList(await books.usage(by, query)))
+        query = await self._query(queries, request)
+        return _json(UsageList(await queries.usage(by, query)))
 
     async def requests(self, request: Request) -> Response:
         """Requests one by one, in pages."""
-        books = self._for(request)
-        query = await self._query(books, request)
+        queries = self._for(request)
+        query = await self._query(queries, request)
         limit = request.query_params.get("limit", str(_MOST_RECORDS))
         if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_RECORDS:
             raise InvalidRequest(
                 f"'limit' is {limit[:40]!r}: expected 1 to {_MOST_RECORDS}", param="limit"
             )
         after = request.query_params.get("after", "")
-        records = await books.requests(query, after=after, most=int(limit) + 1)
+        records = await queries.requests(query, after=after, most=int(limit) + 1)
         return _json(RecordList(records[: int(limit)], len(records) > int(limit)))
 
-    async def _query(self, books: Books, request: Request) -> UsageQuery:
+    async def _query(self, queries: AdminQueries, request: Request) -> UsageQuery:
         moments = {
-            name: parse_moment(text, now_s=books.now(), param=name)
+            name: parse_moment(text, now_s=queries.now(), param=name)
             for name in ("since", "until")
             if (text := request.query_params.get(name)) is not None
         }
         key = request.query_params.get("key")
-        return UsageQuery(**moments, key_id=None if key is None else (await books.key(key)).id)
+        return UsageQuery(**moments, key_id=None if key is None else (await queries.key(key)).id)
 
-    def _for(self, request: Request) -> Books:
-        """The books, for whoever may see them. Raises ``PermissionDenied``."""
+    def _for(self, request: Request) -> AdminQueries:
+        """Returns the queries. Raises ``PermissionDenied`` if the key is not an operator's."""
         if not exchange_of(request.scope).principal.admin:
             raise PermissionDenied(
                 "This needs an admin key: afterword keys create NAME --admin makes one."
             )
-        if self._books is None:
+        queries = self._queries()
+        if queries is None:
             raise LedgerUnavailable("This server keeps no ledger.")
-        return self._books
+        return queries
 
 
 async def _body(request: Request, kind: type[T]) -> T:

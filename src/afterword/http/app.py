@@ -1,4 +1,4 @@
-"""The ASGI app, put together from a service and what it may not know by itself."""
+"""Makes the ASGI app from a service and from what the service does not know."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from afterword.completion.service import CompletionService
-from afterword.core.protocols import Books, Ledger
+from afterword.core.ledger import AdminQueries, Ledger
 from afterword.http.admin import Administration
 from afterword.http.auth import Authentication
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
 from afterword.http.middleware import Boundary, Observer
+from afterword.http.no_ledger import NoLedger
 from afterword.http.routes import Routes
-from afterword.http.unmetered import Unmetered
 from afterword.http.upstreams import Upstreams
 
 _OPEN_PATHS = frozenset({"/ready"})
@@ -35,14 +35,20 @@ def is_open(path: str, public: Sequence[Route] = ()) -> bool:
     return path in _OPEN_PATHS or any(route.path_regex.match(path) for route in public)
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """Who may come in. ``guarded``: without a key only programs on this machine.
+def _no_queries() -> None:
+    return None
 
-    ``origins`` are those whose pages a browser may let in.
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may come in.
+
+    ``queries`` gives what operators ask, or None. ``guarded``: a request without a key is
+    answered only to programs on this machine. ``origins`` are the sites whose pages a browser
+    lets in.
     """
 
-    ledger: Ledger = Unmetered()
-    books: Books | None = None
+    ledger: Ledger = NoLedger()
+    queries: Callable[[], AdminQueries | None] = _no_queries
     guarded: bool = False
     origins: tuple[str, ...] = ()
 
@@ -61,10 +67,10 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
 ) -> ASGIApp:
     """An ASGI 3 app that serves ``service``.
 
-    ``clock`` gives seconds that never go back, ``entropy(n)`` n random bytes for request ids.
-    A stream that is silent for ``keep_alive_s`` sends a comment.
-    Without ``access`` it asks for no key and keeps no record. ``public`` are further routes, which
-    need no key. ``observe`` is told of every request at its end. ``upstreams`` gives the figures of
+    ``clock`` returns monotonic seconds, ``entropy(n)`` returns n random bytes for request ids.
+    A stream that is silent for ``keep_alive_s`` seconds sends a comment. Without ``access`` the app
+    asks for no key and keeps no record. ``public`` are further routes, which need no key.
+    ``observe`` is called at the end of every request. ``upstreams`` returns the figures of the
     servers behind this one.
     """
     access = access or Access()
@@ -77,7 +83,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         clock=clock,
         keep_alive_s=keep_alive_s,
     )
-    administration = Administration(access.books)
+    administration = Administration(access.queries)
     router = Router([*routes.table(), *public, *administration.table()], redirect_slashes=False)
     known = Authentication(
         router,
@@ -97,7 +103,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
     )
     if not access.origins:
         return app
-    # Outermost, so that errors can be read by pages too.
+    # Outermost, so that pages can read errors too.
     return CORSMiddleware(
         app,
         allow_origins=access.origins,

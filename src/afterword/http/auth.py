@@ -1,4 +1,4 @@
-"""Who asks: the key of a request, and what is refused or left unsaid without one."""
+"""The key of a request, and what is refused or hidden without one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterword.core.account import Principal
 from afterword.core.errors import AuthenticationFailed
-from afterword.core.protocols import Ledger
+from afterword.core.ledger import Ledger
 from afterword.http.exchange import exchange_of
 
 _BEARER = b"bearer "
 
 
 class Authentication:
-    """Around the routes: every path that is not open belongs to somebody.
+    """Wraps the routes: a request on a path that is not open needs a principal.
 
-    With ``guarded``, requests that need no key are answered on behalf of this machine only: not
-    for pages of other sites that a browser here has open, whatever name they gave this address.
+    ``guarded``: a request without a key is answered only to programs on this machine, not to
+    pages of other sites in its browser, even if their host name leads here.
 
-    Paths that are ``discreet`` are open, and say more to whoever would get in elsewhere.
+    ``discreet`` paths are open, but tell more to a request that other paths would admit.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Authentication:
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on a request whose sender is known."""
+        """Authenticate the request, then pass it on."""
         if scope["type"] == "http":
             path, exchange = scope["path"], exchange_of(scope)
             if path in self._discreet:
@@ -55,7 +55,7 @@ class Authentication:
         await self.routes(scope, receive, send)
 
     async def _principal(self, scope: Scope) -> Principal:
-        """Whose request it is. Raises ``AuthenticationFailed``; a wrong key waits first."""
+        """Returns the principal. Raises ``AuthenticationFailed``, late for a wrong key."""
         headers = dict(scope["headers"])
         source = scope["client"][0] if scope.get("client") else ""
         principal = await self._ledger.authenticate(_secret(headers), source)
@@ -73,7 +73,7 @@ def _secret(headers: dict[bytes, bytes]) -> str | None:
 
 
 def _refuse_strangers(headers: dict[bytes, bytes], origins: Container[str]) -> None:
-    """Refuse what a browser sends for a page of another site."""
+    """Raises ``AuthenticationFailed`` for a request of another site's page."""
     host = headers.get(b"host", b"").decode("latin-1")
     origin = headers.get(b"origin", b"").decode("latin-1")
     foreign = origin and origin.rpartition("//")[2] != host and origin not in origins
@@ -85,7 +85,7 @@ def _refuse_strangers(headers: dict[bytes, bytes], origins: Container[str]) -> N
 
 
 def _is_here(host: str) -> bool:
-    """Whether a ``Host`` is a name of the machine that the client is on."""
+    """Whether a ``Host`` header names the client's own machine, or is an address."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         if name == "localhost" or name.endswith(".localhost"):

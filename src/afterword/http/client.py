@@ -1,4 +1,4 @@
-"""The client's side of an exchange: its body, an answer to it, the news that it has gone."""
+"""The client's side of an exchange: reads its body, answers it, notices that it has gone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from afterword.core.errors import BodyTooLarge
 
 
 class ClientDisconnected(Exception):
-    """Nobody is left to answer."""
+    """The client has gone."""
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
-    """The whole body.
+    """Returns the whole body.
 
-    Raises ``BodyTooLarge`` by the declared length before anything is read (a client that waits
-    for ``100 Continue`` then sends nothing), and again by what really arrives.
+    Raises ``BodyTooLarge`` if the declared length is over the limit, before anything is read (a
+    client that waits for ``100 Continue`` then sends nothing), or if more than the limit arrives.
+    Raises ``ClientDisconnected`` if the client leaves.
     """
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit_bytes:
@@ -47,7 +48,7 @@ def _too_large(limit_bytes: int) -> BodyTooLarge:
 async def send_whole(
     send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
 ) -> None:
-    """An answer whose length is known."""
+    """Send an answer whose length is known."""
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -56,8 +57,8 @@ async def send_whole(
 class ClientWatch:
     """Cancels the work inside its block when the client goes away (S8).
 
-    The body must have been read before. Work that was cancelled for this reason ends the block
-    silently and leaves ``gone`` True; a cancellation from elsewhere passes through.
+    The body must have been read before. If the client goes, the block ends silently and ``gone``
+    is True. A cancellation from elsewhere passes through.
     """
 
     def __init__(self, receive: Receive) -> None:
@@ -68,7 +69,7 @@ class ClientWatch:
         """Start to watch."""
         work = asyncio.current_task()
         if work is None:
-            raise RuntimeError("a client is watched on behalf of a task")
+            raise RuntimeError("a client can only be watched in a task")
         self._work = work
         self._cancelling = work.cancelling()
         self._watch = asyncio.create_task(self._run())
@@ -81,7 +82,7 @@ class ClientWatch:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        """Stop watching; swallow the cancellation that the watch asked for, and only that."""
+        """Stop to watch. Swallow the cancellation that the watch asked for, and no other."""
         self._watch.cancel()
         if not self.gone:
             return False

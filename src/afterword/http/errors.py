@@ -1,7 +1,7 @@
-"""The one place where exceptions become a status and an envelope (H1, H10).
+"""Turns exceptions into a status and an envelope. No other module does (H1, H10).
 
-An exception of our own making speaks for itself. Of any other, the client learns the request id
-and the log the place: never the exception's text, which may quote the request.
+An ``ApiError`` brings its own message. For any other exception the client gets the request id and
+the log gets the place. Neither gets the exception's text, which may quote the request.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from starlette.types import Scope
 from afterword.core import wire
 from afterword.core.errors import (
     ApiError,
+    BudgetExceeded,
     MethodNotAllowed,
-    QuotaExceeded,
     RateLimited,
     UnknownUrl,
 )
@@ -35,7 +35,7 @@ _SHOWN_PATH_CHARACTERS = 200
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True):
-    """Status, headers and body of an answer that says what is wrong."""
+    """Status, headers and body of an error answer."""
 
     status: int
     headers: Sequence[tuple[bytes, bytes]]
@@ -43,7 +43,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
 
 
 def error_answer(error: Exception, scope: Scope, exchange: Exchange) -> ErrorAnswer:
-    """The answer to a request that cannot be honoured; logs what nobody foresaw."""
+    """Returns the answer to a request that failed. Logs faults of the server."""
     known = _as_api_error(error, scope, exchange)
     headers = [(b"content-type", b"application/json")]
     if known.retry_after_s is not None:
@@ -51,7 +51,7 @@ def error_answer(error: Exception, scope: Scope, exchange: Exchange) -> ErrorAns
     if known.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, HTTPException) and error.headers and "Allow" in error.headers:
-        # Starlette joins a set: without sorting, the order changes from run to run.
+        # Starlette joins a set. Without sorting the order would change from run to run.
         allowed = sorted(error.headers["Allow"].split(", "))
         headers.append((b"allow", ", ".join(allowed).encode()))
     body = _encode(wire.ErrorEnvelope(error_body(known, exchange)))
@@ -59,13 +59,13 @@ def error_answer(error: Exception, scope: Scope, exchange: Exchange) -> ErrorAns
 
 
 def error_event(error: Exception, scope: Scope, exchange: Exchange) -> bytes:
-    """The frame that ends a stream in which something went wrong (S6)."""
+    """Returns the frame that ends a failed stream (S6)."""
     known = _as_api_error(error, scope, exchange)
     return b"data: %b\n\n" % _encode(wire.ErrorEnvelope(error_body(known, exchange)))
 
 
 def error_body(error: ApiError, exchange: Exchange) -> wire.ErrorBody:
-    """The inside of OpenAI's envelope; of a fault of ours it names the request (H10)."""
+    """Returns the inside of the envelope. A fault of the server names the request id (H10)."""
     message = error.message
     if error.status == ApiError.status:
         message = f"{message} (request id {exchange.request_id})"
@@ -73,11 +73,11 @@ def error_body(error: ApiError, exchange: Exchange) -> wire.ErrorBody:
 
 
 def _as_api_error(error: Exception, scope: Scope, exchange: Exchange) -> ApiError:
-    """What is wrong in the terms of ``core.errors``; the exchange takes note."""
+    """Returns the error as an ``ApiError``, and notes the outcome in the exchange."""
     exchange.outcome = "refused"
     if isinstance(error, RateLimited):
         exchange.limited_by, exchange.rates = error.limit, error.rates
-    if isinstance(error, QuotaExceeded):
+    if isinstance(error, BudgetExceeded):
         exchange.limited_by = "budget"
     if isinstance(error, ApiError):
         if error.status == ApiError.status:

@@ -1,4 +1,4 @@
-"""One request and its answer, as the headers, the log line and the metrics see them."""
+"""One request and its answer, for the headers, the log line and the metrics."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Outcome: TypeAlias = Literal["answered", "refused", "failed", "client_gone", "ca
 
 
 class Exchange(msgspec.Struct, kw_only=True):
-    """Written while the request goes its way, read once at its end.
+    """Filled while the request runs, read once at its end.
 
     ``status`` is None until the status line is sent. Times are seconds of the app's clock.
-    It never holds a prompt, a completion or a key. ``limited_by`` is the limit that refused it.
+    ``limited_by`` is the limit that refused the request. There is no prompt, completion or key.
     """
 
     request_id: str
@@ -37,11 +37,11 @@ _KEY = "afterword.exchange"
 
 
 def attach(scope: Scope, exchange: Exchange) -> None:
-    """Make the exchange known to the routes."""
+    """Put the exchange into the scope."""
     scope[_KEY] = exchange
 
 
 def exchange_of(scope: Scope) -> Exchange:
-    """The exchange that the scope belongs to."""
+    """Returns the scope's exchange."""
     exchange: Exchange = scope[_KEY]
     return exchange

@@ -2,10 +2,10 @@
 
 
 class Lifecycle:
-    """Shared by whoever shuts the server down and the routes that then refuse.
+    """State that the shutdown sets and the routes read.
 
-    While ``leaving``, connections end with their next answer and others are told to go elsewhere.
-    While ``draining``, answers under way are finished and no completion is begun.
+    While ``leaving``, connections end with their next answer, and ``/ready`` answers 503. While
+    ``draining``, running answers are finished too, but no completion begins.
     """
 
     def __init__(self) -> None:

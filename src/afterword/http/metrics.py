@@ -1,4 +1,4 @@
-"""What Prometheus may ask: requests, times, tokens, limits, and the figures of others."""
+"""The metrics for Prometheus: requests, times, tokens, limits, engines, the ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from afterword.completion.catalog import ServedModel
-from afterword.core.protocols import EngineStats, Ledger
+from afterword.core.ledger import Ledger
+from afterword.core.protocols import EngineStats
 from afterword.http.exchange import Exchange
 from afterword.http.upstreams import UpstreamCollector, Upstreams
 
@@ -26,14 +27,19 @@ _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 _TOKEN_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
 _LEDGER_GAUGES = {
     "reachable": "1 while the ledger's database answers.",
-    "unsettled": "Requests that were admitted and have not ended.",
-    "unfolded": "Ended requests that are not in the database yet.",
-    "journal_bytes": "What the journal takes.",
+    "unsettled": "Admitted requests that have not ended.",
+    "pending_writes": "Ended requests that are not in the database yet.",
+    "journal_bytes": "Size of the journal.",
 }
 _LEDGER_COUNTERS = {
-    "folded": "Ended requests that came into the database.",
+    "written": "Ended requests that were written to the database.",
     "refused_keys": "Requests with a wrong key.",
 }
+_DEPRECATED_NAMES = {
+    "afterword_ledger_pending_writes": "afterword_ledger_unfolded",
+    "afterword_ledger_written": "afterword_ledger_folded",
+}
+"""New name to old name. The old one is exposed too, for one version."""
 _ENGINE_GAUGES = {
     "running_sequences": "Sequences that generate.",
     "waiting_sequences": "Sequences that wait for a slot.",
@@ -41,31 +47,31 @@ _ENGINE_GAUGES = {
     "active_slots": "Slots with a sequence at work.",
     "resident_slots": "Idle slots whose KV is kept for the prefix cache.",
     "cells_used": "KV positions in use.",
-    "cells_total": "KV positions there are.",
-    "score_bytes": "Memory of log-probabilities kept for prompts that begin alike.",
-    "checkpoint_bytes": "Memory of states kept for prompts that begin alike.",
+    "cells_total": "KV positions in total.",
+    "score_bytes": "Memory of log-probabilities kept for prompts that share a prefix.",
+    "checkpoint_bytes": "Memory of states kept for prompts that share a prefix.",
     "longest_wait_s": "How long the oldest request without a slot has waited, in seconds.",
 }
 _ENGINE_COUNTERS = {
     "steps": "Steps of the engine.",
-    "decoded_tokens": "Generated tokens that went through the model, for the next one.",
+    "decoded_tokens": "Generated tokens that went through the model to get the next one.",
     "prefilled_tokens": "Prompt tokens that went through the model.",
     "cached_tokens": "Prompt tokens taken from the prefix cache.",
     "generated_tokens": "Tokens sampled.",
-    "drafted_tokens": "Tokens that prompt lookup proposed and the model verified.",
-    "accepted_tokens": "Of these, tokens that were what the model gave.",
+    "drafted_tokens": "Tokens that prompt lookup drafted and the model verified.",
+    "accepted_tokens": "Drafted tokens that the model accepted.",
     "started_requests": "Requests that got their first slot, or an answer without one.",
-    "waited_s": "Seconds that these requests waited in line for it, all together.",
+    "waited_s": "Seconds that started requests waited for their first slot, in total.",
 }
 
 
 def _name(field: str) -> str:
-    """A figure of an engine as Prometheus would have it named, units in full."""
+    """Returns the name of an engine's figure in Prometheus, with units in full."""
     return "afterword_engine_" + re.sub(r"_s$", "_seconds", field)
 
 
 class EngineCollector(Collector):
-    """Reads each engine's figures at the moment of the scrape, and keeps nothing."""
+    """Reads each engine's figures at each scrape, and keeps nothing."""
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
         self._models = models
@@ -105,13 +111,13 @@ class EngineCollector(Collector):
 
 
 def _batches(figures: EngineStats) -> list[tuple[str, float]]:
-    """Upper bounds, and how many steps were at or below each."""
+    """Returns the upper bounds of batch sizes, and how many steps were at or below each."""
     bounds = [f"{1 << i}.0" for i in range(len(figures.batch_sizes) - 1)]
     return list(zip([*bounds, "+Inf"], accumulate(figures.batch_sizes), strict=True))
 
 
 class LedgerCollector(Collector):
-    """Reads the ledger's figures at the moment of the scrape."""
+    """Reads the ledger's figures at each scrape."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -127,20 +133,45 @@ class LedgerCollector(Collector):
             yield CounterMetricFamily(f"afterword_ledger_{field}", text, value=value)
 
 
+class Renamed(Collector):
+    """Another collector's families, each also under its deprecated name if it has one."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family; a deprecated name comes right after the new one."""
+        for family in self._collector.collect():
+            yield family
+            old_name = _DEPRECATED_NAMES.get(family.name)
+            if old_name is not None:
+                yield _under(old_name, family)
+
+
+def _under(old_name: str, family: Metric) -> Metric:
+    # Samples of a counter end in _total, which its family's name does not.
+    suffix = "_total" if family.type == "counter" else ""
+    text = f"deprecated: use {family.name}{suffix}"
+    copy = Metric(old_name, text, family.type, family.unit)
+    for sample in family.samples:
+        copy.samples.append(sample._replace(name=old_name + sample.name.removeprefix(family.name)))
+    return copy
+
+
 class Metrics:
-    """The server's counters, in a registry of their own so that apps can stand side by side."""
+    """The server's counters, in their own registry, so that a process can have several apps."""
 
     def __init__(self, models: Sequence[ServedModel], ledger: Ledger, upstreams: Upstreams) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "afterword_requests",
-            "Requests by route and status; 499 where the client left before the status line.",
+            "Requests by route and status; 499 if the client left before the status line.",
             ["route", "status", "outcome"],
             registry=self._registry,
         )
         self._first_token = Histogram(
             "afterword_time_to_first_token_seconds",
-            "From a streamed request's arrival to its first chunk.",
+            "Time from a streamed request's arrival to its first chunk.",
             ["model"],
             buckets=_FIRST_TOKEN_BUCKETS_S,
             registry=self._registry,
@@ -159,7 +190,7 @@ class Metrics:
         )
         self._token = Histogram(
             "afterword_time_per_token_seconds",
-            "Of a stream, from its first chunk to its end, divided by its tokens after the first.",
+            "Time from a stream's first chunk to its end, divided by its tokens after the first.",
             ["model"],
             buckets=_TOKEN_BUCKETS_S,
             registry=self._registry,
@@ -170,12 +201,12 @@ class Metrics:
             ["limit"],
             registry=self._registry,
         )
-        self._registry.register(EngineCollector(models))
-        self._registry.register(LedgerCollector(ledger))
-        self._registry.register(UpstreamCollector(upstreams))
+        self._registry.register(Renamed(EngineCollector(models)))
+        self._registry.register(Renamed(LedgerCollector(ledger)))
+        self._registry.register(Renamed(UpstreamCollector(upstreams)))
 
     def record(self, exchange: Exchange, *, route: str, status: int, ended_s: float) -> None:
-        """Count a finished exchange. ``route`` is a template, so that labels stay few."""
+        """Count a finished exchange. ``route`` is a template, to keep the labels few."""
         self._requests.labels(route, str(status), exchange.outcome).inc()
         if exchange.limited_by is not None:
             self._limited.labels(exchange.limited_by).inc()
@@ -193,5 +224,5 @@ class Metrics:
             self._completion.labels(model).inc(exchange.usage.completion_tokens)
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""The outermost ASGI app: request id, headers of every answer, envelopes, one log line."""
+"""The outermost ASGI app: request id, headers of every answer, error envelopes, one log line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CLIENT_GONE = 499
 
 
 class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The log line of a request. ``route`` is the path with its variables left open."""
+    """The log line of a request. ``route`` is the path's template."""
 
     request_id: str
     method: str
@@ -44,13 +44,14 @@ class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 Observer: TypeAlias = Callable[[AccessRecord, Mapping[bytes, bytes]], None]
-"""Is told of every request at its end, with the headers that it came with."""
+"""Called at the end of every request, with its record and its headers."""
 
 
 class Boundary:
-    """Around the routes: nothing passes without a request id, and no exception leaves.
+    """Wraps the routes: every request gets an id, and no exception leaves.
 
-    ``clock`` gives seconds and never goes back; ``entropy`` gives random bytes.
+    ``clock`` returns monotonic seconds, ``entropy(n)`` returns n random bytes. ``observe`` is
+    called at the end of every request.
     """
 
     def __init__(
@@ -71,14 +72,14 @@ class Boundary:
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """CompletionStream one request."""
+        """Answer one request."""
         if scope["type"] != "http":
             await self._routes(scope, receive, send)
             return
         request_id = f"req_{self._entropy(16).hex()}"
         exchange = Exchange(request_id=request_id, started_s=self._clock())
         attach(scope, exchange)
-        # With an app in the scope, Starlette raises what it would otherwise answer in plain text.
+        # With an app in the scope, Starlette raises errors instead of answering in plain text.
         scope["app"] = self
 
         async def send_stamped(message: Message) -> None:
@@ -103,9 +104,9 @@ class Boundary:
                     exchange.outcome = "answered"
             except ClientDisconnected:
                 raise
-            except Exception as error:  # noqa: BLE001 - H10: whatever it is, it gets an envelope
+            except Exception as error:  # noqa: BLE001 - H10: every exception gets an envelope
                 answer = error_answer(error, scope, exchange)
-                # A broken answer under way is left unfinished: the server closes the connection.
+                # An answer that breaks midway stays unfinished: the server closes the connection.
                 if exchange.status is None:
                     await send_whole(send, answer.status, answer.headers, answer.body)
         except ClientDisconnected:
@@ -160,7 +161,7 @@ class Boundary:
 
 
 def rate_headers(rates: Rates) -> Iterator[tuple[bytes, bytes]]:
-    """Three headers for each limit per minute that the key has."""
+    """Yields three headers for each limit per minute that the key has."""
     for unit, rate in ((b"requests", rates.requests), (b"tokens", rates.tokens)):
         if rate is not None:
             yield b"x-ratelimit-limit-%b" % unit, b"%d" % rate.limit
@@ -169,7 +170,7 @@ def rate_headers(rates: Rates) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _span(seconds: float) -> bytes:
-    """A time as OpenAI writes it, rounded up: 20ms, 7.5s, 1m0s."""
+    """Returns a time as OpenAI writes it, rounded up: 20ms, 7.5s, 1m0s."""
     milliseconds = math.ceil(round(seconds * 1000, 3))
     if milliseconds < 1000:
         return b"%dms" % milliseconds

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document: which path takes and gives which schema."""
+"""The OpenAPI 3.1 document: which schemas each path takes and returns."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from afterword.http import admin
 from afterword.http.schemas import all_schemas, ref
 
 _ERRORS: Mapping[int, str] = {
-    400: "The request cannot be honoured as it stands; param names the culprit.",
-    401: "No key, or a wrong one.",
-    403: "A key that is not made for this.",
-    404: "Unknown path, or a model that is not served.",
-    405: "The path exists, the method does not.",
+    400: "The request cannot be honoured; param names the field at fault.",
+    401: "The key is missing or wrong.",
+    403: "The key is valid, but not for this.",
+    404: "The path is unknown, or the model is not served.",
+    405: "The path exists, but not with this method.",
     413: "The body is over the operator's limit.",
-    429: "Rate or budget used up.",
-    500: "Our own fault; the message has the request id.",
-    503: "The waiting line is full, the engine is dead, or the server is shutting down.",
+    429: "The key's rate or budget is used up.",
+    500: "The server failed; the message has the request id.",
+    503: "The waiting line is full, an engine or the ledger is away, or the server shuts down.",
 }
 _COMMON = (401, 405, 500)
 _OPERATORS = (400, 401, 403, 405, 413, 500, 503)
@@ -31,7 +31,7 @@ _WITH_BODY = (400, 401, 404, 405, 413, 429, 500, 503)
 
 @lru_cache(maxsize=2)
 def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
-    """The document of a server with these limits; ``model`` stands in its examples."""
+    """Returns the document of a server with these limits. ``model`` is in its examples."""
     examples = {"short": {"value": {"model": model, "prompt": "Once upon a time"}}}
     completion = _post(
         "Complete a prompt.",
@@ -41,8 +41,8 @@ def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
             "text/event-stream": {
                 "schema": {
                     "type": "string",
-                    "description": "With stream: one Chunk a data line, then data: [DONE]; "
-                    "an Error in a data line where something fails midway.",
+                    "description": "With stream: one Chunk in each data line, then data: [DONE]. "
+                    "If the server fails midway, an Error in a data line is the end.",
                 }
             },
         },
@@ -63,16 +63,18 @@ def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
         "paths": {
             "/v1/completions": {"post": completion},
             "/v1/engines/{model}/completions": {"post": engines},
-            "/v1/models": {"get": _get("The models served.", "ModelList")},
+            "/v1/models": {"get": _get("All served models.", "ModelList")},
             "/v1/models/{model}": {
                 "get": {
                     **_get("One model.", "Model", also=(404,)),
                     "parameters": [in_path],
                 }
             },
-            "/tokenize": {"post": _post("Text to token ids.", "TokenizeRequest", _json("Tokens"))},
+            "/tokenize": {
+                "post": _post("Turn text into token ids.", "TokenizeRequest", _json("Tokens"))
+            },
             "/detokenize": {
-                "post": _post("Token ids to text.", "DetokenizeRequest", _json("Text"))
+                "post": _post("Turn token ids into text.", "DetokenizeRequest", _json("Text"))
             },
             "/tokenizer_info": {
                 "get": {
@@ -82,9 +84,9 @@ def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
             },
             "/health": {"get": _health()},
             "/ready": {"get": _ready()},
-            "/metrics": {"get": _plain("Figures for Prometheus.", "text/plain")},
+            "/metrics": {"get": _plain("Metrics for Prometheus.", "text/plain")},
             "/openapi.json": {"get": _plain("This document.", "application/json")},
-            "/docs": {"get": _plain("This document for people.", "text/html")},
+            "/docs": {"get": _plain("This document as a page.", "text/html")},
             "/": {"get": _plain("The playground.", "text/html")},
             "/playground/{path}": {
                 "get": {
@@ -134,24 +136,27 @@ def _plain(summary: str, media: str, *, also: Sequence[int] = ()) -> Schema:
 
 
 def _ready() -> Schema:
-    operation = _get("Whether requests are taken and recorded.", "Ready")
+    operation = _get("Whether the server takes and records requests.", "Ready")
     del operation["responses"]["401"]
-    operation["responses"]["503"] = {"description": "Not now.", "content": _json("Ready")}
+    operation["responses"]["503"] = {
+        "description": "The server does not take requests now.",
+        "content": _json("Ready"),
+    }
     return operation
 
 
 def _administration() -> Mapping[str, Schema]:
-    """What operators' programs use; every route needs an admin key."""
+    """Returns the routes of operators. Each needs an admin key."""
     in_path = {"name": "key", "in": "path", "required": True, "schema": {"type": "string"}}
     asked = {
         name: {"name": name, "in": "query", "schema": {"type": "string"}, "description": text}
         for name, text in (
-            ("by", "What is added up: key, model, user or day."),
-            ("since", "2026-11-25, 2026-11-25T14:00 (UTC) or 7d."),
-            ("until", "The same; the moment itself is not included."),
-            ("key", "Only of this key, by id or name."),
+            ("by", "What to sum by: key, model, user or day."),
+            ("since", "The first moment: 2026-11-25, 2026-11-25T14:00 (UTC) or 7d."),
+            ("until", "The end, written in the same way. It is not included."),
+            ("key", "Only requests of this key, by id or name."),
             ("after", "Only records after this id."),
-            ("limit", "At most so many records; 1000 without it."),
+            ("limit", "The largest number of records, 1000 by default."),
         )
     }
     when = [asked["since"], asked["until"], asked["key"]]
@@ -159,18 +164,16 @@ def _administration() -> Mapping[str, Schema]:
     return {
         "/admin/v1/keys": {
             "get": _admin("All keys.", "KeyList"),
-            "post": _admin("Make a key; it is shown once.", "Key", body="NewKeyRequest"),
+            "post": _admin("Make a key. Only this answer shows it.", "Key", body="NewKeyRequest"),
         },
         "/admin/v1/keys/{key}": {
             "get": _admin("One key, by id or name.", "Key", [in_path]),
-            "delete": _admin("End a key.", "Key", [in_path]),
+            "delete": _admin("Revoke a key.", "Key", [in_path]),
         },
         "/admin/v1/keys/{key}/rotate": {
-            "post": _admin("A new secret for a key.", "Key", [in_path], body="RotateRequest")
+            "post": _admin("Give a key a new secret.", "Key", [in_path], body="RotateRequest")
         },
-        "/admin/v1/usage": {
-            "get": _admin("Sums of what was used.", "UsageList", [asked["by"], *when])
-        },
+        "/admin/v1/usage": {"get": _admin("Sums of the usage.", "UsageList", [asked["by"], *when])},
         "/admin/v1/usage/requests": {
             "get": _admin("Requests one by one, in pages.", "RecordList", pages)
         },
@@ -195,7 +198,7 @@ def _admin(
 
 
 def _admin_schemas() -> Mapping[str, Schema]:
-    """Of the types themselves: here they say all there is to say."""
+    """Returns the schemas of the admin routes. Their types say everything."""
     types = (
         admin.NewKeyRequest, admin.RotateRequest, admin.Key, admin.KeyList, admin.UsageList,
         admin.RecordList,
@@ -205,7 +208,7 @@ def _admin_schemas() -> Mapping[str, Schema]:
 
 
 def _health() -> Schema:
-    operation = _get("Whether completions are to be had.", "Health")
+    operation = _get("Whether the server can complete prompts.", "Health")
     del operation["responses"]["401"]
     operation["responses"]["503"] = {
         "description": "An engine is dead, or the server is shutting down.",

@@ -1,4 +1,4 @@
-"""Pages for people: plain HTML made on the server, without scripts and without other hosts."""
+"""Plain HTML pages, made on the server, without scripts and without other hosts."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _SHOWN_LIMITS = {
 
 
 def page(html: str) -> Response:
-    """A page as an answer, with a policy that lets it load and run nothing."""
+    """Returns a page as an answer. Its policy lets it load and run nothing."""
     return Response(html, headers=_HEADERS)
 
 
 def docs(document: Mapping[str, Any]) -> str:
-    """An OpenAPI document as a page: every operation, every schema, every field."""
+    """Returns an OpenAPI document as a page: every operation, every schema, every field."""
     about = document["info"]
     parts = [
         f"<h1>{escape(about['title'])} {escape(about['version'])}</h1>",
@@ -91,7 +91,7 @@ def _row(*cells: str) -> str:
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    """A schema in a few words, with its limits."""
+    """Returns a schema in a few words, with its limits."""
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[-1]
         return f'<a href="#{name}">{name}</a>'

@@ -1,4 +1,4 @@
-"""Which path means what. Each endpoint is a few calls; what they mean is decided elsewhere."""
+"""The routes. An endpoint makes a few calls; other modules decide what they mean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from afterword.completion.service import CompletionService, CompletionStream
 from afterword.core import wire
 from afterword.core.account import Ask, Principal, Spent, UsageStatus
 from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable, UnknownUrl
-from afterword.core.protocols import Ledger, PrefixSharing, Reservation
+from afterword.core.ledger import Ledger, Reservation
+from afterword.core.protocols import PrefixSharing
 from afterword.http import pages
 from afterword.http.client import ClientDisconnected, ClientWatch, read_body, send_whole
 from afterword.http.errors import error_body
@@ -36,11 +37,11 @@ _RETRY_AFTER_S = 5
 
 
 class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """One model's engine.
+    """The health of one model's engine.
 
-    ``batch_invariant`` says whether it was found to keep D1, ``prefix_sharing`` how it shares what
-    was computed of a prompt; null where another server decides.
-    Its name and fingerprint are left out for whoever may not use the model.
+    ``batch_invariant`` says whether a check found D1 to hold. ``prefix_sharing`` says how prompts
+    share what was computed; it is null if another server decides. A key that may not use the model
+    gets neither name nor fingerprint.
     """
 
     model: str | msgspec.UnsetType = msgspec.UNSET
@@ -51,9 +52,9 @@ class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether completions are to be had; ``error`` is there where they are not.
+    """Whether the server can complete prompts. ``error`` is there if it cannot.
 
-    ``model`` and ``fingerprint`` are the first engine's.
+    ``model`` and ``fingerprint`` are those of the first engine.
     """
 
     status: str
@@ -64,7 +65,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Whether requests are taken; ``error`` is there where they are not."""
+    """Whether the server takes requests. ``error`` is there if it does not."""
 
     status: str
     ledger: str
@@ -74,9 +75,9 @@ class Readiness(msgspec.Struct, frozen=True):
 class Completions:
     """``POST /v1/completions``: plan, reserve, open, stream or fold, settle.
 
-    Whatever can be refused is refused before the status line. A client that goes away ends the
-    work wherever it stands, and leaving the answer frees its slots (S8). What was admitted is
-    settled before the last byte is sent, however it ended.
+    Every refusal comes before the status line (S6). If the client goes away, the work ends, and
+    leaving the answer frees its slots (S8). An admitted request is settled before the last byte is
+    sent, however it ended.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Completions:
         self._keep_alive_s = keep_alive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """CompletionStream one request."""
+        """Answer one request."""
         if self._lifecycle.draining:
             raise EngineUnavailable("The server is shutting down.", retry_after_s=_RETRY_AFTER_S)
         exchange = exchange_of(scope)
@@ -139,7 +140,7 @@ class Completions:
     ) -> None:
         usage, first_s = exchange.usage, exchange.first_token_s
         if usage is None:
-            raise RuntimeError("settled before it was known what was used")
+            raise RuntimeError("a request was settled before its usage was known")
         waited_ms = None if first_s is None else (first_s - exchange.started_s) * 1000
         await reservation.settle(
             Spent(
@@ -153,7 +154,7 @@ class Completions:
         )
 
     async def _deliver(self, answer: CompletionStream, scope: Scope, send: Send) -> bytes:
-        """Deliver all but the end of the body, which is what it gives."""
+        """Deliver the answer except for the end of its body. Returns that end."""
         if not answer.plan.stream:
             return _encode(await answer.completion())
         stream = EventStream(scope, send, keep_alive_s=self._keep_alive_s)
@@ -161,7 +162,7 @@ class Completions:
 
 
 def _ask(plan: Plan) -> Ask:
-    """What a plan may take at most: each prompt once, and every candidate in full (A5)."""
+    """Returns what a plan may use at most: each prompt once, and every candidate in full (A5)."""
     most = sum(len(job.prompt_ids) + job.n * job.max_tokens for job in plan.jobs)
     return Ask(id=plan.id, model=plan.model, user=plan.user, stream=plan.stream, most_tokens=most)
 
@@ -192,7 +193,7 @@ class Routes:
         )
 
     def table(self) -> Sequence[BaseRoute]:
-        """Paths, methods, endpoints; ``HEAD`` goes wherever ``GET`` does."""
+        """Returns the routes. ``HEAD`` works wherever ``GET`` does."""
         post, get = ["POST"], ["GET"]
         return [
             Route("/v1/completions", self._completions, methods=post),
@@ -210,12 +211,12 @@ class Routes:
         ]
 
     async def models(self, request: Request) -> Response:
-        """Every name and alias that the key may use."""
+        """List every name and alias that the key may use."""
         service = self._for(request)
         return _json(wire.ModelList(service.catalog.listing(service.limits)))
 
     async def model(self, request: Request) -> Response:
-        """One model; its id may contain slashes."""
+        """Describe one model. Its id may contain slashes."""
         name: str = request.path_params["model"]
         if not name:
             raise UnknownUrl(f"Invalid URL ({request.method} {request.scope['path']})")
@@ -223,15 +224,15 @@ class Routes:
         return _json(service.catalog.describe(name, service.limits))
 
     async def tokenize(self, request: Request) -> Response:
-        """Text to ids."""
+        """Turn text into ids."""
         return _json(await self._for(request).tokenize(await self._body(request)))
 
     async def detokenize(self, request: Request) -> Response:
-        """Ids to text."""
+        """Turn ids into text."""
         return _json(await self._for(request).detokenize(await self._body(request)))
 
     async def tokenizer_info(self, request: Request) -> Response:
-        """What a remote tokenizer needs to know; ``?model=`` names one that is not the first.
+        """Describe the tokenizer of the first model, or of the one that ``?model=`` names.
 
         ``?vocabulary=true`` adds all tokens.
         """
@@ -240,7 +241,7 @@ class Routes:
         return _json(self._for(request).tokenizer_info(query.get("model"), vocabulary=whole))
 
     async def health(self, request: Request) -> Response:
-        """200 while every engine can compute and new work is taken."""
+        """200 while every engine can compute and the server takes new work, else 503."""
         principal = exchange_of(request.scope).principal
         engines = [_health_of(model, principal) for model in self._service.catalog.engines]
         status, error = "ok", None
@@ -258,7 +259,7 @@ class Routes:
         return _json(msgspec.structs.replace(health, error=body), status=error.status)
 
     async def ready(self, request: Request) -> Response:
-        """200 while requests are taken: engines compute, and what they use can be recorded."""
+        """200 while the server takes requests and can record them, else 503."""
         error: ApiError | None = None
         if self._lifecycle.leaving or self._lifecycle.draining:
             error = EngineUnavailable("The server is shutting down.")
@@ -273,7 +274,7 @@ class Routes:
         return _json(Readiness("not_ready", reachable, body), status=error.status)
 
     async def metrics(self, _: Request) -> Response:
-        """Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return Response(self._metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, _: Request) -> Response:
@@ -281,16 +282,16 @@ class Routes:
         return _json(self._document())
 
     async def docs(self, _: Request) -> Response:
-        """The OpenAPI document for people."""
+        """The OpenAPI document as a page."""
         return pages.page(pages.docs(self._document()))
 
     def _document(self) -> Mapping[str, Any]:
-        """Of the limits that hold now."""
+        """Returns the document with the limits that hold now."""
         model = self._service.catalog.default.name
         return document(self._service.limits, model=model, version=__version__)
 
     def _for(self, request: Request) -> CompletionService:
-        """The service as the key of a request sees it."""
+        """Returns the service as the request's key sees it."""
         return self._service.restricted_to(exchange_of(request.scope).principal.models)
 
     async def _body(self, request: Request) -> bytes:
@@ -299,7 +300,7 @@ class Routes:
 
 
 def _health_of(model: ServedModel, principal: Principal) -> EngineHealth:
-    """How an engine is, for whoever asks."""
+    """Returns an engine's health, with what the principal may see."""
     card, healthy = model.engine.card, model.engine.healthy()
     if principal.models is not None and model.name not in principal.models:
         return EngineHealth(

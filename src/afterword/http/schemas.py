@@ -1,7 +1,7 @@
 """The JSON Schemas of the API: one for each value that comes in or goes out.
 
 Those of requests come from the declarations of their fields. Those of answers are written by hand,
-because they say more than types do. Tests hold them against the wire's structs and real answers.
+because they say more than types do. Tests compare them with the wire's structs and real answers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _FINGERPRINT: Schema = {"type": "string", "pattern": "^fp_[0-9a-f]{10}$"}
 
 
 def ref(name: str) -> Schema:
-    """A reference to a schema of this document."""
+    """Returns a reference to a schema of this document."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def all_schemas(limits: Limits) -> Mapping[str, Schema]:
-    """Every schema by its name; the request's have the operator's limits."""
+    """Returns every schema by its name. Those of requests have the operator's limits."""
     return {
         "CompletionRequest": request.schema(limits),
         "Completion": _completion(),
@@ -52,7 +52,7 @@ def _array(items: Schema) -> Schema:
 
 
 def _closed(properties: Mapping[str, Schema], description: str = "", **more: object) -> Schema:
-    """An object with exactly these properties."""
+    """Returns the schema of an object with exactly these properties."""
     return {
         "type": "object",
         "description": description,
@@ -68,7 +68,7 @@ def _head() -> dict[str, Schema]:
         "id": {"type": "string", "pattern": "^cmpl-.{24,}$"},
         "object": {"const": "text_completion"},
         "created": {"type": "integer", "description": "Unix seconds."},
-        "model": {"type": "string", "description": "The name asked for."},
+        "model": {"type": "string", "description": "The name that the request asked for."},
         "system_fingerprint": _FINGERPRINT,
     }
 
@@ -80,7 +80,7 @@ def _completion() -> Schema:
 
 
 def _chunk() -> Schema:
-    """Usage is there, null but for the last chunk, only where it was asked for (S5)."""
+    """``usage`` is there only if the request asked, and null except in the last chunk (S5)."""
     schema = _closed(
         {**_head(), "choices": {**_array(ref("Choice")), "maxItems": 1}}, "One event of a stream."
     )
@@ -99,7 +99,7 @@ def _choice() -> Schema:
             "logprobs": {"anyOf": [ref("Logprobs"), {"type": "null"}]},
             "finish_reason": {"enum": ["stop", "length", None]},
         },
-        "One continuation, or in a chunk what is added to it.",
+        "One continuation, or what a chunk adds to it.",
     )
 
 
@@ -112,7 +112,7 @@ def _logprobs() -> Schema:
             "top_logprobs": _array(top),
             "text_offset": _array(_COUNT),
         },
-        "Four arrays of one length; of the first token of an echoed prompt the values are null.",
+        "Four arrays of one length. An echoed prompt's first token has null for both values.",
     )
 
 
@@ -129,7 +129,7 @@ def _usage() -> Schema:
 
 
 def _error() -> Schema:
-    return _closed({"error": ref("ErrorBody")}, "What every error answer is.")
+    return _closed({"error": ref("ErrorBody")}, "The body of every error answer.")
 
 
 def _error_body() -> Schema:
@@ -140,7 +140,7 @@ def _error_body() -> Schema:
             "param": {"type": ["string", "null"]},
             "code": {"type": ["string", "null"]},
         },
-        "What is wrong, and with which parameter.",
+        "What is wrong, and with which field.",
     )
 
 
@@ -170,12 +170,13 @@ def _health() -> Schema:
             "fingerprint": _FINGERPRINT,
             "batch_invariant": {
                 "type": "boolean",
-                "description": "Found at start: answers do not depend on what else is served.",
+                "description": "Whether a check at the start found that answers do not depend on "
+                "the rest of their batch.",
             },
             "prefix_sharing": {
                 "enum": ["cells", "checkpoints", "none", None],
-                "description": "How prompts that begin alike share what was computed: any tokens, "
-                "kept states, nothing; null where another server decides.",
+                "description": "How prompts share what was computed of a common beginning: any "
+                "tokens, kept states or nothing. null if another server decides.",
             },
         },
         required=["healthy", "batch_invariant", "prefix_sharing"],
@@ -187,8 +188,8 @@ def _health() -> Schema:
             "fingerprint": _FINGERPRINT,
             "engines": _array(engine),
         },
-        "Whether completions are to be had; names and fingerprints only of models that whoever "
-        "asks may use.",
+        "Whether the server can complete prompts. Names and fingerprints are shown only of models "
+        "that the key may use.",
         required=["status", "engines"],
     )
     schema["properties"]["error"] = ref("ErrorBody")
@@ -201,7 +202,7 @@ def _ready() -> Schema:
             "status": {"enum": ["ready", "not_ready"]},
             "ledger": {"enum": ["reachable", "unreachable"]},
         },
-        "Whether requests are taken and can be recorded.",
+        "Whether the server takes requests and can record them.",
     )
     schema["properties"]["error"] = ref("ErrorBody")
     return schema
@@ -231,13 +232,13 @@ def _tokenizer_info() -> Schema:
             "tokenizer_class": _TEXT,
             "vocab_size": _COUNT,
             "model_max_length": _COUNT,
-            **{f"{role}_token": _or_null("string", "Its name.") for role in _ROLES},
+            **{f"{role}_token": _or_null("string", "The token's name.") for role in _ROLES},
             "add_bos_token": {"type": "boolean"},
             "chat_template": {"type": ["string", "null"]},
         }
     )
     schema["properties"]["vocabulary"] = {
         "type": "object",
-        "description": "With ?vocabulary=true: all tokens, in base64, and what they are for.",
+        "description": "Only with ?vocabulary=true: all tokens in base64, and their roles.",
     }
     return schema

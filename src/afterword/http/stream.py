@@ -1,4 +1,4 @@
-"""Server-sent events: chunks in, frames out, one send for all that a pull gives."""
+"""Server-sent events: chunks in, frames out. All chunks of a pull go out in one send."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EventStream:
-    """One streamed answer, but for its last frame.
+    """One streamed answer, except for its last frame.
 
-    Sends the headers at once, then frames as chunks come. A silence of ``keep_alive_s`` is filled
-    with a comment. No token costs a timer: the timer looks back when it fires, and is set anew
-    for what is left of the silence.
+    Sends the headers at once, then frames as chunks come, and a comment after ``keep_alive_s``
+    seconds of silence (S7). Tokens do not set the timer. When it fires, it looks back, and is set
+    again for the rest of the silence.
     """
 
     def __init__(self, scope: Scope, send: Send, *, keep_alive_s: float) -> None:
@@ -42,10 +42,10 @@ class EventStream:
         self._comment: asyncio.Task[None] | None = None
 
     async def run(self, chunks: AsyncIterator[list[wire.Chunk]]) -> bytes:
-        """Send the frames of all chunks; give the last frame, which is left to the caller.
+        """Send the frames of all chunks. Returns the last frame, which the caller sends.
 
-        It is ``[DONE]``, or the error event of what the iterator raised (S6). To the server the
-        last frame ends the exchange, so it is sent when nobody watches the client any more.
+        It is ``[DONE]``, or the error event of what the iterator raised (S6). The last frame ends
+        the exchange, so the caller sends it when nothing watches the client any more.
         """
         start = {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}
         await self._send(start)
@@ -67,7 +67,7 @@ class EventStream:
             async for pulled in chunks:
                 if not pulled:
                     continue
-                # One send at a time: frames wait for a comment that is under way.
+                # Only one send at a time: frames wait for a comment that is being sent.
                 if self._comment is not None:
                     await self._comment
                 body = frames(pulled)
@@ -77,16 +77,16 @@ class EventStream:
                 self._last_sent_s = now_s()
         except ClientDisconnected:
             raise
-        except Exception as error:  # noqa: BLE001 - the status is sent: any failure is an event
+        except Exception as error:  # noqa: BLE001 - the status is sent, so a failure is an event
             return error_event(error, self._scope, self._exchange)
         self._exchange.outcome = "answered"
         return _DONE
 
     def _look_back(self) -> None:
-        """Send a comment if the silence is old enough; set the timer for the rest of it."""
+        """Send a comment if the silence is long enough, and set the timer again."""
         now_s = self._loop.time()
         if now_s >= self._last_sent_s + self._keep_alive_s:
-            # A client that does not read is not helped by more bytes.
+            # More bytes do not help a client that does not read.
             if not self._sending and self._comment is None:
                 self._comment = asyncio.create_task(self._send_comment())
             self._last_sent_s = now_s
@@ -103,7 +103,7 @@ class EventStream:
 
 
 def frames(chunks: Sequence[wire.Chunk]) -> bytes:
-    """One ``data:`` line for each chunk (S1)."""
+    """Returns one ``data:`` line for each chunk (S1)."""
     if len(chunks) == 1:
         return b"data: %b\n\n" % _encode(chunks[0])
     return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])

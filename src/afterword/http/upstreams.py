@@ -1,4 +1,4 @@
-"""What Prometheus may ask of the servers behind this one."""
+"""The metrics of upstreams, the servers behind this one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _LABELS = ("model", "upstream")
 _FIGURES = {
     "requests": (CounterMetricFamily, "Requests that were sent to this server."),
     "failures": (CounterMetricFamily, "Requests that this server did not answer as it should."),
-    "in_flight": (GaugeMetricFamily, "Requests that this server works on."),
+    "in_flight": (GaugeMetricFamily, "Requests that this server is working on."),
     "healthy": (GaugeMetricFamily, "1 while this server gets requests, or would if it had room."),
 }
 
 
 class UpstreamFigures(Protocol):
-    """Figures of one server behind this one."""
+    """The figures of one upstream."""
 
     @property
     def address(self) -> str:
-        """Where it is, with nothing secret."""
+        """Its address, without secrets."""
 
     @property
     def healthy(self) -> bool:
@@ -30,29 +30,29 @@ class UpstreamFigures(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Requests that are not answered yet."""
+        """Sent requests that are not answered yet."""
 
     @property
     def requests(self) -> int:
-        """Requests that were sent."""
+        """Requests that were sent to it."""
 
     @property
     def failures(self) -> int:
-        """Requests that were not answered as they should."""
+        """Requests that it did not answer as it should."""
 
 
 Upstreams: TypeAlias = Callable[[], Iterable[tuple[str, UpstreamFigures]]]
-"""Gives the figures of now, each with the name of its model."""
+"""Returns the current figures of each upstream, with the name of its model."""
 
 
 class UpstreamCollector(Collector):
-    """Reads the figures at the moment of the scrape."""
+    """Reads the figures at each scrape."""
 
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams
 
     def collect(self) -> Iterable[Metric]:
-        """One family for each figure, one sample for each server of a model."""
+        """One family for each figure, one sample for each upstream of a model."""
         found = list(self._upstreams())
         for field, (family, text) in _FIGURES.items():
             metric = family(f"afterword_upstream_{field}", text, labels=_LABELS)

@@ -1,4 +1,4 @@
-"""The database as a whole: how it is opened, brought up to date, checked and copied."""
+"""The database as a whole: opening, upgrading, checking and copying it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
@@ -16,21 +16,24 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from afterword.core.errors import ConfigError
 from afterword.ledger import migrations
-from afterword.ledger.records import metadata, reservations, spending, usage
+from afterword.ledger.folder import database_file, make_folder
+from afterword.ledger.tables import metadata, reservations, spending, usage
 
+Database: TypeAlias = sa.Engine
+"""A database that a ledger is kept in."""
 REVISION = "0001"
-"""The step of ``migrations`` that this code is written for."""
+"""The step of ``migrations`` that this code needs."""
 _BUSY_MS = 5000
 _CONNECT_S = 3
 _STATEMENT_MS = 30_000
 _QUOTED = re.compile(r'"[^"]*"')
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
-# Two servers that start at once on one database: the second waits for the first.
+# Of two servers that start at once on one database, the second waits for the first.
 _UPGRADE_LOCK = 0x61667465
 
 
 def parse_url(text: str) -> URL:
-    """A database's URL with the driver that is used for it. Raises ``ConfigError``."""
+    """Returns a database's URL with its driver. Raises ``ConfigError``."""
     try:
         url = make_url(text)
         backend = url.get_backend_name()
@@ -44,18 +47,18 @@ def parse_url(text: str) -> URL:
 
 
 def sqlite_url(file: Path) -> URL:
-    """The URL of a file."""
+    """Returns the URL of a SQLite file."""
     return URL.create("sqlite", database=str(file))
 
 
 def connect(url: URL) -> sa.Engine:
-    """An engine; nothing is opened until it is used. Raises ``ConfigError``."""
+    """Returns an engine, which connects at first use. Raises ``ConfigError``."""
     if url.get_backend_name() == "sqlite":
         return _connect_sqlite(url)
     arguments = {
         "connect_timeout": _CONNECT_S,
         "application_name": "afterword",
-        # A server that went away without a word is noticed before TCP gives up.
+        # Notices a server that vanished before TCP gives up.
         "options": f"-c statement_timeout={_STATEMENT_MS}",
         "keepalives_idle": 5,
         "keepalives_interval": 2,
@@ -75,7 +78,7 @@ def _connect_sqlite(url: URL) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
-        # Transactions begin where ``begin`` below says so, not where the driver guesses.
+        # ``begin`` below starts transactions, not the driver.
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
@@ -83,7 +86,7 @@ def _connect_sqlite(url: URL) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        # A reader that becomes a writer midway fails where another wrote in between.
+        # A reader that becomes a writer midway fails if another process wrote in between.
         reads = connection.get_execution_options().get("reads", False)
         driver: Any = connection.connection.dbapi_connection
         driver.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
@@ -93,13 +96,32 @@ def _connect_sqlite(url: URL) -> sa.Engine:
 
 @contextlib.contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction that only reads, and holds up no writer."""
+    """A transaction that only reads and blocks no writer."""
     with engine.connect().execution_options(reads=True) as connection, connection.begin():
         yield connection
 
 
+def open_database(folder: Path, database: str | None) -> sa.Engine:
+    """The ledger's database, its tables made if there are none. Raises ``ConfigError``.
+
+    ``database`` None is a file in ``folder``.
+    """
+    if database is None:
+        make_folder(folder)
+        url = sqlite_url(database_file(folder))
+    else:
+        url = parse_url(database)
+    engine = connect(url)
+    try:
+        prepare(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
 def revision_of(engine: sa.Engine) -> str | None:
-    """The step that the tables are at; None where there are none."""
+    """Returns the step that the tables are at, or None if there are none."""
     with reading(engine) as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
@@ -108,8 +130,8 @@ def revision_of(engine: sa.Engine) -> str | None:
 
 
 def upgrade(engine: sa.Engine) -> None:
-    """Run the steps that are missing, all or none; another process that does it is waited for."""
-    # Alembic takes a third of a second to import, which a server that is up to date need not pay.
+    """Run the missing steps, all or none. Waits for another process that does so."""
+    # Alembic takes a third of a second to import. A database that is up to date does not need it.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 
@@ -123,10 +145,9 @@ def upgrade(engine: sa.Engine) -> None:
 
 
 def prepare(engine: sa.Engine) -> None:
-    """Make the tables where there are none. Raises ``ConfigError`` where they are of another time.
+    """Make the tables if there are none. Raises ``ConfigError`` if they are of another version.
 
-    An empty database is set up; one with an older ledger is left to ``afterword db upgrade``, so
-    that a copy can be made first.
+    ``afterword db upgrade`` upgrades an older ledger, so that the operator can copy it first.
     """
     try:
         found = revision_of(engine)
@@ -142,14 +163,14 @@ def prepare(engine: sa.Engine) -> None:
 
 
 def reason(error: SQLAlchemyError) -> str:
-    """What the driver said, in one line, without the statement, hosts and paths."""
+    """Returns the driver's message in one line, without the statement, hosts and paths."""
     original = getattr(error, "orig", None) or error
     lines = str(original).strip().splitlines()
     return _QUOTED.sub('"…"', lines[0]) if lines else type(original).__name__
 
 
 def check(engine: sa.Engine) -> list[str]:
-    """What is wrong with a ledger, in sentences; empty where everything agrees."""
+    """Returns what is wrong with a ledger, in sentences; empty if nothing is."""
     found = revision_of(engine)
     if found != REVISION:
         return [f"its tables are at step {found}, this program needs {REVISION}"]
@@ -166,7 +187,7 @@ def check(engine: sa.Engine) -> list[str]:
 
 
 def _disagreements(connection: sa.Connection) -> Iterator[str]:
-    """Where sums that are kept differ from what they are sums of."""
+    """Compare the sums that are kept with the rows that they sum."""
     day = sa.func.length(spending.c.period) == len("2026-11-25")
     kept: dict[str, int] = dict(
         connection.execute(
@@ -201,9 +222,9 @@ def _disagreements(connection: sa.Connection) -> Iterator[str]:
 
 
 def backup(engine: sa.Engine, file: Path) -> None:
-    """Copy a SQLite ledger to a new file, whole and consistent, while servers go on.
+    """Copy a SQLite ledger to a new file, consistently, while servers go on.
 
-    Raises ``ConfigError`` for a file that exists, and for a database that has its own tools.
+    Raises ``ConfigError`` if the file exists, and for PostgreSQL, which has its own tool.
     """
     if engine.dialect.name != "sqlite":
         raise ConfigError("PostgreSQL has its own tool: pg_dump --format=custom DATABASE > FILE")
@@ -215,5 +236,5 @@ def backup(engine: sa.Engine, file: Path) -> None:
         source: Any = connection.connection.driver_connection
         with contextlib.closing(sqlite3.connect(file)) as copy:
             source.backup(copy)
-            # One file, that needs no others beside it.
+            # The copy is one file, without a -wal file next to it.
             copy.execute("PRAGMA journal_mode=DELETE")

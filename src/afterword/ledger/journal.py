@@ -1,9 +1,9 @@
-"""What was admitted and what it came to, in a file, before the last byte of an answer is sent.
+"""A file of admitted and ended requests, written before the last byte of an answer is sent.
 
-A line is written to the page cache, which outlives the process; ``sync`` brings it to the disk.
-Space for a request's end is taken when it is admitted: a disk that fills up refuses requests, it
-does not lose one. The clerk folds the lines into the database and lets go of them; what is left
-behind by a process that died is read by the next.
+A line goes to the page cache, which outlives the process; ``sync`` brings it to the disk. An
+admission reserves space for the request's end, so a full disk refuses requests but loses none.
+The ledger writer writes the lines to the database; the journal then drops them. The next process
+reads the journal of a process that died.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import fcntl
 import os
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -24,11 +25,11 @@ from afterword.core.account import UsageRecord
 SEGMENT_BYTES = 1 << 20
 _SUFFIX = ".journal"
 _END_BYTES = 512
-"""What an end may take beyond the length of its admission."""
+"""The most that an end takes beyond the length of its admission."""
 
 
 class Line(msgspec.Struct, frozen=True, tag_field="line", omit_defaults=True):
-    """One line. ``record`` is of an admission where its counts are zero and its status is lost."""
+    """One line. The record of an admission has zero counts and the status "lost"."""
 
     kind: Literal["admitted", "settled", "released"]
     record: UsageRecord
@@ -39,7 +40,7 @@ _decode = msgspec.json.Decoder(Line).decode
 
 
 class Segment:
-    """One file. ``open_lines`` counts those that are not in the database yet."""
+    """One file. ``open_lines`` counts the lines that are not in the database yet."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self.path = path
@@ -50,8 +51,8 @@ class Segment:
         unnamed = path.with_suffix(".new")
         self.descriptor = os.open(unnamed, flags, 0o600)
         try:
-            # Held while the process lives: whoever can take it knows that the process does not.
-            # So the file has its name, by which others look for it, when the lock is there.
+            # A living process holds this lock: a process that can take it knows that the owner is
+            # dead. So the file gets the name by which others find it after the lock is taken.
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(self.descriptor, 0, size_bytes)
             unnamed.rename(path)
@@ -62,11 +63,11 @@ class Segment:
 
     @property
     def room_bytes(self) -> int:
-        """What can still be written."""
+        """The space that is left."""
         return self.size_bytes - self.written_bytes
 
     def append(self, line: bytes) -> None:
-        """Write a line for which there is room; one that fails leaves no gap."""
+        """Write a line that fits. A line that fails leaves no gap."""
         at = self.written_bytes
         while line:
             size = os.pwrite(self.descriptor, line, at)
@@ -75,22 +76,22 @@ class Segment:
 
 
 class _Open(msgspec.Struct):
-    """A line that is not in the database: where it is, and of a request under way its text."""
+    """A line that is not in the database: its segment, and its text while the request runs."""
 
     home: Segment
     admission: bytes = b""
 
     @property
     def promised_bytes(self) -> int:
-        """Room that is kept for the request's end."""
+        """The space reserved for the request's end."""
         return len(self.admission) + _END_BYTES if self.admission else 0
 
 
 class Journal:
     """The lines of this process. Its methods belong to one thread, ``sync`` to another.
 
-    Invariant: the newest segment has room for the ends of all requests under way. At most
-    ``limit_bytes`` are kept: a database that is away for longer stops admission.
+    Invariant: the newest segment has room for the ends of all running requests. The segments take
+    at most ``limit_bytes``; beyond that, admission stops until the database is back.
     """
 
     def __init__(self, folder: Path, process_id: str, *, limit_bytes: int) -> None:
@@ -103,15 +104,15 @@ class Journal:
         self._open: dict[str, _Open] = {}
         self._promised_bytes = 0
         self.unsettled = 0
-        """Requests that were admitted and have not ended."""
+        """Admitted requests that have not ended."""
 
     @property
     def size_bytes(self) -> int:
-        """What the segments take."""
+        """The size of all segments."""
         return sum(segment.size_bytes for segment in self._segments)
 
     def __enter__(self) -> Self:
-        """Make the folder and the first segment: a disk that is full is noticed at once."""
+        """Make the folder and the first segment. Raises ``OSError``, as for a full disk."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._grow(0)
         return self
@@ -122,16 +123,19 @@ class Journal:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let go of the files; those with lines that are not in the database stay."""
+        """Close the files. Segments with lines that are not in the database stay."""
         for segment in self._segments:
-            if not segment.open_lines:
+            if segment.open_lines:
+                # No more lines come: free the space reserved for them.
+                os.ftruncate(segment.descriptor, segment.written_bytes)
+            else:
                 segment.path.unlink(missing_ok=True)
             self._leaving.append(segment.descriptor)
         self._segments.clear()
         self.sync()
 
     def admit(self, record: UsageRecord) -> None:
-        """A request begins. Raises ``OSError`` where there is no room for it and its end."""
+        """Record that a request begins. Raises ``OSError`` if it and its end do not fit."""
         line = _line("admitted", record)
         wanted_bytes = 2 * len(line) + _END_BYTES
         if self._segments[-1].room_bytes < wanted_bytes + self._promised_bytes:
@@ -141,26 +145,26 @@ class Journal:
         self.unsettled += 1
 
     def settle(self, record: UsageRecord) -> None:
-        """A request has ended, and is to be folded."""
+        """Record the end of a request."""
         self._end("settled", record)
 
     def release(self, record: UsageRecord) -> None:
-        """A request was not admitted after all."""
+        """Take back an admission."""
         self._end("released", record)
-        self.folded([record.id])
+        self.written([record.id])
 
-    def folded(self, ids: Sequence[str]) -> None:
-        """These are in the database; segments without others are removed, oldest first."""
+    def written(self, ids: Sequence[str]) -> None:
+        """Drop the lines of requests that are in the database, and segments without others."""
         for request_id in ids:
             self._open.pop(request_id).home.open_lines -= 1
-        # In order, so that no admission is left whose end is gone.
+        # Oldest first, so that no admission is left without its end.
         while len(self._segments) > 1 and not self._segments[0].open_lines:
             oldest = self._segments.pop(0)
             oldest.path.unlink(missing_ok=True)
             self._leaving.append(oldest.descriptor)
 
     def sync(self) -> None:
-        """Bring what was written to the disk; close what was removed."""
+        """Bring the lines to the disk; close removed segments."""
         for segment in list(self._segments):
             os.fdatasync(segment.descriptor)
         while self._leaving:
@@ -176,7 +180,7 @@ class Journal:
         admitted = self._open[record.id]
         self._promised_bytes -= admitted.promised_bytes
         self.unsettled -= 1
-        # Should the disk fail now, the admission stays until the request is in the database.
+        # If the disk fails now, the admission stays until the request is in the database.
         self._open[record.id] = _Open(admitted.home)
         newest = self._segments[-1]
         newest.append(_line(kind, record))
@@ -185,7 +189,7 @@ class Journal:
         self._open[record.id] = _Open(newest)
 
     def _grow(self, wanted_bytes: int) -> None:
-        """A new segment. What is under way moves to it, so that older ones wait for nobody."""
+        """Add a segment. Running requests move to it, so that older segments can be removed."""
         moving = {key: line for key, line in self._open.items() if line.admission}
         needed_bytes = wanted_bytes + 2 * self._promised_bytes
         size_bytes = max(SEGMENT_BYTES, 2 * needed_bytes)
@@ -199,15 +203,15 @@ class Journal:
             self._write_admission(request_id, line.admission)
 
 
-class Remains:
-    """The segments of one process that is dead; the locks on them are held."""
+class OrphanedJournal:
+    """The segments of a dead process; holds the locks on them."""
 
     def __init__(self, process_id: str) -> None:
         self.process_id = process_id
         self.files: list[tuple[Path, int]] = []
 
     def records(self) -> list[UsageRecord]:
-        """How its requests ended; those that did not are ``lost``."""
+        """Returns its requests' records; the status of those without an end is "lost"."""
         last: dict[str, Line] = {}
         for path, _ in self.files:
             for line in read_lines(path):
@@ -215,37 +219,70 @@ class Remains:
         return [line.record for line in last.values() if line.kind != "released"]
 
     def remove(self) -> None:
-        """Everything in them is in the database."""
+        """Remove the files: all their records are in the database."""
         for path, descriptor in self.files:
             path.unlink(missing_ok=True)
             os.close(descriptor)
         self.files.clear()
 
     def close(self) -> None:
-        """Leave them for another time."""
+        """Leave the files to others."""
         for _, descriptor in self.files:
             os.close(descriptor)
         self.files.clear()
 
 
-def remains_in(folder: Path) -> list[Remains]:
-    """What processes that died have left, locked so that no other process takes it too."""
-    found: dict[str, Remains] = {}
+def orphaned_journals(folder: Path, *, of: str = "") -> list[OrphanedJournal]:
+    """Returns the journals of dead processes, locked against other processes.
+
+    ``of`` is how the process ids begin.
+    """
+    found: dict[str, OrphanedJournal] = {}
     held: set[str] = set()
-    for path in sorted(folder.glob(f"*{_SUFFIX}")):
-        process_id = path.name.removesuffix(_SUFFIX).rpartition("-")[0]
+    for path in sorted(folder.glob(f"{of}*{_SUFFIX}")):
+        process_id = _process_of(path)
         descriptor = _take(path)
         if descriptor is None:
             held.add(process_id)
             continue
-        found.setdefault(process_id, Remains(process_id)).files.append((path, descriptor))
+        found.setdefault(process_id, OrphanedJournal(process_id)).files.append((path, descriptor))
     for process_id in sorted(held & found.keys()):
         found.pop(process_id).close()
     return list(found.values())
 
 
+def any_journal(folder: Path, *, of: str = "") -> bool:
+    """Whether a process whose id begins with ``of`` has a journal, dead or running."""
+    return any(folder.glob(f"{of}*{_SUFFIX}"))
+
+
+def orphaned_bytes(folder: Path) -> int:
+    """Returns the size of the journals of dead processes."""
+    total = 0
+    for orphan in orphaned_journals(folder):
+        total += sum(os.fstat(descriptor).st_size for _, descriptor in orphan.files)
+        orphan.close()
+    return total
+
+
+def settled_records(folder: Path, *, of: str = "", but: Container[str] = ()) -> list[UsageRecord]:
+    """Returns the records of ended requests in journals, those of running processes too.
+
+    ``of`` is how the process ids begin; ``but`` are ids to leave out.
+    """
+    records: dict[str, UsageRecord] = {}
+    for path in sorted(folder.glob(f"{of}*{_SUFFIX}")):
+        if _process_of(path) in but:
+            continue
+        with suppress(FileNotFoundError, PermissionError):
+            records |= {
+                line.record.id: line.record for line in read_lines(path) if line.kind == "settled"
+            }
+    return list(records.values())
+
+
 def read_lines(path: Path) -> Iterator[Line]:
-    """The whole lines of a segment; ends where the process was when it died."""
+    """The whole lines of a segment, up to a line that is torn."""
     for raw in path.read_bytes().split(b"\n"):
         check, _, body = raw.partition(b" ")
         if not body or check != _check(body):
@@ -253,17 +290,21 @@ def read_lines(path: Path) -> Iterator[Line]:
         yield _decode(body)
 
 
+def _process_of(path: Path) -> str:
+    return path.name.removesuffix(_SUFFIX).rpartition("-")[0]
+
+
 def _take(path: Path) -> int | None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         return None
-    # It may have been removed by whoever held the lock until now.
+    # The process that held the lock may have removed the file.
     if not path.exists():
         os.close(descriptor)
         return None

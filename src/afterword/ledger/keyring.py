@@ -1,4 +1,4 @@
-"""The keys in memory: whose a secret is, without asking the database; and guessing, slowed down."""
+"""The keys in memory: finds a key by its secret without the database, and slows down guessing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Iterable
 
+import msgspec
+
 from afterword.core.account import KeyTerms
-from afterword.ledger.keys import HeldKey
 from afterword.ledger.secret import digest_of
 
 _MOST_SOURCES = 4096
@@ -17,10 +18,19 @@ _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 8.0
 
 
-class Keyring:
-    """Every key that is good, as it was when the database was last looked at. Immutable.
+class HeldKey(msgspec.Struct, frozen=True):
+    """A good key: the hash of its secret, its terms, its end (Unix seconds)."""
 
-    ``needed``: a key was ever made, so nobody gets in without one.
+    digest: bytes
+    id: str
+    terms: KeyTerms
+    expires_at: float | None
+
+
+class Keyring:
+    """All good keys, as of the last look at the database. Immutable.
+
+    ``needed``: a key was once made, so every request needs one.
     """
 
     def __init__(self, version: int, held: Iterable[HeldKey], *, needed: bool) -> None:
@@ -30,14 +40,14 @@ class Keyring:
         self._terms = {key.id: key.terms for key in self._by_digest.values()}
 
     def terms(self, key_id: str) -> KeyTerms | None:
-        """What a key allows now; None where it is revoked."""
+        """Returns the terms of a key, or None if it is revoked."""
         return self._terms.get(key_id)
 
     def find(self, secret: str, now_s: float) -> HeldKey | None:
-        """The key of a secret, unless it has expired.
+        """Returns the key of a secret, or None if there is none or it has expired.
 
-        The lookup is by a hash, whose bits tell nothing of the secret's; what is found is then
-        compared in constant time.
+        The lookup is by a hash, whose timing tells nothing about the secret. The comparison takes
+        constant time.
         """
         digest = digest_of(secret)
         key = self._by_digest.get(digest)
@@ -49,9 +59,9 @@ class Keyring:
 
 
 class Failures:
-    """Wrong keys by source: each makes the next wait longer, until a quiet minute.
+    """Wrong keys by source. Each makes the source's next wait longer, until a quiet minute.
 
-    Others are not held up, and memory is bounded: the sources that failed last are remembered.
+    Other sources do not wait. Memory is bounded: only the latest sources are remembered.
     """
 
     def __init__(self) -> None:
@@ -59,7 +69,7 @@ class Failures:
         self.count = 0
 
     def wait_s(self, source: str, now_s: float) -> float:
-        """Count a failure, and say how long its answer is to wait."""
+        """Count a failure. Returns how long its answer has to wait, in seconds."""
         self.count += 1
         network = _network(source)
         failed, last_s = self._sources.pop(network, (0, now_s))
@@ -72,7 +82,7 @@ class Failures:
 
 
 def _network(source: str) -> str:
-    """A source as one who may guess: of IPv6 whoever has one address has 2^64."""
+    """Returns what counts as one source: an IPv4 address, or an IPv6 network of 64 bits."""
     try:
         address = ipaddress.ip_address(source)
     except ValueError:

@@ -1,40 +1,26 @@
-"""Keys in the database: made, listed, rotated, revoked. Only hashes of them are kept."""
+"""Keys in the database: made, listed, rotated, revoked. It keeps only their hashes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from afterword.core.account import KeyTerms, KeyView, NewKey, Period
+from afterword.core.account import KeyTerms, KeyView, NewKey
 from afterword.core.errors import InvalidRequest
 from afterword.ledger.database import reading
-from afterword.ledger.records import keys, secrets, spending, state
+from afterword.ledger.keyring import HeldKey
+from afterword.ledger.periods import period_of
 from afterword.ledger.secret import digest_of, make_secret, prefix_of
+from afterword.ledger.tables import keys, secrets, spending, state
 
 _ID_BYTES = 6
 _MOST_NAME_CHARACTERS = 200
 
 
-class HeldKey(msgspec.Struct, frozen=True):
-    """A key as servers need it: how it is recognised, what it allows, until when."""
-
-    digest: bytes
-    id: str
-    terms: KeyTerms
-    expires_at: float | None
-
-
-def period_of(moment_s: float, per: Period) -> str:
-    """The name of the budget period, in UTC, that a moment falls into."""
-    shape = "%Y-%m-%d" if per == "day" else "%Y-%m"
-    return datetime.fromtimestamp(moment_s, UTC).strftime(shape)
-
-
-class KeyBook:
+class KeyStore:
     """The keys of a database. ``clock`` gives Unix seconds, ``entropy(n)`` n random bytes."""
 
     def __init__(
@@ -45,7 +31,7 @@ class KeyBook:
         self._entropy = entropy
 
     def create(self, terms: KeyTerms) -> NewKey:
-        """Make a key; it is never shown again. ``InvalidRequest`` for a name that is taken."""
+        """Make a key; its secret is shown once. Raises ``InvalidRequest`` for a taken name."""
         check_terms(terms)
         key_id = f"key-{self._entropy(_ID_BYTES).hex()}"
         models = None if terms.models is None else msgspec.json.encode(terms.models).decode()
@@ -60,12 +46,12 @@ class KeyBook:
         return NewKey(secret, self.find(key_id))
 
     def all(self) -> list[KeyView]:
-        """Every key, in the order of their making."""
+        """Returns all keys, oldest first."""
         with reading(self._engine) as connection:
             return self._views(connection, sa.true())
 
     def find(self, key: str) -> KeyView:
-        """A key by id or name; ``InvalidRequest`` where there is none."""
+        """Returns a key by id or name. Raises ``InvalidRequest`` if there is none."""
         with reading(self._engine) as connection:
             found = self._views(connection, (keys.c.id == key) | (keys.c.name == key))
         if not found:
@@ -73,7 +59,10 @@ class KeyBook:
         return found[0]
 
     def rotate(self, key: str, overlap_s: float) -> NewKey:
-        """A new secret; the old ones end after ``overlap_s`` seconds."""
+        """Make a new secret. The old ones end after ``overlap_s`` seconds.
+
+        Raises ``InvalidRequest`` if the key is revoked.
+        """
         view = self.find(key)
         if view.revoked_at is not None:
             raise InvalidRequest(f"key {view.terms.name!r} is revoked", param="key")
@@ -90,7 +79,7 @@ class KeyBook:
         return NewKey(secret, self.find(view.id))
 
     def revoke(self, key: str) -> KeyView:
-        """End a key. Idempotent."""
+        """Revoke a key. Idempotent."""
         view = self.find(key)
         with self._engine.begin() as connection:
             connection.execute(
@@ -146,7 +135,7 @@ class KeyBook:
 
 
 def check_terms(terms: KeyTerms) -> None:
-    """Refuse terms that mean nothing. Raises ``InvalidRequest``."""
+    """Raises ``InvalidRequest`` for terms without a meaning."""
     if not terms.name or len(terms.name) > _MOST_NAME_CHARACTERS or not terms.name.isprintable():
         raise InvalidRequest(
             f"a key's name has 1 to {_MOST_NAME_CHARACTERS} printable characters", param="name"
@@ -160,12 +149,12 @@ def check_terms(terms: KeyTerms) -> None:
 
 
 def keys_version(connection: sa.Connection) -> int:
-    """A number that grows with every change of keys."""
+    """Returns a number that grows with every change of keys."""
     return int(connection.scalars(sa.select(state.c.keys_version)).one())
 
 
 def held_keys(connection: sa.Connection) -> list[HeldKey]:
-    """Every secret of every key that is not revoked."""
+    """Returns every secret of every key that is not revoked."""
     rows = connection.execute(
         sa.select(secrets.c.digest, secrets.c.expires_at.label("ends_at"), keys)
         .join(keys, keys.c.id == secrets.c.key_id)
@@ -180,7 +169,7 @@ def held_keys(connection: sa.Connection) -> list[HeldKey]:
 
 
 def any_key(connection: sa.Connection) -> bool:
-    """Whether a key was ever made: from then on every request needs one."""
+    """Whether a key was once made; from then on every request needs one."""
     return connection.scalars(sa.select(sa.exists().select_from(keys))).one()
 
 

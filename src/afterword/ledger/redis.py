@@ -1,33 +1,38 @@
-"""Limits counted in Redis, so that they hold over every server that names it.
+"""Rate limits counted in Redis, so that they hold over all servers that name it.
 
-One script admits against all limits of a key at once. Times are Redis' own, so that servers need
-not agree on theirs. The connection is the ``limits`` package's: it knows the URLs of single
-servers, sentinels, clusters and Valkey. Its windows are not used, since they hold an entry for
-each token and can give none back (docs/decisions/0021).
+One script admits a request against all limits of its key at once. Times are Redis' own, so the
+servers' clocks need not agree. Valkey speaks the same protocol and is reached the same way.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import unquote, urlsplit
 
-from limits.errors import ConfigurationError
-from limits.storage import RedisStorage, storage_from_string
+from redis import Redis, RedisCluster, RedisError, Sentinel
+from redis.cluster import ClusterNode
+from redis.exceptions import RedisClusterException
 
 from afterword.core.account import KeyTerms
 from afterword.core.errors import ConfigError, LedgerUnavailable
-from afterword.ledger.windows import WINDOW_S, Verdict, rates_of
+from afterword.ledger.rate_limits import WINDOW_S, RateDecision, rates_of
 
 T = TypeVar("T")
+RedisClient: TypeAlias = "Redis | RedisCluster"
 
 _LEASE_S = 60
-"""After so long without a sign of life, requests of a server no longer count as running."""
+"""A server that is silent for so long is dead: its requests no longer count as running."""
+_PORT = 6379
+_ERRORS = (RedisError, RedisClusterException)
+_CLUSTER_CONNECTIONS = 1000
 
 # KEYS: window (sorted by time), costs (by request), running (sorted by end of lease).
 # ARGV: request, tokens, rpm, tpm, concurrent (-1: no limit), window and lease in microseconds.
-# Gives: refused by ('' if admitted), wait (-1: never), requests and tokens used, age of the newest.
-# Costs are taken from 0, since Lua's -x of 0 is '-0', which Redis does not take for an integer.
+# Returns: refused by ('': admitted), wait (-1: never), requests and tokens used, age of newest.
+# Costs are subtracted from 0, because Lua's -x of 0 is '-0', which Redis rejects as an integer.
 _ACQUIRE = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -73,7 +78,7 @@ redis.call('PEXPIRE', KEYS[3], lease / 500)
 return {'', 0, count + 1, used + tokens, 0}
 """
 
-# ARGV: request, what it cost (-1: as if it had not been).
+# ARGV: request, its cost (-1: take the request back).
 _SETTLE = """
 redis.call('ZREM', KEYS[3], ARGV[1])
 local cost, tokens = redis.call('HGET', KEYS[2], ARGV[1]), tonumber(ARGV[2])
@@ -98,26 +103,30 @@ return redis.call('PEXPIRE', KEYS[3], tonumber(ARGV[2]) / 500)
 """
 
 
-class RedisWindows:
-    """Limits counted in Redis; see ``windows.Windows``.
+class RedisRateLimiter:
+    """Limits counted in Redis; see ``rate_limits.RateLimiter``.
 
-    Raises ``LedgerUnavailable`` where Redis does not answer: a limit that cannot be counted is
-    not exceeded.
+    Raises ``LedgerUnavailable`` if Redis does not answer: a limit that cannot be counted counts
+    as reached.
     """
 
-    def __init__(self, storage: RedisStorage) -> None:
-        client = storage.get_connection()
-        self.answers: Callable[[], bool] = storage.check
-        """Whether Redis can be reached now."""
-        self._errors = storage.base_exceptions
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
         self._acquire: Any = client.register_script(_ACQUIRE.encode())
         self._settle: Any = client.register_script(_SETTLE.encode())
         self._renew: Any = client.register_script(_RENEW.encode())
         self._running: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> Verdict:
-        """See ``Windows``."""
+    def answers(self) -> bool:
+        """Whether Redis can be reached now."""
+        try:
+            return bool(self._client.ping())
+        except _ERRORS:
+            return False
+
+    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> RateDecision:
+        """See ``rate_limits.RateLimiter``."""
         limits = (-1 if n is None else n for n in (terms.rpm, terms.tpm, terms.concurrent))
         arguments = [request_id, tokens, *limits, int(WINDOW_S * 1e6), int(_LEASE_S * 1e6)]
         why, wait_us, count, used, age_us = self._answer(
@@ -125,20 +134,20 @@ class RedisWindows:
         )
         rates = rates_of(terms, count, used, WINDOW_S - age_us / 1e6)
         if why:
-            return Verdict(rates, why.decode(), None if wait_us < 0 else wait_us / 1e6)
+            return RateDecision(rates, why.decode(), None if wait_us < 0 else wait_us / 1e6)
         with self._lock:
             self._running[request_id] = key_id
-        return Verdict(rates)
+        return RateDecision(rates)
 
     def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
-        """See ``Windows``."""
+        """See ``rate_limits.RateLimiter``."""
         with self._lock:
             self._running.pop(request_id, None)
         arguments = [request_id, -1 if tokens is None else tokens]
         self._answer(lambda: self._settle(keys=_names(key_id), args=arguments))
 
     def renew(self) -> None:
-        """Say that what runs still runs; to be called well within a lease."""
+        """See ``rate_limits.RateLimiter``."""
         with self._lock:
             running = list(self._running.items())
         for request_id, key_id in running:
@@ -148,21 +157,71 @@ class RedisWindows:
     def _answer(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except self._errors as error:
+        except _ERRORS as error:
             raise LedgerUnavailable("Limits cannot be counted at the moment.") from error
 
 
-def open_windows(url: str) -> RedisWindows:
-    """Connect at first use. Raises ``ConfigError`` for what is no Redis."""
+def open_rate_limiter(url: str) -> RedisRateLimiter:
+    """A rate limiter over ``connect(url)``."""
+    return RedisRateLimiter(connect(url))
+
+
+def connect(url: str) -> RedisClient:
+    """Returns a client; one server is connected to at first use.
+
+    ``redis://``, ``rediss://`` (TLS), ``redis+unix://``, ``redis+cluster://HOST,HOST`` and
+    ``redis+sentinel://HOST,HOST/SERVICE``, each also with ``valkey``. Raises ``ConfigError`` for
+    any other URL, and if a cluster cannot be reached.
+    """
+    scheme, _, rest = re.sub("^valkey", "redis", url).partition("://")
     try:
-        storage = storage_from_string(url)
-    except (ConfigurationError, ValueError) as error:
-        raise ConfigError("redis: the URL or its driver: pip install 'afterword[redis]'") from error
-    if not isinstance(storage, RedisStorage):
-        raise ConfigError("redis: expected a redis:// or valkey:// URL")
-    return RedisWindows(storage)
+        match scheme:
+            case "redis" | "rediss":
+                return Redis.from_url(f"{scheme}://{rest}")
+            case "redis+unix":
+                return Redis.from_url(f"unix://{rest}")
+            case "redis+cluster":
+                return _cluster(rest)
+            case "redis+sentinel":
+                return _sentinel(rest)
+    except _ERRORS as error:
+        raise ConfigError("redis: the cluster cannot be reached") from error
+    except ValueError as error:
+        raise ConfigError("redis: the URL cannot be parsed") from error
+    raise ConfigError("redis: expected a redis:// or valkey:// URL")
+
+
+def _cluster(rest: str) -> RedisCluster:
+    hosts, access, _ = _parts(rest)
+    nodes = [ClusterNode(host, port) for host, port in hosts]  # type: ignore[no-untyped-call]
+    return RedisCluster(startup_nodes=nodes, max_connections=_CLUSTER_CONNECTIONS, **access)
+
+
+def _sentinel(rest: str) -> Redis:
+    hosts, access, service = _parts(rest)
+    if not service:
+        raise ConfigError("redis: name the sentinel's service: redis+sentinel://HOST/SERVICE")
+    sentinel: Any = Sentinel(hosts, sentinel_kwargs=access, **access)  # type: ignore[no-untyped-call]
+    client: Redis = sentinel.master_for(service)
+    return client
+
+
+def _parts(rest: str) -> tuple[list[tuple[str, int]], dict[str, Any], str]:
+    """What follows ``://``: hosts with ports, username and password, path."""
+    credentials, _, others = rest.rpartition("@")
+    given = urlsplit(f"//{credentials}@")
+    access = {"username": given.username, "password": given.password}
+    places, _, path = others.partition("/")
+    hosts = [urlsplit(f"//{place}") for place in places.split(",")]
+    if not all(host.hostname for host in hosts):
+        raise ValueError("a host is missing")
+    return (
+        [(str(host.hostname), host.port or _PORT) for host in hosts],
+        {name: unquote(text) for name, text in access.items() if text},
+        path.strip("/"),
+    )
 
 
 def _names(key_id: str) -> list[str]:
-    """Of one key, in braces: a cluster keeps them on one server."""
+    """The Redis keys of one key. The braces make a cluster keep them on one server."""
     return [f"afterword:{{{key_id}}}:{part}" for part in ("window", "costs", "running")]

@@ -1,4 +1,4 @@
-"""The keys' secrets: how they are made, hashed, and shown without being given away."""
+"""The secrets of keys: making, hashing and masking them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _LEAST_MASKED_CHARACTERS = 16
 
 
 def make_secret(entropy: Callable[[int], bytes]) -> str:
-    """A new key: 256 random bits."""
+    """Returns a new secret of 256 random bits."""
     random = base64.urlsafe_b64encode(entropy(_SECRET_BYTES)).decode().rstrip("=")
     return SECRET_PREFIX + random
 
 
 def digest_of(secret: str) -> bytes:
-    """What is kept of a key. 256 random bits need no slow hash: nothing guesses them."""
+    """Returns the hash that the database keeps. 256 random bits need no slow hash."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def prefix_of(secret: str) -> str:
-    """The part that tells keys apart in lists."""
+    """Returns the part that lists show."""
     return secret[:_SHOWN_CHARACTERS]
 
 
 def masked(secret: str) -> str:
-    """A key as an error may show it (H3): its first five characters and its last two."""
+    """Returns a secret as an error shows it (H3): its first five characters and its last two."""
     shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in secret)
     if len(shown) < _LEAST_MASKED_CHARACTERS:
         return "***"

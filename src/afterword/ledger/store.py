@@ -1,4 +1,4 @@
-"""What was spent, asked for in sums or request by request."""
+"""Usage in the database: sums, and single requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
 from afterword.ledger.database import reading
-from afterword.ledger.records import keys, usage
+from afterword.ledger.tables import keys, usage
 
 _COUNTS = (
     "requests", "answered", "prompt_tokens", "cached_tokens", "completion_tokens", "total_tokens",
@@ -22,7 +22,7 @@ class UsageStore:
         self._engine = engine
 
     def sums(self, by: UsageBy, query: UsageQuery) -> list[UsageSum]:
-        """Sums by key (its name), model, user or day; largest first, days in order."""
+        """Returns sums by key (its name), model, user or day: largest first, days in order."""
         group = sa.literal_column('"group"', sa.Text)
         total = sa.func.sum(usage.c.prompt_tokens + usage.c.completion_tokens)
         columns: list[sa.ColumnElement[Any]] = [
@@ -44,7 +44,7 @@ class UsageStore:
         )
         with reading(self._engine) as connection:
             rows = connection.execute(statement).mappings().all()
-        # PostgreSQL's sums of integers are decimals.
+        # PostgreSQL returns sums of integers as decimals.
         return [
             UsageSum(group=row["group"], **{name: int(row[name]) for name in _COUNTS})
             for row in rows
@@ -53,7 +53,7 @@ class UsageStore:
     def requests(
         self, query: UsageQuery, *, after: str = "", most: int = 1000
     ) -> list[UsageRecord]:
-        """Records in the order of their ids, from the one after ``after`` on."""
+        """Returns at most ``most`` records after the id ``after``, by id."""
         statement = (
             sa.select(usage)
             .where(usage.c.id > after, *_conditions(query))

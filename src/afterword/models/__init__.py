@@ -1,1 +1,1 @@
-"""Where models come from, where they are kept, and what a GGUF file says of itself."""
+"""Sources of models, the store of models on this machine, and the headers of GGUF files."""

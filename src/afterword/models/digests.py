@@ -1,4 +1,4 @@
-"""What files are: the SHA-256 of each, and one for a model in parts."""
+"""Digests: the SHA-256 of a file, and one for a model in parts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from afterword.core.errors import ConfigError
 from afterword.models.notes import keep
 
 _IN_PARTS = "parts"
-"""Where a file's digest is kept by the time of its change, the digest of all parts has this."""
+"""Stands in the key of a model's digest, where a file's key has the time of its change."""
 
 
 class Digests:
-    """SHA-256 of files, remembered by path, size and time of change."""
+    """SHA-256 of files, kept in the JSON file ``path`` by file, size and time of change."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def of(self, parts: Sequence[Path]) -> str:
-        """The SHA-256 of a file, or of the digests of a model's parts in their order."""
+        """Returns 64 hex digits: the SHA-256 of a file, or of the digests of parts in their order.
+
+        Raises ``ConfigError`` if a file cannot be read.
+        """
         digests = [self._of_file(path) for path in parts]
         if len(digests) == 1:
             return digests[0]
@@ -42,7 +45,7 @@ class Digests:
             if key not in known:
                 with real.open("rb") as file:
                     known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-                # The next start need not read it all again.
+                # The next start does not read the whole file again.
                 keep(self._path, known)
             return known[key]
         except OSError as error:

@@ -1,7 +1,7 @@
-"""Reads the header of a GGUF file, so that native code only ever sees whole and sound files.
+"""Reads and checks headers of GGUF files, so that native code sees only complete, valid files.
 
-Source of the format: ggml's ``docs/gguf.md``. No weight is read, and nothing is believed: every
-length is held against the bytes that are there.
+Source of the format: ggml's ``docs/gguf.md``. No weight is read. No number is trusted: every
+length is checked against the size of the file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _STRING, _ARRAY = 8, 9
 _MOST_DIMENSIONS = 4
 _MOST_DEPTH = 4
 _MOST_KEY_BYTES = 65535
-# Values and bytes of a block of each tensor type, by its number in ggml.h.
+# Name, values per block and bytes per block of each tensor type, by its number in ggml.h.
 _BLOCKS = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
     6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36),
@@ -55,10 +55,10 @@ _BLOCKS = {
 
 
 class Header(msgspec.Struct, frozen=True):
-    """What a file says of itself, or the first of the ``parts`` of a model, with all weights.
+    """The header of a file, or of a model in ``parts`` files with the tensors of all of them.
 
-    ``metadata`` leaves out arrays, of which ``array_lengths`` has the lengths. ``formats`` counts
-    the values (weights) of each tensor type.
+    ``metadata`` has no arrays; ``array_lengths`` has their lengths. ``formats`` counts the values
+    (weights) of each tensor type, ``tensors`` the tensors.
     """
 
     metadata: Mapping[str, Value]
@@ -70,38 +70,38 @@ class Header(msgspec.Struct, frozen=True):
 
     @property
     def architecture(self) -> str:
-        """The family, as ggml names it: llama, qwen2."""
+        """The architecture by its name in ggml, such as llama or qwen2."""
         return str(self.metadata["general.architecture"])
 
     @property
     def context_tokens(self) -> int | None:
-        """The context that the model was trained for."""
+        """The context that the model was trained for, in tokens; None if the file has no value."""
         value = self.metadata.get(f"{self.architecture}.context_length")
         return value if isinstance(value, int) else None
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are; 0 in a file without a vocabulary."""
+        """The number of tokens; 0 in a file without a vocabulary."""
         return self.array_lengths.get(_VOCABULARY, 0)
 
     @property
     def parameters(self) -> int:
-        """How many weights there are."""
+        """The number of weights."""
         return sum(self.formats.values())
 
 
 def read_file_header(path: Path) -> Header:
-    """The header of one file, which may be a part of a model, or no model at all.
+    """Returns the header of one file, which may be a part of a model, or no model at all.
 
-    Raises ``ConfigError`` for what cannot be read, is no GGUF, is broken, or is shorter than its
-    own table of tensors says.
+    Raises ``ConfigError`` if the file cannot be read, is no GGUF file, is broken, or is shorter
+    than its own table of tensors requires.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             if size == 0:
                 raise ConfigError(f"{path}: is no GGUF file")
-            # A vocabulary is 50,000 strings and more: a call of the file for each takes time.
+            # A vocabulary has 50,000 strings or more; one read call for each is slow.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _HeaderReader(data, path).header()
     except OSError as error:
@@ -127,7 +127,7 @@ class _HeaderReader:
         for _ in range(pairs):
             key, kind = self._key(), self._number("I")
             if key in metadata or key in lengths:
-                raise self._broken(f"key {key[:80]!r} stands twice")
+                raise self._broken(f"key {key[:80]!r} occurs twice")
             if kind == _ARRAY and key == _VOCABULARY:
                 lengths[key] = self._vocabulary()
             elif kind == _ARRAY:
@@ -138,7 +138,7 @@ class _HeaderReader:
         return Header(metadata, lengths, formats, tensors, self._size)
 
     def _tensors(self, count: int, alignment: Value) -> dict[str, int]:
-        """Read the table of tensors; check that all of them are in the file."""
+        """Read the table of tensors; check that the file is long enough for all of them."""
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
             raise self._broken(f"general.alignment is {str(alignment)[:80]}")
         formats: dict[str, int] = {}
@@ -152,14 +152,14 @@ class _HeaderReader:
                 values *= self._number("Q")
             kind, offset = self._number("I"), self._number("Q")
             if kind not in _BLOCKS:
-                raise self._broken(f"tensor {name[:80]!r} is of the unknown type {kind}")
+                raise self._broken(f"tensor {name[:80]!r} has the unknown type {kind}")
             label, block_values, block_bytes = _BLOCKS[kind]
             formats[label] = formats.get(label, 0) + values
             end = max(end, offset + -(-values // block_values) * block_bytes)
         start = -(-self._at // alignment) * alignment
         if start + end > self._size:
             raise ConfigError(
-                f"{self._path}: is truncated: {self._size} bytes of at least {start + end}"
+                f"{self._path}: is truncated: it has {self._size} bytes of at least {start + end}"
             )
         return formats
 
@@ -179,14 +179,14 @@ class _HeaderReader:
         if kind == _STRING:
             return self._string()
         if kind not in _SCALARS:
-            raise self._broken(f"unknown type {kind} of a value")
+            raise self._broken(f"a value has the unknown type {kind}")
         return self._number(_SCALARS[kind])
 
     def _vocabulary(self) -> int:
-        """Count the tokens; the library does not survive two of one name."""
+        """Count the tokens. Equal names are refused, because the library crashes on them."""
         kind, count = self._number("I"), self._number("Q")
         if kind != _STRING:
-            raise self._broken(f"the vocabulary is of type {kind}")
+            raise self._broken(f"the vocabulary has the type {kind}")
         seen: set[bytes] = set()
         for token, (start, end) in enumerate(self._strings(count)):
             name = self._data[start:end]
@@ -207,11 +207,11 @@ class _HeaderReader:
             for _ in range(count):
                 self._skip_array(depth + 1)
         else:
-            raise self._broken(f"unknown type {kind} of an array")
+            raise self._broken(f"an array has the unknown type {kind}")
         return count
 
     def _strings(self, count: int) -> Iterator[tuple[int, int]]:
-        """Where each of the strings that follow begins and ends."""
+        """Yields start and end of each of the next ``count`` strings, as offsets in the file."""
         data, at, size = self._data, self._at, self._size
         unpack, width = _LENGTH.unpack_from, _LENGTH.size
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, fetched and kept by the hub's own client."""
+"""Models of the Hugging Face hub, fetched and stored by the hub's own client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from afterword.models.source import HubSource
 
 
 def find_in_cache(source: HubSource) -> Path | None:
-    """The first file of a model that is there with all its parts, of one revision."""
+    """Returns the first file of a model if the cache has all its parts, else None."""
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - half a second
 
     first = try_to_load_from_cache(source.repository, source.file, revision=source.revision)
@@ -22,7 +22,10 @@ def find_in_cache(source: HubSource) -> Path | None:
 
 
 def fetch_model(source: HubSource) -> Path:
-    """The first file of a model, fetched with all others. Raises ``ConfigError``."""
+    """Fetch all parts of a model. Returns its first file.
+
+    Raises ``ConfigError`` if ``source`` is not the first part or the hub does not send a part.
+    """
     file = PurePosixPath(source.file)
     said = part_name(file.name)
     if said is None:
@@ -33,7 +36,7 @@ def fetch_model(source: HubSource) -> Path:
             f"begin with part 1, {said.of(1)}"
         )
     first = _fetch_file(source)
-    # The folder of a snapshot has the commit's name: all parts are of one commit.
+    # The folder of a snapshot has the commit's name, so all parts come from one commit.
     commit = first.parents[len(file.parts) - 1].name
     for part in expected_parts(first)[1:]:
         name = str(file.with_name(part.name))
@@ -42,7 +45,7 @@ def fetch_model(source: HubSource) -> Path:
 
 
 def _fetch_file(source: HubSource) -> Path:
-    """Download with the hub's own client, which shows progress and resumes what broke off."""
+    """Download with the hub's own client: it shows progress and resumes broken downloads."""
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - half a second
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 

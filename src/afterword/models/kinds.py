@@ -1,4 +1,4 @@
-"""What a GGUF file is, by what it says of itself, where that is no model that continues text."""
+"""Kinds of GGUF files that cannot continue text, recognised by their metadata."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TYPES = {
     "mmproj": _PROJECTOR,
     "imatrix": "an importance matrix for quantizing another model",
 }
-"""By ``general.type``, where that is not ``model``."""
+"""By ``general.type``; its value is ``model`` in a model."""
 
 _ARCHITECTURES: Mapping[str, str] = {
-    # llama.cpp: computes them without a mask of the future, or for their embeddings alone.
+    # llama.cpp computes them without a causal mask, or for their embeddings alone.
     **dict.fromkeys(
         ("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2",
          "jina-bert-v3", "eurobert", "t5encoder"),
@@ -32,15 +32,15 @@ _ARCHITECTURES: Mapping[str, str] = {
     ),
     **dict.fromkeys(("gemma-embedding", "llama-embed"), _EMBEDDING),
     "t5": "an encoder with a decoder",
-    # llama.cpp: llm_arch_is_diffusion, and one that its converter knows.
+    # llm_arch_is_diffusion in llama.cpp, and one more that its converter knows.
     **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1", "diffusion-gemma"), _DIFFUSION),
-    # llama.cpp: they need the context of the model that they draft for.
+    # In llama.cpp they need the context of the model that they draft for.
     **dict.fromkeys(("eagle3", "dflash", "gemma4-assistant"), _DRAFT),
     # Their tokens are sounds.
     **dict.fromkeys(("wavtokenizer-dec", "qwen3tts", "pockettts"), _SPEECH),
     "clip": _PROJECTOR,
     "controlvector": "a control vector for another model",
-    # Written by other programs: llama.cpp knows none of them.
+    # Other programs write them; llama.cpp knows none of them.
     **dict.fromkeys(
         ("flux", "sd1", "sdxl", "sd3", "aura", "cosmos", "hidream", "hunyuan_video", "hyvid",
          "ltxv", "lumina2", "pig", "qwen_image", "wan"),
@@ -50,7 +50,7 @@ _ARCHITECTURES: Mapping[str, str] = {
 }  # fmt: skip
 
 _POOLINGS = {1: _EMBEDDING, 2: _EMBEDDING, 3: _EMBEDDING, 4: _RANKING}
-"""By ``pooling_type``: mean, first token, last token, rank. Others, and none, continue text."""
+"""By ``pooling_type``: mean, first token, last token, rank. Other values can continue text."""
 
 _OUTPUT_HEAD = "classifier.output_labels"
 
@@ -58,7 +58,7 @@ _OUTPUT_HEAD = "classifier.output_labels"
 def is_no_continuation(
     metadata: Mapping[str, Value], array_lengths: Mapping[str, int]
 ) -> str | None:
-    """What the file is, with its article, if no text can be continued with it; else None."""
+    """Returns the kind of a file that cannot continue text, with its article; else None."""
     architecture = str(metadata.get("general.architecture", ""))
     return next(_reasons(architecture, metadata, array_lengths), None)
 
@@ -68,7 +68,7 @@ def _reasons(
     metadata: Mapping[str, Value],
     array_lengths: Mapping[str, int],
 ) -> Iterator[str]:
-    """The most telling first: an adapter bears the architecture of the model that it is for."""
+    """Yields kinds, the most precise first: an adapter has the architecture of its model."""
     kind = str(metadata.get("general.type", "model"))
     if kind in _TYPES:
         yield _TYPES[kind]

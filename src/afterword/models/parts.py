@@ -1,6 +1,6 @@
-"""A model is one GGUF file or several parts, named and numbered as llama.cpp's ``gguf-split`` does.
+"""Models in parts: several GGUF files with the names and numbers of llama.cpp's ``gguf-split``.
 
-The first part says what the model is; the others bear weights alone.
+The first part has the model's metadata; the others have tensors only.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from afterword.models.gguf import Header, read_file_header
 from afterword.models.kinds import is_no_continuation
 
 CHECKS = 2
-"""Raised whenever a header is held against more than before."""
+"""The version of the checks of a header; increase it with every new check."""
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 _MOST_PARTS = 2**16
 
 
 class PartName(msgspec.Struct, frozen=True):
-    """What the name of a part says, from 1."""
+    """The name of a part; ``number`` counts from 1 to ``count``."""
 
     stem: str
     number: int
     count: int
 
     def of(self, number: int) -> str:
-        """The name of another part of the model."""
+        """Returns the name of another part of the model."""
         return f"{self.stem}-{number:05}-of-{self.count:05}.gguf"
 
     def all(self) -> Sequence[str]:
-        """The names of all parts in their order."""
+        """Returns the names of all parts in their order."""
         return [self.of(number) for number in range(1, self.count + 1)]
 
 
 def part_name(name: str) -> PartName | None:
-    """What a file's name says of parts; None where it is named as a whole model."""
+    """Returns the parsed name of a part; None if the name is that of a whole model."""
     found = _NAME.fullmatch(name)
     if found is None:
         return None
@@ -48,9 +48,9 @@ def part_name(name: str) -> PartName | None:
 
 
 def part_paths(path: Path) -> Sequence[Path]:
-    """The files of a model, whose first is ``path``.
+    """Returns the files of a model with the first file ``path``.
 
-    Raises ``ConfigError`` where one is missing, and as ``expected_parts`` does.
+    Raises ``ConfigError`` if one is missing, and as ``expected_parts`` does.
     """
     parts = expected_parts(path)
     for number, part in enumerate(parts[1:], 2):
@@ -59,9 +59,9 @@ def part_paths(path: Path) -> Sequence[Path]:
 
 
 def expected_parts(path: Path) -> Sequence[Path]:
-    """Where the files of a model have to be, whose first is ``path`` and is there.
+    """Returns the paths of all files of a model with the first file ``path``, which must exist.
 
-    Raises ``ConfigError`` where a file that is named as a part cannot be read, or is another part.
+    Raises ``ConfigError`` if ``path`` has the name of a part and cannot be read, or is not part 1.
     """
     said = part_name(path.name)
     if said is None:
@@ -74,10 +74,10 @@ def expected_parts(path: Path) -> Sequence[Path]:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a model, whose first file is ``path``, with the weights of all its parts.
+    """Returns the header of a model with the first file ``path`` and the tensors of all its parts.
 
-    Raises ``ConfigError`` for what cannot be read, is no GGUF, is broken, is shorter than its own
-    table of tensors says, lacks a part, or cannot continue text.
+    Raises ``ConfigError`` if a file cannot be read, is no GGUF file, is broken, or is shorter than
+    its own table of tensors requires, if a part is missing, or if the model cannot continue text.
     """
     header = read_file_header(path)
     _check_first(path, header)

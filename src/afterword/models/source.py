@@ -1,4 +1,4 @@
-"""What names a model: a path, a package of an index, a file of a hub."""
+"""Sources of models: a path, a package of an index, or a file of a hub."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ _HUB = re.compile(r"hf:([A-Za-z0-9._-]+/[A-Za-z0-9._-]+)/([^@]+\.gguf)(?:@([A-Za
 
 
 class PathSource(msgspec.Struct, frozen=True):
-    """A file of this machine."""
+    """A file on this machine."""
 
     path: Path
 
     @property
     def label(self) -> str:
-        """A name for it, from the file's."""
+        """A name for the model: the file's name without its suffix."""
         return self.path.stem
 
 
 class PackageSource(msgspec.Struct, frozen=True):
-    """The one model in a wheel of the package index that pip is set up for."""
+    """The one model in a wheel of the package index that pip uses."""
 
     package: str
     version: str
 
     @property
     def label(self) -> str:
-        """A name for it, from the package's."""
+        """A name for the model: the package's name."""
         return self.package
 
 
 class HubSource(msgspec.Struct, frozen=True):
-    """A file of the Hugging Face hub, or of the mirror that ``HF_ENDPOINT`` names.
+    """A file of the Hugging Face hub, or of the mirror in ``HF_ENDPOINT``.
 
-    Of a model in parts it is the first.
+    ``file`` is the first part of a model in parts. ``revision`` None is the default branch.
     """
 
     repository: str
@@ -49,7 +49,7 @@ class HubSource(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """A name for it, from the file's."""
+        """A name for the model: the file's name without its suffix."""
         return Path(self.file).stem
 
 
@@ -57,7 +57,7 @@ Source: TypeAlias = PathSource | PackageSource | HubSource
 
 
 def parse_source(text: str) -> Source:
-    """A SOURCE of a file as it is written. Raises ``ConfigError``."""
+    """Returns the source that ``text`` names. Raises ``ConfigError`` if it is malformed."""
     if text.startswith("pypi:"):
         found = _PACKAGE.fullmatch(text)
         if found is None:

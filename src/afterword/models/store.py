@@ -1,4 +1,4 @@
-"""The models that this machine keeps."""
+"""The store of models on this machine."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ _KNOWN_DIGESTS = {
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """A model that is here: its first file, and the SHA-256 in hex of it or of all its parts."""
+    """The first file of a stored model, and its SHA-256 in hex (see ``Digests.of``)."""
 
     path: Path
     digest: str
 
 
 class Store:
-    """The models kept on this machine. What is fetched is checked, then put in place as a whole."""
+    """The models on this machine; ``folder`` None is the user's cache.
+
+    Fetched files are checked, then put in place together.
+    """
 
     def __init__(self, folder: str | None, progress: Progress) -> None:
         self.folder = (
@@ -44,7 +47,7 @@ class Store:
         self._digests = Digests(self.folder / "digests.json")
 
     def find(self, source: Source) -> Path | None:
-        """The file of a source if it is here; nothing is fetched."""
+        """Returns the first file of a stored source, or None. Fetches nothing."""
         match source:
             case PathSource(path):
                 return path if path.is_file() else None
@@ -54,7 +57,10 @@ class Store:
                 return hub.find_in_cache(source)
 
     def fetch(self, source: Source) -> ModelFile:
-        """The file of a source, fetched if it is not here. Raises ``ConfigError``."""
+        """Returns the model of a source; fetches it if needed.
+
+        Raises ``ConfigError`` if it cannot be fetched or stored, or has another digest.
+        """
         path = self.find(source)
         match source:
             case PathSource(given):
@@ -76,7 +82,7 @@ class Store:
                 if path is None:
                     path = hub.fetch_model(source)
                 for part in part_paths(path):
-                    # The hub's cache names the blob of a large file by its SHA-256.
+                    # In the hub's cache, the blob of a large file is named by its SHA-256.
                     blob = part.resolve().name
                     wanted = blob if _SHA256.fullmatch(blob) else None
                     name = f"hf:{repository}/{PurePosixPath(file).with_name(part.name)}"
@@ -84,7 +90,7 @@ class Store:
                 return self._model(path)
 
     def header(self, file: ModelFile) -> Header:
-        """What a file says of itself; checked when it is seen first. Raises ``ConfigError``."""
+        """Returns the header of a model; checks it the first time. Raises ``ConfigError``."""
         origin = (file.digest, CHECKS)
         header = self.notes.read("header", origin, Header)
         if header is None:
@@ -93,9 +99,9 @@ class Store:
         return header
 
     def prune(self) -> int:
-        """Remove what was found out about files; returns the bytes freed.
+        """Remove all notes about files. Returns the bytes freed.
 
-        Version 0.1 kept converted files in ``weights``. They go, too.
+        Also removes the converted files that version 0.1 kept in ``weights``.
         """
         converted = self.folder / "weights"
         freed = sum(path.stat().st_size for path in converted.glob("*"))
@@ -103,7 +109,7 @@ class Store:
         return freed + self.notes.forget()
 
     def kept(self) -> Iterator[tuple[str, Path]]:
-        """The packages' models that are here, by source."""
+        """Yields source and first file of each stored package, in order."""
         for folder in sorted(self.folder.glob("pypi/*/")):
             for path in _wholes(folder):
                 yield f"pypi:{folder.name}", path
@@ -115,14 +121,14 @@ class Store:
         return ModelFile(path, self._digests.of(part_paths(path)))
 
     def _check(self, path: Path, name: str, wanted: str | None) -> None:
-        """Hash a file; one that is not what it should be is removed."""
+        """Check a file's SHA-256 if one is known; remove the file if it differs."""
         if wanted is not None and (digest := self._digests.of((path,))) != wanted:
             path.resolve().unlink()
             raise ConfigError(f"{name}: SHA-256 is {digest}, not {wanted}; the file was removed")
 
 
 def _wholes(folder: Path) -> Iterator[Path]:
-    """The models of a folder that lack no part, each by its first file."""
+    """Yields the first file of each complete model in a folder."""
     for path in sorted(folder.glob("*.gguf")):
         said = part_name(path.name)
         names = [path.name] if said is None else said.all()

@@ -1,4 +1,4 @@
-"""The oldest client: by model, and by engine, which puts the model into the path; prints JSON."""
+"""OpenAI's client of 2023, by model and by engine (the model in the path); prints JSON."""
 
 import json
 import sys

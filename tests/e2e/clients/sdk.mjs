@@ -1,4 +1,4 @@
-// The main job by OpenAI's SDK for Node; prints what it got as one JSON object.
+// Completions by OpenAI's SDK for Node. Prints the answers as one JSON object.
 import OpenAI from "openai";
 
 const [baseURL, model] = process.argv.slice(2);

@@ -1,4 +1,4 @@
-"""Prompt lookup: what it proposes, when it pays, and that the answer stays the same."""
+"""Prompt lookup: what it drafts, when a draft pays, and that answers stay identical."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ ALWAYS, NEVER = 0.0, 1.0
 
 
 def brute_force(tokens: list[int], most: int) -> tuple[list[int], float]:
-    """Weigh every place where the last token stood before, by the 32 tokens up to it."""
+    """Compare every earlier occurrence of the last token, by the 32 tokens up to it."""
     whole = sum(0.8**back for back in range(32))
-    best, best_likeness = -1, 0.0
+    best, best_similarity = -1, 0.0
     for place in range(len(tokens) - 1):
         if tokens[place] == tokens[-1]:
             agree = [tokens[place - i] == tokens[-1 - i] for i in range(min(32, place + 1))]
-            likeness = sum(0.8**i for i, same in enumerate(agree) if same) / whole
-            if likeness > best_likeness - 1e-12:
-                best, best_likeness = place, likeness
+            similarity = sum(0.8**i for i, same in enumerate(agree) if same) / whole
+            if similarity > best_similarity - 1e-12:
+                best, best_similarity = place, similarity
     if best < 0:
         return [], 0.0
     after = tokens[best + 1 :]
-    return list(itertools.islice(itertools.cycle(after), most)), best_likeness
+    return list(itertools.islice(itertools.cycle(after), most)), best_similarity
 
 
 @given(st.lists(st.integers(0, 2), max_size=60), st.integers(1, 6))
-def test_the_most_alike_and_latest_place_is_continued(tokens: list[int], most: int) -> None:
-    # So few tokens that all candidates are looked at.
-    found, likeness = look_up(np.array(tokens, np.int32), most)
-    expected, expected_likeness = brute_force(tokens, most)
+def test_the_most_similar_and_latest_place_is_continued(tokens: list[int], most: int) -> None:
+    # There are so few tokens that look_up compares all candidates.
+    found, similarity = look_up(np.array(tokens, np.int32), most)
+    expected, expected_similarity = brute_force(tokens, most)
     assert found.tolist() == expected
-    assert likeness == pytest.approx(expected_likeness)
+    assert similarity == pytest.approx(expected_similarity)
 
 
-def test_a_place_is_known_again_behind_what_was_replaced() -> None:
-    """With a rename, the longest exact match would be the wrong place."""
+def test_a_place_is_found_again_although_a_token_was_replaced() -> None:
+    """After a rename, the longest exact match would be the wrong place."""
     line = [10, 11, 12, 13, 14, 15]
     renamed = [10, 11, 99, 13, 14]
     misleading = [20, 21, 14, 30]
@@ -57,25 +57,25 @@ def test_a_place_is_known_again_behind_what_was_replaced() -> None:
     assert found.tolist() == [15, 16]
 
 
-def test_what_is_right_grows_likelier_and_ends_at_the_first_mistake() -> None:
+def test_right_tokens_raise_the_odds_up_to_the_first_mistake() -> None:
     draft = Draft([5, 6, 7], similarity=3)
-    others, first, onward = draft.first[4], draft.first[3], draft.next
+    others, first, following = draft.first[4], draft.first[3], draft.next
     learn(draft, [5, 9])
     assert draft.first[3] == pytest.approx(first + 0.05 * (1 - first))
-    assert draft.next == pytest.approx(onward * 0.95)
+    assert draft.next == pytest.approx(following * 0.95)
     assert draft.tokens == []
     assert draft.first[4] == others
     learn(draft, [5])
-    assert draft.next == pytest.approx(onward * 0.95)
+    assert draft.next == pytest.approx(following * 0.95)
     draft.tokens = [5, 6, 7]
     learn(draft, [9])
     assert draft.first[3] == pytest.approx((first + 0.05 * (1 - first)) * 0.95)
-    assert draft.next == pytest.approx(onward * 0.95)
+    assert draft.next == pytest.approx(following * 0.95)
 
 
-def test_a_price_is_learned_from_steps_with_and_without_drafts() -> None:
+def test_the_cost_of_a_row_is_learned_from_steps_with_and_without_drafts() -> None:
     assert StepCost().row_share == 0.5
-    # A base of 8 ms and 2 ms a row: known from the first step with a draft, whatever its length.
+    # Steps take 8 ms and 2 ms a row. One step with a draft of any length is enough to learn that.
     for rows in (8, 3, 17, 5):
         cost = StepCost()
         cost.observe(rows=1, drafted=0, drawn=1, took_s=0.010)
@@ -85,7 +85,7 @@ def test_a_price_is_learned_from_steps_with_and_without_drafts() -> None:
         assert cost.row_share == pytest.approx(0.002 / token_s)
 
 
-def test_where_drafts_hold_a_token_is_cheaper_and_a_row_has_to_be_likelier() -> None:
+def test_accepted_drafts_make_tokens_cheaper_and_rows_relatively_dearer() -> None:
     cost = StepCost()
     cost.observe(rows=1, drafted=0, drawn=1, took_s=0.010)
     for _ in range(200):
@@ -96,7 +96,7 @@ def test_where_drafts_hold_a_token_is_cheaper_and_a_row_has_to_be_likelier() -> 
     assert cost.row_share == pytest.approx(2 / 18)
 
 
-def test_a_price_of_several_sequences_is_that_of_one() -> None:
+def test_the_cost_of_a_row_is_the_same_for_several_sequences() -> None:
     cost = StepCost()
     cost.observe(rows=4, drafted=0, drawn=4, took_s=0.016)
     cost.observe(rows=8, drafted=4, drawn=6, took_s=0.024)
@@ -121,24 +121,24 @@ def a_sequence(ids: list[int], *, max_tokens: int, likely: float) -> tuple[Slot,
 
 
 @pytest.mark.parametrize(
-    ("likely", "row_share", "worth"),
+    ("likely", "row_share", "length"),
     [(0.9, 0.5, 6), (0.5, 0.5, 0), (0.4, 0.5, 0), (0.99, 0.1, 16), (1.0, 0.9, 16),
      (0.9, ALWAYS, 16)],
 )  # fmt: skip
 def test_a_draft_is_as_long_as_its_last_token_pays(
-    likely: float, row_share: float, worth: int
+    likely: float, row_share: float, length: int
 ) -> None:
     slot, sequence = a_sequence(list(range(20)) * 2, max_tokens=50, likely=likely)
-    assert make_drafts([(slot, sequence)], row_share) == worth
+    assert make_drafts([(slot, sequence)], row_share) == length
     assert sequence.draft.tokens == list(range(16))
 
 
-def test_nothing_is_drafted_beyond_what_may_come() -> None:
+def test_nothing_is_drafted_beyond_max_tokens() -> None:
     drafting = a_sequence(list(range(20)) * 2, max_tokens=4, likely=0.9)
     assert make_drafts([drafting], ALWAYS) == 3
 
 
-def test_all_sequences_get_what_the_least_promising_is_worth() -> None:
+def test_all_drafts_are_as_short_as_the_least_promising_one() -> None:
     one = a_sequence(list(range(20)) * 2, max_tokens=50, likely=0.9)
     other = a_sequence(list(range(20)), max_tokens=50, likely=0.9)
     assert make_drafts([one, other], ALWAYS) == 0
@@ -179,7 +179,7 @@ def repetitive(few: int, temperature: float) -> Job:
     )
 
 
-def test_a_draft_that_holds_saves_steps() -> None:
+def test_an_accepted_draft_saves_steps() -> None:
     plain, without = run(repetitive(1, 0.0), None)
     fast, with_drafts = run(repetitive(1, 0.0), ALWAYS)
     assert fast == plain
@@ -191,13 +191,13 @@ def test_a_draft_that_holds_saves_steps() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_draft_that_fails_costs_no_token(temperature: float) -> None:
+def test_a_rejected_draft_changes_no_token(temperature: float) -> None:
     plain, _ = run(repetitive(2, temperature), None)
     fast, scheduler = run(repetitive(2, temperature), ALWAYS)
     assert fast == plain
     assert 0 < scheduler.counters.accepted_tokens < scheduler.counters.drafted_tokens
 
 
-def test_what_does_not_pay_is_not_drafted() -> None:
+def test_drafts_that_do_not_pay_are_not_computed() -> None:
     _, scheduler = run(repetitive(2, 1.0), NEVER)
     assert scheduler.counters.drafted_tokens == 0

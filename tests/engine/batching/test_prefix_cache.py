@@ -1,4 +1,4 @@
-"""The radix tree against brute force: longest common prefixes, and scores that are never wrong."""
+"""The radix tree against brute force: it finds longest common prefixes and correct scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.examples import examples
 
 SLOTS = 3
 BUDGET_BYTES = 600
-# Two tokens and short prompts, so that edges are cut everywhere.
+# There are two tokens and short prompts, so that edges are cut everywhere.
 IDS = st.lists(st.integers(1, 2), min_size=1, max_size=9)
 
 
@@ -23,7 +23,7 @@ def array(ids: list[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
 
 
 def logprob(prefix: list[int]) -> float:
-    """What a model would find of the last token of ``prefix``: its digits, so that all differ."""
+    """Returns a score for the last token of ``prefix``, which is different for each prefix."""
     return -float("".join(map(str, prefix)))
 
 
@@ -36,7 +36,7 @@ def found(ids: list[int], known: int, k: int) -> Scores:
 
 
 class PrefixCacheMachine(RuleBasedStateMachine):
-    """Slots take and leave tokens, prompts are scored in part or whole, in any order."""
+    """Slots gain and lose tokens, and prompts are scored in part or whole, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         self.cache.keep(array(ids), found(ids, min(known, len(ids)), k))
 
     @rule(ids=IDS)
-    def whoever_holds_most_is_found(self, ids: list[int]) -> None:
+    def the_best_holder_is_found(self, ids: list[int]) -> None:
         best = self.cache.best(
             self.cache.match(array(ids)), lambda slot, depth: min(slot.computed, depth)
         )

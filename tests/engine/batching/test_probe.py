@@ -1,4 +1,4 @@
-"""The probe tells runners that keep the promise from those that do not."""
+"""The probe tells batch-invariant runners and exact sharing from others."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from afterword.engine.toy import ToyRunner, ToyTokenizer
 VOCABULARY = len(ToyTokenizer().pieces)
 
 
-class Careless(ToyRunner):
-    """Rows that know something of their batch, in the last bit."""
+class BatchDependent(ToyRunner):
+    """A runner whose rows depend on their batch in the last bit."""
 
     about = "size"
 
@@ -26,14 +26,14 @@ class Careless(ToyRunner):
         told = {
             "size": len(batch.tokens) > 1,
             "tiles": len(batch.tokens) >= 64,
-            "company": len(set(batch.slots.tolist())) > 1,
+            "other slots": len(set(batch.slots.tolist())) > 1,
             "slot": int(batch.slots.max()) > 0,
         }[self.about]
         return np.nextafter(rows, np.float32(np.inf)) if told else rows
 
 
 class Forgetful(ToyRunner):
-    """Copies and trims that lose what is behind a window, and are told so by one hash."""
+    """A runner whose copies or trims lose tokens behind a window, which changes one hash."""
 
     loses: type[KVInstruction] = Fork
     window = 24
@@ -62,15 +62,15 @@ def test_a_sound_runner_passes_and_is_left_empty(slots: int) -> None:
     assert is_batch_invariant(runner)
 
 
-@pytest.mark.parametrize("about", ["size", "tiles", "company", "slot"])
-def test_a_careless_one_does_not(about: str) -> None:
-    runner = Careless(VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128)
+@pytest.mark.parametrize("about", ["size", "tiles", "other slots", "slot"])
+def test_a_batch_dependent_runner_fails(about: str) -> None:
+    runner = BatchDependent(VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128)
     runner.about = about
     assert not is_batch_invariant(runner)
     assert 0 < batch_difference(runner) < 1e-3
 
 
-def test_a_runner_that_mixes_sequences_up_is_told_from_one_that_rounds() -> None:
+def test_a_runner_that_mixes_up_sequences_differs_more_than_rounding() -> None:
     class Mixing(ToyRunner):
         def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
             return np.flip(super().decode(batch), axis=0)
@@ -79,13 +79,13 @@ def test_a_runner_that_mixes_sequences_up_is_told_from_one_that_rounds() -> None
     assert batch_difference(runner) > 1
 
 
-def test_too_little_room_to_tell() -> None:
+def test_a_runner_with_too_little_room_fails() -> None:
     runner = ToyRunner(VOCABULARY, slots=4, context_tokens=16, max_batch_tokens=64)
     assert not is_batch_invariant(runner)
 
 
 @pytest.mark.parametrize("sharing", ["cells", "checkpoints", "none"])
-def test_a_sound_way_of_sharing_is_kept(sharing: PrefixSharing) -> None:
+def test_an_exact_kind_of_sharing_is_kept(sharing: PrefixSharing) -> None:
     runner = ToyRunner(
         VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128, sharing=sharing
     )
@@ -95,7 +95,7 @@ def test_a_sound_way_of_sharing_is_kept(sharing: PrefixSharing) -> None:
 
 
 @pytest.mark.parametrize("loses", [Fork, Trim])
-def test_cells_that_are_lost_are_noticed(loses: type[KVInstruction]) -> None:
+def test_lost_cells_are_noticed(loses: type[KVInstruction]) -> None:
     runner = Forgetful(VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128)
     runner.loses = loses
     # Whole states lose nothing.
@@ -103,7 +103,7 @@ def test_cells_that_are_lost_are_noticed(loses: type[KVInstruction]) -> None:
     assert proven_sharing(runner) == "checkpoints"
 
 
-def test_states_that_are_lost_are_noticed() -> None:
+def test_lost_states_are_noticed() -> None:
     runner = Forgetful(
         VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128, sharing="checkpoints"
     )
@@ -111,6 +111,6 @@ def test_states_that_are_lost_are_noticed() -> None:
     assert proven_sharing(runner) == "none"
 
 
-def test_with_one_slot_there_is_nothing_to_share_with() -> None:
+def test_one_slot_has_nothing_to_share() -> None:
     runner = ToyRunner(VOCABULARY, slots=1, context_tokens=256, max_batch_tokens=128)
     assert proven_sharing(runner) == "none"

@@ -1,4 +1,4 @@
-"""The scheduler as a state machine on the toy runner: any interleaving, the same answer."""
+"""The scheduler as a state machine on the toy runner: any interleaving gives equal answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def job_strategy() -> st.SearchStrategy[Job]:
         head: int, tail: list[int], n: int, room: int, t: float, seed: int, lp: int | None,
         plp: int | None, pen: float, few: int,
     ) -> Job:  # fmt: skip
-        # Few heads and few tokens, so that prefixes are shared often.
+        # There are few heads and few tokens, so that prefixes are shared often.
         prompt = tuple(([1, 2, 3] * 12)[: head * 6] + tail)
         return Job(
             prompt_ids=prompt,
@@ -42,7 +42,7 @@ def job_strategy() -> st.SearchStrategy[Job]:
                 temperature=t,
                 top_p=0.95,
                 presence_penalty=pen,
-                # Few tokens to choose from repeat themselves: drafts hold now and then.
+                # With few tokens to choose from, texts repeat, and some drafts are accepted.
                 logit_bias=tuple((i, 100.0) for i in range(1, few + 1)),
             ),
             seed=seed,
@@ -66,7 +66,7 @@ def job_strategy() -> st.SearchStrategy[Job]:
 
 
 def alone(job: Job) -> tuple[ScoredPrompt | None, Answer]:
-    """What a job must give: one sequence after the other, no cache, no batch."""
+    """Returns what a job must give, computed one sequence at a time without cache and batch."""
     sampler = Sampler(VOCABULARY)
 
     def row_after(tokens: list[int]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

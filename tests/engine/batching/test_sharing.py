@@ -1,4 +1,4 @@
-"""What is shared is computed once, and nobody is kept from a first slot."""
+"""Shared prefixes are computed once, and no request is kept from its first slot."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def alone(job: Job) -> object:
     return scores(Engine(slots=1).run(0, [job]))[0]
 
 
-def test_four_answers_of_one_token_cost_what_one_does() -> None:
+def test_four_answers_of_one_token_cost_as_much_as_one() -> None:
     head = tuple(range(3, 40))
     jobs = [scored(*head, answer) for answer in (70, 71, 72, 73)]
     engine = Engine(slots=4)
@@ -87,22 +87,22 @@ def test_four_answers_of_one_token_cost_what_one_does() -> None:
     assert found == {i: alone(job) for i, job in enumerate(jobs)}
 
 
-def test_longer_answers_compute_no_token_of_the_trunk_again() -> None:
+def test_longer_answers_compute_no_token_of_the_prefix_again() -> None:
     head = tuple(range(3, 40))
     jobs = [scored(*head, answer, 90, 91, 92 + answer) for answer in (70, 71, 72, 73)]
     engine = Engine(slots=5)
     found = scores(engine.run(0, jobs))
-    # The last token of each predicts nothing that is asked.
+    # No score needs the row of the last token of each.
     assert engine.prefilled == len(head) + 4 * 3
     assert found == {i: alone(job) for i, job in enumerate(jobs)}
 
 
-def test_contexts_that_come_mixed_are_computed_once_in_few_slots() -> None:
+def test_interleaved_contexts_are_computed_once_in_few_slots() -> None:
     heads = [tuple(range(start, start + 30)) for start in (10, 50, 90, 130, 170)]
     jobs = [scored(*head, 5, answer, 6) for answer in (70, 71, 72) for head in heads]
     engine = Engine(slots=3)
     found = scores(engine.run(0, jobs))
-    # Where all slots were taken, one that waits had no chance to ask for its branch: one row more.
+    # While all slots are taken, a waiting sequence cannot become a follower: one more row each.
     assert engine.prefilled <= len(heads) * (30 + 1 + 3 + 1)
     assert found == {i: alone(job) for i, job in enumerate(jobs)}
 
@@ -115,7 +115,7 @@ def test_scores_outlive_the_kv_of_their_prompt() -> None:
     again = engine.run(2, [scored(*range(3, 60))])
     assert engine.prefilled == before
     assert scores(again) == scores(first)
-    # With fewer top entries too; with more they have to be found.
+    # A prompt with fewer top entries reuses them too; one with more is computed again.
     engine.run(3, [scored(*range(3, 60), top=0)])
     assert engine.prefilled == before
     assert scores(engine.run(4, [scored(*range(3, 60), top=4)]))[0] == alone(
@@ -133,7 +133,7 @@ def test_a_running_prompt_shares_what_it_has_scored_so_far() -> None:
     found = scores(engine.run(1, [scored(*range(3, 33), 200, 201)]))
     assert found[0] == alone(scored(*range(3, 33), 200, 201))
     assert computed < 117 - 1
-    # 116 of the long one, and of the short one the branching token's row and what follows it.
+    # 116 of the long prompt; of the short one the last shared token and the first one of its own.
     assert engine.prefilled <= 116 + 2
 
 
@@ -154,7 +154,7 @@ def test_many_choices_do_not_keep_a_newcomer_from_its_first_slot() -> None:
     assert any(owner == 1 for owner, _ in engine.events)
 
 
-def test_a_thousand_prompts_take_turns_with_others() -> None:
+def test_a_thousand_prompts_alternate_with_other_requests() -> None:
     engine = Engine(slots=3)
     many = [Job(prompt_ids=(i % 200 + 1, i // 200 + 1), n=1, max_tokens=2, seed=i,
                 sampling=SamplingParams(ignore_eos=True)) for i in range(1000)]  # fmt: skip
@@ -167,7 +167,7 @@ def test_a_thousand_prompts_take_turns_with_others() -> None:
     assert sum(isinstance(event, Ended) for owner, event in engine.events if owner == 0) < 20
 
 
-def test_waits_are_accounted_for() -> None:
+def test_waiting_times_are_counted() -> None:
     engine = Engine(slots=1)
     scheduler = engine.scheduler
     scheduler.add(0, [sampled(1, seed=1)], now_s=1.0)
@@ -190,18 +190,18 @@ def cached(engine: Engine, key: int, job: Job) -> int:
 
 
 HEADER, OTHER = tuple(range(3, 103)), (*range(3, 93), 200, *range(94, 103))
-"""Two headers that part late."""
+"""Two headers that differ near their ends."""
 
 
-def test_questions_behind_a_header_continue_the_state_that_was_kept_behind_it() -> None:
+def test_questions_behind_a_header_continue_from_a_checkpoint_of_it() -> None:
     engine = Engine(slots=3, sharing="checkpoints")
     for first, header in ((0, HEADER), (10, OTHER)):
         found = [cached(engine, first + i, drawn(*header, 110 + i, 120)) for i in range(6)]
-        # The first to come again shows where the header ends.
+        # The second question shows where the header ends.
         assert found[2:] == [len(header)] * 4
 
 
-def test_scored_questions_too() -> None:
+def test_scored_questions_continue_from_a_checkpoint_too() -> None:
     engine = Engine(slots=3, sharing="checkpoints")
     for first, header in ((0, HEADER), (10, OTHER)):
         jobs = [scored(*header, 110 + i, 120, 130) for i in range(6)]
@@ -209,7 +209,7 @@ def test_scored_questions_too() -> None:
         assert found[2:] == [len(header) - 1] * 4
 
 
-def test_siblings_continue_the_state_before_the_last_token_of_their_prompt() -> None:
+def test_siblings_continue_from_a_checkpoint_before_the_last_prompt_token() -> None:
     engine = Engine(slots=3, sharing="checkpoints")
     engine.run(0, [drawn(*HEADER, n=8)])
     assert engine.prefilled == len(HEADER) - 1 + 8
@@ -221,28 +221,28 @@ def test_an_array_computes_its_header_once() -> None:
     assert engine.prefilled == len(HEADER) + 12 * 2
 
 
-def test_what_goes_on_from_an_answer_continues_in_place() -> None:
+def test_a_prompt_that_continues_an_answer_continues_in_place() -> None:
     engine = Engine(slots=2, sharing="checkpoints")
     events = engine.run(0, [drawn(*HEADER, max_tokens=5)])
     answer = [token for e in events if isinstance(e, Sampled) for token in e.tokens]
     assert cached(engine, 1, drawn(*HEADER, *answer, 7)) == len(HEADER) + len(answer) - 1
 
 
-def test_states_that_are_kept_take_no_more_than_their_budget() -> None:
-    # A toy state takes a hundred bytes and one a token: there is room for two of these.
+def test_checkpoints_take_no_more_than_their_budget() -> None:
+    # A toy checkpoint takes 100 bytes and one for each token, so there is room for two.
     engine = Engine(slots=2, sharing="checkpoints", checkpoint_bytes=2 * 200)
     headers = [tuple((i + at) % 250 for at in range(100)) for i in (3, 60, 120)]
     for key, header in enumerate(headers):
         for again in range(3):
             engine.run(10 * key + again, [drawn(*header, 110 + again, 120)])
         assert 0 < engine.scheduler.checkpoint_bytes <= 2 * 200
-    # The least recently used went.
+    # The least recently used one was evicted.
     assert cached(engine, 90, drawn(*headers[2], 119, 120)) == 100
     assert cached(engine, 91, drawn(*headers[1], 119, 120)) == 100
     assert cached(engine, 92, drawn(*headers[0], 119, 120)) == 0
 
 
-def test_where_nothing_may_be_shared_every_prompt_is_computed_whole() -> None:
+def test_without_sharing_every_prompt_is_computed_completely() -> None:
     engine = Engine(slots=3, sharing="none")
     jobs = [scored(*HEADER, 110), drawn(*HEADER, 110), drawn(*HEADER, 110, n=3)]
     for key, job in enumerate([*jobs, *jobs]):

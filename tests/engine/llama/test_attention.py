@@ -1,4 +1,4 @@
-"""The patched attention: what plain float32 attention gives, whatever else is in the batch."""
+"""The patched attention agrees with plain float32 attention and is batch invariant."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from support.runners import open_runner
 from support.tiny_gguf import USUAL, Shape, make_gguf
 
 TOKENS = 700
-"""More than ten tiles of 64, more than the 512 from which on the context was split."""
+"""More than ten tiles of 64, and more than the 512 tokens at which llama.cpp splits a context."""
 
 
-# Heads too narrow for the short way of a few rows; then three and four that share keys and values.
+# Heads too narrow for the kernel of few rows; then three and four that share keys and values.
 SHAPES = (USUAL, Shape(96, 3, 1), Shape(128, 4, 1))
 
 
@@ -60,7 +60,7 @@ def test_the_library_is_patched() -> None:
 
 
 def test_rows_are_those_of_plain_attention(tiny: Path, tmp_path: Path) -> None:
-    """With weights in float32, so that nothing but attention rounds."""
+    """Weights are in float32, so that only attention rounds."""
     full = tmp_path / "f32.gguf"
     convert(tiny, full, "f32", threads=2)
     plain = Reference(full, plain=True)
@@ -74,7 +74,7 @@ def test_rows_are_those_of_plain_attention(tiny: Path, tmp_path: Path) -> None:
     assert np.abs(got - expected).max() < 0.1
 
 
-def test_a_row_is_the_same_in_any_batch(tiny: Path) -> None:
+def test_a_row_is_identical_in_any_batch(tiny: Path) -> None:
     random = np.random.default_rng(0)
     with runner(tiny) as made:
         ids = random.integers(0, made.vocabulary, TOKENS).astype(np.int32)
@@ -98,8 +98,8 @@ def test_a_row_is_the_same_in_any_batch(tiny: Path) -> None:
             at, step = at + mine, step + 1
 
 
-def test_batches_of_many_sizes_take_turns(tiny: Path) -> None:
-    """More small sizes than graphs are kept, some with logits for their last row alone."""
+def test_rows_are_identical_for_many_batch_sizes(tiny: Path) -> None:
+    """There are more small sizes than cached graphs; some batches want only their last row."""
     random = np.random.default_rng(4)
     with runner(tiny) as made:
         ids = random.integers(0, made.vocabulary, TOKENS).astype(np.int32)
@@ -120,7 +120,7 @@ def test_batches_of_many_sizes_take_turns(tiny: Path) -> None:
 
 
 def test_sequences_of_unequal_lengths_are_computed_together(tiny: Path) -> None:
-    """Of slots that are not neighbours, behind contexts of unlike lengths."""
+    """Their slots are not neighbours, and their contexts have different lengths."""
     random = np.random.default_rng(1)
     lengths = {0: (300, 70), 2: (0, 13), 3: (65, 1)}
     with runner(tiny) as made:
@@ -140,10 +140,10 @@ def test_sequences_of_unequal_lengths_are_computed_together(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_a_fork_goes_on_as_its_source(
+def test_a_fork_continues_like_its_source(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, *, direct: bool
 ) -> None:
-    """Copied from stream to stream, and as a library does it that is not patched."""
+    """Cells are copied from stream to stream, or through a saved state without our patch."""
     if not direct:
         monkeypatch.setattr("afterword.engine.llama.context._fork", None)
     with runner(tiny) as made:
@@ -172,6 +172,6 @@ def test_exponentials_of_the_library_are_exponentials() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_probe_finds_it_so(tiny: Path, threads: int) -> None:
+def test_the_probe_confirms_batch_invariance(tiny: Path, threads: int) -> None:
     with runner(tiny, threads=threads) as made:
         assert is_batch_invariant(made)

@@ -1,4 +1,4 @@
-"""What ends a generation: what the makers say, and not the names of tokens alone."""
+"""Generations end as the makers of models say, and not by the names of tokens alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GEMMA = {"<bos>": CONTROL, "<eos>": CONTROL}
 
 
 class Vocabulary:
-    """What a tokenizer says of a tiny model that has some more tokens."""
+    """The tokenizer of a tiny model with ``more`` tokens, of which some have ``roles``."""
 
     def __init__(
         self, folder: Path, more: Mapping[str, TokenType], roles: Mapping[str, str] | None = None
@@ -50,21 +50,21 @@ class Vocabulary:
 
 @pytest.mark.parametrize("kind", [TEXT, USER])
 @pytest.mark.parametrize("name", ["</s>", "<EOT>", "[EOT]", "[EOS]"])
-def test_text_with_the_name_of_an_end_is_text(tmp_path: Path, name: str, kind: TokenType) -> None:
+def test_a_text_token_named_like_an_end_is_text(tmp_path: Path, name: str, kind: TokenType) -> None:
     vocabulary = Vocabulary(tmp_path, {name: kind})
     assert not vocabulary.ends(name)
     assert not vocabulary.is_special(name)
 
 
 @pytest.mark.parametrize("name", ["</s>", "<EOT>", "[EOT]", "[EOS]"])
-def test_a_control_token_with_the_name_of_an_end_is_one(tmp_path: Path, name: str) -> None:
+def test_a_control_token_named_like_an_end_is_an_end(tmp_path: Path, name: str) -> None:
     vocabulary = Vocabulary(tmp_path, {name: CONTROL})
     assert vocabulary.ends(name)
     assert vocabulary.is_special(name)
 
 
 @pytest.mark.parametrize("role", ["eos", "eot", "eom"])
-def test_what_the_file_declares_ends_whatever_its_type(tmp_path: Path, role: str) -> None:
+def test_a_declared_token_ends_whatever_its_type(tmp_path: Path, role: str) -> None:
     vocabulary = Vocabulary(tmp_path, {"</s>": TEXT, **GEMMA}, {role: "</s>"})
     assert vocabulary.ends("</s>")
 
@@ -80,7 +80,7 @@ def test_gemmas_tag_ends_nothing(tmp_path: Path) -> None:
 def test_code_llamas_middle_ends(tmp_path: Path, kind: TokenType) -> None:
     vocabulary = Vocabulary(tmp_path, {**CODE_LLAMA, "▁<EOT>": kind})
     assert vocabulary.ends_infill("▁<EOT>")
-    # Elsewhere the name says nothing.
+    # In other vocabularies the name has no meaning.
     assert not Vocabulary(tmp_path, {"▁<EOT>": kind}).ends("▁<EOT>")
 
 
@@ -107,7 +107,7 @@ def test_tokens_of_infills_end_infills_alone(
     vocabulary = Vocabulary(tmp_path, dict.fromkeys(names, CONTROL))
     assert not any(map(vocabulary.ends, names))
     assert all(map(vocabulary.ends_infill, names))
-    # They are control tokens still.
+    # They are still control tokens.
     assert all(map(vocabulary.is_special, names))
 
 
@@ -144,10 +144,10 @@ def test_families(tmp_path: Path, more: list[str], ends: list[str]) -> None:
 
 
 def test_every_rule_has_a_reason_and_an_effect() -> None:
-    """No rule says what the library says already, unless for tokens that are its names' alone."""
+    """Each rule changes the library's ends, if these are none or all of the rule's tokens."""
     for rule in RULES:
         assert rule.reason
-        names = [name.encode() for name in dict.fromkeys((*rule.names, *rule.beside))]
+        names = [name.encode() for name in dict.fromkeys((*rule.names, *rule.requires))]
         named = {name: token for token, name in enumerate(names)}
         every = frozenset(named.values())
         outcomes = [
@@ -158,5 +158,5 @@ def test_every_rule_has_a_reason_and_an_effect() -> None:
             outcome.end_ids != library or outcome.infill_end_ids
             for outcome, library in zip(outcomes, (frozenset[int](), every), strict=True)
         )
-        # What the file declares is nobody's to change.
+        # No rule changes what the file declares.
         assert find_ends(named, every, declared=every, typed_as_text=every).end_ids == every

@@ -1,4 +1,4 @@
-"""The embedded engine on a tiny file: vocabulary, memory, promises."""
+"""The embedded engine on a tiny file: vocabulary, memory, sharing, the probe."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def events_of(engine: BatchingEngine, *jobs: Job) -> list[Event]:
 
 
 def normal_form(events: list[Event]) -> list[object]:
-    """What was answered, whatever way it was cut into events and however much was cached."""
+    """Returns an answer independent of how it was cut into events and of what was cached."""
     heads = sorted((e.job, e.prompt_tokens, repr(e.scored)) for e in events
                    if isinstance(e, Prefilled))  # fmt: skip
     tokens: dict[tuple[int, int], list[list[float]]] = {}
@@ -61,7 +61,7 @@ def normal_form(events: list[Event]) -> list[object]:
 def test_slots_that_the_memory_cannot_hold_are_refused_at_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """KV memory is taken as it is used: the system would end the process much later."""
+    """The system allocates KV memory as it is used, so it would end the process much later."""
     path = make_gguf(tmp_path / "tiny.gguf")
     monkeypatch.setattr("afterword.engine.llama.memory.memory_limit", lambda: 2**20)
     with pytest.raises(ConfigError, match=r"slots of \d+ tokens take .* GiB of KV memory"):
@@ -90,7 +90,7 @@ async def test_siblings_share_one_prefill(engine: BatchingEngine) -> None:
 
 
 async def test_a_long_prompt_does_not_stop_a_stream(tmp_path: Path) -> None:
-    """While 4,000 tokens are prefilled in chunks, the stream gets a token with each of them."""
+    """While 4,000 tokens are prefilled in chunks, the stream gets a token with each chunk."""
     path = make_gguf(tmp_path / "tiny.gguf", context=8192)
     options = EngineOptions(slots=2, threads=1)
     engine = open_engine(path, digest="0" * 64, name="tiny", options=options)
@@ -106,7 +106,7 @@ async def test_a_long_prompt_does_not_stop_a_stream(tmp_path: Path) -> None:
 
 
 async def test_idle_slots_between_active_ones_keep_their_cells(tmp_path: Path) -> None:
-    """Slots in a gap are computed through; what they hold must stay as it was."""
+    """The runner computes through slots in a gap; their cells must not change."""
     engine = open_tiny(make_gguf(tmp_path / "tiny.gguf"), slots=4)
     greedy = SamplingParams(temperature=0, ignore_eos=True)
     lengths = (40, 3, 30, 50)
@@ -153,7 +153,7 @@ async def test_F2_infill_tokens_are_found(
     await engine.aclose()
 
 
-async def test_bos_is_the_models_wish(tmp_path: Path) -> None:
+async def test_bos_is_added_if_the_model_wants_it(tmp_path: Path) -> None:
     engine = open_tiny(make_gguf(tmp_path / "bos.gguf", adds_bos=True))
     tokenizer = engine.tokenizer
     assert tokenizer.bos_id is not None
@@ -181,7 +181,7 @@ async def test_D3_the_fingerprint_names_file_and_settings(tmp_path: Path) -> Non
     assert all(len(p) == 13 and p.startswith("fp_") for p in prints)
 
 
-def test_the_probe_is_asked_once_for_all_that_its_answer_depends_on(
+def test_the_probe_runs_once_for_all_that_its_result_depends_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, notes = make_gguf(tmp_path / "m.gguf"), Notes(tmp_path / "notes")
@@ -208,7 +208,7 @@ def test_the_probe_is_asked_once_for_all_that_its_answer_depends_on(
     assert len(asked) == 8
 
 
-async def test_what_comes_out_wrong_together_is_computed_one_at_a_time(
+async def test_sequences_that_fail_together_are_computed_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = Probed(repack=True, batch_invariant=False, sharing="none", together=False)
@@ -222,7 +222,7 @@ async def test_what_comes_out_wrong_together_is_computed_one_at_a_time(
         await engine.aclose()
 
 
-def test_a_vocabulary_is_the_same_in_one_call_and_token_by_token(
+def test_a_vocabulary_is_equal_in_one_call_and_token_by_token(
     tmp_path: Path, embedded_model: Path
 ) -> None:
     for path in (make_gguf(tmp_path / "m.gguf", "qwen"), embedded_model):
@@ -245,7 +245,7 @@ def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
         LlamaModel(path)
 
 
-def test_a_load_does_not_wait_to_say_what_nobody_wants(
+def test_a_load_does_not_log_lines_that_nobody_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, lines = make_gguf(tmp_path / "m.gguf"), list[int]()
@@ -256,7 +256,7 @@ def test_a_load_does_not_wait_to_say_what_nobody_wants(
         assert (logging.DEBUG in lines) == some
 
 
-async def test_an_engine_opens_computes_and_closes_without_a_complaint(
+async def test_an_engine_opens_computes_and_closes_without_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = open_tiny(make_gguf(tmp_path / "m.gguf"))
@@ -267,8 +267,8 @@ async def test_an_engine_opens_computes_and_closes_without_a_complaint(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the kernel's threads")
-def test_models_share_one_team_of_threads(tmp_path: Path) -> None:
-    """More threads that compute than cores would wait for each other at every operation."""
+def test_models_share_one_thread_pool(tmp_path: Path) -> None:
+    """More computing threads than cores would wait for each other at every operation."""
     path, options = make_gguf(tmp_path / "m.gguf"), EngineOptions(threads=2)
 
     def load_one() -> LlamaModel:
@@ -277,10 +277,10 @@ def test_models_share_one_team_of_threads(tmp_path: Path) -> None:
         return loaded.model
 
     models = [load_one()]
-    team = threads_of_the_process()
+    count = threads_of_the_process()
     models += [load_one(), load_one()]
-    deadline_s = time.monotonic() + 10  # those that load are told to end, and not waited for
-    while threads_of_the_process() > team:
+    deadline_s = time.monotonic() + 10  # loading threads end by themselves, some time later
+    while threads_of_the_process() > count:
         assert time.monotonic() < deadline_s
         os.sched_yield()
     for model in models:

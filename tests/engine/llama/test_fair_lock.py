@@ -1,4 +1,4 @@
-"""FairLock at the threads that compute."""
+"""The fair lock is acquired in the order of asking."""
 
 from __future__ import annotations
 
@@ -12,61 +12,61 @@ from afterword.engine.llama.fair_lock import FairLock
 LIMIT_S = 10.0
 
 
-def waiting(turns: FairLock) -> int:
-    return len(turns._waiting)
+def waiting(lock: FairLock) -> int:
+    return len(lock._waiting)
 
 
-def until(turns: FairLock, count: int) -> None:
+def until(lock: FairLock, count: int) -> None:
     deadline_s = time.monotonic() + LIMIT_S
-    while waiting(turns) != count:
+    while waiting(lock) != count:
         assert time.monotonic() < deadline_s
 
 
-def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
-    turns = FairLock()
+def test_threads_acquire_it_in_the_order_in_which_they_asked() -> None:
+    lock = FairLock()
     order: list[int] = []
 
     def ask(name: int) -> None:
-        with turns:
+        with lock:
             order.append(name)
 
     threads = [threading.Thread(target=ask, args=(name,)) for name in range(8)]
-    with turns:
+    with lock:
         for place, thread in enumerate(threads, 1):
             thread.start()
-            until(turns, place)
+            until(lock, place)
         assert order == []
     for thread in threads:
         thread.join(LIMIT_S)
     assert order == list(range(8))
 
 
-def test_who_asks_again_goes_behind_who_waits() -> None:
-    turns = FairLock()
+def test_a_thread_that_asks_again_waits_behind_the_others() -> None:
+    lock = FairLock()
     order: list[str] = []
 
     def other() -> None:
-        with turns:
+        with lock:
             order.append("other")
 
     thread = threading.Thread(target=other)
-    with turns:
+    with lock:
         thread.start()
-        until(turns, 1)
-    with turns:
+        until(lock, 1)
+    with lock:
         order.append("again")
     thread.join(LIMIT_S)
     assert order == ["other", "again"]
 
 
-def test_only_one_has_its_turn() -> None:
-    turns = FairLock()
+def test_only_one_thread_holds_it() -> None:
+    lock = FairLock()
     inside: list[None] = []
     most: list[int] = []
 
     def work() -> None:
         for _ in range(200):
-            with turns:
+            with lock:
                 inside.append(None)
                 most.append(len(inside))
                 inside.pop()
@@ -80,9 +80,9 @@ def test_only_one_has_its_turn() -> None:
     assert len(most) == 800
 
 
-def test_a_turn_ends_with_an_error() -> None:
-    turns = FairLock()
-    with pytest.raises(ValueError, match="decode"), turns:
+def test_an_error_releases_it() -> None:
+    lock = FairLock()
+    with pytest.raises(ValueError, match="decode"), lock:
         raise ValueError("decode")
-    with turns:
-        assert waiting(turns) == 0
+    with lock:
+        assert waiting(lock) == 0

@@ -1,4 +1,4 @@
-"""What the library throws is an exception of Python, and ends what it was asked for."""
+"""An exception of the library becomes a Python exception, and the process goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.tiny_vocab import spm
 
 
 class _Library:
-    """Stands in for a library of which ``llama_work`` gives a code and a result."""
+    """Stands in for a library whose ``llama_work`` returns a code and a result."""
 
     def __init__(self, code: int, line: bytes) -> None:
         def work(number: int, result: ctypes._CArgObject) -> int:
@@ -39,16 +39,16 @@ _own.__name__ = "llama_work"
 _own.restype, _own.argtypes = ctypes.c_int, [ctypes.c_int]  # type: ignore[attr-defined]
 
 
-def test_a_call_gives_its_result() -> None:
+def test_a_call_returns_its_result() -> None:
     assert guarded(_Library(0, b""), _own)(5) == 6
 
 
-def test_a_library_as_it_comes_is_called_as_it_is() -> None:
+def test_an_unchanged_library_is_called_directly() -> None:
     assert guarded(object(), _own)(5) == 4
 
 
 @pytest.mark.parametrize(("code", "kind"), [(1, NativeError), (2, UnspellableError)])
-def test_what_is_thrown_is_raised_in_one_line(code: int, kind: type[NativeError]) -> None:
+def test_an_exception_is_raised_with_one_line(code: int, kind: type[NativeError]) -> None:
     with pytest.raises(kind, match=r"^it broke$") as raised:
         guarded(_Library(code, b"it broke\nin two lines"), _own)(5)
     assert type(raised.value) is kind
@@ -56,9 +56,9 @@ def test_what_is_thrown_is_raised_in_one_line(code: int, kind: type[NativeError]
 
 @pytest.mark.skipif(
     not guards(binding.lib._lib),
-    reason="a library as it comes",
+    reason="an unchanged library",
 )
-def test_a_vocabulary_is_read_until_it_is_freed(tmp_path: Path) -> None:
+def test_a_vocabulary_can_be_used_until_it_is_freed(tmp_path: Path) -> None:
     vocabulary = spm(byte_tokens=False, unknown=False)
     model = LlamaModel(make_gguf(tmp_path / "tiny.gguf", vocabulary=vocabulary))
     begun = threading.Event()

@@ -1,4 +1,4 @@
-"""F1, F2: the exact ids that each family of models is asked with."""
+"""F1, F2: infill prompts have exactly the ids that each family of models was trained on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_F2_the_familys_layout(
     expected = [tokenizer.bos_id] if adds_bos else []
     for part in layout:
         if part in {PREFIX, SUFFIX}:
-            # What looks like a special token in the client's text is text.
+            # The name of a special token in the client's text is plain text.
             expected += tokenizer.encode(part, parse_special=False)
         else:
             expected.append(tokenizer.pieces.index(part.encode()))

@@ -1,4 +1,4 @@
-"""What a model takes in memory, held against what the library allocates; the context that fits."""
+"""The computed memory of a model equals what the library allocates; the largest context fits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model(
     opened.close()
 
 
-def test_the_arithmetic_is_what_the_library_allocates(model: tuple[str, LlamaModel]) -> None:
+def test_computed_sizes_equal_what_the_library_allocates(model: tuple[str, LlamaModel]) -> None:
     name, loaded = model
     asked = model_memory(loaded, ASKED)
     assert (asked.token > 0) == (name in HAS_TOKENS)
@@ -53,7 +53,7 @@ def test_the_arithmetic_is_what_the_library_allocates(model: tuple[str, LlamaMod
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 100])
-def test_a_saved_state_is_at_most_as_large_as_told(
+def test_a_saved_state_is_at_most_as_large_as_computed(
     model: tuple[str, LlamaModel], tokens: int
 ) -> None:
     _, loaded = model
@@ -62,23 +62,23 @@ def test_a_saved_state_is_at_most_as_large_as_told(
     assert context.decode(places + 3, places, np.zeros(tokens, np.int32), places < 1) == 0
     size = len(context.save(0))
     context.close()
-    told = model_memory(loaded, ASKED).state_bytes(tokens)
-    assert size <= told
-    assert told - size <= 24 * tokens + 1024
+    limit = model_memory(loaded, ASKED).state_bytes(tokens)
+    assert size <= limit
+    assert limit - size <= 24 * tokens + 1024
 
 
-def test_a_tokens_keys_and_values_by_hand(tmp_path: Path) -> None:
-    """Two layers of two heads for keys and values, each 16 wide."""
+def test_bytes_of_a_token_are_those_computed_by_hand(tmp_path: Path) -> None:
+    """The model has two layers with two heads for keys and values, each 16 wide."""
     model = LlamaModel(make_gguf(tmp_path / "x.gguf"))
     assert model_memory(model, ASKED) == ModelMemory(token=2 * 2 * (16 + 16) * F16, sequence=0)
     model.close()
 
 
 class Machine:
-    """A machine on which so much is left for a model's context."""
+    """A machine with ``left`` bytes for a model's context."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
-        # A sixteenth is the system's.
+        # A sixteenth is left to the system.
         limit = left * 16 // 15
         monkeypatch.setattr(memory, "memory_limit", lambda: limit)
         monkeypatch.setattr(memory, "resident_bytes", lambda: 0)
@@ -109,17 +109,17 @@ def test_the_default_context_is_the_largest_that_fits(
     assert context % 256 == 0
     assert 256 <= context < 65536
     assert taken <= 12 * 2**20
-    # Some steps more would not.
+    # A context that is a little larger would not fit.
     assert taken > 12 * 2**20 * 0.9
     assert f"a context of {context} tokens is the largest that fits" in caplog.text
     assert "the model's own is 65536" in caplog.text
-    # With more slots there is less for each.
+    # With more slots, each has less room.
     two = opened(large, slots=2)
     assert 256 <= two.card.context_tokens < context
     two.runner.close()
 
 
-def test_a_context_that_was_asked_for_fits_or_is_refused(
+def test_a_requested_context_fits_or_is_refused(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Machine(monkeypatch, 12 * 2**20)
@@ -138,10 +138,10 @@ def test_a_context_that_was_asked_for_fits_or_is_refused(
         opened(large)
 
 
-def test_what_the_library_cannot_make_does_not_fit(
+def test_a_context_that_the_library_cannot_make_does_not_fit(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There may be less than the machine has: allocations fail."""
+    """Allocations may fail although the machine has enough memory."""
 
     class Small(LlamaContext):
         def __init__(self, model: LlamaModel, options: ContextOptions) -> None:
@@ -167,7 +167,7 @@ def test_a_model_that_fits_has_its_own_context(tmp_path: Path) -> None:
     whole.runner.close()
 
 
-def test_pages_of_a_file_are_given_back(tmp_path: Path) -> None:
+def test_pages_of_a_mapped_file_are_released(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(bytes(2**26))
     data = np.memmap(path, np.uint8, "r")
@@ -175,5 +175,5 @@ def test_pages_of_a_file_are_given_back(tmp_path: Path) -> None:
     before = resident_bytes()
     release_pages([path])
     assert before - resident_bytes() > 2**25
-    # They come back when they are read.
+    # Reading loads them again.
     assert not data[::4096].any()

@@ -1,4 +1,4 @@
-"""A model that computes no numbers for a request fails that request, and says so."""
+"""If a model computes NaN for a request, that request fails with an error that says so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.tiny_gguf import make_gguf
 
 GREEDY = SamplingParams(temperature=0)
 Z = ord("z")
-"""The token of ``z``, whose embedding is no number."""
+"""The token of ``z``, whose embedding is NaN."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ async def ask(engine: BatchingEngine, text: str, **given: object) -> list[Event]
 
 
 def said(events: list[Event]) -> tuple[list[int], list[float]]:
-    """Tokens and their log-probabilities, in however many events they came."""
+    """Returns tokens and their log-probabilities, over all events."""
     sampled = [event for event in events if isinstance(event, Sampled)]
     return (
         [token for event in sampled for token in event.tokens],
@@ -69,23 +69,23 @@ def said(events: list[Event]) -> tuple[list[int], list[float]]:
         {"sampling": SamplingParams(frequency_penalty=1.0)},
     ],
 )
-async def test_it_is_said_however_a_token_is_drawn_or_scored(
+async def test_a_request_fails_however_a_token_is_drawn_or_scored(
     engine: BatchingEngine, given: dict[str, object]
 ) -> None:
     with pytest.raises(EngineFailed, match=r"^The model computed no numbers for this request"):
         await ask(engine, "maze one two three", **given)
-    # Nobody else is touched.
+    # Other requests are not affected.
     assert await ask(engine, "another")
 
 
-async def test_it_is_said_of_a_token_that_was_generated(engine: BatchingEngine) -> None:
+async def test_a_request_fails_after_it_generated_a_broken_token(engine: BatchingEngine) -> None:
     forced = SamplingParams(temperature=0, logit_bias=((Z, 100.0),))
     with pytest.raises(EngineFailed, match="computed no numbers"):
         await ask(engine, "one two", sampling=forced)
 
 
-async def test_nothing_of_it_is_left_for_others(engine: BatchingEngine) -> None:
-    """Neither in a prefix that they share with it, nor in cells that they get after it."""
+async def test_a_failed_request_leaves_nothing_for_others(engine: BatchingEngine) -> None:
+    """Neither in a shared prefix nor in reused cells."""
     before = "one two three"
     texts = (before, f"{before} f", "o", "something else that is longer than all of it" * 3)
     alone = [said(await ask(engine, text)) for text in texts]
@@ -95,14 +95,14 @@ async def test_nothing_of_it_is_left_for_others(engine: BatchingEngine) -> None:
         assert [said(await ask(engine, text)) for text in texts] == alone
 
 
-async def test_requests_beside_it_go_on(engine: BatchingEngine) -> None:
+async def test_other_requests_of_the_batch_go_on(engine: BatchingEngine) -> None:
     alone = said(await ask(engine, "a long text beside it", max_tokens=40))
-    beside, broken = await asyncio.gather(
+    neighbour, broken = await asyncio.gather(
         ask(engine, "a long text beside it", max_tokens=40),
         ask(engine, "z" * 50),
         return_exceptions=True,
     )
     assert isinstance(broken, EngineFailed)
-    assert isinstance(beside, list)
-    assert said(beside) == alone
+    assert isinstance(neighbour, list)
+    assert said(neighbour) == alone
     assert engine.healthy()

@@ -1,4 +1,4 @@
-"""Products of packed weights: what float64 gives for the same quants, alike for any columns."""
+"""Products of packed weights agree with float64, and do not depend on the number of columns."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class InitParams(ctypes.Structure):
 
 
 def call(name: str, *arguments: Any, result: Any = ctypes.c_void_p) -> Any:
-    """One of ggml's functions, which the binding does not have."""
+    """Call one of ggml's functions, which the binding does not have."""
     function = getattr(lib._lib, name)
     function.restype = result
     return function(*arguments)
@@ -48,7 +48,7 @@ def pointer(value: int) -> ctypes.c_void_p:
 
 
 class Ggml:
-    """A backend, and what is computed on it with one matrix of weights."""
+    """A ggml backend that computes with one matrix of weights."""
 
     def __init__(self) -> None:
         self._backend = call("ggml_backend_cpu_init")
@@ -57,19 +57,19 @@ class Ggml:
         call("ggml_backend_free", pointer(self._backend), result=None)
 
     def product(
-        self, form: int, weights: bytes, columns: Floats, *, threads: int, rows: int = ROWS
+        self, kind: int, weights: bytes, columns: Floats, *, threads: int, rows: int = ROWS
     ) -> Floats:
-        """``columns`` (n, VALUES) times packed weights (rows, VALUES): (n, rows)."""
+        """Returns ``columns`` [n, VALUES] times packed weights [rows, VALUES], as [n, rows]."""
         memory = "ggml_afterword_packed_buffer_type"
         out = np.empty((len(columns), rows), np.float32)
-        self._compute("ggml_mul_mat", (form, weights, memory), columns, out, threads)
+        self._compute("ggml_mul_mat", (kind, weights, memory), columns, out, threads)
         return out
 
-    def values(self, form: int, weights: bytes) -> Floats:
-        """The weights (ROWS, VALUES) as floats."""
+    def values(self, kind: int, weights: bytes) -> Floats:
+        """Returns the weights [ROWS, VALUES] as floats."""
         out = np.empty((ROWS, VALUES), np.float32)
         rows = np.arange(ROWS, dtype=np.int32)
-        self._compute("ggml_get_rows", (form, weights, PLAIN), rows, out, 1)
+        self._compute("ggml_get_rows", (kind, weights, PLAIN), rows, out, 1)
         return out
 
     def _compute(
@@ -80,15 +80,15 @@ class Ggml:
         out: Floats,
         threads: int,
     ) -> None:
-        form, data, memory = weights
-        # Weights first, in memory of their own; then what is given and what comes out.
+        kind, data, memory = weights
+        # Weights have their own memory; the argument and the result share another buffer.
         contexts = [
             call("ggml_init", InitParams(bytes=1 << 20, memory=None, no_alloc=True))
             for _ in range(2)
         ]
         kept, passing = map(pointer, contexts)
-        row = call("ggml_row_size", form, ctypes.c_int64(VALUES), result=ctypes.c_size_t)
-        matrix = self._tensor(kept, form, VALUES, len(data) // row)
+        row = call("ggml_row_size", kind, ctypes.c_int64(VALUES), result=ctypes.c_size_t)
+        matrix = self._tensor(kept, kind, VALUES, len(data) // row)
         buffers = [self._allocate(kept, memory)]
         self._set(matrix, data)
         shape = reversed(given.shape)
@@ -109,9 +109,9 @@ class Ggml:
             call("ggml_free", pointer(context), result=None)
 
     @staticmethod
-    def _tensor(context: ctypes.c_void_p, form: int, *shape: int) -> ctypes.c_void_p:
+    def _tensor(context: ctypes.c_void_p, kind: int, *shape: int) -> ctypes.c_void_p:
         sizes = [ctypes.c_int64(n) for n in shape]
-        return pointer(call(f"ggml_new_tensor_{len(shape)}d", context, form, *sizes))
+        return pointer(call(f"ggml_new_tensor_{len(shape)}d", context, kind, *sizes))
 
     @staticmethod
     def _allocate(context: ctypes.c_void_p, memory: str) -> ctypes.c_void_p:
@@ -131,12 +131,12 @@ def ggml() -> Iterator[Ggml]:
     made.close()
 
 
-def quantized(form: int, weights: Floats) -> bytes:
-    """Weights in a format of files."""
-    row = call("ggml_row_size", form, ctypes.c_int64(VALUES), result=ctypes.c_size_t)
+def quantized(kind: int, weights: Floats) -> bytes:
+    """Returns weights in a quantization of files."""
+    row = call("ggml_row_size", kind, ctypes.c_int64(VALUES), result=ctypes.c_size_t)
     out = ctypes.create_string_buffer(row * ROWS)
     call(
-        "ggml_quantize_chunk", form, weights.ctypes.data_as(ctypes.c_void_p), out,
+        "ggml_quantize_chunk", kind, weights.ctypes.data_as(ctypes.c_void_p), out,
         ctypes.c_int64(0), ctypes.c_int64(ROWS), ctypes.c_int64(VALUES), None,
         result=ctypes.c_size_t,
     )  # fmt: skip
@@ -144,7 +144,7 @@ def quantized(form: int, weights: Floats) -> bytes:
 
 
 def rounded(columns: Floats) -> npt.NDArray[np.float64]:
-    """Columns as eight bits and a scale for each 32 values."""
+    """Returns columns rounded to eight bits, with a scale for each 32 values."""
     blocks = columns.reshape(-1, 32)
     largest = np.abs(blocks).max(axis=1, keepdims=True)
     inverse = np.divide(127, largest, out=np.zeros_like(largest), where=largest > 0)
@@ -159,27 +159,27 @@ def made(seed: int, *shape: int) -> Floats:
     return values.astype(np.float32)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_products_are_those_of_float64(ggml: Ggml, form: str) -> None:
-    weights = quantized(FORMATS[form], made(1, ROWS, VALUES))
+@pytest.mark.parametrize("kind", FORMATS)
+def test_products_are_those_of_float64(ggml: Ggml, kind: str) -> None:
+    weights = quantized(FORMATS[kind], made(1, ROWS, VALUES))
     columns = made(2, 31, VALUES)
     columns[3] = 0
     columns[4, 32:] = 0
-    got = ggml.product(FORMATS[form], weights, columns, threads=2)
-    values = ggml.values(FORMATS[form], weights).astype(np.float64)
-    given = columns.astype(np.float64) if form in FLOATS else rounded(columns)
-    # A sum of a few hundred float32 is off by some of its last bits, of the largest that it may be.
+    got = ggml.product(FORMATS[kind], weights, columns, threads=2)
+    values = ggml.values(FORMATS[kind], weights).astype(np.float64)
+    given = columns.astype(np.float64) if kind in FLOATS else rounded(columns)
+    # Rounding a float32 sum of a few hundred values costs some of the last bits of its bound.
     room = 1e-6 * (np.abs(given) @ np.abs(values.T))
     assert np.all(np.abs(got - given @ values.T) <= room)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_column_is_the_same_among_any_others(ggml: Ggml, form: str) -> None:
-    weights = quantized(FORMATS[form], made(3, ROWS, VALUES))
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_column_is_identical_alone_and_among_others(ggml: Ggml, kind: str) -> None:
+    weights = quantized(FORMATS[kind], made(3, ROWS, VALUES))
     columns = made(4, 40, VALUES)
 
     def product(given: Floats, threads: int) -> Floats:
-        return ggml.product(FORMATS[form], weights, given, threads=threads)
+        return ggml.product(FORMATS[kind], weights, given, threads=threads)
 
     alone = np.concatenate([product(columns[i : i + 1], 1) for i in range(40)])
     for count in (2, 3, 7, 12, 13, 31, 40):
@@ -187,17 +187,17 @@ def test_a_column_is_the_same_among_any_others(ggml: Ggml, form: str) -> None:
             assert np.array_equal(product(columns[:count], threads), alone[:count])
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_weights_that_several_threads_pack_are_those_of_one(ggml: Ggml, form: str) -> None:
-    """A megabyte is packed by two threads, where there are two processors."""
-    parts = [quantized(FORMATS[form], made(seed, ROWS, VALUES)) for seed in range(5, 90)]
+@pytest.mark.parametrize("kind", FORMATS)
+def test_several_threads_pack_the_same_weights_as_one(ggml: Ggml, kind: str) -> None:
+    """Two threads pack a megabyte if there are two processors."""
+    parts = [quantized(FORMATS[kind], made(seed, ROWS, VALUES)) for seed in range(5, 90)]
     columns = made(91, 3, VALUES)
     whole = b"".join(parts)
     assert len(whole) > 2**20
-    got = ggml.product(FORMATS[form], whole, columns, threads=1, rows=ROWS * len(parts))
-    expected = [ggml.product(FORMATS[form], part, columns, threads=1) for part in parts]
+    got = ggml.product(FORMATS[kind], whole, columns, threads=1, rows=ROWS * len(parts))
+    expected = [ggml.product(FORMATS[kind], part, columns, threads=1) for part in parts]
     assert np.array_equal(got, np.concatenate(expected, axis=1))
 
 
-def test_the_changes_of_the_library_have_a_name() -> None:
+def test_the_changes_of_the_library_have_a_digest() -> None:
     assert len(CHANGES) == 12

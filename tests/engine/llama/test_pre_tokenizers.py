@@ -1,8 +1,8 @@
-"""Text is cut before byte pairs are merged as std::regex cuts it, and nothing is too long for it.
+"""Text is cut before byte pairs are merged as std::regex cuts it, and no text is too long.
 
-The digests were made with a library as it comes (that of "whitespace" was not: there it ends the
-process). They are of the ids of some texts, by vocabularies that have all words of up to three
-letters over a small alphabet, so that most cuts show.
+The digests were made with an unchanged library, except that of "whitespace", where it ends the
+process. They are digests of the ids of random texts. The vocabularies have all words of up to
+three letters over a small alphabet, so that most cuts change the ids.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ DIGESTS = {
 
 needs_guards = pytest.mark.skipif(
     not guards(binding.lib._lib),
-    reason="a library as it comes",
+    reason="an unchanged library",
 )
 
 
 def _chained(pre: str) -> Vocabulary:
-    """Every word of two or three of some letters is a token, made letter by letter."""
+    """Returns a vocabulary in which every word of two or three letters is a token."""
     plain = byte_pairs(pre)
     spelled = [byte_alphabet()[byte] for byte in dict.fromkeys(LETTERS.encode())]
     letters = [*LETTERS.replace(" ", "▁").replace("\n", "")] if pre in RAW_TEXT else spelled
@@ -102,7 +102,7 @@ def test_no_run_is_too_long(tmp_path: Path, pre: str) -> None:
         text = f"x{unit * (RUN_CHARACTERS // len(unit))}1"
         ids = tokenizer.encode(text)
         assert len(ids) > 1
-        # The library spells this one's letters as if they stood for bytes.
+        # For "whitespace" the library spells letters as if they stood for bytes.
         if pre != "whitespace" or unit.isascii():
             assert b"".join(tokenizer.pieces[i] for i in ids).decode() == text
     model.close()

@@ -1,4 +1,4 @@
-"""L8, E1, E2, L5: the text of a prompt is the prompt, whatever its vocabulary makes of it."""
+"""L8, E1, E2, L5: the text of a prompt is what was sent, whatever the vocabulary changes in it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TEXTS = (
 
 needs_guards = pytest.mark.skipif(
     not guards(binding.lib._lib),
-    reason="a library as it comes",
+    reason="an unchanged library",
 )
 Ask = Callable[[Client], Any]
 
@@ -64,10 +64,10 @@ def serving(folder: Path, vocabulary: Vocabulary, ask: Ask) -> None:
 def test_tokenize_and_detokenize_give_the_text_back(tmp_path: Path, kind: str) -> None:
     async def ask(client: Client) -> None:
         for text in TEXTS:
-            # A BOS that is written out is told from one that the server adds by neither route.
+            # Neither route can tell a BOS in the text from one that the server adds.
             if text.startswith("<s>") and kind in BEGINS_WITH_BOS:
                 continue
-            # Spaces are written so in these vocabularies: it becomes one.
+            # These vocabularies write a space as this character, so it becomes a space.
             if "▁" in text and kind in ESCAPES_SPACES:
                 continue
             for more in ({}, {"add_special_tokens": False}):
@@ -90,7 +90,7 @@ def test_echo_is_what_was_sent(tmp_path: Path, kind: str) -> None:
             assert choice["text"].startswith(text)
             offsets = choice["logprobs"]["text_offset"]
             assert offsets == sorted(offsets)
-            # The prompt's tokens stand in it, and what was generated stands behind it.
+            # Offsets of prompt tokens are in the prompt, offsets of generated tokens behind it.
             assert offsets[-2] >= len(text)
             assert all(0 <= offset <= len(text) for offset in offsets[:-2])
             bare = await client.complete(**{**body, "echo": False})
@@ -101,7 +101,7 @@ def test_echo_is_what_was_sent(tmp_path: Path, kind: str) -> None:
 
 
 async def scored(client: Client, prompt: str | list[int]) -> tuple[str, list[str], list[int]]:
-    """Text, tokens and offsets of a prompt."""
+    """Returns text, tokens and offsets of a prompt."""
     answer = await client.complete(prompt=prompt, echo=True, logprobs=0, max_tokens=0)
     (choice,) = answer["choices"]
     return choice["text"], choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
@@ -121,7 +121,7 @@ def test_a_space_that_the_vocabulary_adds_is_in_no_text(
     serving(tmp_path, vocabulary, ask)
 
 
-def test_a_space_behind_a_special_token_is_in_no_text_either(tmp_path: Path) -> None:
+def test_an_added_space_behind_a_special_token_is_in_no_text(tmp_path: Path) -> None:
     async def ask(client: Client) -> None:
         text, tokens, offsets = await scored(client, "a[INST]hello<user> world")
         assert text == "a[INST]hello<user> world"
@@ -132,7 +132,7 @@ def test_a_space_behind_a_special_token_is_in_no_text_either(tmp_path: Path) -> 
 
 
 @needs_guards
-def test_what_a_vocabulary_makes_of_a_text_moves_no_offset(tmp_path: Path) -> None:
+def test_changes_of_a_text_by_the_vocabulary_move_no_offset(tmp_path: Path) -> None:
     async def lower(client: Client) -> None:
         sent = "  HÉLLO,  wörld 😀 the"
         text, tokens, offsets = await scored(client, sent)
@@ -152,8 +152,8 @@ def test_what_a_vocabulary_makes_of_a_text_moves_no_offset(tmp_path: Path) -> No
     serving(tmp_path, spm(byte_tokens=False), unknown)
 
 
-def test_a_completion_that_begins_a_text_begins_without_that_space(tmp_path: Path) -> None:
-    """Its text, tokenised again, is the tokens that were generated."""
+def test_a_completion_that_begins_a_text_begins_without_an_added_space(tmp_path: Path) -> None:
+    """Its text gives the generated tokens if it is tokenised again."""
 
     async def ask(client: Client) -> None:
         ids = (await client.post("/tokenize", {"prompt": "hello"})).json()["tokens"]
@@ -180,7 +180,7 @@ def test_a_completion_that_begins_a_text_begins_without_that_space(tmp_path: Pat
 
 
 @needs_guards
-def test_F2_a_suffix_gets_no_space_that_nobody_wrote(tmp_path: Path) -> None:
+def test_F2_a_suffix_gets_no_added_space(tmp_path: Path) -> None:
     async def ask(client: Client) -> None:
         answer = await client.complete(prompt="a", suffix="\n", max_tokens=1, echo=True)
         # BOS, prefix, "a", suffix, the byte of the newline, middle.
@@ -190,7 +190,7 @@ def test_F2_a_suffix_gets_no_space_that_nobody_wrote(tmp_path: Path) -> None:
         answer = await client.complete(
             prompt="a", suffix="\n", max_tokens=1, logit_bias={str(hello): 100}, temperature=0
         )
-        # A middle goes on with its prefix: its space is the text's own.
+        # A middle continues its prefix, so its space belongs to the text.
         assert answer["choices"][0]["text"] == " hello"
 
     serving(tmp_path, spm(infill=True), ask)
@@ -198,7 +198,7 @@ def test_F2_a_suffix_gets_no_space_that_nobody_wrote(tmp_path: Path) -> None:
 
 @needs_guards
 @pytest.mark.parametrize("kind", UNSPELLABLE)
-def test_what_no_token_spells_is_a_400_that_names_the_field(tmp_path: Path, kind: str) -> None:
+def test_unspellable_text_is_a_400_that_names_the_field(tmp_path: Path, kind: str) -> None:
     async def ask(client: Client) -> None:
         for text in ("hello 😀", "😀", "ÿ文", "😀" * 100):
             for path, body in (
@@ -217,7 +217,7 @@ def test_what_no_token_spells_is_a_400_that_names_the_field(tmp_path: Path, kind
 
 
 def test_a_file_that_is_truncated_while_it_is_served_changes_no_answer(tmp_path: Path) -> None:
-    """What was mapped would end the process."""
+    """Small files are read instead of mapped; a mapped file would end the process."""
 
     async def ask(client: Client) -> None:
         body = {"prompt": "hello world", "max_tokens": 8, "temperature": 0}
@@ -230,7 +230,7 @@ def test_a_file_that_is_truncated_while_it_is_served_changes_no_answer(tmp_path:
 
 
 def test_a_text_for_an_engine_that_is_closed_is_a_503(tmp_path: Path) -> None:
-    """Its vocabulary is freed with its weights."""
+    """The engine has freed its vocabulary with its weights."""
     path = make_gguf(tmp_path / "tiny.gguf")
     engine: BatchingEngine = open_engine(path, digest="0" * 64, name="tiny", options=OPTIONS)
     client = make_client({"toy": engine})

@@ -1,4 +1,4 @@
-"""Which copies of whole states are kept, within a budget of memory; what they hold is elsewhere."""
+"""Decides which checkpoints are kept within a budget of memory; the runner holds their bytes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from afterword.engine.batching.slots import Checkpoint
 
 
 class Checkpoints:
-    """Copies by number; the least recently used go first.
+    """Checkpoints by number; the least recently used are evicted first.
 
-    Invariant: together they take at most the budget, once ``evict`` has nothing more to give.
+    Invariant: together they take at most the budget, once ``evict`` has returned None.
     """
 
     def __init__(self, *, first: int, size_bytes: Callable[[int], int], budget_bytes: int) -> None:
@@ -24,7 +24,7 @@ class Checkpoints:
         return iter(self._kept.values())
 
     def add(self, tokens: int) -> Checkpoint | None:
-        """A new one of so many tokens; None where it alone would be too large."""
+        """Returns a new checkpoint of ``tokens`` tokens; None if it alone exceeds the budget."""
         size_bytes = self._size_bytes(tokens)
         if size_bytes > self._budget_bytes:
             return None
@@ -35,14 +35,14 @@ class Checkpoints:
         return checkpoint
 
     def evict(self, *, but: Checkpoint) -> Checkpoint | None:
-        """Take out the one that has to go next; None where all have room."""
+        """Remove and return the next one to go, never ``but``; None if all fit the budget."""
         if self.held_bytes <= self._budget_bytes:
             return None
         others = (kept for kept in self._kept.values() if kept is not but)
         return self.pop(min(others, key=lambda kept: kept.last_used).index)
 
     def pop(self, number: int) -> Checkpoint | None:
-        """Take one out; None where it is not there."""
+        """Remove and return a checkpoint; None if there is none of this number."""
         checkpoint = self._kept.pop(number, None)
         if checkpoint is not None:
             self.held_bytes -= checkpoint.size_bytes
@@ -52,4 +52,6 @@ class Checkpoints:
         """Raise ``AssertionError`` if an invariant does not hold."""
         size_bytes = sum(kept.size_bytes for kept in self._kept.values())
         if size_bytes != self.held_bytes or size_bytes > self._budget_bytes:
-            raise AssertionError(f"{self.held_bytes} bytes of states are said, {size_bytes} kept")
+            raise AssertionError(
+                f"checkpoints take {size_bytes} bytes, {self.held_bytes} are counted"
+            )

@@ -1,4 +1,4 @@
-"""Which tokens of the running sequences a step computes."""
+"""Chooses the tokens of the running sequences that a step computes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def choose_spans(
     most_tokens: int,
     most_rows: int,
 ) -> list[Span]:
-    """Every row that decodes, then at most ``budget_tokens`` of prefill, in the order of slots.
+    """Returns every row that decodes and up to ``budget_tokens`` of prefill, ordered by slot.
 
-    After each row that decodes come ``drafted`` tokens of a draft, which stand in the slot.
-    Half of the budget goes to the prompt that has waited longest, the rest to the shortest first:
-    none is stuck behind a long one, and a long one gets through.
+    Each row that decodes is followed by ``drafted`` tokens of a draft, taken from the slot. Half
+    of the budget goes to the prompt that has waited longest, the rest to the shortest first: no
+    prompt is stuck behind a long one, and a long one still advances.
     """
     spans: list[Span] = []
     prefilling: list[Slot] = []
@@ -48,7 +48,7 @@ def choose_spans(
 
 
 def _share(prefilling: list[Slot], budget_tokens: int) -> list[tuple[Slot, int]]:
-    """Tokens of the budget for each slot; the oldest first, so that rows do not run out before."""
+    """Returns the tokens of each slot, the oldest slot first so that it gets rows first."""
     left = {slot.index: slot.will_compute - slot.computed for slot in prefilling}
     oldest = min(prefilling, key=lambda slot: slot.last_used)
     share = dict.fromkeys(left, 0)

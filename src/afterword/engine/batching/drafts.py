@@ -1,7 +1,8 @@
-"""Prompt lookup: what followed a place like this one is drafted, and verified in one step.
+"""Prompt lookup: drafts copy what followed a similar place earlier in the text.
 
-Lossless: each row is drawn from as if it were alone, and a draft only decides whether the rows
-after it hold. So it may depend on time, where nothing else does.
+A step verifies a draft. Each row is sampled from as if there were no draft, and the draft only
+decides whether the rows after it are valid, so answers are identical with and without drafts.
+This is why drafts may depend on measured times.
 """
 
 from __future__ import annotations
@@ -14,23 +15,24 @@ from afterword.engine.batching.sequence import CLASSES, Draft, Sequence, TokenId
 from afterword.engine.batching.slots import Slot
 
 MOST_SEQUENCES = 4
-"""With more sequences at once, rows cost more than what they could save."""
+"""With more sequences in a batch, extra rows cost more than they save."""
 _MOST_TOKENS = 16
 _CANDIDATES = 64
 _WINDOW = 32
 _NEAR = 0.8 ** np.arange(_WINDOW)
 _NEAR /= _NEAR.sum()
-"""How much it counts that tokens agree, by their distance from the end."""
+"""Weight of a matching token, by its distance from the end; the weights sum to 1."""
 _SHARE_OF_NEWS = 0.15
-"""How much of what was measured last counts in the average."""
+"""Weight of the latest step in the moving averages of ``StepCost``."""
 _SHARE_OF_A_DRAFT = 0.05
+"""Weight of the latest drafted token in the moving averages of ``Draft``."""
 
 
 class StepCost:
-    """What a row more costs a step of rows that decode, and what a token costs.
+    """Marginal cost of one more row in a decode step, relative to the cost of a generated token.
 
-    A row's cost follows from how many rows steps with and without drafts had, and how long they
-    took; a token's from how many tokens came of all.
+    The cost of a row follows from the row counts and times of steps with and without drafts, the
+    cost of a token from the time of all steps and the tokens that they gave.
     """
 
     def __init__(self) -> None:
@@ -39,9 +41,9 @@ class StepCost:
         self._drawn: tuple[float, float] | None = None
 
     def observe(self, *, rows: int, drafted: int, drawn: int, took_s: float) -> None:
-        """Learn from a step that computed ``rows`` rows and no prompt, ``drafted`` of them.
+        """Learn from a step without prefill.
 
-        ``drawn`` tokens came of it.
+        ``rows`` counts its rows, ``drafted`` those of drafts, ``drawn`` the tokens that it gave.
         """
         self._drawn = _average(self._drawn, (drawn, took_s))
         if drafted:
@@ -51,10 +53,10 @@ class StepCost:
 
     @property
     def row_share(self) -> float:
-        """What a row costs, as a part of what a token costs; a half until it was measured.
+        """The cost of a row divided by the cost of a token; 0.5 until both are measured.
 
-        A drafted token pays where it is likelier than this to be right: it then spares what
-        tokens cost at the pace they come, which drafts have made quicker already.
+        Drafting a token pays if its probability of being right is larger than this. The cost of a
+        token is the current one, which drafts may have lowered already.
         """
         if self._plain is None or self._drafted is None or self._drawn is None:
             return 0.5
@@ -66,30 +68,32 @@ class StepCost:
 
 
 def make_drafts(running: SequenceOf[tuple[Slot, Sequence]], row_share: float) -> int:
-    """Draft how the sequence of each slot goes on.
+    """Set the draft of each sequence.
 
-    Returns how many tokens of each guess are worth computing.
+    Returns how many tokens of every draft are worth computing.
 
-    The number is the same for all, so that a runner computes them side by side. Where it is 0 the
-    guesses are still compared with the tokens that come: that shows when drafts begin to pay.
+    The number is the same for all, so that a runner can compute them together. If it is 0, drafts
+    are still compared with the tokens that follow, which shows when they begin to pay.
     """
-    worth = _MOST_TOKENS
+    drafted = _MOST_TOKENS
     for slot, sequence in running:
         left = sequence.limit - sequence.length - 1
-        found, likeness = look_up(slot.tokens[: sequence.length], _MOST_TOKENS)
+        found, similarity = look_up(slot.tokens[: sequence.length], _MOST_TOKENS)
         draft = sequence.draft
-        draft.tokens, draft.similarity = found.tolist(), min(int(likeness * CLASSES), CLASSES - 1)
-        worth = min(worth, left, len(found), _worth(draft, row_share))
-    return max(worth, 0)
+        draft.tokens, draft.similarity = found.tolist(), min(int(similarity * CLASSES), CLASSES - 1)
+        drafted = min(drafted, left, len(found), _paying_length(draft, row_share))
+    return max(drafted, 0)
 
 
 def look_up(tokens: TokenIds, most: int) -> tuple[TokenIds, float]:
-    """What followed the most alike of the places where the last token stood before.
+    """Find the earlier occurrence of the last token whose context is most similar.
 
-    How alike two places are is the weighted share of tokens before them that agree one by one, the
-    nearest counting most: where a few were replaced, the rest still agrees. Of equal places the
-    latest is taken. ``most`` tokens and the likeness in 0 to 1, or no tokens: where the end comes
-    first, what followed is taken to repeat itself.
+    The similarity of two places is the weighted share of equal tokens at equal distances before
+    them; near tokens weigh most. So a few replaced tokens do not hide a match. Of equally similar
+    places the latest is taken.
+
+    Returns the ``most`` tokens that followed the place, repeated if the end comes first, and the
+    similarity from 0 to 1; no tokens and 0.0 if the last token did not occur before.
     """
     end = len(tokens)
     if end < 2:
@@ -100,13 +104,13 @@ def look_up(tokens: TokenIds, most: int) -> tuple[TokenIds, float]:
     back = np.arange(min(_WINDOW, end - 1))
     before = places - back
     agree = (tokens[np.maximum(before, 0)] == tokens[end - 1 - back]) & (before >= 0)
-    likeness = agree @ _NEAR[: len(back)]
-    best = len(likeness) - 1 - int(likeness[::-1].argmax())
-    return np.resize(tokens[int(places[best, 0]) + 1 :], most), float(likeness[best])
+    similarity = agree @ _NEAR[: len(back)]
+    best = len(similarity) - 1 - int(similarity[::-1].argmax())
+    return np.resize(tokens[int(places[best, 0]) + 1 :], most), float(similarity[best])
 
 
 def learn(draft: Draft, drawn: SequenceOf[int]) -> None:
-    """Compare a guess with what was drawn, up to where they part."""
+    """Update the odds of a draft with the tokens that were drawn, up to the first difference."""
     for number, (drafted, token) in enumerate(zip(draft.tokens, drawn, strict=False)):
         right = drafted == token
         if number:
@@ -120,17 +124,17 @@ def learn(draft: Draft, drawn: SequenceOf[int]) -> None:
     draft.tokens = []
 
 
-def _worth(draft: Draft, row_share: float) -> int:
-    """The longest draft whose last token is likelier than ``row_share`` to be right."""
-    likely, worth = draft.first[draft.similarity], 0
-    while worth < _MOST_TOKENS and likely > row_share:
-        likely *= draft.next
-        worth += 1
-    return worth
+def _paying_length(draft: Draft, row_share: float) -> int:
+    """Returns the largest length whose last token is right with more than ``row_share``."""
+    probability, length = draft.first[draft.similarity], 0
+    while length < _MOST_TOKENS and probability > row_share:
+        probability *= draft.next
+        length += 1
+    return length
 
 
 def _average(old: tuple[float, float] | None, new: tuple[float, float]) -> tuple[float, float]:
-    """The moving average of pairs; those that lie on a line keep to it."""
+    """Returns the moving average of pairs; averages of points on a line stay on that line."""
     if old is None:
         return new
     return (

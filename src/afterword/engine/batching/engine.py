@@ -1,4 +1,4 @@
-"""The engine that batches: a worker on one side, generations and their mailboxes on the other."""
+"""The batching engine: connects the worker's thread with generations on the event loop."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _RETRY_AFTER_S = 1
 
 
 class BatchingEngine:
-    """An ``Engine`` over a ``ModelRunner``. All methods belong to the event loop's thread.
+    """An ``Engine`` over a ``ModelRunner``. Call all methods on the event loop's thread.
 
-    At most ``max_waiting`` requests have a sequence that waits for a slot; one more is refused.
-    Scores of prompts are kept for others in at most ``score_budget_bytes``, and whole states, where
-    no less can be shared, in at most ``checkpoint_budget_bytes``.
+    At most ``max_waiting`` requests may wait for their first event; one more is refused. Scores of
+    prompts are kept for later prompts in at most ``score_budget_bytes``, checkpoints in at most
+    ``checkpoint_budget_bytes``.
     """
 
     def __init__(  # noqa: PLR0913 - the limits of an engine, each by its name
@@ -66,12 +66,12 @@ class BatchingEngine:
 
     @property
     def card(self) -> EngineCard:
-        """What the engine says of itself."""
+        """The fixed description of the engine."""
         return self._card
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's vocabulary."""
+        """The tokenizer of the model."""
         return self._tokenizer
 
     def open(self, jobs: SequenceOf[Job]) -> BatchGeneration:
@@ -92,11 +92,11 @@ class BatchingEngine:
         return BatchGeneration(self, key, mailbox)
 
     def healthy(self) -> bool:
-        """Whether the worker still computes."""
+        """Whether the worker is alive and not closed."""
         return self._dead is None and not self._closed
 
     def stats(self) -> EngineStats:
-        """The figures after the last step."""
+        """Returns the figures after the last step."""
         gauges = self._worker.gauges
         counters = gauges.counters
         since_s = gauges.waiting_since_s
@@ -126,7 +126,7 @@ class BatchingEngine:
         )
 
     async def aclose(self) -> None:
-        """End what runs with an error, stop the thread, free the runner. Idempotent."""
+        """End running requests with an error, stop the thread, free the runner. Idempotent."""
         self._closed = True
         await asyncio.to_thread(self._worker.close)
         self._close_all(EngineUnavailable("The server is shutting down."))
@@ -137,13 +137,13 @@ class BatchingEngine:
             self._worker.send(Abort(key, (job, seq)))
 
     def leave(self, key: int) -> None:
-        """The reader of a generation is gone: stop what is left of it at the next step."""
+        """Abort the sequences of a request at the next step, because its reader is gone."""
         self._unstarted.pop(key, None)
         if self._mailboxes.pop(key, None) is not None:
             self._worker.send(Abort(key, None))
 
     def _deliver(self, report: Report) -> None:
-        """Called on the worker's thread; one hop to the event loop for a step."""
+        """Pass a report to the event loop, one hop a step. Runs on the worker's thread."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._receive, report)
@@ -188,7 +188,7 @@ class BatchGeneration(MailboxReader):
         self._key = key
 
     async def __aenter__(self) -> Self:
-        """Nothing to do: the jobs were admitted by ``open``."""
+        """Do nothing, because ``open`` has admitted the jobs."""
         return self
 
     async def __aexit__(

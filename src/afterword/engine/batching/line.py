@@ -9,7 +9,7 @@ from afterword.engine.batching.sequence import Request
 
 
 class FairLine:
-    """Requests with waiting sequences. Each gets one slot a turn, the oldest request first.
+    """Requests with waiting sequences. Each gets one slot in turn, the oldest request first.
 
     Invariant: a request is in the line at most once.
     """
@@ -33,9 +33,9 @@ class FairLine:
             self._requests.remove(request)
 
     def serve(self, has_room: Callable[[], bool], place: Callable[[Request], bool]) -> None:
-        """Let requests take their turns until there is no room or a whole round placed nothing.
+        """Serve requests in turn until there is no room or a whole round placed nothing.
 
-        ``place`` starts one sequence of a request and returns whether it could.
+        ``place`` starts one sequence of a request, or returns False.
         """
         blocked = 0
         while blocked < len(self._requests) and has_room():
@@ -48,10 +48,10 @@ class FairLine:
 
     @property
     def waiting(self) -> int:
-        """Sequences without a slot."""
+        """Number of sequences without a slot."""
         return sum(request.waiting for request in self._requests)
 
     @property
     def waiting_since_s(self) -> float | None:
-        """When the oldest request without its first slot arrived; None if there is none."""
+        """When the oldest request that has not started arrived, in seconds; None if none waits."""
         return min((r.added_s for r in self._requests if not r.started), default=None)

@@ -1,4 +1,4 @@
-"""KV memory as the scheduler sees it: slots, who shares whose prefix, what the runner is told."""
+"""KV memory as the scheduler sees it: slots, shared prefixes, instructions for the runner."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from afterword.engine.batching.sequence import Prompt, Sequence, TokenIds
 from afterword.engine.batching.slots import Checkpoint, Holder, Slot, Slots, Source
 
 _WORTH_WAITING_TOKENS = 6
-"""A prefix that another slot is about to compute is waited for if it saves more than this."""
+"""A sequence waits for a prefix that another slot is computing if it saves at least this much."""
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """A sequence waits until ``slot`` has computed ``tokens`` tokens for ``owner``."""
+    """A sequence waits until ``slot`` has computed ``tokens`` tokens of ``owner``."""
 
     slot: Slot
     owner: Sequence
     tokens: int
 
     def over(self) -> bool:
-        """Whether there is nothing to wait for any more."""
+        """Whether the tokens are computed, or the owner has left the slot."""
         return self.slot.sequence is not self.owner or self.slot.computed >= self.tokens
 
 
 class Memory:
-    """Slots, checkpoints and the prefix cache in step with each other and with the runner.
+    """Keeps slots, checkpoints and the prefix cache consistent with each other and the runner.
 
     Every change of what they hold is an instruction to the runner, in order.
     """
@@ -67,18 +67,18 @@ class Memory:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Memory of the states that are kept."""
+        """Bytes of all checkpoints."""
         return self._checkpoints.held_bytes
 
     def take_instructions(self) -> SequenceOf[KVInstruction]:
-        """What the runner has to do before the next batch."""
+        """Returns the instructions that the runner carries out before the next batch."""
         instructions, self._instructions = self._instructions, []
         return instructions
 
     def source(self, prompt: Prompt, match: Match) -> Source | None:
-        """Whose KV saves most of a prompt now; its scores take what is known.
+        """Returns the holder whose KV saves most of a prompt now; None if none saves anything.
 
-        ``match`` is how far the cache goes along with the prompt.
+        Also copies known scores into the prompt's. ``match`` is the prompt's match in the cache.
         """
         if self.sharing == "none":
             return None
@@ -98,11 +98,11 @@ class Memory:
         return found
 
     def worth_waiting_for(self, prompt: Prompt, match: Match, source: Source | None) -> Wait | None:
-        """The running slot that will soon save more of a prompt than ``source`` does.
+        """Returns a wait for the running slot that will soon save more than ``source`` does.
 
-        Where whole states are shared, the owner is to stop there for one to be kept. A prompt to
-        be scored then follows the owner's: it is told what is found at the position where they
-        part.
+        Returns None if there is no such slot. With checkpoints, the owner stops at that point to
+        save one. A prompt to be scored becomes a follower of the owner's prompt, which passes on
+        the row at the position where the two differ.
         """
         if self.sharing == "none":
             return None
@@ -114,21 +114,21 @@ class Memory:
         if owner is None or tokens <= slot.computed or tokens < self._least_shared_tokens:
             return None
         if prompt.scores is not None:
-            parts_at = min(common_prefix(prompt.ids, owner.prompt.ids), len(prompt.ids) - 1)
+            branch = min(common_prefix(prompt.ids, owner.prompt.ids), len(prompt.ids) - 1)
             scores = owner.prompt.scores
-            if scores is None or scores.k < prompt.scores.k or scores.known > parts_at:
+            if scores is None or scores.k < prompt.scores.k or scores.known > branch:
                 return None
         saved = 0 if source is None else source.tokens
         if tokens < saved + _WORTH_WAITING_TOKENS:
             return None
         if prompt.scores is not None:
-            owner.prompt.followers.setdefault(parts_at, []).append(prompt)
+            owner.prompt.followers.setdefault(branch, []).append(prompt)
         if self.sharing == "checkpoints":
             self._cut(owner, tokens)
         return Wait(slot, owner, tokens)
 
     def claim(self, sequence: Sequence, slot: Slot, source: Source | None, match: Match) -> int:
-        """Give an idle slot to a sequence, with the KV of ``source``; how many tokens it has."""
+        """Give an idle slot with the KV of ``source`` to a sequence; returns the reused tokens."""
         reused = source.tokens if source is not None else 0
         if source is not None and source.holder is slot:
             if reused < slot.computed:
@@ -137,8 +137,6 @@ class Memory:
             if slot.computed:
                 self._instructions.append(Trim(slot.index, 0))
             if source is not None:
-                # The source is not touched: what it gave lives on in the new slot, and those that
-                # begin alike come one after the other.
                 self._instructions.append(_copy(source, slot))
                 self.slots.touch(source.holder)
         ids = sequence.prompt.ids
@@ -152,7 +150,7 @@ class Memory:
         return reused
 
     def keep_states(self) -> None:
-        """Keep a copy of every state that is just where one was asked for."""
+        """Save a checkpoint of every slot that has just reached one of its cuts."""
         for slot in self.slots:
             cuts = slot.sequence.cuts if slot.sequence is not None else []
             if not cuts or cuts[0] > slot.computed:
@@ -163,7 +161,7 @@ class Memory:
                 self._keep_state(slot)
 
     def trim(self, slot: Slot, tokens: int) -> None:
-        """What was computed in a slot beyond ``tokens`` does not hold."""
+        """Drop what a slot has computed beyond ``tokens``; without cells, drop all of it."""
         if self.sharing != "cells":
             self.forget(slot)
             return
@@ -171,7 +169,7 @@ class Memory:
         slot.computed = tokens
 
     def leave(self, sequence: Sequence) -> None:
-        """Take a sequence out of its slot, which keeps what it has computed."""
+        """Take a sequence out of its slot; the slot keeps its KV."""
         if sequence.slot is None:
             return
         slot = self.slots[sequence.slot]
@@ -180,7 +178,7 @@ class Memory:
         self.cache.hold(slot, slot.tokens[: slot.computed])
 
     def forget(self, slot: Slot) -> None:
-        """The KV of a slot is lost. A sequence that was only forked into it computes it all."""
+        """Drop the KV of a slot. A sequence in it then has no cached tokens."""
         self._instructions.append(Trim(slot.index, 0))
         slot.computed = 0
         if slot.sequence is None:
@@ -189,7 +187,7 @@ class Memory:
             slot.sequence.prompt.cached_tokens = 0
 
     def forget_failed(self, slots: Iterable[int], instructions: Iterable[KVInstruction]) -> None:
-        """Forget what a failed step may have left in these slots or was to do by instructions."""
+        """Drop the KV that a failed step may have damaged, in its slots or by its instructions."""
         touched = set(slots)
         for instruction in instructions:
             match instruction:
@@ -206,7 +204,7 @@ class Memory:
                 self.forget(lost)
 
     def start_afresh(self) -> None:
-        """Have every slot as it was at the start; none may be in use."""
+        """Reset every slot to its state at the start; none may be in use."""
         for slot in self.slots:
             if slot.computed:
                 self.forget(slot)
@@ -218,17 +216,17 @@ class Memory:
         self._checkpoints.check()
         for holder in (*self.slots, *self._checkpoints):
             if self.cache.held_tokens(holder) < holder.computed and holder.sequence is None:
-                raise AssertionError(f"the cache does not know what {holder.index} holds")
+                raise AssertionError(f"the cache does not know the tokens of {holder.index}")
 
     def _cut(self, owner: Sequence, tokens: int) -> None:
         if tokens not in owner.cuts:
             insort(owner.cuts, tokens)
 
     def _cut_for_others(self, sequence: Sequence, matched: int, reused: int) -> None:
-        """Have the state kept where a prompt leaves one that was there before.
+        """Ask for a checkpoint where a prompt branches off from an earlier one.
 
-        Whoever began like this twice will do so again. The row before the parting is needed by
-        those who score what follows.
+        A prefix that came twice will likely come again. A scored prompt stops one token earlier,
+        because scoring the next token needs the row before the branch.
         """
         prompt = sequence.prompt
         tokens = min(matched, len(prompt.ids) - 1) - (prompt.scores is not None)
@@ -236,7 +234,7 @@ class Memory:
             self._cut(sequence, tokens)
 
     def _has_checkpoint(self, slot: Slot) -> bool:
-        """Whether the state after a slot's tokens is kept already; it counts as used then."""
+        """Whether a checkpoint of a slot's tokens exists; if so, it is marked as used."""
         match = self.cache.match(slot.tokens[: slot.computed])
         found = self.cache.best(
             match,
@@ -263,7 +261,7 @@ class Memory:
 
 
 def _whole(holder: Holder, room: int) -> int:
-    """How many tokens a holder has, if they are all of use."""
+    """Returns the tokens of a holder if all of them can be reused, else 0."""
     return holder.computed if holder.computed <= room else 0
 
 

@@ -1,4 +1,4 @@
-"""What the rows of a step mean: tokens drawn, log-probabilities found."""
+"""Turns the rows of logits of a step into sampled tokens and log-probabilities."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from afterword.engine.batching.step import Span, Step
 from afterword.engine.sampler import Ids, Row, RowError, Sampler
 
 Score = tuple[float, Ids, npt.NDArray[np.float64]]
-"""Log-probability of a token, and ids and log-probabilities of the k likeliest."""
+"""Log-probability of a token, then ids [k] and log-probabilities [k] of the k likeliest."""
 
 
 class PromptScore(msgspec.Struct, frozen=True):
-    """What a row told of a prompt's ``position``, and of those that part from the prompt there.
+    """The score of the prompt token at ``position``.
 
-    ``branches`` are followers that have another token at the position, with its log-probability.
+    ``branches`` pairs each follower of the prompt with the log-probability of its own token at
+    this position.
     """
 
     position: int
@@ -31,17 +32,17 @@ class PromptScore(msgspec.Struct, frozen=True):
 
 
 class SampledToken(msgspec.Struct, frozen=True):
-    """A token that was drawn, with its ``score`` where log-probabilities are wanted."""
+    """A sampled token; ``score`` is None if the job asks for no log-probabilities."""
 
     token: int
     score: Score | None
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What one span gave.
+    """The results of one span.
 
-    What was ``found`` of the prompt; the tokens ``drawn``, more than one where a draft held; the
-    ``error`` that kept the next from being found or drawn.
+    ``found`` holds scores of prompt tokens. ``drawn`` holds sampled tokens, more than one if a
+    draft was accepted. ``error`` is what stopped the evaluation after these.
     """
 
     found: SequenceOf[PromptScore] = ()
@@ -50,7 +51,10 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def evaluate(step: Step, rows: npt.NDArray[np.float32], sampler: Sampler) -> list[Outcome]:
-    """Outcomes of a step's spans; ``rows`` are the wanted rows in order."""
+    """Returns one outcome for each span of ``step``, in order.
+
+    ``rows`` [wanted, vocabulary] are the wanted rows in the batch's order.
+    """
     outcomes = []
     at = 0
     for span in step.spans:
@@ -63,13 +67,13 @@ def evaluate(step: Step, rows: npt.NDArray[np.float32], sampler: Sampler) -> lis
 def _evaluate_span(span: Span, rows: npt.NDArray[np.float32], sampler: Sampler) -> Outcome:
     sequence = span.sequence
     prompt = sequence.prompt
-    # A row tells of the token after its own.
+    # A row predicts the token after its own position.
     first = span.start + span.tokens - span.rows + 1
     found: list[PromptScore] = []
     drawn: list[SampledToken] = []
     try:
         for offset in range(span.rows - span.drafted - span.samples):
-            found.append(_find(prompt, first + offset, rows[offset], sampler))  # noqa: PERF401 - what was found before an error counts
+            found.append(_find(prompt, first + offset, rows[offset], sampler))  # noqa: PERF401 - scores found before an error count
         if span.samples:
             _draw_along(sequence, span.draft, rows[len(found) :], sampler, drawn)
     except RowError as error:
@@ -84,7 +88,7 @@ def _draw_along(
     sampler: Sampler,
     drawn: list[SampledToken],
 ) -> None:
-    """Draw from row after row for as long as the draft has what was drawn."""
+    """Append tokens to ``drawn``, row by row, until a sampled token differs from the draft."""
     counts = sequence.counts
     if counts is not None and draft:
         counts = dict(counts)
@@ -112,7 +116,7 @@ def _find(prompt: Prompt, position: int, row: Row, sampler: Sampler) -> PromptSc
 
 
 def _score(row: Row, token: int, k: int, sampler: Sampler) -> tuple[Score, float]:
-    """The score, and the row's normaliser."""
+    """Returns the score of ``token`` and the row's normaliser."""
     ids = sampler.top(row, k)
     normaliser = sampler.normaliser(row, ids)
     score = float(row[token]) - normaliser, ids, row[ids].astype(np.float64) - normaliser
@@ -122,7 +126,7 @@ def _score(row: Row, token: int, k: int, sampler: Sampler) -> tuple[Score, float
 def _draw(
     sequence: Sequence, ahead: int, counts: dict[int, int] | None, row: Row, sampler: Sampler
 ) -> int:
-    """The token ``ahead`` of the next one."""
+    """Returns the token at the position ``ahead`` after the next one; 0 is the next one."""
     prompt, job = sequence.prompt, sequence.prompt.job
     sampling, generated = job.sampling, sequence.generated + ahead
     banned = prompt.end_array if generated < sampling.min_tokens else None
@@ -131,7 +135,7 @@ def _draw(
 
 
 def sampled_event(sequence: Sequence, drawn: SampledToken) -> Sampled:
-    """The event that says a token was generated."""
+    """Returns the event that reports one generated token."""
     logprobs, top_ids, top_logprobs = array("d"), array("i"), array("d")
     if drawn.score is not None:
         value, ids, values = drawn.score

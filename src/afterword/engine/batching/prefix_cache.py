@@ -1,7 +1,7 @@
-"""A radix tree over token ids: who holds the KV of a prefix, and what scoring found there.
+"""A radix tree over token ids: the holders of each prefix's KV, and the scores of its tokens.
 
-It knows nothing of memory: a holder is a name, and its ``computed`` says of how many tokens it has
-KV. Scores outlive the KV of their prefix, up to a budget in bytes.
+The tree knows nothing of memory: a holder is a name, and its ``computed`` is how many tokens it
+has KV of. Scores outlive the KV of their prefix, up to a budget in bytes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from afterword.engine.batching.sequence import TokenIds
 from afterword.engine.batching.slots import Holder, Source
 
 _KEPT_SHARE = 0.9
-"""What is left of the budget once scores had to go, so that they do not go one by one."""
+"""Share of the budget that eviction leaves, so that scores are not evicted one by one."""
 
 
 class Node:
     """Tokens at positions ``start`` to ``end`` that follow those of ``parent``.
 
     Invariants: no two children begin with the same token; ``holders`` are those whose tokens
-    go through the whole edge, and the parent's include them; ``scores`` are of the first positions
+    go through the whole edge, and the parent's include them; ``scores`` cover the first positions
     of the edge.
     """
 
@@ -41,25 +41,28 @@ class Node:
 
 
 class Match(msgspec.Struct, frozen=True):
-    """How far the tree goes along with some ids: nodes from the root on, the last one in part."""
+    """The longest prefix of some ids in the tree: ``tokens`` ids, on ``nodes`` from the root down.
+
+    The last node may match in part only.
+    """
 
     nodes: list[Node]
     tokens: int
 
 
 class PrefixCache:
-    """All prefixes that somebody holds or that were scored lately."""
+    """All prefixes that have a holder or recent scores."""
 
     def __init__(self, score_budget_bytes: int) -> None:
         self._root = Node(np.empty(0, np.int32), None)
         self._score_budget_bytes = score_budget_bytes
-        # The node that ends where the tokens of a holder end; holders of nothing are left out.
+        # For each holder the node that ends where its tokens end; holders of no token are left out.
         self._ends: dict[Holder, Node] = {}
         self._clock = 0
         self.score_bytes = 0
 
     def match(self, ids: TokenIds) -> Match:
-        """The longest prefix of ``ids`` in the tree."""
+        """Returns the longest prefix of ``ids`` in the tree."""
         nodes: list[Node] = []
         node, at = self._root, 0
         while at < len(ids):
@@ -76,16 +79,16 @@ class PrefixCache:
 
     @staticmethod
     def best(match: Match, usable: Callable[[Holder, int], int]) -> Source | None:
-        """The holder of most of what matched.
+        """Returns the holder with the most usable tokens of a match; None if there is none.
 
-        ``usable`` says how many tokens of a holder serve that goes along with the match for so
-        many; no more than these. On a tie it is an idle one, which may be continued in place, then
-        the lowest index.
+        ``usable(holder, depth)`` returns how many of the ``depth`` tokens that a holder shares
+        with the match can be reused, at most ``depth``. On a tie an idle holder wins, because it
+        can be continued in place, then the lowest index.
         """
         best: Source | None = None
         for node in reversed(match.nodes):
             depth = min(node.end, match.tokens)
-            # Whoever holds a node holds those above it: no better one can follow.
+            # Holders of a node hold its ancestors too, so none above can be better.
             if best is not None and best.tokens >= depth:
                 break
             for holder in node.holders:
@@ -96,7 +99,7 @@ class PrefixCache:
 
     @staticmethod
     def read(match: Match, scores: Scores) -> None:
-        """Give ``scores`` what is known of the tokens that matched."""
+        """Copy the kept scores of the matched tokens into ``scores``."""
         for node in match.nodes:
             kept = node.scores
             if kept is None or kept.k < scores.k:
@@ -107,7 +110,7 @@ class PrefixCache:
                 return
 
     def hold(self, holder: Holder, ids: TokenIds) -> None:
-        """Say that ``holder`` has these tokens, which may be none, and no others."""
+        """Record that ``holder`` has exactly these tokens, which may be none."""
         old, new = self._ends.pop(holder, None), self._insert(ids)
         if new is not self._root:
             self._ends[holder] = new
@@ -118,12 +121,12 @@ class PrefixCache:
         self._leave(old, holder, but=path)
 
     def held_tokens(self, holder: Holder) -> int:
-        """How many tokens ``hold`` was told of a holder."""
+        """Returns how many tokens ``hold`` recorded for a holder."""
         node = self._ends.get(holder)
         return 0 if node is None else node.end
 
     def keep(self, ids: TokenIds, scores: Scores) -> None:
-        """Keep what is known of a prompt for others that begin alike."""
+        """Keep the known scores of a prompt for later prompts with a common prefix."""
         path = list(_upwards(self._insert(ids)))
         for node in path:
             if node.start < scores.known:
@@ -133,7 +136,7 @@ class PrefixCache:
         self._make_room()
 
     def touch(self, match: Match) -> None:
-        """Mark what matched as used just now, for the order in which scores go."""
+        """Mark the matched nodes as used most recently, for the order of eviction."""
         self._touch(match.nodes)
 
     def _touch(self, nodes: Iterable[Node]) -> None:
@@ -142,7 +145,7 @@ class PrefixCache:
             node.last_used = self._clock
 
     def _add(self, node: Node, scores: Scores) -> None:
-        """Keep the scores of an edge if they are more than what is there, or have more top ids."""
+        """Keep the scores of an edge if they cover more positions or have more top ids."""
         entries = scores.part(node.start, min(node.end, scores.known))
         kept = node.scores
         if kept is not None:
@@ -153,7 +156,7 @@ class PrefixCache:
         self.score_bytes += entries.size_bytes
 
     def _insert(self, ids: TokenIds) -> Node:
-        """The node that ends where ``ids`` end, made as needed."""
+        """Returns the node that ends where ``ids`` end, and makes it if needed."""
         match = self.match(ids)
         node = match.nodes[-1] if match.nodes else self._root
         if match.tokens < node.end:
@@ -165,7 +168,7 @@ class PrefixCache:
         return node
 
     def _split(self, node: Node, at: int) -> Node:
-        """Cut an edge in two; the upper half is new, so that whoever names ``node`` ends there."""
+        """Cut an edge in two and return the new upper half; ``node`` keeps its end."""
         parent = node.parent
         if parent is None:
             raise AssertionError("the root has no edge to cut")
@@ -179,7 +182,7 @@ class PrefixCache:
         if kept is not None:
             upper.scores = kept.part(0, at).copy()
             node.scores = kept.part(at, len(kept)).copy() if len(kept) > at else None
-        # What follows may have stood there for the scores before it alone.
+        # The lower half goes if the scores of the upper half were its only content.
         self._prune(node)
         return upper
 
@@ -191,12 +194,12 @@ class PrefixCache:
             self._prune(node)
 
     def _prune(self, node: Node) -> None:
-        """Take out a node that serves nobody."""
+        """Remove a node without children, holders and scores."""
         if node.parent is not None and not (node.children or node.holders or node.scores):
             del node.parent.children[int(node.tokens[0])]
 
     def _make_room(self) -> None:
-        """Drop scores over the budget: the least recently used first, ends before beginnings."""
+        """Drop scores over the budget: least recently used first, then deepest first."""
         if self.score_bytes <= self._score_budget_bytes:
             return
         scored = [node for node in self._nodes() if node.scores is not None]
@@ -234,13 +237,13 @@ class PrefixCache:
             if node.scores is not None:
                 size_bytes += node.scores.size_bytes
                 if len(node.scores) > len(node.tokens):
-                    raise AssertionError(f"node at {node.start} knows more than it has")
+                    raise AssertionError(f"node at {node.start} has more scores than tokens")
         if size_bytes != self.score_bytes:
-            raise AssertionError(f"{self.score_bytes} bytes of scores are said, {size_bytes} kept")
+            raise AssertionError(f"scores take {size_bytes} bytes, {self.score_bytes} are counted")
 
 
 def common_prefix(a: TokenIds, b: TokenIds) -> int:
-    """Length of the longest common prefix."""
+    """Returns the length of the longest common prefix."""
     n = min(len(a), len(b))
     if n == 0 or a[0] != b[0]:
         return 0
@@ -254,7 +257,7 @@ def _rank(source: Source) -> tuple[int, bool, int]:
 
 
 def _upwards(node: Node | None) -> Iterator[Node]:
-    """A node and those above it, without the root."""
+    """Yields a node and its ancestors, without the root."""
     while node is not None and node.parent is not None:
         yield node
         node = node.parent

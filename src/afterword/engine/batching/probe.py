@@ -1,7 +1,7 @@
-"""What a runner can be trusted with: asked at start, not assumed (D1).
+"""Tests at start what a runner guarantees, instead of assuming it (D1).
 
-Whether a row of logits depends on the rest of its batch, and whether a prefix that was computed for
-another serves as well as one's own.
+The probe tests batch invariance (a row of logits does not depend on the rest of its batch), and
+whether a reused prefix gives the same rows as one that is computed again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from afterword.engine.batching.runner import (
 )
 
 PROMPT_TOKENS = 66
-"""Longer than the 64 rows from which on some attention kernels work in tiles."""
+"""Some attention kernels work in tiles from 64 rows on; this is longer."""
 WINDOW_TOKENS = 24
-"""A sliding window has to be no longer for the probe to look behind it."""
+"""The longest sliding window that the probe can look behind."""
 _CHUNKS = (3, 40, 41)
 _AFTER = 4
 """Tokens after the prompt, each in a step of its own."""
 _NEIGHBOURS = 3
 _BEYOND = 8
-"""How far the source of a fork goes on otherwise."""
+"""Tokens that the source of a fork has after the shared prefix."""
 _STRIDE, _START = 7919, 13
 _LEAST = 1e-12
 
@@ -44,18 +44,18 @@ _Share: TypeAlias = Callable[[ModelRunner, npt.NDArray[np.int64]], Iterable[Rows
 
 
 def is_batch_invariant(runner: ModelRunner) -> bool:
-    """Whether rows are bitwise those of a prompt alone; see ``batch_difference``."""
+    """Whether rows are bit for bit those of a prompt alone; see ``batch_difference``."""
     return batch_difference(runner) == 0.0
 
 
 def batch_difference(runner: ModelRunner) -> float:
-    """Compute a prompt alone in one batch, then in chunks beside others: how far rows are apart.
+    """Compare rows of a prompt computed alone with rows computed in chunks among other sequences.
 
     Takes about 200 tokens of prefill. ``runner`` must be unused, and is left empty.
 
     Returns:
-        0.0 where rows are bitwise equal; else, in nats, the largest difference that the likeliest
-        token of a row has, infinity where there is too little room to tell.
+        0.0 if all rows are equal bit for bit. Otherwise the largest difference of log-probability
+        of a row's likeliest token, in nats; infinity if the runner has too little room for a test.
     """
     tokens = _tokens(runner)
     prompt = len(tokens) - _AFTER
@@ -66,13 +66,13 @@ def batch_difference(runner: ModelRunner) -> float:
     others = range(max(0, mine - _NEIGHBOURS), mine)
     together: Rows = []
     edges = (0, *_CHUNKS, *range(prompt, len(tokens) + 1))
-    beside = 0
+    done = 0
     for start, end in itertools.pairwise(edges):
-        # Every neighbour has a token of its own in each step, and two beside a chunk.
-        next_to = beside + min(end - start, 2)
-        parts = [(slot, tokens[slot + beside : slot + next_to], beside) for slot in others]
+        # In each step every neighbour computes one token of its own, or two if we compute a chunk.
+        goal = done + min(end - start, 2)
+        parts = [(slot, tokens[slot + done : slot + goal], done) for slot in others]
         row = _row(runner, [*parts, (mine, tokens[start:end], start)], mine)
-        beside = next_to
+        done = goal
         if end >= prompt:
             together.append(row)
     _clear(runner, (*others, mine))
@@ -82,11 +82,12 @@ def batch_difference(runner: ModelRunner) -> float:
 
 
 def proven_sharing(runner: ModelRunner) -> PrefixSharing:
-    """The runner's way of sharing, if it changes no bit; else one that does not, or none.
+    """Returns the strongest kind of sharing, up to the runner's own, that changes no bit of a row.
 
-    Prefixes are forked from a longer neighbour, from a fork, before and behind a sliding window of
-    ``WINDOW_TOKENS``, into slots that were used before; ends are trimmed and computed again. Takes
-    about 200 tokens of prefill. ``runner`` must be unused and batch invariant, and is left empty.
+    The probe forks prefixes from a longer neighbour and from a fork, before and behind a sliding
+    window of ``WINDOW_TOKENS``, into slots that were used before, and trims ends and computes them
+    again. Takes about 200 tokens of prefill. ``runner`` must be unused and batch invariant, and is
+    left empty.
     """
     if runner.slots < 2:
         return "none"
@@ -102,7 +103,7 @@ def proven_sharing(runner: ModelRunner) -> PrefixSharing:
 def _changes_nothing(
     runner: ModelRunner, share: _Share, tokens: npt.NDArray[np.int64], alone: Rows
 ) -> bool:
-    """Whether rows are those of a prompt alone. What the runner cannot do at all is not exact."""
+    """Whether shared rows are those of a prompt alone. False if the runner fails to share."""
     try:
         return _identical(alone, *share(runner, tokens))
     except DecodeError:
@@ -113,7 +114,7 @@ def _changes_nothing(
 
 
 def _shared_cells(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterable[Rows]:
-    """The last rows of the prompt, after each way in which a slot can come by its prefix."""
+    """Returns the last rows of the prompt for each way in which a slot can get its prefix."""
     end = len(tokens)
     other = (tokens[:_BEYOND] + 1) % runner.vocabulary
     late = end - 2 * _AFTER
@@ -133,7 +134,7 @@ def _shared_cells(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterabl
 
 
 def _shared_states(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterable[Rows]:
-    """The same, where whole states are copied."""
+    """Returns the same as ``_shared_cells``, with copies of whole states."""
     early, late = len(tokens) // 3, len(tokens) - 2 * _AFTER
     _row(runner, [(0, tokens[:early], 0)], 0)
     runner.apply([Save(0, 0)])
@@ -154,7 +155,7 @@ def _shared_states(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterab
 
 
 def _tokens(runner: ModelRunner) -> npt.NDArray[np.int64]:
-    """A prompt of tokens from all over the vocabulary, and some more."""
+    """Returns a prompt and ``_AFTER`` more tokens, spread over the whole vocabulary."""
     room = min(runner.context_tokens - _AFTER, runner.max_batch_tokens - 2 * _NEIGHBOURS)
     prompt = max(1, min(PROMPT_TOKENS, room))
     return (np.arange(prompt + _AFTER) * _STRIDE + _START) % runner.vocabulary
@@ -167,7 +168,7 @@ def _rows_alone(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Rows:
 
 
 def _last_rows(runner: ModelRunner, slot: int, tokens: npt.NDArray[np.int64], start: int) -> Rows:
-    """The rows of the prompt's last token and of those after it, from ``start`` on."""
+    """Compute from ``start`` on; returns the rows of the prompt's last token and those after."""
     edges = (start, *range(len(tokens) - _AFTER, len(tokens) + 1))
     return [
         _row(runner, [(slot, tokens[begin:end], begin)], slot)
@@ -180,7 +181,7 @@ def _clear(runner: ModelRunner, slots: Iterable[int]) -> None:
 
 
 def _nats_apart(row: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
-    """How the log-probability of a row's likeliest token differs; never 0, since bits do."""
+    """Returns by how much the log-probability of a row's likeliest token differs; never 0."""
     likeliest = int(row.argmax())
     a, b = (_logprob(values.astype(np.float64), likeliest) for values in (row, other))
     return max(abs(a - b), _LEAST)
@@ -197,7 +198,10 @@ def _identical(first: Rows, *others: Rows) -> bool:
 def _row(
     runner: ModelRunner, parts: Sequence[tuple[int, npt.NDArray[np.int64], int]], slot: int
 ) -> npt.NDArray[np.float32]:
-    """Compute (slot, tokens, first position) in one batch; a copy of the slot's last row."""
+    """Compute parts (slot, tokens, first position) in one batch.
+
+    Returns a copy of the last row of ``slot``.
+    """
     tokens = np.concatenate([ids for _, ids, _ in parts])
     positions = np.concatenate([start + np.arange(len(ids)) for _, ids, start in parts])
     slots = np.concatenate([np.full(len(ids), index) for index, ids, _ in parts])

@@ -1,7 +1,7 @@
 """What the scheduler expects of a model: KV instructions and batches in, rows of logits out.
 
-Instructions speak of slots, lengths and numbered checkpoints only, so that a runner can turn them
-into copies of cells, sequence ids or block tables as its memory is made.
+Instructions name only slots, lengths and numbered checkpoints, so that a runner can turn them
+into copies of cells, sequence ids or block tables, whatever its memory is made of.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from afterword.engine.sampler import Exponentials
 
 
 class Fork(msgspec.Struct, frozen=True):
-    """Give ``destination`` the KV of the first ``tokens`` tokens of ``source``; it had none.
+    """Give ``destination``, which is empty, the KV of the first ``tokens`` tokens of ``source``.
 
-    Where only whole states are shared, ``tokens`` is all that the source has.
+    With sharing "checkpoints", ``tokens`` is all that the source has.
     """
 
     source: int
@@ -31,7 +31,7 @@ class Fork(msgspec.Struct, frozen=True):
 class Trim(msgspec.Struct, frozen=True):
     """Keep the KV of the first ``tokens`` tokens of ``slot`` and free the rest; 0 frees all.
 
-    Where only whole states are shared, ``tokens`` is 0.
+    Unless sharing is "cells", ``tokens`` is 0.
     """
 
     slot: int
@@ -39,14 +39,14 @@ class Trim(msgspec.Struct, frozen=True):
 
 
 class Save(msgspec.Struct, frozen=True):
-    """Copy all that ``slot`` has into a new checkpoint."""
+    """Copy the whole state of ``slot`` into a new checkpoint."""
 
     slot: int
     checkpoint: int
 
 
 class Restore(msgspec.Struct, frozen=True):
-    """Give ``slot``, which had none, the KV of a checkpoint with ``tokens`` tokens."""
+    """Give ``slot``, which is empty, the KV of a checkpoint with ``tokens`` tokens."""
 
     checkpoint: int
     slot: int
@@ -54,7 +54,7 @@ class Restore(msgspec.Struct, frozen=True):
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Free a checkpoint; one that was never saved is none."""
+    """Free a checkpoint; do nothing if it was never saved."""
 
     checkpoint: int
 
@@ -65,7 +65,7 @@ KVInstruction: TypeAlias = Fork | Trim | Save | Restore | Drop
 class Batch(msgspec.Struct, frozen=True):
     """Tokens to compute in one step, grouped by slot, positions ascending in each group.
 
-    Four arrays of one length; ``wanted`` marks the tokens whose row of logits is needed.
+    All four arrays have the shape [tokens]; ``wanted`` marks those whose row of logits is needed.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -75,7 +75,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class DecodeError(Exception):
-    """A step failed; what the runner holds of the slots in it is lost, the rest is sound."""
+    """A step failed. The KV of its slots is lost; other slots are intact."""
 
 
 class FatalDecodeError(DecodeError):
@@ -87,27 +87,27 @@ class ModelRunner(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many sequences can have KV at once."""
+        """Number of sequences that can have KV at once."""
 
     @property
     def context_tokens(self) -> int:
-        """Tokens that each slot can hold, whatever the others hold."""
+        """Tokens that each slot can hold, independent of the other slots."""
 
     @property
     def max_batch_tokens(self) -> int:
-        """Tokens that one batch can have."""
+        """Maximum number of tokens in a batch."""
 
     @property
     def max_rows(self) -> int:
-        """Rows that one batch can want."""
+        """Maximum number of wanted rows in a batch."""
 
     @property
     def vocabulary(self) -> int:
-        """Width of a row."""
+        """Number of tokens in the vocabulary, which is the width of a row."""
 
     @property
     def exponentials(self) -> Exponentials:
-        """What the sampler takes exponentials of rows with."""
+        """The function that the sampler uses for exponentials of rows."""
 
     @property
     def sharing(self) -> PrefixSharing:
@@ -118,13 +118,13 @@ class ModelRunner(Protocol):
         """The shortest prefix that is cheaper to fork than to compute."""
 
     def checkpoint_bytes(self, tokens: int) -> int:
-        """Memory of a checkpoint with so many tokens."""
+        """Returns the bytes that a checkpoint of ``tokens`` tokens takes at most."""
 
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
-        """Carry out instructions in their order."""
+        """Carry out instructions in order. Raises ``DecodeError``."""
 
     def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """Rows of the wanted tokens in their order, valid until the next call.
+        """Returns the rows [wanted, vocabulary] in batch order, valid until the next call.
 
         Raises ``DecodeError``.
         """

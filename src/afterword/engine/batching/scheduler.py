@@ -1,7 +1,7 @@
-"""Decides what is computed next, and what it meant once it is.
+"""Decides the next step, and updates sequences with its outcomes.
 
 There is no prefill phase and no decode phase: *computed* catches up with *length*. The scheduler
-is pure: no clock, no thread, no model library; the same calls give the same steps.
+is pure (no clock, no thread, no model library), so the same calls give the same steps.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from afterword.engine.batching.step import Step, make_batch
 from afterword.engine.sampler import RowError
 
 _LOOK_AHEAD = 64
-"""How far into a request's line a sequence is looked for that does not have to wait for another."""
+"""How many waiting sequences of a request are searched for one that can start now."""
 _FEW_SLOTS = 4
 _BATCH_SIZES = 12
-"""Counted apart: up to 1, 2, 4 and so on to 1,024 sequences, and more."""
+"""Histogram buckets: up to 1, 2, 4 and so on to 1,024 sequences, then all larger batches."""
 
 
 def kept_slots(slots: int) -> int:
-    """How many slots to have besides ``slots``, for requests that have none yet.
+    """Returns how many slots to add to ``slots`` for requests that do not have one yet.
 
-    With fewer than four it would cost too much of the memory.
+    Returns 0 if there are fewer than four, because an extra one would take too much memory.
     """
     return int(slots >= _FEW_SLOTS)
 
 
 class Counters(msgspec.Struct):
-    """What was done since the start; only grows. See ``core.protocols.EngineStats``.
+    """Totals since the start; they only grow. See ``core.protocols.EngineStats``.
 
-    Drafted tokens are decoded, those accepted are generated as well. ``waited_s`` sums how long
-    each of ``started_requests`` was in line before it had a slot or an answer.
+    A drafted token counts as decoded, an accepted one also as generated. ``waited_s`` sums the
+    seconds that each of ``started_requests`` spent in line before its first slot or its answer.
     """
 
     steps: int = 0
@@ -58,18 +58,18 @@ class Counters(msgspec.Struct):
     waited_s: float = 0.0
 
     def copy(self) -> Counters:
-        """The same numbers, which no longer change."""
+        """Returns a snapshot that does not change any more."""
         return msgspec.structs.replace(self, batch_sizes=list(self.batch_sizes))
 
     def count_step(self, sequences: int) -> None:
-        """A step that computed so many sequences together."""
+        """Count a step that computed ``sequences`` sequences together."""
         self.steps += 1
         self.batch_sizes[min((sequences - 1).bit_length(), _BATCH_SIZES - 1)] += 1
         self.batched_sequences += sequences
 
 
 class Scheduler:
-    """Requests in a fair line, sequences in slots, and the next step of both.
+    """Holds requests in a fair line and sequences in slots, and plans the next step.
 
     Invariants, see ``check``: a running sequence has exactly one slot and a slot at most one
     sequence; ``computed`` never passes ``length``; a request is known until its last sequence
@@ -103,12 +103,13 @@ class Scheduler:
         self._now_s = 0.0
         self.counters = Counters()
 
-    # What the worker asks for.
+    # Commands of the worker.
 
     def add(self, key: int, jobs: SequenceOf[Job], *, now_s: float = 0.0) -> None:
         """Put the jobs of one request at the end of the line.
 
-        Where nothing may be shared, a request that comes alone finds everything as at the start.
+        If sharing is "none" and the scheduler is idle, all slots are reset first, so that the
+        request computes exactly as on a fresh server.
         """
         if self.idle and self._memory.sharing == "none":
             self._memory.start_afresh()
@@ -117,7 +118,7 @@ class Scheduler:
         self._line.join(request)
 
     def abort(self, key: int, job: int, sibling: int) -> None:
-        """End one sequence without an event. Unknown ones are over already."""
+        """End one sequence without an event. Unknown ones have ended already."""
         request = self._requests.get(key)
         if request is None:
             return
@@ -141,17 +142,17 @@ class Scheduler:
         self._line.leave(request)
 
     def take_failures(self) -> list[tuple[int, RowError]]:
-        """Requests given up since the last call because a sequence of theirs could not go on."""
+        """Returns the requests that failed since the last call, each with its error."""
         failures, self._failures = self._failures, []
         return failures
 
     def take_events(self) -> list[tuple[int, Event]]:
-        """What happened since the last call, each with its request's key."""
+        """Returns the events since the last call, each with its request's key."""
         events, self._events = self._events, []
         return events
 
     def ended(self, key: int) -> bool:
-        """Whether all sequences of a request are over."""
+        """Whether all sequences of a request have ended."""
         return key not in self._requests
 
     @property
@@ -168,11 +169,11 @@ class Scheduler:
         row_share: float | None = None,
         now_s: float = 0.0,
     ) -> Step | None:
-        """The next step: every row that decodes, then at most ``budget_tokens`` of prefill.
+        """Returns the next step: every row that decodes, then up to ``budget_tokens`` of prefill.
 
-        None where nothing is left to compute; events may have come all the same. ``row_share`` is
-        what a row costs beside a token, see ``drafts.StepCost``; nothing is drafted without it.
-        ``now_s`` is only for the account of who waited how long.
+        Returns None if there is nothing to compute; there may still be events. ``row_share`` is
+        the cost of a row relative to a token (see ``drafts.StepCost``); None turns drafts off.
+        ``now_s`` is used to count waiting times only.
         """
         self._now_s = now_s
         self._memory.keep_states()
@@ -185,17 +186,17 @@ class Scheduler:
             most_rows=self._max_rows,
         )
         if not spans:
-            # What is trimmed here is trimmed before the next batch.
+            # Instructions stay queued and reach the runner before the next batch.
             return None
         return Step(self._memory.take_instructions(), spans, make_batch(spans))
 
     def update(self, step: Step, outcomes: SequenceOf[Outcome]) -> None:
-        """Take in what a step gave, one outcome for each span."""
+        """Update sequences with the outcomes of a step, one for each span."""
         self.counters.count_step(len(step.spans))
         for span, outcome in zip(step.spans, outcomes, strict=True):
             sequence, slot = span.sequence, span.slot
             if sequence.state is not State.RUNNING:
-                # A sibling's failure in this step ended it.
+                # Another sequence of the request failed earlier in this step.
                 self._memory.trim(slot, slot.computed)
                 continue
             refuted = span.drafted and span.drafted + 1 - max(len(outcome.drawn), 1)
@@ -222,9 +223,9 @@ class Scheduler:
                 self.abort_request(sequence.request.key)
 
     def fail(self, step: Step) -> list[int]:
-        """Give up the requests in a step whose decode failed; returns their keys.
+        """End the requests in a step whose decode failed, and return their keys.
 
-        What their slots held is forgotten. Other requests, resident slots and the line go on.
+        The KV of their slots is dropped. Other requests, resident slots and the line go on.
         """
         keys = list(dict.fromkeys(span.sequence.request.key for span in step.spans))
         for key in keys:
@@ -233,10 +234,11 @@ class Scheduler:
         return keys
 
     def _draft(self, row_share: float) -> int:
-        """Draft for all running sequences, if they are few and decode; how many tokens for each.
+        """Write drafts into the slots of all running sequences.
 
-        Where the end of a sequence cannot be trimmed, a draft could not be taken back; where
-        nothing may be shared, a row may depend on those beside it.
+        Returns how many tokens each sequence got; 0 if there are too many sequences or one of
+        them still prefills. Only sharing "cells" allows drafts: with "checkpoints" a rejected
+        draft could not be trimmed, and with "none" a row may depend on the rest of the batch.
         """
         running = [(slot, slot.sequence) for slot in self._slots if slot.sequence is not None]
         count = len(running)
@@ -254,10 +256,10 @@ class Scheduler:
     # Slots and the line.
 
     def _place(self) -> None:
-        """Give idle slots to waiting sequences: one each request in turn, oldest first.
+        """Give idle slots to waiting sequences: one for each request in turn, oldest first.
 
-        The last idle slot is for a request that has none: one with many sequences, however long
-        they are, cannot keep others waiting for their first.
+        The last idle slot is kept for a request that has none, so that a request with many long
+        sequences cannot keep others from their first slot.
         """
 
         def place(request: Request) -> bool:
@@ -267,11 +269,11 @@ class Scheduler:
         self._line.serve(lambda: bool(self._slots.idle()), place)
 
     def _place_one(self, request: Request) -> bool:
-        """Start the request's first sequence that need not wait for another; False if none."""
+        """Start the first sequence of the request that can start now; False if there is none."""
         head = request.look_ahead(_LOOK_AHEAD)
         for at, sequence in enumerate(head):
-            waits = self._waits.get(sequence)
-            if waits is not None and not waits.over():
+            pending = self._waits.get(sequence)
+            if pending is not None and not pending.over():
                 continue
             match = self._memory.cache.match(sequence.prompt.ids)
             source = self._memory.source(sequence.prompt, match)
@@ -284,7 +286,7 @@ class Scheduler:
                 self._waits[sequence] = wait
                 wait.slot.awaited += 1
                 continue
-            # What others await is for them, but nobody has to wait for that with nothing at all.
+            # An awaited slot goes to those that wait for it, unless this request has no slot yet.
             slot = self._slots.victim(source, over_awaited=not request.running)
             if slot is None:
                 continue
@@ -308,7 +310,7 @@ class Scheduler:
         self._count_cached(prompt, reused)
 
     def _answer(self, sequence: Sequence) -> None:
-        """End a sequence for which nothing has to be computed, without a slot."""
+        """End a sequence without a slot, because all its scores are known already."""
         prompt = sequence.prompt
         self._stop_waiting(sequence)
         self._count_wait(sequence.request)
@@ -324,18 +326,18 @@ class Scheduler:
             self.counters.waited_s += self._now_s - request.added_s
 
     def _count_cached(self, prompt: Prompt, tokens: int) -> None:
-        """Siblings after the first are not counted: usage counts a prompt once (A5)."""
+        """Count cached tokens for the first sibling only: usage counts a prompt once (A5)."""
         if not prompt.announced:
             self.counters.cached_tokens += tokens
             prompt.cached_tokens = tokens
 
-    # What a sequence becomes.
+    # Progress of sequences.
 
     def _learn(self, prompt: Prompt, found: SequenceOf[PromptScore]) -> None:
-        """Keep what a prompt's tokens scored, and tell those that follow it."""
+        """Record the scores of a prompt's tokens, and pass them to its followers."""
         scores = prompt.scores
         if scores is None:
-            raise AssertionError("scores of a prompt that is not scored")
+            raise AssertionError("scores found for a prompt that wants none")
         for entry in found:
             scores.put(entry.position, *entry.score)
             for follower, logprob in entry.branches:
@@ -389,7 +391,7 @@ class Scheduler:
         self._drop_if_over(request)
 
     def _drop_if_over(self, request: Request) -> None:
-        """Forget a request that has ended, and keep none in line that waits for nothing."""
+        """Forget a request that has ended; take it out of the line if nothing waits."""
         if not request.left:
             self._requests.pop(request.key, None)
         if not request.waiting:
@@ -399,11 +401,11 @@ class Scheduler:
         self._memory.leave(sequence)
         sequence.request.running.remove(sequence)
 
-    # What others may look at.
+    # Figures for the worker.
 
     @property
     def decoding(self) -> bool:
-        """Whether a running sequence has begun to generate, so that somebody waits for a token."""
+        """Whether a running sequence generates, so that a client waits for its next token."""
         return any(slot.sequence is not None and slot.sequence.generated for slot in self._slots)
 
     @property
@@ -418,21 +420,21 @@ class Scheduler:
 
     @property
     def waiting_since_s(self) -> float | None:
-        """When the oldest request without its first slot arrived; None if there is none."""
+        """When the oldest request that has not started arrived, in seconds; None if none waits."""
         return self._line.waiting_since_s
 
     @property
     def score_bytes(self) -> int:
-        """Memory of the scores that are kept for others."""
+        """Bytes of the scores that are kept for later prompts."""
         return self._memory.cache.score_bytes
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Memory of the states that are kept for others."""
+        """Bytes of the checkpoints that are kept for later prompts."""
         return self._memory.checkpoint_bytes
 
     def cells(self) -> tuple[int, int, int]:
-        """Cells used, active slots, resident slots."""
+        """Returns the numbers of used cells, active slots and resident slots."""
         states = [slot.state for slot in self._slots]
         used = sum(slot.computed for slot in self._slots)
         return used, states.count(SlotState.ACTIVE), states.count(SlotState.RESIDENT)

@@ -1,4 +1,4 @@
-"""What scoring found at consecutive positions: a prompt's own, and stretches kept for others."""
+"""Scores (log-probabilities) of consecutive prompt tokens."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ TopIds = npt.NDArray[np.int32]
 
 
 class ScoreSpan(msgspec.Struct, frozen=True):
-    """Entries of consecutive positions: ``logprobs`` [n], ``top_ids`` and ``top_logprobs`` [n, k].
+    """Entries of n consecutive positions: ``logprobs`` [n], ``top_ids``, ``top_logprobs`` [n, k].
 
-    Top entries are in order, likeliest first, so that the first j of them are those of ``j <= k``.
+    Top entries are ordered, likeliest first, so the first j of them are the top j for ``j <= k``.
     """
 
     logprobs: LogProbs
@@ -29,29 +29,30 @@ class ScoreSpan(msgspec.Struct, frozen=True):
 
     @property
     def k(self) -> int:
-        """Top entries of each position."""
+        """Number of top entries at each position."""
         return int(self.top_ids.shape[1])
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the arrays."""
+        """Bytes of the arrays."""
         return self.logprobs.nbytes + self.top_ids.nbytes + self.top_logprobs.nbytes
 
     def part(self, start: int, end: int) -> ScoreSpan:
-        """Some of the entries, in the same memory."""
+        """Returns the entries ``start`` to ``end`` as a view of the same memory."""
         span = slice(start, end)
         return ScoreSpan(self.logprobs[span], self.top_ids[span], self.top_logprobs[span])
 
     def copy(self) -> ScoreSpan:
-        """The same in memory of its own."""
+        """Returns a copy in its own memory."""
         return ScoreSpan(self.logprobs.copy(), self.top_ids.copy(), self.top_logprobs.copy())
 
 
 class Scores:
-    """What is known of one prompt's tokens, from its first on.
+    """The scores of one prompt, filled from its first token on.
 
-    Entry i is of the token at position i, given those before it. Nothing predicts the first token:
-    its entry counts as known and means nothing. Entries are found once and never change.
+    Entry i scores the token at position i, given the tokens before it; the first ``known`` entries
+    are filled. No row predicts the first token: its entry counts as known and has no meaning.
+    Entries never change.
     """
 
     __slots__ = ("_all", "k", "known")
@@ -67,7 +68,7 @@ class Scores:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to find."""
+        """Whether all entries are known."""
         return self.known == len(self._all)
 
     def put(
@@ -77,7 +78,7 @@ class Scores:
         top_ids: npt.NDArray[np.int64],
         top_logprobs: LogProbs,
     ) -> None:
-        """Add an entry after the last one known; one that a sibling found before is left."""
+        """Add the entry after the last known one; do nothing if it is known already."""
         if position < self.known:
             return
         if position > self.known:
@@ -88,7 +89,7 @@ class Scores:
         self.known += 1
 
     def take(self, entries: ScoreSpan, start: int) -> None:
-        """Add entries of positions from ``start`` on, as far as they go beyond what is known."""
+        """Add those entries, the first at position ``start``, that continue the known ones."""
         end = start + len(entries)
         if not start <= self.known < end:
             return
@@ -99,11 +100,11 @@ class Scores:
         self.known = end
 
     def part(self, start: int, end: int) -> ScoreSpan:
-        """The entries of positions ``start`` to ``end``, in the same memory."""
+        """Returns the entries of positions ``start`` to ``end`` as a view of the same memory."""
         return self._all.part(start, end)
 
     def scored_prompt(self) -> ScoredPrompt:
-        """All entries but the first, which must be known."""
+        """Returns all entries but the first; all must be known."""
         entries = self._all
         return ScoredPrompt(
             array("d", entries.logprobs[1:].tobytes()),

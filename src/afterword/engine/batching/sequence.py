@@ -1,4 +1,4 @@
-"""One continuation of a prompt, and the request whose sequences wait and end together."""
+"""Prompts, their continuations (sequences), and the requests that they belong to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TokenIds = npt.NDArray[np.int32]
 
 
 class State(Enum):
-    """Where a sequence is in its life; it only moves forward."""
+    """The state of a sequence; it only moves forward."""
 
     WAITING = auto()
     RUNNING = auto()
@@ -30,9 +30,10 @@ class State(Enum):
 class Prompt:
     """What the siblings of a job share, made once.
 
-    ``announced``: whether the job's ``Prefilled`` was sent; ``cached_tokens``: what it will say.
-    ``scores`` is None where the prompt's own log-probabilities are not wanted. ``followers`` are
-    prompts that wait for what is found at a position: they begin with all tokens before it.
+    ``announced`` tells whether the job's ``Prefilled`` was sent; ``cached_tokens`` is what it
+    reports. ``scores`` is None if the job does not ask for log-probabilities of the prompt.
+    ``followers`` maps a position to prompts that share all tokens before it and wait for the
+    row that predicts it.
     """
 
     def __init__(self, index: int, job: Job, end_ids: frozenset[int]) -> None:
@@ -54,10 +55,10 @@ class Prompt:
 
     @property
     def first_row(self) -> int:
-        """The first of the prompt's tokens whose row of logits is wanted.
+        """The position of the first prompt token whose row of logits is wanted.
 
-        A row tells of the token after it. What comes before needs not be computed again if its
-        KV is at hand.
+        A row predicts the token after its own. Tokens before this position need not be computed
+        again if their KV is in memory.
         """
         return len(self.ids) - 1 if self.scores is None else self.scores.known - 1
 
@@ -73,19 +74,20 @@ class Prompt:
 
 
 CLASSES = 8
-"""How many classes of similarity there are between two places of a text."""
+"""Number of classes of similarity between two places of a text."""
 
 
 def _first_odds() -> list[float]:
-    """The odds before anything was seen: the more similar two places, the likelier."""
+    """Returns the initial odds of each class: the more similar two places, the likelier."""
     return [0.1 + 0.8 * (number + 0.5) / CLASSES for number in range(CLASSES)]
 
 
 class Draft(msgspec.Struct):
-    """How a sequence may go on: ``tokens`` from a place of one of ``CLASSES`` of ``similarity``.
+    """A proposal of the next ``tokens`` of a sequence.
 
-    ``first`` is how often the first token of a draft of each class was right, ``next`` how often a
-    token was right whose predecessor was right.
+    ``similarity`` is the class (0 to ``CLASSES`` - 1) of the place that the tokens were copied
+    from. ``first`` is, for each class, how often the first token of a draft was right; ``next`` is
+    how often a token was right after a right one. Both are moving averages from 0 to 1.
     """
 
     tokens: list[int] = []
@@ -97,10 +99,10 @@ class Draft(msgspec.Struct):
 class Sequence:
     """One sibling of a job.
 
-    ``slot`` is the index of the slot that a running sequence has. Invariant of that slot:
+    ``slot`` is the index of the slot of a running sequence. Invariant of that slot:
     ``0 <= computed <= length <= limit``, and the first ``length`` entries of its ``tokens`` are the
     prompt and the generated tokens. ``cuts`` are the numbers of computed tokens, ascending, at
-    which a step stops so that the state can be kept.
+    which a step stops so that a checkpoint can be saved. ``counts`` is None without penalties.
     """
 
     __slots__ = (
@@ -124,16 +126,16 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens there are: the prompt's and the generated ones."""
+        """Number of tokens: those of the prompt and the generated ones."""
         return len(self.prompt.ids) + self.generated
 
     def ends_with(self, token: int) -> bool:
-        """Whether nothing comes after this token."""
+        """Whether the sequence stops after this token."""
         return token in self.prompt.end_ids and not self.prompt.job.sampling.ignore_eos
 
     @property
     def answered(self) -> bool:
-        """Whether nothing has to be computed: no token is wanted, and all scores are known."""
+        """Whether there is nothing to compute: no token is wanted and all scores are known."""
         scores = self.prompt.scores
         return not self.prompt.generates and (scores is None or scores.complete)
 
@@ -141,18 +143,18 @@ class Sequence:
     def wanted(self) -> int:
         """How many tokens have to be computed for now.
 
-        A prompt that is only scored needs no row from its last token, since none is drawn.
+        A prompt that is only scored needs no row of its last token, because nothing is sampled.
         """
         return self.length if self.prompt.generates else len(self.prompt.ids) - 1
 
 
 class Request:
-    """The jobs of one request, and those of their siblings that have no slot yet.
+    """The jobs of one request, and its sequences that have no slot yet.
 
-    ``key`` is the worker's name for it, ``added_s`` when it came. Sequences are made as they come
-    near the head of the line: a request for 2,000 prompts with 128 choices costs no more memory
-    than its prompts. Their order is that of the prompts' tokens, in which those that begin alike
-    follow each other, so that each beginning is computed once and can go when it has served.
+    ``key`` is the worker's name for it, ``added_s`` the time of its arrival. Sequences are made as
+    they come near the head of the line, so a request for 2,000 prompts with 128 choices takes no
+    more memory than its prompts. They are ordered by the tokens of their prompts: prompts with a
+    common prefix follow each other, and each prefix is computed once.
     """
 
     def __init__(
@@ -174,7 +176,7 @@ class Request:
         self._next = (0, 0)
 
     def look_ahead(self, count: int) -> deque[Sequence]:
-        """The next ``count`` waiting sequences at most, in order; the caller removes from it."""
+        """Returns up to ``count`` waiting sequences, in order; the caller removes what starts."""
         while len(self.head) < count and self._next[0] < len(self.jobs):
             place, sibling = self._next
             index = self._order[place]
@@ -191,11 +193,11 @@ class Request:
 
     @property
     def waiting(self) -> int:
-        """How many of its sequences have no slot yet."""
+        """How many sequences of the request have no slot yet."""
         return self.left - len(self.running)
 
     def abort_unmade(self, index: int, sibling: int) -> None:
-        """Remember that a sequence that was not made yet is not to be made."""
+        """Keep a sequence that was not made yet from being made."""
         if index not in self._places or sibling >= self.jobs[index].n:
             return
         made = (self._places[index], sibling) < self._next
@@ -205,9 +207,9 @@ class Request:
 
 
 def _by_tokens(jobs: SequenceOf[Job]) -> list[int]:
-    """Indices of the jobs so that prompts which begin alike stand together."""
+    """Returns indices of the jobs, ordered so that prompts with a common prefix are neighbours."""
     if len(jobs) == 1:
         return [0]
-    # Any order of whole tokens will do; that of their bytes is the quickest.
+    # Any order of whole tokens will do; the order of their bytes is the fastest to compute.
     keys = [array("i", job.prompt_ids).tobytes() for job in jobs]
     return sorted(range(len(jobs)), key=keys.__getitem__)

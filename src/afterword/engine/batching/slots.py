@@ -1,4 +1,4 @@
-"""Slots: the engine's resource of one sequence, and which idle one to give away."""
+"""Slots, each with room for one sequence, and the choice of the idle one to give away."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class SlotState(Enum):
 
 
 class Holder:
-    """Holds the KV of a prefix of ``computed`` tokens; ``sequence`` is the one that computes in it.
+    """Something that holds the KV of a prefix of ``computed`` tokens.
 
-    ``index`` names it to the runner.
+    ``sequence`` is the one that computes in it, if any. ``index`` is its number at the runner.
     """
 
     __slots__ = ("computed", "index", "last_used", "sequence")
@@ -35,19 +35,19 @@ class Holder:
 
     @property
     def will_compute(self) -> int:
-        """How many tokens there will be once the running sequence's prompt is computed."""
+        """How many tokens it will hold once the prompt of its sequence is computed."""
         return self.computed if self.sequence is None else max(self.computed, self.sequence.wanted)
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A holder, and how many of its tokens serve a prompt."""
+    """A holder, and how many of its tokens a prompt can reuse."""
 
     holder: Holder
     tokens: int
 
 
 class Checkpoint(Holder):
-    """A copy of the whole state after a prefix; it never changes."""
+    """A copy of a slot's whole state after a prefix; it never changes."""
 
     __slots__ = ("size_bytes",)
 
@@ -58,10 +58,10 @@ class Checkpoint(Holder):
 
 
 class Slot(Holder):
-    """Engine resource of one sequence.
+    """KV memory for one sequence.
 
-    Invariant: KV of ``tokens[:computed]`` is in memory. ``awaited`` counts the waiting sequences
-    that will continue its prefix.
+    Invariant: the KV of ``tokens[:computed]`` is in memory. ``awaited`` counts the waiting
+    sequences that will continue its prefix.
     """
 
     __slots__ = ("awaited", "tokens")
@@ -73,7 +73,7 @@ class Slot(Holder):
 
     @property
     def state(self) -> SlotState:
-        """What the slot is used for."""
+        """Whether the slot is empty, resident or active."""
         if self.sequence is not None:
             return SlotState.ACTIVE
         return SlotState.RESIDENT if self.computed else SlotState.EMPTY
@@ -96,19 +96,19 @@ class Slots:
         return self._slots[index]
 
     def idle(self) -> list[Slot]:
-        """Slots without a sequence, by index."""
+        """Returns the slots without a sequence, ordered by index."""
         return [slot for slot in self._slots if slot.sequence is None]
 
     def touch(self, holder: Holder) -> None:
-        """Mark as used just now, for the order of eviction."""
+        """Mark a holder as used most recently, for the order of eviction."""
         self._clock += 1
         holder.last_used = self._clock
 
     def victim(self, source: Source | None, *, over_awaited: bool) -> Slot | None:
-        """The idle slot to give to a sequence that continues ``source``; None if none is free.
+        """Returns the idle slot for a sequence that continues ``source``; None if none is free.
 
-        The source itself if little of it is lost or no other is free; else an empty one; else the
-        least recently used. What others await is only given away ``over_awaited``.
+        It is the source itself if little of it is lost or no other slot is free; else an empty
+        slot; else the least recently used. An awaited slot is given only if ``over_awaited``.
         """
         idle = self.idle()
         own = source.holder if source is not None and source.holder in idle else None

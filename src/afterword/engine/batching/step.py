@@ -1,4 +1,4 @@
-"""One step, decided: KV instructions, a batch, and whose rows are whose."""
+"""One planned step: KV instructions, a batch, and the spans that its rows belong to."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from afterword.engine.batching.slots import Slot
 class Span(msgspec.Struct, frozen=True):
     """Consecutive tokens of one sequence in a batch.
 
-    ``rows`` of them give rows of logits, the last ones. All but the last score the next prompt
-    token; the last one scores too, or is drawn from if ``samples``. The last ``drafted`` tokens
-    are a draft: the row before each is drawn from, and says whether the draft holds.
+    The last ``rows`` of its ``tokens`` give rows of logits. Each row scores the next prompt token,
+    except that the last row is sampled from if ``samples``. The last ``drafted`` tokens are a
+    draft: the row before each of them is sampled from too, and tells whether the draft holds.
     """
 
     sequence: Sequence
@@ -37,7 +37,7 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What a runner does next: ``instructions``, then ``batch``; ``spans`` in the batch's order."""
+    """What a runner does next: ``instructions``, then ``batch``. ``spans`` are in batch order."""
 
     instructions: SequenceOf[KVInstruction]
     spans: SequenceOf[Span]
@@ -45,7 +45,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 def make_batch(spans: SequenceOf[Span]) -> Batch:
-    """The arrays of the spans, one after the other."""
+    """Returns the arrays of all spans, one after the other."""
     total = sum(span.tokens for span in spans)
     tokens = np.empty(total, np.int32)
     positions = np.empty(total, np.int32)

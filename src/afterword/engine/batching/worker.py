@@ -1,6 +1,6 @@
-"""The engine's thread: it owns the scheduler, the runner and everything that they touch.
+"""The engine's thread. It owns the scheduler, the runner and all that they use.
 
-Commands come in by a deque, events go out once a step. Nothing else crosses.
+Commands come in through a deque, reports go out once a step. Nothing else crosses.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Add(msgspec.Struct, frozen=True):
 
 
 class Abort(msgspec.Struct, frozen=True):
-    """End one sequence, or a whole request where ``sequence`` is None."""
+    """End one ``sequence`` (job, sibling), or the whole request if it is None."""
 
     key: int
     sequence: tuple[int, int] | None
@@ -46,9 +46,10 @@ Command: TypeAlias = Add | Abort
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What one step brought: events by request, requests that ended, and why some failed.
+    """Results of one step: events, ended requests, and failed requests with their errors.
 
-    ``dead`` is set where the runner cannot go on; nothing comes after it.
+    Requests are named by their keys. ``dead`` is set if the worker has stopped for good; no report
+    follows.
     """
 
     events: list[tuple[int, Event]]
@@ -58,7 +59,10 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Gauges(msgspec.Struct, frozen=True):
-    """The scheduler's figures after a step; ``waiting_since_s`` is of ``time.perf_counter``."""
+    """The scheduler's figures after a step; ``waiting_since_s`` is a ``time.perf_counter`` value.
+
+    ``counters`` is a copy. ``cpu_s`` is the processor time of the worker's thread.
+    """
 
     running: int
     waiting: int
@@ -73,9 +77,10 @@ class Gauges(msgspec.Struct, frozen=True):
 
 
 class Worker:
-    """Runs ``deliver(report)`` on its own thread after each step that brought something.
+    """Computes steps on its own thread, and calls ``deliver(report)`` there if there is news.
 
-    ``drafts``: whether tokens may be drafted, see ``drafts``.
+    ``drafts`` allows speculative decoding (see the module ``drafts``). ``check`` verifies the
+    scheduler's invariants after each step.
     """
 
     def __init__(  # noqa: PLR0913 - what decides how it works, each by its name
@@ -98,7 +103,7 @@ class Worker:
             checkpoint_budget_bytes=checkpoint_budget_bytes,
         )
         self._sampler = Sampler(runner.vocabulary, runner.exponentials)
-        # Where rows may depend on how a prompt is cut, no clock decides it.
+        # If rows may depend on how a prompt is cut into chunks, times must not decide the cuts.
         self._budget = ChunkBudget(
             most_tokens=runner.max_batch_tokens,
             target_gap_s=target_gap_s,
@@ -116,17 +121,17 @@ class Worker:
         self.gauges = self._measure()
 
     def start(self) -> None:
-        """Begin; once."""
+        """Start the thread. Call it once."""
         self._thread.start()
 
     def send(self, command: Command) -> None:
-        """Have a command obeyed before the next step. Safe from any thread."""
+        """Queue a command for the next step. Safe from any thread."""
         with self._wake:
             self._commands.append(command)
             self._wake.notify()
 
     def close(self) -> None:
-        """End after the step at hand and free the runner; returns when done. Idempotent."""
+        """Stop after the current step, free the runner, and wait until that is done. Idempotent."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -137,14 +142,14 @@ class Worker:
         try:
             while self._obey():
                 self._step()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the engine is over
+        except Exception as error:  # noqa: BLE001 - the engine ends on any error
             log.error("the engine is dead: %s", in_one_line(error))  # noqa: TRY400 - without paths
             self._deliver(Report([], [], [], dead=error))
         finally:
             self._runner.close()
 
     def _obey(self) -> bool:
-        """Carry out commands; waits for one where there is nothing to do. False at the end."""
+        """Carry out commands, after waiting for one if idle. Returns False when closing."""
         scheduler = self._scheduler
         with self._wake:
             while scheduler.idle and not self._commands and not self._closing:
@@ -186,7 +191,7 @@ class Worker:
             self._open.discard(key)
         events = scheduler.take_events()
         touched = dict.fromkeys(key for key, _ in events)
-        # Aborting its last sequence ends a request without an event.
+        # A request whose last sequence was aborted ends without an event.
         ended = [key for key in self._open if scheduler.ended(key)] if self._open else []
         self._open.difference_update(ended)
         if touched or ended or failed:

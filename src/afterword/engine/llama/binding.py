@@ -1,6 +1,6 @@
-"""The only file that imports the library: llama.cpp's C interface, and models, typed and owned.
+"""llama.cpp's C interface, and models with types and an owner. Only this file imports the library.
 
-Whoever opens a ``LlamaModel`` closes it. Pointers go no farther than ``context``.
+The code that opens a ``LlamaModel`` closes it. Only ``context`` sees its pointers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
 
     def _bindings() -> Any:  # noqa: ANN401 - a module
-        """The package's bindings alone: chat formats and servers are a twelfth of a start."""
+        """Import the package's bindings alone: the rest of it is a twelfth of the start time."""
         package = "llama_cpp"
         if package in sys.modules or (found := importlib.util.find_spec(package)) is None:
             return importlib.import_module(f"{package}.llama_cpp")
@@ -44,7 +44,7 @@ else:
         try:
             return importlib.import_module(f"{package}.llama_cpp")
         finally:
-            # Whoever wants the package imports the whole of it.
+            # Other code that imports the package gets all of it.
             del sys.modules[package]
 
     lib = _bindings()
@@ -52,12 +52,12 @@ else:
 log = logging.getLogger("afterword.llama")
 
 _MAPPED_FROM = 2
-"""A file of more than one in this many parts of the memory is mapped rather than read."""
+"""A file larger than one part in this many of the memory is mapped instead of read."""
 _BY_NAME = True
 _CONTROL, _END, _USER_DEFINED = 1, 2, 4
-"""What a token is, to ``llama_afterword_pieces``."""
+"""Bits by which ``llama_afterword_pieces`` tells the kind of a token."""
 _TEXT_ATTRIBUTES = lib.LLAMA_TOKEN_ATTR_NORMAL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED
-"""They stay where the library makes a token a control token by its name."""
+"""A token keeps these even if the library makes it a control token because of its name."""
 _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 
@@ -70,7 +70,7 @@ _FILE_TYPES = {
 
 
 def addition(name: str, result: Any) -> Any:  # noqa: ANN401 - a C function of any kind
-    """A function that scripts/llama adds to the library, or None where it is missing."""
+    """Returns a function that scripts/llama adds to the library; None if it is missing."""
     function = getattr(lib._lib, name, None)  # noqa: SLF001 - no binding has it
     if function is not None:
         function.restype = result
@@ -78,13 +78,13 @@ def addition(name: str, result: Any) -> Any:  # noqa: ANN401 - a C function of a
 
 
 def _added(name: str, result: Any) -> Any:  # noqa: ANN401 - whatever the function returns
-    """What an addition without arguments gives; None where it is missing."""
+    """Returns the result of an added function without arguments; None if it is missing."""
     function = addition(name, result)
     return None if function is None else function()
 
 
 PACKS_WEIGHTS = bool(_added("ggml_afterword_packed_buffer_type", ctypes.c_void_p))
-"""Whether the library packs quantised weights in panels on this processor."""
+"""Whether the library packs weights in panels on this processor."""
 _guards = guards(lib._lib)  # noqa: SLF001 - no binding has it
 _tokenize = guarded(lib._lib, lib.llama_tokenize)  # noqa: SLF001
 _load_file = guarded(lib._lib, lib.llama_model_load_from_file)  # noqa: SLF001
@@ -93,12 +93,12 @@ _pieces = addition("llama_afterword_pieces", ctypes.c_int64)
 _grave_lines = addition("llama_afterword_log_grave", None)
 _window = addition("llama_afterword_window", ctypes.c_uint32)
 CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
-"""What this project changed in the library, as a digest; empty for a library as it comes."""
+"""Digest of this project's changes to the library; empty for an unchanged library."""
 
 _ASKED_FOR = "using full-size SWA cache"
-"""What every context of a model with sliding windows would be warned of."""
+"""A warning about what we ask for on purpose, for every model with sliding windows."""
 _complaints: list[str] | None = None
-"""What the library says is wrong with a file while it loads it; None at other times."""
+"""Error lines of the library while it loads or converts a file; None at other times."""
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
@@ -106,7 +106,7 @@ def _log_callback(level: int, text: bytes, _user: object) -> None:
     line = text.decode(errors="replace").rstrip()
     severity = _LEVELS.get(level, logging.DEBUG)
     if _complaints is not None:
-        # What is wrong is told in one line; what it warns of in a vocabulary is looked at in ends.
+        # ``_load`` reports errors in one line; ``ends`` handles what vocabularies are warned of.
         if severity >= logging.ERROR:
             _complaints.append(line)
         severity = logging.DEBUG
@@ -116,9 +116,9 @@ def _log_callback(level: int, text: bytes, _user: object) -> None:
 
 
 def multiply_row_by_row() -> None:
-    """Have K-quants multiplied alike in batches of any size, at some cost in prefill.
+    """Make products with K-quants independent of the batch size; prefill becomes slower.
 
-    For the whole process; only before its first batch.
+    Affects the whole process. Call it before the first batch.
     """
     os.environ["GGML_CPU_TILED_MM"] = "0"
 
@@ -129,7 +129,7 @@ def _load(path: Path, *, repack: bool) -> Any:  # noqa: ANN401 - a pointer of th
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
     params.use_extra_bufts = repack
-    # What is mapped is gone when the file is: a server would end at the next step.
+    # A mapped file that is truncated or removed would end the process at the next step.
     file_bytes = sum(part.stat().st_size for part in part_paths(path))
     if file_bytes * _MAPPED_FROM <= memory_limit():
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
@@ -147,9 +147,9 @@ def _load(path: Path, *, repack: bool) -> Any:  # noqa: ANN401 - a pointer of th
 
 
 def _give_up(message: bytes) -> None:
-    """The library found itself in a state it cannot go on from, and ends the process after this.
+    """End the process with the reason in one line, because the library is about to abort.
 
-    So it is ended here, with the reason in one line (without the folder it was compiled in).
+    The line leaves out the folder in which the library was compiled.
     """
     reason = re.sub(r"^\S*/", "", message.decode(errors="replace").strip())
     sys.stderr.write(f"afterword: llama.cpp gave up on this model: {reason}\n")
@@ -160,16 +160,16 @@ def _give_up(message: bytes) -> None:
 _abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_give_up)
 
 
-def convert(source: Path, destination: Path, form: str, threads: int) -> None:
-    """Write a file's weights in another quantization, whole or not at all.
+def convert(source: Path, destination: Path, quantization: str, threads: int) -> None:
+    """Write a file's weights in another quantization, completely or not at all.
 
     Norms and other vectors keep their format. Raises ``ConfigError`` with the library's first
-    complaint.
+    error.
     """
     global _complaints  # noqa: PLW0603 - the library has one log for the process
     _start()
     params = lib.llama_model_quantize_default_params()
-    params.ftype = _FILE_TYPES[form]
+    params.ftype = _FILE_TYPES[quantization]
     params.allow_requantize = True
     params.nthread = threads
     _complaints = []
@@ -179,22 +179,25 @@ def convert(source: Path, destination: Path, form: str, threads: int) -> None:
         if _quantize(*files, ctypes.byref(params)):
             reason = _complaints[0].rsplit("failed to quantize: ", 1)[-1] if _complaints else ""
             raise ConfigError(
-                f"{source}: llama.cpp cannot convert it to {form}: {reason or 'it gives no reason'}"
+                f"{source}: llama.cpp cannot convert it to {quantization}: "
+                f"{reason or 'it gives no reason'}"
             )
         part.replace(destination)
     except NativeError as error:
-        raise ConfigError(f"{source}: llama.cpp cannot convert it to {form}: {error}") from error
+        raise ConfigError(
+            f"{source}: llama.cpp cannot convert it to {quantization}: {error}"
+        ) from error
     finally:
         _complaints = None
         part.unlink(missing_ok=True)
 
 
 def _start() -> None:
-    """Have the library speak and end by our callbacks. Idempotent."""
+    """Initialise the library, with our callbacks for its log and its aborts. Idempotent."""
     if _grave_lines is None or log.isEnabledFor(logging.DEBUG):
         lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
     else:
-        # The rest would wait for the interpreter, a thousand times in a load.
+        # Only grave lines call Python: a load logs a thousand others, each waiting for the GIL.
         pass_on = ctypes.cast(_grave_lines, lib.llama_log_callback)
         lib.llama_log_set(pass_on, ctypes.cast(_log_callback, ctypes.c_void_p))
     lib._lib.ggml_set_abort_callback(_abort_callback)  # noqa: SLF001 - ggml's has no binding
@@ -202,14 +205,15 @@ def _start() -> None:
 
 
 def system_info() -> str:
-    """The instruction sets and features that the library was built with."""
+    """Returns the instruction sets and features that the library was built with."""
     return str(lib.llama_print_system_info().decode())
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """The bytes of each token; those that no plain text gives; those that end a generation.
+    """The tokens of a vocabulary: their bytes (``pieces``), and the ids of some kinds.
 
-    ``user_ids`` are tokens of plain text that it is cut at before anything else.
+    Plain text never gives ``control_ids``. ``end_ids`` end a generation. ``user_ids`` are
+    user-defined tokens: the library cuts plain text at these before anything else.
     """
 
     pieces: list[bytes]
@@ -266,10 +270,9 @@ def _tokens_at_once(vocab: Any) -> Tokens:  # noqa: ANN401 - a pointer of the bi
 class LlamaModel:
     """A GGUF file's weights and vocabulary in memory.
 
-    ``repack`` lets the library lay weights out anew for kernels that are faster, and that for some
-    formats compute a row alone otherwise than among others. Raises ``ConfigError`` where the
-    library cannot load the file, or the file says that it has no vocabulary; check its header
-    first, since native code does not survive every broken file.
+    ``repack`` lets the library rearrange weights for faster kernels, which for some formats are
+    not batch invariant. Raises ``ConfigError`` if the library cannot load the file, or if the file
+    has no vocabulary. Check the file's header first, because some broken files crash native code.
     """
 
     def __init__(self, path: Path, *, repack: bool = True) -> None:
@@ -287,7 +290,7 @@ class LlamaModel:
     def close(self) -> None:
         """Free the weights; contexts must be closed before. Idempotent.
 
-        Waits for what is being tokenised; no text can be tokenised after.
+        Waits for running calls of ``encode``; later calls raise.
         """
         with self._unread:
             pointer, self.pointer = self.pointer, None
@@ -297,7 +300,7 @@ class LlamaModel:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Keeps the vocabulary from being freed. Raises ``EngineUnavailable`` where it is."""
+        """Keep the vocabulary in memory. Raises ``EngineUnavailable`` if it was freed already."""
         with self._unread:
             if self.pointer is None:
                 raise EngineUnavailable("The engine is not available.")
@@ -311,34 +314,34 @@ class LlamaModel:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are."""
+        """Number of tokens in the vocabulary."""
         return int(lib.llama_vocab_n_tokens(self._vocab))
 
     @property
     def context_tokens(self) -> int:
-        """The context that the model was trained for."""
+        """The context in tokens that the model was trained for."""
         return int(lib.llama_model_n_ctx_train(self.pointer))
 
     @property
     def can_trim(self) -> bool:
-        """Whether the end of a sequence can be forgotten: not where state is recurrent."""
+        """Whether the end of a sequence can be removed; not possible with recurrent state."""
         recurrent = lib.llama_model_is_recurrent(self.pointer)
         return not (recurrent or lib.llama_model_is_hybrid(self.pointer))
 
     @property
     def unproven_sharing(self) -> PrefixSharing:
-        """How prefixes can be shared, as far as the kind of model tells."""
+        """The kind of sharing that the kind of model allows; the probe has not tested it."""
         return "cells" if self.can_trim else "checkpoints"
 
     @property
     def decodes(self) -> bool:
-        """Whether this is a model that continues text, and not an encoder."""
+        """Whether the model continues text; encoders do not."""
         has_decoder = lib.llama_model_has_decoder(self.pointer)
         return bool(has_decoder and not lib.llama_model_has_encoder(self.pointer))
 
     @contextmanager
     def narrowed(self, tokens: int) -> Iterator[None]:
-        """Contexts made in this block have a sliding window of at most ``tokens``, if any."""
+        """Limit the sliding window, if any, of contexts made in this block to ``tokens``."""
         window = 0 if _window is None else int(_window(ctypes.c_void_p(self.pointer), tokens))
         if _window is not None and window <= tokens:
             _window(ctypes.c_void_p(self.pointer), window)
@@ -349,15 +352,15 @@ class LlamaModel:
                 _window(ctypes.c_void_p(self.pointer), window)
 
     def describe(self) -> str:
-        """Architecture, size and format in a few words."""
+        """Returns architecture, number of parameters and format in a few words."""
         buffer = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self.pointer, buffer, 256)
-        # The library's own size is a guess by the number of layers: it is counted here.
+        # The library estimates the size from the number of layers, so we count parameters.
         family, _, weights = buffer.value.decode(errors="replace").split(" ", 2)
         return f"{family} {lib.llama_model_n_params(self.pointer) / 1e6:.0f}M {weights}"
 
     def metadata(self, key: str) -> str | None:
-        """A value of the file's metadata as text."""
+        """Returns a value of the file's metadata as text; None if the key is missing."""
         room = 512
         while True:
             buffer = ctypes.create_string_buffer(room)
@@ -367,13 +370,13 @@ class LlamaModel:
             room = size + 1
 
     def encode(self, raw: bytes, *, parse_special: bool, continues: bool = False) -> list[int]:
-        """Tokenise UTF-8 without special tokens around it. Safe from any thread.
+        """Returns the ids of UTF-8 text, without special tokens around it. Safe from any thread.
 
-        What ``continues`` other text gets no space in front. Raises ``UnspellableText``, and
-        ``EngineUnavailable`` after ``close``.
+        Text that ``continues`` other text gets no space in front. Raises ``UnspellableText`` if the
+        vocabulary cannot spell the text, and ``EngineUnavailable`` after ``close``.
         """
         room = len(raw) + 8
-        # Without guards the place of this argument is that of special tokens to be added.
+        # Without guards, this argument would ask the library to add special tokens.
         options = (continues and _guards, parse_special)
         while True:
             ids = (ctypes.c_int32 * room)()
@@ -387,16 +390,16 @@ class LlamaModel:
             room = -count
 
     def tokens(self) -> Tokens:
-        """What each token of the vocabulary is; special tokens have the bytes of their names."""
+        """Returns all tokens of the vocabulary; the piece of a special token is its name."""
         return _tokens_one_by_one(self._vocab) if _pieces is None else _tokens_at_once(self._vocab)
 
     def typed_as_text(self, ids: Iterable[int]) -> frozenset[int]:
-        """Those of these tokens that the file says are text, whatever the library makes of them."""
+        """Returns those ``ids`` that the file declares as text, even if the library does not."""
         attribute = lib.llama_vocab_get_attr
         return frozenset(i for i in ids if attribute(self._vocab, i) & _TEXT_ATTRIBUTES)
 
     def named(self, name: str) -> int | None:
-        """A token by its role (``bos``, ``eos``, ``fim_pre`` ...), if the vocabulary has it."""
+        """Returns a token by its role (``bos``, ``eos``, ``fim_pre`` ...); None if missing."""
         token = int(getattr(lib, f"llama_vocab_{name}")(self._vocab))
         return None if token < 0 else token
 

@@ -1,6 +1,6 @@
-"""What computes: llama.cpp's contexts, and the process's threads that compute for all of them.
+"""llama.cpp's contexts, and the thread pool that computes for all contexts of the process.
 
-Whoever opens a ``LlamaContext`` closes it. Pointers never leave this file.
+The code that opens a ``LlamaContext`` closes it. Pointers never leave this file.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from afterword.engine.sampler import Row
 State: TypeAlias = npt.NDArray[np.uint8]
 _log = logging.getLogger("afterword.llama")
 THREW = -100
-"""What ``decode`` gives for an exception of the library."""
+"""The code that ``decode`` returns for an exception of the library."""
 _WHOLE = 1 << 16
-"""Asks for cells behind a sliding window, too. A library without our changes leaves them out."""
+"""Flag: a saved state includes cells behind a sliding window. Unchanged libraries ignore it."""
 _GGML_TYPE_F16 = 1
 _GGML_TYPE_BF16 = 30
 
 ATTENTION_BY_ROWS = hasattr(lib._lib, "ggml_afterword_attention")  # noqa: SLF001 - no binding has it
-"""Whether the library computes attention alike in batches of any size."""
+"""Whether the library's attention gives identical rows in batches of any size."""
 _fork = addition("llama_afterword_fork", ctypes.c_bool)
 _sizes = addition("llama_afterword_memory", None)
 _ragged = addition("llama_afterword_ragged", ctypes.c_bool)
@@ -43,10 +43,10 @@ _state_size = guarded(lib._lib, lib.llama_state_seq_get_size_ext)  # noqa: SLF00
 _state_get = guarded(lib._lib, lib.llama_state_seq_get_data_ext)  # noqa: SLF001
 _state_set = guarded(lib._lib, lib.llama_state_seq_set_data_ext)  # noqa: SLF001
 
-_turns = FairLock()
-_teams: dict[int, ctypes.c_void_p] = {}
+_compute_lock = FairLock()
+_thread_pools: dict[int, ctypes.c_void_p] = {}
 _IDLE_POLL = 1
-"""How long a thread without work looks for more before it sleeps: some milliseconds."""
+"""ggml's polling level: an idle thread looks for work for some milliseconds before it sleeps."""
 
 _exponentials = lib._lib.ggml_vec_soft_max_f32  # noqa: SLF001 - ggml's has no binding
 _exponentials.restype = ctypes.c_double
@@ -54,16 +54,15 @@ _exponentials.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes
 
 
 def exponentials(row: Row, largest: float, out: Row) -> float:
-    """See ``engine.sampler.Exponentials``: in one pass, the sum in float64."""
+    """Implements ``engine.sampler.Exponentials`` in one pass, with the sum in float64."""
     return float(_exponentials(len(row), out.ctypes.data, row.ctypes.data, largest))
 
 
 class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a context is made with; everything here reaches the kernels.
+    """The options of a context; all of them reach the kernels.
 
     With ``exact``, a library without ``ATTENTION_BY_ROWS`` keeps keys and values in different
-    formats, which rules out the kernels that compute a row otherwise when its batch or its context
-    is large.
+    formats. This rules out kernels that compute a row differently if its batch or context is large.
     """
 
     slots: int
@@ -74,8 +73,8 @@ class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool
 
 
-class _TeamParams(ctypes.Structure):
-    """``ggml_threadpool_params``."""
+class _ThreadPoolParams(ctypes.Structure):
+    """``ggml_threadpool_params`` of ggml.h."""
 
     _fields_ = (
         ("cores", ctypes.c_bool * 512),
@@ -87,21 +86,21 @@ class _TeamParams(ctypes.Structure):
     )
 
 
-def _team(threads: int) -> ctypes.c_void_p:
-    """The process's ``ggml_threadpool`` of that many threads, which it keeps for life."""
-    with _turns:
-        if threads not in _teams:
-            params = _TeamParams()
+def _thread_pool(threads: int) -> ctypes.c_void_p:
+    """Returns the process's ``ggml_threadpool`` of ``threads`` threads; it is never freed."""
+    with _compute_lock:
+        if threads not in _thread_pools:
+            params = _ThreadPoolParams()
             lib._lib.ggml_threadpool_params_init(ctypes.byref(params), threads)  # noqa: SLF001
             params.poll = _IDLE_POLL
             make = lib._lib.ggml_threadpool_new  # noqa: SLF001 - ggml's has no binding
             make.restype = ctypes.c_void_p
-            _teams[threads] = ctypes.c_void_p(make(ctypes.byref(params)))
-        return _teams[threads]
+            _thread_pools[threads] = ctypes.c_void_p(make(ctypes.byref(params)))
+        return _thread_pools[threads]
 
 
 class LlamaContext:
-    """KV memory and compute buffers for some sequences. Belongs to one thread at a time."""
+    """KV memory and compute buffers for some slots. Used by one thread at a time."""
 
     def __init__(self, model: LlamaModel, options: ContextOptions) -> None:
         self._options = options
@@ -109,13 +108,13 @@ class LlamaContext:
         self._slack = options.slots if options.slots > 1 else 0
         params = lib.llama_context_default_params()
         params.n_ctx = options.slots * options.slot_tokens
-        # Runners may add a token for each slot to a full batch.
+        # A runner may add one token for each slot to a full batch.
         params.n_batch = options.batch_tokens + options.slots
         params.n_ubatch = options.batch_tokens
         params.n_seq_max = options.slots
         params.n_threads = params.n_threads_batch = options.threads
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        # A stream for each slot: attention reads no cell of others.
+        # Each slot has its own KV stream, so attention reads no cells of other slots.
         params.kv_unified = False
         two_formats = options.exact and not ATTENTION_BY_ROWS
         params.type_k = _GGML_TYPE_BF16 if two_formats else _GGML_TYPE_F16
@@ -131,12 +130,12 @@ class LlamaContext:
                 f"no memory for {options.slots} slots of {options.slot_tokens} tokens; "
                 "try a smaller --ctx or fewer --slots"
             )
-        team = _team(options.threads)
+        pool = _thread_pool(options.threads)
         attach = lib._lib.llama_attach_threadpool  # noqa: SLF001 - has no binding
-        attach(ctypes.c_void_p(self._context), team, team)
+        attach(ctypes.c_void_p(self._context), pool, pool)
         self._memory: Any = lib.llama_get_memory(self._context)
         self.ragged = _ragged is not None and bool(_ragged(ctypes.c_void_p(self._memory)))
-        """Whether tokens of all slots are computed together, however many each has."""
+        """Whether a batch is computed at once if its slots have different numbers of tokens."""
         size = options.batch_tokens + options.slots
         self._tokens = np.zeros(size, np.int32)
         self._positions = np.zeros(size, np.int32)
@@ -163,9 +162,9 @@ class LlamaContext:
             self._context = None
 
     def sizes(self) -> Sequence[int] | None:
-        """Bytes of cells and states, of buffers, of packed weights, of weights read in the file.
+        """Returns the bytes of KV and states, of buffers, of packed and of mapped weights.
 
-        What they take once they are used, by the library's own count; None where it has none.
+        The library counts what they take once all of it is used. Returns None if it cannot count.
         """
         if _sizes is None:
             return None
@@ -175,12 +174,12 @@ class LlamaContext:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens that a batch may have besides one for each slot; the context bounds it."""
+        """Maximum tokens of a batch, without the extra one for each slot."""
         return min(self._options.batch_tokens, int(lib.llama_n_batch(self._context)) - self._slack)
 
     @property
     def slot_tokens(self) -> int:
-        """Tokens that a slot has room for, as the library rounded them."""
+        """Tokens that a slot has room for, as rounded by the library."""
         return int(lib.llama_n_ctx_seq(self._context))
 
     def decode(
@@ -190,14 +189,17 @@ class LlamaContext:
         slots: npt.NDArray[np.int32],
         wanted: npt.NDArray[np.bool_],
     ) -> int:
-        """Compute a batch; 0, the library's error code or ``THREW``. The GIL is free meanwhile."""
+        """Compute a batch of four arrays [tokens], without the GIL.
+
+        Returns 0, the library's error code, or ``THREW``.
+        """
         count = len(tokens)
         self._tokens[:count] = tokens
         self._positions[:count] = positions
         self._slots[:count] = slots
         self._wanted[:count] = wanted
         self._batch.n_tokens = count
-        with _turns:
+        with _compute_lock:
             try:
                 return int(_decode(self._context, self._batch))
             except NativeError as error:
@@ -205,21 +207,21 @@ class LlamaContext:
                 return THREW
 
     def rows(self, count: int) -> npt.NDArray[np.float32]:
-        """The wanted rows of the last batch: a view that the next batch overwrites."""
+        """Returns the wanted rows [count, vocabulary] as a view that the next batch overwrites."""
         pointer = _get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (count, self._vocabulary))
 
     def remove(self, slot: int, start: int) -> bool:
-        """Forget the tokens of a slot from position ``start`` on."""
+        """Remove the tokens of a slot from position ``start`` on; False if that is impossible."""
         return bool(_remove(self._memory, slot, start, -1))
 
     def fork(self, source: int, destination: int, tokens: int) -> bool:
-        """Make a slot the first ``tokens`` tokens of another; False if cells cannot be copied."""
+        """Copy the first ``tokens`` tokens of a slot to an empty one; False if not possible."""
         memory = ctypes.c_void_p(self._memory)
         return _fork is not None and bool(_fork(memory, source, destination, tokens))
 
     def save(self, slot: int) -> State:
-        """A copy of all that a slot holds; empty if it cannot be had."""
+        """Returns a copy of a slot's whole state; empty if it cannot be copied."""
         size = int(_state_size(self._context, slot, _WHOLE))
         state: State = np.empty(size, np.uint8)
         data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
@@ -227,6 +229,6 @@ class LlamaContext:
         return state[:written]
 
     def restore(self, state: State, slot: int) -> bool:
-        """Make an empty slot what was saved; False if it does not fit."""
+        """Copy a saved state into an empty slot; False if it does not fit."""
         data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         return bool(_state_set(self._context, data, len(state), slot, _WHOLE))

@@ -1,7 +1,7 @@
-"""What ends a generation: llama.cpp goes by the names of tokens, this table by what makers say.
+"""Decides which tokens end a generation, by a table of what the makers of models say.
 
-llama.cpp makes tokens ends by a list of names, of whatever family and type they are. What a file
-declares (its EOS, EOT and EOM tokens) ends a generation and is not looked at here.
+llama.cpp decides by a list of token names, whatever the model's family and the token's type. The
+tokens that a file declares (EOS, EOT and EOM) always end a generation; the table leaves them alone.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Ending(Enum):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """What tokens of these ``names`` end, for this ``reason``.
+    """Tokens of these ``names`` have this ``ending``, for this ``reason``.
 
-    The rule is for vocabularies that have all names of ``beside``. ``as_text`` limits it to tokens
-    that the file says are text: llama.cpp believes their names more than the file.
+    The rule applies to vocabularies that have all names in ``requires``. ``as_text`` limits it to
+    tokens that the file declares as text, because llama.cpp trusts their names more than the file.
     """
 
     names: Sequence[str]
     ending: Ending
     reason: str
-    beside: Sequence[str] = ()
+    requires: Sequence[str] = ()
     as_text: bool = False
 
 
@@ -40,72 +40,73 @@ RULES: Sequence[Rule] = (
     Rule(
         ("</s>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>", "[e~["),
         Ending.NOTHING,
-        "HTML tags and the like are text where the file says so: </s> in Gemma 3 (id 212), "
+        "HTML tags and similar names are text if the file says so: </s> in Gemma 3 (id 212), "
         "in Qwen 2.5 (128247), in PLaMo",
         as_text=True,
     ),
     Rule(
         ("</s>",),
         Ending.NOTHING,
-        "Gemma's vocabulary has the tags of HTML; its documents end with <eos>",
-        beside=("<bos>", "<eos>"),
+        "Gemma's vocabulary has HTML tags; its documents end with <eos>",
+        requires=("<bos>", "<eos>"),
     ),
     Rule(
         ("▁<EOT>", " <EOT>"),
         Ending.ALL,
-        "Code Llama: the middle ends with it; llama.cpp looks for _<EOT>, with another dash. "
-        "Where the file says that it is text, its piece has a space",
-        beside=("▁<PRE>", "▁<SUF>", "▁<MID>"),
+        "Code Llama: it ends the middle; llama.cpp looks for _<EOT>, with another dash. "
+        "If the file declares it as text, its piece has a space",
+        requires=("▁<PRE>", "▁<SUF>", "▁<MID>"),
     ),
     Rule(
         ("<|EOT|>",),
         Ending.ALL,
-        "DeepSeek Coder: eos_token of its instruct models, control token of all",
-        beside=("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001 - its own bars
+        "DeepSeek Coder: eos_token of the instruct models, control token of all models",
+        requires=("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001 - its own bars
     ),
     Rule(
         ("<|user|>", "<|observation|>"),
         Ending.ALL,
         "ChatGLM and GLM-4: eos_token_id of generation_config",
-        beside=("[gMASK]", "<|user|>", "<|observation|>"),
+        requires=("[gMASK]", "<|user|>", "<|observation|>"),
     ),
     Rule(
         ("<|assistant|>",),
         Ending.ALL,
-        "Phi-3: eos_token_id of generation_config; Phi-4, without placeholders, has it begin turns",
-        beside=("<|end|>", "<|placeholder1|>"),
+        "Phi-3: eos_token_id of generation_config; in Phi-4, without placeholders, it begins turns",
+        requires=("<|end|>", "<|placeholder1|>"),
     ),
     Rule(
         ("<|end|>",),
         Ending.NOTHING,
         "gpt-oss: ends a message; a generation ends with <|return|> or <|call|>",
-        beside=("<|return|>", "<|channel|>", "<|message|>"),
+        requires=("<|return|>", "<|channel|>", "<|message|>"),
     ),
     Rule(
         ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
         Ending.INFILL,
-        "padding of infills in training; eos_token_id of no maker's generation_config",
+        "padding of infills in training; no maker's generation_config has it as eos_token_id",
     ),
     Rule(
         ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<repo_name>",
          "<|file_sep|>", "<file_sep>", "<filename>", "<|file_separator|>"),
         Ending.INFILL,
-        "Qwen, StarCoder, Granite, SmolLM, CodeGemma: begins the next file, which ends a middle "
-        "(CodeGemma's terminators) and goes on with a text of several files",
+        "Qwen, StarCoder, Granite, SmolLM, CodeGemma: begins the next file. This ends a middle "
+        "(CodeGemma's terminators), but not a text of several files",
     ),
 )  # fmt: skip
 """Later rules win over earlier ones."""
 
 
-_NAMES = frozenset(name.encode() for rule in RULES for name in (*rule.names, *rule.beside))
+_NAMES = frozenset(name.encode() for rule in RULES for name in (*rule.names, *rule.requires))
 _DECLARED = ("eos", "eot", "eom")
 _FIM_ENDS = ("fim_pad", "fim_rep", "fim_sep")
 
 
 class Ends(msgspec.Struct, frozen=True):
-    """Tokens that end a generation, those that end an infill besides, and those that are text.
+    """Tokens that end every generation, and tokens that end an infill only.
 
-    ``text_ids`` are tokens that the library takes for control tokens by their names.
+    ``text_ids`` are text, although the library treats them as control tokens because of their
+    names.
     """
 
     end_ids: frozenset[int]
@@ -114,7 +115,7 @@ class Ends(msgspec.Struct, frozen=True):
 
 
 def ends_of(model: LlamaModel, tokens: Tokens) -> Ends:
-    """What ends a generation with this model."""
+    """Returns the tokens that end a generation of this model."""
     named = _named(tokens)
     declared = (model.metadata(f"tokenizer.ggml.{role}_token_id") for role in _DECLARED)
     found = find_ends(
@@ -123,14 +124,14 @@ def ends_of(model: LlamaModel, tokens: Tokens) -> Ends:
         declared={int(token) for token in declared if token is not None},
         typed_as_text=model.typed_as_text(named.values()),
     )
-    # Those that the file declares may have other names.
+    # Tokens that the file declares for infill may have other names.
     by_role = {token for role in _FIM_ENDS if (token := model.named(role)) is not None}
     infill_end_ids = found.infill_end_ids.union(by_role - found.end_ids)
     return msgspec.structs.replace(found, infill_end_ids=infill_end_ids)
 
 
 def _named(tokens: Tokens) -> dict[bytes, int]:
-    """The table's tokens that a vocabulary has, without a look at each of its tokens in Python."""
+    """Returns the table's tokens in a vocabulary by name, without a Python loop over all tokens."""
     pieces = tokens.pieces
     here = _NAMES.intersection(pieces)
     named = {pieces[token]: token for token in tokens.control_ids if pieces[token] in here}
@@ -144,14 +145,15 @@ def find_ends(
     declared: Collection[int],
     typed_as_text: Collection[int],
 ) -> Ends:
-    """What ends a generation in a vocabulary that has ``named`` of the table's tokens.
+    """Returns the tokens that end a generation.
 
-    ``library_ends`` are the library's own; ``declared`` those that the file names as EOS, EOT or
-    EOM; ``typed_as_text`` those that it says are text.
+    ``named`` maps names of the table that the vocabulary has to ids. ``library_ends`` are the ends
+    by the library, ``declared`` those that the file declares as EOS, EOT or EOM, ``typed_as_text``
+    the tokens that the file declares as text.
     """
     ends, infill, text = set(library_ends), set[int](), set[int]()
     for rule in RULES:
-        if not all(name.encode() in named for name in rule.beside):
+        if not all(name.encode() in named for name in rule.requires):
             continue
         for name in rule.names:
             token = named.get(name.encode())

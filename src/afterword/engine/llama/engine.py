@@ -1,4 +1,4 @@
-"""Opens a GGUF file as an engine: decides slots, threads and memory, and says what it decided."""
+"""Opens a GGUF file as an engine: chooses slots, threads and memory, and logs the choice."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from afterword.models.notes import Notes
 _log = logging.getLogger("afterword.engine")
 _MOST_SLOTS = 8
 _MEMORY_SHARE = 8
-"""Slots that nobody asked for take at most one in this many parts of the memory that there is."""
+"""By default, slots take at most one part in this many of the memory."""
 _CHECKPOINT_SHARE = 16
-"""So do the states that are kept of recurrent models, one in this many."""
+"""By default, checkpoints take at most one part in this many of the memory."""
 _NUMERICS = 5
-"""Raised whenever the sampler, the scorer or what ends a generation may answer differently."""
+"""Increase it when a change of sampling, scoring or end tokens may change an answer."""
 
 
 class OpenModel(msgspec.Struct, frozen=True):
-    """All that an engine is made of. Closing the runner frees it."""
+    """The parts of an engine. Closing the runner frees the model."""
 
     runner: LlamaRunner
     tokenizer: LlamaTokenizer
@@ -46,14 +46,14 @@ def open_engine(
     name: str,
     options: EngineOptions,
 ) -> BatchingEngine:
-    """Load a GGUF file whose header was checked, and start its engine; see ``open_model``."""
+    """Load a GGUF file with a checked header, and start its engine; see ``open_model``."""
     loaded = load(path, options)
     opened = open_model(loaded, digest=digest, name=name, options=options)
     return start_engine(opened, options)
 
 
 def start_engine(opened: OpenModel, options: EngineOptions) -> BatchingEngine:
-    """An engine on a model that was opened with these options, and is its own from now on."""
+    """Start the engine of a model that was opened with these options. The engine owns it."""
     return BatchingEngine(
         opened.runner,
         opened.tokenizer,
@@ -74,13 +74,13 @@ def open_model(
     options: EngineOptions,
     notes: Notes | None = None,
 ) -> OpenModel:
-    """What an engine needs of a model that was loaded with these options; it owns the model.
+    """Open a context and a tokenizer for a model that was loaded with these options.
 
-    ``digest`` is the file's SHA-256 in hex. ``notes`` keep what the model takes in memory. Without
-    a context in ``options`` the engine gets the largest one that fits.
+    The result owns the model. ``digest`` is the file's SHA-256 in hex. ``notes`` remember the
+    model's memory. Without ``options.ctx`` the context is the largest one that fits.
 
-    Raises ``ConfigError`` for a context larger than the model's, for a model that does not
-    continue text, and where memory is short; the model is closed then.
+    Raises ``ConfigError`` if the context is larger than the model's, if the model does not
+    continue text, or if memory is short; the model is closed then.
     """
     model, invariant, sharing = loaded.model, loaded.batch_invariant, loaded.sharing
     try:
@@ -128,7 +128,7 @@ def open_model(
 def _memory(
     model: LlamaModel, options: ContextOptions, digest: str, notes: Notes | None
 ) -> ModelMemory:
-    """What the model takes, asked once for each file and library."""
+    """Returns the model's memory, measured once for each file and library."""
     about = (digest, kernels(), options.exact)
     known = notes.read("memory", about, ModelMemory) if notes is not None else None
     if known is None:
@@ -165,7 +165,7 @@ def _context(model: LlamaModel, name: str, options: EngineOptions) -> int:
     if not model.decodes:
         raise ConfigError(f"model {name}: this is an encoder, it cannot continue text")
     if not model.context_tokens:
-        raise ConfigError(f"model {name}: the file says that its context has no tokens")
+        raise ConfigError(f"model {name}: the file declares a context of 0 tokens")
     context = options.ctx or model.context_tokens
     if context > model.context_tokens:
         raise ConfigError(
@@ -176,7 +176,7 @@ def _context(model: LlamaModel, name: str, options: EngineOptions) -> int:
 
 
 def _checkpoint_bytes(options: EngineOptions) -> int:
-    """Memory for states that are kept; nobody asked for how much: a part of what there is."""
+    """Returns the budget of checkpoints; by default a share of the memory."""
     if options.checkpoint_bytes is not None:
         return options.checkpoint_bytes
     return memory_limit() // _CHECKPOINT_SHARE
@@ -188,33 +188,33 @@ def _default_slots(memory: ModelMemory, context: int) -> int:
 
 
 def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
-    """Log what the promise of D1 is worth here, and what is not shared."""
+    """Log whether answers are batch invariant (D1), and what is not shared."""
     if loaded.batch_invariant:
         _log.info("model %s: answers do not depend on what else is served (probed)", name)
     elif not options.exact:
         _log.info("model %s: answers may depend on what else is served (--kv fast)", name)
     elif options.probe:
         _log.warning(
-            "model %s: answers may depend on what else is served: rows computed alone and among "
-            "others were not found to be the same",
+            "model %s: answers may depend on what else is served: the probe did not confirm that "
+            "rows are identical alone and in a larger batch",
             name,
         )
     if not loaded.together:
         _log.warning(
-            "model %s: one sequence is computed at a time: several together were not found to come "
-            "out right",
+            "model %s: one sequence is computed at a time: the probe did not confirm that several "
+            "sequences in one batch give correct rows",
             name,
         )
     if loaded.sharing == "none":
         _log.warning(
-            "model %s: every prompt is computed from its start: a prefix of another prompt was not "
-            "found to serve as well",
+            "model %s: every prompt is computed from its start: the probe did not confirm that a "
+            "prefix of another prompt gives identical rows",
             name,
         )
 
 
 def _fingerprint(digest: str, options: ContextOptions, *, repack: bool) -> str:
-    """``fp_`` and ten hex digits of everything that may change an answer (D3)."""
+    """Returns ``fp_`` and ten hex digits of a digest of all that may change an answer (D3)."""
     made = msgspec.json.encode(options).decode()
     parts = (digest, f"{kernels()} {repack}", str(_NUMERICS), made)
     return f"fp_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"

@@ -1,4 +1,4 @@
-"""The threads that compute: one team for all models of the process, one step at a time."""
+"""A fair lock, with which models share one thread pool, one step at a time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from types import TracebackType
 
 
 class FairLock:
-    """A lock that is given in the order in which it was asked for.
+    """A lock that threads acquire in the order in which they asked.
 
-    Two models that compute at once would share the cores, and each thread would wait for threads
-    that do not run. With a plain lock the one that asks again first could take all turns.
+    Two models that compute at once would share the cores, and their threads would wait for
+    threads that do not run. With a plain lock, one model could take the lock again and again.
     """
 
     def __init__(self) -> None:

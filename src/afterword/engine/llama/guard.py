@@ -1,6 +1,7 @@
-"""Native calls that can throw: what the library throws ends a request, not the process.
+"""Turns exceptions that the library throws into Python exceptions.
 
-scripts/llama/guard.cpp catches it. A library without that is called as it is.
+So they end a request instead of the process. scripts/llama/guard.cpp catches them; a library
+without it is called directly.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _UNSPELLABLE = 2
 
 
 class NativeError(Exception):
-    """The library threw; the message is its own, in one line."""
+    """The library threw an exception; the message is the first line of its own."""
 
 
 class UnspellableError(NativeError):
@@ -28,9 +29,10 @@ def guards(library: Any) -> bool:  # noqa: ANN401 - a shared library
 
 
 def guarded(library: Any, own: Any) -> Callable[..., Any]:  # noqa: ANN401 - C functions of any kind
-    """A function of the library that raises ``NativeError`` where the library throws.
+    """Returns the guarded version of a function; it raises ``NativeError`` if the library throws.
 
-    It takes and gives what the ``own`` one does, by whose name it is found.
+    It has the arguments and result of ``own``, and is found by the name of ``own``. Returns
+    ``own`` itself if the library has no guards.
     """
     if not guards(library):
         function: Callable[..., Any] = own
@@ -39,7 +41,7 @@ def guarded(library: Any, own: Any) -> Callable[..., Any]:  # noqa: ANN401 - C f
     call.argtypes = [*own.argtypes, ctypes.POINTER(own.restype)]
     message = library.llama_afterword_message
     message.restype = ctypes.c_char_p
-    gives_value = hasattr(own.restype, "value")
+    is_simple = hasattr(own.restype, "value")
 
     def checked(*arguments: Any) -> Any:  # noqa: ANN401
         result = own.restype()
@@ -47,6 +49,6 @@ def guarded(library: Any, own: Any) -> Callable[..., Any]:  # noqa: ANN401 - C f
         if code:
             line = message().decode(errors="replace").partition("\n")[0]
             raise (UnspellableError if code == _UNSPELLABLE else NativeError)(line)
-        return result.value if gives_value else result
+        return result.value if is_simple else result
 
     return checked

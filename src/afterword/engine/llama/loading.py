@@ -1,6 +1,6 @@
-"""Loads weights, on kernels whose answers do not depend on the rest of a batch where it is asked.
+"""Loads a model's weights on the fastest kernels that are batch invariant, if that is asked for.
 
-What computes is not needed for that, and is imported only to probe.
+The modules that compute are imported only for a probe, because loading does not need them.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 LIBRARY = f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
 _PROBE = 2
-"""Raised whenever the probe may answer differently than before."""
+"""Increase it when a change of the probe may change its result."""
 _MOST_ROUNDING = 1.0
-"""Nats. A row that is farther from its own in another batch is no matter of rounding."""
+"""Nats. A larger difference between two batches is an error, not rounding."""
 _PROBE_SLOTS = 4
 _PROBE_TOKENS = 256
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator may say of an engine; None is decided here.
+    """The operator's options for an engine; for None the engine chooses a value.
 
-    ``exact`` promises that answers do not depend on what else is being served (D1); ``probe``
-    has this tried at start. Who serves one request only need not ask.
+    ``exact`` asks for batch invariance (D1), and ``probe`` for a test of it at start. A process
+    that computes one request only needs no probe.
     """
 
     ctx: int | None = None
@@ -55,10 +55,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Probed(msgspec.Struct, frozen=True):
-    """What the probe answered of a model on some kernels.
+    """Results of the probe for a model, with weights laid out as ``repack`` says.
 
-    Whether the promise of D1 is kept, how prefixes are shared without changing an answer, and
-    whether several sequences can be computed together at all.
+    They are batch invariance (D1), the kind of sharing that changes no answer, and whether several
+    sequences can be computed ``together`` at all.
     """
 
     repack: bool
@@ -68,11 +68,10 @@ class Probed(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A model in memory, and what is known of it.
+    """A model in memory, and the results of its probe.
 
-    Whether answers depend on what else is served (D1), how prefixes may be shared, and whether
-    several sequences may be computed ``together``. Without a probe the first is unknown, and the
-    second is what the kind of model allows.
+    Without a probe, ``batch_invariant`` is False, and ``sharing`` is what the kind of model
+    allows.
     """
 
     model: LlamaModel
@@ -84,10 +83,11 @@ class Loaded(msgspec.Struct, frozen=True):
 def load(
     path: Path, options: EngineOptions, *, digest: str = "", notes: Notes | None = None
 ) -> Loaded:
-    """The model on the fastest kernels that keep the promise of D1, and whether it is kept.
+    """Load a model on the fastest kernels that are batch invariant (D1), if there are any.
 
     With ``notes`` the probe runs once for each ``digest`` (the file's SHA-256 in hex), library,
-    processor and number of threads. Its answer depends on nothing else.
+    processor and number of threads. Its result depends on nothing else.
+    Raises ``ConfigError`` if the library cannot load the file.
     """
     if not options.exact:
         return _unproven(LlamaModel(path))
@@ -123,13 +123,13 @@ def _load_and_probe(path: Path, options: EngineOptions) -> tuple[LlamaModel, Pro
 
 
 def _probe(model: LlamaModel, options: EngineOptions) -> Probed:
-    """Ask in a small context of its own; the answer does not depend on the size.
+    """Run the probe in a small context of its own; the result does not depend on its size.
 
-    A sliding window is narrowed for it, so that a look behind one takes no minutes.
+    The sliding window is narrowed, so that testing behind it takes no minutes.
 
-    It is done on a thread that ends, for the sake of libraries that were built with OpenMP: there,
-    a thread that has computed once keeps its team for life, and with more threads in teams than
-    there are cores none of them may spin. Every step would take twice as long.
+    The probe runs on a thread that ends afterwards, because of libraries built with OpenMP: a
+    thread that has computed keeps its team of threads until it ends. With more such threads than
+    cores, none of them spins, and every step takes twice as long.
     """
     from afterword.engine.batching import probe  # noqa: PLC0415
     from afterword.engine.llama.runner import temporary_runner  # noqa: PLC0415
@@ -137,7 +137,7 @@ def _probe(model: LlamaModel, options: EngineOptions) -> Probed:
     def ask(runner: ModelRunner) -> Probed:
         difference = probe.batch_difference(runner)
         if difference:
-            # Where rows depend on their batch, a prefix from elsewhere changes them, too.
+            # If rows depend on their batch, a reused prefix changes them too.
             return Probed(
                 model.repack,
                 batch_invariant=False,
@@ -157,5 +157,5 @@ def _probe(model: LlamaModel, options: EngineOptions) -> Probed:
 
 
 def kernels() -> str:
-    """The library, what it was built for, and what this project changed in it."""
+    """Returns the library's version, its features, and the digest of our changes."""
     return f"{LIBRARY} {system_info()} {CHANGES}"

@@ -1,4 +1,4 @@
-"""What the machine has for this process."""
+"""Memory and processor of the machine, as far as this process may use them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DONT_NEED = 4
 
 
 def memory_limit() -> int:
-    """Bytes that this process may use: the machine's memory, or less where its group is limited."""
+    """Returns the bytes that this process may use: the machine's memory, or its group's limit."""
     limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         path = Path("/sys/fs/cgroup", name)
@@ -27,7 +27,7 @@ def memory_limit() -> int:
 
 
 def resident_bytes() -> int:
-    """Memory that this process takes now; 0 where the system does not tell."""
+    """Returns the resident bytes of this process; 0 if the system does not tell."""
     try:
         pages = Path("/proc/self/statm").read_text().split()[1]
     except OSError:
@@ -36,7 +36,7 @@ def resident_bytes() -> int:
 
 
 def release_pages(files: Sequence[Path]) -> None:
-    """Let the process have no page of files that it has mapped; what it reads again comes back."""
+    """Release all pages of mapped files; reading them loads them again. Linux only."""
     if sys.platform != "linux":
         return
     names = {str(file.resolve()) for file in files}
@@ -51,7 +51,7 @@ def release_pages(files: Sequence[Path]) -> None:
 
 @cache
 def processor() -> str:
-    """The model of the processor and what it can do."""
+    """Returns the processor's model and features."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except FileNotFoundError:

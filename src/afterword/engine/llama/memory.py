@@ -1,4 +1,4 @@
-"""What a model takes in memory, as the library itself counts it, and the context that fits."""
+"""Memory of a model as the library counts it, and the largest context that fits."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _GIB = 2**30
 _ROUND = 256
 """The library rounds the cells of a slot up to a multiple of this."""
 _SYSTEM_SHARE = 16
-"""One part in this many is left to the system and to what the process takes later."""
+"""One part in this many of the memory is left for the system and for later allocations."""
 _CELL_BYTES, _HEAD_BYTES = 24, 1024
-"""Of a saved state, at most: what it says of a token's cell, and of itself."""
+"""Upper bounds of a saved state's overhead: for each token's cell, and for its header."""
 _VALUE_BYTES = 4
 
 
 class Sizes(msgspec.Struct, frozen=True):
     """Bytes that a context takes once all of it is used.
 
-    ``kv`` are keys, values and recurrent states, ``packed`` weights in memory of their own,
-    ``mapped`` weights that are read in the file.
+    ``kv`` counts keys, values and recurrent states, ``packed`` the weights in their own memory,
+    ``mapped`` the weights that are read from the mapped file.
     """
 
     kv: int
@@ -33,26 +33,26 @@ class Sizes(msgspec.Struct, frozen=True):
 
     @property
     def bytes(self) -> int:
-        """What a process takes besides that which it has taken when the model is loaded."""
+        """What the process takes on top of its memory after the model is loaded."""
         return self.kv + self.buffers + self.mapped
 
 
 class ModelMemory(msgspec.Struct, frozen=True):
-    """Bytes of a model's state, over all layers: of each token, and of a sequence of any length."""
+    """Bytes of a model's state over all layers: for each ``token`` and for each ``sequence``."""
 
     token: int
     sequence: int
 
     def slot_bytes(self, tokens: int) -> int:
-        """Memory of a slot with room for so many tokens."""
+        """Returns the bytes of a slot with room for ``tokens`` tokens."""
         return self.sequence + tokens * self.token
 
     def state_bytes(self, tokens: int) -> int:
-        """The size that a saved state of a sequence has at most."""
+        """Returns the most bytes that a saved state of ``tokens`` tokens takes."""
         return self.slot_bytes(tokens) + tokens * _CELL_BYTES + _HEAD_BYTES
 
     def most_tokens(self, slots: int, room_bytes: int) -> int:
-        """How many tokens every slot can have in ``room_bytes``; 0 where not even a state fits."""
+        """Returns how many tokens each slot can have in ``room_bytes``; 0 if no state fits."""
         left = room_bytes // slots - self.sequence
         if left < 0:
             return 0
@@ -60,20 +60,20 @@ class ModelMemory(msgspec.Struct, frozen=True):
 
 
 def sizes_of(model: LlamaModel, context: LlamaContext, options: ContextOptions) -> Sizes:
-    """What a context takes, by the library's own count."""
+    """Returns what a context takes, by the library's own count if it has one."""
     told = context.sizes()
     if told is None:
         return Sizes(options.slots * options.slot_tokens * _cell_bytes(model), 0, 0, 0)
     kv, buffers, packed, mapped = told
-    # Buffers have room for a row of logits of each token of a batch. No step wants so many; those
-    # that it wants have a second place, where the library would copy them to.
+    # The library's buffers have room for a row of logits for each token of a batch. A step wants
+    # ``max_rows`` at most, but the library keeps a second copy of these.
     row = model.vocabulary * _VALUE_BYTES
     unused = max(options.batch_tokens - 2 * options.max_rows, -options.max_rows) * row
     return Sizes(kv, max(buffers - unused, 0), packed, mapped)
 
 
 def model_memory(model: LlamaModel, options: ContextOptions) -> ModelMemory:
-    """Asked of two small contexts, whose KV memory differs by their tokens alone."""
+    """Measure two small contexts, whose KV memory differs only in the number of tokens."""
     few, many = (
         _kv_bytes(model, msgspec.structs.replace(options, slots=1, slot_tokens=tokens))
         for tokens in (_ROUND, 2 * _ROUND)
@@ -91,7 +91,7 @@ def _kv_bytes(model: LlamaModel, options: ContextOptions) -> int:
 
 
 def _cell_bytes(model: LlamaModel) -> int:
-    """What the metadata tells of a plain transformer, for a library that cannot be asked."""
+    """Returns the bytes of a token by the metadata; exact for plain transformers only."""
     arch = model.metadata("general.architecture") or ""
 
     def number(key: str, otherwise: int) -> int:
@@ -105,7 +105,7 @@ def _cell_bytes(model: LlamaModel) -> int:
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """A context, what it was made with, what it takes, and what the process takes with it."""
+    """A context with its options and sizes, and the bytes of the whole process."""
 
     context: LlamaContext
     options: ContextOptions
@@ -116,18 +116,18 @@ class Opened(msgspec.Struct, frozen=True):
 def open_context(
     model: LlamaModel, memory: ModelMemory, wanted: ContextOptions, *, may_shrink: bool, name: str
 ) -> Opened:
-    """The context that was wanted, or the largest that fits where it ``may_shrink``.
+    """Open the ``wanted`` context, or the largest that fits if it ``may_shrink``.
 
-    Raises ``ConfigError`` where it does not fit; the largest that would is named.
+    Raises ``ConfigError`` if it does not fit; the message names the largest that does.
     """
-    # Of packed weights the file is read no more; what is read of it is counted by the library.
+    # Packed weights are not read from the file again; the library counts those that are.
     release_pages(model.files)
     taken, limit = resident_bytes(), memory_limit()
     room = limit - limit // _SYSTEM_SHARE - taken
     opened = _try(model, memory, wanted, room)
     fitting = opened if isinstance(opened, Opened) else _largest(model, memory, wanted, room)
     if fitting is not None and (may_shrink or isinstance(opened, Opened)):
-        # What the library takes for a context besides is taken by now.
+        # The resident memory now includes what the library itself allocates for a context.
         process_bytes = resident_bytes() + fitting.sizes.bytes
         return msgspec.structs.replace(fitting, process_bytes=process_bytes)
     largest = "no context fits"
@@ -138,18 +138,18 @@ def open_context(
             largest += ", with fewer --slots a larger one"
     raise ConfigError(
         f"model {name}: {wanted.slots} slots of {wanted.slot_tokens} tokens take "
-        f"{memory.slot_bytes(wanted.slot_tokens) * wanted.slots / _GIB:.1f} GiB of KV memory, and "
-        f"of {limit / _GIB:.1f} GiB there are {max(room, 0) / _GIB:.1f} for that: {largest}"
+        f"{memory.slot_bytes(wanted.slot_tokens) * wanted.slots / _GIB:.1f} GiB of KV memory, but "
+        f"only {max(room, 0) / _GIB:.1f} of {limit / _GIB:.1f} GiB are free for that: {largest}"
     )
 
 
 def _largest(
     model: LlamaModel, memory: ModelMemory, wanted: ContextOptions, room: int
 ) -> Opened | None:
-    """The largest context that fits, looked for between one that does and one that does not.
+    """Search for the largest context that fits, between one that fits and one that does not.
 
-    Buffers grow with the context, about evenly, by how much only the library knows. What the
-    library cannot make does not fit.
+    Buffers grow roughly in proportion to the context, but only the library knows by how much. A
+    context that the library cannot make does not fit.
     """
 
     def takes(tokens: int) -> int | None:
@@ -171,15 +171,15 @@ def _largest(
     if most is not None and most <= room:
         low = high
     while high - low > _ROUND:
-        guess = (low + high) // 2
+        middle = (low + high) // 2
         if most is not None:
-            guess = low + (high - low) * (room - least) // (most - least)
-        guess = min(max(guess // _ROUND * _ROUND, low + _ROUND), high - _ROUND)
-        taken = takes(guess)
+            middle = low + (high - low) * (room - least) // (most - least)
+        middle = min(max(middle // _ROUND * _ROUND, low + _ROUND), high - _ROUND)
+        taken = takes(middle)
         if taken is not None and taken <= room:
-            low, least = guess, taken
+            low, least = middle, taken
         else:
-            high, most = guess, taken
+            high, most = middle, taken
     opened = _try(model, memory, msgspec.structs.replace(wanted, slot_tokens=low), room)
     return opened if isinstance(opened, Opened) else None
 
@@ -187,7 +187,7 @@ def _largest(
 def _try(
     model: LlamaModel, memory: ModelMemory, options: ContextOptions, room: int
 ) -> Opened | int:
-    """A context if it fits, or the bytes that it takes too many, at least."""
+    """Returns a context if it fits, else a lower bound of the bytes that are missing."""
     excess = memory.slot_bytes(options.slot_tokens) * options.slots - room
     if excess > 0:
         return excess

@@ -1,4 +1,4 @@
-"""llama.cpp as a ``ModelRunner``: instructions become cells, batches become rows."""
+"""llama.cpp as a ``ModelRunner``: applies KV instructions to cells, computes rows of batches."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from afterword.engine.llama.memory import ModelMemory, model_memory
 
 BATCH_TOKENS = 512
 _ROW_BYTES = 64 * 1024 * 1024
-"""Rows of logits that one step may want, as memory."""
+"""Memory for the rows of logits of one step."""
 _WIDEST_FILL = 3
-"""A gap of idle slots up to this wide is cheaper to compute through than to split a batch at."""
+"""Up to this many idle slots in a gap are cheaper to compute through than to split a batch."""
 _FATAL_AFTER = 3
-"""Failures in a row after which the context is given up."""
+"""Consecutive failures after which the runner gives up."""
 
 
 @contextmanager
 def _failing_alone() -> Iterator[None]:
-    """What the library throws fails a step, and not the engine; so does a copy without room."""
+    """Turn an exception of the library, or a lack of memory, into ``DecodeError``."""
     try:
         yield
     except (NativeError, MemoryError) as error:
@@ -44,12 +44,12 @@ def _failing_alone() -> Iterator[None]:
 
 
 class LlamaRunner:
-    """One context and its slots, which it closes with the model. Used by one thread.
+    """One context and its slots; it closes the context and the model. Used by one thread.
 
-    Where the library cannot compute sequences of unequal lengths together, it computes the tokens
-    that neighbouring slots have all, and starts anew with the rest and at every gap, reading all
-    weights again. Idle slots in a gap are then given a token to compute, which is forgotten at
-    once; no row depends on it. Recurrent state cannot forget a token: there a gap stays.
+    A context that is not ``ragged`` splits a batch where slots have different numbers of tokens
+    and at every gap of idle slots, and reads all weights again for each part. So the runner adds
+    one token to each idle slot in a narrow gap, and removes it at once; no row depends on it.
+    Recurrent state cannot remove a token, so gaps stay there.
     """
 
     exponentials = staticmethod(exponentials)
@@ -80,14 +80,14 @@ class LlamaRunner:
         self._fills_gaps = model.can_trim and not context.ragged
 
     def checkpoint_bytes(self, tokens: int) -> int:
-        """Memory of a whole state after so many tokens."""
+        """Returns the most bytes that a whole state of ``tokens`` tokens takes."""
         if self._memory is None:
             self._memory = model_memory(self._model, self._options)
         return self._memory.state_bytes(tokens)
 
     @_failing_alone()
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
-        """Carry out instructions in their order. Raises ``DecodeError``."""
+        """Carry out instructions in order. Raises ``DecodeError``."""
         for instruction in instructions:
             match instruction:
                 case Fork(source, destination, tokens):
@@ -118,11 +118,14 @@ class LlamaRunner:
 
     def _remove(self, slot: int, start: int) -> None:
         if not self._context.remove(slot, start):
-            raise DecodeError(f"slot {slot} cannot forget its tokens from {start} on")
+            raise DecodeError(f"slot {slot} cannot remove its tokens from {start} on")
 
     @_failing_alone()
     def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """Rows of the wanted tokens, a view that the next batch overwrites."""
+        """Returns the rows [wanted, vocabulary] as a view that the next batch overwrites.
+
+        Raises ``DecodeError``, and ``FatalDecodeError`` after repeated failures.
+        """
         filler = self._filler(batch) if self._fills_gaps else []
         if filler:
             at = np.searchsorted(batch.slots, filler)
@@ -151,7 +154,7 @@ class LlamaRunner:
         self._model.close()
 
     def _filler(self, batch: Batch) -> list[int]:
-        """Idle slots in narrow gaps between the batch's slots that have room for a token."""
+        """Returns the idle slots of narrow gaps between the batch's slots, if all have room."""
         used = np.flatnonzero(np.bincount(batch.slots, minlength=self.slots))
         gaps = np.flatnonzero(np.diff(used) > 1)
         filler: list[int] = []
@@ -165,7 +168,7 @@ class LlamaRunner:
 
 
 def most_rows(model: LlamaModel) -> int:
-    """Rows of logits that one step may want."""
+    """Returns how many rows of logits one step may want."""
     return max(32, min(BATCH_TOKENS, _ROW_BYTES // (4 * model.vocabulary)))
 
 
@@ -173,7 +176,7 @@ def most_rows(model: LlamaModel) -> int:
 def temporary_runner(
     model: LlamaModel, threads: int, *, exact: bool, slots: int, room: int
 ) -> Iterator[LlamaRunner]:
-    """A runner with room for ``room`` tokens a slot at most; the model stays open after it."""
+    """A runner with room for up to ``room`` tokens a slot; it leaves the model open."""
     made = ContextOptions(
         slots=slots,
         slot_tokens=min(room, model.context_tokens),

@@ -12,11 +12,11 @@ from afterword.engine.llama.ends import ends_of
 _DOCUMENT_START = b"<|endoftext|>"
 _LETTERS = ("a", "e", "1", ".")
 _SUFFIX_FIRST = b"[SUFFIX]"
-"""The family that was trained on suffix, then prefix, and has no token before the middle."""
+"""Models with this token were trained on suffix, then prefix, with no token before the middle."""
 
 
 class LlamaTokenizer:
-    """Text to ids and back. Its methods are safe from any thread while the model is open."""
+    """Converts text to ids and back. Safe from any thread while the model is open."""
 
     def __init__(self, model: LlamaModel) -> None:
         self._model = model
@@ -28,7 +28,7 @@ class LlamaTokenizer:
         self.max_piece_bytes = max(map(len, self.pieces))
         named = {role: model.named(role) for role in ("bos", "eos", "pad")}
         self.roles = {role: token for role, token in named.items() if token is not None}
-        # What the vocabulary has no token for stands in the middle of words.
+        # The unknown token stands in the middle of words, so no space is added after it.
         unknown = int(model.metadata("tokenizer.ggml.unknown_token_id") or -1)
         cuts = (tokens.control_ids | tokens.user_ids) - {unknown}
         self.space_after = cuts if self._adds_space() else None
@@ -39,8 +39,8 @@ class LlamaTokenizer:
         self.document_start_id = next(i for i in starts if i is not None)
         self.infill = self._infill()
 
-    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> LlamaTokenizer:  # noqa: ARG002 - nobody is asked
-        """The tokenizer itself: it is all here."""
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> LlamaTokenizer:  # noqa: ARG002 - the protocol
+        """Returns itself, because tokenisation needs no other server."""
         return self
 
     def encode(
@@ -50,7 +50,7 @@ class LlamaTokenizer:
         return self._model.encode(text.encode(), parse_special=parse_special, continues=continues)
 
     def _adds_space(self) -> bool:
-        """Whether a letter alone is spelled with a space: no key of the file says it for all."""
+        """Whether text gets a space in front. Found by encoding letters: no key tells it."""
         for letter in _LETTERS:
             try:
                 first = self.encode(letter, parse_special=False)[:1]
@@ -64,7 +64,7 @@ class LlamaTokenizer:
         return next((i for i in sorted(self.special_ids) if self.pieces[i] == name), None)
 
     def _infill(self) -> InfillTokens | None:
-        """What llama.cpp found in the metadata or by well-known names (F2)."""
+        """Returns the infill tokens (F2), declared by the file or known by name; None without."""
         named = self._model.named
         prefix, suffix, middle = named("fim_pre"), named("fim_suf"), named("fim_mid")
         suffix_first = self._special(_SUFFIX_FIRST)
@@ -88,5 +88,8 @@ class LlamaTokenizer:
         )
 
     def _infill_ends(self, *markers: int) -> tuple[int, ...]:
-        """A marker begins another infill; CodeGemma's makers list them as terminators."""
+        """Returns the tokens that end a middle.
+
+        They include the markers, which begin another infill; CodeGemma's makers list them too.
+        """
         return tuple(sorted(self._ends.infill_end_ids.union(markers) - self.end_ids))

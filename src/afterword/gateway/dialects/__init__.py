@@ -1,1 +1,1 @@
-"""What each kind of server speaks: one file for each kind."""
+"""Dialects of upstreams: one file for each kind of server, and what they share."""

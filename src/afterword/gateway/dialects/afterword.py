@@ -1,4 +1,4 @@
-"""Afterword in front of Afterword."""
+"""The dialect of Afterword. Source of the format: ``docs/contract.md``."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class _Info(msgspec.Struct):
 
 
 class AfterwordDialect(CompletionsDialect):
-    """Afterword in front of Afterword: everything, exactly. Tokens are told by name."""
+    """Afterword in front of Afterword: every feature, exactly. Token names give the ids."""
 
     name = "afterword"
     title = "Afterword"
-    notes: Mapping[str, str] = {"seed": "yes, with the promise of those behind"}
+    notes: Mapping[str, str] = {"seed": "yes, as far as the servers behind keep seeds"}
 
     async def introspect(self, api: Api, name: str) -> Facts:
         """See ``Dialect``."""
@@ -47,7 +47,7 @@ class AfterwordDialect(CompletionsDialect):
                 chat_template=info.chat_template,
             )
         except (KeyError, ValueError):
-            raise StreamBroke("its models are not described as Afterword describes them") from None
+            raise StreamBroke("its list of models lacks the facts that Afterword gives") from None
 
     def request(
         self,
@@ -55,7 +55,7 @@ class AfterwordDialect(CompletionsDialect):
         job: Job,
         seqs: Sequence[int],
         facts: Facts,
-        tokenizer: AnyTokenizer,  # noqa: ARG002 - ids need none
+        tokenizer: AnyTokenizer,  # noqa: ARG002 - the prompt is ids
     ) -> tuple[str, object]:
         """See ``Dialect``."""
         sampling = job.sampling
@@ -67,7 +67,7 @@ class AfterwordDialect(CompletionsDialect):
             "min_tokens": sampling.min_tokens,
             "ignore_eos": sampling.ignore_eos,
             "seed": job.seed,
-            # Names of tokens come with their log-probabilities.
+            # Tokens are named only in log-probabilities, so they are always requested.
             "logprobs": max(job.logprobs or 0, job.prompt_logprobs or 0),
             "echo": job.prompt_logprobs is not None,
         }

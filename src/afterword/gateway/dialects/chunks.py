@@ -1,4 +1,4 @@
-"""Streams of ``/v1/completions`` as they come: the shape of a chunk, and what reads it."""
+"""Chunks of ``/v1/completions`` streams, and the readers that turn them into events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from afterword.gateway.transport.api import failure_in_stream
 
 
 class ChoiceLogprobs(msgspec.Struct):
-    """Log-probabilities of a choice's new tokens; with ``echo`` the prompt's come first."""
+    """Log-probabilities of a choice's new tokens; with ``echo`` those of the prompt come first."""
 
     tokens: list[str] = []
     token_logprobs: list[float | None] = []
@@ -28,7 +28,7 @@ class ChoiceLogprobs(msgspec.Struct):
 
 
 class ChoiceDelta(msgspec.Struct):
-    """What a chunk adds to one choice."""
+    """The part of a chunk that belongs to one choice."""
 
     index: int = 0
     text: str = ""
@@ -42,7 +42,7 @@ class _Cached(msgspec.Struct):
 
 
 class ChunkUsage(msgspec.Struct):
-    """The upstream's own count."""
+    """The upstream's own count of tokens."""
 
     prompt_tokens: int = 0
     completion_tokens: int | None = None
@@ -59,14 +59,14 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 
 class IdResolver(msgspec.Struct, frozen=True):
-    """Ids of a choice's tokens, and the id that a name in its log-probabilities means."""
+    """``ids`` gives the ids of a choice's tokens, ``id_of`` the id of a token's name."""
 
     ids: Callable[[ChoiceDelta], list[int]]
     id_of: Callable[[str], int]
 
 
 class ChunkReader:
-    """Reads chunks. With ``echo`` the first chunk of each choice has the prompt's entries."""
+    """Reads chunks. With ``echo`` the first chunk of each choice contains the prompt's scores."""
 
     def __init__(self, stream: StreamReader, job: Job, resolver: IdResolver) -> None:
         self._stream = stream
@@ -88,7 +88,7 @@ class ChunkReader:
         try:
             chunk = _decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise StreamBroke("it sent an event that is no chunk") from None
+            raise StreamBroke("it sent an event that is not a chunk of a completion") from None
         if chunk.error is not None:
             raise failure_in_stream(chunk.error)
         events: list[Event] = []
@@ -118,16 +118,16 @@ class ChunkReader:
         return [self._stream.counted(usage.prompt_tokens, cached)]
 
     def _bare(self, choice: ChoiceDelta) -> TokenDelta:
-        """What a choice adds where no log-probabilities were asked for."""
+        """Returns the delta of a choice without log-probabilities."""
         seq = self._stream.seq(choice.index)
         return TokenDelta(seq, self._resolver.ids(choice), [], [], choice.finish_reason)
 
     def _scored(self, choice: ChoiceDelta, events: list[Event]) -> TokenDelta:
-        """What a choice adds with its log-probabilities; those of the prompt go to ``events``."""
+        """Returns the delta of a choice with scores; appends the prompt's scores to ``events``."""
         delta = self._bare(choice)
         if choice.logprobs is None:
             if delta.ids:
-                raise StreamBroke("it sent tokens without the log-probabilities asked for")
+                raise StreamBroke("it sent tokens without the requested log-probabilities")
             return delta
         logprobs, tops = self._scores(choice.logprobs)
         k = self._job.prompt_logprobs
@@ -139,10 +139,10 @@ class ChunkReader:
             scored = scored_prompt(logprobs[1:prompt], tops[1:prompt], k)
             events += self._stream.prefilled(scored)
             logprobs, tops = logprobs[prompt:], tops[prompt:]
-            # Ids beside the log-probabilities are of generated tokens alone.
+            # ``token_ids`` has generated tokens only; log-probabilities include the prompt.
             delta.ids = delta.ids[-len(logprobs) :] if logprobs else []
         if len(logprobs) != len(delta.ids):
-            raise StreamBroke("its log-probabilities are not one for each token")
+            raise StreamBroke("it did not send one log-probability for each token")
         delta.logprobs, delta.tops = logprobs, tops
         return delta
 
@@ -157,7 +157,7 @@ class ChunkReader:
 
 
 class UsageCountReader(ChunkReader):
-    """Reads text: how many tokens it was is said only at the end, in the usage."""
+    """Reads text from an upstream that counts tokens only at the end, in its usage."""
 
     def __init__(self, stream: StreamReader, job: Job, resolver: IdResolver) -> None:
         super().__init__(stream, job, resolver)
@@ -182,7 +182,7 @@ class UsageCountReader(ChunkReader):
         return super()._counted(usage) + self._ends(usage.completion_tokens)
 
     def _ends(self, completion_tokens: int | None) -> list[Event]:
-        """The end of every choice; where several were counted together, the last has the rest."""
+        """Returns the end of every choice; the first takes what the usage counts for no other."""
         ends: list[Event] = []
         reasons, self._reasons = self._reasons, {}
         for at, (seq, reason) in enumerate(reasons.items(), 1):
@@ -197,7 +197,7 @@ class UsageCountReader(ChunkReader):
 
 
 def piece_of(token: str) -> bytes:
-    r"""The bytes of a token as the contract writes it: text, or ``bytes:\xe2\x80`` (L4)."""
+    r"""Returns the bytes of a token, which is written as text or ``bytes:\xe2\x80`` (L4)."""
     if token.startswith("bytes:\\x"):
         try:
             return bytes.fromhex(token[6:].replace("\\x", ""))

@@ -1,4 +1,4 @@
-"""What the upstreams have in common that speak ``/v1/completions`` themselves."""
+"""The base of dialects whose upstreams serve ``/v1/completions`` themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from afterword.gateway.transport.api import Api
 
 
 class CompletionsDialect:
-    """What they have in common."""
+    """A ``Dialect`` without ``introspect`` and ``request``; ``_resolver`` is the subclass's."""
 
     name = ""
     title = ""
@@ -26,7 +26,7 @@ class CompletionsDialect:
         """See ``Dialect``."""
         return f"{api.address.root}/health"
 
-    async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - names are cut beforehand
+    async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - the engine splits names
         """See ``Dialect``."""
         return await encode(api, model, text)
 
@@ -47,7 +47,7 @@ class CompletionsDialect:
 def body_of(
     job: Job, seqs: Sequence[int], facts: Facts, prompt: str | list[int] | None
 ) -> dict[str, Any]:
-    """The fields that all of them know."""
+    """Returns the fields that all these upstreams know; without a prompt if ``prompt`` is None."""
     sampling = job.sampling
     body: dict[str, Any] = {
         "model": facts.model,

@@ -1,4 +1,4 @@
-"""A kind of upstream: what it can do, what it calls things, how its answers are read."""
+"""The protocol of a dialect: what a kind of upstream can do, its requests and its answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from afterword.gateway.transport.api import Api
 from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
 
 UNKNOWN_CONTEXT = 1 << 30
-"""The context of an upstream that does not say how long it is."""
+"""Tokens of context of an upstream that does not report them."""
 
 FEATURES: Mapping[str, Callable[[Job], bool]] = {
     "logprobs": lambda job: job.logprobs is not None,
@@ -26,14 +26,15 @@ FEATURES: Mapping[str, Callable[[Job], bool]] = {
     "min_tokens": lambda job: job.sampling.min_tokens > 0,
     "ignore_eos": lambda job: job.sampling.ignore_eos,
 }
-"""What a job can ask for that an upstream may not have."""
+"""Features that an upstream may lack, and whether a job uses them."""
 _PARAMS = {"scoring": "echo", "penalties": "presence_penalty"}
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What an upstream said of itself when it was asked.
+    """What an upstream reports about itself and its model.
 
-    ``vocabulary`` None: it has no tokenizer. ``identity`` changes with what may change an answer.
+    ``model`` is its name there. ``vocabulary`` is None if the upstream has no tokenizer.
+    ``identity`` changes with everything that may change an answer.
     """
 
     model: str
@@ -46,71 +47,81 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reader(Protocol):
-    """Reads the events of one request."""
+    """Turns the stream of one request into events."""
 
     @property
     def over(self) -> bool:
-        """Whether nothing more is wanted of the request."""
+        """Whether every sequence of the request has ended."""
 
     def read(self, payload: bytes) -> list[Event]:
-        """The events in a payload. Raises ``UpstreamFailure``."""
+        """Returns the events in the payload of one server-sent event.
+
+        Raises ``UpstreamFailure`` if the upstream reports an error or sends nonsense.
+        """
 
     def done(self) -> list[Event]:
-        """The events that the end of the stream brings. Raises ``StreamBroke`` if it is early."""
+        """Returns the events of the end of the stream.
+
+        Raises ``StreamBroke`` if a sequence has not ended.
+        """
 
     def close(self, seq: int) -> None:
-        """Nothing more is wanted of a sequence."""
+        """Drop everything that still comes for a sequence."""
 
 
 class Dialect(Protocol):
-    """A kind of upstream. ``lacks`` says of each feature that it has not what is missing."""
+    """A kind of upstream. ``lacks`` and ``notes`` are keyed by the rows of ``support.ROWS``."""
 
     @property
     def name(self) -> str:
-        """As in an address."""
+        """Its name in addresses."""
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Its name in error texts."""
 
     @property
     def lacks(self) -> Mapping[str, str]:
-        """Features that are refused, and why."""
+        """The features that are refused, each with the reason as a predicate of the server."""
 
     @property
     def takes_names_as_text(self) -> bool:
-        """Whether its tokenizer can be told that names of special tokens are text."""
+        """Whether its tokenizer can treat names of special tokens as text."""
 
     @property
     def notes(self) -> Mapping[str, str]:
-        """Features that are there in part, and in which."""
+        """The features that work in part, each with its limits."""
 
     def health(self, api: Api) -> str:
-        """The path whose answer shows that it can compute."""
+        """Returns the path that answers 200 if the upstream can compute."""
 
     async def introspect(self, api: Api, name: str) -> Facts:
-        """What it is; ``name`` is the model's name here. ``UpstreamFailure``, ``ConfigError``."""
+        """Ask an upstream about itself; ``name`` is the gateway's name for the model.
+
+        Raises ``UpstreamFailure`` if it does not answer, ``ConfigError`` if it does not serve the
+        model.
+        """
 
     async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:
-        """Ask for the ids of a text."""
+        """Ask an upstream for the ids of a text. Raises ``UpstreamFailure``."""
 
     def groups(self, job: Job) -> Sequence[Sequence[int]]:
-        """Which siblings one request can ask for together."""
+        """Returns the siblings of a job by request: each group shares one request."""
 
     def request(
         self, api: Api, job: Job, seqs: Sequence[int], facts: Facts, tokenizer: AnyTokenizer
     ) -> tuple[str, object]:
-        """Path and body of a request for some siblings of a job."""
+        """Returns path and body of a request for some siblings of a job."""
 
     def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
-        """Reads what such a request brings; events call the job ``index``."""
+        """Returns the reader of such a request; its events name the job ``index``."""
 
 
 AnyTokenizer = RemoteTokenizer | TextTokenizer
 
 
 def refuse(dialect: Dialect, facts: Facts, origin: str, jobs: Sequence[Job]) -> None:
-    """Refuse what an upstream cannot give, by name. Raises ``InvalidRequest``."""
+    """Raises ``InvalidRequest``, with the parameter, if an upstream cannot honour a job."""
     first = jobs[0]
     server = f"{dialect.title} at {origin}"
     for feature, reason in dialect.lacks.items():
@@ -132,7 +143,10 @@ def refuse(dialect: Dialect, facts: Facts, origin: str, jobs: Sequence[Job]) -> 
 
 
 def chosen(listed: Sequence[str], api: Api, name: str) -> str:
-    """The upstream's name for the model: the address's, else ours, else its only one."""
+    """Returns the upstream's name for the model: the address's, else ours, else its only one.
+
+    Raises ``ConfigError`` if the upstream does not serve that model, or serves several.
+    """
     wanted = api.address.model
     if wanted is not None:
         if wanted not in listed:
@@ -143,17 +157,17 @@ def chosen(listed: Sequence[str], api: Api, name: str) -> str:
     if len(listed) != 1:
         raise ConfigError(
             f"model {name}: {api.address.origin} serves {', '.join(sorted(listed)) or 'nothing'}; "
-            "say which with #MODEL at the end of the address"
+            "choose one with #MODEL at the end of the address"
         )
     return listed[0]
 
 
 def identity(*parts: object) -> str:
-    """A digest of what may change an answer."""
+    """Returns a digest of everything that may change an answer."""
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
 
 
 def is_greedy(job: Job) -> bool:
-    """Whether the likeliest token is taken, however that was asked for."""
+    """Returns whether the sampling settings leave only the likeliest token."""
     sampling = job.sampling
     return sampling.temperature == 0 or sampling.top_p == 0 or sampling.top_k == 1

@@ -1,9 +1,9 @@
-"""The bytes of every token of an upstream that only tells text: asked for, pieced together.
+"""Introspection of a vocabulary: the bytes of every token of an upstream that reports only text.
 
-``/detokenize`` gives the text of a list of ids, in which bytes that are no characters are U+FFFD.
-So all ids are asked for at once with a separator between them. A token whose text is broken is
-asked for again between neighbours of known bytes until they complete a character together: then
-its own bytes are what is left.
+``/detokenize`` gives the text of a list of ids; bytes that form no character become U+FFFD.
+A question lists many ids with a separator between them. A token whose text is broken is asked for
+again between neighbours of known bytes, until they complete a character together: without the
+neighbours' bytes, the text then gives the token's own bytes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SEPARATORS = ("ZqXj#Zq", "QxvK%Qx", "JkZw~Jk")
 _BLOCK = 16384
 _MOST_IDS = 1 << 20
 _LONE = ("\x80", "\x90", "\ue000", "\ue800", "\ue820", "\U000f0000")
-"""Characters that no vocabulary has a token for, so that they are told byte by byte."""
+"""Characters without a token in any vocabulary: tokenizers give them byte by byte."""
 _HEADS = (b"", b"\xc2", b"\xee", b"\xf3")
 _TAILS = (b"", b"\x80", b"\xa0", b"\x90", b"\x80\x80", b"\xa0\x80", b"\x90\x80", b"\x90\x80\x80",
           b"\x80\x80\x80")  # fmt: skip
 _NEVER = (0xC0, 0xC1, *range(0xF5, 0x100))
-"""Bytes that UTF-8 never has, so that no neighbours complete them."""
+"""Bytes that UTF-8 never contains, so that no neighbours complete them."""
 _CLEANED = (".", "?", "!", ",", "'", "n't")
-"""What some decoders take the space before away from, to the loss of the token's own bytes."""
+"""Texts before which some decoders remove a space, although it belongs to the token."""
 
 _ENDS = ("<|endoftext|>", "<|im_end|>", "</s>", "<eos>", "<|eot_id|>", "<|end_of_text|>",
          "<end_of_turn>", "<|end|>", "<|return|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
@@ -48,23 +48,24 @@ _INFILL = (
     ("<PRE>", "<SUF>", "<MID>", "psm"),
     ("[PREFIX]", "[SUFFIX]", None, "spm"),
 )
-"""Names of fill-in-the-middle tokens by family, and the order that it was trained on."""
+"""Fill-in-the-middle tokens by family (prefix, suffix, middle), and its order of training."""
 _INFILL_ENDS = ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<fim_pad>", "<EOT>")
 
 
 class Encode(Protocol):
-    """Text to ids, with what the model puts before a document on request."""
+    """Text to ids; ``add_special`` adds the ids that the model puts before a document."""
 
     async def __call__(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Names of special tokens are parsed."""
+        """Returns the ids of a text; parses names of special tokens."""
 
 
 async def introspect_vocabulary(
     spell: Spell, encode: Encode, *, size: int | None = None
 ) -> Vocabulary:
-    """Everything about a vocabulary of ``size`` tokens; None: it ends where texts end.
+    """Returns the vocabulary behind ``spell`` (ids to text) and ``encode``.
 
-    Raises ``UpstreamFailure``.
+    ``size`` is its number of tokens; None finds the last id with a text. Raises
+    ``UpstreamFailure`` if the upstream does not answer or its tokens cannot be told apart.
     """
     pieces = await _pieces(spell, encode, size)
     names = {piece: i for i, piece in enumerate(pieces)}
@@ -92,7 +93,7 @@ async def introspect_vocabulary(
         bos_id=bos,
         roles={role: i for role, i in roles.items() if i is not None},
         infill=infill,
-        # After special tokens, servers differ.
+        # Servers differ in the space after special tokens, so none is assumed.
         space_after=[] if bare and pieces[bare[0]].startswith(b" ") else None,
     )
 
@@ -120,14 +121,14 @@ async def _pieces(spell: Spell, encode: Encode, size: int | None) -> list[bytes]
         if texts is not None:
             break
     else:
-        raise StreamBroke("its tokens cannot be told apart: every separator is a token itself")
+        raise StreamBroke("its tokens cannot be told apart: every separator occurs in a token")
     pieces = [text.encode() for text in texts]
     broken = [i for i, text in enumerate(texts) if _BROKEN in text]
     neighbours = await _neighbours(separated, encode) if broken else {}
     mended = await _mended(separated, broken, neighbours)
     hopeless = [i for i in broken if i not in mended and texts[i] == _BROKEN]
     if len(hopeless) == len(_NEVER):
-        # One token for each byte that no text has; vocabularies have bytes in their order.
+        # These are the bytes that UTF-8 never contains; vocabularies list bytes in order.
         mended |= {i: bytes([byte]) for i, byte in zip(hopeless, _NEVER, strict=True)}
     for i, piece in mended.items():
         pieces[i] = piece
@@ -137,7 +138,7 @@ async def _pieces(spell: Spell, encode: Encode, size: int | None) -> list[bytes]
 
 
 class _Separated:
-    """Asks for the texts of many lists of ids at once."""
+    """Asks for the texts of many lists of ids in one question."""
 
     def __init__(self, spell: Spell, ids: Sequence[int], first: str, between: str) -> None:
         self._spell = spell
@@ -147,13 +148,13 @@ class _Separated:
 
     @staticmethod
     async def of(spell: Spell, ids: Sequence[int]) -> _Separated:
-        """The first of a text may be spelled otherwise than later ones: without its space."""
+        """Learn a separator's text. At the start of a text it may lack the space of later ones."""
         first = await spell(ids)
         twice = await spell([*ids, *ids])
         return _Separated(spell, ids, first, twice[len(first) :])
 
     async def texts(self, lists: Sequence[Sequence[int]]) -> list[str] | None:
-        """One text for each list; None where the separator is no separator."""
+        """Returns one text for each list; None if the separator also occurs inside a text."""
         asked = list(self._ids)
         for ids in lists:
             asked += ids
@@ -175,7 +176,7 @@ async def _texts(separated: _Separated, size: int | None) -> list[str] | None:
         except (ClientsFault, Refused):
             if size is not None or not start:
                 raise
-            break  # ids beyond the vocabulary are refused: the last block was the last
+            break  # the server refuses ids beyond its vocabulary
         if block is None:
             return None
         texts += block
@@ -188,7 +189,7 @@ async def _texts(separated: _Separated, size: int | None) -> list[str] | None:
 
 
 async def _neighbours(separated: _Separated, encode: Encode) -> Mapping[int, int]:
-    """Ids of single bytes, as far as they show in characters that are told byte by byte."""
+    """Returns the ids of single bytes, learned from characters that are given byte by byte."""
     found: dict[int, int] = {}
     for character in _LONE:
         raw = character.encode()
@@ -202,7 +203,7 @@ async def _neighbours(separated: _Separated, encode: Encode) -> Mapping[int, int
 async def _mended(
     separated: _Separated, broken: Sequence[int], neighbours: Mapping[int, int]
 ) -> dict[int, bytes]:
-    """The bytes of broken tokens, as far as some neighbours complete them."""
+    """Returns the bytes of the broken tokens that some neighbours complete."""
     mended: dict[int, bytes] = {}
     left = list(broken)
     for head, tail in product(_HEADS, _TAILS):
@@ -221,7 +222,7 @@ async def _mended(
 
 
 async def _spaced(encode: Encode, texts: Sequence[str]) -> Mapping[int, bytes]:
-    """Tokens whose space a decoder took away: they then read like another token."""
+    """Returns the tokens whose space a decoder removes: their text equals that of another token."""
     spaced: dict[int, bytes] = {}
     for text in _twice(texts):
         ids = await encode(f"a {text}")

@@ -1,4 +1,7 @@
-"""llama-server, by the source that llama-cpp-python 0.3.36 carries: its own ``/completion``."""
+"""The dialect of llama-server: its own ``/completion``.
+
+Source of the format: llama.cpp's ``tools/server``, as llama-cpp-python 0.3.36 contains it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from afterword.gateway.vocabulary import RemoteTokenizer
 _MOST_LOGPROBS = 1000
 _LOWEST = -9999.0
 _SAMPLERS = ["temperature", "top_k", "top_p", "min_p"]
-"""The contract's order; the server's own has the temperature last."""
+"""The contract's order; the server's default order has the temperature last."""
 
 
 class _Top(msgspec.Struct):
@@ -95,7 +98,7 @@ _decode = msgspec.json.Decoder(_Partial).decode
 
 
 class LlamacppDialect:
-    """llama-server: ids and log-probabilities in its own stream, no scores of prompts."""
+    """llama-server: ids and log-probabilities in its own stream, but no scores of prompts."""
 
     name = "llamacpp"
     title = "llama-server"
@@ -103,16 +106,16 @@ class LlamacppDialect:
     lacks: Mapping[str, str] = {
         "scoring": "does not score prompts",
         "penalties": "counts the prompt's tokens too",
-        "min_tokens": "does not know it",
-        "ignore_eos": "bans end tokens instead of going on after them",
+        "min_tokens": "has no such parameter",
+        "ignore_eos": "bans end tokens instead of continuing after them",
     }
     notes: Mapping[str, str] = {
-        "bytes": "yes; -9999.0 for tokens that end inside a character, which it does not tell",
-        "seed": "32 bits of it, one stream at a time",
+        "bytes": "yes; -9999.0 for tokens that end inside a character, which it does not report",
+        "seed": "hashed to 32 bits; kept for one stream at a time",
     }
 
     def health(self, api: Api) -> str:
-        """Answers 503 while the model is loaded."""
+        """Returns a path that answers 503 until the model is loaded."""
         return f"{api.address.root}/health"
 
     async def introspect(self, api: Api, name: str) -> Facts:
@@ -131,7 +134,7 @@ class LlamacppDialect:
 
         meta = model.meta
         return Facts(
-            # It calls a model by the path of its file, which is nobody's business.
+            # Its name for a model is the path of the file, which clients must not see.
             model=model.id.rsplit("/", 1)[-1],
             context_tokens=props.default_generation_settings.n_ctx,
             max_logprobs=_MOST_LOGPROBS,
@@ -142,13 +145,13 @@ class LlamacppDialect:
             chat_template=props.chat_template or None,
         )
 
-    async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - it serves one
+    async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - it serves one model
         """See ``Dialect``."""
         body = {"content": text, "add_special": False, "parse_special": parse_special}
         return (await api.post(f"{api.address.root}/tokenize", body, _TokenIds)).tokens
 
     def groups(self, job: Job) -> Sequence[Sequence[int]]:
-        """Its ``n`` is limited by its slots."""
+        """Returns single siblings, because its slots limit its ``n``."""
         return [[seq] for seq in range(job.n)]
 
     def request(
@@ -157,7 +160,7 @@ class LlamacppDialect:
         job: Job,
         seqs: Sequence[int],
         facts: Facts,  # noqa: ARG002 - it serves one model
-        tokenizer: AnyTokenizer,  # noqa: ARG002 - ids need none
+        tokenizer: AnyTokenizer,  # noqa: ARG002 - the prompt is ids
     ) -> tuple[str, object]:
         """See ``Dialect``."""
         sampling = job.sampling
@@ -173,7 +176,7 @@ class LlamacppDialect:
             "top_p": sampling.top_p or 1,
             "min_p": sampling.min_p,
             "repeat_penalty": 1,
-            # Siblings need seeds of their own; there are 32 bits, the highest value is "random".
+            # Siblings need different seeds. A seed has 32 bits; the highest value means "random".
             "seed": mix64(mix64(job.seed) ^ seqs[0]) % (2**32 - 1),
         }
         if sampling.logit_bias:
@@ -192,9 +195,9 @@ class LlamacppDialect:
 
 
 class _PartialReader(SingleReader):
-    """Reads partial results. The server does not tell of tokens that end inside a character.
+    """Reads partial results. The server sends no event for tokens that end inside a character.
 
-    They show in ``tokens_predicted``, and their bytes in the text that completes the character.
+    ``tokens_predicted`` counts them, and the text that completes the character has their bytes.
     """
 
     def __init__(
@@ -208,19 +211,19 @@ class _PartialReader(SingleReader):
         try:
             partial = _decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise StreamBroke("it sent an event that is no part of a completion") from None
+            raise StreamBroke("it sent an event that is not a part of a completion") from None
         if partial.error is not None:
             raise failure_in_stream(partial.error)
         events = self._stream.prefilled()
-        ids, logprobs, tops = self._untold(partial)
+        ids, logprobs, tops = self._unreported(partial)
         ids += partial.tokens
         if self._job.logprobs is not None:
             for scored in partial.completion_probabilities:
                 logprobs.append(max(scored.logprob, _LOWEST))
                 tops.append([(t.id, max(t.logprob, _LOWEST)) for t in scored.top_logprobs])
             if len(logprobs) != len(ids):
-                raise StreamBroke("its log-probabilities are not one for each token")
-        self._told += len(ids)
+                raise StreamBroke("it did not send one log-probability for each token")
+        self._seen += len(ids)
         finish = partial.stop_type if partial.stop else None
         if self._held is not None:
             events += self._released(self._held, ended=finish == "eos" and not ids)
@@ -233,7 +236,7 @@ class _PartialReader(SingleReader):
         return events
 
     def _may_end(self, partial: _Partial) -> bool:
-        """Whether a part has a token without text, which is an end token if the end comes next."""
+        """Returns whether a part is one token without text: an end token if the end comes next."""
         if partial.stop or partial.content or len(partial.tokens) != 1:
             return False
         (token,) = partial.tokens
@@ -244,14 +247,14 @@ class _PartialReader(SingleReader):
             held.ids[-1] = self._tokenizer.end(held.ids[-1])
         return self._stream.sampled(held)
 
-    def _untold(self, partial: _Partial) -> tuple[list[int], list[float], list[Top]]:
-        """Tokens that the server passed over in silence before those of this delta."""
-        missing = partial.tokens_predicted - self._told - len(partial.tokens)
+    def _unreported(self, partial: _Partial) -> tuple[list[int], list[float], list[Top]]:
+        """Returns ids, log-probabilities and tops of tokens that the server has left out so far."""
+        missing = partial.tokens_predicted - self._seen - len(partial.tokens)
         if missing <= 0:
             return [], [], []
         tokenizer = self._tokenizer
         if partial.stop:
-            # The text ended inside a character, whose bytes nobody will tell.
+            # The text ends inside a character; the server never sends its bytes.
             ids = tokenizer.spelling(b"", missing)
             if partial.stop_type == "eos" and tokenizer.declared_end_ids:
                 ids[-1] = min(tokenizer.declared_end_ids)

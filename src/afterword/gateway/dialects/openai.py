@@ -1,4 +1,7 @@
-"""Any hosted endpoint of OpenAI's kind: text in, text out."""
+"""The dialect of hosted endpoints like OpenAI's: text in, text out.
+
+Source of the format: OpenAI's API reference of ``/v1/completions``.
+"""
 
 from __future__ import annotations
 
@@ -20,34 +23,34 @@ from afterword.gateway.transport.api import Api
 from afterword.gateway.vocabulary import TextTokenizer
 
 _MOST_LOGPROBS = 5
-"""What OpenAI's endpoint gives, and so whoever imitates it."""
+"""The limit of OpenAI's endpoint, which other endpoints imitate."""
 
 
 class OpenaiDialect(CompletionsDialect):
-    """Any hosted endpoint: text in, text out, and log-probabilities where it has them."""
+    """Any hosted endpoint: text in, text out, and log-probabilities if the endpoint has them."""
 
     name = "openai"
     title = "an OpenAI-like endpoint"
     lacks: Mapping[str, str] = {
         "ids": "has no tokenizer",
         "suffix": "has no tokenizer",
-        "scoring": "cannot say which tokens of a prompt it scored",
-        "top_k": "does not know it",
-        "min_p": "does not know it",
-        "min_tokens": "does not know it",
-        "ignore_eos": "does not know it",
+        "scoring": "does not report which tokens of a prompt it scored",
+        "top_k": "has no such parameter",
+        "min_p": "has no such parameter",
+        "min_tokens": "has no such parameter",
+        "ignore_eos": "has no such parameter",
     }
     notes: Mapping[str, str] = {
         "text": "yes, `max_tokens` must be given",
-        "logprobs": "where it has them, at most 5",
-        "bytes": "as it writes them",
-        "seed": "as far as it keeps them",
-        "usage": "its own count; up to a `stop`, by chunks",
-        "cached_tokens": "where it tells",
+        "logprobs": "if the endpoint has them, at most 5",
+        "bytes": "as the endpoint writes them",
+        "seed": "as far as the endpoint keeps seeds",
+        "usage": "the endpoint's count; up to a `stop`, a count of chunks",
+        "cached_tokens": "if the endpoint reports them",
     }
 
     def health(self, api: Api) -> str:
-        """There is no other path that all of them have."""
+        """Returns the list of models, the only path that every endpoint has."""
         return f"{api.address.base}/models"
 
     async def introspect(self, api: Api, name: str) -> Facts:
@@ -67,7 +70,7 @@ class OpenaiDialect(CompletionsDialect):
         assert isinstance(tokenizer, TextTokenizer)  # noqa: S101 - it has no vocabulary
         sampling = job.sampling
         prompt = tokenizer.text(job.prompt_ids)
-        # An empty prompt is what the endpoint itself takes for the start of a document.
+        # Without a prompt, the endpoint itself starts a document.
         body = body_of(job, seqs, facts, prompt or None) | {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

@@ -1,4 +1,4 @@
-"""The kinds of upstream there are."""
+"""All dialects, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes that several kinds of server have: which models there are, and which ids a text has."""
+"""Routes that several dialects share: the list of models, and the ids of a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from afterword.gateway.transport.api import Api
 
 
 class Listed(msgspec.Struct):
-    """A model as it is listed."""
+    """One model in the list; ``max_model_len`` is its context in tokens."""
 
     id: str
     root: str | None = None
@@ -30,14 +30,18 @@ class _Tokens(msgspec.Struct):
 
 
 async def model_of(api: Api, name: str) -> Listed:
-    """The model that is meant by ``name``. Raises ``UpstreamFailure`` and ``ConfigError``."""
+    """Returns the upstream's model for the gateway's ``name``.
+
+    Raises ``UpstreamFailure`` if the upstream does not answer, ``ConfigError`` if it does not
+    serve the model.
+    """
     listed = (await api.get(f"{api.address.base}/models", _Models)).data
     wanted = chosen([model.id for model in listed], api, name)
     return next(model for model in listed if model.id == wanted)
 
 
 async def encode(api: Api, model: str, text: str, *, add_special: bool = False) -> list[int]:
-    """The ids of a text, as vLLM and who follows it are asked for them."""
+    """Returns the ids of a text, by vLLM's route. Raises ``UpstreamFailure``."""
     body = {"model": model, "prompt": text, "add_special_tokens": add_special}
     return (await api.post(f"{api.address.root}/tokenize", body, _Tokens)).tokens
 
@@ -45,7 +49,7 @@ async def encode(api: Api, model: str, text: str, *, add_special: bool = False) 
 async def facts_of(
     api: Api, model: Listed, *, identity: str, max_logprobs: int, spell: Spell
 ) -> Facts:
-    """What a server is whose vocabulary has to be asked for piece by piece."""
+    """Returns the facts of a server after introspection of its vocabulary through ``spell``."""
     return Facts(
         model=model.id,
         context_tokens=model.max_model_len or UNKNOWN_CONTEXT,

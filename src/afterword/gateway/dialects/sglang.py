@@ -1,4 +1,7 @@
-"""SGLang, by its source (0.5.23): its own ``/generate``, which tells ids and scores prompts."""
+"""The dialect of SGLang: its own ``/generate``, which sends ids and scores prompts.
+
+Source of the format: SGLang 0.5.23.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from afterword.gateway.vocabulary import RemoteTokenizer
 
 _MOST_LOGPROBS = 1000
 _Entry = tuple[float | None, int, str | None]
-"""Log-probability, id and perhaps text."""
+"""Log-probability, id, and text if the server sends it."""
 
 
 class _Server(msgspec.Struct):
@@ -63,13 +66,13 @@ _decode = msgspec.json.Decoder(_Output).decode
 
 
 class SglangDialect:
-    """SGLang: everything, but for seeds, which it keeps only where it is started to."""
+    """SGLang: every feature; it keeps seeds only if an option at its start asks for that."""
 
     name = "sglang"
     title = "SGLang"
     takes_names_as_text = False
     lacks: Mapping[str, str] = {}
-    notes: Mapping[str, str] = {"seed": "with its `--enable-deterministic-inference`"}
+    notes: Mapping[str, str] = {"seed": "if started with `--enable-deterministic-inference`"}
 
     def health(self, api: Api) -> str:
         """See ``Dialect``."""
@@ -93,12 +96,12 @@ class SglangDialect:
             spell=spell,
         )
 
-    async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - names are cut beforehand
+    async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - the engine splits names
         """See ``Dialect``."""
         return await encode(api, model, text)
 
     def groups(self, job: Job) -> Sequence[Sequence[int]]:
-        """One each: its siblings share a seed."""
+        """Returns single siblings, because all siblings of a request share its seed."""
         return [[seq] for seq in range(job.n)]
 
     def request(
@@ -107,7 +110,7 @@ class SglangDialect:
         job: Job,
         seqs: Sequence[int],
         facts: Facts,  # noqa: ARG002 - it serves one model
-        tokenizer: AnyTokenizer,  # noqa: ARG002 - ids need none
+        tokenizer: AnyTokenizer,  # noqa: ARG002 - the prompt is ids
     ) -> tuple[str, object]:
         """See ``Dialect``."""
         sampling = job.sampling
@@ -148,22 +151,22 @@ class SglangDialect:
 
 
 class _OutputReader(SingleReader):
-    """Reads outputs. Each tells all tokens so far, or with an option of the server the new ones."""
+    """Reads outputs. Each lists all tokens so far, or only the new ones (a server option)."""
 
     def read(self, payload: bytes) -> list[Event]:
         """See ``Reader``."""
         try:
             output = _decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise StreamBroke("it sent an event that is no output") from None
+            raise StreamBroke("it sent an event that is not an output") from None
         if output.error is not None:
             raise failure_in_stream(output.error)
         meta = output.meta_info
         finish = meta.finish_reason
         if finish is not None and finish.type == "abort":
             raise Refused("it aborted the request")
-        new = max(meta.completion_tokens - self._told, 0)
-        self._told += new
+        new = max(meta.completion_tokens - self._seen, 0)
+        self._seen += new
         ids = _last(output.output_ids, new)
         if finish is not None and finish.type == "stop" and ids:
             ids[-1] = self._tokenizer.end(ids[-1])
@@ -173,7 +176,7 @@ class _OutputReader(SingleReader):
             logprobs = [_value(entry) for entry in _last(meta.output_token_logprobs or [], new)]
             tops = _tops(_last(meta.output_top_logprobs or [None] * new, new))
             if len(logprobs) != len(ids) or len(tops) != len(ids):
-                raise StreamBroke("its log-probabilities are not one for each token")
+                raise StreamBroke("it did not send one log-probability for each token")
         events = self._prefilled(meta)
         events += self._stream.sampled(
             TokenDelta(self._seq, ids, logprobs, tops, None if finish is None else finish.type)

@@ -1,4 +1,4 @@
-"""What readers have in common whose request is for one sequence of a server with a vocabulary."""
+"""The base of readers whose request asks for one sequence of an upstream with a vocabulary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from afterword.gateway.vocabulary import RemoteTokenizer
 
 
 class SingleReader:
-    """A ``Reader`` but for ``read``; ``_told`` counts the tokens that it has told."""
+    """A ``Reader`` without ``read``; ``_seen`` counts the tokens that ``read`` has seen."""
 
     def __init__(
         self, stream: StreamReader, job: Job, seq: int, tokenizer: RemoteTokenizer
@@ -18,7 +18,7 @@ class SingleReader:
         self._job = job
         self._seq = seq
         self._tokenizer = tokenizer
-        self._told = 0
+        self._seen = 0
 
     @property
     def over(self) -> bool:

@@ -1,4 +1,4 @@
-"""What an upstream's events mean: the frame that all dialects fill in."""
+"""The stream reader: turns token deltas, which every dialect can make, into events."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ Top = Sequence[tuple[int, float]]
 
 
 class TokenDelta(msgspec.Struct):
-    """What one event says of one sequence.
+    """What one event of an upstream adds to one sequence.
 
-    ``logprobs`` and ``tops`` are as long as ``ids``, or empty where none were asked for.
+    ``logprobs`` and ``tops`` are as long as ``ids``, or empty if the job asks for none.
+    ``finish`` is the upstream's reason for the end, None if the sequence goes on.
     """
 
     seq: int
@@ -38,10 +39,10 @@ class TokenDelta(msgspec.Struct):
 
 
 class StreamReader:
-    """Folds the parts of some sequences of a job into events; ends what has to end.
+    """Turns token deltas of some siblings of a job into events; ends sequences at their limits.
 
-    ``index`` is what events call the job; ``seqs`` are the siblings that the request asked
-    for, in the upstream's order. Invariant: after its ``Ended`` nothing is said of a sequence.
+    ``index`` is the job's index in events; ``seqs`` are the siblings of the request, in the
+    upstream's order. Invariant: no event of a sequence follows its ``Ended``.
     """
 
     def __init__(self, index: int, job: Job, seqs: Sequence[int], end_ids: frozenset[int]) -> None:
@@ -51,48 +52,51 @@ class StreamReader:
         self._made = dict.fromkeys(seqs, 0)
         self._open = set(seqs)
         self._prefilled = False
-        # Of all events where no scores are asked for; extended with one another they stay empty.
+        # Shared by all events without scores: the mailbox extends them with each other only.
         self._unscored = (array("d"), array("i"), array("d"))
         ends = end_ids if not job.sampling.ignore_eos else frozenset()
         self._end_ids = ends.union(job.extra_end_ids)
 
     @property
     def over(self) -> bool:
-        """Whether nothing more is wanted."""
+        """Whether every sequence has ended or is closed."""
         return not self._open
 
     @property
     def begun(self) -> bool:
-        """Whether the event that comes first was given."""
+        """Whether ``prefilled`` has returned its event."""
         return self._prefilled
 
     def wants(self, seq: int) -> bool:
-        """Whether a sequence goes on."""
+        """Returns whether a sequence has not ended."""
         return seq in self._open
 
     def close(self, seq: int) -> None:
-        """Nothing more is wanted of a sequence."""
+        """Drop everything that still comes for a sequence."""
         self._open.discard(seq)
 
     def seq(self, index: int) -> int:
-        """The sibling that an upstream's index means."""
+        """Returns the sibling of a choice's index in the request.
+
+        Raises ``StreamBroke`` if the request has no such choice.
+        """
         if not 0 <= index < len(self._seqs):
-            raise StreamBroke("it answered with a choice that nobody asked for")
+            raise StreamBroke("it answered with a choice that was not requested")
         return self._seqs[index]
 
     def prefilled(self, scored: ScoredPrompt | None = None) -> list[Event]:
-        """The event that comes first."""
+        """Returns the ``Prefilled`` event at the first call, nothing later."""
         if self._prefilled:
             return []
         self._prefilled = True
         return [Prefilled(self._index, len(self._job.prompt_ids), 0, scored)]
 
     def counted(self, prompt_tokens: int, cached_tokens: int) -> Event:
-        """What the upstream counted of the prompt."""
+        """Returns the event with the upstream's count of prompt tokens."""
         return Counted(self._index, prompt_tokens, cached_tokens)
 
     def sampled(self, delta: TokenDelta) -> list[Event]:
-        """The events of a delta."""
+        """Returns the events of a delta. Raises ``StreamBroke`` for an unknown finish reason."""
         if delta.seq not in self._open:
             return []
         events: list[Event] = []
@@ -105,12 +109,12 @@ class StreamReader:
         return events
 
     def ended(self, seq: int, reason: FinishReason, made: int | None = None) -> Event:
-        """The end of a sequence; ``made`` is the upstream's own count, where it has one."""
+        """End a sequence and return its event; ``made`` is the upstream's own count of tokens."""
         self._open.discard(seq)
         return Ended(self._index, seq, reason, self._made[seq] if made is None else made)
 
     def _cut(self, delta: TokenDelta) -> tuple[int, FinishReason | None]:
-        """How many of a part's tokens count, and whether the sequence ends with them."""
+        """Returns how many tokens of a delta count, and why the sequence ends with them, if so."""
         left = self._job.max_tokens - self._made[delta.seq]
         ids = delta.ids
         if not self._end_ids.isdisjoint(ids):
@@ -128,7 +132,7 @@ class StreamReader:
         tokens = array("i", delta.ids[:count])
         if k is None:
             return Sampled(self._index, delta.seq, tokens, *self._unscored)
-        # Arrays of their own: the mailbox extends them.
+        # Each event needs arrays of its own, because the mailbox extends them.
         logprobs, top_ids, top_logprobs = array("d", delta.logprobs[:count]), array("i"), array("d")
         for top in delta.tops[:count]:
             add_top(top, k, top_ids, top_logprobs)
@@ -136,7 +140,7 @@ class StreamReader:
 
 
 def scored_prompt(logprobs: Sequence[float], tops: Sequence[Top], k: int) -> ScoredPrompt:
-    """Scores of a prompt's tokens after the first."""
+    """Returns the scores of a prompt's tokens after the first, each with its ``k`` likeliest."""
     top_ids, top_logprobs = array("i"), array("d")
     for top in tops:
         add_top(top, k, top_ids, top_logprobs)
@@ -144,7 +148,7 @@ def scored_prompt(logprobs: Sequence[float], tops: Sequence[Top], k: int) -> Sco
 
 
 def add_top(top: Top, k: int, ids: array[int], logprobs: array[float]) -> None:
-    """The k likeliest, likeliest first; ``NO_TOKEN`` fills up if an upstream told of fewer."""
+    """Append the ``k`` likeliest, likeliest first; pad with ``NO_TOKEN`` if ``top`` has fewer."""
     if not k:
         return
     likeliest = sorted(top, key=_by_likelihood)[:k]
@@ -158,7 +162,10 @@ def _by_likelihood(entry: tuple[int, float]) -> tuple[float, int]:
 
 
 def reason_of(finish: str) -> FinishReason:
-    """An upstream's reason in the contract's words (A3)."""
+    """Returns an upstream's finish reason in the contract's words (A3).
+
+    Raises ``StreamBroke`` if the reason is unknown.
+    """
     if finish in {"stop", "eos", "eos_token", "stop_sequence"}:
         return "stop"
     if finish in {"length", "limit", "max_tokens"}:

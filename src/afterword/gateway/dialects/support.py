@@ -1,4 +1,4 @@
-"""What works in front of which kind of upstream, as a table for people."""
+"""The table of features by dialect, for the documentation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from afterword.gateway.dialects.dialect import Dialect
 ROWS: Mapping[str, str] = {
     "text": "text prompts, arrays, `n`, streams, `stop`, `echo`",
     "ids": "token ids, `logit_bias`, `/tokenize`",
-    "suffix": "`suffix`, where the vocabulary has the tokens",
+    "suffix": "`suffix`, if the vocabulary has the tokens",
     "logprobs": "`logprobs`, `best_of`",
     "bytes": "`bytes:` tokens, offsets",
     "scoring": "`echo` with `logprobs`",
@@ -25,7 +25,7 @@ ROWS: Mapping[str, str] = {
 
 
 def support_table(dialects: Sequence[Dialect]) -> str:
-    """A Markdown table: a row for each feature, a column for each dialect."""
+    """Returns a Markdown table: a row for each feature, a column for each dialect."""
     head = ["", *[f"`{dialect.name}+`" for dialect in dialects]]
     rows = [head, ["---"] * len(head)]
     for feature, text in ROWS.items():

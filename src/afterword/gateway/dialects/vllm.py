@@ -1,4 +1,7 @@
-"""vLLM, by its source (0.32.0): ids in the stream, prompt log-probabilities by ``echo``."""
+"""The dialect of vLLM: ids in the stream, log-probabilities of prompts through ``echo``.
+
+Source of the format: vLLM 0.32.0.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ class _Prompt(msgspec.Struct):
 
 
 class VllmDialect(CompletionsDialect):
-    """vLLM, by its source (0.32.0): ids in the stream, prompt log-probabilities by ``echo``."""
+    """vLLM: every feature; it keeps seeds as far as its own batches allow."""
 
     name = "vllm"
     title = "vLLM"
     notes: Mapping[str, str] = {
-        "seed": "as far as it keeps them",
-        "cached_tokens": "with its `--enable-prompt-tokens-details`",
+        "seed": "as far as the server keeps seeds",
+        "cached_tokens": "if started with `--enable-prompt-tokens-details`",
     }
 
     async def introspect(self, api: Api, name: str) -> Facts:
@@ -55,7 +58,7 @@ class VllmDialect(CompletionsDialect):
         )
 
     def groups(self, job: Job) -> Sequence[Sequence[int]]:
-        """It refuses several greedy siblings in one request."""
+        """Returns single siblings if the job is greedy: it refuses several greedy ones together."""
         return [[seq] for seq in range(job.n)] if is_greedy(job) else [range(job.n)]
 
     def request(
@@ -64,13 +67,13 @@ class VllmDialect(CompletionsDialect):
         job: Job,
         seqs: Sequence[int],
         facts: Facts,
-        tokenizer: AnyTokenizer,  # noqa: ARG002 - ids need none
+        tokenizer: AnyTokenizer,  # noqa: ARG002 - the prompt is ids
     ) -> tuple[str, object]:
         """See ``Dialect``."""
         sampling = job.sampling
         greedy = is_greedy(job)
         body = body_of(job, seqs, facts, list(job.prompt_ids)) | {
-            # All that the model's own generation_config would otherwise decide.
+            # Every value is explicit, because the model's generation_config sets other defaults.
             "temperature": 0 if greedy else sampling.temperature,
             "top_p": 1 if greedy else sampling.top_p,
             "top_k": 0 if greedy else sampling.top_k,
@@ -93,7 +96,7 @@ class VllmDialect(CompletionsDialect):
         def ended(choice: ChoiceDelta) -> list[int]:
             ids = choice.token_ids or []
             if choice.finish_reason == "stop" and ids and isinstance(tokenizer, RemoteTokenizer):
-                # No stop strings are sent, so that only an end token can be meant.
+                # The request has no stop strings, so an end token has ended the choice.
                 ids[-1] = tokenizer.end(ids[-1])
             return ids
 
@@ -101,8 +104,8 @@ class VllmDialect(CompletionsDialect):
 
 
 def _numbered(token: str) -> int:
-    """``token_id:123``, as vLLM writes ids where it is asked for them."""
+    """Returns the id in ``token_id:123``, vLLM's notation with ``return_tokens_as_token_ids``."""
     try:
         return int(token.removeprefix("token_id:"))
     except ValueError:
-        raise StreamBroke("it did not write tokens as ids") from None
+        raise StreamBroke("it did not write its tokens as ids") from None

@@ -1,1 +1,1 @@
-"""Several servers of one model: health, routing, attempts."""
+"""The pool of one model's upstreams: health, routing, attempts."""

@@ -15,15 +15,16 @@ from afterword.gateway.transport.sse import EventSplitter, EventTooLongError
 
 _DONE = b"[DONE]"
 _LINGER_S = 2.0
-"""How long the end of a stream is waited for when all its choices have ended."""
+"""The wait for the end of a stream after all its choices have ended."""
 _MOST_ERROR_BYTES = 64 * 1024
 
 
 class Attempt:
-    """Receives one stream; ``emit`` gets its events as they come, in the loop's callbacks.
+    """Receives one stream; calls ``emit`` with its events, in the event loop's callbacks.
 
-    ``produced``: something of it was given out, so that it cannot be tried again elsewhere.
-    No token costs a timer: the timer looks back when it fires.
+    ``admitted`` is called when the upstream has accepted the request. ``produced`` is True after
+    the first event: the request cannot be tried elsewhere any more. Tokens set no timers: the
+    one timer checks the time of the last event when it fires.
     """
 
     def __init__(
@@ -56,13 +57,13 @@ class Attempt:
         self._whole = False
 
     async def run(self) -> None:
-        """Returns when all that was wanted is there. Raises ``UpstreamFailure``."""
+        """Returns when every sequence has ended. Raises ``UpstreamFailure``."""
         used = self._client.take_idle()
         if used is not None:
             try:
                 await self._run_on(used)
             except StreamBroke:
-                # A connection that the other side closed while it was idle says nothing of it.
+                # The upstream may close idle connections: a failure without an answer is no fault.
                 if used.answered:
                     raise
                 self._renew()
@@ -86,13 +87,13 @@ class Attempt:
                 connection.abort()
 
     def close(self, seq: int) -> None:
-        """Nothing more is wanted of a sequence; after the last one the upstream is left alone."""
+        """Drop everything that still comes for a sequence; abort after the last one."""
         self._reader.close(seq)
         if self._reader.over:
             self.abort()
 
     def abort(self) -> None:
-        """Leave at once."""
+        """Close the connection at once; ``run`` returns."""
         if self._connection is not None:
             self._connection.abort()
         self._finish()
@@ -103,7 +104,7 @@ class Attempt:
         if head.status == 200:
             kind = head.headers.get("content-type", "")
             if not kind.startswith("text/event-stream"):
-                self._fail(StreamBroke("it answered with something that is no stream of events"))
+                self._fail(StreamBroke("it answered with something other than a stream of events"))
                 return
             self._admitted()
 
@@ -117,8 +118,8 @@ class Attempt:
         try:
             self._read(received)
         except EventTooLongError:
-            self._fail(StreamBroke("it sent an event without end"))
-        except Exception as error:  # noqa: BLE001 - whatever it is, this request is over
+            self._fail(StreamBroke("it sent an event that never ends"))
+        except Exception as error:  # noqa: BLE001 - any error ends this request
             self._fail(error)
 
     def end(self, error: StreamBroke | None) -> None:
@@ -127,7 +128,7 @@ class Attempt:
             return
         if error is not None:
             if self._done or self._reader.over:
-                self._finish()  # all is here, only the end is missing
+                self._finish()  # only the end of the answer is missing
             else:
                 self._fail(error)
             return
@@ -156,7 +157,7 @@ class Attempt:
                 elif not self._done:
                     events += self._reader.read(payload)
         finally:
-            # What came before something that is wrong was right.
+            # Events before a broken one are valid.
             self._give(events)
 
     def _give(self, events: list[Event]) -> None:

@@ -1,4 +1,4 @@
-"""The upstreams of one model: which gets a request, which is healthy, who waits for whom."""
+"""The pool: which upstream of a model gets a request, which are healthy, which are resting."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _log = logging.getLogger("afterword.upstream")
 T = TypeVar("T")
 
 _TYPICAL_TOKENS = 256
-"""How long an answer is taken to be where it may be longer."""
+"""The most tokens that an answer counts as outstanding; few answers reach ``max_tokens``."""
 _LEAST_PROBE_S = 1.0
 _LEAST_REST_S = 0.1
 _MOST_REFUSALS = 3
 
 
 class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits of time, in seconds, and ``key``, what the upstreams want to see.
+    """Limits of time in seconds, and ``key``, the credential for every upstream of the pool.
 
-    ``connect_s`` for a connection, ``first_token_s`` from request to first token, ``silence_s``
-    between two tokens, ``probe_s`` between two probes, ``patience_s`` for a request that waits
-    for upstreams which asked to be left alone.
+    ``connect_s`` limits a connection, ``first_token_s`` the time from request to first token,
+    ``silence_s`` the time between two tokens, ``patience_s`` the wait for resting upstreams.
+    ``probe_s`` is the time between two probes.
     """
 
     key: str | None = None
@@ -45,7 +45,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pool:
-    """Upstreams that are taken to be the same model. Lives on the event loop's thread."""
+    """Upstreams that serve the same model. All methods belong to the event loop's thread."""
 
     def __init__(
         self, model: str, dialect: Dialect, addresses: Sequence[Address], options: PoolOptions
@@ -68,7 +68,10 @@ class Pool:
         return made
 
     async def introspect(self) -> list[Facts]:
-        """Ask all upstreams what they are. Raises ``ConfigError`` where none can say."""
+        """Introspect all upstreams. Returns the facts of those that answer, in order.
+
+        Raises ``ConfigError`` if none answers.
+        """
         asked = await asyncio.gather(*map(self._introspect, self.upstreams))
         found = [upstream.facts for upstream in self.upstreams if upstream.facts is not None]
         if not found:
@@ -77,7 +80,7 @@ class Pool:
         return found
 
     async def _introspect(self, upstream: Upstream) -> str | None:
-        """Why an upstream is not used, or None."""
+        """Ask an upstream for its facts. Returns why it is not used, or None."""
         try:
             facts = await self.dialect.introspect(upstream.api, self.model)
         except UpstreamFailure as failure:
@@ -92,7 +95,7 @@ class Pool:
         return None
 
     def admit_only(self, accept: Callable[[Facts], str | None]) -> None:
-        """From now on upstreams are used only where ``accept`` has nothing against their facts."""
+        """Use only upstreams whose facts pass ``accept``, which returns None or a reason."""
         self._accept = accept
         for upstream in self.upstreams:
             if upstream.facts is not None and (why := accept(upstream.facts)) is not None:
@@ -101,11 +104,11 @@ class Pool:
 
     @property
     def healthy(self) -> bool:
-        """Whether some upstream answers."""
+        """Whether at least one upstream is up and not draining."""
         return any(upstream.up and not upstream.draining for upstream in self.upstreams)
 
     def watch(self) -> None:
-        """Begin to probe, if that was not done."""
+        """Start probing. Idempotent."""
         if self._probes is None:
             self._probes = asyncio.get_running_loop().create_task(self._probe_all())
 
@@ -116,14 +119,14 @@ class Pool:
             await asyncio.gather(*map(self.probe, self.upstreams))
 
     async def probe(self, upstream: Upstream) -> None:
-        """Ask one upstream whether it can compute; one that was never reached, what it is."""
+        """Ask one upstream whether it can compute; introspect it if it has no facts yet."""
         if upstream.facts is None:
             await self._introspect(upstream)
             return
         try:
             await upstream.api.check(self.dialect.health(upstream.api))
         except Overloaded as failure:
-            # A path that says how it is answers 503 while it loads, stops or is broken.
+            # A health path answers 503 if the server loads, stops or is broken.
             if failure.status == 503:
                 upstream.went_down(self.model, str(failure))
         except UpstreamFailure as failure:
@@ -132,32 +135,34 @@ class Pool:
             upstream.went_up(self.model)
 
     async def diagnose(self, upstream: Upstream, failure: UpstreamFailure) -> None:
-        """A request failed at an upstream: is it the upstream's doing, or the request's own?"""
+        """Find out after a failed request whether the upstream or the request is at fault."""
         self.failed(upstream, failure)
         if isinstance(failure, Refused):
             await self.probe(upstream)
 
     def failed(self, upstream: Upstream, failure: UpstreamFailure) -> None:
-        """An upstream did not do what it should. Some errors in a row are its own doing."""
+        """Note a failure; the upstream goes down, after several errors in a row if it answers."""
         if isinstance(failure, Refused) and upstream.refused() < _MOST_REFUSALS:
             return
         upstream.went_down(self.model, str(failure))
-        # What it had in memory is no longer counted on.
+        # Its prefix cache may be lost.
         self._prefixes.forget(upstream.bit)
 
     def rest(self, upstream: Upstream, failure: Overloaded) -> None:
-        """An upstream asked to be left alone."""
-        # One that says 0 is not asked in a circle.
+        """Send nothing to an upstream for as long as it asked."""
+        # A rest of 0 s would make a busy loop.
         until_s = asyncio.get_running_loop().time() + max(failure.rest_s, _LEAST_REST_S)
         upstream.resting_until_s = max(upstream.resting_until_s, until_s)
 
     async def choose(
         self, keys: Sequence[int], prompt_tokens: int, *, tried: Sequence[Upstream], until_s: float
     ) -> Upstream:
-        """The upstream that would begin with a prompt first: least to do, and most of it shared.
+        """Returns the upstream with the fewest tokens to compute before a prompt can begin.
 
-        Waits, at the latest until the loop's time ``until_s``, where all that are up have asked
-        to be left alone. Raises ``EngineOverloaded`` and ``EngineUnavailable``.
+        ``keys`` are the prompt's block keys: a shared prefix counts as computed. Waits until the
+        loop's time ``until_s`` at the latest if every upstream that is up is resting. Raises
+        ``EngineOverloaded`` if all rest longer than that, ``EngineUnavailable`` if none is up
+        but those in ``tried``.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -183,11 +188,14 @@ class Pool:
         return upstream.outstanding_tokens + prompt_tokens - shared, upstream.served
 
     def load(self, upstream: Upstream, prompt_tokens: int, completion_tokens: int) -> Load:
-        """Count a request as work of an upstream."""
+        """Add a request to an upstream's outstanding work until the load's ``end``."""
         return Load(upstream, prompt_tokens, min(completion_tokens, _TYPICAL_TOKENS))
 
     async def ask(self, question: Callable[[Upstream, Facts], Awaitable[T]]) -> T:
-        """Have some upstream answer a question, another where the first fails. ``ApiError``."""
+        """Returns one upstream's answer to a question; asks the next one if an upstream fails.
+
+        Raises ``ApiError`` if no upstream answers or one refuses the question itself.
+        """
         tried: list[Upstream] = []
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self.options.patience_s
@@ -205,7 +213,7 @@ class Pool:
                 tried.append(upstream)
 
     async def retarget(self, addresses: Sequence[Address]) -> None:
-        """Take on new addresses; let those that are gone finish what they have."""
+        """Add upstreams for new addresses; drain those whose addresses are gone."""
         kept = {upstream.address for upstream in self.upstreams}
         for upstream in self.upstreams:
             gone = upstream.address not in addresses
@@ -219,7 +227,7 @@ class Pool:
         self.drop_drained()
 
     def drop_drained(self) -> None:
-        """Close upstreams that had to finish and have."""
+        """Remove draining upstreams that have no running request."""
         for upstream in [u for u in self.upstreams if u.draining and not u.running]:
             upstream.client.close()
             self._prefixes.forget(upstream.bit)
@@ -227,7 +235,7 @@ class Pool:
             _log.info("model %s: %s is drained", self.model, upstream.address.origin)
 
     async def aclose(self) -> None:
-        """Stop probing, close connections."""
+        """Stop probing and close idle connections."""
         if self._probes is not None:
             self._probes.cancel()
             with contextlib.suppress(asyncio.CancelledError):

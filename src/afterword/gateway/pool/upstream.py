@@ -1,4 +1,4 @@
-"""One upstream as the pool sees it: what it is, whether it answers, how much it has to do."""
+"""One upstream of a pool: its facts, its health, its outstanding work."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _log = logging.getLogger("afterword.upstream")
 
 
 class UpstreamStats(msgspec.Struct, frozen=True, kw_only=True):
-    """One upstream at one moment; counters only grow.
+    """Figures of one upstream at one moment; counters only grow.
 
-    ``address`` has nothing secret. ``requests`` counts the requests that were sent, ``failures``
-    those that were not answered as they should, ``in_flight`` those that are not answered yet.
+    ``address`` holds no secret. ``requests`` counts all requests sent, ``failures`` those of them
+    that failed, ``in_flight`` those that still run.
     """
 
     address: str
@@ -31,9 +31,9 @@ class UpstreamStats(msgspec.Struct, frozen=True, kw_only=True):
 class Upstream:
     """State of one address. Times are the event loop's seconds.
 
-    ``facts`` None: it was never reached. ``draining``: it finishes what it has and gets no more.
-    ``served`` requests were sent to it, ``failures`` of them it did not answer as it should.
-    ``outstanding_tokens`` are those that it has yet to compute, as far as they are foreseen.
+    ``facts`` is None until the first introspection. A ``draining`` upstream finishes its requests
+    and gets no more. ``served`` counts the requests sent, ``failures`` those of them that failed.
+    ``outstanding_tokens`` estimates the tokens that it has yet to compute.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Upstream:
         self._refusals = 0
 
     def stats(self) -> UpstreamStats:
-        """Its figures now."""
+        """Returns its figures of now."""
         return UpstreamStats(
             address=self.address.url,
             healthy=self.up,
@@ -64,34 +64,34 @@ class Upstream:
         )
 
     def takes(self, now_s: float) -> bool:
-        """Whether it gets requests now."""
+        """Returns whether it can get a request now."""
         return self.up and not self.draining and now_s >= self.resting_until_s
 
     def went_up(self, model: str) -> None:
-        """It answers."""
+        """Mark it as up."""
         if not self.up:
             _log.info("model %s: %s is up", model, self.address.origin)
             self._refusals = 0
         self.up = True
 
     def answered(self) -> None:
-        """It did what it should."""
+        """Note a success: the count of errors in a row starts again."""
         self._refusals = 0
 
     def refused(self) -> int:
-        """It answered, but with an error of its own; how often in a row by now."""
+        """Note an error that it answered. Returns the number of errors in a row."""
         self._refusals += 1
         return self._refusals
 
     def went_down(self, model: str, why: str) -> None:
-        """It does not answer: no request is sent to it until a probe finds it up."""
+        """Mark it as down: it gets no request until a probe succeeds."""
         if self.up:
             _log.warning("model %s: %s is down: %s", model, self.address.origin, why)
         self.up = False
 
 
 class Load:
-    """What one request adds to an upstream's work; less when its first token is there."""
+    """One request's share of an upstream's outstanding tokens, from its start to ``end``."""
 
     def __init__(self, upstream: Upstream, prompt_tokens: int, completion_tokens: int) -> None:
         self._upstream = upstream
@@ -102,13 +102,13 @@ class Load:
         upstream.served += 1
 
     def prefilled(self) -> None:
-        """The prompt is computed."""
+        """Subtract the prompt: the first token is here. Idempotent."""
         self._tokens -= self._prompt_tokens
         self._upstream.outstanding_tokens -= self._prompt_tokens
         self._prompt_tokens = 0
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Subtract the rest: the request has ended."""
         self._upstream.outstanding_tokens -= self._tokens
         self._tokens = self._prompt_tokens = 0
         self._upstream.running -= 1

@@ -1,1 +1,1 @@
-"""Sockets, HTTP/1.1 and server-sent events, as a client."""
+"""The client's side of sockets, HTTP/1.1 and server-sent events."""

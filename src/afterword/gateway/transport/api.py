@@ -1,4 +1,4 @@
-"""Whole answers of an upstream: JSON in, JSON out, and errors as failures."""
+"""JSON requests to an upstream, and HTTP errors as failures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REQUESTS_FAULT = ("invalid_request_error", "BadRequestError")
 
 
 class Api:
-    """Asks one upstream. ``base`` paths are those below its ``/v1``, ``root`` ones beside it."""
+    """Sends JSON requests to one upstream; each answer must come within ``timeout_s``."""
 
     def __init__(self, client: HttpClient, address: Address, *, timeout_s: float) -> None:
         self.address = address
@@ -37,15 +37,15 @@ class Api:
         self._timeout_s = timeout_s
 
     async def get(self, path: str, answer: type[T]) -> T:
-        """The answer to a GET. Raises ``UpstreamFailure``."""
+        """GET a path. Returns the body, decoded as ``answer``. Raises ``UpstreamFailure``."""
         return await self._ask("GET", path, None, answer)
 
     async def post(self, path: str, body: object, answer: type[T]) -> T:
-        """The answer to a POST. Raises ``UpstreamFailure``."""
+        """POST a body as JSON. Returns the answer as ``answer``. Raises ``UpstreamFailure``."""
         return await self._ask("POST", path, _encode(body), answer)
 
     async def check(self, path: str) -> None:
-        """See that a GET is answered with a 200, whatever is in it. Raises ``UpstreamFailure``."""
+        """GET a path and ignore the body. Raises ``UpstreamFailure`` unless the status is 200."""
         await self._receive("GET", path, None)
 
     async def _receive(self, method: str, path: str, body: bytes | None) -> bytes:
@@ -59,7 +59,7 @@ class Api:
         try:
             return msgspec.json.decode(received, type=answer)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise StreamBroke(f"its answer to {method} {path} is not what it should be") from None
+            raise StreamBroke(f"its answer to {method} {path} is not the expected JSON") from None
 
 
 class _Error(msgspec.Struct):
@@ -69,7 +69,7 @@ class _Error(msgspec.Struct):
 
 
 def failure_of(head: Head, body: bytes) -> UpstreamFailure:
-    """What an answer that is not 200 means."""
+    """Returns the failure of an answer whose status is not 200."""
     status = head.status
     if status in {400, 413, 422}:
         return ClientsFault(clients_fault(body))
@@ -83,7 +83,7 @@ def failure_of(head: Head, body: bytes) -> UpstreamFailure:
 
 
 def clients_fault(body: bytes) -> InvalidRequest:
-    """The upstream's own words about a request, in the contract's envelope."""
+    """Returns the upstream's own error text about a request as the contract's error."""
     said = _error_in(body)
     message = said.message[:_SHOWN_CHARACTERS] or "The server of this model refused the request."
     too_long = said.code == _CONTEXT_CODE or "maximum context length" in message
@@ -91,8 +91,8 @@ def clients_fault(body: bytes) -> InvalidRequest:
     return InvalidRequest(message, param=said.param, code=_CONTEXT_CODE if too_long else code)
 
 
-def failure_in_stream(error: Any) -> UpstreamFailure:  # noqa: ANN401 - whatever JSON gave
-    """What an error event means: the request's fault, or the upstream's."""
+def failure_in_stream(error: Any) -> UpstreamFailure:  # noqa: ANN401 - any JSON value
+    """Returns the failure of an error event: the request's fault, or the upstream's."""
     said = error if isinstance(error, dict) else {}
     if said.get("code") in {400, "400"} or said.get("type") in _REQUESTS_FAULT:
         return ClientsFault(clients_fault(msgspec.json.encode(error)))
@@ -100,7 +100,7 @@ def failure_in_stream(error: Any) -> UpstreamFailure:  # noqa: ANN401 - whatever
 
 
 def _error_in(body: bytes) -> _Error:
-    """An error in any of the shapes that servers give it."""
+    """Returns the error in a body, in any shape that servers use; empty if there is none."""
     try:
         raw: Any = msgspec.json.decode(body)
         inner = raw.get("error", raw) if isinstance(raw, dict) else raw
@@ -110,7 +110,7 @@ def _error_in(body: bytes) -> _Error:
 
 
 def _rest_s(head: Head) -> float:
-    """``Retry-After`` in seconds; a date is held against the upstream's own clock."""
+    """Returns ``Retry-After`` in seconds; a date counts from the upstream's own ``Date``."""
     text = head.headers.get("retry-after", "")
     if text.isdigit():
         return min(float(text), _MOST_REST_S)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 to one upstream: a protocol over a socket, without a task or a copy for each token.
+"""An HTTP/1.1 client for one upstream: a protocol over a socket, without a task for each token.
 
 Why not a general client: see docs/decisions/0031.
 """
@@ -28,20 +28,20 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Receiver(Protocol):
-    """Who is told of an answer; called on the event loop as bytes come."""
+    """Receives an answer. All methods are called on the event loop as bytes arrive."""
 
     def head(self, head: Head) -> None:
-        """Status and headers are here."""
+        """Receive status and headers."""
 
     def body(self, received: bytes) -> None:
-        """A part of the body."""
+        """Receive a part of the body."""
 
     def end(self, error: StreamBroke | None) -> None:
-        """The answer is complete, or it broke off. Called once, and nothing after it."""
+        """The answer is complete (None), or it broke off. Called once, as the last call."""
 
 
 class Connection(asyncio.Protocol):
-    """One socket, one exchange at a time. ``reusable`` once an answer ended in good order."""
+    """One socket with one exchange at a time. ``reusable`` if all answers were complete."""
 
     def __init__(self) -> None:
         self.reusable = True
@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
         self._until_close = False
 
     def send(self, request: bytes, receiver: Receiver) -> None:
-        """Send a whole request; ``receiver`` hears of its answer."""
+        """Send a whole request; ``receiver`` gets its answer."""
         self._receiver = receiver
         self.answered = False
         if self._transport is None or self._transport.is_closing():
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def abort(self) -> None:
-        """Close at once: the upstream sees that nobody listens. The receiver hears no more."""
+        """Close at once, so that the upstream stops. The receiver gets no further call."""
         self._receiver = None
         self.reusable = False
         if self._transport is not None:
@@ -124,9 +124,10 @@ class Connection(asyncio.Protocol):
 
 
 class HttpClient:
-    """Connections to one upstream. Keeps what is idle, at most 64.
+    """Connections to one upstream. Keeps at most 64 idle ones.
 
-    ``key`` goes into a header and nowhere else.
+    ``key`` is sent in a header and appears nowhere else. ``connect_s`` limits the time in which a
+    connection must open.
     """
 
     def __init__(self, address: Address, *, key: str | None, connect_s: float) -> None:
@@ -142,7 +143,7 @@ class HttpClient:
         self._lines = "\r\n".join(lines)
 
     def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        """The bytes of a request."""
+        """Returns the bytes of a request."""
         lines = f"{method} {path} HTTP/1.1\r\n{self._lines}\r\n"
         if body is None:
             return f"{lines}\r\n".encode()
@@ -150,7 +151,7 @@ class HttpClient:
         return f"{lines}{kind}".encode() + body
 
     def take_idle(self) -> Connection | None:
-        """A connection that was used before; its upstream may have closed it meanwhile."""
+        """Returns an idle connection, or None. The upstream may have closed it meanwhile."""
         while self._idle:
             connection = self._idle.pop()
             if connection.reusable:
@@ -158,7 +159,7 @@ class HttpClient:
         return None
 
     async def connect(self) -> Connection:
-        """A new connection. Raises ``ConnectFailed``."""
+        """Returns a new connection. Raises ``ConnectFailed``."""
         loop = asyncio.get_running_loop()
         address = self._address
         try:
@@ -174,13 +175,13 @@ class HttpClient:
         except ssl.SSLError as error:
             raise ConnectFailed(f"TLS failed: {error.reason}") from None
         except OSError as error:
-            # Errors of name resolution and of several addresses have no number that means anything.
+            # Errors of name resolution and of several addresses have no meaningful number.
             reason = error.strerror if error.errno and error.strerror else "it cannot be reached"
             raise ConnectFailed(reason.lower()) from None
         return connection
 
     def give_back(self, connection: Connection) -> None:
-        """Keep a connection for the next exchange, if it can be used again."""
+        """Keep a connection for the next exchange if it is reusable; close it otherwise."""
         if connection.reusable and not self._closed and len(self._idle) < _MOST_IDLE:
             self._idle.append(connection)
         else:
@@ -189,14 +190,14 @@ class HttpClient:
     async def exchange(
         self, method: str, path: str, body: bytes | None = None, *, timeout_s: float
     ) -> tuple[Head, bytes]:
-        """A whole answer. Raises ``ConnectFailed`` and ``StreamBroke``."""
+        """Returns a whole answer. Raises ``ConnectFailed`` and ``StreamBroke``."""
         request = self.request(method, path, body)
         used = self.take_idle()
         if used is not None:
             try:
                 return await self._exchange(used, request, timeout_s)
             except StreamBroke:
-                # A connection that the other side closed while it was idle says nothing of it.
+                # The upstream may close idle connections: a failure without an answer is no fault.
                 if used.answered:
                     raise
         return await self._exchange(await self.connect(), request, timeout_s)
@@ -219,14 +220,14 @@ class HttpClient:
         return answer
 
     def close(self) -> None:
-        """Close what is idle, and from now on what is given back."""
+        """Close idle connections now, and others when they are given back."""
         self._closed = True
         while self._idle:
             self._idle.pop().abort()
 
 
 class _Whole:
-    """Collects an answer."""
+    """A ``Receiver`` that collects a whole answer."""
 
     def __init__(self) -> None:
         self.done: asyncio.Future[tuple[Head, bytes]]

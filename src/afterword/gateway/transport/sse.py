@@ -1,26 +1,32 @@
-"""Server-sent events from bytes that are cut anywhere."""
+"""Server-sent events, from bytes that are split anywhere.
+
+Source of the format: the HTML standard, "Server-sent events".
+"""
 
 from __future__ import annotations
 
 _MOST_EVENT_BYTES = 64 * 1024 * 1024
-"""Longer than the log-probabilities of a full context; beyond, a server does not speak SSE."""
+"""More than the log-probabilities of a full context: a longer event is not valid SSE."""
 
 
 class EventTooLongError(ValueError):
-    """What came is no event stream, or one that cannot be kept in memory."""
+    """The bytes are no event stream, or an event is too long for memory."""
 
 
 class EventSplitter:
-    """Gives the payloads of complete events; what is left waits for the next bytes.
+    """Gives the payloads of complete events and keeps the rest for the next bytes.
 
-    Invariant: the payloads do not depend on how the bytes were cut.
+    Invariant: the payloads do not depend on where the bytes are split.
     """
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, received: bytes) -> list[bytes]:
-        """The payloads of the events that ``received`` completes. ``EventTooLongError``."""
+        """Returns the payloads of the events that ``received`` completes.
+
+        Raises ``EventTooLongError``.
+        """
         if (
             received.endswith(b"\n\n")
             and received.startswith(b"data: ")
@@ -28,11 +34,11 @@ class EventSplitter:
             and not self._rest
             and b"\r" not in received
         ):
-            return [received[6:-2]]  # one event in one piece, as most come
+            return [received[6:-2]]  # one whole event, the most common case
         text = self._rest + received if self._rest else received
         half = b""
         if b"\r" in text:
-            # A last \r may be the first half of \r\n.
+            # A \r at the end may be the first half of \r\n.
             half = b"\r" if text.endswith(b"\r") else b""
             text = text[: len(text) - len(half)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = text.rfind(b"\n\n")
@@ -52,7 +58,7 @@ class EventSplitter:
 
 
 def _payload(event: bytes) -> list[bytes]:
-    """The payload of an event that has comments, other fields or several lines, if it has one."""
+    """Returns the payload of an event with comments, other fields or several lines, if any."""
     lines = [
         line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")
     ]

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from afterword.ledger.records import metadata
+from afterword.ledger.tables import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 context.run_migrations()

@@ -1,22 +1,27 @@
-"""Limits per minute: exact at every moment, against an oracle, in memory and in Redis."""
+"""Limits per minute, in memory and in Redis, are exact at every moment, against an oracle."""
 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from limits.storage import RedisStorage, storage_from_string
+from redis import Redis
+from redis.connection import SSLConnection
+from redis.sentinel import SentinelConnectionPool
 
 from afterword.core.account import KeyTerms
 from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.ledger import redis as in_redis
-from afterword.ledger.redis import RedisWindows, open_windows
-from afterword.ledger.windows import WINDOW_S, MemoryWindows, Windows
+from afterword.ledger.open_ledger import redis_limiter
+from afterword.ledger.rate_limits import WINDOW_S, MemoryRateLimiter, RateLimiter
+from afterword.ledger.redis import RedisRateLimiter, connect, open_rate_limiter
 from ledger.values import Hand
 from support.examples import examples
 
@@ -25,7 +30,7 @@ START_S = 1000
 
 @dataclass
 class Oracle:
-    """The limits as one would say them: sums over the last minute."""
+    """The limits, spelled out: sums over the last minute."""
 
     terms: KeyTerms
     now_s: float = START_S
@@ -47,73 +52,72 @@ class Oracle:
 
 
 class Bench:
-    """Windows of one kind, whose clock is moved by hand."""
+    """A rate limiter of one kind, with a clock that tests set."""
 
-    def __init__(self, windows: Windows, move: Callable[[float], None]) -> None:
-        self.windows = windows
+    def __init__(self, limiter: RateLimiter, move: Callable[[float], None]) -> None:
+        self.limiter = limiter
         self.move = move
 
 
 @pytest.fixture(scope="module")
-def redis_storage(redis_url: str) -> Iterator[RedisStorage]:
-    storage = storage_from_string(redis_url)
-    assert isinstance(storage, RedisStorage)
-    yield storage
-    storage.get_connection().close()  # type: ignore[attr-defined]
+def redis_client(redis_url: str) -> Iterator[Redis]:
+    client = connect(redis_url)
+    assert isinstance(client, Redis)
+    yield client
+    client.close()
 
 
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.database)])
 def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Bench]:
-    """Makes windows in which nothing happened yet."""
+    """Makes fresh rate limiters."""
     if request.param == "memory":
 
         def in_memory() -> Bench:
             hand = Hand(START_S)
-            return Bench(MemoryWindows(hand), lambda now_s: setattr(hand, "now_s", now_s))
+            return Bench(MemoryRateLimiter(hand), lambda now_s: setattr(hand, "now_s", now_s))
 
         return in_memory
-    storage: RedisStorage = request.getfixturevalue("redis_storage")
-    client = storage.get_connection()
+    client: Redis = request.getfixturevalue("redis_client")
     # The scripts ask Redis for the time; here they ask for a list that has the same shape.
     for name in ("_ACQUIRE", "_RENEW"):
         script = getattr(in_redis, name).replace("'TIME'", "'LRANGE', 'clock', 0, 1")
         monkeypatch.setattr(in_redis, name, script)
 
     def over_redis() -> Bench:
-        client.flushall()  # type: ignore[attr-defined]
+        client.flushall()
 
         def move(now_s: float) -> None:
             client.delete("clock")
-            client.rpush("clock", int(now_s), round((now_s % 1) * 1e6))  # type: ignore[attr-defined]
+            client.rpush("clock", int(now_s), round((now_s % 1) * 1e6))
 
         move(START_S)
-        return Bench(RedisWindows(storage), move)
+        return Bench(RedisRateLimiter(client), move)
 
     return over_redis
 
 
-def one_asks(windows: Windows, oracle: Oracle, request_id: str, tokens: int) -> None:
-    """The verdict is the oracle's, and everything that it says is true."""
+def one_asks(limiter: RateLimiter, oracle: Oracle, request_id: str, tokens: int) -> None:
+    """The decision and its numbers agree with the oracle."""
     terms, now_s = oracle.terms, oracle.now_s
     admitted = oracle.admits(tokens, now_s)
-    verdict = windows.acquire("k", terms, request_id, tokens)
-    assert (verdict.refused_by is None) == admitted
+    decision = limiter.acquire("k", terms, request_id, tokens)
+    assert (decision.refused_by is None) == admitted
     if admitted:
         oracle.seen[request_id] = (now_s, tokens)
         oracle.running.add(request_id)
-    elif verdict.refused_by == "concurrent":
+    elif decision.refused_by == "concurrent":
         assert len(oracle.running) >= (terms.concurrent or 0)
-    elif verdict.wait_s is None:
+    elif decision.wait_s is None:
         assert terms.tpm is not None
         assert tokens > terms.tpm
     else:
         free = Oracle(KeyTerms(name="k", rpm=terms.rpm, tpm=terms.tpm), seen=oracle.seen)
-        assert free.admits(tokens, now_s + verdict.wait_s)
-        assert not free.admits(tokens, now_s + verdict.wait_s - 0.001)
+        assert free.admits(tokens, now_s + decision.wait_s)
+        assert not free.admits(tokens, now_s + decision.wait_s - 0.001)
     requests, used = oracle.used(now_s)
     for rate, limit, taken in (
-        (verdict.rates.requests, terms.rpm, requests),
-        (verdict.rates.tokens, terms.tpm, used),
+        (decision.rates.requests, terms.rpm, requests),
+        (decision.rates.tokens, terms.tpm, used),
     ):
         assert (rate is None) == (limit is None)
         if rate is not None and limit is not None:
@@ -145,91 +149,135 @@ def test_what_is_admitted_is_what_fits(
     concurrent: int | None,
     steps: list[tuple[str, int]],
 ) -> None:
-    """And a refusal says truly how long to wait."""
+    """A refusal says exactly how long to wait."""
     terms = KeyTerms(name="k", rpm=rpm, tpm=tpm, concurrent=concurrent)
     oracle = Oracle(terms)
     made = bench()
-    windows = made.windows
+    limiter = made.limiter
     ids = map(str, itertools.count())
     for step, number in steps:
         match step:
             case "ask":
-                one_asks(made.windows, oracle, next(ids), number)
+                one_asks(made.limiter, oracle, next(ids), number)
             case "settle" if oracle.running:
                 request_id = min(oracle.running)
                 at_s, reserved = oracle.seen[request_id]
                 spent = min(number, reserved)
-                windows.settle("k", request_id, spent)
+                limiter.settle("k", request_id, spent)
                 oracle.seen[request_id] = (at_s, spent)
                 oracle.running.remove(request_id)
             case "release" if oracle.running:
                 request_id = max(oracle.running)
-                windows.settle("k", request_id, None)
+                limiter.settle("k", request_id, None)
                 oracle.running.remove(request_id)
                 del oracle.seen[request_id]
             case "wait":
                 # Less than a lease of Redis at once.
                 oracle.now_s += number
                 made.move(oracle.now_s)
-                if isinstance(windows, RedisWindows):
-                    windows.renew()
+                if isinstance(limiter, RedisRateLimiter):
+                    limiter.renew()
 
 
 def test_keys_do_not_know_each_other(bench: Callable[[], Bench]) -> None:
-    windows = bench().windows
+    limiter = bench().limiter
     terms = KeyTerms(name="k", rpm=1)
-    assert windows.acquire("a", terms, "1", 1).refused_by is None
-    assert windows.acquire("b", terms, "2", 1).refused_by is None
-    assert windows.acquire("a", terms, "3", 1).refused_by == "rpm"
+    assert limiter.acquire("a", terms, "1", 1).refused_by is None
+    assert limiter.acquire("b", terms, "2", 1).refused_by is None
+    assert limiter.acquire("a", terms, "3", 1).refused_by == "rpm"
 
 
 def test_a_hundred_threads_share_what_is_left(redis_url: str) -> None:
-    """Ten servers' worth of connections on one Redis: not one token more than there is."""
-    shared = [open_windows(redis_url) for _ in range(10)]
+    """Ten servers on one Redis admit exactly the tokens that there are."""
+    shared = [open_rate_limiter(redis_url) for _ in range(10)]
     terms = KeyTerms(name="k", tpm=1000, rpm=10_000)
     with ThreadPoolExecutor(20) as threads:
-        verdicts = list(
+        decisions = list(
             threads.map(lambda i: shared[i % 10].acquire("race", terms, f"race-{i}", 7), range(400))
         )
-    assert sum(verdict.refused_by is None for verdict in verdicts) == 1000 // 7
+    assert sum(decision.refused_by is None for decision in decisions) == 1000 // 7
 
 
 def test_what_a_dead_server_ran_no_longer_counts(
     bench: Callable[[], Bench], request: pytest.FixtureRequest
 ) -> None:
-    """In Redis, a lease later; a server that says that it lives keeps its place."""
+    """In Redis, after a lease. A server that renews its leases keeps its place."""
     made = bench()
-    if isinstance(made.windows, MemoryWindows):
+    if isinstance(made.limiter, MemoryRateLimiter):
         return
     terms = KeyTerms(name="k", concurrent=1)
-    assert made.windows.acquire("k", terms, "dead", 1).refused_by is None
+    assert made.limiter.acquire("k", terms, "dead", 1).refused_by is None
     made.move(START_S + 50)
-    assert made.windows.acquire("k", terms, "early", 1).refused_by == "concurrent"
+    assert made.limiter.acquire("k", terms, "early", 1).refused_by == "concurrent"
     made.move(START_S + 61)
-    assert made.windows.acquire("k", terms, "later", 1).refused_by is None
+    assert made.limiter.acquire("k", terms, "later", 1).refused_by is None
 
 
 def test_memory_forgets_keys_that_do_nothing() -> None:
     hand = Hand(START_S)
-    windows = MemoryWindows(hand)
+    limiter = MemoryRateLimiter(hand)
     terms = KeyTerms(name="k", tpm=5)
     for i in range(100):
-        windows.acquire(f"k{i}", terms, f"r{i}", 1)
-        windows.settle(f"k{i}", f"r{i}", 1)
-    assert len(windows._windows) == 100
+        limiter.acquire(f"k{i}", terms, f"r{i}", 1)
+        limiter.settle(f"k{i}", f"r{i}", 1)
+    assert len(limiter._windows) == 100
     hand.now_s += WINDOW_S + 1
-    windows.acquire("k", terms, "r", 1)
-    assert list(windows._windows) == ["k"]
+    limiter.acquire("k", terms, "r", 1)
+    assert list(limiter._windows) == ["k"]
 
 
 def test_a_redis_that_is_away_admits_nobody() -> None:
-    windows = open_windows("redis://127.0.0.1:9/0")
-    assert not windows.answers()
+    limiter = open_rate_limiter("redis://127.0.0.1:9/0")
+    assert not limiter.answers()
     with pytest.raises(LedgerUnavailable):
-        windows.acquire("k", KeyTerms(name="k", rpm=1), "r", 1)
+        limiter.acquire("k", KeyTerms(name="k", rpm=1), "r", 1)
 
 
-@pytest.mark.parametrize("url", ["nonsense", "memory://", "memcached://x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "memory://",
+        "memcached://x",
+        "redis+sentinel://h:1",
+        "redis+cluster://h:x",
+        "redis+sentinel://:1/s",
+        "redis+cluster://127.0.0.1:9",
+    ],
+)
 def test_what_is_no_redis_is_said_at_start(url: str) -> None:
     with pytest.raises(ConfigError, match="redis: "):
-        open_windows(url)
+        open_rate_limiter(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "connects"),
+    [("valkey://h", {"host": "h"}), ("redis://:p@h:7/2", {"password": "p", "port": 7, "db": 2}),
+     ("rediss://h", {"host": "h"}), ("redis+unix:///s?db=3", {"path": "/s", "db": 3}),
+     ("valkey+unix:///s", {"path": "/s"})],
+)  # fmt: skip
+def test_one_server(url: str, connects: dict[str, Any]) -> None:
+    client = connect(url)
+    assert isinstance(client, Redis)
+    pool = client.connection_pool
+    assert pool.connection_kwargs.items() >= connects.items()
+    assert (pool.connection_class is SSLConnection) == url.startswith("rediss")
+
+
+def test_a_server_that_sentinels_name() -> None:
+    client = connect("redis+sentinel://u:p%40@one:7,two/mine")
+    assert isinstance(client, Redis)
+    pool = client.connection_pool
+    assert isinstance(pool, SentinelConnectionPool)
+    assert pool.service_name == "mine"
+    sentinels = [one.connection_pool.connection_kwargs for one in pool.sentinel_manager.sentinels]
+    assert [(one["host"], one["port"]) for one in sentinels] == [("one", 7), ("two", 6379)]
+    for connects in (pool.connection_kwargs, *sentinels):
+        assert (connects["username"], connects["password"]) == ("u", "p@")
+
+
+def test_a_missing_driver_is_said_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "afterword.ledger.redis")
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigError, match="pip install"):
+        redis_limiter("redis://h")

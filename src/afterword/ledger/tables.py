@@ -55,7 +55,7 @@ usage = Table(
     "usage",
     metadata,
     Column("id", Text, primary_key=True),  # of the answer
-    Column("key_id", Text),  # null where no key was needed
+    Column("key_id", Text),  # null if no key was needed
     Column("model", Text, nullable=False),
     Column("user", Text),
     Column("stream", Boolean, nullable=False),
@@ -85,7 +85,7 @@ processes = Table(
     Column("id", Text, primary_key=True),
     Column("host", Text, nullable=False),
     Column("pid", BigInteger, nullable=False),
-    Column("beats", BigInteger, nullable=False),  # stands still when the process is dead
+    Column("beats", BigInteger, nullable=False),  # grows while the process lives
 )
 
 reservations = Table(

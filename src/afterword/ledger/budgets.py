@@ -1,6 +1,6 @@
-"""Budgets in the database: what is reserved, what is used, never more than there is.
+"""Budgets in the database: what is reserved and what is used, together never over the budget.
 
-Rows are touched in the order of (key, period), so that servers never wait for each other in a ring.
+Every transaction touches rows in the order of (key, period), so servers cannot deadlock.
 """
 
 from __future__ import annotations
@@ -15,27 +15,18 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from afterword.core.account import Period, UsageRecord
-from afterword.ledger.keys import period_of
-from afterword.ledger.records import processes, reservations, spending, usage
+from afterword.ledger.periods import period_of
+from afterword.ledger.record_writer import Claim
+from afterword.ledger.tables import processes, reservations, spending, usage
 
 _PERIODS: Sequence[Period] = ("day", "month")
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """A worst case to be taken out of a budget."""
-
-    id: str
-    key_id: str
-    period: str
-    tokens: int
-    budget_tokens: int
-
-
 class _Statements(msgspec.Struct, frozen=True):
-    """What differs between databases. Made once: building one takes longer than running it.
+    """The statements that differ between databases. Building one takes longer than running it.
 
-    ``take`` and ``hold`` are in the driver's own SQL: a client waits for them, and SQLAlchemy's
-    way from a statement to the driver takes longer than SQLite takes to run it.
+    ``take`` and ``hold`` are in the driver's own SQL, because a client waits for them and
+    SQLAlchemy takes longer to compile a statement than SQLite to run it.
     """
 
     take: str
@@ -84,7 +75,7 @@ _LET_GO = (
 def _statements(database: str) -> _Statements:
     if database == "sqlite":
         return _made_for(sqlite, sqlite.dialect(paramstyle="named"))
-    # Who keeps the ledger in SQLite need not wait for it at every start.
+    # A ledger in SQLite does not need these imports.
     from sqlalchemy.dialects import postgresql  # noqa: PLC0415
     from sqlalchemy.dialects.postgresql import psycopg  # noqa: PLC0415
 
@@ -92,7 +83,7 @@ def _statements(database: str) -> _Statements:
 
 
 def claim(connection: sa.Connection, wanted: Claim, process_id: str) -> int | None:
-    """Reserve, or give the tokens that are left of the budget."""
+    """Reserve. Returns None, or the tokens that are left if they are too few."""
     if not _take(connection, wanted):
         row = {"key_id": wanted.key_id, "period": wanted.period, "used": 0, "reserved": 0}
         connection.execute(_statements(connection.dialect.name).new_spending, row)
@@ -108,7 +99,7 @@ def claim(connection: sa.Connection, wanted: Claim, process_id: str) -> int | No
 
 
 def _take(connection: sa.Connection, wanted: Claim) -> bool:
-    """The whole decision is this one statement: two servers cannot both have the last tokens."""
+    """Decide by one statement: two servers cannot both take the last tokens."""
     values = {
         "of_key": wanted.key_id,
         "in_period": wanted.period,
@@ -131,7 +122,7 @@ def _record(connection: sa.Connection, wanted: Claim, process_id: str) -> None:
 
 
 def restore(connection: sa.Connection, held: Iterable[Claim], process_id: str) -> None:
-    """Hold again what was given back while this process could not be heard of."""
+    """Reserve again what others gave back because this process was silent."""
     for wanted in sorted(held, key=lambda claim: (claim.key_id, claim.period)):
         connection.execute(
             sa.update(spending)
@@ -141,13 +132,13 @@ def restore(connection: sa.Connection, held: Iterable[Claim], process_id: str) -
         _record(connection, wanted, process_id)
 
 
-def fold(
+def write(
     connection: sa.Connection, records: Sequence[UsageRecord], holding: Sequence[str] | None = None
 ) -> int:
-    """Take in ended requests, each once however often it comes; give back reservations.
+    """Write ended requests, each once even if it comes again; give back their reservations.
 
-    ``holding`` are the requests that may have one, None is all of the records. Gives how many
-    records were new.
+    ``holding`` are the requests that may have a reservation; None is all of ``records``. Returns
+    how many records were new.
     """
     new = _insert_usage(connection, records)
     used: Counter[tuple[str, str]] = Counter()
@@ -163,7 +154,7 @@ def fold(
 
 
 def give_back(connection: sa.Connection, process_id: str) -> int:
-    """End a process that is dead: its reservations come back. Gives how many there were."""
+    """Remove a dead process and its reservations. Returns how many it had."""
     connection.execute(sa.delete(processes).where(processes.c.id == process_id))
     held = connection.execute(
         sa.delete(reservations)

@@ -1,4 +1,4 @@
-"""The promise under load: who else is served, and what is cached, changes no bit of an answer."""
+"""Batch invariance under load: other requests and cached prefixes change no bit of an answer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from support.tiny_gguf import make_gguf
 CONTEXT = 4096
 REQUESTS = 500
 LONG = ((997, 4), (2000, 1), (4000, 1))
-"""Lengths that few prompts have: attention over them is most of what this test costs."""
+"""(Length, count) of the few long prompts; attention over them takes most of this test's time."""
 TOGETHER = 16
 
 
 def varied_requests(vocabulary: int, rng: random.Random) -> list[dict[str, Any]]:
-    """Bodies that score, sample, rank and stop; more than half of the prompts begin alike."""
+    """Bodies that score, sample, rank and stop; most prompts have a common prefix."""
     text = [rng.randrange(vocabulary) for _ in range(CONTEXT)]
     lengths = [length for length, count in LONG for _ in range(count)]
     lengths += [int(2 ** rng.uniform(0, 8)) for _ in range(REQUESTS - len(lengths))]
@@ -48,7 +48,7 @@ def varied_requests(vocabulary: int, rng: random.Random) -> list[dict[str, Any]]
 
 
 async def answer(client: Client, body: dict[str, Any]) -> Any:
-    """All that must not change; how much was cached may."""
+    """Returns all that must not change; the number of cached tokens may."""
     reply = await client.post("/v1/completions", {"model": "tiny", **body})
     assert reply.status == 200, reply.body
     whole = reply.json()
@@ -59,9 +59,10 @@ async def answer(client: Client, body: dict[str, Any]) -> Any:
 async def test_D1_answers_do_not_depend_on_the_batch_the_cache_or_the_order(
     tmp_path: Path,
 ) -> None:
-    """Alone in one slot, then 16 at a time in random order with evictions, bit for bit.
+    """Answers alone in one slot equal those of 16 at a time in random order, with evictions.
 
-    Twice: the second engine, as after a restart, cuts prompts otherwise (a smaller gap is asked).
+    This runs twice. The second engine has a smaller target gap, so it cuts prompts into other
+    chunks, as may happen after a restart.
     """
     path = make_gguf(tmp_path / "tiny.gguf", context=CONTEXT)
     single = open_engine(

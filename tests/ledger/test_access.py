@@ -1,4 +1,4 @@
-"""The ledger as clients meet it: keys, limits, and a record of everything that was admitted."""
+"""The ledger as clients see it: keys, limits, and a record of every admitted request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from afterword.core.account import KeyTerms, UsageRecord
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import toy_engine
 from afterword.ledger.database import check, connect, prepare, sqlite_url
-from afterword.ledger.records import reservations
+from afterword.ledger.tables import reservations
 from ledger.team import Team, team
 from support.asgi import Client, Reply
 
@@ -35,7 +35,7 @@ async def running(engine: sa.Engine, tmp_path: Path) -> AsyncIterator[Team]:
 
 @pytest.fixture
 def lite(tmp_path: Path) -> Callable[..., Any]:
-    """Servers on SQLite, for what does not depend on the database."""
+    """Makes servers on SQLite, for behaviour that does not depend on the database."""
     database = connect(sqlite_url(tmp_path / "ledger.db"))
     prepare(database)
     return lambda **options: team(database, tmp_path / "data", **options)
@@ -51,7 +51,7 @@ def waiting_for(hold: threading.Event) -> Callable[[Batch], None]:
 def nothing_is_held(running: Team) -> None:
     """No reservation is left, and every sum is right."""
     running.refresh()
-    assert running.ledger.meter.figures().unsettled == 0
+    assert running.ledger.access.figures().unsettled == 0
     with running.database.connect() as connection:
         assert connection.execute(sa.select(reservations)).all() == []
     assert check(running.database) == []
@@ -65,7 +65,7 @@ def agrees(record: UsageRecord, answer: dict[str, Any]) -> None:
     assert record.cached_tokens == usage["prompt_tokens_details"]["cached_tokens"]
 
 
-# Who gets in.
+# Authentication.
 
 
 async def test_without_keys_programs_of_this_machine_get_in(lite: Callable[..., Any]) -> None:
@@ -103,7 +103,7 @@ async def test_with_a_key_every_route_but_health_needs_one(lite: Callable[..., A
 
 
 async def test_health_names_models_only_to_who_may_use_them(lite: Callable[..., Any]) -> None:
-    """Its status and the probe's outcome are everybody's; a wrong key waits as elsewhere."""
+    """Everybody sees the status and the probe's outcome. A wrong key waits as elsewhere."""
     async with lite(guarded=True) as running:
 
         async def names(client: Client, host: str = "localhost") -> list[str | None]:
@@ -120,7 +120,7 @@ async def test_health_names_models_only_to_who_may_use_them(lite: Callable[..., 
             return [engine.get("model") for engine in health["engines"]]
 
         assert await names(running.client) == ["toy", "other"]
-        # A page of another site, in the browser of whoever runs the server.
+        # A page of another site, in a browser on the server's machine.
         assert await names(running.client, "evil.example") == [None, None]
         whole, one = running.key("whole"), running.key("one", models=("other",))
         assert await names(running.client) == [None, None]
@@ -173,14 +173,14 @@ async def test_H3_a_wrong_key_is_masked_slowed_and_counted(
         assert secret[8:20] not in caplog.text
         figures = (await good.get("/metrics")).body.decode()
         assert "afterword_ledger_refused_keys_total 3.0" in figures
-        # Whoever has a key does not wait for those who guess.
+        # A client with a good key does not wait.
         assert len(running.slept) == 3
 
 
 async def test_a_revoked_key_ends_and_a_new_one_begins(running: Team) -> None:
     known = running.key("a")
     assert (await known.get("/v1/models")).status == 200
-    running.book.revoke("a")
+    running.keys.revoke("a")
     running.refresh()
     assert (await known.get("/v1/models")).status == 401
 
@@ -189,14 +189,14 @@ async def test_a_key_made_while_it_is_asked_for(lite: Callable[..., Any]) -> Non
     """The wait of a wrong key is longer than the time until the server knows of it."""
     async with lite() as running:
         running.key("first")
-        made = running.book.create(KeyTerms(name="second"))
+        made = running.keys.create(KeyTerms(name="second"))
         asked = asyncio.create_task(running.client.with_key(made.secret).get("/v1/models"))
         running.refresh()
         assert (await asked).status == 200
 
 
 async def test_R1_models_of_a_key(lite: Callable[..., Any]) -> None:
-    """What it may not use does not exist for it, by any route and before any other error."""
+    """A model that the key does not allow is not found, on any route, before any other error."""
     async with lite() as running:
         one = running.key("one", models=("toy",))
         names = [m["id"] for m in (await one.get("/v1/models")).json()["data"]]
@@ -223,7 +223,7 @@ async def test_R1_models_of_a_key(lite: Callable[..., Any]) -> None:
         assert (await nothing.post("/tokenize", {"prompt": "a"})).status == 404
 
 
-# What is recorded.
+# Records.
 
 
 async def test_every_answer_is_recorded_as_it_says(running: Team) -> None:
@@ -247,23 +247,23 @@ async def test_every_answer_is_recorded_as_it_says(running: Team) -> None:
     assert records[answers[3]["id"]].user == "ü\u2028"
     assert len(records) == len(answers)
     nothing_is_held(running)
-    view = running.book.find("k")
+    view = running.keys.find("k")
     total = sum(answer["usage"]["total_tokens"] for answer in answers)
     assert (view.period_used_tokens, view.period_reserved_tokens) == (total, 0)
 
 
 async def test_streams_are_recorded_before_their_last_byte(running: Team) -> None:
-    """Whoever has seen the end finds the request in the journal, whatever happens next."""
+    """A client that saw the end has its request in the journal, whatever happens next."""
     known = running.key(budget_tokens=10**6)
     body = {**BODY, "stream": True, "max_tokens": 6, "stream_options": {"include_usage": True}}
     blocked = asyncio.Event()
     exchange, run = known.begin(body, blocked=blocked)
     await exchange.frames(1)
-    assert running.ledger.meter.figures().unsettled == 1
+    assert running.ledger.access.figures().unsettled == 1
     blocked.set()
     while b"[DONE]" not in exchange.sent[-1].get("body", b""):
         await exchange.frames(len(exchange.sent))
-    assert running.ledger.meter.figures().unsettled == 0
+    assert running.ledger.access.figures().unsettled == 0
     await run
     chunks = [json.loads(line[6:]) for line in exchange.reply.body.split(b"\n\n")[:-2]]
     (record,) = await running.records()
@@ -301,7 +301,7 @@ async def test_a_client_that_leaves_pays_for_what_was_made(
 
 
 async def test_a_reader_that_stalls_and_leaves_pays_for_what_waited_for_it(running: Team) -> None:
-    """Two hundred tokens were made while it did not read a second frame."""
+    """The server made two hundred tokens while the client did not read a second frame."""
     known = running.key()
     blocked = asyncio.Event()
     exchange, run = known.begin({**BODY, "stream": True, "max_tokens": 200}, blocked=blocked)
@@ -336,7 +336,7 @@ async def test_failures_are_recorded_with_what_they_cost(lite: Callable[..., Any
 
 
 async def test_what_is_not_admitted_is_not_recorded(lite: Callable[..., Any]) -> None:
-    """Neither a mistake, nor a full line; and it costs nothing."""
+    """A request with an error or for a full waiting line leaves no record and costs nothing."""
     hold = threading.Event()
     engine = toy_engine(slots=1, max_waiting=1, before_decode=waiting_for(hold))
     async with lite(toy=lambda: engine) as running:
@@ -395,7 +395,7 @@ async def test_H7_requests_per_minute(running: Team) -> None:
 
 
 async def test_H7_tokens_per_minute_count_what_was_used(running: Team) -> None:
-    """The worst case is reserved; afterwards what was not used can be used."""
+    """A request reserves its worst case; tokens that it does not use are free again."""
     known = running.key(tpm=100)
     for _ in range(10):
         reply = await known.post(PATH, {**BODY, "max_tokens": 9})
@@ -416,7 +416,7 @@ async def test_H7_tokens_per_minute_count_what_was_used(running: Team) -> None:
 
 
 async def test_H7_a_request_that_never_fits(lite: Callable[..., Any]) -> None:
-    """It is told so, and not to come back."""
+    """The error says so and has no Retry-After."""
     async with lite() as running:
         known = running.key(tpm=100)
         refused = await known.post(PATH, {**BODY, "max_tokens": 50, "n": 2})
@@ -433,7 +433,7 @@ async def test_H7_requests_at_once(lite: Callable[..., Any]) -> None:
     async with lite(toy=lambda: engine) as running:
         known = running.key(concurrent=1)
         _, run = known.begin({**BODY, "max_tokens": 1})
-        while not running.ledger.meter.figures().unsettled:
+        while not running.ledger.access.figures().unsettled:
             await asyncio.sleep(0)
         refused = await known.post(PATH, {**BODY, "max_tokens": 1})
         hold.set()
@@ -452,7 +452,7 @@ async def test_H8_a_spent_budget(running: Team) -> None:
     assert refused.error["message"].endswith(
         "This request may take 41 tokens; of 100 a day, 40 are left."
     )
-    # What one gave back the next can have at once.
+    # The next request can use at once what another gave back.
     assert (await known.post(PATH, {**BODY, "max_tokens": 39})).status == 200
     assert (await known.post(PATH, {**BODY, "max_tokens": 0})).status == 429
     running.hand.now_s += 86_400
@@ -462,7 +462,7 @@ async def test_H8_a_spent_budget(running: Team) -> None:
 
 
 async def test_a_hundred_clients_race_for_the_last_thousand_tokens(running: Team) -> None:
-    """A budget and a limit per minute: what is admitted is what fits, never one more."""
+    """Budget, tokens and requests per minute admit exactly as many as fit."""
     for name, terms in (("b", {"budget_tokens": 1000}), ("t", {"tpm": 1000}), ("r", {"rpm": 33})):
         known = running.key(name, **terms)
         racing = [known.begin({**BODY, "max_tokens": 29}) for _ in range(100)]
@@ -493,7 +493,7 @@ async def test_limits_in_redis(lite: Callable[..., Any], redis_url: str) -> None
 async def test_nothing_is_asked_per_token(
     lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two lines in the journal, one claim, one record, whatever the length of the answer."""
+    """An answer of any length costs two journal lines, one claim and one record."""
     async with lite() as running:
         known = running.key(rpm=10, tpm=10**6, budget_tokens=10**6)
         calls: list[str] = []
@@ -507,12 +507,12 @@ async def test_nothing_is_asked_per_token(
 
             monkeypatch.setattr(owner, name, counted)
 
-        meter = running.ledger.meter
+        ledger = running.ledger.access
         for owner, names in (
-            (meter, ("authenticate", "reserve", "settle")),
-            (meter._journal, ("admit", "settle")),
-            (meter._windows, ("acquire", "settle")),
-            (running.ledger.clerk, ("claim", "ended")),
+            (ledger, ("authenticate", "reserve", "settle")),
+            (ledger._journal, ("admit", "settle")),
+            (ledger._limiter, ("acquire", "settle")),
+            (running.ledger.writer, ("claim", "ended")),
         ):
             for name in names:
                 count(owner, name)
@@ -525,7 +525,7 @@ async def test_nothing_is_asked_per_token(
         assert len(seen[0]) == 9
 
 
-# When something is away.
+# Outages.
 
 
 async def test_a_database_that_is_away(
@@ -543,8 +543,8 @@ async def test_a_database_that_is_away(
             assert refused.headers["retry-after"] == "1"
             ready = await running.client.get("/ready")
             assert (ready.status, ready.json()["ledger"]) == (200, "unreachable")
-            figures = running.ledger.meter.figures()
-            assert (figures.reachable, figures.unfolded) == (False, 1)
+            figures = running.ledger.access.figures()
+            assert (figures.reachable, figures.pending_writes) == (False, 1)
         running.hand.now_s += 1
         running.refresh()
         assert (await budgeted.post(PATH, {**BODY, "max_tokens": 5})).status == 200
@@ -572,7 +572,7 @@ def away(running: Team, patch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise sa.exc.OperationalError("", {}, ConnectionRefusedError("refused"))
 
-    patch.setattr(running.ledger.clerk, "_transaction", refuse)
+    patch.setattr(running.ledger.writer, "_transaction", refuse)
     running.refresh()
 
 
@@ -587,7 +587,7 @@ async def test_a_full_disk_refuses_before_anything_is_computed(
                 raise OSError(28, "No space left on device")
 
             patch.setattr("os.posix_fallocate", full)
-            running.ledger.meter._journal._segments[-1].written_bytes = 1 << 20
+            running.ledger.access._journal._segments[-1].written_bytes = 1 << 20
             refused = await known.post(PATH, {**BODY, "max_tokens": 5})
             assert refused.status == 503
             assert refused.error["code"] == "ledger_unavailable"
@@ -617,7 +617,7 @@ async def test_records_on_the_disk_before_the_last_byte(
         assert len(synced) > before
 
 
-# For programs.
+# The routes of operators.
 
 
 async def test_keys_and_usage_over_http(running: Team) -> None:
@@ -671,7 +671,7 @@ async def test_pages_of_requests(lite: Callable[..., Any]) -> None:
 
 async def test_admin_routes_refuse(lite: Callable[..., Any]) -> None:
     async with lite(entrance="keys_if_any") as running:
-        # Without any key nobody is an admin.
+        # Without keys nobody is an operator.
         assert (await running.client.post("/admin/v1/keys", {"name": "x"})).status == 403
         admin, plain = running.key("root", admin=True), running.key("plain")
         assert (await plain.get("/admin/v1/keys")).error["code"] == "insufficient_permissions"

@@ -1,8 +1,8 @@
-"""The thread that talks to the database: in batches, off the way of requests.
+"""The thread that writes to the database, in batches, so that requests do not wait for it.
 
-A turn decides claims on budgets and folds ended requests, these first where a claim would be
-refused; when it is time it looks after keys, and after processes that died. A database that is
-away makes claims fail at once; everything else waits for it.
+A flush decides claims on budgets and writes ended requests. Before it refuses a claim, it writes
+what has ended. Now and then it reads the keys, and takes over from dead processes. While the
+database is away, claims fail at once and everything else waits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -22,107 +22,99 @@ from sqlalchemy.exc import SQLAlchemyError
 from afterword.core.account import UsageRecord
 from afterword.core.errors import LedgerUnavailable
 from afterword.core.faults import in_one_line
-from afterword.ledger import quota
+from afterword.ledger import budgets
 from afterword.ledger.database import reason
-from afterword.ledger.journal import Remains, remains_in
 from afterword.ledger.keyring import Keyring
 from afterword.ledger.keys import any_key, held_keys, keys_version
-from afterword.ledger.quota import Claim
-from afterword.ledger.records import processes
+from afterword.ledger.orphans import reap_journals
+from afterword.ledger.process import ProcessIdentity
+from afterword.ledger.record_writer import Claim
+from afterword.ledger.tables import processes
 
 _log = logging.getLogger(__name__)
 
-TURN_S = 0.4
-"""The longest pause between two turns, so that a revoked key stops within a second."""
+FLUSH_S = 0.4
+"""The longest pause between flushes. A revoked key has to stop within a second."""
 DEAD_S = 30.0
-"""After so long without a sign of life a process is dead, and its reservations come back."""
-_BEAT_S = 5.0
+"""A process without a heartbeat for so long is dead, and its reservations come back."""
+_HEARTBEAT_S = 5.0
 _RETRY_S = 0.5
 _STUCK_S = 5.0
 _MOST_RECORDS = 500
 
 
-class Identity(msgspec.Struct, frozen=True):
-    """What a process is called in the ledger."""
+class LedgerWriter:
+    """A ``RecordWriter`` on a database. Methods are safe from any thread but ``flush``.
 
-    id: str
-    host: str
-    pid: int
-
-
-class Clerk:
-    """What is to be done in the database. Methods are safe from any thread but ``turn``.
-
-    ``clock`` gives seconds that never go back; ``on_folded`` is told the ids of requests that are
-    in the database, on the thread that takes turns.
+    ``clock`` gives seconds that never go back. ``on_written`` gets the ids of requests that are in
+    the database, on the thread that flushes. ``pending`` is what waited before; others may still
+    append to it.
     """
 
     def __init__(
         self,
         engine: sa.Engine,
-        identity: Identity,
+        identity: ProcessIdentity,
         journals: Path,
         *,
         clock: Callable[[], float],
-        on_folded: Callable[[Sequence[str]], None],
+        on_written: Callable[[Sequence[str]], None],
+        pending: deque[UsageRecord] | None = None,
     ) -> None:
         self._engine = engine
         self._identity = identity
         self._journals = journals
         self._clock = clock
-        self._on_folded = on_folded
-        self._ended: deque[UsageRecord] = deque()
+        self._on_written = on_written
+        self._ended: deque[UsageRecord] = deque() if pending is None else pending
         self._released: deque[str] = deque()
         self._claims: deque[tuple[Claim, Future[int | None]]] = deque()
         self._refreshes: deque[Future[None]] = deque()
         self._held: dict[str, Claim] = {}
         self._seen: dict[str, tuple[int, float]] = {}
         self._away = False
-        self._retry_at_s = self._beat_at_s = self._look_at_s = self._fold_at_s = 0.0
+        self._retry_at_s = self._heartbeat_at_s = self._look_at_s = self._write_at_s = 0.0
         self._connection: sa.Connection | None = None
         self._heard_s = clock()
         self.keyring = Keyring(-1, (), needed=True)
-        self.folded = 0
+        self.written = 0
         self.work = threading.Event()
 
     @property
-    def unfolded(self) -> int:
-        """Ended requests that are not in the database yet."""
+    def pending_writes(self) -> int:
+        """See ``RecordWriter``."""
         return len(self._ended)
 
     @property
     def reachable(self) -> bool:
-        """Whether the database answered the last time, and not too long ago."""
+        """Whether the database answered last time, and not long ago."""
         return not self._away and self._clock() < self._heard_s + _STUCK_S
 
     def claim(self, claim: Claim) -> Future[int | None]:
-        """Reserve of a budget; the future has None, or the tokens that are left.
-
-        It fails with ``LedgerUnavailable`` where the database is away.
-        """
+        """See ``RecordWriter``."""
         future: Future[int | None] = Future()
         self._claims.append((claim, future))
         self.work.set()
         return future
 
     def ended(self, record: UsageRecord) -> None:
-        """A request to be folded with the next turn."""
+        """See ``RecordWriter``; the next flush writes it."""
         self._ended.append(record)
 
     def released(self, request_id: str) -> None:
-        """A claim to be given back."""
+        """See ``RecordWriter``."""
         self._released.append(request_id)
         self.work.set()
 
     def refresh(self) -> Future[None]:
-        """Look at the keys now; done when what was asked for until now has been done."""
+        """Read the keys now. The future is done after the flush that does so."""
         future: Future[None] = Future()
         self._refreshes.append(future)
         self.work.set()
         return future
 
-    def turn(self) -> None:
-        """Do everything that there is to do now."""
+    def flush(self) -> None:
+        """Do everything that is due now."""
         now_s = self._clock()
         refreshes = [self._refreshes.popleft() for _ in range(len(self._refreshes))]
         if refreshes:
@@ -137,18 +129,18 @@ class Clerk:
 
     def _work(self, now_s: float) -> None:
         try:
-            # First: whoever was taken for dead has to hold again what it holds.
-            if now_s >= self._beat_at_s:
-                self._beat()
-                self._bury(now_s)
-                self._beat_at_s = now_s + _BEAT_S
-            # Whoever waits for a claim goes on at once; what ended can wait for the next turn.
-            if not self._decide() or now_s >= self._fold_at_s:
-                self._fold()
-                self._fold_at_s = now_s + TURN_S
+            # First, so that a process that was taken for dead reserves again what it holds.
+            if now_s >= self._heartbeat_at_s:
+                self._heartbeat()
+                self._reap(now_s)
+                self._heartbeat_at_s = now_s + _HEARTBEAT_S
+            # Clients wait for claims. Ended requests can wait for the next flush.
+            if not self._decide() or now_s >= self._write_at_s:
+                self._write()
+                self._write_at_s = now_s + FLUSH_S
             if now_s >= self._look_at_s:
                 self._look_at_keys()
-                self._look_at_s = now_s + TURN_S
+                self._look_at_s = now_s + FLUSH_S
         except SQLAlchemyError as error:
             self._lost(reason(error))
             return
@@ -167,21 +159,21 @@ class Clerk:
         self._retry_at_s = self._clock() + _RETRY_S
         self._fail_claims()
 
-    def leave(self) -> None:
-        """The last turn: nothing of this process stays behind, if the database can be reached."""
+    def sign_off(self) -> None:
+        """Flush for the last time and remove this process from the database, if it answers."""
         self._retry_at_s = 0.0
-        self.turn()
+        self.flush()
         try:
             with self._transaction() as connection:
-                quota.give_back(connection, self._identity.id)
+                budgets.give_back(connection, self._identity.id)
         except SQLAlchemyError as error:
-            _log.warning("left without signing off: %s", reason(error))
+            _log.warning("the process stays in the database: %s", reason(error))
         if self._connection is not None:
             self._connection.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        """A transaction on a connection of this thread's own, which is kept: it costs less."""
+        """A transaction on this thread's connection, which stays open because that is faster."""
         if self._connection is None:
             self._connection = self._engine.connect()
         try:
@@ -193,13 +185,13 @@ class Clerk:
             connection.close()
             raise
 
-    def _fold(self) -> None:
+    def _write(self) -> None:
         while self._ended or self._released:
             records = [self._ended[i] for i in range(min(len(self._ended), _MOST_RECORDS))]
             released = list(self._released)
             held = [one.id for one in records if one.id in self._held]
             with self._transaction() as connection:
-                quota.fold(connection, records, [*held, *released])
+                budgets.write(connection, records, [*held, *released])
             for _ in records:
                 self._ended.popleft()
             for _ in released:
@@ -207,11 +199,11 @@ class Clerk:
             ids = [record.id for record in records]
             for request_id in (*ids, *released):
                 self._held.pop(request_id, None)
-            self.folded += len(ids)
-            self._on_folded(ids)
+            self.written += len(ids)
+            self._on_written(ids)
 
     def _decide(self) -> bool:
-        """Answer the claims that wait; whether there were any."""
+        """Answer the waiting claims. Returns whether there were any."""
         waiting = [self._claims.popleft() for _ in range(len(self._claims))]
         asked = [(c, future) for c, future in waiting if future.set_running_or_notify_cancel()]
         if not asked:
@@ -220,15 +212,15 @@ class Clerk:
         try:
             left = self._claim([wanted for wanted, _ in asked])
             if any(tokens is not None for tokens in left) and (self._ended or self._released):
-                # What ended meanwhile may have given back enough.
-                self._fold()
+                # Requests that ended meanwhile may give back enough.
+                self._write()
                 again = [
                     c for (c, _), tokens in zip(asked, left, strict=True) if tokens is not None
                 ]
                 answers = iter(self._claim(again))
                 left = [None if tokens is None else next(answers) for tokens in left]
         except Exception:
-            # It may have been carried out although nobody was told.
+            # The database may have committed before the connection broke.
             self._released.extend(wanted.id for wanted, _ in asked)
             for _, future in asked:
                 future.set_exception(_unavailable())
@@ -241,7 +233,7 @@ class Clerk:
 
     def _claim(self, wanted: Sequence[Claim]) -> list[int | None]:
         with self._transaction() as connection:
-            return [quota.claim(connection, one, self._identity.id) for one in wanted]
+            return [budgets.claim(connection, one, self._identity.id) for one in wanted]
 
     def _fail_claims(self) -> None:
         while self._claims:
@@ -256,8 +248,8 @@ class Clerk:
                 needed = any_key(connection)
                 self.keyring = Keyring(version, held_keys(connection), needed=needed)
 
-    def _beat(self) -> None:
-        """A sign of life; whoever was taken for dead comes back with what it holds."""
+    def _heartbeat(self) -> None:
+        """Show that this process lives. If others removed it, reserve again what it holds."""
         me = self._identity
         with self._transaction() as connection:
             alive = connection.execute(
@@ -268,16 +260,18 @@ class Clerk:
             if not alive.rowcount:
                 row = {**msgspec.structs.asdict(me), "beats": 1}
                 connection.execute(sa.insert(processes), row)
-                quota.restore(connection, list(self._held.values()), me.id)
+                budgets.restore(connection, list(self._held.values()), me.id)
 
-    def _bury(self, now_s: float) -> None:
-        """Take over from processes that died: here by their journals, elsewhere by silence."""
-        with ExitStack() as opened:
-            found = remains_in(self._journals)
-            for remains in found:
-                opened.callback(remains.close)
-            for remains in found:
-                self._take_over(remains)
+    def _reap(self, now_s: float) -> None:
+        """Take over from dead processes: on this machine by their journals, else by silence."""
+        for reaped in reap_journals(self._transaction, self._journals):
+            level = logging.WARNING if reaped.lost or reaped.reservations else logging.INFO
+            _log.log(
+                level,
+                "a process left a journal: %d requests recorded, %d reservations came back",
+                reaped.records,
+                reaped.reservations,
+            )
         with self._transaction() as connection:
             rows = connection.execute(sa.select(processes.c.id, processes.c.beats)).all()
         self._seen = {
@@ -289,47 +283,37 @@ class Clerk:
         for process_id, (_, since_s) in self._seen.items():
             if now_s >= since_s + DEAD_S and process_id != self._identity.id:
                 with self._transaction() as connection:
-                    given_back = quota.give_back(connection, process_id)
+                    given_back = budgets.give_back(connection, process_id)
                 _log.warning("a process died; %d reservations came back", given_back)
 
-    def _take_over(self, remains: Remains) -> None:
-        records = remains.records()
-        with self._transaction() as connection:
-            new = quota.fold(connection, records)
-            given_back = quota.give_back(connection, remains.process_id)
-        remains.remove()
-        _log.warning(
-            "a process died; %d of its requests recorded, %d reservations came back",
-            new,
-            given_back,
+
+class LedgerWriterThread:
+    """The thread that flushes a writer until ``close``."""
+
+    def __init__(self, writer: LedgerWriter) -> None:
+        self._writer = writer
+        self._closing = False
+        self._thread = threading.Thread(
+            target=self._run, name="afterword-ledger-writer", daemon=True
         )
 
-
-class ClerkThread:
-    """Takes the clerk's turns until it is closed."""
-
-    def __init__(self, clerk: Clerk) -> None:
-        self._clerk = clerk
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="afterword-ledger", daemon=True)
-
     def start(self) -> None:
-        """Begin."""
+        """Start flushing."""
         self._thread.start()
 
     def close(self) -> None:
-        """Fold what there is, sign off, and wait for the end of it."""
+        """Write what is pending, sign off, and wait until that is done."""
         self._closing = True
-        self._clerk.work.set()
+        self._writer.work.set()
         self._thread.join()
 
     def _run(self) -> None:
-        work = self._clerk.work
+        work = self._writer.work
         while not self._closing:
-            work.wait(TURN_S)
+            work.wait(FLUSH_S)
             work.clear()
-            self._clerk.turn()
-        self._clerk.leave()
+            self._writer.flush()
+        self._writer.sign_off()
 
 
 def _unavailable() -> LedgerUnavailable:

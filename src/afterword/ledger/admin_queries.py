@@ -1,4 +1,4 @@
-"""The ledger as operators use it over HTTP: keys and usage, each call in a thread of its own."""
+"""Keys and usage for operators over HTTP. Each call runs in a thread."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from afterword.core.account import (
     UsageSum,
 )
 from afterword.core.errors import LedgerUnavailable
-from afterword.ledger.keys import KeyBook
+from afterword.ledger.keys import KeyStore
 from afterword.ledger.store import UsageStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class LedgerBooks:
-    """``core.protocols.Books`` over a database."""
+class LedgerQueries:
+    """``core.ledger.AdminQueries`` on a database."""
 
     def __init__(
         self, engine: sa.Engine, *, clock: Callable[[], float], entropy: Callable[[int], bytes]
     ) -> None:
-        self._keys = KeyBook(engine, clock=clock, entropy=entropy)
+        self._keys = KeyStore(engine, clock=clock, entropy=entropy)
         self._usage = UsageStore(engine)
         self._clock = clock
 
@@ -42,34 +42,34 @@ class LedgerBooks:
 
     async def create_key(self, terms: KeyTerms) -> NewKey:
         """Make a key."""
-        return await _apart(self._keys.create, terms)
+        return await _in_thread(self._keys.create, terms)
 
     async def keys(self) -> list[KeyView]:
-        """Every key."""
-        return await _apart(self._keys.all)
+        """Return every key."""
+        return await _in_thread(self._keys.all)
 
     async def key(self, key: str) -> KeyView:
-        """One key by id or name."""
-        return await _apart(self._keys.find, key)
+        """Return a key by id or name."""
+        return await _in_thread(self._keys.find, key)
 
     async def rotate_key(self, key: str, overlap_s: float) -> NewKey:
-        """A new secret for a key."""
-        return await _apart(self._keys.rotate, key, overlap_s)
+        """Give a key a new secret."""
+        return await _in_thread(self._keys.rotate, key, overlap_s)
 
     async def revoke_key(self, key: str) -> KeyView:
         """End a key."""
-        return await _apart(self._keys.revoke, key)
+        return await _in_thread(self._keys.revoke, key)
 
     async def usage(self, by: UsageBy, query: UsageQuery) -> list[UsageSum]:
-        """Sums of usage."""
-        return await _apart(self._usage.sums, by, query)
+        """Return sums of usage."""
+        return await _in_thread(self._usage.sums, by, query)
 
     async def requests(self, query: UsageQuery, *, after: str, most: int) -> list[UsageRecord]:
-        """Records of usage."""
-        return await _apart(self._usage.requests, query, after=after, most=most)
+        """Return records of usage."""
+        return await _in_thread(self._usage.requests, query, after=after, most=most)
 
 
-async def _apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return await asyncio.to_thread(work, *args, **kwargs)
     except SQLAlchemyError as error:

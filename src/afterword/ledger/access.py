@@ -1,4 +1,4 @@
-"""The ledger as the server asks it: whose key, may it, what did it come to."""
+"""The ledger of requests: whose key it is, whether the request may run, what it used."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ from afterword.core.account import (
 )
 from afterword.core.errors import (
     AuthenticationFailed,
+    BudgetExceeded,
     LedgerUnavailable,
-    QuotaExceeded,
     RateLimited,
 )
 from afterword.core.faults import in_one_line
-from afterword.core.protocols import LedgerFigures
-from afterword.ledger.clerk import Clerk
+from afterword.core.ledger import LedgerFigures
 from afterword.ledger.journal import Journal
-from afterword.ledger.keyring import Failures
-from afterword.ledger.keys import HeldKey, period_of
-from afterword.ledger.quota import Claim
+from afterword.ledger.keyring import Failures, HeldKey
+from afterword.ledger.periods import period_of
+from afterword.ledger.rate_limits import RateDecision, RateLimiter
+from afterword.ledger.record_writer import Claim, RecordWriter
 from afterword.ledger.secret import masked
-from afterword.ledger.windows import Verdict, Windows
 
 _log = logging.getLogger(__name__)
 
 Entrance: TypeAlias = Literal["open", "keys", "keys_if_any"]
-"""Who gets in without a key: everybody; nobody; everybody until the first key is made."""
+"""Who needs no key: everybody; nobody; everybody until the first key is made."""
 
 _CLAIM_S = 5.0
 _FULL_S = 5.0
@@ -52,10 +51,10 @@ _UNITS = {"rpm": "requests per min (RPM)", "tpm": "tokens per min (TPM)"}
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What is decided by the operator.
+    """The operator's decisions.
 
-    ``serve_without_database``: requests that need no budget go on while the database is away.
-    ``sync_always``: an answer ends when its record is on the disk, not only with the kernel.
+    ``serve_without_database``: requests without a budget go on while the database is away.
+    ``sync_always``: an answer ends only after its record is on the disk.
     """
 
     entrance: Entrance = "keys_if_any"
@@ -64,50 +63,51 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Clocks(msgspec.Struct, frozen=True):
-    """Seconds that never go back, Unix seconds, and a way to wait."""
+    """``monotonic`` gives seconds that never go back, ``unix`` Unix seconds; ``sleep`` waits."""
 
     monotonic: Callable[[], float]
     unix: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
-class Meter:
-    """A ``Ledger``. Belongs to the event loop's thread.
+class AccessLedger:
+    """A ``core.ledger.Ledger``. It belongs to the event loop's thread.
 
-    ``limits_apart``: limits are asked for over a network, so a thread does it.
+    ``writer`` may be replaced while requests run. ``limiter_thread`` calls a rate limiter that
+    waits for the network.
     """
 
     def __init__(
         self,
-        clerk: Clerk,
+        writer: RecordWriter,
         journal: Journal,
-        windows: Windows,
+        limiter: RateLimiter,
         *,
         policy: Policy,
         clocks: Clocks,
-        limits_apart: Executor | None = None,
+        limiter_thread: Executor | None = None,
     ) -> None:
-        self._clerk = clerk
+        self.writer = writer
         self._journal = journal
-        self._windows = windows
+        self._limiter = limiter
         self._policy = policy
         self._clocks = clocks
-        self._limits_apart = limits_apart
+        self._limiter_thread = limiter_thread
         self._failures = Failures()
         self._full_until_s = 0.0
         self._syncs = ThreadPoolExecutor(1, "afterword-journal")
 
     async def authenticate(self, secret: str | None, source: str) -> Principal:
-        """See ``core.protocols.Ledger``."""
+        """See ``core.ledger.Ledger``."""
         entrance = self._policy.entrance
-        if entrance == "open" or (entrance == "keys_if_any" and not self._clerk.keyring.needed):
+        if entrance == "open" or (entrance == "keys_if_any" and not self.writer.keyring.needed):
             return NOBODY
         if not secret:
             raise AuthenticationFailed(_NO_KEY)
         key = self._find(secret)
         if key is None:
             await self._clocks.sleep(self._failures.wait_s(source, self._clocks.monotonic()))
-            # It may have been made a moment ago.
+            # The key may have been made during the wait.
             key = self._find(secret)
         if key is None:
             raise AuthenticationFailed(f"Incorrect API key provided: {masked(secret)}.")
@@ -116,15 +116,15 @@ class Meter:
         return Principal(key.id, terms.name, models, terms.admin)
 
     def _find(self, secret: str) -> HeldKey | None:
-        return self._clerk.keyring.find(secret, self._clocks.unix())
+        return self.writer.keyring.find(secret, self._clocks.unix())
 
     async def reserve(self, principal: Principal, ask: Ask) -> Admission:
-        """See ``core.protocols.Ledger``."""
-        if not (self._policy.serve_without_database or self._clerk.reachable):
+        """See ``core.ledger.Ledger``."""
+        if not (self._policy.serve_without_database or self.writer.reachable):
             raise LedgerUnavailable("The ledger cannot be reached.", retry_after_s=1)
         key_id, terms = principal.key_id, None
         if key_id is not None:
-            terms = self._clerk.keyring.terms(key_id)
+            terms = self.writer.keyring.terms(key_id)
             if terms is None:
                 raise AuthenticationFailed("This API key was revoked.")
         admission = Admission(self, _admitted(principal, ask, self._clocks.unix()))
@@ -132,34 +132,34 @@ class Meter:
             if key_id is not None and terms is not None:
                 await self._pass_limits(admission, terms, key_id, ask)
                 await self._pass_budget(admission, terms, key_id, ask)
-            self._write_down(admission)
+            self._write_admission(admission)
         except BaseException:
             admission.release()
             raise
         return admission
 
     def ready(self) -> bool:
-        """Whether requests would be admitted, as far as that is not up to their keys."""
+        """Whether requests with a good key would be admitted."""
         full = self._clocks.monotonic() < self._full_until_s
-        return not full and (self._policy.serve_without_database or self._clerk.reachable)
+        return not full and (self._policy.serve_without_database or self.writer.reachable)
 
     def figures(self) -> LedgerFigures:
-        """See ``core.protocols.Ledger``."""
+        """See ``core.ledger.Ledger``."""
         return LedgerFigures(
-            reachable=self._clerk.reachable,
+            reachable=self.writer.reachable,
             unsettled=self._journal.unsettled,
-            unfolded=self._clerk.unfolded,
+            pending_writes=self.writer.pending_writes,
             journal_bytes=self._journal.size_bytes,
-            folded=self._clerk.folded,
+            written=self.writer.written,
             refused_keys=self._failures.count,
         )
 
     def sync(self) -> Future[None]:
-        """Bring the journal to the disk, in a thread."""
+        """Sync the journal to the disk, in a thread."""
         return self._syncs.submit(self._journal.sync)
 
     def close(self) -> None:
-        """Wait for the threads."""
+        """Wait for the syncs under way."""
         self._syncs.shutdown()
 
     async def _pass_limits(
@@ -168,25 +168,25 @@ class Meter:
         if terms.rpm is None and terms.tpm is None and terms.concurrent is None:
             return
         arguments = (key_id, terms, ask.id, ask.most_tokens)
-        if self._limits_apart is None:
-            verdict = self._windows.acquire(*arguments)
+        if self._limiter_thread is None:
+            decision = self._limiter.acquire(*arguments)
         else:
-            asked = self._limits_apart.submit(self._windows.acquire, *arguments)
-            # Whoever leaves meanwhile gives back what is then admitted.
-            admission.in_windows = True
-            verdict = await asyncio.wrap_future(asked)
-        if verdict.refused_by is not None:
-            admission.in_windows = False
-            raise _rate_limited(verdict, verdict.refused_by, terms, ask)
-        admission.in_windows = True
-        admission.rates = verdict.rates
+            asked = self._limiter_thread.submit(self._limiter.acquire, *arguments)
+            # Set first: a client that leaves meanwhile gives back what is then admitted.
+            admission.counted = True
+            decision = await asyncio.wrap_future(asked)
+        if decision.refused_by is not None:
+            admission.counted = False
+            raise _rate_limited(decision, decision.refused_by, terms, ask)
+        admission.counted = True
+        admission.rates = decision.rates
 
     async def _pass_budget(
         self, admission: Admission, terms: KeyTerms, key_id: str, ask: Ask
     ) -> None:
         if terms.budget_tokens is None:
             return
-        if not self._clerk.reachable:
+        if not self.writer.reachable:
             raise LedgerUnavailable("Budgets cannot be looked up now.", retry_after_s=1)
         claim = Claim(
             id=ask.id,
@@ -195,20 +195,20 @@ class Meter:
             tokens=ask.most_tokens,
             budget_tokens=terms.budget_tokens,
         )
-        admission.claim = self._clerk.claim(claim)
+        admission.claim = self.writer.claim(claim)
         try:
             async with asyncio.timeout(_CLAIM_S):
                 left_tokens = await asyncio.wrap_future(admission.claim)
         except TimeoutError as error:
             raise LedgerUnavailable("Budgets cannot be looked up now.", retry_after_s=1) from error
         if left_tokens is not None:
-            raise QuotaExceeded(
+            raise BudgetExceeded(
                 "You exceeded your current quota, please check your plan and billing details. "
                 f"This request may take {ask.most_tokens} tokens; of {terms.budget_tokens} a "
                 f"{terms.budget_per}, {left_tokens} are left."
             )
 
-    def _write_down(self, admission: Admission) -> None:
+    def _write_admission(self, admission: Admission) -> None:
         try:
             self._journal.admit(admission.record)
         except OSError as error:
@@ -217,76 +217,79 @@ class Meter:
             raise LedgerUnavailable(
                 "The request cannot be recorded at the moment.", retry_after_s=5
             ) from error
-        admission.written = True
+        admission.journaled = True
 
     async def settle(self, admission: Admission, record: UsageRecord) -> None:
-        """Journal, limits, database: in this order, and all of it before anything is awaited."""
+        """Record the end: in the journal, the limits, the database, before anything is awaited."""
         try:
             self._journal.settle(record)
         except OSError as error:
-            # Its room was there: the disk itself fails. The database may still get the record.
+            # Room was reserved, so the disk itself fails. The database may still get the record.
             _log.error("the journal cannot be written to: %s", in_one_line(error))
         tokens = record.prompt_tokens + record.completion_tokens
-        self._settle_windows(admission, tokens)
-        self._clerk.ended(record)
+        self._settle_limits(admission, tokens)
+        self.writer.ended(record)
         if self._policy.sync_always:
             await asyncio.wrap_future(self.sync())
 
     def release(self, admission: Admission) -> None:
-        """Give back what an admission has got so far."""
-        if admission.written:
+        """Give back what the admission has taken so far."""
+        if admission.journaled:
             self._journal.release(admission.record)
-        self._settle_windows(admission, None)
+        self._settle_limits(admission, None)
         claim = admission.claim
         if claim is not None and not claim.cancel():
             claim.add_done_callback(lambda _: self._give_back(admission.record.id, claim))
 
     def _give_back(self, request_id: str, claim: Future[int | None]) -> None:
         if claim.exception() is None and claim.result() is None:
-            self._clerk.released(request_id)
+            self.writer.released(request_id)
 
-    def _settle_windows(self, admission: Admission, tokens: int | None) -> None:
+    def _settle_limits(self, admission: Admission, tokens: int | None) -> None:
         key_id = admission.record.key_id
-        if not admission.in_windows or key_id is None:
+        if not admission.counted or key_id is None:
             return
-        if self._limits_apart is None:
-            self._windows.settle(key_id, admission.record.id, tokens)
+        if self._limiter_thread is None:
+            self._limiter.settle(key_id, admission.record.id, tokens)
             return
-        # One thread: it comes after the question whether to admit.
-        settled = self._limits_apart.submit(
-            self._windows.settle, key_id, admission.record.id, tokens
+        # The thread is one, so this runs after ``acquire``.
+        settled = self._limiter_thread.submit(
+            self._limiter.settle, key_id, admission.record.id, tokens
         )
         settled.add_done_callback(_log_unsettled)
 
 
 class Admission:
-    """A ``Reservation``: what was taken for one request, so that it can be given back."""
+    """A ``core.ledger.Reservation``: what one request has taken.
 
-    def __init__(self, meter: Meter, record: UsageRecord) -> None:
-        self._meter = meter
+    ``counted``: by the rate limiter. ``journaled``: its first line is in the journal.
+    """
+
+    def __init__(self, ledger: AccessLedger, record: UsageRecord) -> None:
+        self._ledger = ledger
         self._over = False
         self.record = record
         self.rates = Rates()
-        self.in_windows = False
+        self.counted = False
         self.claim: Future[int | None] | None = None
-        self.written = False
+        self.journaled = False
 
     async def settle(self, spent: Spent) -> None:
-        """See ``core.protocols.Reservation``."""
+        """See ``core.ledger.Reservation``."""
         if not self._over:
             self._over = True
             record = replace(self.record, **msgspec.structs.asdict(spent))
-            await self._meter.settle(self, record)
+            await self._ledger.settle(self, record)
 
     def release(self) -> None:
-        """See ``core.protocols.Reservation``."""
+        """See ``core.ledger.Reservation``."""
         if not self._over:
             self._over = True
-            self._meter.release(self)
+            self._ledger.release(self)
 
 
 def _admitted(principal: Principal, ask: Ask, now_s: float) -> UsageRecord:
-    """The record of a request of which nothing else is ever heard."""
+    """The record of a request whose end is never seen."""
     return UsageRecord(
         id=ask.id,
         key_id=principal.key_id,
@@ -303,34 +306,34 @@ def _admitted(principal: Principal, ask: Ask, now_s: float) -> UsageRecord:
     )
 
 
-def _rate_limited(verdict: Verdict, limit: str, terms: KeyTerms, ask: Ask) -> RateLimited:
+def _rate_limited(decision: RateDecision, limit: str, terms: KeyTerms, ask: Ask) -> RateLimited:
     if limit == "concurrent":
         return RateLimited(
             f"Rate limit reached for requests at once: Limit {terms.concurrent}. Please try again "
             "when one of them has ended.",
             limit=limit,
-            rates=verdict.rates,
+            rates=decision.rates,
             retry_after_s=1,
         )
     by_requests = limit == "rpm"
-    rate = verdict.rates.requests if by_requests else verdict.rates.tokens
+    rate = decision.rates.requests if by_requests else decision.rates.tokens
     if rate is None:
         raise RuntimeError("refused by a limit that the key does not have")
     used = rate.limit - rate.remaining
     stands = f"Limit {rate.limit}, Used {used}, Requested {1 if by_requests else ask.most_tokens}"
     unit = _UNITS[limit]
-    if verdict.wait_s is None:
+    if decision.wait_s is None:
         return RateLimited(
             f"Request too large for {ask.model} on {unit}: {stands}. A smaller max_tokens (or n, "
             "or best_of) asks for less.",
             limit=limit,
-            rates=verdict.rates,
+            rates=decision.rates,
         )
-    seconds = max(math.ceil(verdict.wait_s), 1)
+    seconds = max(math.ceil(decision.wait_s), 1)
     return RateLimited(
         f"Rate limit reached for {ask.model} on {unit}: {stands}. Please try again in {seconds}s.",
         limit=limit,
-        rates=verdict.rates,
+        rates=decision.rates,
         retry_after_s=seconds,
     )
 

@@ -1,4 +1,4 @@
-"""The clerk: what a turn does, in which order, and what the dead leave behind."""
+"""The ledger writer: the order of a flush, and the journals of dead processes."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from msgspec.structs import replace
 
 from afterword.core.account import KeyTerms, UsageQuery
 from afterword.core.errors import LedgerUnavailable
-from afterword.ledger.clerk import DEAD_S, Clerk, Identity
 from afterword.ledger.database import check
 from afterword.ledger.journal import Journal
-from afterword.ledger.keys import KeyBook
-from afterword.ledger.quota import Claim
-from afterword.ledger.records import processes, reservations, spending
+from afterword.ledger.keys import KeyStore
+from afterword.ledger.process import ProcessIdentity
+from afterword.ledger.record_writer import Claim
 from afterword.ledger.store import UsageStore
+from afterword.ledger.tables import processes, reservations, spending
+from afterword.ledger.writer import DEAD_S, LedgerWriter
 from ledger.values import Hand, record
 
-MakeClerk = Callable[..., Clerk]
+MakeWriter = Callable[..., LedgerWriter]
 
 
 @pytest.fixture
-def make_clerk(
+def make_writer(
     connected: Callable[[], sa.Engine], tmp_path: Path, hand: Hand
-) -> Iterator[MakeClerk]:
-    """Clerks of one database, each of a process and a machine of its own."""
-    made: list[Clerk] = []
+) -> Iterator[MakeWriter]:
+    """Makes writers of one database, each on a process and a machine of its own."""
+    made: list[LedgerWriter] = []
 
     def make(
         name: str,
         *,
         journals: Path | None = None,
-        on_folded: Callable[[Sequence[str]], None] = lambda _: None,
-    ) -> Clerk:
+        on_written: Callable[[Sequence[str]], None] = lambda _: None,
+    ) -> LedgerWriter:
         folder = journals or tmp_path / name
         folder.mkdir(exist_ok=True)
-        clerk = Clerk(
-            connected(), Identity(name, "host", 1), folder, clock=hand, on_folded=on_folded
+        writer = LedgerWriter(
+            connected(), ProcessIdentity(name, "host", 1), folder, clock=hand, on_written=on_written
         )
-        made.append(clerk)
-        return clerk
+        made.append(writer)
+        return writer
 
     yield make
-    for clerk in made:
-        if clerk._connection is not None:
-            clerk._connection.close()
+    for writer in made:
+        if writer._connection is not None:
+            writer._connection.close()
 
 
 def claim(request_id: str, tokens: int) -> Claim:
@@ -62,107 +63,107 @@ def reserved(engine: sa.Engine) -> int:
         return connection.scalar(sa.select(sa.func.sum(spending.c.reserved))) or 0
 
 
-def test_what_ended_is_folded_before_a_claim_is_refused(make_clerk: MakeClerk) -> None:
-    """Whoever has an answer can have at once what it did not use."""
+def test_what_ended_is_written_before_a_claim_is_refused(make_writer: MakeWriter) -> None:
+    """A client with an answer can use at once what the request did not use."""
     told: list[str] = []
-    clerk = make_clerk("p", on_folded=told.extend)
-    first = clerk.claim(claim("a", 100))
-    clerk.turn()
+    writer = make_writer("p", on_written=told.extend)
+    first = writer.claim(claim("a", 100))
+    writer.flush()
     assert first.result() is None
-    second = clerk.claim(claim("b", 60))
-    clerk.ended(record("a", tokens=40))
-    clerk.turn()
+    second = writer.claim(claim("b", 60))
+    writer.ended(record("a", tokens=40))
+    writer.flush()
     assert second.result() is None
     assert told == ["a"]
-    third = clerk.claim(claim("c", 1))
-    clerk.turn()
+    third = writer.claim(claim("c", 1))
+    writer.flush()
     assert third.result() == 0
 
 
 def test_a_claim_that_nobody_waits_for_takes_nothing(
-    make_clerk: MakeClerk, engine: sa.Engine
+    make_writer: MakeWriter, engine: sa.Engine
 ) -> None:
-    clerk = make_clerk("p")
-    assert clerk.claim(claim("a", 100)).cancel()
-    taken = clerk.claim(claim("b", 100))
-    clerk.turn()
+    writer = make_writer("p")
+    assert writer.claim(claim("a", 100)).cancel()
+    taken = writer.claim(claim("b", 100))
+    writer.flush()
     assert taken.result() is None
-    clerk.released("b")
-    clerk.turn()
+    writer.released("b")
+    writer.flush()
     assert reserved(engine) == 0
 
 
 def test_keys_are_looked_at_when_it_is_time(
-    make_clerk: MakeClerk, book: KeyBook, hand: Hand
+    make_writer: MakeWriter, key_store: KeyStore, hand: Hand
 ) -> None:
-    clerk = make_clerk("p")
-    clerk.turn()
-    made = book.create(KeyTerms(name="a"))
-    clerk.turn()
-    assert clerk.keyring.find(made.secret, hand()) is None
+    writer = make_writer("p")
+    writer.flush()
+    made = key_store.create(KeyTerms(name="a"))
+    writer.flush()
+    assert writer.keyring.find(made.secret, hand()) is None
     hand.now_s += 0.5
-    clerk.turn()
-    assert clerk.keyring.find(made.secret, hand()) is not None
+    writer.flush()
+    assert writer.keyring.find(made.secret, hand()) is not None
 
 
 def test_a_process_that_is_silent_for_long_is_dead(
-    make_clerk: MakeClerk, engine: sa.Engine, hand: Hand
+    make_writer: MakeWriter, engine: sa.Engine, hand: Hand
 ) -> None:
-    """On another machine, whose journal nobody here can see; and it can come back."""
-    silent, alive = make_clerk("silent"), make_clerk("alive")
+    """It is on another machine, so its journal is not here. It can come back."""
+    silent, alive = make_writer("silent"), make_writer("alive")
     silent.claim(claim("a", 70))
-    silent.turn()
-    alive.turn()
+    silent.flush()
+    alive.flush()
     for _ in range(6):
         hand.now_s += DEAD_S / 6 - 0.1
-        alive.turn()
+        alive.flush()
     assert reserved(engine) == 70
     for _ in range(2):
         hand.now_s += 6
-        alive.turn()
+        alive.flush()
     assert reserved(engine) == 0
     late = silent.claim(claim("late", 10))
-    silent.turn()
+    silent.flush()
     assert late.result() is None
     assert reserved(engine) == 80
     silent.released("late")
-    silent.turn()
+    silent.flush()
     assert reserved(engine) == 70
     silent.ended(record("a", tokens=30))
-    silent.turn()
+    silent.flush()
     assert reserved(engine) == 0
     assert check(engine) == []
 
 
 def test_a_process_that_says_that_it_lives_is_not_dead(
-    make_clerk: MakeClerk, engine: sa.Engine, hand: Hand
+    make_writer: MakeWriter, engine: sa.Engine, hand: Hand
 ) -> None:
-    one, other = make_clerk("one"), make_clerk("other")
+    one, other = make_writer("one"), make_writer("other")
     one.claim(claim("a", 70))
     for _ in range(20):
-        one.turn()
-        other.turn()
+        one.flush()
+        other.flush()
         hand.now_s += 5
     assert reserved(engine) == 70
 
 
 def test_the_next_process_takes_over(
-    make_clerk: MakeClerk, engine: sa.Engine, tmp_path: Path
+    make_writer: MakeWriter, engine: sa.Engine, tmp_path: Path
 ) -> None:
-    """In its first turn: answered requests, lost ones, and reservations of both."""
+    """The first flush takes over answered and lost requests, and the reservations of both."""
     journals = tmp_path / "shared"
-    dead = make_clerk("dead", journals=journals)
+    dead = make_writer("dead", journals=journals)
     journal = Journal(journals, "dead", limit_bytes=64 << 20)
     journal.__enter__()
     for name in ("answered", "running"):
         dead.claim(claim(name, 40))
         journal.admit(replace(record(name, tokens=0), status="lost"))
-    dead.turn()
+    dead.flush()
     journal.settle(record("answered", tokens=30))
     for segment in journal._segments:
         os.close(segment.descriptor)
     assert reserved(engine) == 80
-    make_clerk("next", journals=journals).turn()
+    make_writer("next", journals=journals).flush()
     assert reserved(engine) == 0
     found = {one.id: one for one in UsageStore(engine).requests(UsageQuery())}
     assert {name: one.status for name, one in found.items()} == {
@@ -175,12 +176,12 @@ def test_the_next_process_takes_over(
     assert check(engine) == []
 
 
-def test_leaving_leaves_nothing(make_clerk: MakeClerk, engine: sa.Engine) -> None:
-    clerk = make_clerk("p")
-    clerk.claim(claim("a", 40))
-    clerk.turn()
-    clerk.ended(record("b"))
-    clerk.leave()
+def test_leaving_leaves_nothing(make_writer: MakeWriter, engine: sa.Engine) -> None:
+    writer = make_writer("p")
+    writer.claim(claim("a", 40))
+    writer.flush()
+    writer.ended(record("b"))
+    writer.sign_off()
     with engine.connect() as connection:
         assert connection.execute(sa.select(processes)).all() == []
         assert connection.execute(sa.select(reservations)).all() == []
@@ -188,11 +189,11 @@ def test_leaving_leaves_nothing(make_clerk: MakeClerk, engine: sa.Engine) -> Non
 
 
 def test_a_database_that_is_away_is_asked_again_only_after_a_while(
-    make_clerk: MakeClerk, hand: Hand, monkeypatch: pytest.MonkeyPatch
+    make_writer: MakeWriter, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clerk = make_clerk("p")
-    clerk.turn()
-    assert clerk.reachable
+    writer = make_writer("p")
+    writer.flush()
+    assert writer.reachable
     tried = threading.Semaphore(0)
 
     def refuse() -> None:
@@ -200,31 +201,31 @@ def test_a_database_that_is_away_is_asked_again_only_after_a_while(
         raise sa.exc.OperationalError("", {}, ConnectionError("gone"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(clerk, "_transaction", refuse)
-        clerk.ended(record("a"))
-        asked = clerk.claim(claim("b", 1))
-        clerk.turn()
+        patch.setattr(writer, "_transaction", refuse)
+        writer.ended(record("a"))
+        asked = writer.claim(claim("b", 1))
+        writer.flush()
         assert isinstance(asked.exception(), LedgerUnavailable)
         assert tried.acquire(blocking=False)
-        later = clerk.claim(claim("c", 1))
-        clerk.turn()
+        later = writer.claim(claim("c", 1))
+        writer.flush()
         assert isinstance(later.exception(), LedgerUnavailable)
         assert not tried.acquire(blocking=False)
-        assert not clerk.reachable
-        assert clerk.unfolded == 1
+        assert not writer.reachable
+        assert writer.pending_writes == 1
     hand.now_s += 1
-    clerk.turn()
-    assert clerk.reachable
-    assert clerk.unfolded == 0
+    writer.flush()
+    assert writer.reachable
+    assert writer.pending_writes == 0
 
 
 def test_a_claim_whose_end_nobody_knows_is_given_back(
-    make_clerk: MakeClerk, engine: sa.Engine, hand: Hand, monkeypatch: pytest.MonkeyPatch
+    make_writer: MakeWriter, engine: sa.Engine, hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database carried it out, and the connection broke before it said so."""
-    clerk = make_clerk("p")
-    clerk.turn()
-    exactly = clerk._transaction
+    """The database committed, and the connection broke before the answer."""
+    writer = make_writer("p")
+    writer.flush()
+    exactly = writer._transaction
 
     @contextmanager
     def break_afterwards() -> Iterator[sa.Connection]:
@@ -233,35 +234,35 @@ def test_a_claim_whose_end_nobody_knows_is_given_back(
         raise sa.exc.OperationalError("", {}, ConnectionError('to "/a/socket" broke'))
 
     with monkeypatch.context() as patch:
-        patch.setattr(clerk, "_transaction", break_afterwards)
-        asked = clerk.claim(claim("a", 60))
-        clerk.turn()
+        patch.setattr(writer, "_transaction", break_afterwards)
+        asked = writer.claim(claim("a", 60))
+        writer.flush()
     assert isinstance(asked.exception(), LedgerUnavailable)
     assert reserved(engine) == 60
     hand.now_s += 1
-    clerk.turn()
+    writer.flush()
     assert reserved(engine) == 0
 
 
 def test_the_log_has_no_paths(
-    make_clerk: MakeClerk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_writer: MakeWriter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clerk = make_clerk("p")
+    writer = make_writer("p")
 
     def refuse() -> None:
         raise sa.exc.OperationalError("SELECT", {}, ConnectionError('server on "/a/socket" failed'))
 
-    monkeypatch.setattr(clerk, "_transaction", refuse)
-    clerk.turn()
+    monkeypatch.setattr(writer, "_transaction", refuse)
+    writer.flush()
     assert 'the database is away: server on "…" failed' in caplog.text
     assert "/a/socket" not in caplog.text
 
 
 def test_a_database_that_does_not_answer_is_not_reachable(
-    make_clerk: MakeClerk, hand: Hand
+    make_writer: MakeWriter, hand: Hand
 ) -> None:
-    """A turn that hangs says nothing; its silence does."""
-    clerk = make_clerk("p")
-    clerk.turn()
+    """A flush that hangs raises nothing, but it takes too long."""
+    writer = make_writer("p")
+    writer.flush()
     hand.now_s += 6
-    assert not clerk.reachable
+    assert not writer.reachable

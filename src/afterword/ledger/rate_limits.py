@@ -1,8 +1,8 @@
-"""Limits per minute and on requests at once, decided together or not at all.
+"""Limits per minute and on concurrent requests. A request passes all limits of its key or none.
 
-A window holds what was admitted in the last minute, each with its cost: the worst case while the
-request runs, what it really cost afterwards. This is exact at every moment, not only at the turn
-of a minute, and gives back what was not used.
+A sliding window holds the requests of the last minute with their costs: the worst case while a
+request runs, its real cost afterwards. So the limits are exact at every moment, and tokens that
+a request did not use are free again.
 """
 
 from __future__ import annotations
@@ -18,29 +18,32 @@ from afterword.core.account import KeyTerms, Rate, Rates
 WINDOW_S = 60.0
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """Whether a request was admitted. If not: by what, and when it would be (None: never)."""
+class RateDecision(msgspec.Struct, frozen=True):
+    """Whether a request was admitted.
+
+    ``refused_by`` is the limit that refused it. ``wait_s`` is when it would pass; None: never.
+    """
 
     rates: Rates
     refused_by: str | None = None
     wait_s: float | None = None
 
 
-class Windows(Protocol):
-    """Where limits are counted. Methods may wait for the network; safe from any thread."""
+class RateLimiter(Protocol):
+    """Counts requests against limits. Methods may wait for the network."""
 
-    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> Verdict:
-        """Admit a request, against all limits of its key at once, or leave everything as it was."""
+    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> RateDecision:
+        """Count a request against all limits of its key, or against none if one refuses it."""
 
     def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
-        """A request has ended and came to ``tokens``; None takes it back as if it had not been."""
+        """Set the real cost of an ended request; None takes the request back."""
 
     def renew(self) -> None:
-        """Say now and then that what runs still runs, where others would forget it."""
+        """Renew the leases of running requests; called well within a lease."""
 
 
-class Entry(msgspec.Struct):
-    """A request in the window; ``tokens`` is what it costs as far as it is known."""
+class WindowEntry(msgspec.Struct):
+    """A request in the window; ``tokens`` is its cost as far as known."""
 
     at_s: float
     tokens: int
@@ -51,8 +54,8 @@ class _Window:
     """One key's last minute. Invariant: ``tokens`` and ``count`` sum over ``entries`` not gone."""
 
     def __init__(self) -> None:
-        self.entries: deque[Entry] = deque()
-        self.running: dict[str, Entry] = {}
+        self.entries: deque[WindowEntry] = deque()
+        self.running: dict[str, WindowEntry] = {}
         self.tokens = 0
         self.count = 0
 
@@ -60,13 +63,13 @@ class _Window:
         while self.entries and self.entries[0].at_s <= now_s - WINDOW_S:
             self.drop(self.entries.popleft())
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: WindowEntry) -> None:
         if not entry.gone:
             entry.gone = True
             self.tokens -= entry.tokens
             self.count -= 1
 
-    def add(self, request_id: str, entry: Entry) -> None:
+    def add(self, request_id: str, entry: WindowEntry) -> None:
         self.entries.append(entry)
         self.running[request_id] = entry
         self.tokens += entry.tokens
@@ -83,7 +86,7 @@ class _Window:
         entry.tokens = tokens
 
     def wait_s(self, now_s: float, requests: int, tokens: int) -> float:
-        """How long until so many requests and tokens have left the window."""
+        """Returns the seconds until so many requests and tokens have left the window."""
         last_s = now_s - WINDOW_S
         for entry in self.entries:
             if requests <= 0 and tokens <= 0:
@@ -95,11 +98,11 @@ class _Window:
         return last_s + WINDOW_S - now_s
 
 
-class MemoryWindows:
-    """Limits counted in this process. Its methods belong to one thread.
+class MemoryRateLimiter:
+    """Counts in this process. Its methods belong to one thread.
 
-    ``clock`` gives seconds that never go back. What a key used is forgotten a minute after its
-    last request, so memory is bounded by a minute's requests.
+    ``clock`` gives seconds that never go back. It forgets a key a minute after its last request,
+    so a minute's requests bound the memory.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -107,29 +110,29 @@ class MemoryWindows:
         self._windows: dict[str, _Window] = {}
         self._swept_s = clock()
 
-    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> Verdict:
-        """See ``Windows``."""
+    def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> RateDecision:
+        """See ``RateLimiter``."""
         now_s = self._clock()
         self._sweep(now_s)
         window = self._windows.setdefault(key_id, _Window())
         window.expire(now_s)
-        verdict = _refusal(window, terms, tokens, now_s)
-        if verdict is not None:
-            return verdict
-        window.add(request_id, Entry(now_s, tokens))
-        return Verdict(rates_of(terms, window.count, window.tokens, WINDOW_S))
+        decision = _refusal(window, terms, tokens, now_s)
+        if decision is not None:
+            return decision
+        window.add(request_id, WindowEntry(now_s, tokens))
+        return RateDecision(rates_of(terms, window.count, window.tokens, WINDOW_S))
 
     def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
-        """See ``Windows``."""
+        """See ``RateLimiter``."""
         window = self._windows.get(key_id)
         if window is not None:
             window.settle(request_id, tokens)
 
     def renew(self) -> None:
-        """See ``Windows``; what this process runs it does not forget."""
+        """Do nothing: this process knows what it runs."""
 
     def _sweep(self, now_s: float) -> None:
-        """Once a minute, forget the keys that did nothing."""
+        """Once a minute, forget idle keys."""
         if now_s < self._swept_s + WINDOW_S:
             return
         self._swept_s = now_s
@@ -139,27 +142,27 @@ class MemoryWindows:
                 del self._windows[key_id]
 
 
-def _refusal(window: _Window, terms: KeyTerms, tokens: int, now_s: float) -> Verdict | None:
+def _refusal(window: _Window, terms: KeyTerms, tokens: int, now_s: float) -> RateDecision | None:
     newest = next((entry for entry in reversed(window.entries) if not entry.gone), None)
     reset_s = 0.0 if newest is None else newest.at_s + WINDOW_S - now_s
     rates = rates_of(terms, window.count, window.tokens, reset_s)
     if terms.tpm is not None and tokens > terms.tpm:
-        return Verdict(rates, "tpm", None)
+        return RateDecision(rates, "tpm", None)
     more_requests = 0 if terms.rpm is None else window.count + 1 - terms.rpm
     more_tokens = 0 if terms.tpm is None else window.tokens + tokens - terms.tpm
     if more_requests > 0 or more_tokens > 0:
         wait_s = window.wait_s(now_s, more_requests, more_tokens)
-        return Verdict(rates, "rpm" if more_requests > 0 else "tpm", wait_s)
+        return RateDecision(rates, "rpm" if more_requests > 0 else "tpm", wait_s)
     if terms.concurrent is not None and len(window.running) >= terms.concurrent:
-        return Verdict(rates, "concurrent", 1.0)
+        return RateDecision(rates, "concurrent", 1.0)
     return None
 
 
 def rates_of(terms: KeyTerms, requests: int, tokens: int, reset_s: float) -> Rates:
-    """How the limits stand with so much in the window."""
+    """Returns the limits with so much in the window."""
 
     def rate(limit: int | None, used: int) -> Rate | None:
-        # A limit that was lowered can be overdrawn.
+        # A limit that the operator lowered can be overdrawn.
         return None if limit is None else Rate(limit, max(limit - used, 0), max(reset_s, 0.0))
 
     return Rates(rate(terms.rpm, requests), rate(terms.tpm, tokens))

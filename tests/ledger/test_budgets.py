@@ -1,4 +1,4 @@
-"""Budgets: never more than there is, each record once, everything back from the dead."""
+"""Budgets are never overdrawn, records count once, dead processes give back everything."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afterword.core.account import UsageRecord
-from afterword.ledger import quota
+from afterword.ledger import budgets
 from afterword.ledger.database import check
-from afterword.ledger.keys import period_of
-from afterword.ledger.quota import Claim
-from afterword.ledger.records import reservations, spending, usage
+from afterword.ledger.periods import period_of
+from afterword.ledger.record_writer import Claim
+from afterword.ledger.tables import reservations, spending, usage
 from ledger.values import NOW, record
 from support.examples import examples
 
@@ -41,12 +41,12 @@ def spent(engine: sa.Engine, key_id: str = "k", period: str = MONTH) -> tuple[in
 def test_a_hundred_clients_race_for_the_last_thousand_tokens(
     connected: Callable[[], sa.Engine],
 ) -> None:
-    """Four servers; what is admitted is what fits, to the unit, and never a token more."""
+    """Four servers admit exactly what fits."""
     engines = [connected() for _ in range(4)]
 
     def ask(i: int) -> int | None:
         with engines[i % 4].begin() as connection:
-            return quota.claim(connection, claim(f"r{i}", 30), f"p{i % 4}")
+            return budgets.claim(connection, claim(f"r{i}", 30), f"p{i % 4}")
 
     with ThreadPoolExecutor(8) as threads:
         left = list(threads.map(ask, range(100)))
@@ -56,15 +56,15 @@ def test_a_hundred_clients_race_for_the_last_thousand_tokens(
 
 def test_a_settled_request_gives_back_what_it_did_not_use(engine: sa.Engine) -> None:
     with engine.begin() as connection:
-        assert quota.claim(connection, claim("r", 900), "p") is None
-        assert quota.claim(connection, claim("s", 101), "p") == 100
+        assert budgets.claim(connection, claim("r", 900), "p") is None
+        assert budgets.claim(connection, claim("s", 101), "p") == 100
     with engine.begin() as connection:
-        assert quota.fold(connection, [record("r", tokens=40)]) == 1
+        assert budgets.write(connection, [record("r", tokens=40)]) == 1
     assert spent(engine) == (40, 0)
     with engine.begin() as connection:
-        assert quota.claim(connection, claim("s", 961), "p") == 960
-        assert quota.claim(connection, claim("s", 960), "p") is None
-        quota.fold(connection, [], ["s"])
+        assert budgets.claim(connection, claim("s", 961), "p") == 960
+        assert budgets.claim(connection, claim("s", 960), "p") is None
+        budgets.write(connection, [], ["s"])
     assert spent(engine) == (40, 0)
 
 
@@ -72,33 +72,33 @@ def test_usage_counts_from_the_periods_start_though_the_budget_came_later(
     engine: sa.Engine,
 ) -> None:
     with engine.begin() as connection:
-        quota.fold(connection, [record("a", tokens=600), record("b", tokens=300)])
-        assert quota.claim(connection, claim("c", 101), "p") == 100
+        budgets.write(connection, [record("a", tokens=600), record("b", tokens=300)])
+        assert budgets.claim(connection, claim("c", 101), "p") == 100
     assert spent(engine, period="2026-11-25") == (900, 0)
 
 
 def test_what_a_process_held_comes_back_when_it_is_dead(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         for i in range(5):
-            quota.claim(connection, claim(f"r{i}", 100), "dead" if i < 3 else "alive")
-        assert quota.give_back(connection, "dead") == 3
+            budgets.claim(connection, claim(f"r{i}", 100), "dead" if i < 3 else "alive")
+        assert budgets.give_back(connection, "dead") == 3
     assert spent(engine) == (0, 200)
-    # Its journal is found later: what it settled counts, once, and takes nothing from others.
+    # Its journal is found later. Its records count once and do not touch other reservations.
     with engine.begin() as connection:
-        quota.fold(connection, [record("r0", tokens=50)])
-        quota.fold(connection, [record("r0", tokens=50)])
+        budgets.write(connection, [record("r0", tokens=50)])
+        budgets.write(connection, [record("r0", tokens=50)])
     assert spent(engine) == (50, 200)
 
 
-def test_whoever_was_taken_for_dead_holds_it_again(engine: sa.Engine) -> None:
+def test_a_process_that_was_taken_for_dead_reserves_again(engine: sa.Engine) -> None:
     held = [claim("r1", 100), claim("r2", 50, key_id="j")]
     with engine.begin() as connection:
         for one in held:
-            quota.claim(connection, one, "p")
-        quota.give_back(connection, "p")
+            budgets.claim(connection, one, "p")
+        budgets.give_back(connection, "p")
     assert spent(engine) == (0, 0)
     with engine.begin() as connection:
-        quota.restore(connection, held, "p")
+        budgets.restore(connection, held, "p")
     assert spent(engine) == (0, 100)
     assert spent(engine, "j") == (0, 50)
 
@@ -117,7 +117,7 @@ def test_periods_are_days_and_months_of_utc() -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 def test_however_often_and_in_what_order_records_come(engine: sa.Engine, seed: int) -> None:
-    """Sums are the sums of different records."""
+    """Each record counts once."""
     chance = random.Random(seed)
     with engine.begin() as connection:
         for table in (usage, spending, reservations):
@@ -137,7 +137,7 @@ def test_however_often_and_in_what_order_records_come(engine: sa.Engine, seed: i
         batch: list[UsageRecord] = [come.pop() for _ in range(min(len(come), 7))]
         once = {one.id: one for one in batch}
         with engine.begin() as connection:
-            quota.fold(connection, list(once.values()))
+            budgets.write(connection, list(once.values()))
     for key_id in ("k", "j"):
         total = sum(
             one.prompt_tokens + one.completion_tokens for one in records if one.key_id == key_id

@@ -1,12 +1,12 @@
-"""A ledger that asks for no key, limits nothing and keeps nothing: an app without one."""
+"""The ledger of an app without one: it needs no key, limits nothing and keeps nothing."""
 
 from __future__ import annotations
 
 from afterword.core.account import NOBODY, Ask, Principal, Rates, Spent
-from afterword.core.protocols import LedgerFigures
+from afterword.core.ledger import LedgerFigures
 
 
-class Free:
+class FreeReservation:
     """A ``Reservation`` of nothing."""
 
     rates = Rates()
@@ -18,16 +18,16 @@ class Free:
         """Give back nothing."""
 
 
-class Unmetered:
-    """A ``Ledger`` for apps that stand alone."""
+class NoLedger:
+    """A ``core.ledger.Ledger`` that admits everything."""
 
     async def authenticate(self, secret: str | None, source: str) -> Principal:  # noqa: ARG002 - nobody is asked
-        """Whoever asks."""
+        """Returns ``NOBODY``."""
         return NOBODY
 
-    async def reserve(self, principal: Principal, ask: Ask) -> Free:  # noqa: ARG002 - all is admitted
-        """Everything is admitted."""
-        return Free()
+    async def reserve(self, principal: Principal, ask: Ask) -> FreeReservation:  # noqa: ARG002 - all is admitted
+        """Admit the request."""
+        return FreeReservation()
 
     def ready(self) -> bool:
         """Always."""

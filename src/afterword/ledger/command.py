@@ -1,0 +1,52 @@
+"""The ledger's database for a command, whether servers run or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from afterword.core.errors import ConfigError
+from afterword.ledger.database import (
+    REVISION,
+    Database,
+    connect,
+    open_database,
+    parse_url,
+    reason,
+    revision_of,
+    sqlite_url,
+)
+from afterword.ledger.folder import database_file, has_database, journals_in, make_folder
+from afterword.ledger.journal import any_journal
+from afterword.ledger.orphans import copy_live_journals, reap_journals
+from afterword.ledger.process import KEYLESS
+
+
+@contextmanager
+def open_for_command(folder: Path, database: str | None, *, prepared: bool) -> Iterator[Database]:
+    """The database, with what keyless servers on this data folder have recorded.
+
+    ``prepared`` makes its tables if there are none. Raises ``ConfigError``, also for errors of the
+    database in the context.
+    """
+    journals = journals_in(folder)
+    recorded = database is None and any_journal(journals, of=KEYLESS)
+    try:
+        if prepared or (recorded and not has_database(folder)):
+            engine = open_database(folder, database)
+        else:
+            make_folder(folder)
+            engine = connect(parse_url(database) if database else sqlite_url(database_file(folder)))
+        try:
+            if recorded and revision_of(engine) == REVISION:
+                reap_journals(engine.begin, journals, of=KEYLESS)
+                # Running servers notice a new file only in a moment.
+                copy_live_journals(engine.begin, journals)
+            yield engine
+        finally:
+            engine.dispose()
+    except SQLAlchemyError as error:
+        raise ConfigError(f"the ledger's database cannot be used: {reason(error)}") from error

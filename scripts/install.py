@@ -265,18 +265,15 @@ def install(purpose: str) -> None:
 def main() -> None:
     """Install; exit with the reason if that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--test",
-        dest="purpose",
-        action="store_const",
-        const="test",
-        default="base",
-        help="also install what the tests need",
-    )
-    parser.add_argument(
-        "--fast", dest="purpose", action="store_const", const="fast",
-        help="install what make test-fast needs: no browser, no model",
-    )  # fmt: skip
+    flags = {
+        "test": "also install what the tests need",
+        "fast": "install what make test-fast needs: no browser, no model",
+    }
+    for purpose, words in flags.items():
+        parser.add_argument(
+            f"--{purpose}", dest="purpose", action="store_const", const=purpose, default="base",
+            help=words,
+        )  # fmt: skip
     arguments = parser.parse_args()
     if sys.version_info < LEAST_PYTHON:
         sys.exit(f"Python 3.11 or newer is needed; this is {platform.python_version()}")

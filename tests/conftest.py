@@ -30,7 +30,7 @@ from support.asgi import Client
 from support.embedded import embedded_file
 
 CREATED = 1_700_000_000
-FOLDERS = {"e2e": "e2e", "zoo": "slow"}
+FOLDERS = {"concurrency": "slow", "e2e": "e2e", "zoo": "slow"}
 """Folders below tests/ whose tests all have a marker."""
 FIXTURES = {
     "browser": "browser",
@@ -39,7 +39,7 @@ FIXTURES = {
     "redis_url": "database",
 }
 """Fixtures whose tests have a marker, directly or through another fixture."""
-settings.register_profile("fast", max_examples=10)
+settings.register_profile("fast", max_examples=5)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

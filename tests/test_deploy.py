@@ -61,6 +61,7 @@ def test_the_unit_starts_the_server_without_rights() -> None:
     assert unit("afterword.socket")["Socket"]["ListenStream"].endswith(":8000")
 
 
+@pytest.mark.slow  # installs systemd where it is missing
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
     """As written, and as tight as it says: 10 is no protection, 0 is all there is."""
     analyze = program("systemd-analyze", "systemd")

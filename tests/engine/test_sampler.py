@@ -95,6 +95,7 @@ def test_draw_is_the_inverse_cdf_of_what_survives(
     assert any(below - 2e-3 <= u <= below + own + 2e-3 for below, own in spans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
 def test_drawn_tokens_pass_a_chi_square(top_p: float, flat: bool) -> None:

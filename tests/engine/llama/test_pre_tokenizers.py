@@ -91,6 +91,7 @@ RUNS = ("A", " ", "1", "中", "\u0301")
 RUN_CHARACTERS = 120_000
 
 
+@pytest.mark.slow
 @needs_guards
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 def test_no_run_is_too_long(tmp_path: Path, pre: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 parse_yaml: Any = yaml.safe_load
 TEXT = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 JOBS: dict[str, Any] = parse_yaml(TEXT)["jobs"]

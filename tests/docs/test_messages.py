@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 # A message is in backticks in a table, and has three words at least. What differs from case to
 # case is "…", a number or a name in capitals there, and a value in braces in the source.

@@ -26,7 +26,7 @@ from afterword.core.wire import Choice, Chunk, Completion, PromptTokensDetails, 
 T = TypeVar("T")
 
 _LONG_BODY_BYTES = 4096
-"""Longer bodies are parsed and tokenised in a thread, because that delays other streams."""
+"""Longer bodies are parsed and tokenised in a thread: on the loop they would delay streams."""
 _ID_BYTES = 18
 _OBFUSCATION_STEP = 32
 

@@ -25,11 +25,11 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 REQUIREMENTS = ROOT / "requirements"
 # Changes to llama.cpp: patches, added files, and the CMake file that applies them.
-CHANGES = ROOT / "scripts" / "llama"
-INCLUDE = CHANGES / "llama.cmake"
+NATIVE = ROOT / "native"
+INCLUDE = NATIVE / "afterword.cmake"
 LOG_LINES = 30
 LEAST_PYTHON = (3, 11)
-# The build leaves out everything that the server does not use; llama.cmake does the rest. Threads
+# The build leaves out everything that the server does not use; afterword.cmake does the rest. Threads
 # are ggml's own, not OpenMP's: see docs/decisions/0008-one-thread-pool.md.
 CMAKE_FLAGS = (
     "-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_TOOLS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
@@ -136,7 +136,7 @@ def build_environment() -> Mapping[str, str]:
 
 def changes() -> Sequence[Path]:
     """Returns the files that change llama.cpp."""
-    return sorted(CHANGES.iterdir())
+    return sorted(path for path in NATIVE.rglob("*") if path.is_file())
 
 
 def wheel_folder(environment: Mapping[str, str]) -> Path:

@@ -71,7 +71,7 @@ _FILE_TYPES = {
 
 
 def addition(name: str, result: Any) -> Any:  # noqa: ANN401 - a C function of any kind
-    """Returns a function that scripts/llama adds to the library; None if it is missing."""
+    """Returns a function that native/ adds to the library; None if it is missing."""
     function = getattr(lib._lib, name, None)  # noqa: SLF001 - no binding has it
     if function is not None:
         function.restype = result

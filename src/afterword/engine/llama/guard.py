@@ -1,6 +1,6 @@
 """Turns exceptions that the library throws into Python exceptions.
 
-So they end a request instead of the process. scripts/llama/guard.cpp catches them; a library
+So they end a request instead of the process. native/library/guard.cpp catches them; a library
 without it is called directly.
 """
 

@@ -1,6 +1,6 @@
 // Products of weights with many columns or one, alike in any batch, bit for bit.
 //
-// Added to ggml's CPU backend by llama.cmake; docs/decisions/0007-packed-weights.md has the reasons.
+// Added to ggml's CPU backend by afterword.cmake; docs/decisions/0007-packed-weights.md has the reasons.
 // The weights of 16 rows are kept together, a lane for each row: one step of the inner loop multiplies four
 // quantised values of 16 rows with four values of a column, or one float of each. A lane is one chain of sums
 // over its row, in one order, whoever else is in the batch. The weights are put in another order, not changed.

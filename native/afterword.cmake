@@ -1,0 +1,47 @@
+# Included by the build of llama-cpp-python right after its project() (CMAKE_PROJECT_INCLUDE). It applies the patches and
+# adds the sources of this folder to the targets of ggml and llama.
+if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
+  # The package forces its cache entry ON; a plain variable goes before it.
+  set(LLAMA_BUILD_COMMON OFF)
+  set(AFTERWORD_NATIVE "${CMAKE_CURRENT_LIST_DIR}")
+  # In the order of their numbers.
+  file(GLOB AFTERWORD_PATCHES "${AFTERWORD_NATIVE}/patches/*.patch")
+  file(GLOB AFTERWORD_KERNELS "${AFTERWORD_NATIVE}/kernels/*")
+  file(GLOB AFTERWORD_LIBRARY "${AFTERWORD_NATIVE}/library/*")
+  file(GLOB AFTERWORD_HEADERS "${AFTERWORD_NATIVE}/include/*")
+
+  set(DIGESTS "")
+  foreach(FILE ${AFTERWORD_PATCHES} ${AFTERWORD_KERNELS} ${AFTERWORD_LIBRARY} ${AFTERWORD_HEADERS})
+    file(SHA256 "${FILE}" DIGEST)
+    string(APPEND DIGESTS "${DIGEST}")
+  endforeach()
+  string(SHA256 DIGEST "${DIGESTS}")
+  string(SUBSTRING "${DIGEST}" 0 12 DIGEST)
+  add_compile_definitions(AFTERWORD_CHANGES="${DIGEST}")
+
+  set(LLAMA_CPP "${CMAKE_SOURCE_DIR}/vendor/llama.cpp")
+  set(APPLIED "${LLAMA_CPP}/afterword-patches")
+  if(NOT EXISTS "${APPLIED}")
+    find_program(PATCH patch REQUIRED)
+    foreach(FILE ${AFTERWORD_PATCHES})
+      execute_process(
+        COMMAND "${PATCH}" -p1 --fuzz=0 --input "${FILE}"
+        WORKING_DIRECTORY "${LLAMA_CPP}" COMMAND_ERROR_IS_FATAL ANY)
+    endforeach()
+    file(WRITE "${APPLIED}" "${DIGEST}")
+  endif()
+
+  # Called when the targets exist.
+  function(afterword_add_sources)
+    foreach(TARGET ggml-cpu llama)
+      target_include_directories(${TARGET} PRIVATE
+        "${AFTERWORD_NATIVE}/include" "${AFTERWORD_NATIVE}/kernels" "${AFTERWORD_NATIVE}/library")
+    endforeach()
+    target_sources(ggml-cpu PRIVATE ${AFTERWORD_KERNELS})
+    target_sources(llama PRIVATE ${AFTERWORD_LIBRARY})
+    # Hundreds of small files include the same large headers: together they compile faster. Files of ours stay apart.
+    set_target_properties(llama PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)
+    set_source_files_properties(${AFTERWORD_LIBRARY} TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+  endfunction()
+  cmake_language(DEFER CALL afterword_add_sources)
+endif()

@@ -16,8 +16,7 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
     string(APPEND DIGESTS "${DIGEST}")
   endforeach()
   string(SHA256 DIGEST "${DIGESTS}")
-  string(SUBSTRING "${DIGEST}" 0 12 DIGEST)
-  add_compile_definitions(AFTERWORD_CHANGES="${DIGEST}")
+  string(SUBSTRING "${DIGEST}" 0 12 AFTERWORD_DIGEST)
 
   set(LLAMA_CPP "${CMAKE_SOURCE_DIR}/vendor/llama.cpp")
   set(APPLIED "${LLAMA_CPP}/afterword-patches")
@@ -28,8 +27,13 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
         COMMAND "${PATCH}" -p1 --fuzz=0 --input "${FILE}"
         WORKING_DIRECTORY "${LLAMA_CPP}" COMMAND_ERROR_IS_FATAL ANY)
     endforeach()
-    file(WRITE "${APPLIED}" "${DIGEST}")
+    file(WRITE "${APPLIED}" "${AFTERWORD_DIGEST}")
   endif()
+
+  function(afterword_compile_kernels FILE)
+    set_property(SOURCE "${AFTERWORD_NATIVE}/kernels/${FILE}" TARGET_DIRECTORY ggml-cpu
+      APPEND PROPERTY COMPILE_OPTIONS ${ARGN})
+  endfunction()
 
   # Called when the targets exist.
   function(afterword_add_sources)
@@ -39,6 +43,17 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
     endforeach()
     target_sources(ggml-cpu PRIVATE ${AFTERWORD_KERNELS})
     target_sources(llama PRIVATE ${AFTERWORD_LIBRARY})
+    set_property(SOURCE "${AFTERWORD_NATIVE}/kernels/packed_buffer.cpp" TARGET_DIRECTORY ggml-cpu
+      APPEND PROPERTY COMPILE_DEFINITIONS AFTERWORD_CHANGES="${AFTERWORD_DIGEST}")
+    # A file of kernels has the instructions that its processors have, whatever the rest is compiled for.
+    if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT MSVC)
+      afterword_compile_kernels(packed_avx2.cpp -march=x86-64-v3)
+      afterword_compile_kernels(packed_avx512.cpp -march=x86-64-v4 -mavx512vnni)
+    endif()
+    if(NOT MSVC)
+      # A product joined to a sum in one loop and not in another would round otherwise.
+      afterword_compile_kernels(packed_portable.cpp -ffp-contract=off)
+    endif()
     # Hundreds of small files include the same large headers: together they compile faster. Files of ours stay apart.
     set_target_properties(llama PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)
     set_source_files_properties(${AFTERWORD_LIBRARY} TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)

@@ -1,4 +1,4 @@
-// See packed.cpp.
+// Symbols of the kernels for packed weights; packed_buffer.cpp has what they are.
 #pragma once
 
 #include "ggml-backend.h"
@@ -7,8 +7,11 @@
 extern "C" {
 #endif
 
-// The kind of memory for weights in panels of 16 rows; NULL on a processor that has no kernel for it.
+// The kind of memory for weights in panels of 16 rows.
 GGML_BACKEND_API ggml_backend_buffer_type_t ggml_afterword_packed_buffer_type(void);
+
+// Names the kernels that multiply them: "avx512", "avx2" or "portable".
+GGML_BACKEND_API const char * ggml_afterword_packed_kernels(void);
 
 // Names the changes made to the library: a digest of the files that make them.
 GGML_BACKEND_API const char * ggml_afterword_changes(void);

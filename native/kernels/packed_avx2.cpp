@@ -1,0 +1,135 @@
+// Products of packed weights with AVX2 and FMA, 8 lanes at once. CMake gives this file the instructions.
+#if defined(__x86_64__)
+
+#include "packed_vectors.h"
+
+namespace afterword {
+namespace {
+
+// Have a sum in a register now: compilers would add all products in the end, and have no room for them.
+inline void keep(__m256i & sum) { __asm__("" : "+x"(sum)); }
+
+struct avx2 {
+    static constexpr int LANES            = 8;
+    static constexpr int COLUMNS          = 4;
+    static constexpr int EIGHT_BIT_OFFSET = 0;
+
+    using ints   = __m256i;
+    using floats = __m256;
+
+    static ints load(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
+    static ints low_nibbles(ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+    static ints high_nibbles(ints v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
+    // 16 in each of 32 bytes whose bit is set.
+    static ints set_bit_4(ints v, uint64_t bits) {
+        const ints spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t) bits), _mm256_setr_epi8(
+            0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3));
+        const ints bit = _mm256_set1_epi64x((int64_t) 0x8040201008040201);
+        const ints set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+        return _mm256_or_si256(v, _mm256_and_si256(set, _mm256_set1_epi8(16)));
+    }
+    // Two bits at twice `shift` to the fifth and sixth.
+    static ints high_bits(ints v, int shift) {
+        const ints moved = shift < 2 ? _mm256_slli_epi16(v, 4 - 2 * shift) : _mm256_srli_epi16(v, 2 * shift - 4);
+        return _mm256_and_si256(moved, _mm256_set1_epi8(0x30));
+    }
+    static ints   either(ints a, ints b) { return _mm256_or_si256(a, b); }
+    static ints   set1(int32_t v) { return _mm256_set1_epi32(v); }
+    static floats set1(float v) { return _mm256_set1_ps(v); }
+    static floats halves(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
+    static floats to_float(ints v) { return _mm256_cvtepi32_ps(v); }
+    static floats load_floats(const float * p) { return _mm256_loadu_ps(p); }
+    static floats load_floats(const ggml_fp16_t * p) { return halves(p); }
+    static floats load_floats(const ggml_bf16_t * p) {
+        const ints wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) p));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    }
+    static floats bytes(const void * p) {
+        return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p)));
+    }
+    static floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
+    static floats fma(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
+    static void   store(float * p, floats v) { _mm256_storeu_ps(p, v); }
+
+    // Sums of two products, eight bits each or less.
+    template <class F> static ints pairs(ints weights, ints column) {
+        return F::BITS == 8
+            ? _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(column, weights))
+            : _mm256_maddubs_epi16(weights, column);
+    }
+
+    // out[c * out_stride + row] for the rows of a panel and N columns. AVX2 has half the registers of AVX-512, half as
+    // long: the sums of a block stay in them, and weights come group by group.
+    template <class F, int N>
+    static void multiply_quants(
+        const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
+        constexpr int N_GROUPS = GROUPS / F::SCALES;
+        constexpr int TWO      = PARTS<avx2>;
+        // So many pairs fit 16 bits: 2 * 15 * 127 each at most, 2 * 31 * 127, 2 * 63 * 127 or 2 * 128 * 127.
+        constexpr int FOLD = F::BITS == 4 ? 8 : F::BITS == 5 ? 4 : F::BITS == 6 ? 2 : 1;
+        constexpr int STEP = FOLD < N_GROUPS ? FOLD : N_GROUPS;
+        const panel_parts<F, const uint8_t> parts(panel, blocks);
+        floats                              sums[N][TWO];
+        for (int i = 0; i < N * TWO; i++) {
+            sums[i / TWO][i % TWO] = set1(0.0f);
+        }
+        for (int64_t b = 0; b < blocks; b++, columns++) {
+            const uint8_t *        quants       = parts.quants_of(b);
+            const factors<avx2, F> of_rows[TWO] = { { parts, b, 0 }, { parts, b, 1 } };
+            for (int s = 0; s < F::SCALES; s++) {
+                ints dots[N][TWO];
+#pragma GCC unroll 8
+                for (int i = 0; i < N * TWO; i++) {
+                    dots[i / TWO][i % TWO] = set1(F::OFFSET ? columns[i / TWO * blocks].start[s] : 0);
+                }
+                ints folded[N][TWO];
+#pragma GCC unroll 8
+                for (int g = s * N_GROUPS; g < (s + 1) * N_GROUPS; g++) {
+                    const ints weights[TWO] = { unpack<avx2, F>(quants, 0, g), unpack<avx2, F>(quants, 1, g) };
+#pragma GCC unroll 8
+                    for (int i = 0; i < N * TWO; i++) {
+                        ints &     fold   = folded[i / TWO][i % TWO];
+                        ints &     sum    = dots[i / TWO][i % TWO];
+                        const ints values = four<avx2>(columns[i / TWO * blocks].quants + 4 * g);
+                        const ints products = pairs<F>(weights[i % TWO], values);
+                        fold = g % STEP ? _mm256_add_epi16(fold, products) : products;
+                        keep(fold);
+                        if (g % STEP == STEP - 1) {
+                            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(fold, _mm256_set1_epi16(1)));
+                            keep(sum);
+                        }
+                    }
+                }
+#pragma GCC unroll 8
+                for (int i = 0; i < N * TWO; i++) {
+                    const int    c = i / TWO, part = i % TWO;
+                    const floats scale = mul(of_rows[part].scales[s], set1(columns[c * blocks].scale));
+                    sums[c][part]      = fma(to_float(dots[c][part]), scale, sums[c][part]);
+                }
+            }
+            if constexpr (F::MIN) {
+#pragma GCC unroll 8
+                for (int i = 0; i < N * TWO; i++) {
+                    const int c = i / TWO, part = i % TWO;
+                    sums[c][part] = fma(of_rows[part].min, set1(columns[c * blocks].sum), sums[c][part]);
+                }
+            }
+        }
+        for (int i = 0; i < N * TWO; i++) {
+            store(out + i / TWO * out_stride + i % TWO * LANES, sums[i / TWO][i % TWO]);
+        }
+    }
+};
+
+bool runs_here() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+           __builtin_cpu_supports("bmi2");
+}
+
+}  // namespace
+
+const packed_kernels packed_avx2 = { "avx2", runs_here, KERNELS<avx2>, std::size(KERNELS<avx2>) };
+
+}  // namespace afterword
+
+#endif

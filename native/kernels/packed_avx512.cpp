@@ -1,0 +1,96 @@
+// Products of packed weights with AVX-512 and its VNNI, 16 lanes at once. CMake gives this file the instructions.
+#if defined(__x86_64__)
+
+#include "packed_vectors.h"
+
+namespace afterword {
+namespace {
+
+struct avx512 {
+    static constexpr int LANES            = 16;
+    static constexpr int COLUMNS          = 12;   // that share a panel's unpacked weights
+    static constexpr int EIGHT_BIT_OFFSET = 128;  // its product wants unsigned weights
+
+    using ints   = __m512i;
+    using floats = __m512;
+
+    static ints load(const void * p) { return _mm512_loadu_si512(p); }
+    static ints low_nibbles(ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+    static ints high_nibbles(ints v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
+    static ints set_bit_4(ints v, uint64_t bits) { return _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(16)); }
+    // Two bits at twice `shift` to the fifth and sixth.
+    static ints high_bits(ints v, int shift) {
+        const ints moved = shift < 2 ? _mm512_slli_epi16(v, 4 - 2 * shift) : _mm512_srli_epi16(v, 2 * shift - 4);
+        return _mm512_and_si512(moved, _mm512_set1_epi8(0x30));
+    }
+    static ints   either(ints a, ints b) { return _mm512_or_si512(a, b); }
+    static ints   set1(int32_t v) { return _mm512_set1_epi32(v); }
+    static floats set1(float v) { return _mm512_set1_ps(v); }
+    static floats halves(const void * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
+    static floats to_float(ints v) { return _mm512_cvtepi32_ps(v); }
+    static floats load_floats(const float * p) { return _mm512_loadu_ps(p); }
+    static floats load_floats(const ggml_fp16_t * p) { return halves(p); }
+    static floats load_floats(const ggml_bf16_t * p) {
+        const ints wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) p));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    }
+    static floats bytes(const void * p) {
+        return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p)));
+    }
+    static floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
+    static floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
+    static void   store(float * p, floats v) { _mm512_storeu_ps(p, v); }
+
+    // out[c * out_stride + row] for the rows of a panel and N columns. A block's weights stay in registers while
+    // column after column is multiplied.
+    template <class F, int N>
+    static void multiply_quants(
+        const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
+        constexpr int                        N_GROUPS = GROUPS / F::SCALES;
+        const panel_parts<F, const uint8_t> parts(panel, blocks);
+        floats                               sums[N];
+#pragma GCC unroll 16
+        for (int c = 0; c < N; c++) {
+            sums[c] = set1(0.0f);
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            ints weights[GROUPS];
+            for (int g = 0; g < GROUPS; g++) {
+                weights[g] = unpack<avx512, F>(parts.quants_of(b), 0, g);
+            }
+            const factors<avx512, F> of_rows(parts, b, 0);
+#pragma GCC unroll 16
+            for (int c = 0; c < N; c++) {
+                const column_block & column = columns[c * blocks + b];
+                for (int s = 0; s < F::SCALES; s++) {
+                    ints dots = set1(F::OFFSET ? column.start[s] : 0);
+                    for (int g = s * N_GROUPS; g < (s + 1) * N_GROUPS; g++) {
+                        dots = _mm512_dpbusd_epi32(dots, weights[g], four<avx512>(column.quants + 4 * g));
+                    }
+                    sums[c] = fma(to_float(dots), mul(of_rows.scales[s], set1(column.scale)), sums[c]);
+                }
+                if constexpr (F::MIN) {
+                    sums[c] = fma(of_rows.min, set1(column.sum), sums[c]);
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int c = 0; c < N; c++) {
+            store(out + c * out_stride, sums[c]);
+        }
+    }
+};
+
+bool runs_here() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+
+}  // namespace
+
+const packed_kernels packed_avx512 = { "avx512", runs_here, KERNELS<avx512>, std::size(KERNELS<avx512>) };
+
+}  // namespace afterword
+
+#endif

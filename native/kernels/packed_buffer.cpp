@@ -1,0 +1,209 @@
+// The kind of memory that holds packed weights, and the operation that multiplies them: an extra buffer type of ggml's
+// CPU backend, as ggml's own repacking is one. docs/decisions/0007-packed-weights.md has the reasons.
+//
+// The weights of 16 rows are kept together, a lane for each row. A lane is one chain of sums over its row, in one
+// order, whatever else is in the batch. The weights are put in another order, not changed.
+
+#include "packed.h"
+#include "packed_kernels.h"
+#include "packed_memory.h"
+
+#include "ggml-backend-impl.h"
+#include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+#include "traits.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace afterword {
+namespace {
+
+// Calls work(i) for every i below count, on as many processors as pay: packing is most of a large file's load.
+template <class Work> void share_out(int64_t count, int64_t bytes, const Work & work) {
+    constexpr int64_t BYTES_OF_A_THREAD = 512 * 1024, MOST_THREADS = 8;
+    const int64_t processors = std::max<int64_t>(1, std::thread::hardware_concurrency());
+    const int64_t threads    = std::min({ processors, MOST_THREADS, bytes / BYTES_OF_A_THREAD, count });
+    std::atomic<int64_t> next{ 0 };
+    const auto take = [&] {
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+            work(i);
+        }
+    };
+    std::vector<std::thread> helpers;
+    try {
+        for (int64_t t = 1; t < threads; t++) {
+            helpers.emplace_back(take);
+        }
+    } catch (const std::system_error & error) {
+        GGML_LOG_DEBUG("weights are packed by %zu threads: %s\n", helpers.size() + 1, error.what());
+    }
+    take();
+    for (std::thread & helper : helpers) {
+        helper.join();
+    }
+}
+
+// Of a row, counted through all dimensions, in bytes.
+size_t offset_of_row(const ggml_tensor * t, int64_t row) {
+    const int64_t plane = row / t->ne[1];
+    return row % t->ne[1] * t->nb[1] + plane % t->ne[2] * t->nb[2] + plane / t->ne[2] * t->nb[3];
+}
+
+// What ggml calls for a tensor of packed weights: it is the tensor's `extra`.
+class traits : public ggml::cpu::tensor_traits {
+    const packed_kernel & kernel;
+
+  public:
+    explicit traits(const packed_kernel & of) : kernel(of) {}
+
+    size_t bytes(const ggml_tensor * tensor) const {
+        return tensor->ne[1] / ROWS * kernel.panel_bytes(tensor->ne[0]);
+    }
+
+    void pack(const void * file, ggml_tensor * tensor) const {
+        const int64_t values = tensor->ne[0];
+        const size_t  from   = ROWS * ggml_row_size(tensor->type, values), to = kernel.panel_bytes(values);
+        share_out(tensor->ne[1] / ROWS, bytes(tensor), [&](int64_t panel) {
+            kernel.pack((const char *) file + panel * from, (uint8_t *) tensor->data + panel * to, values);
+        });
+    }
+
+    bool work_size(int /* threads */, const ggml_tensor * op, size_t & size) override {
+        size = ggml_nrows(op->src[1]) * kernel.column_bytes(op->src[1]->ne[0]);
+        return op->op == GGML_OP_MUL_MAT;
+    }
+
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        if (op->op != GGML_OP_MUL_MAT) {
+            return false;
+        }
+        const ggml_tensor * weights = op->src[0];
+        const ggml_tensor * input   = op->src[1];
+        GGML_ASSERT(input->nb[0] == sizeof(float) && op->nb[0] == sizeof(float));
+
+        const int64_t values       = weights->ne[0];
+        const int64_t panels       = weights->ne[1] / ROWS;
+        const int64_t columns      = ggml_nrows(input);
+        const size_t  panel_bytes  = kernel.panel_bytes(values);
+        const size_t  column_bytes = kernel.column_bytes(values);
+        char *        work         = (char *) params->wdata;
+        for (int64_t c = params->ith; c < columns; c += params->nth) {
+            const char * column = (const char *) input->data + offset_of_row(input, c);
+            kernel.prepare((const float *) column, work + c * column_bytes, values);
+        }
+
+        // Panels in a few portions for each thread: one that is late takes fewer.
+        const int64_t portion = std::max<int64_t>(1, panels / (4 * params->nth));
+        if (params->ith == 0) {
+            ggml_threadpool_chunk_set(params->threadpool, params->nth);
+        }
+        ggml_barrier(params->threadpool);
+        for (int64_t at = params->ith; at * portion < panels; at = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+            const int64_t end = std::min(panels, (at + 1) * portion);
+            for (int64_t panel = at * portion; panel < end; panel++) {
+                const uint8_t * packed = (const uint8_t *) weights->data + panel * panel_bytes;
+                for (int64_t c = 0; c < columns; c += op->ne[1]) {
+                    float * out = (float *) ((char *) op->data + offset_of_row(op, c)) + panel * ROWS;
+                    kernel.multiply(
+                        packed, values, work + c * column_bytes, op->ne[1], out, op->nb[1] / sizeof(float));
+                }
+            }
+        }
+        return true;
+    }
+};
+
+// A place for each type of tensor; null if there is no kernel.
+std::vector<traits *> make_traits() {
+    const packed_kernels & set = packed_kernels_in_use();
+    std::vector<traits *>  of_types(GGML_TYPE_COUNT, nullptr);
+    for (size_t i = 0; i < set.count; i++) {
+        of_types[set.kernels[i].type] = new traits(set.kernels[i]);  // as long as the process
+    }
+    return of_types;
+}
+
+traits * traits_for(const ggml_tensor * tensor) {
+    static const std::vector<traits *> of_types = make_traits();
+    return ggml_n_dims(tensor) == 2 && tensor->ne[1] % ROWS == 0 ? of_types[tensor->type] : nullptr;
+}
+
+const char * buffer_name(ggml_backend_buffer_type_t) { return "CPU_PACKED"; }
+
+size_t buffer_alignment(ggml_backend_buffer_type_t) { return 64; }
+
+size_t buffer_tensor_bytes(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {
+    const traits * found = traits_for(tensor);
+    return found ? found->bytes(tensor) : ggml_nbytes(tensor);
+}
+
+ggml_status buffer_init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
+    tensor->extra = static_cast<ggml::cpu::tensor_traits *>(traits_for(tensor));
+    return GGML_STATUS_SUCCESS;
+}
+
+void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor));
+    auto * found = static_cast<traits *>((ggml::cpu::tensor_traits *) tensor->extra);
+    found->pack(data, tensor);
+    if (ggml_backend_buffer_get_size(buffer) > LARGE_AT_ONCE) {
+        take_large_pages(tensor->data, found->bytes(tensor));
+    }
+}
+
+ggml_backend_buffer_t buffer_alloc(ggml_backend_buffer_type_t type, size_t size) {
+    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
+    if (buffer) {
+        if (size <= LARGE_AT_ONCE) {
+            take_large_pages(ggml_backend_buffer_get_base(buffer), size);
+        }
+        buffer->buft              = type;
+        buffer->iface.init_tensor = buffer_init_tensor;
+        buffer->iface.set_tensor  = buffer_set_tensor;
+        buffer->iface.get_tensor  = nullptr;
+        buffer->iface.cpy_tensor  = nullptr;
+    }
+    return buffer;
+}
+
+class buffer_type : public ggml::cpu::extra_buffer_type {
+    static bool holds(const ggml_tensor * op) {
+        return op->op == GGML_OP_MUL_MAT && op->src[0]->buffer &&
+               op->src[0]->buffer->buft == ggml_afterword_packed_buffer_type();
+    }
+
+    bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
+        const ggml_tensor * input = op->src[1];
+        return holds(op) && traits_for(op->src[0]) && input->type == GGML_TYPE_F32 &&
+               (!input->buffer || ggml_backend_buft_is_host(input->buffer->buft));
+    }
+
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        return holds(op) ? (ggml::cpu::tensor_traits *) op->src[0]->extra : nullptr;
+    }
+};
+
+}  // namespace
+}  // namespace afterword
+
+ggml_backend_buffer_type_t ggml_afterword_packed_buffer_type(void) {
+    using namespace afterword;
+    static ggml_backend_buffer_type type = {
+        /* .iface   = */ { buffer_name, buffer_alloc, buffer_alignment, nullptr, buffer_tensor_bytes, nullptr },
+        /* .device  = */ ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0),
+        /* .context = */ new buffer_type(),
+    };
+    return &type;
+}
+
+#ifndef AFTERWORD_CHANGES
+#    define AFTERWORD_CHANGES "unnamed"
+#endif
+
+const char * ggml_afterword_changes(void) { return AFTERWORD_CHANGES; }

@@ -1,0 +1,146 @@
+// The quantizations of files: how 32 values of a row are read.
+//
+// Files that are compiled for different processors include this header. All names are local to a file: a linker that
+// kept one copy of a function could keep one with instructions that the processor does not have.
+#pragma once
+
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
+
+#include "ggml.h"
+
+#include <cstdint>
+
+namespace afterword {
+namespace {
+
+constexpr int VALUES = 32;  // of a block
+
+// 32 values of a row: scale * (quant - OFFSET), or scale * quant + min.
+struct row_block {
+    uint8_t   quants[VALUES];
+    ggml_half scale;
+    ggml_half min;
+    int8_t    scales[2];  // factors of `scale` in a format of super-blocks: one for all values, or one for each half
+    int8_t    mins;       // the factor of `min`
+};
+
+// The low and the high halves of 16 bytes.
+inline void read_nibbles(const uint8_t * bytes, row_block & out) {
+    for (int i = 0; i < VALUES / 2; i++) {
+        out.quants[i]              = bytes[i] & 15;
+        out.quants[i + VALUES / 2] = bytes[i] >> 4;
+    }
+}
+
+// The same with a fifth bit for each value.
+inline void read_five_bits(const uint8_t * bytes, const uint8_t * fifth, row_block & out) {
+    const uint32_t bits = fifth[0] | fifth[1] << 8 | fifth[2] << 16 | (uint32_t) fifth[3] << 24;
+    read_nibbles(bytes, out);
+    for (int i = 0; i < VALUES; i++) {
+        out.quants[i] |= (bits >> i & 1) << 4;
+    }
+}
+
+// Four bits of 32 values in a super-block, and the six bits of their scale and of their min.
+template <class B> inline void read_k_nibbles(const B & block, int i, row_block & out) {
+    const uint8_t * s = block.scales;
+    for (int l = 0; l < VALUES; l++) {
+        out.quants[l] = block.qs[VALUES * (i / 2) + l] >> 4 * (i % 2) & 15;
+    }
+    out.scales[0] = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | s[i - 4] >> 6 << 4;
+    out.mins      = i < 4 ? s[i + 4] & 63 : s[i + 4] >> 4 | s[i] >> 6 << 4;
+    out.scale     = block.data.data.d;
+    out.min       = block.data.data.dmin ^ 0x8000;  // a file's min is subtracted
+}
+
+// A format: bits of a value, its offset, if there is a min, scales of 32 values, blocks of 32 in a super-block (or 1).
+// read(block, i, out) reads the i-th 32 values of a block of the file.
+template <ggml_type T, class B, int BITS_, int OFFSET_, bool MIN_, int SCALES_ = 1, int BLOCKS_ = 1>
+struct quantized {
+    using block = B;
+    static constexpr ggml_type TYPE = T;
+    static constexpr int  WIDTH = VALUES, BITS = BITS_, OFFSET = OFFSET_, SCALES = SCALES_, BLOCKS = BLOCKS_;
+    static constexpr bool MIN = MIN_;
+};
+
+struct q4_0 : quantized<GGML_TYPE_Q4_0, block_q4_0, 4, 8, false> {
+    static void read(const block & from, int, row_block & out) {
+        read_nibbles(from.qs, out);
+        out.scale = from.d;
+    }
+};
+
+struct q4_1 : quantized<GGML_TYPE_Q4_1, block_q4_1, 4, 0, true> {
+    static void read(const block & from, int, row_block & out) {
+        read_nibbles(from.qs, out);
+        out.scale = from.data.data.d;
+        out.min   = from.data.data.m;
+    }
+};
+
+struct q5_0 : quantized<GGML_TYPE_Q5_0, block_q5_0, 5, 16, false> {
+    static void read(const block & from, int, row_block & out) {
+        read_five_bits(from.qs, from.qh, out);
+        out.scale = from.d;
+    }
+};
+
+struct q5_1 : quantized<GGML_TYPE_Q5_1, block_q5_1, 5, 0, true> {
+    static void read(const block & from, int, row_block & out) {
+        read_five_bits(from.qs, from.qh, out);
+        out.scale = from.data.data.d;
+        out.min   = from.data.data.m;
+    }
+};
+
+// With an offset of 0 its quants are signed; with 128 they are not.
+template <int OFFSET_> struct q8_0 : quantized<GGML_TYPE_Q8_0, block_q8_0, 8, OFFSET_, false> {
+    static void read(const block_q8_0 & from, int, row_block & out) {
+        for (int i = 0; i < VALUES; i++) {
+            out.quants[i] = (uint8_t) (from.qs[i] + OFFSET_);
+        }
+        out.scale = from.d;
+    }
+};
+
+struct q4_k : quantized<GGML_TYPE_Q4_K, block_q4_K, 4, 0, true, 1, 8> {
+    static void read(const block & from, int i, row_block & out) { read_k_nibbles(from, i, out); }
+};
+
+struct q5_k : quantized<GGML_TYPE_Q5_K, block_q5_K, 5, 0, true, 1, 8> {
+    static void read(const block & from, int i, row_block & out) {
+        read_k_nibbles(from, i, out);
+        for (int l = 0; l < VALUES; l++) {
+            out.quants[l] |= (from.qh[l] >> i & 1) << 4;
+        }
+    }
+};
+
+struct q6_k : quantized<GGML_TYPE_Q6_K, block_q6_K, 6, 32, false, 2, 8> {
+    static void read(const block & from, int i, row_block & out) {
+        const int       quarter = i % 4;
+        const uint8_t * low     = from.ql + 64 * (i / 4) + VALUES * (quarter % 2);
+        const uint8_t * high    = from.qh + VALUES * (i / 4);
+        for (int l = 0; l < VALUES; l++) {
+            out.quants[l] = (low[l] >> 4 * (quarter / 2) & 15) | (high[l] >> 2 * quarter & 3) << 4;
+        }
+        out.scales[0] = from.scales[2 * i];
+        out.scales[1] = from.scales[2 * i + 1];
+        out.scale     = from.d;
+    }
+};
+
+// Floats are kept as the file has them. A block is one value.
+template <ggml_type T, class B> struct floats_of_file {
+    using block = B;
+    static constexpr ggml_type TYPE = T;
+    static constexpr int WIDTH = 1, BLOCKS = 1;
+};
+
+struct f32 : floats_of_file<GGML_TYPE_F32, float> {};
+struct f16 : floats_of_file<GGML_TYPE_F16, ggml_fp16_t> {};
+struct bf16 : floats_of_file<GGML_TYPE_BF16, ggml_bf16_t> {};
+
+}  // namespace
+}  // namespace afterword

@@ -1,0 +1,52 @@
+// Which kernels this processor uses.
+
+#include "packed_kernels.h"
+
+#include "packed.h"
+
+#include "ggml-impl.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace afterword {
+
+namespace {
+
+const packed_kernels * const BEST_FIRST[] = {
+#if defined(__x86_64__)
+    &packed_avx512,
+    &packed_avx2,
+#endif
+    &packed_portable,
+};
+
+// AFTERWORD_KERNELS lets tests compare kernels on one processor.
+const packed_kernels & choose() {
+    const char * wanted = std::getenv("AFTERWORD_KERNELS");
+    const packed_kernels * best = nullptr;
+    for (const packed_kernels * set : BEST_FIRST) {
+        if (!set->runs_here()) {
+            continue;
+        }
+        if (wanted && !std::strcmp(wanted, set->name)) {
+            return *set;
+        }
+        best = best ? best : set;
+    }
+    if (wanted) {
+        GGML_LOG_WARN("AFTERWORD_KERNELS=%s: this processor has no such kernels; it uses %s\n", wanted, best->name);
+    }
+    return *best;
+}
+
+}  // namespace
+
+const packed_kernels & packed_kernels_in_use() {
+    static const packed_kernels & chosen = choose();
+    return chosen;
+}
+
+}  // namespace afterword
+
+const char * ggml_afterword_packed_kernels(void) { return afterword::packed_kernels_in_use().name; }

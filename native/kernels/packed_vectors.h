@@ -1,0 +1,142 @@
+// What the kernels for AVX2 and for AVX-512 share. V is one of both: the types of its registers, the operations, and
+// V::multiply_quants, the product of a panel of quants.
+//
+// All names are local to a file, as in packed_formats.h.
+#pragma once
+
+#include "packed_groups.h"
+
+namespace afterword {
+namespace {
+
+template <class V> constexpr int PARTS = ROWS / V::LANES;  // of a panel
+
+// Four values of a column, for every row.
+template <class V> inline typename V::ints four(const int8_t * values) {
+    int32_t bytes;
+    std::memcpy(&bytes, values, sizeof(bytes));
+    return V::set1(bytes);
+}
+
+// The factors of a part's products, and of a column's sum.
+template <class V, class F> struct factors {
+    typename V::floats scales[F::SCALES];
+    typename V::floats min = V::set1(0.0f);
+
+    factors(const panel_parts<F, const uint8_t> & parts, int64_t b, int part) {
+        const uint8_t * half   = parts.halves_of(b) + part * V::LANES * 2;
+        const uint8_t * factor = parts.factors_of(b) + part * V::LANES;
+        scales[0]              = V::halves(half);
+        if constexpr (F::MIN) {
+            min = V::halves(half + ROWS * 2);
+        }
+        if constexpr (F::BLOCKS > 1) {
+            if constexpr (F::MIN) {
+                min = V::mul(min, V::bytes(factor + ROWS));
+            }
+            if constexpr (F::SCALES == 2) {
+                scales[1] = V::mul(scales[0], V::bytes(factor + ROWS));
+            }
+            scales[0] = V::mul(scales[0], V::bytes(factor));
+        }
+    }
+};
+
+template <class V, class F, int N>
+void multiply_floats(const uint8_t * panel, int64_t values, const float * columns, float * out, size_t out_stride) {
+    for (int part = 0; part < PARTS<V>; part++) {
+        const typename F::block * weights = (const typename F::block *) panel + part * V::LANES;
+        typename V::floats        sums[N];
+        for (int c = 0; c < N; c++) {
+            sums[c] = V::set1(0.0f);
+        }
+        for (int64_t i = 0; i < values; i++, weights += ROWS) {
+            const typename V::floats of_rows = V::load_floats(weights);
+#pragma GCC unroll 16
+            for (int c = 0; c < N; c++) {
+                sums[c] = V::fma(of_rows, V::set1(columns[c * values + i]), sums[c]);
+            }
+        }
+        for (int c = 0; c < N; c++) {
+            V::store(out + c * out_stride + part * V::LANES, sums[c]);
+        }
+    }
+}
+
+// Any number of columns: as many as possible at once.
+template <class V, class F, int N>
+void multiply_all(
+    const uint8_t * panel, int64_t blocks, const column<F> * columns, int64_t n, float * out, size_t out_stride) {
+    for (; n >= N; n -= N, columns += N * blocks, out += N * out_stride) {
+        if constexpr (F::WIDTH > 1) {
+            V::template multiply_quants<F, N>(panel, blocks, columns, out, out_stride);
+        } else {
+            multiply_floats<V, F, N>(panel, blocks, columns, out, out_stride);
+        }
+    }
+    if constexpr (N > 1) {
+        multiply_all<V, F, N == 12 ? 8 : N == 8 ? 4 : N - 1>(panel, blocks, columns, n, out, out_stride);
+    }
+}
+
+template <class V, class F>
+void multiply(const uint8_t * panel, int64_t values, const void * columns, int64_t n, float * out, size_t out_stride) {
+    multiply_all<V, F, V::COLUMNS>(panel, values / F::WIDTH, (const column<F> *) columns, n, out, out_stride);
+}
+
+inline int sum_of(__m256i v) {
+    __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    sums         = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xb1)));
+}
+
+// Eight bits a value, a scale for each block.
+template <class F> void quantize(const float * values, column_block * out, int64_t blocks) {
+    for (int64_t b = 0; b < blocks; b++, values += VALUES, out++) {
+        __m256 v[4];
+        __m256 most = _mm256_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_loadu_ps(values + 8 * i);
+            most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v[i]));
+        }
+        __m128 half = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
+        half        = _mm_max_ps(half, _mm_movehl_ps(half, half));
+        half        = _mm_max_ss(half, _mm_movehdup_ps(half));
+        const float largest = _mm_cvtss_f32(half);
+        const float inverse = largest > 1e-35f ? 127.0f / largest : 0.0f;  // finite
+        __m256i q[4];
+        for (int i = 0; i < 4; i++) {
+            q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], _mm256_set1_ps(inverse)));
+        }
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+        _mm256_storeu_si256((__m256i *) out->quants, _mm256_permutevar8x32_epi32(bytes, order));
+        const int first  = sum_of(_mm256_add_epi32(q[0], q[1]));
+        const int second = sum_of(_mm256_add_epi32(q[2], q[3]));
+        out->scale       = largest / 127.0f;
+        out->sum         = out->scale * (float) (first + second);
+        out->start[0]    = -F::OFFSET * (F::SCALES == 1 ? first + second : first);
+        out->start[1]    = -F::OFFSET * second;
+    }
+}
+
+template <class F> void prepare(const float * values, void * out, int64_t n) {
+    if constexpr (F::WIDTH > 1) {
+        quantize<F>(values, (column_block *) out, n / F::WIDTH);
+    } else {
+        std::memcpy(out, values, n * sizeof(float));
+    }
+}
+
+template <class V, class F> constexpr packed_kernel kernel_of() {
+    return { F::TYPE, panel_bytes<F>, column_bytes<F>, pack_panel<F, groups>, prepare<F>, multiply<V, F> };
+}
+
+template <class V> constexpr packed_kernel KERNELS[] = {
+    kernel_of<V, f32>(),  kernel_of<V, f16>(),  kernel_of<V, bf16>(), kernel_of<V, q4_0>(),
+    kernel_of<V, q4_1>(), kernel_of<V, q5_0>(), kernel_of<V, q5_1>(), kernel_of<V, q8_0<V::EIGHT_BIT_OFFSET>>(),
+    kernel_of<V, q4_k>(), kernel_of<V, q5_k>(), kernel_of<V, q6_k>(),
+};
+
+}  // namespace
+}  // namespace afterword

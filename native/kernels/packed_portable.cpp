@@ -20,53 +20,67 @@ namespace {
 
 constexpr int COLUMNS = 16;  // that share a block's unpacked weights
 
-// Where bits of a value are: `BITS` from `SHIFT` of byte `v % VECTORS * ROWS + row`.
+// Where BITS bits of value v of a row are: from `shift(v)` of byte `v % VECTORS * ROWS + row`.
 template <int BITS> struct plane {
-    static constexpr int    VECTORS = VALUES * BITS / 8;
-    static constexpr size_t BYTES   = (size_t) VECTORS * ROWS;
-    static constexpr int    MASK    = (1 << BITS) - 1;
+    static constexpr int VECTORS = VALUES * BITS / 8;
+    static constexpr int BYTES   = VECTORS * ROWS;
+    static constexpr int MASK    = (1 << BITS) - 1;
 
-    static constexpr int at(int v) { return v % VECTORS * ROWS; }
     static constexpr int shift(int v) { return v / VECTORS * BITS; }
 };
 
 template <class F> using low_plane = plane<F::BITS == 8 ? 8 : 4>;
-template <class F> using high_plane = plane<F::BITS == 8 ? 1 : F::BITS - 4>;
+template <class F> using high_plane = plane<F::BITS == 6 ? 2 : 1>;
 
 struct by_value {
     template <class F> static void place(const row_block * rows, uint8_t * quants) {
         using low  = low_plane<F>;
         using high = high_plane<F>;
-        std::memset(quants, 0, QUANT_BYTES<F>);
-        for (int v = 0; v < VALUES; v++) {
-            for (int row = 0; row < ROWS; row++) {
-                const int quant = rows[row].quants[v];
-                quants[low::at(v) + row] |= (quant & low::MASK) << low::shift(v);
-                if constexpr (F::BITS == 5 || F::BITS == 6) {
-                    quants[low::BYTES + high::at(v) + row] |= (quant >> 4 & high::MASK) << high::shift(v);
+        uint8_t by_rows[VALUES * ROWS];
+        for (int row = 0; row < ROWS; row++) {
+            for (int v = 0; v < VALUES; v++) {
+                by_rows[v * ROWS + row] = rows[row].quants[v];
+            }
+        }
+        if constexpr (F::BITS == 8) {
+            std::memcpy(quants, by_rows, sizeof(by_rows));
+        } else {
+            for (int i = 0; i < low::BYTES; i++) {
+                quants[i] = (by_rows[i] & low::MASK) | (by_rows[i + low::BYTES] & low::MASK) << 4;
+            }
+        }
+        if constexpr (F::BITS == 5 || F::BITS == 6) {
+            uint8_t joined[high::BYTES] = {};
+            for (int v = 0; v < VALUES; v += high::VECTORS) {
+                for (int i = 0; i < high::BYTES; i++) {
+                    joined[i] |= (by_rows[v * ROWS + i] >> 4 & high::MASK) << high::shift(v);
                 }
             }
+            std::memcpy(quants + low::BYTES, joined, sizeof(joined));
         }
     }
 };
 
-using lanes_of_ints   = int16_t[ROWS];
 using lanes_of_floats = float[ROWS];
 
-// The quants of a block: a lane for each row.
-template <class F> void unpack(const uint8_t * quants, lanes_of_ints * out) {
+// The quants of a block: quant v of a row at v * ROWS + row.
+template <class F> inline void unpack(const uint8_t * quants, int16_t * out) {
     using low  = low_plane<F>;
     using high = high_plane<F>;
-    for (int v = 0; v < VALUES; v++) {
-        for (int row = 0; row < ROWS; row++) {
-            if constexpr (F::BITS == 8) {
-                out[v][row] = (int8_t) quants[low::at(v) + row];
-            } else {
-                int quant = quants[low::at(v) + row] >> low::shift(v) & low::MASK;
-                if constexpr (F::BITS > 4) {
-                    quant |= (quants[low::BYTES + high::at(v) + row] >> high::shift(v) & high::MASK) << 4;
-                }
-                out[v][row] = (int16_t) quant;
+    if constexpr (F::BITS == 8) {
+        for (int i = 0; i < low::BYTES; i++) {
+            out[i] = (int8_t) quants[i];
+        }
+    } else {
+        for (int i = 0; i < low::BYTES; i++) {
+            out[i]              = quants[i] & low::MASK;
+            out[i + low::BYTES] = quants[i] >> 4;
+        }
+    }
+    if constexpr (F::BITS == 5 || F::BITS == 6) {
+        for (int v = 0; v < VALUES; v += high::VECTORS) {
+            for (int i = 0; i < high::BYTES; i++) {
+                out[v * ROWS + i] |= (quants[low::BYTES + i] >> high::shift(v) & high::MASK) << 4;
             }
         }
     }
@@ -92,42 +106,64 @@ inline float to_float(float value) { return value; }
 inline float to_float(ggml_fp16_t value) { return half_to_float(value); }
 inline float to_float(ggml_bf16_t value) { return float_of((uint32_t) value.bits << 16); }
 
+// Compilers that unroll a short loop early make no vectors of it.
+inline void halves_to_floats(const uint8_t * halves, lanes_of_floats & out) {
+#pragma GCC unroll 1
+    for (int row = 0; row < ROWS; row++) {
+        out[row] = half_to_float(((const ggml_half *) halves)[row]);
+    }
+}
+
+inline void multiply_by_bytes(const uint8_t * factors, lanes_of_floats & out) {
+#pragma GCC unroll 1
+    for (int row = 0; row < ROWS; row++) {
+        out[row] *= ((const int8_t *) factors)[row];
+    }
+}
+
 // The factors of a block's products, and of a column's sum.
 template <class F> struct factors {
     lanes_of_floats scales[F::SCALES];
     lanes_of_floats min;
 
     factors(const panel_parts<F, const uint8_t> & parts, int64_t b) {
-        const auto * half   = (const ggml_half *) parts.halves_of(b);
-        const auto * factor = (const int8_t *) parts.factors_of(b);
-        for (int row = 0; row < ROWS; row++) {
-            const float scale = half_to_float(half[row]);
-            scales[0][row]    = F::BLOCKS > 1 ? scale * factor[row] : scale;
-            if constexpr (F::SCALES == 2) {
-                scales[1][row] = scale * factor[ROWS + row];
-            }
-            if constexpr (F::MIN) {
-                min[row] = half_to_float(half[ROWS + row]) * (F::BLOCKS > 1 ? factor[ROWS + row] : 1);
-            }
+        const uint8_t * halves = parts.halves_of(b);
+        for (lanes_of_floats & scale : scales) {
+            halves_to_floats(halves, scale);
+        }
+        if constexpr (F::MIN) {
+            halves_to_floats(halves + ROWS * sizeof(ggml_half), min);
+        }
+        if constexpr (F::BLOCKS > 1) {
+            multiply_by_bytes(parts.factors_of(b), scales[0]);
+            multiply_by_bytes(parts.factors_of(b) + ROWS, F::MIN ? min : scales[F::SCALES - 1]);
         }
     }
 };
 
-// Add the products of COUNT values to the sums of 16 rows.
-template <class F, int COUNT>
-inline void add_products(const lanes_of_ints * weights, const int8_t * column, int32_t * dots) {
+// Add a block's products with one scale to the sums of 16 rows. The loop over rows is the outer one: compilers unroll the
+// inner ones and make vectors of rows.
+template <class F>
+inline void add_products(
+    const int16_t * weights, const int8_t * quants, int32_t start, const lanes_of_floats & scales, float scale,
+    lanes_of_floats & sums) {
+    constexpr int COUNT = VALUES / F::SCALES;
     // So many products fit 16 bits: 15 * 127 each at most, 31 * 127, 63 * 127 or 128 * 127.
     constexpr int FOLD = F::BITS == 4 ? 16 : F::BITS == 5 ? 8 : F::BITS == 6 ? 4 : 2;
-    for (int v = 0; v < COUNT; v += FOLD) {
-        lanes_of_ints folded = {};
-        for (int i = v; i < v + FOLD; i++) {
-            for (int row = 0; row < ROWS; row++) {
-                folded[row] = (int16_t) (folded[row] + weights[i][row] * column[i]);
+    int16_t values[COUNT];
+    for (int v = 0; v < COUNT; v++) {
+        values[v] = quants[v];
+    }
+    for (int row = 0; row < ROWS; row++) {
+        int32_t dot = start;
+        for (int v = 0; v < COUNT; v += FOLD) {
+            int16_t folded = 0;
+            for (int i = v; i < v + FOLD; i++) {
+                folded = (int16_t) (folded + weights[i * ROWS + row] * values[i]);
             }
+            dot += folded;
         }
-        for (int row = 0; row < ROWS; row++) {
-            dots[row] += folded[row];
-        }
+        sums[row] += (float) dot * (scales[row] * scale);
     }
 }
 
@@ -137,20 +173,15 @@ void multiply_quants(
     constexpr int                       SHARE = VALUES / F::SCALES;  // values of a scale
     const panel_parts<F, const uint8_t> parts(panel, blocks);
     for (int64_t b = 0; b < blocks; b++) {
-        lanes_of_ints weights[VALUES];
+        int16_t weights[VALUES * ROWS];
         unpack<F>(parts.quants_of(b), weights);
         const factors<F> of_rows(parts, b);
         for (int c = 0; c < count; c++) {
             const column_block & column = columns[c * blocks + b];
             for (int s = 0; s < F::SCALES; s++) {
-                int32_t dots[ROWS];
-                for (int row = 0; row < ROWS; row++) {
-                    dots[row] = F::OFFSET ? column.start[s] : 0;
-                }
-                add_products<F, SHARE>(weights + s * SHARE, column.quants + s * SHARE, dots);
-                for (int row = 0; row < ROWS; row++) {
-                    sums[c][row] += (float) dots[row] * (of_rows.scales[s][row] * column.scale);
-                }
+                add_products<F>(
+                    weights + s * SHARE * ROWS, column.quants + s * SHARE, F::OFFSET ? column.start[s] : 0,
+                    of_rows.scales[s], column.scale, sums[c]);
             }
             if constexpr (F::MIN) {
                 for (int row = 0; row < ROWS; row++) {
@@ -161,28 +192,35 @@ void multiply_quants(
     }
 }
 
+// The same for COUNT values in floats.
+template <class F, int COUNT>
+inline void add_floats(
+    const typename F::block * file, const float * columns, int64_t stride, int count, lanes_of_floats * sums) {
+    float weights[COUNT * ROWS];
+    for (int i = 0; i < COUNT * ROWS; i++) {
+        weights[i] = to_float(file[i]);
+    }
+    for (int c = 0; c < count; c++, columns += stride) {
+        for (int row = 0; row < ROWS; row++) {
+            float sum = sums[c][row];
+            for (int v = 0; v < COUNT; v++) {
+                sum += weights[v * ROWS + row] * columns[v];
+            }
+            sums[c][row] = sum;
+        }
+    }
+}
+
 template <class F>
 void multiply_floats(const uint8_t * panel, int64_t values, const float * columns, int count, lanes_of_floats * sums) {
-    const auto * file = (const typename F::block *) panel;
-    for (int64_t first = 0; first < values; first += VALUES) {
-        const int       some = values - first < VALUES ? (int) (values - first) : VALUES;
-        lanes_of_floats weights[VALUES];
-        for (int v = 0; v < some; v++) {
-            for (int row = 0; row < ROWS; row++) {
-                weights[v][row] = to_float(file[(first + v) * ROWS + row]);
-            }
-        }
-        for (int c = 0; c < count; c++) {
-            lanes_of_floats sum;
-            std::memcpy(sum, sums[c], sizeof(sum));
-            for (int v = 0; v < some; v++) {
-                const float value = columns[c * values + first + v];
-                for (int row = 0; row < ROWS; row++) {
-                    sum[row] += weights[v][row] * value;
-                }
-            }
-            std::memcpy(sums[c], sum, sizeof(sum));
-        }
+    constexpr int SOME = 8;
+    const auto *  file = (const typename F::block *) panel;
+    int64_t       v    = 0;
+    for (; v + SOME <= values; v += SOME) {
+        add_floats<F, SOME>(file + v * ROWS, columns + v, values, count, sums);
+    }
+    for (; v < values; v++) {
+        add_floats<F, 1>(file + v * ROWS, columns + v, values, count, sums);
     }
 }
 

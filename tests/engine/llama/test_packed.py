@@ -1,8 +1,15 @@
-"""Products of packed weights agree with float64, and do not depend on the number of columns."""
+"""Products of packed weights agree with float64, and do not depend on the number of columns.
+
+A process uses one set of kernels. The last tests run this file again with each other set that this
+processor has.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +30,10 @@ FORMATS = FLOATS | {
 }  # fmt: skip
 VALUES, ROWS = 512, 48
 
-pytestmark = pytest.mark.skipif(not PACKS_WEIGHTS, reason="no kernel for this processor")
+CHOICE = "AFTERWORD_KERNELS"
+KERNELS = ("avx512", "avx2", "portable")
+
+pytestmark = pytest.mark.skipif(not PACKS_WEIGHTS, reason="a library without packed weights")
 
 
 class InitParams(ctypes.Structure):
@@ -197,6 +207,78 @@ def test_several_threads_pack_the_same_weights_as_one(ggml: Ggml, kind: str) -> 
     got = ggml.product(FORMATS[kind], whole, columns, threads=1, rows=ROWS * len(parts))
     expected = [ggml.product(FORMATS[kind], part, columns, threads=1) for part in parts]
     assert np.array_equal(got, np.concatenate(expected, axis=1))
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_rows_of_any_length_are_multiplied(
+    ggml: Ggml, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of floats need not be whole blocks."""
+    monkeypatch.setitem(globals(), "VALUES", 77)
+    weights = quantized(FORMATS[kind], made(5, ROWS, 77))
+    columns = made(6, 19, 77)
+    got = ggml.product(FORMATS[kind], weights, columns, threads=2)
+    values = ggml.values(FORMATS[kind], weights).astype(np.float64)
+    room = 1e-6 * (np.abs(columns.astype(np.float64)) @ np.abs(values.T))
+    assert np.all(np.abs(got - columns.astype(np.float64) @ values.T) <= room)
+    alone = [ggml.product(FORMATS[kind], weights, column[None], threads=1) for column in columns]
+    assert np.array_equal(got, np.concatenate(alone))
+
+
+def test_every_half_is_the_float_that_ggml_reads(
+    ggml: Ggml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those below the normal range, of infinity and of no number."""
+    monkeypatch.setitem(globals(), "VALUES", 32)
+    halves = np.arange(2**16, dtype=np.uint16)
+    weights = np.zeros((len(halves), VALUES), np.uint16)
+    weights[:, 0] = halves
+    column = np.eye(1, VALUES, dtype=np.float32)
+    got = ggml.product(FORMATS["F16"], weights.tobytes(), column, threads=1, rows=len(halves))
+    expected = halves.view(np.float16).astype(np.float32)
+    assert np.array_equal(got[0], expected, equal_nan=True)
+
+
+def kernels_of_process(choice: str) -> tuple[str, str]:
+    """Returns the kernels that a process uses if it wants ``choice``, and what it logs."""
+    script = (
+        "import ctypes, llama_cpp.llama_cpp as lib\n"
+        "used = lib._lib.ggml_afterword_packed_kernels\n"
+        "used.restype = ctypes.c_char_p\n"
+        "print(used().decode())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {CHOICE: choice}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip(), done.stderr
+
+
+@pytest.mark.skipif(CHOICE in os.environ, reason="a run with other kernels")
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_other_kernels_pass_these_tests(kernels: str) -> None:
+    used, log = kernels_of_process(kernels)
+    if used != kernels:
+        assert f"{CHOICE}={kernels}" in log
+        pytest.skip("this processor does not have them")
+    if call("ggml_afterword_packed_kernels", result=ctypes.c_char_p).decode() == kernels:
+        pytest.skip("this process has them")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
+        env=os.environ | {CHOICE: kernels}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(CHOICE in os.environ, reason="a run with other kernels")
+def test_kernels_that_are_not_there_are_refused_in_the_log() -> None:
+    used, log = kernels_of_process("abacus")
+    assert used in KERNELS
+    assert "AFTERWORD_KERNELS=abacus: this processor has no such kernels" in log
+
+
+def test_the_portable_kernels_serve_every_processor() -> None:
+    assert kernels_of_process("portable") == ("portable", "")
 
 
 def test_the_changes_of_the_library_have_a_digest() -> None:

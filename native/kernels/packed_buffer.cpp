@@ -148,7 +148,8 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
     return GGML_STATUS_SUCCESS;
 }
 
-void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+void buffer_set_tensor(
+    ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor));
     auto * found = static_cast<traits *>((ggml::cpu::tensor_traits *) tensor->extra);
     found->pack(data, tensor);

@@ -14,7 +14,8 @@ namespace afterword {
 void take_large_pages([[maybe_unused]] void * memory, [[maybe_unused]] size_t bytes) {
 #ifdef MADV_HUGEPAGE
     constexpr uintptr_t PAGE = 2 * 1024 * 1024;
-    const uintptr_t     from = (uintptr_t) memory, first = (from + PAGE - 1) & ~(PAGE - 1), end = (from + bytes) & ~(PAGE - 1);
+    const uintptr_t     first = ((uintptr_t) memory + PAGE - 1) & ~(PAGE - 1);
+    const uintptr_t     end   = ((uintptr_t) memory + bytes) & ~(PAGE - 1);
     if (first < end) {
         madvise((void *) first, end - first, MADV_HUGEPAGE);
     }

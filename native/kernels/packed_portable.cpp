@@ -141,8 +141,8 @@ template <class F> struct factors {
     }
 };
 
-// Add a block's products with one scale to the sums of 16 rows. The loop over rows is the outer one: compilers unroll the
-// inner ones and make vectors of rows.
+// Add a block's products with one scale to the sums of 16 rows. The loop over rows is the outer one: compilers unroll
+// the inner ones and make vectors of rows.
 template <class F>
 inline void add_products(
     const int16_t * weights, const int8_t * quants, int32_t start, const lanes_of_floats & scales, float scale,

@@ -129,8 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting(
             "Engine",
             "exact: an answer does not depend on the rest of its batch. fast gives that up for "
-            "kernels that are faster if weights are not packed (rare formats, processors without "
-            "AVX2).",
+            "kernels that are faster if weights are not packed (rare formats).",
             value="MODE",
         ),
     ] = "exact"
@@ -510,7 +509,8 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], d
 
 
 def _unknown(environment: Mapping[str, str]) -> tuple[str, ...]:
-    known = {ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, "config")}
+    # The library reads AFTERWORD_KERNELS.
+    known = {ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, "config", "kernels")}
     return tuple(
         name
         for name in sorted(environment)

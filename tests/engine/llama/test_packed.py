@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from afterword.engine.llama.binding import CHANGES, PACKS_WEIGHTS
+from afterword.engine.llama.binding import CHANGES, PACKS_WEIGHTS, packed_kernels
 
 Floats = npt.NDArray[np.float32]
 
@@ -241,12 +241,7 @@ def test_every_half_is_the_float_that_ggml_reads(
 
 def kernels_of_process(choice: str) -> tuple[str, str]:
     """Returns the kernels that a process uses if it wants ``choice``, and what it logs."""
-    script = (
-        "import ctypes, llama_cpp.llama_cpp as lib\n"
-        "used = lib._lib.ggml_afterword_packed_kernels\n"
-        "used.restype = ctypes.c_char_p\n"
-        "print(used().decode())\n"
-    )
+    script = "from afterword.engine.llama.binding import packed_kernels; print(packed_kernels())"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {CHOICE: choice}, capture_output=True, text=True, check=True,
@@ -261,7 +256,7 @@ def test_other_kernels_pass_these_tests(kernels: str) -> None:
     if used != kernels:
         assert f"{CHOICE}={kernels}" in log
         pytest.skip("this processor does not have them")
-    if call("ggml_afterword_packed_kernels", result=ctypes.c_char_p).decode() == kernels:
+    if packed_kernels() == kernels:
         pytest.skip("this process has them")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],

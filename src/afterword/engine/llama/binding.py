@@ -85,7 +85,7 @@ def _added(name: str, result: Any) -> Any:  # noqa: ANN401 - whatever the functi
 
 
 PACKS_WEIGHTS = bool(_added("ggml_afterword_packed_buffer_type", ctypes.c_void_p))
-"""Whether the library packs weights in panels on this processor."""
+"""Whether the library packs weights in panels."""
 _guards = guards(lib._lib)  # noqa: SLF001 - no binding has it
 _tokenize = guarded(lib._lib, lib.llama_tokenize)  # noqa: SLF001
 _load_file = guarded(lib._lib, lib.llama_model_load_from_file)  # noqa: SLF001
@@ -208,6 +208,14 @@ def _start() -> None:
 def system_info() -> str:
     """Returns the instruction sets and features that the library was built with."""
     return str(lib.llama_print_system_info().decode())
+
+
+def packed_kernels() -> str:
+    """Returns the name of the kernels for packed weights; empty for an unchanged library.
+
+    They are the best that this processor runs, or those that ``AFTERWORD_KERNELS`` names.
+    """
+    return (_added("ggml_afterword_packed_kernels", ctypes.c_char_p) or b"").decode()
 
 
 class Tokens(msgspec.Struct, frozen=True):

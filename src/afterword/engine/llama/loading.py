@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from afterword.core.protocols import PrefixSharing
-from afterword.engine.llama.binding import CHANGES, LlamaModel, multiply_row_by_row, system_info
+from afterword.engine.llama.binding import (
+    CHANGES,
+    LlamaModel,
+    multiply_row_by_row,
+    packed_kernels,
+    system_info,
+)
 from afterword.engine.llama.machine import processor
 from afterword.models.notes import Notes
 
@@ -157,5 +163,5 @@ def _probe(model: LlamaModel, options: EngineOptions) -> Probed:
 
 
 def kernels() -> str:
-    """Returns the library's version, its features, and the digest of our changes."""
-    return f"{LIBRARY} {system_info()} {CHANGES}"
+    """Returns the library's version, its features, the digest of our changes, and our kernels."""
+    return f"{LIBRARY} {system_info()} {CHANGES} {packed_kernels()}"

@@ -42,8 +42,10 @@ template <class V, class F> struct factors {
     }
 };
 
+// Not a part of its caller, which would take registers from its loop.
 template <class V, class F, int N>
-void multiply_floats(const uint8_t * panel, int64_t values, const float * columns, float * out, size_t out_stride) {
+__attribute__((noinline)) void multiply_floats(
+    const uint8_t * panel, int64_t values, const float * columns, float * out, size_t out_stride) {
     for (int part = 0; part < PARTS<V>; part++) {
         const typename F::block * weights = (const typename F::block *) panel + part * V::LANES;
         typename V::floats        sums[N];

@@ -45,6 +45,10 @@ struct tile {
     float   total[TILE_ROWS];    // of exp(score - largest)
     float   largest[TILE_ROWS];  // score
 
+    const char *        keys;  // of the first cell
+    const char *        values;
+    const ggml_fp16_t * seen[TILE_ROWS];  // the mask of each row, or nullptr
+
     float * queries;  // [TILE_ROWS x key_size]
     float * scores;   // [TILE_ROWS x TILE_CELLS], then weights
     float * mask;     // [TILE_ROWS x TILE_CELLS]
@@ -87,11 +91,14 @@ void take_rows(const attention_op & op, int64_t begin, int64_t end, tile & t) {
     for (int i = 0; i < t.n; i++) {
         t.row[i]     = first_row + (first + i) % rows;
         t.head[i]    = head + (first + i) / rows;
+        t.seen[i]    = op.mask_of(t.row[i], t.head[i], t.batch);
         t.slope[i]   = op.slope(t.head[i]);
         t.total[i]   = 0.0f;
         t.largest[i] = -INFINITY;
         std::memcpy(t.queries + i * op.key_size, op.query(t.row[i], t.head[i], t.batch), op.key_size * sizeof(float));
     }
+    t.keys   = op.keys(t.row[0], t.head[0], t.batch);
+    t.values = op.values(t.row[0], t.head[0], t.batch);
     std::memset(t.sums, 0, t.n * op.value_size * sizeof(float));
 }
 
@@ -107,7 +114,7 @@ sight read_mask(const attention_op & op, int64_t first_cell, int n, tile & t) {
     bool all     = true;
     bool nothing = true;
     for (int i = 0; i < t.n; i++) {
-        const ggml_fp16_t * halves = op.mask_of(t.row[i], t.head[i], t.batch) + first_cell;
+        const ggml_fp16_t * halves = t.seen[i] + first_cell;
         float *             mask   = t.mask + i * TILE_CELLS;
         if (std::memcmp(halves, visible, n * sizeof(ggml_fp16_t)) == 0) {
             std::memset(mask, 0, TILE_CELLS * sizeof(float));
@@ -175,10 +182,7 @@ void add_cells(const attention_op & op, int64_t first_cell, tile & t) {
     const auto cells = [&](const ggml_tensor * cache, const char * first, int count) {
         return tile_cells{first + first_cell * cache->nb[1], cache->nb[1], cache->type == GGML_TYPE_F16, count};
     };
-    const char * keys   = op.keys(t.row[0], t.head[0], t.batch);
-    const char * values = op.values(t.row[0], t.head[0], t.batch);
-
-    tile_scores(t.scores, t.queries, t.n, op.key_size, cells(op.k, keys, n), t.key_buffer);
+    tile_scores(t.scores, t.queries, t.n, op.key_size, cells(op.k, t.keys, n), t.key_buffer);
     ggml_vec_scale_f32(t.n * TILE_CELLS, t.scores, op.scale);
     if (op.softcap != 0.0f) {
         ggml_vec_tanh_f32(t.n * TILE_CELLS, t.scores, t.scores);
@@ -192,7 +196,7 @@ void add_cells(const attention_op & op, int64_t first_cell, tile & t) {
 
     weigh(op, t);
     tile_values(
-        t.sums, t.scores, t.n, op.value_size, cells(op.v, values, last), masked ? t.mask : nullptr, t.value_buffer);
+        t.sums, t.scores, t.n, op.value_size, cells(op.v, t.values, last), masked ? t.mask : nullptr, t.value_buffer);
 }
 
 // A sink has a weight and no values.
@@ -207,7 +211,7 @@ void add_sinks(const attention_op & op, tile & t) {
         } else {
             weight = expf(score - t.largest[i]);
         }
-        t.total[i] = multiply_then_add(t.total[i], shrink, weight);
+        t.total[i] = multiply_add(t.total[i], shrink, weight);
     }
 }
 

@@ -40,8 +40,9 @@ struct lanes_avx512 {
     // gcc would load a vector again for each row.
     static void keep(vec & a) { __asm__("" : "+v"(a)); }
 
-    // 16 rows of 16 halves become 16 columns.
-    __attribute__((always_inline)) static inline void transpose(const char * rows, size_t stride, vec * columns) {
+    // 16 rows of 16 halves become 16 columns: put(c, column) takes each.
+    template <class F>
+    __attribute__((always_inline)) static inline void transpose(const char * rows, size_t stride, F && put) {
         vec r[16];
         vec t[16];
         for (int i = 0; i < 16; i++) {
@@ -63,10 +64,10 @@ struct lanes_avx512 {
             const vec b = _mm512_shuffle_f32x4(r[c],     r[4 + c],  0xdd);
             const vec d = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
             const vec e = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
-            columns[c]      = _mm512_shuffle_f32x4(a, d, 0x88);
-            columns[8 + c]  = _mm512_shuffle_f32x4(a, d, 0xdd);
-            columns[4 + c]  = _mm512_shuffle_f32x4(b, e, 0x88);
-            columns[12 + c] = _mm512_shuffle_f32x4(b, e, 0xdd);
+            put(c,      _mm512_shuffle_f32x4(a, d, 0x88));
+            put(8 + c,  _mm512_shuffle_f32x4(a, d, 0xdd));
+            put(4 + c,  _mm512_shuffle_f32x4(b, e, 0x88));
+            put(12 + c, _mm512_shuffle_f32x4(b, e, 0xdd));
         }
     }
 
@@ -109,8 +110,9 @@ struct lanes_avx2 {
         return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
     }
 
-    // 8 rows of 8 halves become 8 columns.
-    __attribute__((always_inline)) static inline void transpose(const char * rows, size_t stride, vec * columns) {
+    // 8 rows of 8 halves become 8 columns: put(c, column) takes each.
+    template <class F>
+    __attribute__((always_inline)) static inline void transpose(const char * rows, size_t stride, F && put) {
         vec r[8];
         vec t[8];
         for (int i = 0; i < 8; i++) {
@@ -128,8 +130,8 @@ struct lanes_avx2 {
         }
         // r[4*g + c] has, in its two halves l, rows 4*g .. 4*g + 3 of column 4*l + c.
         for (int c = 0; c < 4; c++) {
-            columns[c]     = _mm256_permute2f128_ps(r[c], r[4 + c], 0x20);
-            columns[4 + c] = _mm256_permute2f128_ps(r[c], r[4 + c], 0x31);
+            put(c,     _mm256_permute2f128_ps(r[c], r[4 + c], 0x20));
+            put(4 + c, _mm256_permute2f128_ps(r[c], r[4 + c], 0x31));
         }
     }
 
@@ -171,12 +173,17 @@ struct lanes_any {
                    GGML_CPU_FP16_TO_FP32(x[3])};
     }
 
-    static void transpose(const char * rows, size_t stride, vec * columns) {
+    template <class F>
+    static void transpose(const char * rows, size_t stride, F && put) {
+        vec columns[WIDTH];
         for (int i = 0; i < WIDTH; i++) {
             const vec row = load((const ggml_fp16_t *) (rows + i * stride));
             for (int c = 0; c < WIDTH; c++) {
                 columns[c][i] = row[c];
             }
+        }
+        for (int c = 0; c < WIDTH; c++) {
+            put(c, columns[c]);
         }
     }
 };
@@ -199,7 +206,7 @@ inline float multiply_add(float a, float b, float sum) {
 #endif
 }
 
-// a * b + sum, rounded twice.
+// a * b + sum, rounded twice: the compiler fuses no product that has been in memory.
 inline float multiply_then_add(float a, float b, float sum) {
     const volatile float product = a * b;
     return product + sum;

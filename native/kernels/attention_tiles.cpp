@@ -111,7 +111,9 @@ void few_scores(float * scores, const float * queries, int64_t size, const tile_
         }
         for (int64_t d = 0; d < size; d += L::WIDTH) {
             typename L::vec columns[L::WIDTH];
-            L::transpose(keys.data + cell * keys.stride + d * sizeof(ggml_fp16_t), keys.stride, columns);
+            L::transpose(
+                keys.data + cell * keys.stride + d * sizeof(ggml_fp16_t), keys.stride,
+                [&](int c, typename L::vec column) { columns[c] = column; });
             for (int c = 0; c < L::WIDTH; c++) {
                 for (int i = 0; i < ROWS; i++) {
                     sums[i] = L::multiply_add(columns[c], L::all(queries[i * size + d + c]), sums[i]);
@@ -165,11 +167,9 @@ void read_columns(float * columns, const tile_cells & keys, int64_t size) {
     if (keys.halves && size % L::WIDTH == 0) {
         for (; cell + L::WIDTH <= keys.n; cell += L::WIDTH) {
             for (int64_t d = 0; d < size; d += L::WIDTH) {
-                typename L::vec block[L::WIDTH];
-                L::transpose(keys.data + cell * keys.stride + d * sizeof(ggml_fp16_t), keys.stride, block);
-                for (int c = 0; c < L::WIDTH; c++) {
-                    L::store(columns + (d + c) * TILE_CELLS + cell, block[c]);
-                }
+                L::transpose(
+                    keys.data + cell * keys.stride + d * sizeof(ggml_fp16_t), keys.stride,
+                    [&](int c, typename L::vec column) { L::store(columns + (d + c) * TILE_CELLS + cell, column); });
             }
         }
     }

@@ -1,0 +1,126 @@
+// The operands of one GGML_OP_FLASH_ATTN_EXT by their names.
+//
+// A row is a token of the batch. A stream is one of the caches that K and V hold one after another (their dimension 3).
+#pragma once
+
+#include "common.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace afterword {
+
+struct attention_op {
+    explicit attention_op(ggml_tensor * dst)
+        : dst(dst), q(dst->src[0]), k(dst->src[1]), v(dst->src[2]), mask(dst->src[3]), sinks(dst->src[4]),
+          cells(dst->src[5]), key_size(k->ne[0]), value_size(v->ne[0]), n_rows(q->ne[1]), n_heads(q->ne[2]),
+          n_batches(q->ne[3]), n_cells(k->ne[1]) {
+        GGML_ASSERT(q->ne[0] == key_size);
+        GGML_ASSERT(dst->ne[0] == value_size);
+        GGML_ASSERT(dst->ne[2] == n_rows);
+
+        // the values of a row are next to each other
+        GGML_ASSERT(q->nb[0] == ggml_type_size(q->type));
+        GGML_ASSERT(k->nb[0] == ggml_type_size(k->type));
+        GGML_ASSERT(v->nb[0] == ggml_type_size(v->type));
+
+        // dst is neither transposed nor permuted
+        GGML_ASSERT(dst->nb[0] == sizeof(float));
+        GGML_ASSERT(dst->nb[0] <= dst->nb[1]);
+        GGML_ASSERT(dst->nb[1] <= dst->nb[2]);
+        GGML_ASSERT(dst->nb[2] <= dst->nb[3]);
+
+        std::memcpy(&scale,    (const float *) dst->op_params + 0, sizeof(float));
+        std::memcpy(&max_bias, (const float *) dst->op_params + 1, sizeof(float));
+        std::memcpy(&softcap,  (const float *) dst->op_params + 2, sizeof(float));
+        if (softcap != 0) {
+            scale /= softcap;
+        }
+    }
+
+    // Whether rows of several streams are in the batch. Then src[5] has the cell of each row, counted over all streams.
+    bool mixed() const {
+        return cells != nullptr;
+    }
+
+    // The stream of a row in a mixed batch.
+    int stream(int64_t row) const {
+        return ((const int64_t *) cells->data)[row] / (int64_t) (k->nb[3] / k->nb[1]);
+    }
+
+    // The slope of ALiBi.
+    float slope(uint32_t head) const {
+        if (max_bias <= 0.0f) {
+            return 1.0f;
+        }
+        const uint32_t n_head_log2 = 1u << (uint32_t) std::floor(std::log2((uint32_t) n_heads));
+        const float    m0          = powf(2.0f, -(max_bias       ) / n_head_log2);
+        const float    m1          = powf(2.0f, -(max_bias / 2.0f) / n_head_log2);
+        return head < n_head_log2 ? powf(m0, head + 1) : powf(m1, 2 * (head - n_head_log2) + 1);
+    }
+
+    const float * query(int64_t row, int64_t head, int64_t batch) const {
+        return (const float *) ((const char *) q->data + row * q->nb[1] + head * q->nb[2] + batch * q->nb[3]);
+    }
+
+    // The first of the cells that a row sees with a head. The next cell is nb[1] bytes on.
+    const char * keys(int64_t row, int64_t head, int64_t batch) const {
+        return first_cell(k, row, head, batch);
+    }
+
+    const char * values(int64_t row, int64_t head, int64_t batch) const {
+        return first_cell(v, row, head, batch);
+    }
+
+    // What is added to the score of each cell, or nullptr.
+    const ggml_fp16_t * mask_of(int64_t row, int64_t head, int64_t batch) const {
+        if (mask == nullptr) {
+            return nullptr;
+        }
+        return (const ggml_fp16_t *) ((const char *) mask->data + row * mask->nb[1] +
+                                      (head % mask->ne[2]) * mask->nb[2] + (batch % mask->ne[3]) * mask->nb[3]);
+    }
+
+    float sink(int64_t head) const {
+        return ((const float *) sinks->data)[head];
+    }
+
+    void write(int64_t row, int64_t head, int64_t batch, const float * values) const {
+        const int64_t place = batch * dst->ne[2] * dst->ne[1] + head + row * dst->ne[1];
+        std::memcpy((char *) dst->data + place * dst->nb[1], values, dst->nb[1]);
+    }
+
+    ggml_tensor *       dst;
+    const ggml_tensor * q;
+    const ggml_tensor * k;
+    const ggml_tensor * v;
+    const ggml_tensor * mask;
+    const ggml_tensor * sinks;
+    const ggml_tensor * cells;
+
+    int64_t key_size;
+    int64_t value_size;
+    int64_t n_rows;
+    int64_t n_heads;
+    int64_t n_batches;
+    int64_t n_cells;  // of a stream
+
+    float scale;
+    float max_bias;
+    float softcap;
+
+private:
+    const char * first_cell(const ggml_tensor * cache, int64_t row, int64_t head, int64_t batch) const {
+        const int64_t cache_head   = head / (n_heads / cache->ne[2]);
+        const int64_t cache_stream = mixed() ? stream(row) : batch / (n_batches / cache->ne[3]);
+        return (const char *) cache->data + cache_head * cache->nb[2] + cache_stream * cache->nb[3];
+    }
+};
+
+// Computes rows [begin, end) of q, counted over batches, heads and rows, one after another, with K and V of any type.
+// scratch: key_size + 2 * value_size floats. (attention_rows.cpp)
+void attention_by_rows(const attention_op & op, int64_t begin, int64_t end, float * scratch);
+
+}  // namespace afterword

@@ -12,20 +12,20 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
 
   set(DIGESTS "")
   foreach(FILE ${AFTERWORD_PATCHES} ${AFTERWORD_KERNELS} ${AFTERWORD_LIBRARY} ${AFTERWORD_HEADERS})
-    file(SHA256 "${FILE}" DIGEST)
-    string(APPEND DIGESTS "${DIGEST}")
+    file(SHA256 "${FILE}" FILE_DIGEST)
+    string(APPEND DIGESTS "${FILE_DIGEST}")
   endforeach()
-  string(SHA256 DIGEST "${DIGESTS}")
-  string(SUBSTRING "${DIGEST}" 0 12 AFTERWORD_DIGEST)
+  string(SHA256 AFTERWORD_DIGEST "${DIGESTS}")
+  string(SUBSTRING "${AFTERWORD_DIGEST}" 0 12 AFTERWORD_DIGEST)
 
-  set(LLAMA_CPP "${CMAKE_SOURCE_DIR}/vendor/llama.cpp")
-  set(APPLIED "${LLAMA_CPP}/afterword-patches")
+  set(AFTERWORD_LLAMA_CPP "${CMAKE_SOURCE_DIR}/vendor/llama.cpp")
+  set(APPLIED "${AFTERWORD_LLAMA_CPP}/afterword-patches")
   if(NOT EXISTS "${APPLIED}")
     find_program(PATCH patch REQUIRED)
     foreach(FILE ${AFTERWORD_PATCHES})
       execute_process(
         COMMAND "${PATCH}" -p1 --fuzz=0 --input "${FILE}"
-        WORKING_DIRECTORY "${LLAMA_CPP}" COMMAND_ERROR_IS_FATAL ANY)
+        WORKING_DIRECTORY "${AFTERWORD_LLAMA_CPP}" COMMAND_ERROR_IS_FATAL ANY)
     endforeach()
     file(WRITE "${APPLIED}" "${AFTERWORD_DIGEST}")
   endif()
@@ -39,12 +39,10 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
   function(afterword_add_sources)
     foreach(TARGET ggml-cpu llama)
       target_include_directories(${TARGET} PRIVATE
-        "${AFTERWORD_NATIVE}/include" "${AFTERWORD_NATIVE}/kernels" "${AFTERWORD_NATIVE}/library")
+        "${AFTERWORD_NATIVE}/include" "${AFTERWORD_NATIVE}/kernels" "${AFTERWORD_NATIVE}/library" "${AFTERWORD_LLAMA_CPP}/include")
     endforeach()
     target_sources(ggml-cpu PRIVATE ${AFTERWORD_KERNELS})
     target_sources(llama PRIVATE ${AFTERWORD_LIBRARY})
-    set_property(SOURCE "${AFTERWORD_NATIVE}/kernels/packed_buffer.cpp" TARGET_DIRECTORY ggml-cpu
-      APPEND PROPERTY COMPILE_DEFINITIONS AFTERWORD_CHANGES="${AFTERWORD_DIGEST}")
     # A file of kernels has the instructions that its processors have, whatever the rest is compiled for.
     if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT MSVC)
       afterword_compile_kernels(packed_avx2.cpp -march=x86-64-v3)
@@ -57,6 +55,10 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
     # Hundreds of small files include the same large headers: together they compile faster. Files of ours stay apart.
     set_target_properties(llama PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)
     set_source_files_properties(${AFTERWORD_LIBRARY} TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+    # Only the file that tells the digest is compiled anew when it changes.
+    set_property(
+      SOURCE "${AFTERWORD_NATIVE}/library/changes.cpp" TARGET_DIRECTORY llama
+      APPEND PROPERTY COMPILE_DEFINITIONS AFTERWORD_CHANGES="${AFTERWORD_DIGEST}")
   endfunction()
   cmake_language(DEFER CALL afterword_add_sources)
 endif()

@@ -29,8 +29,8 @@ NATIVE = ROOT / "native"
 INCLUDE = NATIVE / "afterword.cmake"
 LOG_LINES = 30
 LEAST_PYTHON = (3, 11)
-# The build leaves out everything that the server does not use; afterword.cmake does the rest. Threads
-# are ggml's own, not OpenMP's: see docs/decisions/0008-one-thread-pool.md.
+# The build leaves out everything that the server does not use; afterword.cmake does the rest.
+# Threads are ggml's own, not OpenMP's: see docs/decisions/0008-one-thread-pool.md.
 CMAKE_FLAGS = (
     "-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_TOOLS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_CURL=OFF",

@@ -13,9 +13,6 @@ GGML_BACKEND_API ggml_backend_buffer_type_t ggml_afterword_packed_buffer_type(vo
 // Names the kernels that multiply them: "avx512", "avx2" or "portable".
 GGML_BACKEND_API const char * ggml_afterword_packed_kernels(void);
 
-// Names the changes made to the library: a digest of the files that make them.
-GGML_BACKEND_API const char * ggml_afterword_changes(void);
-
 #ifdef __cplusplus
 }
 #endif

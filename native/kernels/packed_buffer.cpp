@@ -202,9 +202,3 @@ ggml_backend_buffer_type_t ggml_afterword_packed_buffer_type(void) {
     };
     return &type;
 }
-
-#ifndef AFTERWORD_CHANGES
-#    define AFTERWORD_CHANGES "unnamed"
-#endif
-
-const char * ggml_afterword_changes(void) { return AFTERWORD_CHANGES; }

@@ -18,7 +18,6 @@ import pytest
 
 from afterword.engine.llama import binding
 from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.guard import guards
 from afterword.engine.llama.vocab import LlamaTokenizer
 from support.tiny_gguf import Shape, make_gguf
 from support.tiny_vocab import PRE_TOKENIZERS, RAW_TEXT, Vocabulary, byte_alphabet, byte_pairs
@@ -49,7 +48,7 @@ DIGESTS = {
 }  # fmt: skip
 
 needs_guards = pytest.mark.skipif(
-    not guards(binding.lib._lib),
+    not binding.CHANGES,
     reason="an unchanged library",
 )
 

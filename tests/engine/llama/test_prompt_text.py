@@ -12,7 +12,6 @@ import pytest
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.llama import binding
 from afterword.engine.llama.engine import open_engine
-from afterword.engine.llama.guard import guards
 from afterword.engine.llama.loading import EngineOptions
 from conftest import make_client
 from support.asgi import Client, fold
@@ -42,7 +41,7 @@ TEXTS = (
 )  # fmt: skip
 
 needs_guards = pytest.mark.skipif(
-    not guards(binding.lib._lib),
+    not binding.CHANGES,
     reason="an unchanged library",
 )
 Ask = Callable[[Client], Any]

@@ -23,8 +23,9 @@ import msgspec
 
 from afterword.core.errors import ConfigError, EngineUnavailable, UnspellableText
 from afterword.core.protocols import PrefixSharing
-from afterword.engine.llama.guard import NativeError, UnspellableError, guarded, guards
+from afterword.engine.llama.guard import NativeError, UnspellableError, guarded
 from afterword.engine.llama.machine import memory_limit
+from afterword.engine.llama.native import AbortListener, declare
 from afterword.models.parts import part_paths
 
 if TYPE_CHECKING:
@@ -70,31 +71,27 @@ _FILE_TYPES = {
 }
 
 
-def addition(name: str, result: Any) -> Any:  # noqa: ANN401 - a C function of any kind
-    """Returns a function that native/ adds to the library; None if it is missing."""
-    function = getattr(lib._lib, name, None)  # noqa: SLF001 - no binding has it
-    if function is not None:
-        function.restype = result
-    return function
+additions = declare(lib)
+"""The functions that native/ adds to the library; none for an unchanged library."""
 
 
-def _added(name: str, result: Any) -> Any:  # noqa: ANN401 - whatever the function returns
+def _told(name: str) -> Any:  # noqa: ANN401 - whatever the function returns
     """Returns the result of an added function without arguments; None if it is missing."""
-    function = addition(name, result)
+    function = additions.get(name)
     return None if function is None else function()
 
 
-PACKS_WEIGHTS = bool(_added("ggml_afterword_packed_buffer_type", ctypes.c_void_p))
+PACKS_WEIGHTS = bool(_told("ggml_afterword_packed_buffer_type"))
 """Whether the library packs weights in panels."""
-_guards = guards(lib._lib)  # noqa: SLF001 - no binding has it
-_tokenize = guarded(lib._lib, lib.llama_tokenize)  # noqa: SLF001
-_load_file = guarded(lib._lib, lib.llama_model_load_from_file)  # noqa: SLF001
-_quantize = guarded(lib._lib, lib.llama_model_quantize)  # noqa: SLF001
-_pieces = addition("llama_afterword_pieces", ctypes.c_int64)
-_grave_lines = addition("llama_afterword_log_grave", None)
-_window = addition("llama_afterword_window", ctypes.c_uint32)
-CHANGES = (_added("ggml_afterword_changes", ctypes.c_char_p) or b"").decode()
+CHANGES = (_told("llama_afterword_changes") or b"").decode()
 """Digest of this project's changes to the library; empty for an unchanged library."""
+_tokenize = guarded(additions, lib.llama_tokenize)
+_load_file = guarded(additions, lib.llama_model_load_from_file)
+_quantize = guarded(additions, lib.llama_model_quantize)
+_pieces: Any = additions.get("llama_afterword_pieces")
+_grave_lines = additions.get("llama_afterword_log_grave")
+_on_abort = additions.get("llama_afterword_on_abort")
+_window = additions.get("llama_afterword_window")
 
 _ASKED_FOR = "using full-size SWA cache"
 """A warning about what we ask for on purpose, for every model with sliding windows."""
@@ -158,7 +155,7 @@ def _give_up(message: bytes) -> None:
     os._exit(2)
 
 
-_abort_callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_give_up)
+_abort_listener = AbortListener(_give_up)
 
 
 def convert(source: Path, destination: Path, quantization: str, threads: int) -> None:
@@ -201,7 +198,8 @@ def _start() -> None:
         # Only grave lines call Python: a load logs a thousand others, each waiting for the GIL.
         pass_on = ctypes.cast(_grave_lines, lib.llama_log_callback)
         lib.llama_log_set(pass_on, ctypes.cast(_log_callback, ctypes.c_void_p))
-    lib._lib.ggml_set_abort_callback(_abort_callback)  # noqa: SLF001 - ggml's has no binding
+    if _on_abort is not None:
+        _on_abort(_abort_listener)
     lib.llama_backend_init()
 
 
@@ -215,7 +213,7 @@ def packed_kernels() -> str:
 
     They are the best that this processor runs, or those that ``AFTERWORD_KERNELS`` names.
     """
-    return (_added("ggml_afterword_packed_kernels", ctypes.c_char_p) or b"").decode()
+    return (_told("ggml_afterword_packed_kernels") or b"").decode()
 
 
 class Tokens(msgspec.Struct, frozen=True):
@@ -261,7 +259,7 @@ def _tokens_at_once(vocab: Any) -> Tokens:  # noqa: ANN401 - a pointer of the bi
 
     def fill(room: int) -> tuple[bytes, int]:
         buffer = ctypes.create_string_buffer(room)
-        size = _pieces(ctypes.c_void_p(vocab), buffer, ctypes.c_int64(room), lengths, kinds)
+        size = _pieces(vocab, buffer, room, lengths, kinds)
         return buffer.raw, size
 
     _, size = fill(0)
@@ -351,14 +349,14 @@ class LlamaModel:
     @contextmanager
     def narrowed(self, tokens: int) -> Iterator[None]:
         """Limit the sliding window, if any, of contexts made in this block to ``tokens``."""
-        window = 0 if _window is None else int(_window(ctypes.c_void_p(self.pointer), tokens))
+        window = 0 if _window is None else int(_window(self.pointer, tokens))
         if _window is not None and window <= tokens:
-            _window(ctypes.c_void_p(self.pointer), window)
+            _window(self.pointer, window)
         try:
             yield
         finally:
             if _window is not None:
-                _window(ctypes.c_void_p(self.pointer), window)
+                _window(self.pointer, window)
 
     def describe(self) -> str:
         """Returns architecture, number of parameters and format in a few words."""
@@ -386,7 +384,7 @@ class LlamaModel:
         """
         room = len(raw) + 8
         # Without guards, this argument would ask the library to add special tokens.
-        options = (continues and _guards, parse_special)
+        options = (continues and bool(additions), parse_special)
         while True:
             ids = (ctypes.c_int32 * room)()
             try:

@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.binding import LlamaModel, addition, lib
+from afterword.engine.llama.binding import CHANGES, LlamaModel, additions, lib
 from afterword.engine.llama.fair_lock import FairLock
-from afterword.engine.llama.guard import NativeError, guarded
-from afterword.engine.sampler import Row
+from afterword.engine.llama.guard import NativeError, guarded, returning
+from afterword.engine.llama.native import Sizes
+from afterword.engine.sampler import Exponentials, Row
+from afterword.engine.sampler import exponentials as _by_numpy
 
 State: TypeAlias = npt.NDArray[np.uint8]
 _log = logging.getLogger("afterword.llama")
@@ -29,33 +31,35 @@ _WHOLE = 1 << 16
 _GGML_TYPE_F16 = 1
 _GGML_TYPE_BF16 = 30
 
-ATTENTION_BY_ROWS = hasattr(lib._lib, "ggml_afterword_attention")  # noqa: SLF001 - no binding has it
+ATTENTION_BY_ROWS = bool(CHANGES)
 """Whether the library's attention gives identical rows in batches of any size."""
-_fork = addition("llama_afterword_fork", ctypes.c_bool)
-_sizes = addition("llama_afterword_memory", None)
-_ragged = addition("llama_afterword_ragged", ctypes.c_bool)
+_fork = returning(additions, "llama_afterword_fork", ctypes.c_bool)
+_sizes = returning(additions, "llama_afterword_memory", Sizes)
+_ragged = additions.get("llama_afterword_ragged")
+_make_pool = additions.get("ggml_afterword_thread_pool")
+_attach_pool = additions.get("llama_afterword_attach_thread_pool")
+_exponentials: Any = additions.get("ggml_afterword_exponentials")
 
-_new_context = guarded(lib._lib, lib.llama_init_from_model)  # noqa: SLF001 - no binding has it
-_decode = guarded(lib._lib, lib.llama_decode)  # noqa: SLF001
-_get_logits = guarded(lib._lib, lib.llama_get_logits)  # noqa: SLF001
-_remove = guarded(lib._lib, lib.llama_memory_seq_rm)  # noqa: SLF001
-_state_size = guarded(lib._lib, lib.llama_state_seq_get_size_ext)  # noqa: SLF001
-_state_get = guarded(lib._lib, lib.llama_state_seq_get_data_ext)  # noqa: SLF001
-_state_set = guarded(lib._lib, lib.llama_state_seq_set_data_ext)  # noqa: SLF001
+_new_context = guarded(additions, lib.llama_init_from_model)
+_decode = guarded(additions, lib.llama_decode)
+_get_logits = guarded(additions, lib.llama_get_logits)
+_remove = guarded(additions, lib.llama_memory_seq_rm)
+_state_size = guarded(additions, lib.llama_state_seq_get_size_ext)
+_state_get = guarded(additions, lib.llama_state_seq_get_data_ext)
+_state_set = guarded(additions, lib.llama_state_seq_set_data_ext)
 
 _compute_lock = FairLock()
-_thread_pools: dict[int, ctypes.c_void_p] = {}
+_thread_pools: dict[int, int] = {}
 _IDLE_POLL = 1
 """ggml's polling level: an idle thread looks for work for some milliseconds before it sleeps."""
 
-_exponentials = lib._lib.ggml_vec_soft_max_f32  # noqa: SLF001 - ggml's has no binding
-_exponentials.restype = ctypes.c_double
-_exponentials.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float)
 
-
-def exponentials(row: Row, largest: float, out: Row) -> float:
+def _by_library(row: Row, largest: float, out: Row) -> float:
     """Implements ``engine.sampler.Exponentials`` in one pass, with the sum in float64."""
     return float(_exponentials(len(row), out.ctypes.data, row.ctypes.data, largest))
+
+
+exponentials: Exponentials = _by_numpy if _exponentials is None else _by_library
 
 
 class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,30 +77,17 @@ class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool
 
 
-class _ThreadPoolParams(ctypes.Structure):
-    """``ggml_threadpool_params`` of ggml.h."""
+def _attach_threads(context: Any, threads: int) -> None:  # noqa: ANN401 - a pointer of the binding
+    """Let a context compute with the process's pool of ``threads`` threads; it is never freed.
 
-    _fields_ = (
-        ("cores", ctypes.c_bool * 512),
-        ("threads", ctypes.c_int),
-        ("priority", ctypes.c_int),
-        ("poll", ctypes.c_uint32),
-        ("strict", ctypes.c_bool),
-        ("paused", ctypes.c_bool),
-    )
-
-
-def _thread_pool(threads: int) -> ctypes.c_void_p:
-    """Returns the process's ``ggml_threadpool`` of ``threads`` threads; it is never freed."""
+    An unchanged library starts its threads anew for each batch.
+    """
+    if _make_pool is None or _attach_pool is None:
+        return
     with _compute_lock:
         if threads not in _thread_pools:
-            params = _ThreadPoolParams()
-            lib._lib.ggml_threadpool_params_init(ctypes.byref(params), threads)  # noqa: SLF001
-            params.poll = _IDLE_POLL
-            make = lib._lib.ggml_threadpool_new  # noqa: SLF001 - ggml's has no binding
-            make.restype = ctypes.c_void_p
-            _thread_pools[threads] = ctypes.c_void_p(make(ctypes.byref(params)))
-        return _thread_pools[threads]
+            _thread_pools[threads] = _make_pool(threads, _IDLE_POLL)
+        _attach_pool(context, _thread_pools[threads])
 
 
 class LlamaContext:
@@ -130,11 +121,9 @@ class LlamaContext:
                 f"no memory for {options.slots} slots of {options.slot_tokens} tokens; "
                 "try a smaller --ctx or fewer --slots"
             )
-        pool = _thread_pool(options.threads)
-        attach = lib._lib.llama_attach_threadpool  # noqa: SLF001 - has no binding
-        attach(ctypes.c_void_p(self._context), pool, pool)
+        _attach_threads(self._context, options.threads)
         self._memory: Any = lib.llama_get_memory(self._context)
-        self.ragged = _ragged is not None and bool(_ragged(ctypes.c_void_p(self._memory)))
+        self.ragged = _ragged is not None and bool(_ragged(self._memory))
         """Whether a batch is computed at once if its slots have different numbers of tokens."""
         size = options.batch_tokens + options.slots
         self._tokens = np.zeros(size, np.int32)
@@ -166,11 +155,7 @@ class LlamaContext:
 
         The library counts what they take once all of it is used. Returns None if it cannot count.
         """
-        if _sizes is None:
-            return None
-        out = (ctypes.c_uint64 * 4)()
-        _sizes(ctypes.c_void_p(self._context), out)
-        return out[:]
+        return None if _sizes is None else list(_sizes(self._context))
 
     @property
     def batch_tokens(self) -> int:
@@ -217,8 +202,7 @@ class LlamaContext:
 
     def fork(self, source: int, destination: int, tokens: int) -> bool:
         """Copy the first ``tokens`` tokens of a slot to an empty one; False if not possible."""
-        memory = ctypes.c_void_p(self._memory)
-        return _fork is not None and bool(_fork(memory, source, destination, tokens))
+        return _fork is not None and bool(_fork(self._memory, source, destination, tokens))
 
     def save(self, slot: int) -> State:
         """Returns a copy of a slot's whole state; empty if it cannot be copied."""

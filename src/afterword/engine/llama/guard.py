@@ -10,8 +10,8 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-_PREFIX = "llama_"
-_GUARDED_PREFIX = "llama_afterword_guarded_"
+from afterword.engine.llama.native import Functions, guarded_name
+
 _UNSPELLABLE = 2
 
 
@@ -23,28 +23,20 @@ class UnspellableError(NativeError):
     """A text has characters that the vocabulary has no tokens for."""
 
 
-def guards(library: Any) -> bool:  # noqa: ANN401 - a shared library
-    """Whether a library has guarded calls."""
-    return hasattr(library, "llama_afterword_message")
+def returning(functions: Functions, name: str, kind: Any) -> Callable[..., Any] | None:  # noqa: ANN401
+    """Returns a function that returns its result, of a C type, and raises ``NativeError``.
 
-
-def guarded(library: Any, own: Any) -> Callable[..., Any]:  # noqa: ANN401 - C functions of any kind
-    """Returns the guarded version of a function; it raises ``NativeError`` if the library throws.
-
-    It has the arguments and result of ``own``, and is found by the name of ``own``. Returns
-    ``own`` itself if the library has no guards.
+    The C function leaves the result where its last argument points, and returns a code. Returns
+    None if ``functions`` have no function of this name.
     """
-    if not guards(library):
-        function: Callable[..., Any] = own
-        return function
-    call = getattr(library, own.__name__.replace(_PREFIX, _GUARDED_PREFIX, 1))
-    call.argtypes = [*own.argtypes, ctypes.POINTER(own.restype)]
-    message = library.llama_afterword_message
-    message.restype = ctypes.c_char_p
-    is_simple = hasattr(own.restype, "value")
+    call = functions.get(name)
+    if call is None:
+        return None
+    message = functions["llama_afterword_message"]
+    is_simple = hasattr(kind, "value")
 
     def checked(*arguments: Any) -> Any:  # noqa: ANN401
-        result = own.restype()
+        result = kind()
         code = call(*arguments, ctypes.byref(result))
         if code:
             line = message().decode(errors="replace").partition("\n")[0]
@@ -52,3 +44,12 @@ def guarded(library: Any, own: Any) -> Callable[..., Any]:  # noqa: ANN401 - C f
         return result.value if is_simple else result
 
     return checked
+
+
+def guarded(functions: Functions, own: Any) -> Callable[..., Any]:  # noqa: ANN401 - C functions of any kind
+    """Returns the guarded version of a function; it raises ``NativeError`` if the library throws.
+
+    It has the arguments and result of ``own``, and is found by the name of ``own``. Returns
+    ``own`` itself if the library has no guards.
+    """
+    return returning(functions, guarded_name(own.__name__), own.restype) or own

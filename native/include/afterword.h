@@ -1,0 +1,134 @@
+// Every symbol of ours that Python calls. src/afterword/engine/llama/native.py declares the same for ctypes, and a test
+// holds the two to each other.
+//
+// No exception leaves a call. Calls that can fail return a code, one of AFTERWORD_*, and llama_afterword_message() says in
+// a line what was wrong; then they leave their results as they were. The others cannot fail. Pointers are the caller's,
+// and are read or written during the call only, unless a call says otherwise. Calls are as safe between threads as the
+// calls of llama.h that they stand for.
+#pragma once
+
+#include "ggml-backend.h"
+#include "llama.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    AFTERWORD_OK          = 0,
+    AFTERWORD_FAILED      = 1,
+    AFTERWORD_UNSPELLABLE = 2, // a text has characters that the vocabulary has no tokens for
+};
+
+// Bits of the kind of a token.
+enum {
+    AFTERWORD_CONTROL      = 1,
+    AFTERWORD_END          = 2, // ends a generation
+    AFTERWORD_USER_DEFINED = 4, // text is cut at it before anything else
+};
+
+// --- What this library is ---------------------------------------------------------------------------------------------
+
+// The digest of native/ by which the library was made. Static.
+LLAMA_API const char * llama_afterword_changes(void);
+
+// What was wrong with the last call of this thread that did not return 0. Valid until the next such call.
+LLAMA_API const char * llama_afterword_message(void);
+
+// The kind of memory for weights in panels. Static.
+GGML_BACKEND_API ggml_backend_buffer_type_t ggml_afterword_packed_buffer_type(void);
+
+// The kernels that multiply packed weights: "avx512", "avx2" or "portable". Static.
+GGML_BACKEND_API const char * ggml_afterword_packed_kernels(void);
+
+// --- What the library says --------------------------------------------------------------------------------------------
+
+// A callback for llama_log_set. It passes on warnings and errors alone to listener, a ggml_log_callback, as a listener in
+// Python has to wait for the interpreter at each line, and a load says more than a thousand.
+LLAMA_API void llama_afterword_log_grave(enum ggml_log_level level, const char * text, void * listener);
+
+// Before the library ends the process, it calls listener with the reason. The listener must stay valid; NULL for none.
+LLAMA_API void llama_afterword_on_abort(ggml_abort_callback_t listener);
+
+// --- Threads and rows -------------------------------------------------------------------------------------------------
+
+// Makes a pool of threads. An idle thread looks for work longer with a higher poll (0 to 100) before it sleeps. The caller
+// owns the pool, which must outlive the contexts that use it; no call frees it.
+GGML_BACKEND_API ggml_threadpool_t ggml_afterword_thread_pool(int32_t threads, uint32_t poll);
+
+// A context computes with the pool's threads from now on, batches of any size.
+LLAMA_API void llama_afterword_attach_thread_pool(struct llama_context * context, ggml_threadpool_t pool);
+
+// Writes exp(row[i] - largest) for size numbers, and returns their sum. out may be row.
+GGML_BACKEND_API double ggml_afterword_exponentials(int32_t size, float * out, const float * row, float largest);
+
+// --- Models and their vocabulary --------------------------------------------------------------------------------------
+
+// Contexts of the model that are made from now on have a sliding window of so many tokens. Returns the one before; 0 for
+// none.
+LLAMA_API uint32_t llama_afterword_window(struct llama_model * model, uint32_t tokens);
+
+// The bytes of every token, one after another, special tokens by their names; of each token its length in bytes, and its
+// kind (bits). Returns how many bytes there are, and writes bytes only as far as whole tokens fit into room.
+LLAMA_API int64_t llama_afterword_pieces(
+    const struct llama_vocab * vocab, char * bytes, int64_t room, int32_t * lengths, uint8_t * kinds);
+
+// --- Contexts and their memory ----------------------------------------------------------------------------------------
+
+// Writes four numbers of bytes that a context takes once all of it is used: of its memory (keys, values, states), of its
+// compute buffers, of weights in memory of their own, and of weights that are mapped from the file.
+LLAMA_API int32_t llama_afterword_memory(const struct llama_context * context, uint64_t * sizes);
+
+// Whether a batch is computed at once if its sequences have unequal numbers of tokens.
+LLAMA_API bool llama_afterword_ragged(llama_memory_t memory);
+
+// Makes an empty sequence the first n_pos positions of another one. The result is false if that is not possible.
+LLAMA_API int32_t llama_afterword_fork(
+    llama_memory_t memory, llama_seq_id from, llama_seq_id to, llama_pos n_pos, bool * result);
+
+// --- Calls of llama.h, guarded ----------------------------------------------------------------------------------------
+// Each takes what the function of its name takes, and where to leave what that returns.
+
+// This one adds no special tokens around the text; text that continues other text gets no space in front that nobody
+// wrote. The result is the number of ids, negative if there is no room for so many.
+LLAMA_API int32_t llama_afterword_guarded_tokenize(
+    const struct llama_vocab * vocab, const char * text, int32_t size, llama_token * ids, int32_t room, bool continues,
+    bool parse_special, int32_t * result);
+
+LLAMA_API int32_t llama_afterword_guarded_model_load_from_file(
+    const char * path, struct llama_model_params params, struct llama_model ** result);
+
+LLAMA_API int32_t llama_afterword_guarded_model_quantize(
+    const char * from, const char * to, const struct llama_model_quantize_params * params, uint32_t * result);
+
+LLAMA_API int32_t llama_afterword_guarded_init_from_model(
+    struct llama_model * model, struct llama_context_params params, struct llama_context ** result);
+
+LLAMA_API int32_t llama_afterword_guarded_decode(
+    struct llama_context * context, struct llama_batch batch, int32_t * result);
+
+// The rows are the context's, until its next batch.
+LLAMA_API int32_t llama_afterword_guarded_get_logits(struct llama_context * context, float ** result);
+
+LLAMA_API int32_t llama_afterword_guarded_memory_seq_rm(
+    llama_memory_t memory, llama_seq_id sequence, llama_pos begin, llama_pos end, bool * result);
+
+// Flag 1 << 16: the state has the cells behind a sliding window, too.
+LLAMA_API int32_t llama_afterword_guarded_state_seq_get_size_ext(
+    struct llama_context * context, llama_seq_id sequence, llama_state_seq_flags flags, size_t * result);
+
+LLAMA_API int32_t llama_afterword_guarded_state_seq_get_data_ext(
+    struct llama_context * context, uint8_t * to, size_t size, llama_seq_id sequence, llama_state_seq_flags flags,
+    size_t * result);
+
+LLAMA_API int32_t llama_afterword_guarded_state_seq_set_data_ext(
+    struct llama_context * context, const uint8_t * from, size_t size, llama_seq_id sequence,
+    llama_state_seq_flags flags, size_t * result);
+
+#ifdef __cplusplus
+}
+#endif

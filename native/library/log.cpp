@@ -1,0 +1,16 @@
+// What the library says, to listeners in Python.
+
+#include "afterword.h"
+
+extern "C" {
+
+void llama_afterword_log_grave(ggml_log_level level, const char * text, void * listener) {
+    if (level == GGML_LOG_LEVEL_WARN || level == GGML_LOG_LEVEL_ERROR) {
+        ((ggml_log_callback) listener)(level, text, nullptr);
+    }
+}
+
+void llama_afterword_on_abort(ggml_abort_callback_t listener) {
+    ggml_set_abort_callback(listener);
+}
+}

@@ -16,8 +16,8 @@ ARGUMENTS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage",
 ]  # fmt: skip
-# Each wait takes milliseconds on an idle machine; a busy one needs more.
-PATIENCE_MS = 15_000
+# A wait takes milliseconds on an idle machine. On a busy one it takes what it takes.
+PATIENCE_MS = 120_000
 
 
 @contextmanager

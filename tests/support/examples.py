@@ -1,4 +1,4 @@
-"""How many examples hypothesis tries of a law."""
+"""How many examples a test of a law tries."""
 
 from __future__ import annotations
 

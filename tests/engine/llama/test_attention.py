@@ -18,6 +18,7 @@ from support.reference import Reference
 from support.runners import open_runner
 from support.tiny_gguf import USUAL, Shape, make_gguf
 
+pytestmark = pytest.mark.slow
 TOKENS = 700
 """More than ten tiles of 64, and more than the 512 tokens at which llama.cpp splits a context."""
 
@@ -74,7 +75,6 @@ def test_rows_are_those_of_plain_attention(tiny: Path, tmp_path: Path) -> None:
     assert np.abs(got - expected).max() < 0.1
 
 
-@pytest.mark.slow
 def test_a_row_is_identical_in_any_batch(tiny: Path) -> None:
     random = np.random.default_rng(0)
     with runner(tiny) as made:
@@ -99,7 +99,6 @@ def test_a_row_is_identical_in_any_batch(tiny: Path) -> None:
             at, step = at + mine, step + 1
 
 
-@pytest.mark.slow
 def test_rows_are_identical_for_many_batch_sizes(tiny: Path) -> None:
     """There are more small sizes than cached graphs; some batches want only their last row."""
     random = np.random.default_rng(4)
@@ -173,7 +172,6 @@ def test_exponentials_of_the_library_are_exponentials() -> None:
         assert not out[row == -np.inf].any()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_probe_confirms_batch_invariance(tiny: Path, threads: int) -> None:
     with runner(tiny, threads=threads) as made:

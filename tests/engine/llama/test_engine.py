@@ -266,6 +266,7 @@ async def test_an_engine_opens_computes_and_closes_without_a_warning(
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the kernel's threads")
 def test_models_share_one_thread_pool(tmp_path: Path) -> None:
     """More computing threads than cores would wait for each other at every operation."""

@@ -23,7 +23,7 @@ struct lanes_avx512 {
     static constexpr int columns(int) { return 4; }
 
     // So many rows do not repay a copy of keys or values as floats.
-    static constexpr int FEW_ROWS = 0;
+    static constexpr int FEW_ROWS = 4;
     static constexpr int few_columns(int) { return 4; }
 
     static vec  zero() { return _mm512_setzero_ps(); }

@@ -157,7 +157,7 @@ def llama_wheel() -> Path:
     folder = wheel_folder(environment)
     for wheel in folder.glob("*.whl"):
         return wheel
-    say("compiling llama.cpp for this machine: about 2 minutes on 2 cores, once")
+    say("compiling llama.cpp for this machine: about 4 minutes on 2 cores, once")
     started = time.monotonic()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
@@ -29,6 +30,11 @@ HERE, BEHIND_AFTERWORD, BEHIND_VLLM = "here", "behind afterword", "behind vllm"
 BEHIND_SGLANG = "behind sglang"
 Introspected = Mapping[str, tuple[str, list[Facts]]]
 """The source of each model, by name, and what its servers say about it."""
+
+
+def _slow(way: str) -> ParameterSet:
+    """A way that ``make test-fast`` leaves out."""
+    return pytest.param(way, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +73,7 @@ def _close(engine: Engine) -> None:
     asyncio.run(engine.aclose())
 
 
-@pytest.fixture(params=[HERE, BEHIND_AFTERWORD, BEHIND_VLLM, BEHIND_SGLANG])
+@pytest.fixture(params=[HERE, *map(_slow, (BEHIND_AFTERWORD, BEHIND_VLLM, BEHIND_SGLANG))])
 async def client(
     request: pytest.FixtureRequest, client: Client, upstreams: Mapping[str, Introspected]
 ) -> AsyncIterator[Client]:
@@ -82,7 +88,7 @@ async def client(
         await engine.aclose()
 
 
-@pytest.fixture(params=[HERE, BEHIND_AFTERWORD])
+@pytest.fixture(params=[HERE, _slow(BEHIND_AFTERWORD)])
 async def serve(
     request: pytest.FixtureRequest, serve: Callable[..., Client]
 ) -> AsyncIterator[Callable[..., Client]]:

@@ -222,6 +222,7 @@ async def test_S8_a_client_that_leaves_while_waiting(serve: Callable[..., Client
     assert engine.stats().waiting_sequences == 0
 
 
+@pytest.mark.slow
 async def test_a_stalled_reader_holds_nobody_up(serve: Callable[..., Client]) -> None:
     engine = toy_engine(slots=2, context_tokens=4096)
     client = serve(engine)

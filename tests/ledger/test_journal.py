@@ -98,6 +98,7 @@ def test_nothing_settled_is_lost_and_nothing_released_is_found(
     assert all(found[one] == "answered" for one in found.keys() & written)
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_no_line(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "p", limit_bytes=LIMIT)
     journal.__enter__()

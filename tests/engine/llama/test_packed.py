@@ -249,6 +249,7 @@ def kernels_of_process(choice: str) -> tuple[str, str]:
     return done.stdout.strip(), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHOICE in os.environ, reason="a run with other kernels")
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_other_kernels_pass_these_tests(kernels: str) -> None:

@@ -210,7 +210,7 @@ async def open_ledger(
             loop.call_soon_threadsafe(journal.written, ids)
 
         def connect(database: sa.Engine | None) -> DatabaseLedger:
-            # A server without keys never comes here, and never imports SQLAlchemy.
+            # Imported when a database is opened: a server without keys may never open one.
             from afterword.ledger.database import open_database  # noqa: PLC0415
             from afterword.ledger.database_ledger import open_database_ledger  # noqa: PLC0415
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import peers
 import tests_path  # noqa: F401 - where support is
+from afterword.core.machine import usable_cores
 from support import load
 from support.embedded import embedded_file
 from support.processes import free_port, running
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
     parser.add_argument("--peers", type=Path, help="folder of llama-server and llama-bench")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--ctx", type=int, default=2048, help="tokens of context for each slot")
     parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
     parser.add_argument("--rounds", type=int, default=3)

@@ -33,6 +33,7 @@ check: python ## Check style, types and import rules
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(RUN)/lint-imports
 
 native-check: python ## Say what of native/ fits a llama-cpp-python (VERSION=, ARGS=--build to compile and test it)

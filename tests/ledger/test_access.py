@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import logging
-import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,8 +15,10 @@ import pytest
 import sqlalchemy as sa
 
 from afterword.core.account import KeyTerms, UsageRecord
+from afterword.core.machine import sync_file
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import toy_engine
+from afterword.ledger import journal
 from afterword.ledger.database import check, connect, prepare, sqlite_url
 from afterword.ledger.tables import reservations
 from ledger.team import Team, team
@@ -586,7 +587,7 @@ async def test_a_full_disk_refuses_before_anything_is_computed(
             def full(*_: object) -> None:
                 raise OSError(28, "No space left on device")
 
-            patch.setattr("os.posix_fallocate", full)
+            patch.setattr(journal, "reserve_space", full)
             running.ledger.access._journal._segments[-1].written_bytes = 1 << 20
             refused = await known.post(PATH, {**BODY, "max_tokens": 5})
             assert refused.status == 503
@@ -604,13 +605,12 @@ async def test_records_on_the_disk_before_the_last_byte(
     lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
-    exactly = os.fdatasync
 
     def sync(descriptor: int) -> None:
         synced.append(descriptor)
-        exactly(descriptor)
+        sync_file(descriptor)
 
-    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(journal, "sync_file", sync)
     async with lite(sync_always=True) as running:
         before = len(synced)
         await running.client.complete(**{**BODY, "max_tokens": 1})

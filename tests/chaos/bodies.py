@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from chaos.wire import request_bytes
 
 MARK = f"quillfeather{secrets.token_hex(4)}"
 """A word of every prompt, which no log and no file may have."""
 _WORDS = (
-    "the a river lamp stone walked under old quiet seven ships north and then letters window "
-    "garden because snow counted slowly every bright door of my uncle never again street"
-).split()
+    "the", "a", "river", "lamp", "stone", "walked", "under", "old", "quiet", "seven", "ships",
+    "north", "and", "then", "letters", "window", "garden", "because", "snow", "counted", "slowly",
+    "every", "bright", "door", "of", "my", "uncle", "never", "again", "street",
+)  # fmt: skip
 _FIRST = "Once upon a time there was a lighthouse keeper who wrote long letters. " * 3
 
 
@@ -26,9 +25,9 @@ class Bodies:
     def __init__(self, model: str, dice: random.Random, *, embedded: bool) -> None:
         self._model = model
         self._dice = dice
-        kinds = ["plain", "scored", "several", "best", "batch", "tokens", "stopped"]
-        # The toy vocabulary behind the gateway has no words: texts become longer there.
-        self._kinds = [*kinds, "infill"] if embedded else kinds
+        kinds = ["plain", "several", "best", "batch", "tokens", "stopped", "echoed"]
+        # The upstreams that misbehave score no prompts.
+        self._kinds = [*kinds, "infill", "scored"] if embedded else kinds
 
     def text(self) -> str:
         dice = self._dice
@@ -74,6 +73,9 @@ class Bodies:
         return {"echo": True, "logprobs": self._dice.randint(0, 5),
                 "max_tokens": self._dice.choice([0, 0, 1, 4])}  # fmt: skip
 
+    def _echoed(self) -> Mapping[str, Any]:
+        return {"echo": True, "max_tokens": self._dice.randint(1, 5)}
+
     def _several(self) -> Mapping[str, Any]:
         return {"n": self._dice.randint(2, 4), "max_tokens": self._dice.randint(1, 10)}
 
@@ -96,22 +98,32 @@ class Bodies:
         return {"suffix": f" and that was the end of {MARK}.", "max_tokens": 8}
 
 
-def bad_request(dice: random.Random, model: str, key: str) -> tuple[bytes, Sequence[int]]:
-    """Returns a request to be refused, and the statuses that may do so."""
+class BadRequest(NamedTuple):
+    """A request to be refused, and the statuses that may do so."""
+
+    name: str
+    raw: bytes
+    statuses: Sequence[int]
+
+
+def bad_request(dice: random.Random, model: str, key: str) -> BadRequest:
+    """Returns a request that is wrong in one way."""
     good = {"model": model, "prompt": MARK, "max_tokens": 1}
     if dice.random() < 0.7:
-        changed: Any = dice.choice(_BAD_FIELDS)
-        return request_bytes({**good, **changed}, key=key), (400,)
-    raw = json.dumps(good).encode()
+        changed = dice.choice(_BAD_FIELDS)
+        return BadRequest(f"{changed}"[:60], request_bytes({**good, **changed}, key=key), (400,))
+    broken = dice.choice(_BAD_JSON)
+    nobodys = {**good, "model": "nobody's"}
+    huge = {"Content-Length": "99999999999"}
+    lost = f"/v1/{'x' * dice.randint(1, 3000)}"
     return dice.choice([
-        (request_bytes(dice.choice(_BAD_JSON), key=key), (400,)),
-        (request_bytes({**good, "model": "nobody's"}, key=key), (404,)),
-        (request_bytes(good), (401,)),
-        (request_bytes(gzip.compress(raw), key=key, more={"Content-Encoding": "gzip"}), (415,)),
-        (request_bytes(b"", key=key, method="PUT"), (405,)),
-        (request_bytes(good, key=key, path=f"/v1/{'x' * dice.randint(1, 3000)}"), (404,)),
-        (request_bytes(b"{", key=key, more={"Content-Length": "99999999999"}), (413,)),
-        (request_bytes(good, key=key, path="/v1/chat/completions"), (404,)),
+        BadRequest(f"body {broken[:60]!r}", request_bytes(broken, key=key), (400,)),
+        BadRequest("model of nobody", request_bytes(nobodys, key=key), (404,)),
+        BadRequest("no key", request_bytes(good), (401,)),
+        BadRequest("PUT", request_bytes(b"", key=key, method="PUT"), (405,)),
+        BadRequest("path of nothing", request_bytes(good, key=key, path=lost), (404,)),
+        BadRequest("huge body", request_bytes(b"{", key=key, more=huge), (413,)),
+        BadRequest("chat", request_bytes(good, key=key, path="/v1/chat/completions"), (404,)),
     ])  # fmt: skip
 
 
@@ -133,27 +145,34 @@ _BAD_JSON: Sequence[bytes] = (
 )  # fmt: skip
 
 
-def hostile_bytes(dice: random.Random) -> bytes:
-    """Returns bytes that are no request, or one that must not be admitted."""
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
-    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n"
+_HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+_CHUNKED = _HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+_LINES = b"".join(b"x%d: y\r\n" % i for i in range(9000))
+_HOSTILE: Mapping[str, bytes] = {
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "empty lines": b"\r\n" * 50,
+    "HTTP/9.9": b"GET / HTTP/9.9\r\n\r\n",
+    "null in the path": b"GET /\0 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "long header": _HEAD + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
+    "many headers": _HEAD + _LINES + b"\r\n",
+    "two lengths": _HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n{}{}{}",
+    "length and chunks": _HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}"
+    b"\r\n0\r\n\r\n",
+    "negative length": _HEAD + b"Content-Length: -1\r\n\r\n{}",
+    "short body": _HEAD + b"Content-Length: 1000\r\n\r\n{",
+    "huge chunk": _CHUNKED + b"ffffffffffffffff\r\n{",
+    "odd chunk": _CHUNKED + b"zz\r\n{}\r\n",
+    "endless trailers": _CHUNKED + b"2\r\n{}\r\n0\r\n" + _LINES,
+    "expectation": _HEAD + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
+    "upgrade": _HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\n{}",
+    "broken key": _HEAD + b"Authorization: Bearer \xff\xfe\r\nContent-Length: 2\r\n\r\n{}",
+}
+
+
+def hostile_bytes(dice: random.Random) -> tuple[str, bytes]:
+    """Returns bytes that are no request, or one that must not be admitted, and their name."""
     return dice.choice([
-        dice.randbytes(dice.randint(1, 3000)),
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + dice.randbytes(500),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"\r\n" * dice.randint(1, 50),
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET /\0 HTTP/1.1\r\nHost: x\r\n\r\n",
-        head + b"X: " + b"y" * 100_000 + b"\r\n\r\n",
-        head + b"".join(b"x%d: y\r\n" % i for i in range(9000)) + b"\r\n",
-        head + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n{}{}{}",
-        head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
-        head + b"Content-Length: -1\r\n\r\n{}",
-        head + b"Content-Length: 1000\r\n\r\n{",
-        chunked + b"ffffffffffffffff\r\n{",
-        chunked + b"zz\r\n{}\r\n",
-        chunked + b"2\r\n{}\r\n0\r\n" + b"".join(b"x%d: y\r\n" % i for i in range(9000)),
-        head + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
-        head + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\n{}",
-        head + b"Authorization: Bearer \xff\xfe\r\nContent-Length: 2\r\n\r\n{}",
+        ("noise", dice.randbytes(dice.randint(1, 3000))),
+        ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + dice.randbytes(500)),
+        *_HOSTILE.items(),
     ])  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import random
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import httptools
 import msgspec
 
-from chaos.bodies import MARK, Bodies, bad_request, hostile_bytes
+from chaos.bodies import BadRequest, Bodies, bad_request, hostile_bytes
 from chaos.book import Book, Entry
 from chaos.servers import Member
 from chaos.weather import Weather
@@ -55,6 +56,14 @@ class Clients:
                 self.counts[act.__name__] += 1
                 await act(target)
             await asyncio.sleep(self._dice.uniform(0, 2 * _PAUSE_S))
+
+    def acts(self, crowd: int) -> list[Callable[[Target], Awaitable[None]]]:
+        """What the clients do, one act for each client."""
+        common = [self.honest] * 5 + [self.leaving] * 2 + [self.hostile, self.mistaken]
+        return [
+            *common * crowd, self.canary, self.tokenizing, self.pipelining, self.half_closing,
+            self.upgrading, self.reading_slowly, self.compressed,
+        ]  # fmt: skip
 
     # Honest clients.
 
@@ -111,15 +120,21 @@ class Clients:
         """A client that has said all and closes its side still gets its answer (S11)."""
         await self._ask(target, "half-closed", target.bodies.short(), half_close=True)
 
+    async def upgrading(self, target: Target) -> None:
+        """An offer of HTTP/2 is ignored, the request is answered."""
+        offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c",
+                 "HTTP2-Settings": "AAMAAABkAAQAoAAA"}  # fmt: skip
+        await self._ask(target, "upgrading", target.bodies.short(), more=offer)
+
     async def _ask(
         self, target: Target, kind: str, body: Mapping[str, Any], *, key: str | None = None,
-        half_close: bool = False,
+        half_close: bool = False, more: Mapping[str, str] | None = None,
     ) -> tuple[Entry, Reply | None]:  # fmt: skip
         name = key or self._dice.choice(sorted(self._keys))
         entry, numbered = self.book.begin(body, server=target.member.name, key=name, kind=kind)
         try:
             async with Wire(target.member.port) as wire:
-                await wire.send(request_bytes(numbered, key=self._keys[name]))
+                await wire.send(request_bytes(numbered, key=self._keys[name], more=more))
                 if half_close:
                     wire.half_close()
                 reply = await wire.reply()
@@ -185,33 +200,46 @@ class Clients:
             self._took(entry, reply)
 
     async def mistaken(self, target: Target) -> None:
-        """A request that must be refused, in the envelope and with an id (H1)."""
+        """A request that must be refused."""
+        model, key = target.bodies.short()["model"], self._keys["free"]
+        await self._refused(target, bad_request(self._dice, model, key))
+
+    async def compressed(self, target: Target) -> None:
+        """A compressed body is refused for what it is (H14)."""
+        body = gzip.compress(json.dumps(target.bodies.short()).encode())
+        encoded = {"Content-Encoding": "gzip"}
+        raw = request_bytes(body, key=self._keys["free"], more=encoded)
+        await self._refused(target, BadRequest("compressed body", raw, (415,)))
+
+    async def _refused(self, target: Target, bad: BadRequest) -> None:
+        """A refusal has one of the statuses, the envelope and an id (H1)."""
         server, began_s = target.member.name, time.monotonic()
-        raw, statuses = bad_request(self._dice, target.bodies.short()["model"], self._keys["free"])
-        shown = raw.replace(self._keys["free"].encode(), b"KEY").replace(MARK.encode(), b"MARK")
-        what = f"{shown[:300]!r} on {server}"
+        what = f"{bad.name} on {server}"
         try:
             async with Wire(target.member.port) as wire:
-                await wire.send(raw)
+                await wire.send(bad.raw)
                 reply = await wire.reply()
         except _LOST as error:
             self._judge_lost(what, server, began_s, time.monotonic(), error)
             return
         if not reply.whole and self._met_kill(server, began_s, time.monotonic()):
             return
+        if reply.status not in {*bad.statuses, 429} and not self._promised(reply, server, began_s):
+            self.book.wrong.append(f"{what}: {reply.status} for {bad.statuses}")
+        self._enveloped(reply, what)
+
+    def _enveloped(self, reply: Reply, what: str) -> None:
         try:
             reply.error()
         except ValueError as error:
             self.book.wrong.append(f"{what}: {reply.status}, {error}")
-        if reply.status not in {*statuses, 429} and not self._promised(reply, server, began_s):
-            self.book.wrong.append(f"{what}: {reply.status} for {statuses}")
         if "x-request-id" not in reply.headers:
             self.book.wrong.append(f"{what}: {reply.status} without x-request-id")
 
     async def hostile(self, target: Target) -> None:
         """Bytes that are no request: a 4xx in its envelope, or the end, and never an answer."""
         server = target.member.name
-        raw = hostile_bytes(self._dice)
+        name, raw = hostile_bytes(self._dice)
         wire = Wire(target.member.port)
         try:
             async with wire:
@@ -228,9 +256,12 @@ class Clients:
                         pass
         except (*_LOST, TimeoutError):
             self.counts["hostile connections that ended, or that we left"] += 1
+        what = f"{name} on {server}"
         for reply in wire.replies:
             if reply.whole and not 400 <= reply.status < 500:
-                self.book.wrong.append(f"{raw[:200]!r} on {server}: {reply.status}")
+                self.book.wrong.append(f"{what}: {reply.status}")
+            elif reply.whole:
+                self._enveloped(reply, what)
 
     # Judging.
 
@@ -243,7 +274,9 @@ class Clients:
             self.book.wrong.append(f"{entry}: failed midway: {entry.message}")
         if entry.ending != "refused" or (entry.status == 429 and entry.key != "free"):
             return
-        if self._from_upstream(entry):
+        if entry.kind == "infill" and entry.status == 400 and "'suffix'" in entry.message:
+            self.book.excused["suffixes that the model cannot honour"] += 1
+        elif self._from_upstream(entry):
             self.book.excused[f"{entry.status} of a broken upstream"] += 1
         elif not self._promised(reply, server, entry.began_s):
             self.book.wrong.append(f"{entry}: {entry.status} {entry.code}: {entry.message}")

@@ -8,7 +8,8 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -44,8 +45,9 @@ _CALM_S = 12.0
 class StormPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How long and how hard. Gaps between troubles of a kind are means, in seconds.
 
-    ``least_requests`` prolong a run that is too short for them. The first third has kills of the
-    gateway, too; ``steady`` is never killed.
+    ``least_requests`` prolong a run that is too short for them; a run lasts until its first kill.
+    A trouble lasts at most ``longest_s``. ``without`` names acts of clients
+    and ways of upstreams to leave out.
     """
 
     seed: int
@@ -60,8 +62,10 @@ class StormPlan(msgspec.Struct, frozen=True, kw_only=True):
     jump_s: float = 45.0
     sample_s: float = 5.0
     least_requests: int = 0
+    longest_s: float = 10.0
     calm_s: float = _CALM_S
     crowd: int = 1
+    without: frozenset[str] = frozenset()
 
 
 class Storm:
@@ -73,12 +77,15 @@ class Storm:
         self._weather = Weather()
         self._book = Book()
         self._samples: list[Sample] = []
+        self._over = asyncio.Event()
         self._reasons: list[str] = []
         self._data = disk / "data"
         self._database: sa.Engine = open_database(self._data, plan.database)
         self._store = KeyStore(self._database, clock=time.time, entropy=os.urandom)
         self._keys = {terms.name: self._store.create(terms).secret for terms in _KEYS}
-        self._upstreams = [Misbehaving(self._dice, good=0.6), Misbehaving(self._dice, good=0.9)]
+        self._upstreams = [
+            Misbehaving(self._dice, good=good, without=plan.without) for good in (0.6, 0.9)
+        ]
         self._small_disk = disk if small else None
 
     async def run(self) -> Report:
@@ -88,8 +95,9 @@ class Storm:
             members = self._members()
             opened.push_async_callback(self._end_all, members)
             self._troubles = Troubles(
-                members, self._database, self._small_disk, self._weather, self._dice
-            )
+                members, self._database, self._small_disk, self._weather, self._dice,
+                longest_s=self._plan.longest_s,
+            )  # fmt: skip
             for member in members:
                 await member.start()
             self._began_s = time.monotonic()
@@ -129,61 +137,56 @@ class Storm:
     async def _blow(self, members: Sequence[Member], clients: Clients) -> None:
         """Let clients and troubles go on for the time of the plan."""
         plan, troubles = self._plan, self._troubles
-        acts = [clients.honest] * 5 * plan.crowd + [clients.leaving] * 2 * plan.crowd + [
-            clients.canary, clients.tokenizing, clients.pipelining, clients.half_closing,
-            clients.reading_slowly, clients.mistaken, clients.hostile, clients.hostile,
-        ]  # fmt: skip
         async with asyncio.TaskGroup() as group:
-            asking = [group.create_task(clients.go_on(act)) for act in acts]
-            disturbing = [
-                group.create_task(one)
-                for one in (
-                    self._kill_on_and_on(members),
-                    self._again(plan.halt_s, troubles.halt),
-                    self._again(plan.lock_s, troubles.lock),
-                    self._again(plan.fill_s, troubles.fill),
-                    self._again(plan.jump_s, troubles.jump),
-                    self._watch(members),
-                )
-            ]
+            for act in clients.acts(plan.crowd):
+                if act.__name__ not in plan.without:
+                    group.create_task(clients.go_on(act))
+            for trouble in (
+                self._again(plan.kill_s, partial(self._kill, members), spread=0),
+                self._again(plan.halt_s, troubles.halt),
+                self._again(plan.lock_s, troubles.lock),
+                self._again(plan.fill_s, troubles.fill),
+                self._again(plan.jump_s, troubles.jump),
+                self._again(plan.sample_s, partial(self._look, members), spread=0),
+            ):
+                group.create_task(trouble)
             await asyncio.sleep(plan.seconds)
             while not self._enough():
                 await asyncio.sleep(0.1)
             clients.over = True
-            await asyncio.wait(asking)
-            for one in disturbing:
-                one.cancel()
+            self._over.set()
 
     def _enough(self) -> bool:
         asked = len(self._book.entries) >= self._plan.least_requests
         return asked and self._troubles.counts["kill -9"] > 0
 
-    async def _kill_on_and_on(self, members: Sequence[Member]) -> None:
-        """Kill the victim, and in the first sixth of the time the gateway, once a period."""
+    async def _again(
+        self, mean_s: float, act: Callable[[], Awaitable[None]], *, spread: float = 0.5
+    ) -> None:
+        """Act once in a while until the run is over. What was begun is finished."""
+        while not self._over.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._dice.uniform(1 - spread, 1 + spread) * mean_s):
+                    await self._over.wait()
+                return
+            await act()
+
+    async def _kill(self, members: Sequence[Member]) -> None:
+        """Kill the victim, and in the first sixth of the time the gateway, too."""
         victim, _, gateway = members
-        while True:
-            await asyncio.sleep(self._plan.kill_s)
-            young = time.monotonic() - self._began_s < self._plan.seconds / 6
-            for member in [victim, gateway] if young else [victim]:
-                try:
-                    await self._troubles.kill(member)
-                except StartFailed as error:
-                    self._reasons.append(str(error))
+        young = time.monotonic() - self._began_s < self._plan.seconds / 6
+        for member in [victim, gateway] if young else [victim]:
+            with self._weather.spell("killed", member.name):
+                await self._troubles.kill(member)
+                await self._started(member)
 
-    async def _again(self, mean_s: float, trouble: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            await asyncio.sleep(self._dice.uniform(0.5, 1.5) * mean_s)
-            await trouble()
-
-    async def _watch(self, members: Sequence[Member]) -> None:
-        while True:
-            for member in members:
-                if member.running and not self._met(member, "killed"):
-                    sample = look(member, self._began_s)
-                    if sample is not None:
-                        sample.health_ms = await self._health_ms(member)
-                        self._samples.append(sample)
-            await asyncio.sleep(self._plan.sample_s)
+    async def _look(self, members: Sequence[Member]) -> None:
+        for member in members:
+            if member.running and not self._met(member, "killed"):
+                sample = look(member, self._began_s)
+                if sample is not None:
+                    sample.health_ms = await self._health_ms(member)
+                    self._samples.append(sample)
 
     def _met(self, member: Member, *troubles: str) -> bool:
         now_s = time.monotonic()
@@ -220,14 +223,21 @@ class Storm:
             member.clock.set(0.0)
         with self._weather.spell("ending"):
             for member in members:
-                if not member.running:
-                    await member.start()
-            for member in members:
-                status = await member.stop()
-                if status:
-                    self._reasons.append(f"{member.name} stopped with status {status}")
-            await members[0].start()
-            await members[0].stop()
+                if member.running or await self._started(member):
+                    status = await member.stop()
+                    if status:
+                        self._reasons.append(f"{member.name} stopped with status {status}")
+            if await self._started(members[0]):
+                await members[0].stop()
+
+    async def _started(self, member: Member) -> bool:
+        """Start a server. Returns whether it came up; else the reason is a law broken."""
+        try:
+            await member.start()
+        except StartFailed as error:
+            self._reasons.append(str(error))
+            return False
+        return True
 
     async def _end_all(self, members: Sequence[Member]) -> None:
         for member in members:

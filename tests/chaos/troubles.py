@@ -43,11 +43,14 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 
 class Troubles:
-    """Makes trouble for servers. ``disk`` is the small file system, None if there is none."""
+    """Makes trouble for servers. ``disk`` is the small file system, None if there is none.
+
+    Each lasts at most ``longest_s``.
+    """
 
     def __init__(
         self, members: list[Member], database: sa.Engine, disk: Path | None, weather: Weather,
-        dice: random.Random,
+        dice: random.Random, *, longest_s: float,
     ) -> None:  # fmt: skip
         self.counts: Counter[str] = Counter()
         self._members = members
@@ -55,14 +58,13 @@ class Troubles:
         self._disk = disk
         self._weather = weather
         self._dice = dice
+        self._longest_s = longest_s
 
     async def kill(self, member: Member) -> None:
-        """Kill a server and start it again."""
+        """Kill a server, and let some time pass."""
         self.counts["kill -9"] += 1
-        with self._weather.spell("killed", member.name):
-            await member.kill()
-            await asyncio.sleep(self._dice.uniform(0, 2))
-            await member.start()
+        await member.kill()
+        await asyncio.sleep(self._dice.uniform(0, self._longest_s / 5))
 
     async def halt(self) -> None:
         """Stop a process for some seconds, and let it go on (SIGSTOP, SIGCONT)."""
@@ -71,28 +73,35 @@ class Troubles:
         with self._weather.spell("stopped", member.name):
             member.send(signal.SIGSTOP)
             try:
-                await asyncio.sleep(self._dice.uniform(2, 12))
+                await asyncio.sleep(self._some_s())
             finally:
                 member.send(signal.SIGCONT)
 
     async def lock(self) -> None:
         """Hold the database as another process that writes for some seconds."""
-        self.counts["database locked"] += 1
         with self._weather.spell("locked"):
-            await asyncio.to_thread(self._hold_lock, self._dice.uniform(2, 9))
+            try:
+                await asyncio.to_thread(self._hold_lock, self._some_s())
+            except sa.exc.OperationalError:
+                self.counts["database too busy to be locked"] += 1
+            else:
+                self.counts["database locked"] += 1
 
     async def fill(self) -> None:
         """Leave no room on the disk for some seconds."""
         self.counts["disk full" if self._disk else "files of limited size"] += 1
         fullness = self._full_disk() if self._disk else self._limited_files()
         with self._weather.spell("full"), fullness:
-            await asyncio.sleep(self._dice.uniform(3, 10))
+            await asyncio.sleep(self._some_s())
 
     async def jump(self) -> None:
         """Move the date of one server; the others keep theirs."""
         self.counts["clock jump"] += 1
         hours = self._dice.choice([-30, -2, -0.02, 0, 0.02, 3, 30])
         self._dice.choice(self._members).clock.set(hours * _HOUR_S)
+
+    def _some_s(self) -> float:
+        return self._dice.uniform(0.2, 1) * self._longest_s
 
     def _hold_lock(self, seconds: float) -> None:
         """Keep a transaction open that excludes every other writer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from standins.server import VOCABULARY, Exchange, StandIn
@@ -25,10 +26,11 @@ _ODD_EVENTS = (
 
 
 class Misbehaving(StandIn):
-    """Answers well with the probability ``good``."""
+    """Answers well with the probability ``good``, and never in the ways ``without``."""
 
-    def __init__(self, dice: random.Random, *, good: float) -> None:
+    def __init__(self, dice: random.Random, *, good: float, without: Collection[str] = ()) -> None:
         super().__init__()
+        self._ways = [way for way in _WAYS if way not in without]
         self._dice = dice
         self._good = good
         self.misdeeds: dict[str, int] = {}
@@ -63,7 +65,7 @@ class Misbehaving(StandIn):
         """Answer a request, well or in one of many wrong ways."""
         way = "well"
         if self._dice.random() >= self._good:
-            way = self._dice.choice(_WAYS)
+            way = self._dice.choice(self._ways)
         self.misdeeds[way] = self.misdeeds.get(way, 0) + 1
         acting = asyncio.ensure_future(getattr(self, f"_{way}")(exchange, body))
         gone = asyncio.ensure_future(exchange.gone.wait())
@@ -81,7 +83,8 @@ class Misbehaving(StandIn):
         count = body["max_tokens"]
         for at in range(1, count + 1):
             for index in range(body.get("n", 1)):
-                exchange.tokens([98], "length" if at == count else None, index)
+                event = {"choices": [_token(body, index, "length" if at == count else None)]}
+                exchange.part(b"data: %b\n\n" % json.dumps(event).encode())
             await asyncio.sleep(pace_s)
 
     def _finish(self, exchange: Exchange, body: dict[str, Any], **more: Any) -> None:
@@ -160,6 +163,17 @@ class Misbehaving(StandIn):
     async def _garbage(self, exchange: Exchange, _: dict[str, Any]) -> None:
         exchange.transport.write(self._dice.randbytes(500))
         exchange.transport.abort()
+
+
+def _token(body: Mapping[str, Any], index: int, finish: str | None) -> Mapping[str, Any]:
+    logprobs = None
+    if body.get("logprobs") is not None:
+        logprobs = {
+            "tokens": ["token_id:98"], "token_logprobs": [-0.5], "text_offset": [0],
+            "top_logprobs": [{"token_id:98": -0.5}],
+        }  # fmt: skip
+    return {"index": index, "text": "b", "finish_reason": finish, "token_ids": [98],
+            "logprobs": logprobs}  # fmt: skip
 
 
 _WAYS = ("refused", "cut", "unfinished", "slow", "silent", "odd_choice", "odd_event", "odd_counts",

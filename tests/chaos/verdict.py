@@ -19,13 +19,15 @@ from chaos.bodies import MARK
 from chaos.book import Book, KeySum, compare
 from chaos.samples import Growth, Sample
 
-_MOST_SHOWN = 12
+_MOST_SHOWN = 4
 """Reasons of one kind that are shown; the report has their number."""
 _MOST_RECORDS = 10**8
 _FAULTS = re.compile(
     rb"Traceback|Exception ignored|never retrieved|was never awaited|Segmentation fault"
     rb"|Fatal Python error|GGML_ASSERT|--- Logging error"
 )
+
+_PARTICULAR = re.compile(r"\d+|of \w+ on \w+|on (victim|steady|gateway)")
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -130,7 +132,7 @@ def shortened(reasons: Sequence[str]) -> list[str]:
     seen: Counter[str] = Counter()
     kept = []
     for reason in reasons:
-        kind = re.sub(r"\d+", "#", reason)[:80]
+        kind = _PARTICULAR.sub("#", reason)[:100]
         seen[kind] += 1
         if seen[kind] <= _MOST_SHOWN:
             kept.append(reason)

@@ -52,7 +52,7 @@ class Bodies:
     def long(self) -> dict[str, Any]:
         """A stream that its client will leave or read slowly."""
         return {
-            "model": self._model, "prompt": self.text(), "max_tokens": self._dice.randint(60, 160),
+            "model": self._model, "prompt": self.text(), "max_tokens": self._dice.randint(40, 120),
             "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
         }  # fmt: skip
 

@@ -22,6 +22,11 @@ from chaos.wire import LIMIT_S, Reply, Wire, request_bytes
 
 _LOST = (OSError, asyncio.IncompleteReadError, httptools.HttpParserError)
 _PAUSE_S = 0.3
+_LIMITS = {
+    "limited": "rate_limit_exceeded", "few": "rate_limit_exceeded",
+    "small": "insufficient_quota", "large": "insufficient_quota",
+}  # fmt: skip
+"""The code of a 429, by the names of the keys that may get one."""
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -69,13 +74,13 @@ class Clients:
 
     async def honest(self, target: Target) -> None:
         kind, body = target.bodies.honest()
-        await self._ask(target, kind, body)
+        await self.ask(target, kind, body)
 
     async def canary(self, target: Target) -> None:
         """An answer that a seed fixes is the same on every process (D1)."""
         if not target.embedded:
             return
-        entry, reply = await self._ask(target, "canary", target.bodies.canary(), key="free")
+        entry, reply = await self.ask(target, "canary", target.bodies.canary(), key="free")
         if entry.ending == "whole" and reply is not None:
             answer = json.loads(reply.body)
             text = json.dumps([answer["choices"], answer["system_fingerprint"]])
@@ -118,23 +123,26 @@ class Clients:
 
     async def half_closing(self, target: Target) -> None:
         """A client that has said all and closes its side still gets its answer (S11)."""
-        await self._ask(target, "half-closed", target.bodies.short(), half_close=True)
+        await self.ask(target, "half-closed", target.bodies.short(), half_close=True)
 
     async def upgrading(self, target: Target) -> None:
         """An offer of HTTP/2 is ignored, the request is answered."""
         offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c",
                  "HTTP2-Settings": "AAMAAABkAAQAoAAA"}  # fmt: skip
-        await self._ask(target, "upgrading", target.bodies.short(), more=offer)
+        await self.ask(target, "upgrading", target.bodies.short(), more=offer)
 
-    async def _ask(
+    async def ask(
         self, target: Target, kind: str, body: Mapping[str, Any], *, key: str | None = None,
-        half_close: bool = False, more: Mapping[str, str] | None = None,
+        secret: str | None = None, half_close: bool = False,
+        more: Mapping[str, str] | None = None,
     ) -> tuple[Entry, Reply | None]:  # fmt: skip
+        """Ask and wait for the whole answer. The key is one of all, if none is given."""
         name = key or self._dice.choice(sorted(self._keys))
         entry, numbered = self.book.begin(body, server=target.member.name, key=name, kind=kind)
         try:
             async with Wire(target.member.port) as wire:
-                await wire.send(request_bytes(numbered, key=self._keys[name], more=more))
+                bearer = secret or self._keys[name]
+                await wire.send(request_bytes(numbered, key=bearer, more=more))
                 if half_close:
                     wire.half_close()
                 reply = await wire.reply()
@@ -183,7 +191,7 @@ class Clients:
 
     async def reading_slowly(self, target: Target) -> None:
         """A stream whose client takes a few bytes at a time."""
-        body = {**target.bodies.long(), "n": 4, "logprobs": 5}
+        body = {**target.bodies.long(), "n": 2, "logprobs": 5}
         entry, numbered = self.book.begin(
             body, server=target.member.name, key="free", kind="read slowly"
         )
@@ -272,7 +280,8 @@ class Clients:
             self.book.wrong.append(f"{entry}: the answer broke off ({reply.status})")
         if entry.ending == "failed" and not self._from_upstream(entry):
             self.book.wrong.append(f"{entry}: failed midway: {entry.message}")
-        if entry.ending != "refused" or (entry.status == 429 and entry.key != "free"):
+        limited = entry.status == 429 and entry.code == _LIMITS.get(entry.key)
+        if entry.ending != "refused" or limited:
             return
         if entry.kind == "infill" and entry.status == 400 and "'suffix'" in entry.message:
             self.book.excused["suffixes that the model cannot honour"] += 1

@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from afterword.ledger.database import open_database
 from afterword.ledger.keys import KeyStore
 from chaos import verdict
 from chaos.bodies import Bodies
-from chaos.book import Book
+from chaos.book import Book, KeySum
 from chaos.clients import Clients, Target
+from chaos.passing_keys import PassingKeys
 from chaos.samples import Sample, growths, look
 from chaos.servers import Member, StartFailed
 from chaos.troubles import Troubles, small_disk
@@ -60,6 +61,7 @@ class StormPlan(msgspec.Struct, frozen=True, kw_only=True):
     lock_s: float = 60.0
     fill_s: float = 75.0
     jump_s: float = 45.0
+    key_s: float = 15.0
     sample_s: float = 5.0
     least_requests: int = 0
     longest_s: float = 10.0
@@ -101,7 +103,9 @@ class Storm:
             for member in members:
                 await member.start()
             self._began_s = time.monotonic()
-            clients = self._clients(members)
+            targets = self._targets(members)
+            clients = Clients(targets, self._keys, self._book, self._weather, self._dice)
+            self._passing = PassingKeys(self._store, targets, clients, self._weather)
             await self._blow(members, clients)
             await self._calm_down(members)
             return self._report(members, clients)
@@ -125,14 +129,13 @@ class Storm:
             )
         ]  # fmt: skip
 
-    def _clients(self, members: Sequence[Member]) -> Clients:
-        targets = [
+    def _targets(self, members: Sequence[Member]) -> list[Target]:
+        return [
             Target(member, Bodies(model, self._dice, embedded=own), own)
             for member, model, own in zip(
                 members, ("small", "small", MODEL), (True, True, False), strict=True
             )
         ]
-        return Clients(targets, self._keys, self._book, self._weather, self._dice)
 
     async def _blow(self, members: Sequence[Member], clients: Clients) -> None:
         """Let clients and troubles go on for the time of the plan."""
@@ -147,6 +150,7 @@ class Storm:
                 self._again(plan.lock_s, troubles.lock),
                 self._again(plan.fill_s, troubles.fill),
                 self._again(plan.jump_s, troubles.jump),
+                self._again(plan.key_s, self._passing.pass_by),
                 self._again(plan.sample_s, partial(self._look, members), spread=0),
             ):
                 group.create_task(trouble)
@@ -252,9 +256,10 @@ class Storm:
         grown = list(growths(self._samples, plan.seconds))
         steep = [f"{g.server}: {g.what} grew from {g.first:.1f} to {g.last:.1f} over {g.over}"
                  for g in grown if g.judged and not g.flat]  # fmt: skip
+        secrets = {**self._keys, **self._passing.secrets}
         reasons = [
             *self._reasons, *book.wrong, *unequal, *steep,
-            *verdict.of_logs(logs, self._keys), *verdict.of_files(self._data, self._keys),
+            *verdict.of_logs(logs, secrets), *verdict.of_files(self._data, secrets),
         ]  # fmt: skip
         health = {
             member.name: [s.health_ms for s in self._samples
@@ -268,10 +273,20 @@ class Storm:
             disk="full: a small file system" if self._small_disk else "full: RLIMIT_FSIZE",
             reasons=verdict.shortened(reasons), requests=Counter(e.ending for e in book.entries),
             clients=clients.counts, troubles=self._troubles.counts, misdeeds=misdeeds,
-            excused=book.excused, keys=sums, growths=grown,
+            excused=book.excused, keys=_together(sums), growths=grown,
             health_ms={name: verdict.quantiles(ms) for name, ms in health.items() if ms},
             samples=self._samples,
         )  # fmt: skip
+
+
+def _together(sums: Mapping[str, KeySum]) -> dict[str, KeySum]:
+    """Returns the sums with those of all passing keys as one."""
+    shown = {name: one for name, one in sums.items() if not name.startswith("passing-")}
+    passing = [one for name, one in sums.items() if name.startswith("passing-")]
+    if passing:
+        fields = KeySum.__struct_fields__
+        shown["passing"] = KeySum(**{f: sum(getattr(one, f) for one in passing) for f in fields})
+    return shown
 
 
 def storm(plan: StormPlan) -> Report:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from chaos.storm import StormPlan, storm
+from chaos.troubles import small_disk
 from chaos.verdict import Report, as_json
 from support.tiny_gguf import make_gguf
 
@@ -17,10 +20,21 @@ TO_COME = frozenset({"half_closing", "upgrading", "compressed", "hostile", "odd_
 """Acts of clients and upstreams that the server does not survive yet as it should."""
 
 
-def test_a_moment_of_chaos(tmp_path: Path) -> None:
+@contextmanager
+def no_small_disk(folder: Path) -> Iterator[bool]:
+    """Where no file system can be mounted, sizes of files are limited."""
+    folder.mkdir()
+    yield False
+
+
+@pytest.mark.parametrize("disk", [small_disk, no_small_disk])
+def test_a_moment_of_chaos(
+    tmp_path: Path, disk: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chaos.storm.small_disk", disk)
     plan = StormPlan(
         seed=7, seconds=2, model=make_gguf(tmp_path / "tiny.gguf", context=1024), folder=tmp_path,
-        kill_s=1, halt_s=1, lock_s=1, fill_s=1, jump_s=1, sample_s=1, longest_s=1,
+        kill_s=1, halt_s=1, lock_s=1, fill_s=1, jump_s=1, key_s=1, sample_s=1, longest_s=1,
         least_requests=20, calm_s=0, without=TO_COME,
     )  # fmt: skip
     report = storm(plan)

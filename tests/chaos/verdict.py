@@ -55,7 +55,7 @@ class Report(msgspec.Struct, kw_only=True):
             ("requests", self.requests), ("clients", self.clients), ("troubles", self.troubles),
             ("upstreams", self.misdeeds), ("excused", self.excused),
         ):  # fmt: skip
-            yield f"{title}: " + ", ".join(f"{v:,} {k}" for k, v in sorted(counts.items()))
+            yield f"{title}: " + ", ".join(f"{v:,} {k}" for k, v in sorted(counts.items()) if v)
         yield ""
         yield "| key | requests | whole | tokens received | recorded | possible on top |"
         yield "| --- | --- | --- | --- | --- | --- |"

@@ -2,7 +2,7 @@
 
 Three servers share a ledger: ``victim`` and ``steady`` with the embedded model, and ``gateway`` in
 front of two upstreams that misbehave. The victim is killed every minute. Exit status 1 if a law
-was broken.
+was broken. Linux only.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=Path("chaos.json"))
     parser.add_argument("--keep", type=Path, help="a new folder for logs and ledger, which stay")
     given = parser.parse_args()
+    if sys.platform != "linux":
+        parser.error("it looks at processes in /proc, which only Linux has")
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     with ExitStack() as opened:
         if given.keep is None:

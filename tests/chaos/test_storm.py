@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,11 @@ from chaos.troubles import small_disk
 from chaos.verdict import Report, as_json
 from support.tiny_gguf import make_gguf
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.e2e,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc"),
+]
 
 TO_COME = frozenset({"half_closing", "upgrading", "compressed", "hostile", "odd_counts"})
 """Acts of clients and upstreams that the server does not survive yet as it should."""

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from chaos.weather import Weather
 
 DISK_MIB = 96
 _HOUR_S = 3600.0
+_FROZEN_SHARE, _FROZEN_TIMES = 0.15, 4.5
+"""Some halts last so many times the longest: others take the process for dead after 30 s."""
 _FEW_BYTES = 256 * 1024
 """Smaller than a segment of the journal, so that no new one can be made."""
 
@@ -45,7 +48,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
 class Troubles:
     """Makes trouble for servers. ``disk`` is the small file system, None if there is none.
 
-    Each lasts at most ``longest_s``.
+    Each lasts at most ``longest_s``, but for some halts.
     """
 
     def __init__(
@@ -69,11 +72,14 @@ class Troubles:
     async def halt(self) -> None:
         """Stop a process for some seconds, and let it go on (SIGSTOP, SIGCONT)."""
         member = self._dice.choice(self._members)
+        seconds = self._some_s()
+        if self._dice.random() < _FROZEN_SHARE:
+            seconds = _FROZEN_TIMES * self._longest_s
         self.counts["SIGSTOP"] += 1
         with self._weather.spell("stopped", member.name):
             member.send(signal.SIGSTOP)
             try:
-                await asyncio.sleep(self._some_s())
+                await asyncio.sleep(seconds)
             finally:
                 member.send(signal.SIGCONT)
 
@@ -129,6 +135,8 @@ class Troubles:
     @contextmanager
     def _limited_files(self) -> Iterator[None]:
         """Without root: the kernel refuses to make files of these processes longer."""
+        if sys.platform != "linux":
+            raise RuntimeError("only Linux limits the files of another process")
         pids = [member.pid for member in self._members if member.running]
         limits = {pid: resource.prlimit(pid, resource.RLIMIT_FSIZE) for pid in pids}
         try:

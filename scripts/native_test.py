@@ -1,8 +1,8 @@
 """Compiles and runs the tests of native/ on every kind of processor that the kernels are for.
 
 Without arguments: with sanitizers, for AVX2, for x86-64 without AVX (by clang, emulated), and for
-ARM (emulated). With --installed it only compiles the tests for the installed library, and prints
-the program's path; tests/native runs that.
+ARM (emulated). With --libraries it only compiles the tests for the libraries in a folder, and
+prints the program's path; tests/native runs that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +29,8 @@ SOURCES = (
     NATIVE / "library" / "message.cpp", NATIVE / "kernels" / "packed_memory.cpp",
 )  # fmt: skip
 HEADERS = tuple(NATIVE / folder for folder in ("include", "library", "kernels"))
-WARNINGS = ("-Wall", "-Wextra", "-Werror")
+WARNINGS = ("-Wall", "-Wextra")
+PROGRAM = "afterword-tests"
 PROCESSORS = len(os.sched_getaffinity(0))
 SANITIZERS = f"-g1 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all {NO_AMX}"
 
@@ -59,12 +59,14 @@ BUILDS = (
             "-DGGML_BMI2=ON",
         ),
     ),
-    # Plain x86-64: neither SSE 4 nor AVX.
+    # Plain x86-64: neither SSE 4 nor AVX. gcc warns of headers of its own.
     Build(
-        "x86-64", cxx="clang++", cc="clang", emulator=("qemu-x86_64", "-cpu", "qemu64"),
+        "x86-64", cxx="clang++", cc="clang", flags="-Werror",
         cmake=(
-            "-DGGML_NATIVE=OFF", "-DGGML_SSE42=OFF", "-DGGML_AVX=OFF", "-DLLAMA_FATAL_WARNINGS=ON",
+            "-DGGML_NATIVE=OFF", "-DGGML_SSE42=OFF", "-DGGML_AVX=OFF", "-DGGML_AVX2=OFF",
+            "-DGGML_FMA=OFF", "-DGGML_F16C=OFF", "-DGGML_BMI2=OFF",
         ),
+        emulator=("qemu-x86_64", "-cpu", "qemu64"),
     ),
     Build(
         "aarch64", cxx="aarch64-linux-gnu-g++", cc="aarch64-linux-gnu-gcc",
@@ -111,50 +113,49 @@ def compile_tests(
 
     Raises ``InstallError`` if they do not compile.
     """
-    program = folder / "afterword-tests"
-    includes = [f"-I{path}" for path in HEADERS] + [f"-isystem{path}" for path in headers]
+    program = folder / PROGRAM
+    options = [f"-I{path}" for path in HEADERS] + [f"-isystem{path}" for path in headers]
+    options += ["-std=c++17", "-O1", *WARNINGS, *flags]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         objects = [Path(scratch, f"{source.parent.name}-{source.stem}.o") for source in SOURCES]
 
         def compile_one(source: Path, to: Path) -> None:
-            options = ["-std=c++17", "-O1", *WARNINGS, *flags, *includes]
             run_quietly([cxx, *options, "-c", source, "-o", to])
 
         with ThreadPoolExecutor(PROCESSORS) as pool:
             list(pool.map(compile_one, SOURCES, objects))
         linked = Path(scratch, program.name)
+        shared = [*libraries.glob("lib*ggml.so"), *libraries.glob("lib*ggml-base.so")]
+        paths = [f"-Wl,-rpath,{libraries}", "-Wl,--allow-shlib-undefined"]
+        # ggml finds its library of kernels when the program runs: there may be several.
         run_quietly([
-            cxx, *flags, *objects, f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lggml",
-            "-lggml-base", "-ldl", "-pthread", "-o", linked,
+            cxx, *flags, *objects, *shared, *paths, "-ldl", "-pthread", "-o", linked,
         ])  # fmt: skip
         # A rename puts the program there completely or not at all.
         return linked.replace(program)
 
 
-def installed() -> Path:
-    """Returns the tests for the installed library; compiles them unless the cache has them.
+def compiled(libraries: Path) -> Path:
+    """Returns the tests for the libraries in a folder; compiles them unless the cache has them.
 
-    Raises ``InstallError`` if the library or its headers are missing.
+    Raises ``InstallError`` if they do not compile.
     """
-    package = find_spec("llama_cpp")
-    if package is None or package.origin is None:
-        raise InstallError("llama-cpp-python is not installed")
-    package_folder = Path(package.origin).parent
-    headers = package_folder.parent / "include"
-    if not (headers / "ggml.h").exists():
-        raise InstallError(f"the headers of llama.cpp are not in {headers}")
-    libraries = Path(os.environ.get("LLAMA_CPP_LIB_PATH", package_folder / "lib")).resolve()
+    # llama-cpp-python installs the headers of llama.cpp; other folders of libraries have none.
+    beside = libraries.parent.parent / "include"
+    headers = [beside] if (beside / "ggml.h").exists() else includes(source(None))
+    own = [path for folder in (*HEADERS, NATIVE / "tests") for path in sorted(folder.glob("*.h"))]
+    files = [*SOURCES, *own, NATIVE / "BASE", Path(__file__)]
     cxx = compiler()
-    texts = sorted(path for folder in HEADERS for path in folder.glob("*.h"))
-    key = digest(
-        *SOURCES, *sorted((NATIVE / "tests").glob("*.h")), *texts, *sorted(headers.glob("*.h")),
-        Path(__file__), cxx, str(libraries),
-    )  # fmt: skip
-    program = cache() / f"installed-{key}" / "afterword-tests"
-    if not program.exists():
-        compile_tests(cxx, (), [headers], libraries, program.parent)
-    return program
+    program = cache() / f"installed-{digest(*files, cxx, str(libraries))}" / PROGRAM
+    return (
+        program if program.exists() else compile_tests(cxx, (), headers, libraries, program.parent)
+    )
+
+
+def includes(tree: Path) -> Sequence[Path]:
+    """Returns the folders of headers of a source package."""
+    return [tree / "vendor/llama.cpp/include", tree / "vendor/llama.cpp/ggml/include"]
 
 
 def source(given: Path | None) -> Path:
@@ -218,9 +219,8 @@ def test(build: Build, tree: Path) -> None:
     """Compile one build and run its tests. Raises ``InstallError`` if that fails."""
     started = time.monotonic()
     libraries = library(build, tree)
-    include = [tree / "vendor/llama.cpp/include", tree / "vendor/llama.cpp/ggml/include"]
     folder = libraries.parent / "tests"
-    program = compile_tests(build.cxx, build.flags.split(), include, libraries, folder)
+    program = compile_tests(build.cxx, build.flags.split(), includes(tree), libraries, folder)
     compiled = time.monotonic()
     passed = run_tests(program, build)
     counts = ", ".join(f"{count} with {kernels}" for kernels, count in passed.items())
@@ -244,15 +244,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [build.name for build in BUILDS]
     parser.add_argument("builds", nargs="*", metavar="BUILD", help=f"of {', '.join(names)}")
-    parser.add_argument("--installed", action="store_true", help="only compile, for what is here")
+    parser.add_argument(
+        "--libraries", type=Path, help="only compile the tests, for the libraries in this folder"
+    )
     parser.add_argument("--source", type=Path, help="the source package that native/BASE names")
     arguments = parser.parse_args()
     chosen = [build for build in BUILDS if build.name in (arguments.builds or names)]
     if unknown := set(arguments.builds) - set(names):
         parser.error(f"no such build: {', '.join(sorted(unknown))}")
     try:
-        if arguments.installed:
-            print(installed())
+        if arguments.libraries:
+            print(compiled(arguments.libraries.resolve()))
             return
         check_tools(chosen)
         tree = source(arguments.source)

@@ -145,7 +145,7 @@ void products(const format & of) {
         for (const int64_t rows : { 16, 32, 80, 272 }) {
             matrix     m(of, n_blocks * of.width, rows, 100 * n_blocks + rows);
             const auto columns = some_columns(m.values, 19, m.random);
-            m.agrees(m.times(columns.data(), 19, 2), columns);
+            m.agrees(m.times(columns.data(), 19, rows == 80 ? 2 : 1), columns);
         }
     }
 }
@@ -162,7 +162,7 @@ void batch_invariance(const format & of) {
     }
     for (int64_t n = 1; n <= MOST; n++) {
         const int64_t first = (7 * n) % (MOST - n + 1);
-        const auto    got   = m.times(columns.data() + first * m.values, n, 1 + (int) n % 3);
+        const auto    got   = m.times(columns.data() + first * m.values, n, n % 8 == 0 ? 3 : 1);
         for (size_t i = 0; i < got.size(); i++) {
             check(same_bits(got[i], alone[first * m.rows + i]), n, " columns: row ", i % m.rows, " of column ",
                   i / m.rows, " differs");

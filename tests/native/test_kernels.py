@@ -1,4 +1,4 @@
-"""The native tests pass with the installed library, with each set of kernels that this processor has.
+"""The native tests pass with the installed library, and each set of kernels that runs here.
 
 native/tests has them; a case of theirs is a subtest here. ``make native-test`` runs the same cases
 under sanitizers and on other processors.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from afterword.engine.llama.binding import CHANGES
+from afterword.engine.llama.binding import CHANGES, lib
 
 ROOT = Path(__file__).parents[2]
 CHOICE = "AFTERWORD_KERNELS"
@@ -28,11 +28,14 @@ pytestmark = [
 ]
 
 
+LIBRARIES = Path(lib._lib._name).parent
+
+
 @pytest.fixture(scope="session")
 def program() -> Path:
-    """The native tests, compiled for the installed library."""
+    """The native tests, compiled for the library of this process."""
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "native_test.py", "--installed"],
+        [sys.executable, ROOT / "scripts" / "native_test.py", "--libraries", LIBRARIES],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

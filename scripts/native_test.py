@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -232,6 +233,8 @@ def test(build: Build, tree: Path) -> None:
 
 def check_tools(builds: Sequence[Build]) -> None:
     """Raises ``InstallError``, with what to install, if a program is missing."""
+    if platform.machine() != "x86_64":
+        raise InstallError("its builds are made on x86-64; make test runs the tests here")
     needed = ["patch", "cmake", "ninja", *(build.cxx for build in builds)]
     needed += [build.emulator[0] for build in builds if build.emulator]
     packages = sorted({PACKAGES[name] for name in needed if shutil.which(name) is None})

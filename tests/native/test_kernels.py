@@ -31,6 +31,14 @@ pytestmark = [
 LIBRARIES = Path(lib._lib._name).parent
 
 
+def open_libraries() -> str:
+    """Returns the folders of the libraries that are open: the one with kernels may be apart."""
+    maps = Path("/proc/self/maps")
+    rows = maps.read_text().splitlines() if maps.exists() else []
+    files = [Path(row.split(maxsplit=5)[5]) for row in rows if "ggml" in row]
+    return os.pathsep.join(sorted({str(file.parent) for file in files}))
+
+
 @pytest.fixture(scope="session")
 def program() -> Path:
     """The native tests, compiled for the library of this process."""
@@ -45,6 +53,7 @@ def program() -> Path:
 def lines(program: Path, *arguments: str, kernels: str = "") -> Sequence[str]:
     """Returns what the program says. A crash is an error, a test that fails is not."""
     environment = os.environ | ({CHOICE: kernels} if kernels else {})
+    environment["LD_LIBRARY_PATH"] = open_libraries()
     done = subprocess.run(
         [program, *arguments], env=environment, capture_output=True, text=True, check=False
     )

@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 RUN := .venv/bin
 
-.PHONY: help serve install test test-fast check native-check zoo chaos bench bench-plots typing screenshots lock clean
+.PHONY: help serve install test test-fast check native-check native-test zoo chaos bench bench-plots typing screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## List all targets
@@ -39,6 +39,9 @@ check: python ## Check style, types and import rules
 native-check: python ## Say what of native/ fits a llama-cpp-python (VERSION=, ARGS=--build to compile and test it)
 	@$(PYTHON) scripts/install.py --test
 	@$(RUN)/python scripts/native_check.py $(VERSION) $(ARGS)
+
+native-test: python ## Test the kernels with sanitizers, by clang, for AVX2 and on ARM (ARGS=name of a build)
+	@$(PYTHON) scripts/native_test.py $(ARGS)
 
 zoo: python ## Test every architecture, as a table (ZOO=folder of GGUF files; tiny ones without)
 	@$(PYTHON) scripts/install.py --test

@@ -167,6 +167,16 @@ BOOLEAN = Kind(_boolean, {"type": "boolean"})
 STRING = Kind(_string, {"type": "string"})
 
 
+def _salt(name: str, value: Json) -> str:
+    text = _string(name, value)
+    if not text:
+        raise out_of_range(name, text, "a string of at least 1 character")
+    return text
+
+
+SALT = Kind(_salt, {"type": "string", "minLength": 1})
+
+
 def recorded(most: int) -> Kind:
     """A string of at most ``most`` characters that the ledger's database can store (R16)."""
 

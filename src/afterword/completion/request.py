@@ -176,6 +176,15 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
         Field(fields.BOOLEAN, "Go on after end tokens.", False),  # noqa: FBT003 - the default
     ] = None
 
+    cache_salt: Annotated[
+        str | None,
+        Field(
+            fields.SALT,
+            "Computed prompts are shared only with requests that have the same salt, and within "
+            "what the operator's cache_scope shares.",
+        ),
+    ] = None
+
 
 @lru_cache
 def parsers(limits: Limits) -> Mapping[str, Parser]:

@@ -230,7 +230,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Count,
         _setting(
             "Limits of a request",
-            "The most sequences of one request: prompts times n, or times best_of if that is larger.",
+            "The most sequences of one request: prompts times n, or best_of if that is larger.",
         ),
     ] = _LIMITS.max_choices
     max_answer_mib: Annotated[
@@ -321,8 +321,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["all", "principal", "key"],
         _setting(
             "Access",
-            "Who shares what was computed for a prompt: key (each key alone), principal (keys whose "
-            "names agree up to the first slash) or all. Requests without a key share.",
+            "Who shares what was computed for a prompt: key (each key alone), principal (keys "
+            "whose names agree up to the first slash) or all. Requests without a key share.",
             value="SCOPE",
         ),
     ] = "key"
@@ -330,8 +330,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         _setting(
             "Access",
-            "Addresses and networks of proxies, separated by commas. From them the server takes the "
-            "client's address out of Forwarded or X-Forwarded-For.",
+            "Addresses and networks of proxies, separated by commas. The server believes their "
+            "Forwarded and X-Forwarded-For, and no one else's.",
             value="ADDRESSES",
             default="none",
         ),

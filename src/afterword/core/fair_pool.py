@@ -1,4 +1,4 @@
-"""A thread for long work. Owners of waiting work take turns, so that none waits for a whole line."""
+"""A thread for long work. Owners of waiting work take turns."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ MOST_USER_CHARACTERS = 1024
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Upper bounds of request fields, and what holds if a request leaves a field out.
 
-    ``max_choices`` bounds prompts × max(n, best_of) (R7), ``max_answer_mib`` the estimated size of an
-    answer. ``default_max_tokens`` None means "until the context is full". If ``require_model`` is False, a
-    request without ``model`` means the first served model.
+    ``max_choices`` bounds prompts times max(n, best_of), ``max_answer_mib`` the estimated size of
+    an answer (R7). ``default_max_tokens`` None means "until the context is full". If
+    ``require_model`` is False, a request without ``model`` means the first served model.
     """
 
     max_logprobs: int = 5

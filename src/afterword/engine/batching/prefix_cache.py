@@ -287,12 +287,11 @@ def common_prefix(a: TokenIds, b: TokenIds) -> int:
     return first if different[first] else n
 
 
-def _scope_of(node: Node) -> str:
+def _scope_of(node: Node) -> str | None:
+    """Returns the scope of a node's tree; None if the tree does not begin with a root."""
     while node.parent is not None:
         node = node.parent
-    if not isinstance(node, Root):
-        raise AssertionError("a tree begins with a node that is no root")
-    return node.scope
+    return node.scope if isinstance(node, Root) else None
 
 
 def _rank(source: Source) -> tuple[int, bool, int]:

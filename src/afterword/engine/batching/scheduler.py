@@ -237,9 +237,7 @@ class Scheduler:
             return not barred and self._place_one(request)
 
         self._answers = 0
-        self._line.serve(
-            lambda: self._answers < _MOST_ANSWERS and bool(self._slots.idle()), place
-        )
+        self._line.serve(lambda: self._answers < _MOST_ANSWERS and bool(self._slots.idle()), place)
 
     def _place_one(self, request: Request) -> bool:
         """Start the first sequence of the request that can start now; False if there is none."""

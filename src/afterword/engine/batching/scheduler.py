@@ -25,8 +25,9 @@ from afterword.engine.sampler import RowError
 _LOOK_AHEAD = 64
 """How many waiting sequences of a request are searched for one that can start now."""
 _FEW_SLOTS = 4
-_MOST_ANSWERS = 32
-"""How many sequences that need no slot are answered in a step, so that others do not wait."""
+_ANSWERS_COST = 128
+_SCORES_COST = 1 / 512
+"""What a step may spend on sequences that need no slot: 1 for each, and a part for each score."""
 
 
 def kept_slots(slots: int) -> int:
@@ -70,7 +71,7 @@ class Scheduler:
         self._events: list[tuple[int, Event]] = []
         self._failures: list[tuple[int, RowError]] = []
         self._now_s = 0.0
-        self._answers = 0
+        self._answering = 0.0
         self.counters = Counters()
 
     # Commands of the worker.
@@ -236,8 +237,10 @@ class Scheduler:
             barred = bool(request.running) and len(self._slots.idle()) <= self._kept_slots
             return not barred and self._place_one(request)
 
-        self._answers = 0
-        self._line.serve(lambda: self._answers < _MOST_ANSWERS and bool(self._slots.idle()), place)
+        self._answering = 0.0
+        self._line.serve(
+            lambda: self._answering < _ANSWERS_COST and bool(self._slots.idle()), place
+        )
 
     def _place_one(self, request: Request) -> bool:
         """Start the first sequence of the request that can start now; False if there is none."""
@@ -284,7 +287,9 @@ class Scheduler:
     def _answer(self, sequence: Sequence) -> None:
         """End a sequence without a slot, because all its scores are known already."""
         prompt = sequence.prompt
-        self._answers += 1
+        self._answering += 1
+        if prompt.scores is not None:
+            self._answering += len(prompt.ids) * (prompt.scores.k + 1) * _SCORES_COST
         self._stop_waiting(sequence)
         self._count_wait(sequence.request)
         if prompt.scores is not None:

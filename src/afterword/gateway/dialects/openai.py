@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from afterword.core.job import Job
 from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver, UsageCountReader, piece_of
 from afterword.gateway.dialects.completions import CompletionsDialect, body_of

@@ -476,10 +476,11 @@ async def test_R17_cache_salt_keeps_prompts_apart(client: Client) -> None:
 
     first, again = await cached("one"), await cached("one")
     other, none = await cached("two"), await cached(None)
-    assert first[0] == other[0] == none[0] == 0
-    assert again[0] > 0
+    # Without a salt a prompt may begin as that of another test.
+    assert first[0] == other[0] == 0
+    assert again[0] > none[0]
     assert first[1] == again[1] == other[1] == none[1]
-    assert (await cached("two"))[0] == (await cached(None))[0] == again[0]
+    assert (await cached("two"))[0] == again[0]
 
 
 async def test_R17_scores_have_salts_too(client: Client) -> None:
@@ -489,9 +490,8 @@ async def test_R17_scores_have_salts_too(client: Client) -> None:
         await client.complete(**body, cache_salt=salt) for salt in ("x", "x", "y", None, None)
     ]
     cached = [a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in answers]
-    assert cached[0] == cached[2] == cached[3] == 0
-    assert cached[1] > 0
-    assert cached[4] == cached[1]
+    assert cached[0] == cached[2] == 0
+    assert cached[1] == cached[4] > cached[3]
     assert all(answer["choices"] == answers[0]["choices"] for answer in answers)
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from afterword.completion import fields
 from afterword.completion.fields import Field, Json, Parser, Prompt, Schema
+from afterword.completion.long_bodies import lift_ids
 from afterword.core.errors import InvalidRequest
 from afterword.core.limits import MOST_USER_CHARACTERS, Limits
 
@@ -22,6 +23,7 @@ _UNPARSABLE = (
 
 
 _MOST = _INT64 - 1
+_LONG_BODY_BYTES = 64 * 1024
 _PENALTY = fields.number(-2, 2)
 _STREAM_OPTIONS = fields.switches(
     {
@@ -210,7 +212,16 @@ def decode(body: bytes, limits: Limits, *, model: str | None = None) -> Completi
     Raises ``InvalidRequest``.
     """
     table = parsers(limits)
-    raw = parse_object(body, table)
+    lifted = lift_ids(body, limits.max_prompts) if len(body) > _LONG_BODY_BYTES else None
+    if lifted is None:
+        raw = parse_object(body, table)
+    else:
+        raw = parse_object(lifted.rest, table)
+        if raw.get("prompt") == []:
+            raw["prompt"] = lifted.prompt
+        else:
+            # The array that was taken out is not the request's prompt.
+            raw = parse_object(body, table)
     parsed: dict[str, Any] = {}
     for name, value in raw.items():
         parser = table.get(name)
@@ -234,6 +245,11 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
     its values would be ignored.
     """
     try:
+        if len(body) > _LONG_BODY_BYTES:
+            # Values of unknown fields are skipped, not made.
+            unknown = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).keys() - known.keys()
+            if unknown:
+                raise fields.unrecognized(min(unknown))
         raw = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest(_UNPARSABLE) from None

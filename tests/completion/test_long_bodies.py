@@ -85,7 +85,20 @@ def test_too_many_prompts_are_refused_at_the_first_too_many() -> None:
     assert refused.value.param == "prompt"
 
 
+def test_too_many_ids_are_refused_at_the_first_too_many() -> None:
+    body = b'{"model":"m","prompt":[' + b"1," * (2**21 + 2**15) + b"1]}"
+    with pytest.raises(InvalidRequest, match="at most 2097152 token ids in a prompt"):
+        decode(body, Limits())
+
+
 def test_values_of_unknown_fields_are_not_made() -> None:
     body = b'{"model":"m","prompt":"a","x":[' + b'{"a":1},' * 20_000 + b"0]}"
     with pytest.raises(InvalidRequest, match="Unrecognized request argument supplied: x"):
         decode(body, Limits())
+
+
+def test_more_biases_than_any_vocabulary_has_are_not_made() -> None:
+    biases = b",".join(b'"%d":1' % i for i in range(600_000))
+    with pytest.raises(InvalidRequest, match="600000 token ids") as refused:
+        decode(b'{"model":"m","logit_bias":{' + biases + b"}}", Limits())
+    assert refused.value.param == "logit_bias"

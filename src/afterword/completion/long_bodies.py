@@ -14,6 +14,8 @@ import msgspec
 from afterword.core.errors import InvalidRequest
 
 _SLICE_BYTES = 1 << 15
+_MOST_IDS = 1 << 21
+"""No model has so long a context, and to free more objects at once would hold the GIL."""
 _NAME = b'"prompt"'
 _NUMBERS = re.compile(rb"\s*:\s*(?=\[\s*[\[\d-])")
 _INNER = re.compile(rb"\s*\[")
@@ -31,7 +33,8 @@ class Lifted(msgspec.Struct, frozen=True):
 def lift_ids(body: bytes, most_prompts: int) -> Lifted | None:
     """Take the token ids of the first ``prompt`` out of a body; None if it has none.
 
-    Raises ``InvalidRequest`` for more than ``most_prompts`` arrays, and does not look at the rest.
+    Raises ``InvalidRequest`` for more than ``most_prompts`` arrays, and for more ids in one than
+    any context has. It does not look at the rest.
     """
     # Within a string a quote has a backslash, so this is a whole string.
     named = body.find(_NAME)
@@ -61,12 +64,7 @@ def _arrays(body: bytes, at: int, most: int) -> tuple[list[Any], int]:
         end = body.index(b"]", at)
         arrays.append(_ids(body, at, end))
         if len(arrays) > most:
-            raise InvalidRequest(
-                f"Invalid value for 'prompt': expected an array of at most {most} prompts, but got "
-                "more.",
-                param="prompt",
-                code="invalid_value",
-            )
+            raise _too_many(f"an array of at most {most} prompts")
         after = _NEXT.match(body, end + 1)
         if after is None:
             raise ValueError("an array is followed by something else")
@@ -85,7 +83,17 @@ def _ids(body: bytes, start: int, end: int) -> list[Any]:
         if ids and not values:
             raise ValueError("a comma without a value")
         ids += values
+        if len(ids) > _MOST_IDS:
+            raise _too_many(f"at most {_MOST_IDS} token ids in a prompt")
     return ids
+
+
+def _too_many(wanted: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid value for 'prompt': expected {wanted}, but got more.",
+        param="prompt",
+        code="invalid_value",
+    )
 
 
 def _slices(body: bytes, start: int, end: int) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ _UNPARSABLE = (
 
 _MOST = _INT64 - 1
 _LONG_BODY_BYTES = 64 * 1024
+_MOST_BIASES = 1 << 19
 _PENALTY = fields.number(-2, 2)
 _STREAM_OPTIONS = fields.switches(
     {
@@ -246,10 +247,7 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
     """
     try:
         if len(body) > _LONG_BODY_BYTES:
-            # Values of unknown fields are skipped, not made.
-            unknown = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).keys() - known.keys()
-            if unknown:
-                raise fields.unrecognized(min(unknown))
+            _refuse_unseen(msgspec.json.decode(body, type=dict[str, msgspec.Raw]), known)
         raw = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest(_UNPARSABLE) from None
@@ -261,6 +259,20 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
     if isinstance(bias, dict):
         _refuse_duplicate_ids(body, bias)
     return raw
+
+
+def _refuse_unseen(written: Mapping[str, msgspec.Raw], known: Mapping[str, Parser]) -> None:
+    """Raises ``InvalidRequest`` for long values that would be made to be refused."""
+    unknown = written.keys() - known.keys()
+    if unknown:
+        raise fields.unrecognized(min(unknown))
+    biases = bytes(written.get("logit_bias", b"")).count(b":")
+    if biases > _MOST_BIASES:
+        raise InvalidRequest(
+            f"Invalid value for 'logit_bias': {biases} token ids are more than a vocabulary has.",
+            param="logit_bias",
+            code="invalid_value",
+        )
 
 
 def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:

@@ -16,6 +16,8 @@ from afterword.core.wire import Logprobs
 
 T = TypeVar("T")
 
+_SLICE_ENTRIES = 32
+
 
 def _rows(values: Iterable[T], width: int) -> Iterator[tuple[T, ...]]:
     """Yields ``width`` values at a time; if ``width`` is 0, empty rows without end."""
@@ -64,8 +66,11 @@ class ChoiceBuilder:
         self.completion_tokens = 0
         self.logprob_sum = 0.0
 
-    def prefilled(self, scored: ScoredPrompt | None) -> None:
-        """Take in the computed prompt. ``scored`` has its log-probabilities if they are echoed."""
+    def prefilled(self, scored: ScoredPrompt | None) -> Iterator[int]:
+        """Take in the computed prompt. ``scored`` has its log-probabilities if they are echoed.
+
+        Yields the values in each slice of entries once it is made. Run it to its end.
+        """
         if self._entries is None or not self._echo or not self._prompt.ids:
             return
         ids, offsets, vocab = self._prompt.ids, self._prompt.offsets, self._vocab
@@ -84,9 +89,11 @@ class ChoiceBuilder:
             _rows(scored.top_logprobs[first * width :], width),
             strict=False,  # rows without entries do not end
         )
-        for before, token, offset, logprob, top_ids, top_logprobs in entries:
+        for made, (before, token, offset, logprob, top_ids, top_logprobs) in enumerate(entries, 1):
             fresh = vocab.is_fresh(before)
             self._entries.add(token, logprob, top_ids, top_logprobs, offset, fresh=fresh)
+            if made % _SLICE_ENTRIES == 0:
+                yield _SLICE_ENTRIES * (width + 2)
 
     def sampled(self, event: Sampled) -> bool:
         """Take in generated tokens. Returns True if they complete a stop string."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -17,11 +17,18 @@ from afterword.completion.prompt_text import (
     prompt_of_text,
 )
 from afterword.completion.request import CompletionRequest
-from afterword.completion.tokens import encode
+from afterword.completion.tokens import encode, least_tokens
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest
 from afterword.core.job import Job, SamplingParams
 from afterword.core.limits import Limits
 from afterword.core.protocols import Feature, Tokenizer
+
+_CHOICE_BYTES = 80
+_TOKEN_BYTES = 5
+_POSITION_BYTES = 48
+_TOP_BYTES = 28
+"""Typical sizes in JSON: of a choice, a token's text, a position without and of a top entry."""
+_SHORT_TEXT = 64
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +63,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanInputs(msgspec.Struct, frozen=True):
-    """What a plan takes over. ``seed`` is for a request without one."""
+    """What a plan takes over. ``seed`` is for a request without one.
+
+    ``cache_scope`` is what the operator keeps apart; the request's salt divides it further.
+    """
 
     id: str
     model: str
@@ -64,6 +74,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     fingerprint: str
     seed: int
     unsupported: Mapping[Feature, str] = {}
+    cache_scope: str = ""
 
 
 class ContextBudget(msgspec.Struct, frozen=True):
@@ -74,8 +85,7 @@ class ContextBudget(msgspec.Struct, frozen=True):
 
     def refuse_endless(self, prompt: Prompt, tokenizer: Tokenizer, asked: int | None) -> None:
         """Raises ``ContextLengthExceeded`` if no tokenisation of the prompt can fit (H12)."""
-        longest = tokenizer.max_piece_bytes if isinstance(prompt, str) else 1
-        least = math.ceil(len(prompt) / longest)
+        least = least_tokens(prompt, tokenizer)
         if least > self.context_tokens:
             raise ContextLengthExceeded(
                 context=self.context_tokens, prompt=least, completion=asked or 0
@@ -85,8 +95,7 @@ class ContextBudget(msgspec.Struct, frozen=True):
         self, texts: Iterable[tuple[str, bool]], tokenizer: Tokenizer
     ) -> list[tuple[str, bool]]:
         """Returns the texts that ``refuse_endless`` lets through."""
-        most = self.context_tokens * tokenizer.max_piece_bytes
-        return [text for text in texts if len(text[0]) <= most]
+        return [text for text in texts if least_tokens(text[0], tokenizer) <= self.context_tokens]
 
     def completion_tokens(self, prompt_tokens: int, asked: int | None) -> int:
         """Returns how many tokens may be generated. Raises ``ContextLengthExceeded``."""
@@ -105,6 +114,59 @@ class ContextBudget(msgspec.Struct, frozen=True):
         return asked
 
 
+class AnswerWeight:
+    """The estimated size of an answer in bytes, which grows prompt by prompt (R7).
+
+    It counts what the answer repeats of its prompts and what ``max_tokens`` asks for. Without
+    ``max_tokens`` generated tokens do not count: the model ends them, and each takes a step.
+    """
+
+    def __init__(self, request: CompletionRequest, n: int, limits: Limits) -> None:
+        self._request = request
+        self._n = n
+        self._most_bytes = limits.max_answer_mib * 2**20
+        self._entry_bytes = 0
+        if request.logprobs is not None:
+            self._entry_bytes = _POSITION_BYTES + _TOP_BYTES * (request.logprobs + 1)
+        self.bytes = 0
+
+    def add(self, prompt: PromptText) -> None:
+        """Count the choices of a prompt. Raises ``InvalidRequest`` over the limit."""
+        request = self._request
+        tokens = request.max_tokens or 0
+        weight = _CHOICE_BYTES + tokens * (_TOKEN_BYTES + self._entry_bytes)
+        if request.echo:
+            weight += _json_bytes(prompt.text) + len(prompt.ids) * self._entry_bytes
+        self.bytes += self._n * weight
+        if self.bytes > self._most_bytes:
+            raise self._refusal()
+
+    def _refusal(self) -> InvalidRequest:
+        request, causes = self._request, []
+        if len(request.prompt) > 1:
+            causes.append(f"{len(request.prompt)} prompts")
+        if self._n > 1:
+            causes.append(f"n {self._n}")
+        if request.max_tokens:
+            causes.append(f"max_tokens {request.max_tokens}")
+        if request.echo:
+            causes.append("echo")
+        if request.logprobs is not None:
+            causes.append(f"logprobs {request.logprobs}")
+        name = "logprobs" if request.logprobs is not None else "echo" if request.echo else "n"
+        return InvalidRequest(
+            f"Invalid value for '{name}': the answer would have more than "
+            f"{self._most_bytes // 2**20} MiB (max_answer_mib), because of "
+            f"{', '.join(causes)}. Ask for it in several requests.",
+            param=name,
+            code="invalid_value",
+        )
+
+
+def _json_bytes(text: str) -> int:
+    return len(msgspec.json.encode(text)) if len(text) > _SHORT_TEXT else 6 * len(text)
+
+
 def make_plan(
     request: CompletionRequest, tokenizer: Tokenizer, budget: ContextBudget, inputs: PlanInputs
 ) -> Plan:
@@ -113,6 +175,7 @@ def make_plan(
     Raises ``InvalidRequest``.
     """
     n, candidates = _counts(request)
+    _refuse_many(request, candidates, budget.limits.max_choices)
     options = request.stream_options or {}
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest(
@@ -133,12 +196,15 @@ def make_plan(
     vocab = VocabView(
         tokenizer.pieces, tokenizer.end_ids.union(extra_end_ids), tokenizer.space_after
     )
+    scope = _cache_scope(inputs.cache_scope, request.cache_salt)
+    weight = AnswerWeight(request, n, budget.limits)
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
         ids, text = _prompt(prompt, request, tokenizer, budget, vocab)
         most = budget.completion_tokens(len(ids), request.max_tokens)
         if least > most:
             raise _too_many_at_least(least, most, request.max_tokens)
+        weight.add(text)
         scored = request.echo and request.logprobs is not None
         jobs.append(
             Job(
@@ -150,6 +216,7 @@ def make_plan(
                 logprobs=0 if request.logprobs is None and candidates > n else request.logprobs,
                 prompt_logprobs=request.logprobs if scored else None,
                 extra_end_ids=extra_end_ids,
+                cache_scope=scope,
             )
         )
         prompts.append(text)
@@ -191,6 +258,27 @@ def _counts(request: CompletionRequest) -> tuple[int, int]:
             param="best_of",
         )
     return n, best_of
+
+
+def _refuse_many(request: CompletionRequest, candidates: int, most: int) -> None:
+    """Raises ``InvalidRequest`` for more sequences than a request may have (R7)."""
+    prompts = max(len(request.prompt), 1)
+    if prompts * candidates <= most:
+        return
+    name = "best_of" if candidates > (request.n or 1) else "n" if candidates > 1 else "prompt"
+    raise InvalidRequest(
+        f"Invalid value for '{name}': {prompts} prompts with {candidates} choices each are "
+        f"{prompts * candidates} sequences; a request may have {most} (max_choices).",
+        param=name,
+        code="invalid_value",
+    )
+
+
+def _cache_scope(operators: str, salt: str | None) -> str:
+    """Returns the scope of a request's jobs; a salt gives one that nobody else can name."""
+    if salt is None:
+        return operators
+    return hashlib.sha256(f"{len(operators)} {operators} {salt}".encode()).hexdigest()
 
 
 def _too_many_at_least(least: int, most: int, asked: int | None) -> InvalidRequest:
@@ -272,6 +360,9 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequen
 
 def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature, str]) -> None:
     """Raises ``InvalidRequest`` for what the engine cannot take."""
+    unsalted = unsupported.get("cache_salt")
+    if request.cache_salt is not None and unsalted is not None:
+        raise InvalidRequest(f"'cache_salt' cannot be honoured: {unsalted}", param="cache_salt")
     reason = unsupported.get("token_ids")
     if reason is None:
         return

@@ -47,7 +47,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     alone (D2). ``logprobs`` k asks for the log-probability of each generated token and of the k
     likeliest tokens at its position; None asks for none. ``prompt_logprobs`` asks for the same of
     every prompt token after the first. ``extra_end_ids`` end a sequence, as the vocabulary's end
-    tokens do (infill needs them).
+    tokens do (infill needs them). Only jobs of one ``cache_scope`` share what was computed for a
+    prompt; the scope changes no answer.
     """
 
     prompt_ids: tuple[int, ...]
@@ -58,6 +59,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     extra_end_ids: tuple[int, ...] = ()
+    cache_scope: str = ""
 
 
 class ScoredPrompt(msgspec.Struct, frozen=True, gc=False):

@@ -130,7 +130,7 @@ class RemoteEngine:
         if self._closed:
             raise EngineUnavailable("The engine is not available.")
         if not self.pool.healthy:
-            raise nobody_left(broke=False)
+            raise nobody_left(None)
         refuse(self.pool.dialect, self._facts, self.pool.upstreams[0].address.origin, jobs)
         waiting = sum(not generation.begun for generation in self._generations)
         if waiting >= self._max_waiting:

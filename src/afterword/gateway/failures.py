@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from afterword.core.errors import ApiError
-
 
 class UpstreamFailure(Exception):
     """Root. The text is for logs and clients: it contains no key, no prompt and no path."""
@@ -14,7 +12,11 @@ class ConnectFailed(UpstreamFailure):
 
 
 class StreamBroke(UpstreamFailure):
-    """The upstream fell silent, disconnected or sent nonsense: a probe has to find it up."""
+    """The upstream disconnected or sent what cannot be read: down if that happens repeatedly."""
+
+
+class Silent(StreamBroke):
+    """The upstream fell silent. A probe that meets silence finds it down."""
 
 
 class Refused(UpstreamFailure):
@@ -31,8 +33,14 @@ class Overloaded(UpstreamFailure):
 
 
 class ClientsFault(UpstreamFailure):
-    """The upstream refused the request itself (400): every other upstream would refuse it too."""
+    """The upstream refused the request itself (400): every other upstream would refuse it too.
 
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.message)
-        self.error = error
+    ``said`` is the upstream's own text, which no client may see as it is; so the exception's text
+    is another one.
+    """
+
+    def __init__(self, said: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__("it refused the request")
+        self.said = said
+        self.param = param
+        self.code = code

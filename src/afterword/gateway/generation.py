@@ -9,12 +9,18 @@ from typing import Self
 
 import msgspec
 
-from afterword.core.errors import ApiError, EngineFailed, EngineUnavailable
+from afterword.core.errors import ApiError, EngineUnavailable, UpstreamFailed
 from afterword.core.job import Counted, Ended, Event, Job, Prefilled, Sampled
 from afterword.core.mailbox import Mailbox, MailboxReader
 from afterword.gateway.dialects.dialect import AnyTokenizer
-from afterword.gateway.failures import ClientsFault, Overloaded, Refused, UpstreamFailure
-from afterword.gateway.pool.attempt import Attempt
+from afterword.gateway.failures import (
+    ClientsFault,
+    ConnectFailed,
+    Overloaded,
+    StreamBroke,
+    UpstreamFailure,
+)
+from afterword.gateway.pool.attempt import Attempt, most_bytes
 from afterword.gateway.pool.pool import Pool
 from afterword.gateway.pool.prefixes import block_keys
 from afterword.gateway.pool.upstream import Upstream
@@ -170,8 +176,7 @@ class RemoteGeneration(MailboxReader):
                 last = failure
             else:
                 return
-        broke = isinstance(last, Refused) and any(upstream.up for upstream in tried)
-        raise nobody_left(broke=broke) from last
+        raise nobody_left(last) from last
 
     async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
         """Make one attempt. Raises ``UpstreamFailure`` only if it has produced no event."""
@@ -186,17 +191,19 @@ class RemoteGeneration(MailboxReader):
         try:
             await attempt.run()
         except ClientsFault as fault:
-            raise fault.error from None
+            raise upstream.refusal(fault) from None
         except UpstreamFailure as failure:
             upstream.failures += 1
             if not attempt.produced:
                 raise
             pool.failed(upstream, failure)
-            raise EngineFailed("The server of this model broke off.") from failure
+            raise UpstreamFailed(f"The server of this model broke off: {failure}.") from failure
         else:
             upstream.answered()
         finally:
             load.end()
+            for oddity, given in attempt.remarks.items():
+                upstream.remark(pool.model, oddity, given)
             for seq in seqs:
                 self._attempts.pop((index, seq), None)
 
@@ -216,6 +223,7 @@ class RemoteGeneration(MailboxReader):
             upstream.client.request("POST", path, _encode(body)),
             dialect.reader(index, job, seqs, tokenizer),
             options=self._pool.options,
+            most_bytes=most_bytes(job, len(seqs)),
             emit=emit,
             admitted=lambda: self._taken(index, seqs),
         )
@@ -250,8 +258,10 @@ class RemoteGeneration(MailboxReader):
         return True
 
 
-def nobody_left(*, broke: bool) -> ApiError:
-    """Returns the error of a request without an upstream left; ``broke`` if its attempts failed."""
-    if broke:
-        return EngineFailed("The server of this model failed.")
-    return EngineUnavailable("No server of this model can be reached.", retry_after_s=1)
+def nobody_left(last: UpstreamFailure | None) -> ApiError:
+    """Returns the error of a request without an upstream left, after its ``last`` failure."""
+    if last is None or isinstance(last, ConnectFailed):
+        return EngineUnavailable("No server of this model can be reached.", retry_after_s=1)
+    if isinstance(last, StreamBroke):
+        return UpstreamFailed(f"The server of this model gave no usable answer: {last}.")
+    return UpstreamFailed("The server of this model failed.")

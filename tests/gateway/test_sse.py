@@ -14,8 +14,8 @@ PAYLOADS = st.lists(st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"
 LINE_ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
-def fed(data: bytes, cuts: list[int]) -> list[bytes]:
-    splitter = EventSplitter()
+def fed(data: bytes, cuts: list[int], most_bytes: int = 1000) -> list[bytes]:
+    splitter = EventSplitter(most_bytes)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     found = []
     for start, end in pairwise(edges):
@@ -43,16 +43,11 @@ def test_fields_that_mean_nothing_here() -> None:
     assert fed(data, []) == [b"a\nb\n c"]
 
 
-@pytest.mark.parametrize(
-    "data", [b"data: 0123456789", b": only a comment", b"data: 0123456789\n\n"]
-)
+@pytest.mark.parametrize("data", [b"data: 0123456789", b": a comment", b"data: 0123456789\n\n"])
 @pytest.mark.parametrize("cuts", [[], [4], list(range(16))])
 def test_an_event_without_end(data: bytes, cuts: list[int]) -> None:
-    splitter = EventSplitter(most_bytes=10)
-    edges = [0, *cuts, len(data)]
     with pytest.raises(EventTooLongError):
-        for start, end in pairwise(edges):
-            splitter.feed(data[start:end])
+        fed(data, cuts, most_bytes=10)
 
 
 def test_the_end_of_a_stream_completes_an_event() -> None:

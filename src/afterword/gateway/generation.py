@@ -20,7 +20,7 @@ from afterword.gateway.failures import (
     StreamBroke,
     UpstreamFailure,
 )
-from afterword.gateway.pool.attempt import Attempt, most_bytes
+from afterword.gateway.pool.attempt import Attempt, limits_of
 from afterword.gateway.pool.pool import Pool
 from afterword.gateway.pool.prefixes import block_keys
 from afterword.gateway.pool.upstream import Upstream
@@ -222,8 +222,7 @@ class RemoteGeneration(MailboxReader):
             upstream.client,
             upstream.client.request("POST", path, _encode(body)),
             dialect.reader(index, job, seqs, tokenizer),
-            options=self._pool.options,
-            most_bytes=most_bytes(job, len(seqs)),
+            limits=limits_of(self._pool.options, job, len(seqs)),
             emit=emit,
             admitted=lambda: self._taken(index, seqs),
         )

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from afterword.core.job import Event, Job
 from afterword.gateway.dialects.dialect import Reader
 from afterword.gateway.failures import Silent, StreamBroke, UpstreamFailure
@@ -23,7 +25,24 @@ _MOST_BLANKS = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 
-def most_bytes(job: Job, sequences: int) -> int:
+class AttemptLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The time to the first token and between two, and the bytes of an event or a plain answer."""
+
+    first_token_s: float
+    silence_s: float
+    event_bytes: int
+
+
+def limits_of(options: PoolOptions, job: Job, sequences: int) -> AttemptLimits:
+    """Returns the limits of a request for some sequences of a job."""
+    return AttemptLimits(
+        first_token_s=options.first_token_s,
+        silence_s=options.silence_s,
+        event_bytes=_most_bytes(job, sequences),
+    )
+
+
+def _most_bytes(job: Job, sequences: int) -> int:
     """Returns the most that one event, or a whole plain answer, of a request needs."""
     prompt = len(job.prompt_ids)
     tokens = job.max_tokens * sequences
@@ -38,9 +57,9 @@ class Attempt:
     """Receives one answer; calls ``emit`` with its events, in the event loop's callbacks.
 
     A stream is requested, and a plain JSON answer is taken, too: the first byte tells, because
-    servers label them wrongly. An event has at most ``most_bytes``. ``admitted`` is called when the upstream has accepted the request. ``produced`` is True after
-    the first event: the request cannot be tried elsewhere any more. Tokens set no timers: the
-    one timer checks the time of the last event when it fires.
+    servers label them wrongly. ``admitted`` is called when the upstream has accepted the request.
+    ``produced`` is True after the first event: the request cannot be tried elsewhere any more.
+    Tokens set no timers: the one timer checks the time of the last event when it fires.
     """
 
     def __init__(
@@ -49,8 +68,7 @@ class Attempt:
         request: bytes,
         reader: Reader,
         *,
-        options: PoolOptions,
-        most_bytes: int,
+        limits: AttemptLimits,
         emit: Callable[[list[Event]], None],
         admitted: Callable[[], None],
     ) -> None:
@@ -58,8 +76,7 @@ class Attempt:
         self._client = client
         self._request = request
         self._reader = reader
-        self._options = options
-        self._most_bytes = most_bytes
+        self._limits = limits
         self._emit = emit
         self._admitted = admitted
         self._loop = asyncio.get_running_loop()
@@ -68,7 +85,7 @@ class Attempt:
 
     def _renew(self) -> None:
         self._ended = self._loop.create_future()
-        self._splitter = EventSplitter(self._most_bytes)
+        self._splitter = EventSplitter(self._limits.event_bytes)
         self._head: Head | None = None
         self._buffer = bytearray()
         self._kind: _Kind = "unknown"
@@ -174,7 +191,7 @@ class Attempt:
         size_bytes = len(self._buffer)
         if self._kind == "error" and size_bytes > _MOST_ERROR_BYTES and self._head is not None:
             raise failure_of(self._head, b"")
-        if size_bytes > self._most_bytes:
+        if size_bytes > self._limits.event_bytes:
             raise EventTooLongError
         if self._kind == "unknown":
             self._sniff()
@@ -263,7 +280,8 @@ class Attempt:
         self._conclude(said=self._done)
 
     def _limit_s(self) -> float:
-        return self._options.silence_s if self.produced else self._options.first_token_s
+        limits = self._limits
+        return limits.silence_s if self.produced else limits.first_token_s
 
     def _look_back(self) -> None:
         limit_s = self._limit_s()

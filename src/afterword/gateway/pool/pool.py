@@ -195,9 +195,10 @@ class Pool:
                 )
             await asyncio.sleep(free_s - now_s)
 
-    def _rank(self, upstream: Upstream, keys: Sequence[int], prompt_tokens: int) -> tuple[int, int]:
+    def _rank(self, upstream: Upstream, keys: Sequence[int], prompt_tokens: int) -> tuple[int, ...]:
         shared = self._prefixes.shared_tokens(keys, upstream.bit)
-        return upstream.outstanding_tokens + prompt_tokens - shared, upstream.served
+        to_compute = upstream.outstanding_tokens + prompt_tokens - shared
+        return to_compute, upstream.failed_in_a_row, upstream.served
 
     def load(self, upstream: Upstream, prompt_tokens: int, completion_tokens: int) -> Load:
         """Add a request to an upstream's outstanding work until the load's ``end``."""

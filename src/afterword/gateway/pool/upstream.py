@@ -36,6 +36,7 @@ class Upstream:
 
     ``facts`` is None until the first introspection. A ``draining`` upstream finishes its requests
     and gets no more. ``served`` counts the requests sent, ``failures`` those of them that failed.
+    ``failed_in_a_row`` counts failures since the last success.
     ``outstanding_tokens`` estimates the tokens that it has yet to compute.
     """
 
@@ -54,7 +55,7 @@ class Upstream:
         self.running = 0
         self.served = 0
         self.failures = 0
-        self._failed_in_a_row = 0
+        self.failed_in_a_row = 0
         self._remarked: set[str] = set()
 
     def stats(self) -> UpstreamStats:
@@ -75,17 +76,17 @@ class Upstream:
         """Mark it as up."""
         if not self.up:
             _log.info("model %s: %s is up", model, self.address.origin)
-            self._failed_in_a_row = 0
+            self.failed_in_a_row = 0
         self.up = True
 
     def answered(self) -> None:
         """Note a success: the count of failures in a row starts again."""
-        self._failed_in_a_row = 0
+        self.failed_in_a_row = 0
 
     def failed(self) -> int:
         """Note a failure other than of connecting. Returns the number of failures in a row."""
-        self._failed_in_a_row += 1
-        return self._failed_in_a_row
+        self.failed_in_a_row += 1
+        return self.failed_in_a_row
 
     def remark(self, model: str, oddity: str, given: str) -> None:
         """Log something odd in an answer that was used all the same; each kind only once."""

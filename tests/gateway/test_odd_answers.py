@@ -55,11 +55,17 @@ class Behind:
         return whole
 
     async def refused(self, answer: Callable[[Exchange], None], **more: Any) -> dict[str, Any]:
-        """The error of an answer that cannot be read: a 502 of ours, and nobody rests."""
+        """The error of an answer that cannot be read: a 502 of ours, and nobody rests.
+
+        An error of the upstream's own is a 500, with the request's id (H10).
+        """
         reply = await self.ask(answer, **more)
-        assert reply.status == 502, reply.body
         assert reply.error["type"] == "server_error"
-        assert reply.error["code"] == "upstream_failed"
+        if reply.status == 500:
+            assert "request id" in reply.error["message"]
+        else:
+            assert reply.status == 502, reply.body
+            assert reply.error["code"] == "upstream_failed"
         assert self.engine.pool.upstreams[0].up
         return reply.error
 
@@ -328,6 +334,11 @@ UNREADABLE = {
 @pytest.mark.parametrize("case", UNREADABLE)
 async def test_what_cannot_be_read_is_refused_and_rests_nobody(behind: Behind, case: str) -> None:
     error = await behind.refused(UNREADABLE[case])
+    own = case in {
+        "a redirect", "no content", "a status of no meaning", "an error", "an error as text",
+        "an old error", "a plain error", "an error without end",
+    }  # fmt: skip
+    assert ("request id" in error["message"]) == own
     assert "secret" not in json.dumps(error)
     assert "127.0.0.1" not in error["message"]
     # The next request is served as if nothing had been.

@@ -162,7 +162,7 @@ class EngineFailed(ApiError):
 
 
 class UpstreamFailed(ApiError):
-    """The server behind this one failed, or its answer cannot be read."""
+    """The answer of a server behind this one broke off, or cannot be read."""
 
     status = 502
     default_code = "upstream_failed"

@@ -9,7 +9,7 @@ from typing import Self
 
 import msgspec
 
-from afterword.core.errors import ApiError, EngineUnavailable, UpstreamFailed
+from afterword.core.errors import ApiError, EngineFailed, EngineUnavailable, UpstreamFailed
 from afterword.core.job import Counted, Ended, Event, Job, Prefilled, Sampled
 from afterword.core.mailbox import Mailbox, MailboxReader
 from afterword.gateway.dialects.dialect import AnyTokenizer
@@ -17,7 +17,7 @@ from afterword.gateway.failures import (
     ClientsFault,
     ConnectFailed,
     Overloaded,
-    StreamBroke,
+    Refused,
     UpstreamFailure,
 )
 from afterword.gateway.pool.attempt import Attempt, limits_of
@@ -176,6 +176,8 @@ class RemoteGeneration(MailboxReader):
                 last = failure
             else:
                 return
+        if isinstance(last, Refused) and not any(upstream.up for upstream in tried):
+            raise nobody_left(None) from last
         raise nobody_left(last) from last
 
     async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
@@ -197,7 +199,7 @@ class RemoteGeneration(MailboxReader):
             if not attempt.produced:
                 raise
             pool.failed(upstream, failure)
-            raise UpstreamFailed(f"The server of this model broke off: {failure}.") from failure
+            raise _error_of(failure, "broke off") from failure
         else:
             upstream.answered()
         finally:
@@ -261,6 +263,11 @@ def nobody_left(last: UpstreamFailure | None) -> ApiError:
     """Returns the error of a request without an upstream left, after its ``last`` failure."""
     if last is None or isinstance(last, ConnectFailed):
         return EngineUnavailable("No server of this model can be reached.", retry_after_s=1)
-    if isinstance(last, StreamBroke):
-        return UpstreamFailed(f"The server of this model gave no usable answer: {last}.")
-    return UpstreamFailed("The server of this model failed.")
+    return _error_of(last, "failed")
+
+
+def _error_of(failure: UpstreamFailure, what: str) -> ApiError:
+    """Returns an error: the upstream's own is passed on as ours (H10), nonsense is a 502."""
+    if isinstance(failure, Refused):
+        return EngineFailed(f"The server of this model {what}.")
+    return UpstreamFailed(f"The server of this model {what}: {failure}.")

@@ -22,7 +22,7 @@ _ERRORS: Mapping[int, str] = {
     413: "The body is over the operator's limit.",
     429: "The key's rate or budget is used up.",
     500: "The server failed; the message has the request id.",
-    502: "A server behind this one failed, or its answer cannot be read.",
+    502: "The answer of a server behind this one broke off, or cannot be read.",
     503: "The waiting line is full, an engine or the ledger is away, or the server shuts down.",
 }
 _COMMON = (401, 405, 500)

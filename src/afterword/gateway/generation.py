@@ -23,7 +23,7 @@ from afterword.gateway.failures import (
 from afterword.gateway.pool.attempt import Attempt, limits_of
 from afterword.gateway.pool.pool import Pool
 from afterword.gateway.pool.prefixes import block_keys
-from afterword.gateway.pool.upstream import Upstream
+from afterword.gateway.pool.upstream import Load, Upstream
 
 _encode = msgspec.json.Encoder().encode
 
@@ -185,11 +185,7 @@ class RemoteGeneration(MailboxReader):
         pool = self._pool
         load = pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
 
-        def emit(events: list[Event]) -> None:
-            load.prefilled()
-            self._emit(events)
-
-        attempt = self._attempt(upstream, index, job, seqs, emit)
+        attempt = self._attempt(upstream, index, job, seqs, load)
         try:
             await attempt.run()
         except ClientsFault as fault:
@@ -215,8 +211,14 @@ class RemoteGeneration(MailboxReader):
         index: int,
         job: Job,
         seqs: Sequence[int],
-        emit: Callable[[list[Event]], None],
+        load: Load,
     ) -> Attempt:
+        def begin(events: list[Event]) -> None:
+            load.prefilled()
+            self.begun = True
+            attempt.emit = self._emit
+            self._emit(events)
+
         dialect, tokenizer = self._pool.dialect, self._tokenizer
         assert upstream.facts is not None  # noqa: S101 - it is up
         path, body = dialect.request(upstream.api, job, seqs, upstream.facts, tokenizer)
@@ -225,7 +227,7 @@ class RemoteGeneration(MailboxReader):
             upstream.client.request("POST", path, _encode(body)),
             dialect.reader(index, job, seqs, tokenizer),
             limits=limits_of(self._pool.options, job, len(seqs)),
-            emit=emit,
+            emit=begin,
             admitted=lambda: self._taken(index, seqs),
         )
         for seq in seqs:
@@ -236,8 +238,12 @@ class RemoteGeneration(MailboxReader):
 
     def _emit(self, events: list[Event]) -> None:
         """Pass events on. All requests of a job report its prompt; the first report counts."""
-        self.begun = True
         counts = self._counts
+        if len(events) == 1 and events[0].__class__ is Sampled:  # nearly always
+            counts.generated_tokens += len(events[0].tokens)
+            self._mailbox.put(events)
+            return
+        self.begun = True
         news: list[Event] = []
         for event in events:
             if isinstance(event, Sampled):

@@ -93,7 +93,8 @@ class ChunkReader:
             )
             if not self._stream.begun:
                 events += self._stream.prefilled()
-            events += self._taken(delta)
+            taken = self._taken(delta)
+            events = events + taken if events else taken
         return events
 
     def _note(self, usage: Any, *, whole: bool) -> None:  # noqa: ANN401 - any JSON value

@@ -180,8 +180,8 @@ class StreamReader:
         """Returns the events of a delta."""
         if delta.seq not in self._open:
             return []
-        events: list[Event] = []
         count, reason = self._cut(delta)
+        events: list[Event] = []
         if count:
             self._made[delta.seq] += count
             events.append(self._sampled(delta, count))

@@ -18,6 +18,8 @@ from afterword.gateway.transport.sse import MOST_EVENT_BYTES, EventSplitter, Eve
 
 _Kind: TypeAlias = Literal["unknown", "stream", "plain", "error"]
 _DONE = b"[DONE]"
+_SHORT_BYTES = 32
+"""Shorter than any chunk: only these may be blank or the end."""
 _LINGER_S = 2.0
 """The wait for the end of a stream after all its choices have ended."""
 _MOST_ERROR_BYTES = 64 * 1024
@@ -77,7 +79,7 @@ class Attempt:
         self._request = request
         self._reader = reader
         self._limits = limits
-        self._emit = emit
+        self.emit = emit
         self._admitted = admitted
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
@@ -225,7 +227,9 @@ class Attempt:
 
     def _read(self, received: bytes) -> None:
         payloads = self._splitter.feed(received)
-        if payloads:
+        if len(payloads) == 1 and len(payloads[0]) >= _SHORT_BYTES and not self._done:
+            self._give(self._reader.read(payloads[0]))  # the same, for the most common case
+        elif payloads:
             self._events(payloads)
 
     def _events(self, payloads: list[bytes]) -> None:
@@ -234,9 +238,10 @@ class Attempt:
             for payload in payloads:
                 if self._done:
                     break
-                if payload == _DONE or payload.strip() == _DONE:
+                short = payload.strip() if len(payload) < _SHORT_BYTES else payload
+                if short == _DONE:
                     self._done = True
-                elif not payload.isspace():
+                elif short:
                     events += self._reader.read(payload)
         finally:
             # Events before a broken one are valid.
@@ -254,7 +259,7 @@ class Attempt:
         """End the request as well as its answer allows."""
         try:
             self._count(said=said)
-        except UpstreamFailure as failure:
+        except Exception as failure:  # noqa: BLE001 - any error ends this request
             self._fail(failure)
         else:
             self._finish()
@@ -263,7 +268,7 @@ class Attempt:
         if events:
             self._heard_s = self._loop.time()
             self.produced = True
-            self._emit(events)
+            self.emit(events)
         if not self._lingers and (self._reader.over or self._done):
             self._lingers = True
             self._timer.cancel()

@@ -137,7 +137,8 @@ def main() -> None:
         upstream = free_port()
         opened.enter_context(running([sys.executable, str(STUB), str(upstream)], upstream))
         folder = opened.enter_context(tempfile.TemporaryDirectory())
-        pids, ports = [], []
+        pids: list[int] = []
+        ports: list[int] = []
         for count in given.fronts:
             while len(ports) < count:
                 port = free_port()

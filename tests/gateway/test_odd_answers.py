@@ -664,3 +664,24 @@ async def test_a_refusal_that_cannot_be_read(behind: Behind, answer: bytes) -> N
     reply = await behind.ask(lambda exchange: exchange.answer(400, answer))
     assert reply.status == 400
     assert reply.error["message"] == "The server of this model refused the request."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"{}", b"<html>", b'{"tokens": "a"}', b'{"tokens": [-1]}', b'{"tokens": [99999999999]}',
+     b'{"tokens": [1.5]}', b'data: {"tokens": [97]}\n\n', b"[" * 100_000],
+)  # fmt: skip
+async def test_odd_answers_of_the_tokenizer(vllm: Behind, answer: bytes) -> None:
+    vllm.upstream.tokenized = answer
+    await vllm.refused(events(choices(LAST)), prompt="a")
+    vllm.upstream.tokenized = None
+    good = events(choices({**LAST, "token_ids": [98], "finish_reason": "length"}))
+    assert (await vllm.whole(good, prompt="a"))["choices"][0]["text"] == "b"
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "unheard-of", 7])
+async def test_only_a_stop_has_an_end_token(vllm: Behind, reason: object) -> None:
+    """vLLM's last id of a ``stop`` is an end token without text; that of another end is text."""
+    answer = events(choices({**LAST, "token_ids": [98], "finish_reason": reason}))
+    (choice,) = (await vllm.whole(answer, prompt=[97]))["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("b", "stop")

@@ -103,13 +103,15 @@ Behaviour = Callable[[Exchange], Awaitable[None] | None]
 class StandIn:
     """A server on a free port. ``behaviour`` answers completions; ``bodies`` are the requests.
 
-    A ``silent`` one does not answer probes of its health.
+    A ``silent`` one does not answer probes of its health. ``tokenized`` is the answer to
+    ``/tokenize``, if it is not the true one.
     """
 
     def __init__(self, behaviour: Behaviour = Exchange.whole, *, silent: bool = False) -> None:
         self.behaviour = behaviour
         self.healthy = True
         self.silent = silent
+        self.tokenized: bytes | None = None
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.connections: list[Exchange] = []
@@ -147,7 +149,8 @@ class StandIn:
                 exchange.answer(200 if self.healthy else 500)
         elif path == "/tokenize":
             ids = _TOKENIZER.encode(body["prompt"])
-            exchange.answer(200, json.dumps({"tokens": ids}).encode())
+            good = json.dumps({"tokens": ids}).encode()
+            exchange.answer(200, good if self.tokenized is None else self.tokenized)
         else:
             self.bodies.append(body)
             run = self.behaviour(exchange)

@@ -111,7 +111,8 @@ def needed(load: Load, costs: Costs, limits: Limits) -> Needed:
 def table(loads: Sequence[Load], costs: Costs, limits: Limits) -> str:
     """Returns a Markdown table: a row for each load."""
     head = ("requests/s", "fronts", "servers behind", "Redis commands/s", "Redis cores",
-            "transactions/s", "database cores", "GB of records a day", "over the limit")  # fmt: skip
+            "transactions/s", "database cores", "GB of records a day",
+            "over the limit")  # fmt: skip
     rows = [head, ("---",) * len(head)]
     for load in loads:
         one = needed(load, costs, limits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -13,9 +14,10 @@ from afterword.core.protocols import EngineCard, EngineStats, Feature
 from afterword.gateway.address import Address
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, identity, refuse
 from afterword.gateway.dialects.registry import DIALECTS
-from afterword.gateway.generation import Counts, RemoteGeneration, nobody_left
+from afterword.gateway.failures import nobody_left
+from afterword.gateway.generation import Counts, RemoteGeneration
 from afterword.gateway.pool.pool import Pool, PoolOptions
-from afterword.gateway.pool.upstream import UpstreamStats
+from afterword.gateway.pool.upstream import Upstream, UpstreamStats
 from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
 
 _RETRY_AFTER_S = 1
@@ -82,8 +84,7 @@ class RemoteEngine:
     def _unsupported(self) -> Mapping[Feature, str]:
         if self._facts.vocabulary is not None:
             return {}
-        origin = self.pool.upstreams[0].address.origin
-        return {"token_ids": f"{self.pool.dialect.title} at {origin} has no tokenizer."}
+        return {"token_ids": f"{self.pool.dialect.title} has no tokenizer."}
 
     async def _ids_of(self, text: str, parse_special: bool) -> list[int]:
         """Ask an upstream for the ids of a text; split names of special tokens if they are text."""
@@ -92,11 +93,17 @@ class RemoteEngine:
         parts = [text] if whole else self._without_names(text)
         ids: list[int] = []
         for part in parts:
-            ids += await self.pool.ask(
-                lambda upstream, facts, part=part: dialect.encode(  # type: ignore[misc]
-                    upstream.api, facts.model, part, parse_special=parse_special
-                )
-            )
+            ids += await self.pool.ask(partial(self._encode, part, parse_special))
+        return ids
+
+    async def _encode(
+        self, text: str, parse_special: bool, upstream: Upstream, facts: Facts
+    ) -> list[int]:
+        ids = await self.pool.dialect.encode(
+            upstream.api, facts.model, text, parse_special=parse_special
+        )
+        if isinstance(self.tokenizer, RemoteTokenizer):
+            self.tokenizer.check(ids)
         return ids
 
     def _without_names(self, text: str) -> list[str]:
@@ -131,7 +138,7 @@ class RemoteEngine:
             raise EngineUnavailable("The engine is not available.")
         if not self.pool.healthy:
             raise nobody_left(None)
-        refuse(self.pool.dialect, self._facts, self.pool.upstreams[0].address.origin, jobs)
+        refuse(self.pool.dialect, self._facts, jobs)
         waiting = sum(not generation.begun for generation in self._generations)
         if waiting >= self._max_waiting:
             raise EngineOverloaded(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from afterword.core.errors import ApiError, EngineFailed, EngineUnavailable, UpstreamFailed
+
 
 class UpstreamFailure(Exception):
     """Root. The text is for logs and clients: it contains no key, no prompt and no path."""
@@ -44,3 +46,17 @@ class ClientsFault(UpstreamFailure):
         self.said = said
         self.param = param
         self.code = code
+
+
+def nobody_left(last: UpstreamFailure | None) -> ApiError:
+    """Returns the error of a request without an upstream left, after its ``last`` failure."""
+    if last is None or isinstance(last, ConnectFailed):
+        return EngineUnavailable("No server of this model can be reached.", retry_after_s=1)
+    return error_of(last, "failed")
+
+
+def error_of(failure: UpstreamFailure, what: str) -> ApiError:
+    """Returns an error: the upstream's own is passed on as ours (H10), nonsense is a 502."""
+    if isinstance(failure, Refused):
+        return EngineFailed(f"The server of this model {what}.")
+    return UpstreamFailed(f"The server of this model {what}: {failure}.")

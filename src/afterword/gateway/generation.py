@@ -9,16 +9,17 @@ from typing import Self
 
 import msgspec
 
-from afterword.core.errors import ApiError, EngineFailed, EngineUnavailable, UpstreamFailed
+from afterword.core.errors import EngineUnavailable
 from afterword.core.job import Counted, Ended, Event, Job, Prefilled, Sampled
 from afterword.core.mailbox import Mailbox, MailboxReader
 from afterword.gateway.dialects.dialect import AnyTokenizer
 from afterword.gateway.failures import (
     ClientsFault,
-    ConnectFailed,
     Overloaded,
     Refused,
     UpstreamFailure,
+    error_of,
+    nobody_left,
 )
 from afterword.gateway.pool.attempt import Attempt, limits_of
 from afterword.gateway.pool.pool import Pool
@@ -176,9 +177,9 @@ class RemoteGeneration(MailboxReader):
                 last = failure
             else:
                 return
-        if isinstance(last, Refused) and not any(upstream.up for upstream in tried):
-            raise nobody_left(None) from last
-        raise nobody_left(last) from last
+        # An upstream that failed and is down now does not count as one that answered.
+        silent = isinstance(last, Refused) and not any(upstream.up for upstream in tried)
+        raise nobody_left(None if silent else last) from last
 
     async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
         """Make one attempt. Raises ``UpstreamFailure`` only if it has produced no event."""
@@ -195,7 +196,7 @@ class RemoteGeneration(MailboxReader):
             if not attempt.produced:
                 raise
             pool.failed(upstream, failure)
-            raise _error_of(failure, "broke off") from failure
+            raise error_of(failure, "broke off") from failure
         else:
             upstream.answered()
         finally:
@@ -263,17 +264,3 @@ class RemoteGeneration(MailboxReader):
             self._counts.prompt_tokens += event.prompt_tokens
             self._counts.cached_tokens += event.cached_tokens
         return True
-
-
-def nobody_left(last: UpstreamFailure | None) -> ApiError:
-    """Returns the error of a request without an upstream left, after its ``last`` failure."""
-    if last is None or isinstance(last, ConnectFailed):
-        return EngineUnavailable("No server of this model can be reached.", retry_after_s=1)
-    return _error_of(last, "failed")
-
-
-def _error_of(failure: UpstreamFailure, what: str) -> ApiError:
-    """Returns an error: the upstream's own is passed on as ours (H10), nonsense is a 502."""
-    if isinstance(failure, Refused):
-        return EngineFailed(f"The server of this model {what}.")
-    return UpstreamFailed(f"The server of this model {what}: {failure}.")

@@ -130,10 +130,8 @@ class ChunkReader:
     def _bare(self, choice: ChoiceDelta) -> TokenDelta:
         """Returns the delta of a choice without log-probabilities."""
         seq = self._stream.seq(choice.index)
-        finish = choice.finish_reason
-        if finish is not None:
-            # The resolver's question, too: some reasons mean that the choice goes on.
-            choice.finish_reason = finish = self._stream.reason(finish)
+        given = choice.finish_reason
+        finish = None if given is None else self._stream.reason(given)
         return TokenDelta(seq, self._resolver.ids(choice), [], [], finish)
 
     def _scored(self, choice: ChoiceDelta, events: list[Event]) -> TokenDelta:

@@ -125,10 +125,10 @@ class Dialect(Protocol):
 AnyTokenizer = RemoteTokenizer | TextTokenizer
 
 
-def refuse(dialect: Dialect, facts: Facts, origin: str, jobs: Sequence[Job]) -> None:
+def refuse(dialect: Dialect, facts: Facts, jobs: Sequence[Job]) -> None:
     """Raises ``InvalidRequest``, with the parameter, if an upstream cannot honour a job."""
     first = jobs[0]
-    server = f"{dialect.title} at {origin}"
+    server = dialect.title
     for feature, reason in dialect.lacks.items():
         asked = FEATURES.get(feature)
         if asked is not None and any(map(asked, jobs)):

@@ -21,6 +21,7 @@ from afterword.gateway.failures import (
     Refused,
     Silent,
     UpstreamFailure,
+    nobody_left,
 )
 from afterword.gateway.pool.prefixes import PrefixMap
 from afterword.gateway.pool.upstream import Load, Upstream
@@ -212,8 +213,12 @@ class Pool:
         tried: list[Upstream] = []
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self.options.patience_s
+        last: UpstreamFailure | None = None
         while True:
-            upstream = await self.choose((), 0, tried=tried, until_s=until_s)
+            try:
+                upstream = await self.choose((), 0, tried=tried, until_s=until_s)
+            except EngineUnavailable:
+                raise nobody_left(last) from last
             assert upstream.facts is not None  # noqa: S101 - it is up
             try:
                 return await question(upstream, upstream.facts)
@@ -224,6 +229,7 @@ class Pool:
             except UpstreamFailure as failure:
                 self.failed(upstream, failure)
                 tried.append(upstream)
+                last = failure
 
     async def retarget(self, addresses: Sequence[Address]) -> None:
         """Add upstreams for new addresses; drain those whose addresses are gone."""

@@ -76,6 +76,7 @@ class RemoteTokenizer:
 
     def __init__(self, table: Vocabulary, *, chat_template: str | None, encode: Encode) -> None:
         self.pieces = Pieces(table.pieces)
+        self._named = self.pieces.named
         self._ends = [self.pieces.add(b"") for _ in range(_ENDS)]
         self._ended_by: dict[int, int] = {}
         self.declared_end_ids = frozenset(table.end_ids)
@@ -129,7 +130,7 @@ class RemoteTokenizer:
 
     def check(self, ids: Sequence[int]) -> None:
         """Raises ``StreamBroke`` if an id is outside the upstream's vocabulary."""
-        most = self.pieces.named
+        most = self._named
         for token in ids:
             if not 0 <= token < most:
                 raise StreamBroke("it sent a token that its vocabulary does not have")

@@ -64,6 +64,8 @@ class ChunkReader:
         self._echoed: set[int] = set()
         self._usage: Mapping[str, Any] = {}
         self._usage_is_whole = False
+        self._unscored = job.logprobs is None
+        self._begun = False
 
     @property
     def over(self) -> bool:
@@ -86,15 +88,16 @@ class ChunkReader:
             raise failure_in_stream(chunk.error or parse(payload))
         if chunk.usage:
             self._note(chunk.usage, whole=not chunk.choices)
+        choices = chunk.choices
+        if choices and len(choices) == 1 and self._begun and self._unscored:
+            return self._taken(self._bare(choices[0]))  # the same, for the most common case
         events: list[Event] = []
-        for choice in chunk.choices or ():
-            delta = (
-                self._bare(choice) if self._job.logprobs is None else self._scored(choice, events)
-            )
+        for choice in choices or ():
+            delta = self._bare(choice) if self._unscored else self._scored(choice, events)
             if not self._stream.begun:
                 events += self._stream.prefilled()
-            taken = self._taken(delta)
-            events = events + taken if events else taken
+                self._begun = True
+            events += self._taken(delta)
         return events
 
     def _note(self, usage: Any, *, whole: bool) -> None:  # noqa: ANN401 - any JSON value

@@ -109,7 +109,9 @@ class StreamReader:
         If the request has one choice, it needs no index. Raises ``StreamBroke`` if the request has
         no such choice.
         """
-        at = index if index.__class__ is int else count_of(index)
+        if index == 0 and index.__class__ is int:  # nearly always
+            return self._seqs[0]
+        at = count_of(index)
         if at is None and len(self._seqs) == 1:
             return self._seqs[0]
         if not isinstance(at, int) or not 0 <= at < len(self._seqs):

@@ -45,7 +45,7 @@ def fill(journal: Journal, says: str) -> list[str]:
 def left_in(folder: Path) -> dict[str, str]:
     """Returns how each request ended, as the next process finds it."""
     found = orphaned_journals(folder)
-    ends = {one.id: one.status for orphan in found for one in orphan.records()}
+    ends = {one.id: one.status for orphan in found for one in orphan.read().records}
     for orphan in found:
         orphan.remove()
     assert list(folder.iterdir()) == []
@@ -113,7 +113,7 @@ def test_a_torn_line_is_no_line(tmp_path: Path) -> None:
     for cut in range(whole, end):
         path.write_bytes(data[:cut].ljust(len(data), b"\0"))
         (orphan,) = orphaned_journals(tmp_path)
-        assert [one.id for one in orphan.records()] == ["a"]
+        assert [one.id for one in orphan.read().records] == ["a"]
         orphan.close()
 
 

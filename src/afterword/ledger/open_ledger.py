@@ -21,6 +21,7 @@ from afterword.core.faults import in_one_line
 from afterword.ledger.access import AccessLedger, Clocks, Policy
 from afterword.ledger.folder import has_database, journals_in
 from afterword.ledger.journal import SEGMENT_BYTES, Journal, orphaned_bytes
+from afterword.ledger.presence import Presence
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.rate_limits import MemoryRateLimiter, RateLimiter
 from afterword.ledger.record_writer import PendingRecords
@@ -47,6 +48,7 @@ class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where a ledger is kept.
 
     ``database`` None is a file in ``folder``. ``redis`` None counts limits in this process.
+    ``presence`` is what commands on this folder may know of the server.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
     redis: str | None = None
     journal_bytes: int = 256 << 20
     policy: Policy = Policy()
+    presence: Presence = Presence()
 
     @property
     def journals(self) -> Path:
@@ -222,6 +225,7 @@ async def open_ledger(
                 clocks=clocks,
                 entropy=entropy,
                 on_written=written,
+                presence=options.presence,
             )
 
         ledger = OpenLedger(access, journal, pending, options.folder, connect)

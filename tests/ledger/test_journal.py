@@ -15,16 +15,9 @@ from afterword.ledger import journal as module
 from afterword.ledger.journal import Journal, orphaned_journals
 from ledger.values import record
 from support.examples import examples
+from support.journals import die
 
 LIMIT = 64 << 20
-
-
-def die(journal: Journal) -> None:
-    """Do what the kernel does for a killed process: close descriptors, keep files."""
-    for segment in journal._segments:
-        os.close(segment.descriptor)
-    while journal._leaving:
-        os.close(journal._leaving.popleft())
 
 
 def fill(journal: Journal, says: str) -> list[str]:

@@ -27,6 +27,7 @@ import msgspec
 from afterword.core.account import UsageRecord
 from afterword.ledger.folder import make_private
 from afterword.ledger.set_aside import AsideEntry, of_line
+from afterword.ledger.soundness import clean
 
 _log = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ class OrphanedJournal:
         last: dict[str, Line] = {}
         unread: list[AsideEntry] = []
         for path, descriptor in self.files:
-            lines, damaged = read_segment(_whole_file(descriptor), path.name)
+            lines, damaged = read_segment(_whole_file(descriptor), clean(path.name))
             unread += damaged
             for line in lines:
                 last[line.record.id] = line
@@ -284,7 +285,7 @@ def any_journal(folder: Path, *, of: str = "") -> bool:
 def strange(folder: Path) -> list[str]:
     """Returns the names of what is called a journal and is no file that can be opened."""
     return [
-        path.name
+        clean(path.name)
         for path in sorted(folder.glob(f"*{_SUFFIX}"))
         if path.is_symlink() or not path.is_file() or not os.access(path, os.R_OK | os.W_OK)
     ]
@@ -306,9 +307,9 @@ def settled_records(folder: Path, *, of: str = "", but: Container[str] = ()) -> 
     """
     records: dict[str, UsageRecord] = {}
     for path in sorted(folder.glob(f"{of}*{_SUFFIX}")):
-        if _process_of(path) in but:
+        if _process_of(path) in but or not path.is_file():
             continue
-        with suppress(FileNotFoundError, PermissionError, IsADirectoryError):
+        with suppress(FileNotFoundError, PermissionError):
             # The process may be writing: it is not this one that says what is damaged.
             lines, _ = read_segment(path.read_bytes(), path.name)
             records |= {line.record.id: line.record for line in lines if line.kind == "settled"}
@@ -394,7 +395,7 @@ def _whole_file(descriptor: int) -> bytes:
 
 
 def _process_of(path: Path) -> str:
-    return path.name.removesuffix(_SUFFIX).rpartition("-")[0]
+    return clean(path.name.removesuffix(_SUFFIX).rpartition("-")[0])
 
 
 def _take(path: Path) -> int | None:
@@ -404,11 +405,11 @@ def _take(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        _say(f"{path.name} cannot be opened and stays: {error.strerror}")
+        _say(f"{clean(path.name)} cannot be opened and stays: {error.strerror}")
         return None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            _say(f"{path.name} is no file and stays")
+            _say(f"{clean(path.name)} is no file and stays")
             os.close(descriptor)
             return None
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,7 +17,9 @@ class Exchange(msgspec.Struct, kw_only=True):
     """Filled while the request runs, read once at its end.
 
     ``status`` is None until the status line is sent. Times are seconds of the app's clock.
-    ``limited_by`` is the limit that refused the request. There is no prompt, completion or key.
+    ``model`` is set once it is known to be served, ``asked_model`` is what the request said.
+    ``limited_by`` is the limit that refused the request, ``code`` and ``param`` are those of the
+    error. There is no prompt, completion or key.
     """
 
     request_id: str
@@ -31,6 +33,9 @@ class Exchange(msgspec.Struct, kw_only=True):
     principal: Principal = STRANGER
     rates: Rates = Rates()
     limited_by: str | None = None
+    asked_model: str | None = None
+    code: str | None = None
+    param: str | None = None
 
 
 _KEY = "afterword.exchange"

@@ -208,7 +208,7 @@ class AccessLedger:
             raise BudgetExceeded(
                 "You exceeded your current quota, please check your plan and billing details. "
                 f"This request may take {ask.most_tokens} tokens; of {terms.budget_tokens} a "
-                f"{terms.budget_per}, {left_tokens} are left."
+                f"{terms.budget_per}, {left_tokens} are left. {_what_fits(ask, left_tokens)}"
             )
 
     def _write_admission(self, admission: Admission) -> None:
@@ -330,7 +330,7 @@ def _rate_limited(decision: RateDecision, limit: str, terms: KeyTerms, ask: Ask)
     if decision.wait_s is None:
         return RateLimited(
             f"Request too large for {ask.model} on {unit}: {stands}. A smaller max_tokens (or n, "
-            "or best_of) asks for less.",
+            f"or best_of) asks for less. {_what_fits(ask, rate.limit)}",
             limit=limit,
             rates=decision.rates,
         )
@@ -340,6 +340,20 @@ def _rate_limited(decision: RateDecision, limit: str, terms: KeyTerms, ask: Ask)
         limit=limit,
         rates=decision.rates,
         retry_after_s=seconds,
+    )
+
+
+def _what_fits(ask: Ask, left_tokens: int) -> str:
+    """Returns how the client can ask for less, in sentences."""
+    fitting = (left_tokens - ask.prompt_tokens) // max(ask.candidates, 1)
+    if fitting < 0:
+        return f"The prompt alone takes {ask.prompt_tokens}."
+    fits = f"max_tokens of at most {fitting} would fit."
+    if not ask.open_ended:
+        return f"A {fits}" if ask.candidates == 1 else f"For each answer, a {fits}"
+    return (
+        "The request gives no max_tokens, so an answer may go on until the context is full or the "
+        f"server's default is reached; {fits}"
     )
 
 

@@ -16,6 +16,8 @@ _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 _OTHERS = 0o077
 _JOURNAL = "journal"
 _DATABASE = "ledger.db"
+_COMPANIONS = ("-wal", "-shm", "-journal")
+"""What SQLite keeps next to a file, with the file's mode."""
 
 
 def database_file(folder: Path) -> Path:
@@ -84,7 +86,7 @@ def make_private_file(file: Path) -> None:
     try:
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _FILE_MODE)
     except FileExistsError:
-        close_files([file, *file.parent.glob(f"{file.name}-*")])
+        close_files([file, *(file.with_name(file.name + end) for end in _COMPANIONS)])
         return
     try:
         os.fchmod(descriptor, _FILE_MODE)

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from afterword.core.account import UsageRecord
+from afterword.ledger.folder import make_private_file
 
 FILE_NAME = "set-aside.jsonl"
 _encode = msgspec.json.Encoder().encode
@@ -43,8 +44,9 @@ class SetAside:
         new = [entry for entry in dict.fromkeys(entries) if entry not in known]
         if not new:
             return
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self.file, flags, 0o600)
+        make_private_file(self.file)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.file, flags)
         try:
             lines = memoryview(b"".join(_encode(entry) + b"\n" for entry in new))
             while lines:

@@ -61,6 +61,8 @@ class Segment:
         unnamed = path.with_suffix(".new")
         self.descriptor = os.open(unnamed, flags, 0o600)
         try:
+            # Whatever the umask is.
+            os.fchmod(self.descriptor, 0o600)
             # A living process holds this lock: a process that can take it knows that the owner is
             # dead. So the file gets the name by which others find it after the lock is taken.
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -515,6 +516,20 @@ async def test_limits_in_redis(lite: Callable[..., Any], redis_url: str) -> None
         exchange.leave.set()
         await run
         nothing_is_held(running)
+
+
+async def test_redis_that_is_away_at_the_start_is_said(
+    lite: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with lite(redis=f"redis://127.0.0.1:{port}") as running:
+        thread = running.ledger.access._limiter_thread
+        assert thread is not None
+        # The thread is one, so this runs after the question.
+        await asyncio.wrap_future(thread.submit(int))
+        assert "redis cannot be reached: requests of keys with limits" in caplog.text
+        assert (await running.client.post(PATH, {**BODY, "max_tokens": 1})).status == 200
 
 
 async def test_nothing_is_asked_per_token(

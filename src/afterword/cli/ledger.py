@@ -18,7 +18,8 @@ from afterword.ledger.open_ledger import LedgerOptions
 from afterword.ledger.presence import Presence
 from afterword.ledger.process import KEYLESS, ProcessIdentity
 
-_PASSWORD = re.compile(r"(?<=//)[^@/]*@|(?<=[?&])([a-z_]*password=)[^&]*", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?<=//)([^:@/?]*:).*(?=@)")
+_PASSWORD_IN_QUERY = re.compile(r"(?<=[?&])([a-z_]*password=)[^&]*", re.IGNORECASE)
 CLOCKS = Clocks(time.monotonic, time.time)
 
 
@@ -30,7 +31,7 @@ def data_folder(settings: Settings) -> Path:
 
 def without_password(url: str) -> str:
     """Returns a URL as people may see it."""
-    return _PASSWORD.sub(lambda found: f"{found[1] or ''}***{'' if found[1] else '@'}", url)
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***", url))
 
 
 def ledger_place(settings: Settings) -> str:

@@ -184,7 +184,7 @@ def _welcome(service: CompletionService, settings: Settings, url: str) -> str:
     """Returns what a server prints at its start: its models, its URL, a line to try."""
     if settings.log_format == "json":
         return ready_line(
-            {"url": url, "models": list(settings.models), "max_tokens": _endless(settings)}
+            {"url": url, "models": list(settings.models), "note": _endless(settings)}
             | dict(places(settings))
         )
     lines = []

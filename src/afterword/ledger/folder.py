@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from afterword.core.errors import ConfigError
@@ -62,18 +63,17 @@ def make_private(folder: Path) -> None:
         return
     found = folder.stat()
     if found.st_uid != os.geteuid():
-        _log.warning(
-            "%s belongs to user %d, not to this one (%d)", folder, found.st_uid, os.geteuid()
-        )
+        _say(f"{folder} belongs to user {found.st_uid}, not to this one ({os.geteuid()})")
     if found.st_mode & _OTHERS:
         shared = _why_shared(folder, found)
         if shared is None:
             _close(folder, found, _FOLDER_MODE)
         else:
-            _log.warning(
-                "%s is open to others (mode %s) and stays so, because %s: name another --data-dir",
-                folder, f"{stat.S_IMODE(found.st_mode):o}", shared,
-            )  # fmt: skip
+            mode = f"{stat.S_IMODE(found.st_mode):o}"
+            _say(
+                f"{folder} is open to others (mode {mode}) and stays so, because {shared}: name "
+                "another --data-dir"
+            )
     if folder.name == _JOURNAL:
         close_files(folder.iterdir())
 
@@ -112,12 +112,15 @@ def _close(path: Path, found: os.stat_result, mode: int) -> None:
     try:
         path.chmod(mode)
     except OSError as error:
-        _log.warning(
-            "%s is open to others (mode %s), and that cannot be changed: %s",
-            path, was, error.strerror,
-        )  # fmt: skip
+        _say(f"{path} is open to others (mode {was}), and that cannot be changed: {error.strerror}")
         return
     _log.warning("%s was open to others (mode %s) and is closed now (%o)", path, was, mode)
+
+
+@cache
+def _say(text: str) -> None:
+    """Log a warning once: a start looks at a folder several times."""
+    _log.warning("%s", text)
 
 
 def _why_shared(folder: Path, found: os.stat_result) -> str | None:

@@ -19,8 +19,9 @@ import uvloop
 from afterword import playground
 from afterword.cli import importing
 from afterword.cli.compose import open_service, retarget, upstream_stats
-from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options
+from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options, places
 from afterword.cli.loading import Loading
+from afterword.cli.logs import ready_line
 from afterword.cli.server import Server, ServerOptions
 from afterword.cli.sockets import is_loopback, url_of
 from afterword.cli.terminal import Terminal
@@ -59,8 +60,11 @@ def run(
 def _database(settings: Settings) -> Database | None:
     """The ledger's database; None if no key can exist yet."""
     folder = data_folder(settings)
-    if ledger_options(settings).keyless():
+    keyless = ledger_options(settings).keyless()
+    if keyless or settings.database is not None:
+        # It has the journal. Opening the file of a ledger does this too.
         make_folder(folder)
+    if keyless:
         return None
     with importing():
         # All that an open ledger needs, while there is no loop to hold up.
@@ -133,7 +137,7 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
             app,
             server_options(settings),
             lifecycle=lifecycle,
-            on_ready=lambda: click.echo(_welcome(service, url)),
+            on_ready=lambda: click.echo(_welcome(service, settings, url)),
             on_reload=reload,
         )
         await server.serve([bound])
@@ -178,8 +182,13 @@ def server_options(settings: Settings) -> ServerOptions:
     )
 
 
-def _welcome(service: CompletionService, url: str) -> str:
+def _welcome(service: CompletionService, settings: Settings, url: str) -> str:
     """Returns what a server prints at its start: its models, its URL, a line to try."""
+    if settings.log_format == "json":
+        return ready_line(
+            {"url": url, "models": list(settings.models), "note": _endless(settings)}
+            | dict(places(settings))
+        )
     lines = []
     for served in service.catalog.engines:
         card = served.engine.card
@@ -195,8 +204,20 @@ def _welcome(service: CompletionService, url: str) -> str:
     return "\n".join(
         [
             *lines,
+            _endless(settings),
             f"Afterword is ready on {url}",
             "Try it:",
             f"  curl {url}/v1/completions {header} -d '{json.dumps(request)}'",
         ]
+    )
+
+
+def _endless(settings: Settings) -> str:
+    """Returns what a request without max_tokens gets."""
+    default = settings.default_max_tokens
+    if default is not None:
+        return f"Without max_tokens an answer ends after {default} tokens (--default-max-tokens)."
+    return (
+        "Without max_tokens an answer goes on to the end of the context; --default-max-tokens N "
+        "sets another default."
     )

@@ -36,7 +36,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``model`` is the name that the client asked for. Job i makes ``candidates`` sequences of prompt
     i; the answer shows ``n`` of them. ``logprobs`` and ``echo`` say what the answer shows, not what
-    is computed.
+    is computed. ``open_ended``: the request gave no max_tokens.
     """
 
     id: str
@@ -55,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool
     include_obfuscation: bool
     user: str | None
+    open_ended: bool = False
 
     @property
     def ranked(self) -> bool:
@@ -237,6 +238,7 @@ def make_plan(
         include_usage=options.get("include_usage", False),
         include_obfuscation=options.get("include_obfuscation", False),
         user=request.user,
+        open_ended=request.max_tokens is None,
     )
 
 

@@ -21,7 +21,7 @@ from afterword.core.errors import (
     RateLimited,
     UnknownUrl,
 )
-from afterword.core.faults import in_one_line
+from afterword.core.faults import in_one_line, without_keys
 from afterword.http.exchange import Exchange
 
 _log = logging.getLogger(__name__)
@@ -80,12 +80,14 @@ def _as_api_error(error: Exception, scope: Scope, exchange: Exchange) -> ApiErro
     if isinstance(error, BudgetExceeded):
         exchange.limited_by = "budget"
     if isinstance(error, ApiError):
+        exchange.code, exchange.param = error.code, error.param
         if error.status == ApiError.status:
             exchange.outcome = "failed"
             _log_fault(error, exchange)
         return error
     if isinstance(error, HTTPException) and error.status_code in {404, 405}:
-        message = f"Invalid URL ({scope['method']} {scope['path'][:_SHOWN_PATH_CHARACTERS]})"
+        path = without_keys(scope["path"])[:_SHOWN_PATH_CHARACTERS]
+        message = f"Invalid URL ({scope['method']} {path})"
         return UnknownUrl(message) if error.status_code == 404 else MethodNotAllowed(message)
     exchange.outcome = "failed"
     _log_fault(error, exchange)

@@ -17,8 +17,10 @@ class Exchange(msgspec.Struct, kw_only=True):
     """Filled while the request runs, read once at its end.
 
     ``status`` is None until the status line is sent. Times are seconds of the app's clock.
-    ``client`` is the client's address, empty if it has none. ``limited_by`` is the limit that
-    refused the request. There is no prompt, completion or key.
+    ``client`` is the client's address, empty if it has none. ``model`` is set once it is known to
+    be served, ``asked_model`` is what the request said. ``limited_by`` is the limit that refused
+    the request, ``code`` and ``param`` are those of the error. There is no prompt, completion or
+    key.
     """
 
     request_id: str
@@ -33,6 +35,9 @@ class Exchange(msgspec.Struct, kw_only=True):
     principal: Principal = STRANGER
     rates: Rates = Rates()
     limited_by: str | None = None
+    asked_model: str | None = None
+    code: str | None = None
+    param: str | None = None
 
 
 _KEY = "afterword.exchange"

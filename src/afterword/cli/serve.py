@@ -99,11 +99,10 @@ def _settings_table(resolved: Resolved) -> str:
 
 
 def _log_to_stderr(level: str) -> None:
-    """Send Afterword's log lines and uvicorn's warnings to standard error."""
+    """Send Afterword's log lines to standard error."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    for name, least in (("afterword", level.upper()), ("uvicorn", "WARNING")):
-        logger = logging.getLogger(name)
-        logger.setLevel(least)
-        logger.addHandler(lines)
-        logger.propagate = False
+    logger = logging.getLogger("afterword")
+    logger.setLevel(level.upper())
+    logger.addHandler(lines)
+    logger.propagate = False

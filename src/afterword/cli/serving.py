@@ -30,6 +30,7 @@ from afterword.core.errors import ConfigError
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.middleware import Observer
+from afterword.http.server.connection import Timeouts
 from afterword.ledger.access import Entrance
 from afterword.ledger.folder import make_folder
 from afterword.ledger.open_ledger import open_ledger
@@ -169,7 +170,7 @@ def server_options(settings: Settings) -> ServerOptions:
     """The settings of connections."""
     return ServerOptions(
         grace_s=settings.shutdown_grace_s,
-        read_timeout_s=settings.read_timeout_s,
+        timeouts=Timeouts(read_s=settings.read_timeout_s, write_s=settings.write_timeout_s),
         max_connections=settings.max_connections,
         certfile=settings.certfile,
         keyfile=settings.keyfile,

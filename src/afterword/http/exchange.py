@@ -33,6 +33,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     limited_by: str | None = None
 
 
+REFUSED = "afterword.refused"
+"""The key in a scope of the error that answers a request which the server could not read (H15)."""
 _KEY = "afterword.exchange"
 
 

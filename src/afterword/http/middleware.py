@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from afterword.core.account import Rates
 from afterword.http.client import ClientDisconnected, send_whole
 from afterword.http.errors import error_answer
-from afterword.http.exchange import Exchange, attach
+from afterword.http.exchange import REFUSED, Exchange, attach
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
 
@@ -99,6 +99,7 @@ class Boundary:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         try:
             try:
+                _check_readable(scope)
                 await self._routes(scope, receive, send)
                 if exchange.outcome == "cancelled":
                     exchange.outcome = "answered"
@@ -158,6 +159,12 @@ class Boundary:
         _access.info("%s", _encoder.encode(record).decode())
         if self._observe is not None:
             self._observe(record, dict(scope["headers"]))
+
+
+def _check_readable(scope: Scope) -> None:
+    """Raises what the server found wrong with a request that it could not read (H15)."""
+    if REFUSED in scope:
+        raise scope[REFUSED]
 
 
 def rate_headers(rates: Rates) -> Iterator[tuple[bytes, bytes]]:

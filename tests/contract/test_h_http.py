@@ -75,10 +75,13 @@ async def test_H5_unknown_paths_and_methods(client: Client) -> None:
     for method, path, status in (
         ("POST", "/v1/x", 404),
         ("GET", "/nowhere", 404),
-        ("GET", "/v1/models/", 404),
         ("GET", PATH, 405),
         ("DELETE", "/v1/models", 405),
-        ("POST", "/v1/completions/", 404),
+        ("GET", "/completions/", 405),
+        ("POST", "/v1/completions/x", 404),
+        ("POST", "/v1/completions//", 404),
+        ("POST", "//v1/completions", 404),
+        ("POST", "/v1/v1/completions", 404),
     ):
         reply = await client.request(method, path)
         assert reply.status == status

@@ -50,7 +50,7 @@ async def test_S1_frames(client: Client) -> None:
     reply = await client.post(
         "/v1/completions", {"model": "toy", "prompt": "a", "max_tokens": 3, "stream": True}
     )
-    assert reply.headers["content-type"] == "text/event-stream"
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert reply.headers["cache-control"] == "no-cache"
     assert "content-length" not in reply.headers
     assert reply.body.endswith(b"data: [DONE]\n\n")

@@ -125,16 +125,23 @@ def integer(least: int, most: int) -> Kind:
     """An integer from ``least`` to ``most``."""
 
     def parse(name: str, value: Json) -> int:
-        if type(value) is not int:
-            # Integers beyond 64 bits arrive as floats.
-            if isinstance(value, float) and abs(value) >= _INT64:
+        if type(value) is float:
+            # Integers beyond 64 bits arrive as floats, too.
+            if abs(value) >= _INT64:
                 raise out_of_range(name, value, f"an integer from {least} to {most}")
+            value = _whole(value)
+        if type(value) is not int:
             raise wrong_type(name, value, "an integer")
         if not least <= value <= most:
             raise out_of_range(name, value, f"an integer from {least} to {most}")
         return value
 
     return Kind(parse, {"type": "integer", "minimum": least, "maximum": most})
+
+
+def _whole(value: Json) -> Json:
+    """Returns a number without a fraction as an integer (R19), and anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def number(least: float, most: float) -> Kind:
@@ -232,6 +239,8 @@ def _logit_bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
                 param=name,
                 code="invalid_value",
             )
+        if int(key) in pairs:
+            raise InvalidRequest(f"Duplicate request argument supplied: {name}.{key}", param=name)
         pairs[int(key)] = parse(name, bias)
     return tuple(sorted(pairs.items()))
 
@@ -261,8 +270,8 @@ def prompts(most: int) -> Kind:
         if not value:
             raise out_of_range(name, value, "an array of at least 1 item")
         kinds = set(map(type, value))
-        if kinds == {int}:
-            return (_checked_ids(name, value),)
+        if kinds <= {int, float}:
+            return (token_ids(name, value),)
         if len(value) > most:
             raise out_of_range(name, value, f"an array of at most {most} prompts")
         if kinds == {str}:
@@ -285,7 +294,11 @@ def token_ids(name: str, value: Sequence[Json]) -> tuple[int, ...]:
     """Parse an array of at least one token id."""
     if not value:
         raise out_of_range(name, list(value), "arrays of at least 1 token id")
-    if set(map(type, value)) != {int}:
+    kinds = set(map(type, value))
+    if float in kinds:
+        value = [_whole(number) for number in value]
+        kinds = set(map(type, value))
+    if kinds != {int}:
         raise wrong_type(name, list(value), "token ids, which are integers")
     return _checked_ids(name, value)
 

@@ -82,6 +82,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         metrics=metrics,
         clock=clock,
         keep_alive_s=keep_alive_s,
+        page=any(route.path == "/" for route in public),
     )
     administration = Administration(access.queries)
     router = Router([*routes.table(), *public, *administration.table()], redirect_slashes=False)

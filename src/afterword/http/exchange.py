@@ -16,11 +16,13 @@ Outcome: TypeAlias = Literal["answered", "refused", "failed", "client_gone", "ca
 class Exchange(msgspec.Struct, kw_only=True):
     """Filled while the request runs, read once at its end.
 
+    ``path`` is the one that the client asked for; a scope's is the route's.
     ``status`` is None until the status line is sent. Times are seconds of the app's clock.
     ``limited_by`` is the limit that refused the request. There is no prompt, completion or key.
     """
 
     request_id: str
+    path: str
     started_s: float
     status: int | None = None
     outcome: Outcome = "cancelled"

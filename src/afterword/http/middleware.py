@@ -17,6 +17,7 @@ from afterword.http.errors import error_answer
 from afterword.http.exchange import REFUSED, Exchange, attach
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
+from afterword.http.paths import canonical
 
 _access = logging.getLogger("afterword.access")
 _encoder = msgspec.json.Encoder()
@@ -77,7 +78,8 @@ class Boundary:
             await self._routes(scope, receive, send)
             return
         request_id = f"req_{self._entropy(16).hex()}"
-        exchange = Exchange(request_id=request_id, started_s=self._clock())
+        exchange = Exchange(request_id=request_id, path=scope["path"], started_s=self._clock())
+        scope["path"] = canonical(scope["path"])
         attach(scope, exchange)
         # With an app in the scope, Starlette raises errors instead of answering in plain text.
         scope["app"] = self
@@ -136,7 +138,7 @@ class Boundary:
         record = AccessRecord(
             request_id=exchange.request_id,
             method=scope["method"],
-            path=scope["path"][:_LOGGED_PATH_CHARACTERS],
+            path=exchange.path[:_LOGGED_PATH_CHARACTERS],
             route=route,
             status=status,
             outcome=exchange.outcome,

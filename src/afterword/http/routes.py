@@ -172,9 +172,9 @@ def _note_first_token(exchange: Exchange, clock: Callable[[], float]) -> None:
 
 
 class Routes:
-    """All endpoints of a service."""
+    """All endpoints of a service. ``page``: the server has the playground."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what only the composition root knows
         self,
         service: CompletionService,
         ledger: Ledger,
@@ -183,11 +183,13 @@ class Routes:
         metrics: Metrics,
         clock: Callable[[], float],
         keep_alive_s: float,
+        page: bool,
     ) -> None:
         self._service = service
         self._ledger = ledger
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._page = page
         self._completions = Completions(
             service, ledger, lifecycle=lifecycle, clock=clock, keep_alive_s=keep_alive_s
         )
@@ -288,7 +290,7 @@ class Routes:
     def _document(self) -> Mapping[str, Any]:
         """Returns the document with the limits that hold now."""
         model = self._service.catalog.default.name
-        return document(self._service.limits, model=model, version=__version__)
+        return document(self._service.limits, model=model, version=__version__, page=self._page)
 
     def _for(self, request: Request) -> CompletionService:
         """Returns the service as the request's key sees it."""

@@ -24,7 +24,6 @@ _MOST_HELD_BYTES = 65_536
 """Of requests that wait for an answer before theirs."""
 _LEAST_BYTES_PER_S = 65_536
 """A body may take longer than the timeout if it arrives at this rate."""
-_CHECK_S = 0.5
 _LINGER_S = 2.0
 """A client may still be sending when it is refused. It reads the answer if nothing resets it."""
 _TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
@@ -36,12 +35,14 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that a client has: to send a request, to take some of an answer, between requests.
 
     75 s between requests is longer than the minute after which proxies and SDKs close idle
-    connections themselves.
+    connections themselves. ``check_s`` is the time between two looks at a client whose leaving
+    cannot be read.
     """
 
     read_s: float = 30.0
     write_s: float = 60.0
     idle_s: float = 75.0
+    check_s: float = 0.5
 
 
 class ClientConnection(asyncio.Protocol):
@@ -343,7 +344,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _watch(self) -> None:
         """Look soon whether the client takes its answer, and whether it is still there."""
-        self._look_at(self._loop.time() + min(_CHECK_S, self._timeouts.write_s))
+        self._look_at(self._loop.time() + min(self._timeouts.check_s, self._timeouts.write_s))
 
     def _look(self) -> None:
         self._timer = None

@@ -439,10 +439,13 @@ def test_a_handshake_has_its_time_and_counts(
 def test_a_connection_before_its_handshake_counts(
     toy: Toy, certificates: Callable[[str], ssl.SSLContext]
 ) -> None:
-    with http_server(toy.app(), most=1, tls=certificates("a")) as running:
-        with running.connect(), running.connect() as second:
-            # The first one says nothing, and has the only place.
-            assert second.rest() == b""
+    with (
+        http_server(toy.app(), most=1, tls=certificates("a")) as running,
+        running.connect(),
+        running.connect() as second,
+    ):
+        # The first one says nothing, and has the only place.
+        assert second.rest() == b""
 
 
 def test_a_new_certificate_is_for_new_connections(

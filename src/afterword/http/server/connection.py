@@ -70,7 +70,8 @@ class ClientConnection(asyncio.Protocol):
         self._advancing = False
         self._ended = False
         self._refused = False
-        self._asked = False
+        self._asks = 0
+        self._next_ask_s = 0.0
         self._closing = False
         self._left_s: float | None = None
         self._crowded = False
@@ -161,7 +162,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._transaction = None
         self._head = HeadReader()
-        self._asked = False
+        self._asks = 0
         self._wait(self._timeouts.idle_s)
         self._resume_reading()
 
@@ -349,7 +350,7 @@ class ClientConnection(asyncio.Protocol):
     def _look(self) -> None:
         self._timer = None
         now_s = self._loop.time()
-        if self._is_stalled(now_s) or self._is_gone():
+        if self._is_stalled(now_s) or self._is_gone(now_s):
             self._transport.abort()
             return
         if self._deadline_s is not None and now_s >= self._deadline_s:
@@ -388,7 +389,7 @@ class ClientConnection(asyncio.Protocol):
         """Returns whether reading would not show that the client has gone."""
         return not self._closing and not self.is_idle() and (self._ended or not self._reading)
 
-    def _is_gone(self) -> bool:
+    def _is_gone(self, now_s: float) -> bool:
         """Returns whether the client's machine has said that nobody reads the answer.
 
         A client that has gone and one that has only ended its side look the same until something
@@ -399,10 +400,17 @@ class ClientConnection(asyncio.Protocol):
         if _TCP_INFO is None or not self._is_tcp:
             return False
         state = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0]
-        if state == _TCP_CLOSED_BY_PEER and not self._asked:
-            self._asked = True
-            self._transaction.ask()
+        if state == _TCP_CLOSED_BY_PEER and not self._asks:
+            self._ask(self._transaction, now_s)
+        elif not self._ended and self._body.complete and now_s >= self._next_ask_s:
+            # It may have left with bytes that nobody reads, and its end is behind them.
+            self._ask(self._transaction, now_s)
         return bool(state == _TCP_CLOSED)
+
+    def _ask(self, transaction: Transaction, now_s: float) -> None:
+        transaction.ask()
+        self._next_ask_s = now_s + self._timeouts.check_s * 2**self._asks
+        self._asks += 1
 
     # The end.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import re
 import socket
@@ -14,12 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import httpx2
 import pytest
+import requests
 
+from afterword.core import wire
 from afterword.core.errors import AuthenticationFailed
 from afterword.engine.batching.runner import Batch
 from afterword.engine.toy import toy_engine
 from afterword.http.app import Access
+from afterword.http.frames import frame
 from afterword.http.middleware import AccessRecord
 from afterword.http.no_ledger import NoLedger
 from afterword.http.server.connection import Timeouts
@@ -412,6 +417,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ss
     return make
 
 
+def certificate_of(peer: Peer) -> bytes:
+    """The certificate that the server has shown to a connection."""
+    assert isinstance(peer.socket, ssl.SSLSocket)
+    return peer.socket.getpeercert(binary_form=True) or b""
+
+
 def greeted(server: HttpServer) -> Peer:
     """A connection after its handshake."""
     context = ssl.create_default_context()
@@ -454,9 +465,8 @@ def test_a_new_certificate_is_for_new_connections(
     with http_server(toy.app(), tls=certificates("old")) as running, greeted(running) as old:
         running.tls = certificates("new")
         with greeted(running) as new:
-            shown = [each.socket.getpeercert(binary_form=True) for each in (old, new)]
-            assert b"old" in shown[0]
-            assert b"new" in shown[1]
+            assert b"old" in certificate_of(old)
+            assert b"new" in certificate_of(new)
             for each in (old, new):
                 each.send(post(BODY))
                 assert each.reply().status == 200
@@ -676,3 +686,43 @@ def test_the_host_of_a_url_counts(toy: Toy) -> None:
         ):
             data = f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
             assert running.ask(data).status == status
+
+
+# Readers of lines.
+
+LINES = "A\u2028B\u2029C\x85D 入 ✅\x0bE\x0cF\x1cG\x1dH\x1eI\rJ\nK"
+
+
+def lines_of_requests(url: str, body: dict[str, Any]) -> Iterator[str]:
+    with requests.post(url, json=body, stream=True, timeout=60) as reply:
+        assert reply.encoding == "utf-8"
+        yield from map(str, reply.iter_lines(decode_unicode=True))
+
+
+def lines_of_httpx(url: str, body: dict[str, Any]) -> Iterator[str]:
+    with httpx2.stream("POST", url, json=body, timeout=60) as reply:
+        yield from reply.iter_lines()
+
+
+def lines_of_str(url: str, body: dict[str, Any]) -> Iterator[str]:
+    yield from httpx2.post(url, json=body, timeout=60).text.splitlines()
+
+
+@pytest.mark.parametrize("lines", [lines_of_requests, lines_of_httpx, lines_of_str])
+def test_S11_no_reader_of_lines_splits_an_event(
+    server: HttpServer, lines: Callable[[str, dict[str, Any]], Iterator[str]]
+) -> None:
+    body = {**STREAM, "prompt": LINES, "echo": True, "logprobs": 1, "max_tokens": 0}
+    url = f"http://127.0.0.1:{server.port}/v1/completions"
+    *events, last = [line for line in lines(url, body) if line]
+    assert last == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == LINES
+
+
+def test_S11_errors_are_one_line() -> None:
+    """A model's name, or whatever else an error quotes, splits no event."""
+    event = frame(wire.ErrorEnvelope(wire.ErrorBody(LINES, "server_error", LINES, None)))
+    assert event.endswith(b"\n\n")
+    (line,) = event[:-2].decode().splitlines()
+    assert json.loads(line.removeprefix("data: "))["error"]["param"] == LINES

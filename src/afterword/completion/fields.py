@@ -129,7 +129,8 @@ def integer(least: int, most: int) -> Kind:
             # Integers beyond 64 bits arrive as floats, too.
             if abs(value) >= _INT64:
                 raise out_of_range(name, value, f"an integer from {least} to {most}")
-            value = _whole(value)
+            # A number without a fraction is an integer (R19).
+            value = int(value) if value.is_integer() else value
         if type(value) is not int:
             raise wrong_type(name, value, "an integer")
         if not least <= value <= most:
@@ -137,11 +138,6 @@ def integer(least: int, most: int) -> Kind:
         return value
 
     return Kind(parse, {"type": "integer", "minimum": least, "maximum": most})
-
-
-def _whole(value: Json) -> Json:
-    """Returns a number without a fraction as an integer (R19), and anything else as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def number(least: float, most: float) -> Kind:
@@ -270,8 +266,8 @@ def prompts(most: int) -> Kind:
         if not value:
             raise out_of_range(name, value, "an array of at least 1 item")
         kinds = set(map(type, value))
-        if kinds <= {int, float}:
-            return (token_ids(name, value),)
+        if kinds == {int}:
+            return (_checked_ids(name, value),)
         if len(value) > most:
             raise out_of_range(name, value, f"an array of at most {most} prompts")
         if kinds == {str}:
@@ -294,11 +290,7 @@ def token_ids(name: str, value: Sequence[Json]) -> tuple[int, ...]:
     """Parse an array of at least one token id."""
     if not value:
         raise out_of_range(name, list(value), "arrays of at least 1 token id")
-    kinds = set(map(type, value))
-    if float in kinds:
-        value = [_whole(number) for number in value]
-        kinds = set(map(type, value))
-    if kinds != {int}:
+    if set(map(type, value)) != {int}:
         raise wrong_type(name, list(value), "token ids, which are integers")
     return _checked_ids(name, value)
 

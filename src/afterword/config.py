@@ -351,7 +351,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "Seconds after which the server drops a client that takes nothing of its answer.",
             value="SECONDS",
         ),
-    ] = 60.0
+    ] = 120.0
     otel: Annotated[
         bool,
         _setting(

@@ -40,7 +40,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     read_s: float = 30.0
-    write_s: float = 60.0
+    write_s: float = 120.0
     idle_s: float = 75.0
     check_s: float = 0.5
 
@@ -96,7 +96,10 @@ class ClientConnection(asyncio.Protocol):
             "root_path": "",
         }
         self._register.opened(self)
-        self._wait(self._timeouts.read_s)
+        if self._register.closing:
+            self._close(at_once=True)
+        else:
+            self._wait(self._timeouts.read_s)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the loop's
         """End what runs."""

@@ -20,15 +20,16 @@ _BACKLOG = 2048
 _AT_ONCE = 64
 """Connections taken before others get the event loop."""
 _PAUSE_S = 0.2
-# These notice a vanished peer within a minute, on idle connections and while data is sent. Not
-# every system has all of them. Connections inherit them from the listening socket.
+# These notice within a minute that a silent peer has vanished. Not every system has all of them.
+# Connections inherit them from the listening socket.
 _KEEP_ALIVE = (
     ("TCP_KEEPIDLE", 30),
     ("TCP_KEEPINTVL", 10),
     ("TCP_KEEPCNT", 3),
-    ("TCP_USER_TIMEOUT", 60_000),
 )
 
+_GREETING_S = 1.0
+"""The wait for handshakes when the server stops."""
 _GOODBYE_S = 5.0
 """The wait for a client's end of TLS."""
 
@@ -65,7 +66,7 @@ class Listener:
         """Take connections of a bound socket."""
         bound.settimeout(0)
         if bound.family in {socket.AF_INET, socket.AF_INET6}:
-            _detect_death(bound)
+            _detect_death(bound, sending_s=self._timeouts.write_s)
         bound.listen(_BACKLOG)
         self._sockets.append(bound)
         self._loop.add_reader(bound.fileno(), self._accept, bound, _AT_ONCE)
@@ -79,8 +80,9 @@ class Listener:
             self._accept(bound, _BACKLOG)
             bound.close()
         self._sockets.clear()
-        # Those that were taken just now become connections before anybody looks at them.
-        await asyncio.sleep(0)
+        if self._greeting:
+            # Those that were taken just now may bring a request.
+            await asyncio.wait(self._greeting, timeout=_GREETING_S)
 
     def abort(self) -> None:
         """End the handshakes that are under way."""
@@ -153,9 +155,10 @@ class Listener:
         self._loop.add_reader(bound.fileno(), self._accept, bound, _AT_ONCE)
 
 
-def _detect_death(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEP_ALIVE:
+def _detect_death(bound: socket.socket, *, sending_s: float) -> None:
+    """Have the system notice peers that vanish, within ``sending_s`` while data is sent."""
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (*_KEEP_ALIVE, ("TCP_USER_TIMEOUT", int(sending_s * 1000))):
         option = getattr(socket, name, None)
         if option is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+            bound.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -7,6 +7,10 @@ from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 
+_END_S = 5.0
+"""The wait for what was cancelled, which records what it used."""
+
+
 class Registered(Protocol):
     """An open connection, as a stopping server sees it."""
 
@@ -78,6 +82,6 @@ class Register:
         for task in running:
             task.cancel()
         if running:
-            await asyncio.wait(running)
+            await asyncio.wait(running, timeout=_END_S)
         for connection in list(self.connections):
             connection.abort()

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Protocol
 
-
 _END_S = 5.0
 """The wait for what was cancelled, which records what it used."""
 

@@ -202,6 +202,32 @@ async def test_S8_a_client_that_leaves_frees_its_slots(serve: Callable[..., Clie
 
 
 @AT_HAND
+@pytest.mark.parametrize("steps", range(4))
+async def test_S8_a_request_that_is_cancelled_twice(
+    serve: Callable[..., Client], steps: int
+) -> None:
+    """A client leaves when the server stops, and the second cancellation meets the first."""
+    gate = Gate()
+    engine = toy_engine(before_decode=gate)
+    client = serve(engine)
+    exchange, run = client.begin(
+        {"model": "toy", "prompt": "a", "logit_bias": NO_END, "stream": True}
+    )
+    gate.allow(1)
+    await exchange.frames(1)
+    run.cancel()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    run.cancel()
+    await asyncio.wait([run])
+    before = gate.taken
+    gate.allow(1)
+    await slots_free(engine)
+    assert gate.taken <= before + 1
+    gate.allow(1000)
+
+
+@AT_HAND
 async def test_S8_a_client_that_leaves_while_waiting(serve: Callable[..., Client]) -> None:
     gate = Gate()
     engine = toy_engine(slots=1, before_decode=gate)

@@ -240,12 +240,12 @@ def test_a_client_that_takes_nothing_is_dropped(toy: Toy) -> None:
     async def endless(scope: Any, receive: Any, send: Any) -> None:
         assert await receive()
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        try:
-            while True:
-                message = {"type": "http.response.body", "body": b"x" * 65_536, "more_body": True}
-                await send(message)
-        except OSError:
-            dropped.set()
+        left = asyncio.ensure_future(receive())
+        while not left.done():
+            message = {"type": "http.response.body", "body": b"x" * 65_536, "more_body": True}
+            await send(message)
+        assert left.result() == {"type": "http.disconnect"}
+        dropped.set()
 
     dropped = threading.Event()
     with http_server(endless, timeouts=SHORT) as running, running.connect() as peer:

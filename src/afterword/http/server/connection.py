@@ -89,7 +89,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_tcp = self._socket.family in {socket.AF_INET, socket.AF_INET6}
         self._facts: dict[str, Any] = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
             "scheme": "https" if self._tls else "http",
             "client": _address(transport.get_extra_info("peername")),
             "server": _address(transport.get_extra_info("sockname")),

@@ -146,11 +146,13 @@ class Transaction:
         return {"type": "http.request", "body": body, "more_body": not self._arrived}
 
     async def send(self, message: Message) -> None:
-        """ASGI's send. Raises ``ConnectionResetError`` if the client has gone."""
+        """ASGI's send. Does nothing if the client has gone: ``receive`` says so (ASGI 2.3)."""
         if not self._writable.is_set():
             await self._writable.wait()
         if self._gone:
-            raise ConnectionResetError("the client has gone")
+            # An app that only sends would hold everybody up.
+            await asyncio.sleep(0)
+            return
         if message["type"] == "http.response.start":
             self._start(message["status"], message["headers"])
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from afterword.core.errors import ApiError, RequestTimedOut, UnreadableRequest
 from afterword.http.exchange import REFUSED
 from afterword.http.server.body import ChunkedBody, FixedBody
 from afterword.http.server.head import MOST_HEAD_BYTES, HeadReader, RequestHead
+from afterword.http.server.presence import Presence
 from afterword.http.server.register import Register
 from afterword.http.server.transaction import Transaction
 
@@ -26,9 +26,6 @@ _LEAST_BYTES_PER_S = 65_536
 """A body may take longer than the timeout if it arrives at this rate."""
 _LINGER_S = 2.0
 """A client may still be sending when it is refused. It reads the answer if nothing resets it."""
-_TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
-_TCP_CLOSED = 7
-_TCP_CLOSED_BY_PEER = 8
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +67,6 @@ class ClientConnection(asyncio.Protocol):
         self._advancing = False
         self._ended = False
         self._refused = False
-        self._asks = 0
-        self._next_ask_s = 0.0
         self._closing = False
         self._left_s: float | None = None
         self._crowded = False
@@ -84,9 +79,9 @@ class ClientConnection(asyncio.Protocol):
         """Wait for a request."""
         self.is_made = True
         self._transport = transport
-        self._socket = transport.get_extra_info("socket")
         self._tls = transport.get_extra_info("sslcontext") is not None
-        self._is_tcp = self._socket.family in {socket.AF_INET, socket.AF_INET6}
+        connected = transport.get_extra_info("socket")
+        self._presence = Presence(connected, self._timeouts.check_s)
         self._facts: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -165,7 +160,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._transaction = None
         self._head = HeadReader()
-        self._asks = 0
+        self._presence.renew()
         self._wait(self._timeouts.idle_s)
         self._resume_reading()
 
@@ -393,27 +388,11 @@ class ClientConnection(asyncio.Protocol):
         return not self._closing and not self.is_idle() and (self._ended or not self._reading)
 
     def _is_gone(self, now_s: float) -> bool:
-        """Returns whether the client's machine has said that nobody reads the answer.
-
-        A client that has gone and one that has only ended its side look the same until something
-        is sent to them.
-        """
+        """Returns whether nobody waits for the answer any more."""
         if self._transaction is None or not self._is_deaf():
             return False
-        if _TCP_INFO is None or not self._is_tcp:
-            return False
-        state = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0]
-        if state == _TCP_CLOSED_BY_PEER and not self._asks:
-            self._ask(self._transaction, now_s)
-        elif not self._ended and self._body.complete and now_s >= self._next_ask_s:
-            # It may have left with bytes that nobody reads, and its end is behind them.
-            self._ask(self._transaction, now_s)
-        return bool(state == _TCP_CLOSED)
-
-    def _ask(self, transaction: Transaction, now_s: float) -> None:
-        transaction.ask()
-        self._next_ask_s = now_s + self._timeouts.check_s * 2**self._asks
-        self._asks += 1
+        behind = not self._ended and self._body.complete
+        return self._presence.is_lost(now_s, self._transaction.ask, behind=behind)
 
     # The end.
 

@@ -389,6 +389,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value="SECONDS",
         ),
     ] = 30.0
+    write_timeout_s: Annotated[
+        Seconds,
+        _setting(
+            "Access",
+            "Seconds after which the server drops a client that takes nothing of its answer.",
+            value="SECONDS",
+        ),
+    ] = 120.0
     otel: Annotated[
         bool,
         _setting(

@@ -80,7 +80,8 @@ def stopped(url: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout is not None
         assert process.stdout.readline() == "None\n"
         process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        # Reaps nothing: it only waits until the process has stopped.
+        os.waitpid(process.pid, os.WUNTRACED)
         try:
             yield process
         finally:

@@ -153,7 +153,7 @@ class Client:
         """The chunks of a streamed answer, whose frames are as S1 wants them."""
         reply = await self.post("/v1/completions", {"model": "toy", "stream": True, **body})
         assert reply.status == 200, reply.body
-        assert reply.headers["content-type"] == "text/event-stream"
+        assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
         return chunks_of(reply.body)
 
 

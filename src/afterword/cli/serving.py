@@ -19,6 +19,7 @@ import uvloop
 from afterword import playground
 from afterword.cli import importing
 from afterword.cli.compose import open_service, retarget, upstream_stats
+from afterword.cli.files import allow_connections
 from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options, places
 from afterword.cli.loading import Loading
 from afterword.cli.logs import ready_line
@@ -28,9 +29,11 @@ from afterword.cli.terminal import Terminal
 from afterword.completion.service import CompletionService
 from afterword.config import Resolved, Settings
 from afterword.core.errors import ConfigError
+from afterword.gateway.address import is_remote
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.middleware import Observer
+from afterword.http.server.connection import Timeouts
 from afterword.ledger.access import Entrance
 from afterword.ledger.folder import make_folder
 from afterword.ledger.open_ledger import open_ledger
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
     from afterword.ledger.database import Database
 
 _log = logging.getLogger(__name__)
+
+_REMOTE_FILES = 2
+"""A client's request to another server's model has a connection there, too."""
 
 
 def run(
@@ -52,7 +58,8 @@ def run(
     """Serve until a signal ends it. Raises ``ConfigError``."""
     database = _database(settings)
     entrance = check_entrance(settings, bound, database, terminal)
-    ground = Ground(settings, bound, loading, database, entrance, reread)
+    most = _connections(settings, terminal)
+    ground = Ground(settings, bound, loading, database, entrance, most, reread)
     with _tracing() if settings.otel else nullcontext() as observe:
         uvloop.run(_serve(ground, observe))
 
@@ -88,6 +95,7 @@ class Ground(msgspec.Struct, frozen=True):
     loading: Loading
     database: Database | None
     entrance: Entrance
+    most_connections: int
     reread: Callable[[], Resolved]
 
 
@@ -135,7 +143,7 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
         url = url_of(bound, tls=settings.certfile is not None)
         server = Server(
             app,
-            server_options(settings),
+            server_options(settings, ground.most_connections),
             lifecycle=lifecycle,
             on_ready=lambda: click.echo(_welcome(service, settings, url)),
             on_reload=reload,
@@ -171,12 +179,25 @@ def _has_key(engine: Database) -> bool:
         return any_key(connection)
 
 
-def server_options(settings: Settings) -> ServerOptions:
+def _connections(settings: Settings, terminal: Terminal) -> int:
+    """Returns how many connections the server takes. Says so if files allow fewer than wanted."""
+    remote = any(map(is_remote, settings.models.values()))
+    most = settings.max_connections
+    fit = allow_connections(most, files_each=_REMOTE_FILES if remote else 1)
+    if fit < most:
+        terminal.say(
+            f"max_connections is {most}, but the process may not open enough files for them: at "
+            f"most {fit} are taken. Raise the limit on open files (ulimit -n, LimitNOFILE=)"
+        )
+    return fit
+
+
+def server_options(settings: Settings, most_connections: int) -> ServerOptions:
     """The settings of connections."""
     return ServerOptions(
         grace_s=settings.shutdown_grace_s,
-        read_timeout_s=settings.read_timeout_s,
-        max_connections=settings.max_connections,
+        timeouts=Timeouts(read_s=settings.read_timeout_s, write_s=settings.write_timeout_s),
+        max_connections=most_connections,
         certfile=settings.certfile,
         keyfile=settings.keyfile,
     )

@@ -16,6 +16,7 @@ Outcome: TypeAlias = Literal["answered", "refused", "failed", "client_gone", "ca
 class Exchange(msgspec.Struct, kw_only=True):
     """Filled while the request runs, read once at its end.
 
+    ``path`` is the one that the client asked for; a scope's is the route's.
     ``status`` is None until the status line is sent. Times are seconds of the app's clock.
     ``client`` is the client's address, empty if it has none. ``model`` is set once it is known to
     be served, ``asked_model`` is what the request said. ``limited_by`` is the limit that refused
@@ -24,6 +25,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     """
 
     request_id: str
+    path: str
     started_s: float
     client: str = ""
     status: int | None = None
@@ -40,6 +42,8 @@ class Exchange(msgspec.Struct, kw_only=True):
     param: str | None = None
 
 
+REFUSED = "afterword.refused"
+"""The key in a scope of the error that answers a request which the server could not read (H15)."""
 _KEY = "afterword.exchange"
 
 

@@ -16,9 +16,10 @@ from afterword.core.faults import without_keys
 from afterword.http.auth import bearer
 from afterword.http.client import ClientDisconnected, send_whole
 from afterword.http.errors import error_answer
-from afterword.http.exchange import Exchange, attach
+from afterword.http.exchange import REFUSED, Exchange, attach
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
+from afterword.http.paths import canonical
 from afterword.http.proxies import Network, client_address
 
 _access = logging.getLogger("afterword.access")
@@ -92,9 +93,10 @@ class Boundary:
             await self._routes(scope, receive, send)
             return
         request_id = f"req_{self._entropy(16).hex()}"
-        exchange = Exchange(request_id=request_id, started_s=self._clock())
+        exchange = Exchange(request_id=request_id, path=scope["path"], started_s=self._clock())
         peer = scope["client"][0] if scope.get("client") else ""
         exchange.client = client_address(peer, scope["headers"], self._proxies)
+        scope["path"] = canonical(scope["path"])
         attach(scope, exchange)
         # With an app in the scope, Starlette raises errors instead of answering in plain text.
         scope["app"] = self
@@ -116,6 +118,7 @@ class Boundary:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         try:
             try:
+                _check_readable(scope)
                 await self._routes(scope, receive, send)
                 if exchange.outcome == "cancelled":
                     exchange.outcome = "answered"
@@ -155,7 +158,7 @@ class Boundary:
         record = AccessRecord(
             request_id=exchange.request_id,
             method=scope["method"],
-            path=_shown(scope["path"], headers),
+            path=_shown(exchange.path, headers),
             route=route,
             status=status,
             outcome=exchange.outcome,
@@ -190,6 +193,12 @@ def _shown(text: str, headers: Mapping[bytes, bytes]) -> str:
     """Returns text of the client's for the log: short, whole characters, and without a key."""
     whole = text[:_MOST_SEARCHED_CHARACTERS].encode("utf-8", "replace").decode()
     return without_keys(whole, bearer(headers))[:_LOGGED_CHARACTERS]
+
+
+def _check_readable(scope: Scope) -> None:
+    """Raises what the server found wrong with a request that it could not read (H15)."""
+    if REFUSED in scope:
+        raise scope[REFUSED]
 
 
 def rate_headers(rates: Rates) -> Iterator[tuple[bytes, bytes]]:

@@ -210,7 +210,7 @@ def _note_first_token(exchange: Exchange, clock: Callable[[], float]) -> None:
 
 
 class Routes:
-    """All endpoints of a service."""
+    """All endpoints of a service. ``page``: the server has the playground."""
 
     def __init__(  # noqa: PLR0913 - what only the composition root knows
         self,
@@ -222,11 +222,13 @@ class Routes:
         clock: Callable[[], float],
         keep_alive_s: float,
         cache_scope: CacheScope,
+        page: bool,
     ) -> None:
         self._service = service
         self._ledger = ledger
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._page = page
         self._completions = Completions(
             service,
             ledger,
@@ -326,7 +328,7 @@ class Routes:
         """Returns the document with the limits that hold now, and a model that the key may use."""
         catalog = self._for(request).catalog
         model = next((one.id for one in catalog.listing(self._service.limits)), _NO_MODEL)
-        return document(self._service.limits, model=model, version=__version__)
+        return document(self._service.limits, model=model, version=__version__, page=self._page)
 
     def _for(self, request: Request) -> CompletionService:
         """Returns the service as the request's key sees it."""

@@ -305,7 +305,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _limit_reading(self, transaction: Transaction) -> None:
         waiting = not self._body.complete and (transaction.is_full or self._advancing)
-        if self._reading and (waiting or len(self._held) > _MOST_HELD_BYTES):
+        crowded = waiting or len(self._held) > _MOST_HELD_BYTES
+        if not self._reading and not crowded:
+            # What was read may have no content, so the app will not ask for more.
+            self._resume_reading()
+        elif self._reading and crowded:
             self._reading = False
             if not self._ended:
                 self._transport.pause_reading()

@@ -72,7 +72,10 @@ def install_native() -> None:
             return
     if native_build.cached("native") is None:
         install_compiling()
-    run([PYTHON, native_build.__file__, site / native_build.PACKAGE])
+    # In the environment, whose pip fetches the source. It says itself what went wrong.
+    command = [PYTHON, native_build.__file__, site / native_build.PACKAGE]
+    if subprocess.run(command, check=False).returncode:
+        sys.exit(1)
 
 
 def install_compiling() -> None:
@@ -85,6 +88,7 @@ def install_compiling() -> None:
 def make_wheel() -> None:
     """Write the wheel into dist/, in place of those that were there."""
     make_venv()
+    add_to_path()
     pip("--require-hashes", "--requirement", REQUIREMENTS / "build.txt")
     if native_build.cached("portable") is None:
         install_compiling()

@@ -79,6 +79,7 @@ _OPENING = re.compile(
     r"^# Specify the base name of the shared library.*?^_lib = load_shared_library\(.*?\)\n",
     re.MULTILINE | re.DOTALL,
 )
+_RELATIVE = b"\0GLIBC_ABI_DT_RELR\0"
 _NEEDS = re.compile(rb"(?<=\0)(GLIBC|GLIBCXX|CXXABI|GCC|OPENSSL)_(\d+(?:\.\d+)*)(?=\0)")
 
 
@@ -461,14 +462,14 @@ def platform_tag(package: Path) -> str:
     """
     if sys.platform != "linux":
         return re.sub(r"[-.]", "_", sysconfig.get_platform())
-    needs = {
-        (found[1], tuple(map(int, found[2].split(b"."))))
-        for file in package.glob("lib/**/*.so")
-        for found in _NEEDS.finditer(file.read_bytes())
-    }
-    if {library for library, _ in needs} != {b"GLIBC"}:
+    contents = [file.read_bytes() for file in package.glob("lib/**/*.so")]
+    found = [match for content in contents for match in _NEEDS.finditer(content)]
+    if {match[1] for match in found} != {b"GLIBC"}:
         return f"linux_{platform.machine()}"
-    major, minor, *_ = max(version for _, version in needs)
+    versions = [tuple(map(int, match[2].split(b"."))) for match in found]
+    if any(_RELATIVE in content for content in contents):
+        versions.append((2, 36))
+    major, minor, *_ = max(versions)
     return f"manylinux_{major}_{minor}_{platform.machine()}"
 
 
@@ -481,7 +482,7 @@ def main() -> None:
     try:
         build("portable" if arguments.portable else "native", arguments.folder)
     except BuildError as error:
-        sys.exit(f"native: {error}")
+        sys.exit(f"install: {error}")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_features_are_those_of_the_kernel(tmp_path: Path) -> None:
     assert features(tmp_path / "missing") == frozenset()
 
 
-def complete(before: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def complete(before: str = "pass", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``afterword complete`` after a statement."""
     code = f"import sys; {before}; from afterword.cli import main; main()"
     return subprocess.run(
@@ -85,10 +85,16 @@ def test_without_a_native_half_one_line_says_what_to_do() -> None:
     assert line.endswith("install a wheel, or run make install in the checkout")
 
 
-@pytest.mark.parametrize("name", ["AFTERWORD_NATIVE_VARIANT", "AFTERWORD_NATIVE_PATH"])
-def test_a_library_that_is_not_there_is_one_line(name: str, tmp_path: Path) -> None:
-    wanted = str(tmp_path) if name.endswith("PATH") else "abacus"
-    done = complete("", **{name: wanted})
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("AFTERWORD_NATIVE_VARIANT", "abacus"),
+        ("AFTERWORD_NATIVE_PATH", "/nowhere"),
+        ("AFTERWORD_NATIVE_PATH", str(Path(__file__).parent)),
+    ],
+)
+def test_a_library_that_is_not_there_is_one_line(name: str, wanted: str) -> None:
+    done = complete(**{name: wanted})
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert wanted in line

@@ -11,11 +11,11 @@ import zipfile
 from pathlib import Path
 
 import afterword_native
-import native_build
 import pytest
-from native_build import BuildError
 
+import native_build
 from afterword import playground
+from native_build import BuildError
 
 ROOT = Path(__file__).parents[1]
 INSTALLED = Path(afterword_native.__file__).parent

@@ -38,7 +38,7 @@ def _load(folder: Path) -> tuple[str, ctypes.CDLL]:
     A library that is open already is taken for every library that needs one of its name. So the
     chosen build is opened first, and libllama finds it. Raises ``ImportError``.
     """
-    built = [path.name for path in folder.iterdir() if any(path.glob("*ggml-cpu.*"))]
+    built = [path.parent.name for path in folder.glob(f"*/libafterword-ggml-cpu.{_SUFFIX}")]
     wanted = os.environ.get(_WANTED) or None
     if not built:
         if wanted is not None:

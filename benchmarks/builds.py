@@ -22,7 +22,7 @@ from afterword.core.job import Job
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Trim
 from afterword.engine.batching.scheduler import Scheduler
-from afterword.engine.llama.loading import multiply_row_by_row
+from afterword.engine.llama.binding import multiply_row_by_row
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner
 from afterword.engine.sampler import Sampler
 from stages import Profile, job, kinds

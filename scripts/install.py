@@ -73,8 +73,8 @@ def install_native() -> None:
     if native_build.cached("native") is None:
         install_compiling()
     # In the environment, whose pip fetches the source. It says itself what went wrong.
-    command = [PYTHON, native_build.__file__, site / native_build.PACKAGE]
-    if subprocess.run(command, check=False).returncode:
+    folder = site / native_build.PACKAGE
+    if subprocess.run([PYTHON, native_build.__file__, folder], check=False).returncode:
         sys.exit(1)
 
 

@@ -291,8 +291,10 @@ def compile_variant(source: Path, variant: Variant, environment: Mapping[str, st
     Raises ``BuildError`` with the last lines of the log.
     """
     build = source / "build" / variant.name
-    more = os.environ.get("CMAKE_ARGS", "").split()
-    configure = ["cmake", "-G", "Ninja", "-S", source, "-B", build, *variant.flags, *more]
+    configure: list[str | Path] = [
+        "cmake", "-G", "Ninja", "-S", source, "-B", build, *variant.flags,
+        *os.environ.get("CMAKE_ARGS", "").split(),
+    ]  # fmt: skip
     show_build(configure, environment)
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
     show_build(["ninja", "-C", build, "-j", jobs, *variant.targets], environment)

@@ -12,9 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-from . import _build
-from ._build import BASE
-from .processor import VariantError, choose, features
+from afterword_native import _build
+from afterword_native._build import BASE
+from afterword_native.processor import VariantError, choose, features
 
 __all__ = ["BASE", "BUILD", "LIBRARY", "VARIANT"]
 

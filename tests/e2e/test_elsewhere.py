@@ -11,9 +11,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import native_build
 import pytest
 from afterword_native.processor import NEEDS, features
+
+import native_build
 
 ROOT = Path(__file__).parents[2]
 RUNNABLE = [name for name, needs in NEEDS.items() if needs <= features()]
@@ -38,8 +39,11 @@ def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
         **kept, "HOME": os.environ.get("HOME", ""), "PATH": str(folder / "venv" / "bin"),
         "XDG_CACHE_HOME": str(folder / "cache"),
     }  # fmt: skip
-    install = ["pip", "install", "--quiet", "--find-links", str(wheel.parent), "afterword"]
-    subprocess.run(["env", *install], env=environment, check=True)
+    pip = folder / "venv" / "bin" / "pip"
+    subprocess.run(
+        [pip, "install", "--quiet", "--find-links", wheel.parent, "afterword"],
+        env=environment, check=True,
+    )  # fmt: skip
     return environment
 
 

@@ -400,7 +400,7 @@ def bindings(text: str) -> str:
     Raises ``BuildError`` if the module is not as expected.
     """
     text = _replaced(text, "from llama_cpp._ctypes_extensions import (", _FROM_HERE)
-    text, found = _OPENING.subn(f"from {PACKAGE} import LIBRARY as _lib\n", text)
+    text, found = _OPENING.subn(f"import {PACKAGE}\n\n_lib = {PACKAGE}.LIBRARY\n", text)
     if found != 1:
         raise BuildError(f"{SOURCE_PACKAGE} has changed: its bindings open libraries in a new way")
     return text

@@ -162,7 +162,7 @@ def test_bindings_open_no_library() -> None:
     text = native_build.bindings(BINDINGS)
     assert "llama_cpp._ctypes_extensions" not in text
     assert "load_shared_library(" not in text
-    assert text.endswith("from afterword_native import LIBRARY as _lib\nrest = 1\n")
+    assert text.endswith("import afterword_native\n\n_lib = afterword_native.LIBRARY\nrest = 1\n")
 
 
 @pytest.mark.parametrize("gone", ["import (", "# Specify"])

@@ -49,7 +49,9 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
     # Names of our own: a process may have the libraries of another llama.cpp open, too. Without versions there are no
     # links, which a wheel would store as copies. A build of ggml-cpu in a folder of its own finds ggml-base above.
     foreach(TARGET ggml-base ggml-cpu ggml llama)
-      set_target_properties(${TARGET} PROPERTIES PREFIX "${CMAKE_SHARED_LIBRARY_PREFIX}afterword-" VERSION "" SOVERSION ""
+      set_property(TARGET ${TARGET} PROPERTY VERSION)
+      set_property(TARGET ${TARGET} PROPERTY SOVERSION)
+      set_target_properties(${TARGET} PROPERTIES PREFIX "${CMAKE_SHARED_LIBRARY_PREFIX}afterword-"
         INSTALL_RPATH "${AFTERWORD_ORIGIN};${AFTERWORD_ORIGIN}/.." BUILD_WITH_INSTALL_RPATH ON)
     endforeach()
     target_sources(ggml-cpu PRIVATE ${AFTERWORD_KERNELS})

@@ -28,6 +28,8 @@ from typing import Literal, NamedTuple, TypeAlias
 Way: TypeAlias = Literal["native", "portable"]
 """For this processor, or for all processors of its kind."""
 
+Version: TypeAlias = tuple[int, ...]
+
 ROOT = Path(__file__).resolve().parent.parent
 # Changes to llama.cpp: patches, added files, and the CMake file that applies them.
 NATIVE = ROOT / "native"
@@ -52,8 +54,6 @@ X86_VARIANTS: Mapping[str, Sequence[str]] = {
     "x86-64-v3": _INSTRUCTIONS[:-1],
     "x86-64-v4": _INSTRUCTIONS,
 }
-# With these, a library needs nothing but libc, and shows nobody its copy of the C++ library.
-STATIC = "-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL"
 LEAST_CMAKE = (3, 21)
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 # Requests the tile registers from the kernel, then uses one.
@@ -80,7 +80,16 @@ _OPENING = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _RELATIVE = b"\0GLIBC_ABI_DT_RELR\0"
-_NEEDS = re.compile(rb"(?<=\0)(GLIBC|GLIBCXX|CXXABI|GCC|OPENSSL)_(\d+(?:\.\d+)*)(?=\0)")
+_NEEDS = re.compile(rb"(?<=\0)(GLIBC|GLIBCXX|CXXABI|GCC)_(\d+(?:\.\d+)*)(?=\0)")
+# The newest versions of the C++ runtime that systems with a glibc have, as auditwheel says.
+_RUNTIMES: Mapping[Version, Mapping[bytes, Version]] = {
+    (2, 17): {b"GLIBCXX": (3, 4, 19), b"CXXABI": (1, 3, 7), b"GCC": (4, 8, 0)},
+    (2, 28): {b"GLIBCXX": (3, 4, 24), b"CXXABI": (1, 3, 11), b"GCC": (7, 0, 0)},
+    (2, 31): {b"GLIBCXX": (3, 4, 28), b"CXXABI": (1, 3, 12), b"GCC": (7, 0, 0)},
+    (2, 34): {b"GLIBCXX": (3, 4, 29), b"CXXABI": (1, 3, 13), b"GCC": (7, 0, 0)},
+    (2, 35): {b"GLIBCXX": (3, 4, 30), b"CXXABI": (1, 3, 13), b"GCC": (12, 0, 0)},
+    (2, 39): {b"GLIBCXX": (3, 4, 33), b"CXXABI": (1, 3, 15), b"GCC": (14, 0, 0)},
+}
 
 
 class BuildError(Exception):
@@ -149,33 +158,30 @@ def check_programs() -> None:
         raise BuildError(f"{names} not found; pip install {' '.join(map(repr, packages))}")
 
 
-def _runs(source: str, *options: str, cxx: str) -> bool:
-    """Returns whether a program compiles and ends well."""
-    with tempfile.TemporaryDirectory() as folder:
-        file, program = Path(folder, "probe.cpp"), Path(folder, "probe")
-        file.write_text(source)
-        command = [cxx, "-O1", str(file), "-o", str(program), *options]
-        built = subprocess.run(command, check=False, capture_output=True)
-        return built.returncode == 0 and not subprocess.run([program], check=False).returncode
-
-
 def amx_is_broken(cxx: str) -> bool:
     """Returns whether AMX is advertised but faults, as in some virtual machines.
 
     A native build uses every advertised feature and would crash at its first matrix.
     """
-    return "amx" in cpu_flags() and not _runs(AMX_PROBE, cxx=cxx)
+    if "amx" not in cpu_flags():
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = Path(folder, "probe.cpp"), Path(folder, "probe")
+        source.write_text(AMX_PROBE)
+        built = subprocess.run(
+            [cxx, "-O1", source, "-o", program], check=False, capture_output=True
+        )
+        return built.returncode != 0 or subprocess.run([program], check=False).returncode != 0
 
 
 # What is built.
 
 
-def variants(way: Way, *, static: bool = False) -> Sequence[Variant]:
+def variants(way: Way) -> Sequence[Variant]:
     """Returns what is configured and compiled, in this order."""
-    link = (f"-DCMAKE_SHARED_LINKER_FLAGS={STATIC}",) if static else ()
     if way == "native":
         return (Variant("native", CMAKE_FLAGS, ("llama",), ""),)
-    flags = (*CMAKE_FLAGS, *link, "-DGGML_NATIVE=OFF")
+    flags = (*CMAKE_FLAGS, "-DGGML_NATIVE=OFF")
     if platform.machine() not in {"x86_64", "AMD64"}:
         return (Variant("portable", flags, ("llama",), ""),)
     return tuple(
@@ -303,8 +309,7 @@ def compile_variant(source: Path, variant: Variant, environment: Mapping[str, st
 
 def compile_all(source: Path, folder: Path, way: Way) -> None:
     """Compile all variants of a source package into a folder, with the bindings that they need."""
-    static = way == "portable" and _runs("int main() {}", *STATIC.split(), cxx=compiler())
-    for variant in variants(way, static=static):
+    for variant in variants(way):
         if variant.name != "native":
             say(f"for {variant.name}")
         libraries = compile_variant(source, variant, _environment(way))
@@ -458,21 +463,26 @@ def extract(wheel: Path, folder: Path) -> None:
 
 
 def platform_tag(package: Path) -> str:
-    """Returns the tag of a wheel, by the newest version of libc that the libraries need.
+    """Returns the tag of a wheel, by the newest versions of libc and libstdc++ that it needs.
 
-    Libraries that need a C++ library of the system are for systems like this one.
+    Libraries that need something newer than all known systems have are for systems like this one.
     """
     if sys.platform != "linux":
         return re.sub(r"[-.]", "_", sysconfig.get_platform())
+    machine = platform.machine()
     contents = [file.read_bytes() for file in package.glob("lib/**/*.so")]
-    found = [match for content in contents for match in _NEEDS.finditer(content)]
-    if {match[1] for match in found} != {b"GLIBC"}:
-        return f"linux_{platform.machine()}"
-    versions = [tuple(map(int, match[2].split(b"."))) for match in found]
+    needs: dict[bytes, Version] = {b"GLIBC": (2, 17)}
+    for found in (match for content in contents for match in _NEEDS.finditer(content)):
+        version = tuple(map(int, found[2].split(b".")))
+        needs[found[1]] = max(version, needs.get(found[1], ()))
+    glibc = needs.pop(b"GLIBC")
     if any(_RELATIVE in content for content in contents):
-        versions.append((2, 36))
-    major, minor, *_ = max(versions)
-    return f"manylinux_{major}_{minor}_{platform.machine()}"
+        glibc = max(glibc, (2, 36))
+    for system, has in _RUNTIMES.items():
+        if all(version <= has[name] for name, version in needs.items()):
+            major, minor, *_ = max(glibc, system)
+            return f"manylinux_{major}_{minor}_{machine}"
+    return f"linux_{machine}"
 
 
 def main() -> None:

@@ -128,9 +128,11 @@ def test_pip_install_says_in_one_line_what_is_missing(tmp_path: Path, missing: s
         ([b"GLIBC_2.17"], "manylinux_2_17_"),
         # Relative relocations are read by glibc 2.36 and newer.
         ([b"GLIBC_2.17", b"GLIBC_ABI_DT_RELR"], "manylinux_2_36_"),
-        # Another library is needed, so the wheel is for this system.
-        ([b"GLIBC_2.34", b"GLIBCXX_3.4.30"], "linux_"),
-        ([b"GLIBC_2.34", b"GCC_3.0"], "linux_"),
+        # The C++ library of a system is as old as its glibc.
+        ([b"GLIBC_2.17", b"GLIBCXX_3.4.19", b"CXXABI_1.3.9", b"GCC_3.0"], "manylinux_2_28_"),
+        ([b"GLIBC_2.34", b"GLIBCXX_3.4.29", b"CXXABI_1.3.13"], "manylinux_2_34_"),
+        ([b"GLIBC_2.34", b"GLIBCXX_3.4.30"], "manylinux_2_35_"),
+        ([b"GLIBC_2.34", b"GLIBCXX_3.4.99"], "linux_"),
     ],
 )
 def test_the_tag_is_what_the_libraries_need(names: list[bytes], tag: str, tmp_path: Path) -> None:
@@ -151,11 +153,11 @@ def test_the_tag_agrees_with_the_linker() -> None:
     found = re.findall(r"Name: ([A-Z]+)_([\d.]+)", done.stdout)
     assert found
     tag = native_build.platform_tag(INSTALLED)
-    if {name for name, _ in found} == {"GLIBC"}:
-        newest = max(tuple(map(int, version.split("."))) for _, version in found)
-        assert tag.startswith(f"manylinux_{newest[0]}_{newest[1]}_")
-    else:
-        assert tag.startswith("linux_")
+    newest = max(tuple(map(int, version.split("."))) for name, version in found if name == "GLIBC")
+    major, minor = map(int, tag.split("_")[1:3])
+    assert (major, minor) >= newest
+    runtimes = {version for name, version in found if name == "GLIBCXX"}
+    assert tag.startswith("manylinux_") or max(runtimes) > "3.4.33"
 
 
 def test_bindings_open_no_library() -> None:

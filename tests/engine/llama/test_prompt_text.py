@@ -239,7 +239,7 @@ def test_a_text_for_an_engine_that_is_closed_is_a_503(tmp_path: Path) -> None:
         for path, body in (
             ("/v1/completions", {"model": "toy", "prompt": "hello"}),
             ("/v1/completions", {"model": "toy", "prompt": [1, 2]}),
-            ("/tokenize", {"prompt": "hello" * 2000}),
+            ("/tokenize", {"prompt": "hello" * 20}),
         ):
             assert (await client.post(path, body)).status == 503
 

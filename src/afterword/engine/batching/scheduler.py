@@ -306,15 +306,13 @@ class Scheduler:
         if scores is None:
             raise AssertionError("scores found for a prompt that wants none")
         for entry in found:
-            scores.put(entry.position, *entry.score)
+            scores.put(entry.position, entry.score)
             for follower, logprob in entry.branches:
                 if follower.scores is not None:
-                    k = follower.scores.k
                     follower.scores.take(scores.part(0, entry.position), 0)
-                    _, top_ids, top = entry.score
-                    follower.scores.put(entry.position, logprob, top_ids[:k], top[:k])
+                    follower.scores.put(entry.position, entry.score.of_another(logprob))
             prompt.followers.pop(entry.position, None)
-        if self._memory.sharing != "none":
+        if self._memory.sharing != "none" and scores.shared:
             self._memory.cache.keep(prompt.ids, scores)
 
     def _announce(self, sequence: Sequence) -> None:
@@ -327,12 +325,12 @@ class Scheduler:
         self._events.append((sequence.request.key, event))
 
     def _extend(self, sequence: Sequence, slot: Slot, drawn: SequenceOf[SampledToken]) -> None:
-        key, counts = sequence.request.key, sequence.counts
+        key, history = sequence.request.key, sequence.history
         for one in drawn:
             sequence.generated += 1
             self.counters.generated_tokens += 1
-            if counts is not None:
-                counts[one.token] = counts.get(one.token, 0) + 1
+            if history is not None:
+                history.accept(one.token)
             self._events.append((key, sampled_event(sequence, one)))
             if sequence.ends_with(one.token):
                 self._finish(sequence, "stop")

@@ -13,7 +13,11 @@ from support.examples import examples
 
 VOCABULARY = 8
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
-BREAKERS = ({}, {3: ((),)}, {2: ((1,), (1, 1)), 3: ((0,),)})
+BREAKERS: tuple[dict[int, tuple[tuple[int, ...], ...]], ...] = (
+    {},
+    {3: ((),)},
+    {2: ((1,), (1, 1)), 3: ((0,),)},
+)
 
 
 def penalised(

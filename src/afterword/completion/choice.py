@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import TypeVar
 
@@ -22,12 +22,37 @@ def _rows(values: Iterable[T], width: int) -> Iterator[tuple[T, ...]]:
     return zip(*[iter(values)] * width, strict=True) if width else repeat(())
 
 
+class Presentation(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer shows of the choices of a request.
+
+    ``logprobs`` and ``prompt_logprobs`` are numbers of alternatives, None if none are shown;
+    ``prompt_logprobs`` are vLLM's. A stop string counts only behind the first ``min_tokens``
+    tokens. ``silent_ids`` are generated tokens that write no text.
+    """
+
+    echo: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    min_tokens: int = 0
+    silent_ids: frozenset[int] = frozenset()
+    token_ids: bool = False
+    tokens_as_ids: bool = False
+
+
 class Delta(msgspec.Struct, frozen=True):
-    """What a choice gained since the last delta: text, log-probability entries, its end."""
+    """What a choice gained since the last delta.
+
+    Text, log-probability entries, its end, and the ids of its tokens. ``first`` is what only the
+    first delta has.
+    """
 
     text: str
     logprobs: Logprobs | None
     finish_reason: FinishReason | None
+    token_ids: list[int]
+    first: bool = False
 
 
 class ChoiceBuilder:
@@ -37,26 +62,21 @@ class ChoiceBuilder:
     later events change nothing. ``completion_tokens`` counts up to the token that ended the choice.
     """
 
-    def __init__(
-        self,
-        vocab: VocabView,
-        prompt: PromptText,
-        *,
-        stops: Sequence[str],
-        min_tokens: int,
-        echo: bool,
-        logprobs: bool,
-    ) -> None:
+    def __init__(self, vocab: VocabView, prompt: PromptText, shown: Presentation) -> None:
         self._vocab = vocab
         self._prompt = prompt
-        self._echo = echo
-        self._matcher = StopMatcher(stops)
-        self._min_tokens = min_tokens
+        self._shown = shown
+        self._matcher = StopMatcher(shown.stops, include=shown.include_stop)
         # The completion may complete a character whose first bytes end the prompt.
         self._detokenizer = Detokenizer(characters=len(prompt.text), pending=prompt.dangling)
         self._fresh = prompt.fresh
-        self._entries = LogprobsBuilder(vocab) if logprobs else None
-        self._ready = prompt.text if echo else ""
+        self._entries: LogprobsBuilder | None = None
+        if shown.logprobs is not None:
+            self._entries = LogprobsBuilder(vocab, as_ids=shown.tokens_as_ids)
+        self._ready = prompt.text if shown.echo else ""
+        # Where the ready text of each entry ends, and the ids of generated tokens; not drained yet.
+        self._ends: list[int] = []
+        self._ids: list[int] = []
         self._wrote = False
         self._drained_once = False
         self._finish_given = False
@@ -66,15 +86,17 @@ class ChoiceBuilder:
 
     def prefilled(self, scored: ScoredPrompt | None) -> None:
         """Take in the computed prompt. ``scored`` has its log-probabilities if they are echoed."""
-        if self._entries is None or not self._echo or not self._prompt.ids:
+        shown, prompt = self._shown, self._prompt
+        if self._entries is None or not shown.echo or not prompt.ids:
             return
-        ids, offsets, vocab = self._prompt.ids, self._prompt.offsets, self._vocab
+        ids, offsets, vocab = prompt.ids, prompt.offsets, self._vocab
         self._entries.add_first(ids[0], offsets[0], fresh=vocab.is_fresh(None))
+        self._ends = [*offsets[1:], len(prompt.text)]
         if scored is None:
             return
         width = len(scored.top_ids) // max(len(scored.logprobs), 1)
         # ``scored`` begins at the prompt's second token and includes hidden tokens.
-        first = self._prompt.hidden
+        first = prompt.hidden
         entries = zip(
             ids,
             ids[1:],
@@ -86,7 +108,14 @@ class ChoiceBuilder:
         )
         for before, token, offset, logprob, top_ids, top_logprobs in entries:
             fresh = vocab.is_fresh(before)
-            self._entries.add(token, logprob, top_ids, top_logprobs, offset, fresh=fresh)
+            tops = self._shown_of(top_ids), self._shown_of(top_logprobs)
+            self._entries.add(token, logprob, *tops, offset, fresh=fresh)
+
+    def _shown_of(self, entries: tuple[T, ...]) -> tuple[T, ...]:
+        """Returns the entries of a prompt's token without those that only vLLM's shape shows."""
+        shown = self._shown
+        k = shown.logprobs or 0
+        return entries[:k] + entries[max(k, shown.prompt_logprobs or 0) :]
 
     def sampled(self, event: Sampled) -> bool:
         """Take in generated tokens. Returns True if they complete a stop string."""
@@ -94,13 +123,13 @@ class ChoiceBuilder:
             return False
         width = len(event.top_ids) // len(event.tokens)
         scored = bool(event.logprobs)
-        vocab, end_ids, fresh = self._vocab, self._vocab.end_ids, self._fresh
+        vocab, silent, fresh = self._vocab, self._shown.silent_ids, self._fresh
         logprobs = event.logprobs if scored else repeat(0.0)
         # Without log-probabilities ``logprobs`` does not end, so zip cannot be strict.
         for at, (token, logprob) in enumerate(zip(event.tokens, logprobs, strict=False)):
             self.completion_tokens += 1
             self.logprob_sum += logprob
-            piece = b"" if token in end_ids else vocab.piece(token, fresh=fresh)
+            piece = b"" if token in silent else vocab.piece(token, fresh=fresh)
             text, offset = self._detokenizer.feed(piece)
             if self._entries is not None:
                 top = slice(at * width, (at + 1) * width)
@@ -109,7 +138,10 @@ class ChoiceBuilder:
             self._fresh = fresh = vocab.is_fresh(token)
             if piece:
                 self._wrote = True
-            if text and self._take_in(text):
+            stopped = bool(text) and self._take_in(text)
+            self._ids.append(token)
+            self._ends.append(len(self._ready))
+            if stopped:
                 return True
         return False
 
@@ -119,7 +151,7 @@ class ChoiceBuilder:
             return
         # Some engines know the number of tokens only at the end.
         self.completion_tokens = event.completion_tokens
-        if self._wrote or self._echo:
+        if self._wrote or self._shown.echo:
             rest = self._detokenizer.flush()
             if rest and self._wrote:
                 if self._take_in(rest):
@@ -134,20 +166,58 @@ class ChoiceBuilder:
 
         The first delta comes with the first token, even if its text is held back (S7).
         """
-        if not self.completion_tokens and self.finish_reason is None:
+        if not self._has_news():
             return None
-        finish = None if self._finish_given else self.finish_reason
         entries = self._entries
-        if self._drained_once and not self._ready and not entries and finish is None:
-            return None
+        text, ids = self._ready, self._ids
+        delta = Delta(
+            text,
+            entries.take() if entries is not None else None,
+            None if self._finish_given else self.finish_reason,
+            ids,
+            not self._drained_once,
+        )
+        self._drained()
+        return delta
+
+    def drain_each(self) -> list[Delta]:
+        """Returns what ``drain`` returns, with one log-probability entry in each delta (S9)."""
+        if self._entries is None or len(self._entries) < 2:
+            whole = self.drain()
+            return [] if whole is None else [whole]
+        each = self._entries.take_each()
+        deltas, start = [], 0
+        echoed = len(each) - len(self._ids)
+        for at, (entry, end) in enumerate(zip(each, self._ends, strict=True)):
+            ids = self._ids[at - echoed : at - echoed + 1] if at >= echoed else []
+            first = not self._drained_once and at == 0
+            deltas.append(Delta(self._ready[start:end], entry, None, ids, first))
+            start = end
+        finish = None if self._finish_given else self.finish_reason
+        last = deltas.pop()
+        deltas.append(
+            msgspec.structs.replace(
+                last, text=last.text + self._ready[start:], finish_reason=finish
+            )
+        )
+        self._drained()
+        return deltas
+
+    def _has_news(self) -> bool:
+        if not self.completion_tokens and self.finish_reason is None:
+            return False
+        ending = self.finish_reason is not None and not self._finish_given
+        ids = self._shown.token_ids and self._ids
+        return ending or not self._drained_once or bool(self._ready or ids or self._entries)
+
+    def _drained(self) -> None:
         self._drained_once = True
-        self._finish_given = self._finish_given or finish is not None
-        text, self._ready = self._ready, ""
-        return Delta(text, entries.take() if entries is not None else None, finish)
+        self._finish_given = self._finish_given or self.finish_reason is not None
+        self._ready, self._ids, self._ends = "", [], []
 
     def _take_in(self, text: str) -> bool:
         # A stop string counts only if it completes after the first ``min_tokens`` tokens (R17).
-        counts = self.completion_tokens > self._min_tokens
+        counts = self.completion_tokens > self._shown.min_tokens
         ready, stopped = self._matcher.feed(text, counts=counts)
         self._ready += ready
         if stopped:

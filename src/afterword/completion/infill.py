@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from afterword.core.errors import InvalidRequest
 from afterword.core.protocols import InfillTokens, Tokenizer
 
+INFILL_TOKENS = 4
+"""The most tokens that ``lay_out`` adds to prefix and suffix."""
+
 
 def infill_tokens(tokenizer: Tokenizer) -> InfillTokens:
     """Returns the fill-in-the-middle tokens. Raises ``InvalidRequest`` if there are none (F3)."""

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from afterword.completion.fields import Prompt, out_of_range, shown
-from afterword.completion.infill import infill_tokens, lay_out
+from afterword.completion.choice import Presentation
+from afterword.completion.fields import Prompt, shown
+from afterword.completion.infill import INFILL_TOKENS, infill_tokens, lay_out
 from afterword.completion.prompt_text import (
     PromptText,
     Shown,
@@ -17,19 +18,24 @@ from afterword.completion.prompt_text import (
     prompt_of_text,
 )
 from afterword.completion.request import CompletionRequest
+from afterword.completion.sampling import sampling_params, vocabulary_ids
 from afterword.completion.tokens import encode
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest
-from afterword.core.job import Job, SamplingParams
+from afterword.core.job import Job
 from afterword.core.limits import Limits
 from afterword.core.protocols import Feature, Tokenizer
+
+_WHAT_FITS = -1
+"""The value of ``truncate_prompt_tokens`` that keeps as many tokens as fit."""
+_CUT_CONTEXTS = 16
+"""How many contexts a prompt may be long that is cut to its end."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A request, decided.
 
     ``model`` is the name that the client asked for. Job i makes ``candidates`` sequences of prompt
-    i; the answer shows ``n`` of them. ``logprobs`` and ``echo`` say what the answer shows, not what
-    is computed.
+    i; the answer shows ``n`` of them. ``shown`` says what the answer shows, not what is computed.
     """
 
     id: str
@@ -41,11 +47,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     vocab: VocabView
     n: int
     candidates: int
-    echo: bool
-    logprobs: int | None
-    stops: tuple[str, ...]
+    shown: Presentation
     stream: bool
     include_usage: bool
+    continuous_usage: bool
     include_obfuscation: bool
     user: str | None
 
@@ -72,11 +77,16 @@ class ContextBudget(msgspec.Struct, frozen=True):
     context_tokens: int
     limits: Limits
 
-    def refuse_endless(self, prompt: Prompt, tokenizer: Tokenizer, asked: int | None) -> None:
-        """Raises ``ContextLengthExceeded`` if no tokenisation of the prompt can fit (H12)."""
+    def refuse_endless(
+        self, prompt: Prompt, tokenizer: Tokenizer, asked: int | None, *, cut: bool = False
+    ) -> None:
+        """Raises ``ContextLengthExceeded`` if no tokenisation of the prompt can fit (H12).
+
+        A prompt that will be ``cut`` may be several times as long.
+        """
         longest = tokenizer.max_piece_bytes if isinstance(prompt, str) else 1
         least = math.ceil(len(prompt) / longest)
-        if least > self.context_tokens:
+        if least > self.context_tokens * (_CUT_CONTEXTS if cut else 1):
             raise ContextLengthExceeded(
                 context=self.context_tokens, prompt=least, completion=asked or 0
             )
@@ -87,6 +97,11 @@ class ContextBudget(msgspec.Struct, frozen=True):
         """Returns the texts that ``refuse_endless`` lets through."""
         most = self.context_tokens * tokenizer.max_piece_bytes
         return [text for text in texts if len(text[0]) <= most]
+
+    def room(self, asked: int | None) -> int:
+        """Returns how many prompt tokens leave room for the completion."""
+        wanted = self.limits.default_max_tokens or 1 if asked is None else asked
+        return max(self.context_tokens - wanted, 0)
 
     def completion_tokens(self, prompt_tokens: int, asked: int | None) -> int:
         """Returns how many tokens may be generated. Raises ``ContextLengthExceeded``."""
@@ -113,33 +128,27 @@ def make_plan(
     Raises ``InvalidRequest``.
     """
     n, candidates = _counts(request)
-    options = request.stream_options or {}
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest(
-            "The 'stream_options' parameter is only allowed when 'stream' is true.",
-            param="stream_options",
-        )
-    suffix = request.suffix or None
-    if suffix is not None and request.echo and request.logprobs is not None:
-        raise InvalidRequest(
-            "'suffix' with both 'echo' and 'logprobs' is not supported: the prompt is not scored "
-            "in the order in which it is echoed.",
-            param="suffix",
-        )
+    _refuse_contradictions(request)
     _refuse_unsupported(request, inputs.unsupported)
-    sampling = _sampling(request, tokenizer)
-    least = sampling.min_tokens
-    extra_end_ids = infill_tokens(tokenizer).end_ids if suffix is not None else ()
-    vocab = VocabView(
-        tokenizer.pieces, tokenizer.end_ids.union(extra_end_ids), tokenizer.space_after
-    )
+    asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
+    options = request.stream_options or {}
+    logprobs = request.logprobs
+    if logprobs is None and request.logprob_token_ids:
+        logprobs = 0
+    scored = logprobs if request.echo else None
+    if request.prompt_logprobs is not None:
+        scored = max(scored or 0, request.prompt_logprobs)
+    sampling = sampling_params(request, tokenizer, budget.context_tokens)
+    stop_ids = vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer)
+    extra_end_ids = infill_tokens(tokenizer).end_ids if request.suffix else ()
+    end_ids = tokenizer.end_ids.union(extra_end_ids)
+    vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after)
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
-        ids, text = _prompt(prompt, request, tokenizer, budget, vocab)
-        most = budget.completion_tokens(len(ids), request.max_tokens)
-        if least > most:
-            raise _too_many_at_least(least, most, request.max_tokens)
-        scored = request.echo and request.logprobs is not None
+        ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
+        most = budget.completion_tokens(len(ids), asked)
+        if sampling.min_tokens > most:
+            raise _too_many_at_least(sampling.min_tokens, most, asked)
         jobs.append(
             Job(
                 prompt_ids=ids,
@@ -147,12 +156,20 @@ def make_plan(
                 max_tokens=most,
                 sampling=sampling,
                 seed=inputs.seed if request.seed is None else request.seed,
-                logprobs=0 if request.logprobs is None and candidates > n else request.logprobs,
-                prompt_logprobs=request.logprobs if scored else None,
+                logprobs=0 if logprobs is None and candidates > n else logprobs,
+                prompt_logprobs=scored,
+                prompt_ranks=request.prompt_logprobs is not None,
+                scored_ids=vocabulary_ids(
+                    "logprob_token_ids", request.logprob_token_ids, tokenizer
+                ),
                 extra_end_ids=extra_end_ids,
+                stop_ids=stop_ids,
             )
         )
         prompts.append(text)
+    silent = end_ids.union(() if request.include_stop_str_in_output else stop_ids)
+    if request.skip_special_tokens:
+        silent = silent.union(tokenizer.special_ids)
     return Plan(
         id=inputs.id,
         model=inputs.model,
@@ -163,14 +180,58 @@ def make_plan(
         vocab=vocab,
         n=n,
         candidates=candidates,
-        echo=bool(request.echo),
-        logprobs=request.logprobs,
-        stops=request.stop or (),
+        shown=Presentation(
+            echo=bool(request.echo),
+            logprobs=logprobs,
+            prompt_logprobs=request.prompt_logprobs,
+            stops=request.stop or (),
+            include_stop=bool(request.include_stop_str_in_output),
+            min_tokens=sampling.min_tokens,
+            silent_ids=silent,
+            token_ids=bool(request.return_token_ids),
+            tokens_as_ids=bool(request.return_tokens_as_token_ids),
+        ),
         stream=bool(request.stream),
         include_usage=options.get("include_usage", False),
+        continuous_usage=options.get("continuous_usage_stats", False),
         include_obfuscation=options.get("include_obfuscation", False),
         user=request.user,
     )
+
+
+def _refuse_contradictions(request: CompletionRequest) -> None:
+    """Raises ``InvalidRequest`` for fields that cannot be honoured together."""
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest(
+            "The 'stream_options' parameter is only allowed when 'stream' is true.",
+            param="stream_options",
+        )
+    options = request.stream_options or {}
+    if options.get("continuous_usage_stats") and not options.get("include_usage"):
+        raise InvalidRequest(
+            "'stream_options.continuous_usage_stats' is only allowed when "
+            "'stream_options.include_usage' is true.",
+            param="stream_options",
+        )
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise InvalidRequest(
+            "'max_tokens' and 'max_completion_tokens' are two names of one limit: give one of "
+            "them.",
+            param="max_completion_tokens",
+        )
+    if not request.suffix:
+        return
+    for name, asked in (
+        ("echo' and 'logprobs", request.echo and request.logprobs is not None),
+        ("echo' and 'logprob_token_ids", request.echo and request.logprob_token_ids),
+        ("prompt_logprobs", request.prompt_logprobs is not None),
+    ):
+        if asked:
+            raise InvalidRequest(
+                f"'suffix' with '{name}' is not supported: the prompt is not scored in the order "
+                "in which it is shown.",
+                param="suffix",
+            )
 
 
 def _counts(request: CompletionRequest) -> tuple[int, int]:
@@ -202,57 +263,53 @@ def _too_many_at_least(least: int, most: int, asked: int | None) -> InvalidReque
     )
 
 
-def _sampling(request: CompletionRequest, tokenizer: Tokenizer) -> SamplingParams:
-    bias = request.logit_bias or ()
-    vocabulary = len(tokenizer.pieces)
-    if bias and bias[-1][0] >= vocabulary:
-        raise out_of_range(
-            "logit_bias", bias[-1][0], f"token ids below the vocabulary's size of {vocabulary}"
-        )
-    if bias and sum(value <= -100 for _, value in bias) >= vocabulary:
-        raise InvalidRequest("'logit_bias' bans every token of the vocabulary.", param="logit_bias")
-    given = SamplingParams()
-    return SamplingParams(
-        temperature=given.temperature if request.temperature is None else request.temperature,
-        top_p=given.top_p if request.top_p is None else request.top_p,
-        top_k=max(request.top_k or 0, 0),
-        min_p=request.min_p or 0.0,
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        logit_bias=tuple(pair for pair in bias if pair[1]),
-        min_tokens=request.min_tokens or 0,
-        ignore_eos=bool(request.ignore_eos),
-    )
-
-
 def _prompt(
     prompt: Prompt,
     request: CompletionRequest,
     tokenizer: Tokenizer,
     budget: ContextBudget,
     vocab: VocabView,
+    asked: int | None,
 ) -> tuple[tuple[int, ...], PromptText]:
     """Returns the ids to compute, and the prompt as its choices show it (R2, E2)."""
     suffix = request.suffix or ""
-    for given in (prompt, suffix):
-        budget.refuse_endless(given, tokenizer, request.max_tokens)
-    echo, scored = bool(request.echo), request.logprobs is not None
+    kept = request.truncate_prompt_tokens
+    budget.refuse_endless(prompt, tokenizer, asked, cut=kept is not None)
+    budget.refuse_endless(suffix, tokenizer, asked)
+    scored = request.logprobs is not None or request.logprob_token_ids is not None
+    echo = bool(request.echo)
     shown = Shown(text=echo or scored, offsets=echo and scored)
     visible = _ids(prompt, tokenizer, parse_special=not suffix)
-    if isinstance(prompt, str):
+    after: Sequence[int] = ()
+    if suffix:
+        after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
+    bos = tokenizer.bos_id
+    adds_bos = (
+        not suffix
+        and isinstance(prompt, str)
+        and bos is not None
+        and request.add_special_tokens is not False
+        and visible[:1] != [bos]
+    )
+    is_text = isinstance(prompt, str)
+    if kept is not None:
+        added = len(after) + INFILL_TOKENS if suffix else int(adds_bos)
+        most = budget.room(asked) if kept == _WHAT_FITS else kept
+        if len(visible) > max(most - added, 0):
+            visible = visible[len(visible) - max(most - added, 0) :]
+            is_text = False
+    if isinstance(prompt, str) and is_text:
         text = prompt_of_text(prompt, visible, vocab, shown)
     else:
         text = prompt_of_ids(visible, vocab, shown)
     if suffix:
-        after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
-        ids = lay_out(infill_tokens(tokenizer), tokenizer.bos_id, visible, after)
+        ids = lay_out(infill_tokens(tokenizer), bos, visible, after)
         # The middle continues the prefix, so no space of the tokenizer comes between them.
         return ids, msgspec.structs.replace(text, fresh=False)
-    bos = tokenizer.bos_id
+    if adds_bos and bos is not None and visible:
+        return (bos, *visible), msgspec.structs.replace(text, hidden=1)
     if not visible:
         return (tokenizer.document_start_id,), msgspec.structs.replace(text, hidden=1)
-    if isinstance(prompt, str) and bos is not None and visible[0] != bos:
-        return (bos, *visible), msgspec.structs.replace(text, hidden=1)
     return tuple(visible), text
 
 
@@ -270,6 +327,9 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequen
     return prompt
 
 
+_ID_FIELDS = ("logit_bias", "allowed_token_ids", "stop_token_ids", "logprob_token_ids")
+
+
 def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature, str]) -> None:
     """Raises ``InvalidRequest`` for what the engine cannot take."""
     reason = unsupported.get("token_ids")
@@ -277,8 +337,9 @@ def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature
         return
     if request.suffix:
         raise InvalidRequest(f"'suffix' cannot be honoured: {reason}", param="suffix")
-    if request.logit_bias:
-        raise InvalidRequest(f"Token ids in 'logit_bias': {reason}", param="logit_bias")
+    for name in _ID_FIELDS:
+        if getattr(request, name):
+            raise InvalidRequest(f"Token ids in '{name}': {reason}", param=name)
     if any(not isinstance(prompt, str) for prompt in request.prompt):
         raise InvalidRequest(f"Token ids in 'prompt': {reason}", param="prompt")
 

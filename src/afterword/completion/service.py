@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
 from afterword.completion import ranking, tokens
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.choice import ChoiceBuilder, Delta
+from afterword.completion.logprobs import prompt_logprobs
 from afterword.completion.plan import ContextBudget, Plan, PlanInputs, make_plan, texts_of
 from afterword.completion.request import CompletionRequest, decode
 from afterword.core.errors import ApiError
@@ -173,7 +174,7 @@ class CompletionStream:
             self._fold(events)
         plan = self.plan
         choices = [
-            _choice(builder.drain(), index=i * plan.n + j)
+            self._choice(builder.drain(), i, j)
             for i in range(len(plan.jobs))
             for j, builder in enumerate(self._shown(i))
         ]
@@ -217,10 +218,7 @@ class CompletionStream:
             builder = self._builders[job, seq] = ChoiceBuilder(
                 plan.vocab,
                 plan.prompts[job],
-                stops=plan.stops,
-                min_tokens=plan.jobs[job].sampling.min_tokens,
-                echo=plan.echo,
-                logprobs=plan.logprobs is not None,
+                plan.shown,
             )
             builder.prefilled(self._scored[job])
         return builder
@@ -233,14 +231,44 @@ class CompletionStream:
         return [siblings[i] for i in ranking.best(scores, self.plan.n)]
 
     def _new_chunks(self, changed: dict[tuple[int, int], ChoiceBuilder]) -> list[Chunk]:
-        usage = None if self.plan.include_usage else msgspec.UNSET
         chunks = []
         for (job, seq), builder in changed.items():
-            delta = builder.drain()
-            if delta is not None:
-                index = job * self.plan.n + seq
-                chunks.append(self._chunk([_choice(delta, index=index)], usage))
+            deltas = builder.drain_each()
+            generated = builder.completion_tokens - sum(len(one.token_ids) for one in deltas)
+            for delta in deltas:
+                generated += len(delta.token_ids)
+                choice = self._choice(delta, job, seq)
+                chunks.append(self._chunk([choice], self._usage_of(job, generated)))
         return chunks
+
+    def _usage_of(self, job: int, generated: int) -> Usage | msgspec.UnsetType | None:
+        """Returns the usage that a chunk of a choice shows (S5, S10)."""
+        if not self.plan.include_usage:
+            return msgspec.UNSET
+        if not self.plan.continuous_usage:
+            return None
+        prompt, cached = self._prompts[job]
+        return Usage(prompt, generated, prompt + generated, PromptTokensDetails(cached))
+
+    def _choice(self, delta: Delta | None, job: int, place: int) -> Choice:
+        """Returns a choice as the answer shows it."""
+        if delta is None:
+            raise RuntimeError("a generation ended without ending one of its sequences")
+        plan = self.plan
+        shown = plan.shown
+        choice = Choice(delta.text, job * plan.n + place, delta.logprobs, delta.finish_reason)
+        more: dict[str, Any] = {}
+        if shown.token_ids:
+            more["token_ids"] = delta.token_ids
+        if delta.first:
+            prompt_ids = plan.jobs[job].prompt_ids
+            if shown.token_ids:
+                more["prompt_token_ids"] = list(prompt_ids)
+            if shown.prompt_logprobs is not None:
+                more["prompt_logprobs"] = prompt_logprobs(
+                    prompt_ids, self._scored[job], shown.prompt_logprobs, plan.vocab
+                )
+        return msgspec.structs.replace(choice, **more) if more else choice
 
     def _chunk(self, choices: list[Choice], usage: Usage | msgspec.UnsetType | None) -> Chunk:
         plan = self.plan
@@ -260,9 +288,3 @@ class CompletionStream:
 async def _off_the_loop(size: int, work: Callable[[], T]) -> T:
     """Do long work in a thread, short work at once."""
     return await asyncio.to_thread(work) if size > _LONG_BODY_BYTES else work()
-
-
-def _choice(delta: Delta | None, *, index: int) -> Choice:
-    if delta is None:
-        raise RuntimeError("a generation ended without ending one of its sequences")
-    return Choice(delta.text, index, delta.logprobs, delta.finish_reason)

@@ -26,7 +26,7 @@ class Repetition(msgspec.Struct, frozen=True, kw_only=True):
     Repetitions shorter than ``allowed_length`` cost nothing. Only the last ``window`` tokens of
     prompt and choice are searched. A repetition does not reach back over a breaker. ``breakers``
     maps the first token of each breaker to the tokens that may follow it; a breaker of one token
-    is followed by ``()``. Source: llama.cpp's sampler of the same name.
+    is followed by ``()``. ``breaker_texts`` are the same as text. Source: llama.cpp's DRY sampler.
     """
 
     multiplier: float
@@ -34,6 +34,7 @@ class Repetition(msgspec.Struct, frozen=True, kw_only=True):
     allowed_length: int
     window: int
     breakers: Mapping[int, tuple[tuple[int, ...], ...]] = {}
+    breaker_texts: tuple[str, ...] = ()
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,177 @@
+"""Fields of other servers that ask for nothing here, and what to say of the rest (R18, R20).
+
+A field with a value that changes nothing is honoured by doing nothing. Any other value is refused
+by name. Names that no server has are refused as typing errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from afterword.completion.fields import Json, Schema, unrecognized
+from afterword.core.errors import InvalidRequest
+
+
+class Foreign(msgspec.Struct, frozen=True):
+    """A field of another server: its neutral values, and why they are neutral.
+
+    Null is always neutral. ``schema`` is the JSON Schema of the others.
+    """
+
+    schema: Schema
+    reason: str
+
+    def neutral(self, given: Json) -> bool:
+        """Whether a value asks for nothing. 1 and 1.0 are equal, 1 and true are not."""
+        if "enum" not in self.schema:
+            return type(given) in {int, float}
+        return any(
+            given == value and isinstance(given, bool) == isinstance(value, bool)
+            for value in self.schema["enum"]
+        )
+
+    @property
+    def values(self) -> str:
+        """The neutral values, for a person."""
+        known = self.schema.get("enum")
+        if known is None:
+            return "any number"
+        return " or ".join(msgspec.json.encode(value).decode() for value in known) or "null"
+
+
+def _only(values: tuple[Json, ...], reason: str) -> Foreign:
+    return Foreign({"enum": list(values)}, reason)
+
+
+def _a_number(reason: str) -> Foreign:
+    return Foreign({"type": "number"}, reason)
+
+
+_RANGE = "repetition_penalty_range"
+_OFF = "the sampler is off at this value, and this server does not have it"
+_COMPANION = "it only tunes a sampler that is off"
+_NONE = "this server does not have it"
+
+_FIELDS: Mapping[str, Foreign] = {
+    "use_beam_search": _only((False,), reason="there are no beams"),
+    "length_penalty": _only((1,), reason="it ranks beams, and there are none"),
+    "early_stopping": _only((False,), reason="it ends beams, and there are none"),
+    "spaces_between_special_tokens": _only(
+        (True, False), reason="GGUF vocabularies have no such spaces"
+    ),
+    "typical": _only((1,), reason="the name of typical_p elsewhere; 1 is off"),
+    "tfs": _only((1,), reason=_OFF),
+    "tfs_z": _only((1,), reason=_OFF),
+    "top_a": _only((0,), reason=_OFF),
+    "min_keep": _only((0,), reason="every filter keeps a token anyway"),
+    "mirostat": _only((0,), reason=_OFF),
+    "mirostat_mode": _only((0,), reason=_OFF),
+    "mirostat_tau": _a_number(_COMPANION),
+    "mirostat_eta": _a_number(_COMPANION),
+    "dynatemp_range": _only((0,), reason=_OFF),
+    "dynatemp_exponent": _a_number(_COMPANION),
+    "smoothing_factor": _only((0,), reason=_OFF),
+    "smoothing_curve": _a_number(_COMPANION),
+    "top_n_sigma": _only((-1,), reason=_OFF),
+    "epsilon_cutoff": _only((0,), reason=_OFF),
+    "eta_cutoff": _only((0,), reason=_OFF),
+    "penalize_nl": _only((False,), reason="newlines are penalised as other tokens are"),
+    "ban_eos_token": _only((False,), reason="an end token ends a choice; see ignore_eos"),
+    "priority": _only((0,), reason="all requests have the same priority"),
+    "n_probs": _only((0,), reason="log-probabilities are asked for with logprobs"),
+    "cache_prompt": _only((True,), reason="prefixes are always cached"),
+    "bad_words": _only(([],), reason=_NONE),
+    "banned_tokens": _only(([],), reason=_NONE),
+    "banned_strings": _only(([],), reason=_NONE),
+    "prompt_embeds": _only((), reason=_NONE),
+    "guided_json": _only((), reason="see response_format and structured_outputs"),
+    "guided_regex": _only((), reason="see structured_outputs"),
+    "guided_choice": _only((), reason="see structured_outputs"),
+    "guided_grammar": _only((), reason="see structured_outputs"),
+    "guided_decoding_backend": _only((), reason="there is one kind of structured output"),
+    "guided_whitespace_pattern": _only((), reason=_NONE),
+    "grammar": _only(("",), reason="see structured_outputs"),
+    "json_schema": _only((), reason="see response_format"),
+    "lora": _only((), reason="no adapters are served"),
+    "kv_transfer_params": _only((), reason=_NONE),
+    "vllm_xargs": _only((), reason=_NONE),
+    "request_id": _only((), reason="the server names requests; see x-request-id"),
+    "metadata": _only((), reason=_NONE),
+    "session_id": _only((), reason=_NONE),
+}
+
+_DIALECTS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("max_new_tokens", "auto_max_new_tokens", "stopping_strings", "sampler_seed",
+         "encoder_repetition_penalty", "no_repeat_ngram_size", "guidance_scale", "add_bos_token",
+         "truncation_length", "rep_pen_size", "sampler_priority", "custom_token_bans"),
+        "text-generation-webui's; choose the client's type \"OpenAI compatible\" or \"vLLM\"",
+    ),
+    **dict.fromkeys(
+        ("max_context_length", "max_length", "rep_pen", "rep_pen_range", "rep_pen_slope",
+         "sampler_order", "quiet", "trim_stop", "genkey", "render_special", "bypass_eos"),
+        "KoboldAI's; choose the client's type \"OpenAI compatible\", without extra fields",
+    ),
+    **dict.fromkeys(
+        ("options", "keep_alive", "raw", "format", "template", "system", "think"),
+        "Ollama's; choose the client's type \"OpenAI compatible\"",
+    ),
+    **dict.fromkeys(
+        ("parameters", "inputs"),
+        "text-generation-inference's; choose the client's type \"OpenAI compatible\"",
+    ),
+    **dict.fromkeys(
+        ("n_predict", "repeat_penalty", "repeat_last_n", "samplers", "id_slot", "n_keep",
+         "t_max_predict_ms", "t_max_prompt_ms", "n_indent", "response_fields", "input_prefix",
+         "input_suffix", "input_extra", "timings_per_token"),
+        "llama-server's; choose the client's type \"OpenAI compatible\", or use POST /infill",
+    ),
+    **dict.fromkeys(
+        ("messages",),
+        "that of /v1/chat/completions; this server completes a prompt",
+    ),
+}  # fmt: skip
+
+
+def schemas() -> dict[str, Schema]:
+    """Returns the JSON Schema of each foreign field."""
+    null: Schema = {"type": "null"}
+    found: dict[str, Schema] = {
+        name: {"anyOf": [field.schema, null], "description": f"Asks for nothing: {field.reason}."}
+        for name, field in _FIELDS.items()
+    }
+    for name, dialect in _DIALECTS.items():
+        found[name] = {**null, "description": f"The field is {dialect}."}
+    found[_RANGE] = {"description": "Asks for nothing if repetition_penalty is 1 or absent."}
+    return found
+
+
+def ignore_or_refuse(body: Mapping[str, Json], name: str) -> None:
+    """Return if the field of the body asks for nothing. Raises ``InvalidRequest`` otherwise."""
+    value = body[name]
+    found = _FIELDS.get(name)
+    if found is not None:
+        if value is None or found.neutral(value):
+            return
+        raise _refusal(name, f"its only value is {found.values}: {found.reason}.")
+    if name == _RANGE:
+        if value is None or body.get("repetition_penalty") in {None, 1}:
+            return
+        raise _refusal(
+            name, "the repetition penalty sees the whole prompt and choice. Leave it out."
+        )
+    dialect = _DIALECTS.get(name)
+    if dialect is not None:
+        if value is None:
+            return
+        raise _refusal(name, f"the field is {dialect}.")
+    raise unrecognized(name)
+
+
+def _refusal(name: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Unrecognized request argument supplied: {name}. It is not offered here; {reason}",
+        param=name,
+    )

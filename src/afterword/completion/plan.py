@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -20,8 +20,8 @@ from afterword.completion.prompt_text import (
 from afterword.completion.request import CompletionRequest
 from afterword.completion.sampling import sampling_params, vocabulary_ids
 from afterword.completion.tokens import encode
-from afterword.core.errors import ContextLengthExceeded, InvalidRequest
-from afterword.core.job import Job
+from afterword.core.errors import ContextLengthExceeded, InvalidRequest, UnusableGrammar
+from afterword.core.job import Constraint, GrammarKind, Job, OutputGrammar
 from afterword.core.limits import Limits
 from afterword.core.protocols import Feature, Tokenizer
 
@@ -61,13 +61,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanInputs(msgspec.Struct, frozen=True):
-    """What a plan takes over. ``seed`` is for a request without one."""
+    """What a plan takes over. ``seed`` is for a request without one.
+
+    ``constrain`` compiles a grammar; see ``core.protocols.Engine``.
+    """
 
     id: str
     model: str
     created: int
     fingerprint: str
     seed: int
+    constrain: Callable[[OutputGrammar], Constraint]
     unsupported: Mapping[Feature, str] = {}
 
 
@@ -143,6 +147,7 @@ def make_plan(
     extra_end_ids = infill_tokens(tokenizer).end_ids if request.suffix else ()
     end_ids = tokenizer.end_ids.union(extra_end_ids)
     vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after)
+    constraint = _constraint(request, inputs)
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
         ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
@@ -164,6 +169,7 @@ def make_plan(
                 ),
                 extra_end_ids=extra_end_ids,
                 stop_ids=stop_ids,
+                constraint=constraint,
             )
         )
         prompts.append(text)
@@ -219,6 +225,7 @@ def _refuse_contradictions(request: CompletionRequest) -> None:
             "them.",
             param="max_completion_tokens",
         )
+    _refuse_with_grammar(request)
     if not request.suffix:
         return
     for name, asked in (
@@ -231,6 +238,46 @@ def _refuse_contradictions(request: CompletionRequest) -> None:
                 f"'suffix' with '{name}' is not supported: the prompt is not scored in the order "
                 "in which it is shown.",
                 param="suffix",
+            )
+
+
+def _constraint(request: CompletionRequest, inputs: PlanInputs) -> Constraint | None:
+    for name in ("response_format", "structured_outputs"):
+        grammar: OutputGrammar | None = getattr(request, name)
+        if grammar is None:
+            continue
+        try:
+            return inputs.constrain(grammar)
+        except UnusableGrammar as error:
+            raise InvalidRequest(
+                f"Invalid value for '{name}': the {_GRAMMARS[grammar.kind]} cannot be used: "
+                f"{error}",
+                param=name,
+                code="invalid_value",
+            ) from None
+    return None
+
+
+_GRAMMARS: Mapping[GrammarKind, str] = {
+    "json": "JSON Schema", "regex": "regular expression", "choice": "choice", "grammar": "grammar",
+}  # fmt: skip
+
+
+def _refuse_with_grammar(request: CompletionRequest) -> None:
+    """Raises ``InvalidRequest`` for what would go on after the end of a grammar."""
+    name = "response_format" if request.response_format is not None else "structured_outputs"
+    if request.response_format is None and request.structured_outputs is None:
+        return
+    if request.response_format is not None and request.structured_outputs is not None:
+        raise InvalidRequest(
+            "'response_format' and 'structured_outputs' are two ways of one thing: give one.",
+            param="structured_outputs",
+        )
+    for other in ("min_tokens", "ignore_eos", "suffix"):
+        if getattr(request, other):
+            raise InvalidRequest(
+                f"'{name}' with '{other}' is not supported: the text ends where the grammar does.",
+                param=name,
             )
 
 

@@ -10,7 +10,9 @@ import msgspec
 
 from afterword.completion import fields, foreign
 from afterword.completion.fields import Field, Json, Parser, Prompt, Schema
+from afterword.completion.structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 from afterword.core.errors import InvalidRequest
+from afterword.core.job import OutputGrammar
 from afterword.core.limits import (
     MOST_BREAKER_CHARACTERS,
     MOST_BREAKERS,
@@ -249,6 +251,17 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
             fields.strings(MOST_BREAKERS, MOST_BREAKER_CHARACTERS),
             "A repetition does not reach back over these strings.",
             list(BREAKERS),
+        ),
+    ] = None
+    response_format: Annotated[
+        OutputGrammar | None,
+        Field(RESPONSE_FORMAT, "The text is any text, a JSON object, or follows a JSON Schema."),
+    ] = None
+    structured_outputs: Annotated[
+        OutputGrammar | None,
+        Field(
+            STRUCTURED_OUTPUTS,
+            "The text follows a JSON Schema, a regular expression, a choice or a grammar.",
         ),
     ] = None
     allowed_token_ids: Annotated[

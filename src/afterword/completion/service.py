@@ -84,6 +84,7 @@ class CompletionService:
             model=request.model or served.name,
             created=int(self._clock()),
             fingerprint=served.engine.card.fingerprint,
+            constrain=served.engine.constraint,
             unsupported=served.engine.card.unsupported,
             seed=int.from_bytes(self._entropy(8), "big") >> 1,
         )

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 NO_TOKEN = -1
 """The id of an empty entry."""
 FinishReason: TypeAlias = Literal["stop", "length"]
+GrammarKind: TypeAlias = Literal["json", "regex", "choice", "grammar"]
 
 
 class Repetition(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,12 +38,30 @@ class Repetition(msgspec.Struct, frozen=True, kw_only=True):
     breaker_texts: tuple[str, ...] = ()
 
 
+class OutputGrammar(msgspec.Struct, frozen=True):
+    """What the text of a sequence must be.
+
+    ``text`` is a JSON Schema for "json", a JSON array of strings for "choice", and a grammar in
+    Lark's syntax or in GBNF for "grammar".
+    """
+
+    kind: GrammarKind
+    text: str
+
+
+class Constraint(msgspec.Struct, frozen=True):
+    """A grammar that an engine can keep to. ``compiled`` is the engine's own."""
+
+    grammar: OutputGrammar
+    compiled: Any = None
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How a token is drawn from a row of logits.
 
     Order: ``logit_bias``, ``repetition_penalty``, ``presence_penalty`` and ``frequency_penalty``,
-    ``repetition``, ``allowed_ids``, ``temperature``, ``top_k``, ``typical_p``, ``top_p``,
-    ``min_p``, ``xtc_probability`` with ``xtc_threshold``, draw.
+    ``repetition``, ``allowed_ids``, the job's ``constraint``, ``temperature``, ``top_k``,
+    ``typical_p``, ``top_p``, ``min_p``, ``xtc_probability`` with ``xtc_threshold``, draw.
 
     ``temperature`` 0 takes the highest logit, the lowest id on a tie. ``top_p`` 0 keeps the
     likeliest token alone. ``top_k`` 0, ``min_p`` 0, ``typical_p`` 1, ``xtc_probability`` 0 and
@@ -79,7 +98,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     every prompt token after the first, and ``prompt_ranks`` for its rank. ``scored_ids`` are tokens
     whose log-probabilities are wanted at each of these positions, too. ``extra_end_ids`` end a
     sequence, as the vocabulary's end tokens do (infill needs them). ``stop_ids`` end it even with
-    ``ignore_eos``.
+    ``ignore_eos``. Each sequence keeps to the ``constraint``, which the engine made; an end token
+    can be drawn where the grammar is complete.
     """
 
     prompt_ids: tuple[int, ...]
@@ -93,6 +113,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     scored_ids: tuple[int, ...] = ()
     extra_end_ids: tuple[int, ...] = ()
     stop_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
 
 
 class ScoredPrompt(msgspec.Struct, frozen=True, gc=False):

@@ -13,6 +13,9 @@ MOST_STOP_IDS = 128
 MOST_BREAKERS, MOST_BREAKER_CHARACTERS = 32, 40
 """The most ``dry_sequence_breakers``, and the longest of them."""
 
+MOST_GRAMMAR_BYTES = 64 * 1024
+"""The longest schema, regular expression or grammar of a request."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Upper bounds of request fields, and what holds if a request leaves a field out.

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
-from afterword.core.job import Event, Job
+from afterword.core.job import Constraint, Event, Job, OutputGrammar
 
 
 class InfillTokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +190,13 @@ class Engine(Protocol):
         Events name a job by its index in ``jobs``. Raises ``EngineOverloaded`` if the waiting line
         is full, ``EngineUnavailable`` if the engine is dead or closing, and ``InvalidRequest`` if
         a job asks for what the engine cannot give.
+        """
+
+    def constraint(self, grammar: OutputGrammar) -> Constraint:
+        """Compile a grammar for jobs of this engine. Safe from any thread.
+
+        May take a second for the first grammar. Raises ``UnusableGrammar`` if the engine cannot
+        keep to it.
         """
 
     def healthy(self) -> bool:

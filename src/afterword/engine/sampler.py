@@ -18,6 +18,7 @@ from afterword.engine.history import History
 
 Row = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 _BLOCK = 256
 """Width of the blocks whose maxima and sums replace a sort of the whole row."""
@@ -44,6 +45,10 @@ class RowError(ArithmeticError):
 
 class NothingToDrawError(RowError):
     """Bias and bans leave no token."""
+
+
+class GrammarError(RowError):
+    """A sequence cannot be continued within its grammar, or within the bounds of its cost."""
 
 
 class NoNumbersError(RowError):
@@ -111,23 +116,25 @@ class Sampler:
         bias: Bias | None = None,
         history: History | None = None,
         allowed: Ids | None = None,
+        mask: Mask | None = None,
         banned: Ids | None = None,
     ) -> int:
         """Returns the token that ``params`` and ``uniform``, a number in [0, 1), choose.
 
         ``row`` [vocabulary] is not changed. ``second``, a number in [0, 1), decides whether XTC
-        excludes. ``history`` has this choice's tokens, for the penalties. Only ``allowed`` ids are
-        drawn, and ``banned`` ids never, whatever the bias says.
+        excludes. ``history`` has this choice's tokens, for the penalties. Only ``allowed`` ids and
+        those of the ``mask`` [vocabulary] are drawn, and ``banned`` ids never, whatever the bias
+        says.
         Raises ``NothingToDrawError`` if no token is left, and ``NoNumbersError`` if the row has
         no finite largest logit.
         """
         wrong: type[RowError] = NoNumbersError
-        if any(given is not None for given in (bias, history, allowed, banned)):
+        if any(given is not None for given in (bias, history, allowed, mask, banned)):
             # Bans and forced tokens would hide a broken row, so it is checked before.
             if not math.isfinite(row.max()):
                 raise NoNumbersError
             wrong = NothingToDrawError
-            row = self._adjusted(row, bias, history, allowed, banned)
+            row = self._adjusted(row, bias, history, allowed, mask, banned)
         keeps_likeliest = params.top_p == 0 and params.typical_p >= 1
         if params.temperature == 0 or keeps_likeliest or params.top_k == 1:
             # numpy treats NaN as the largest value, here and below.
@@ -187,6 +194,7 @@ class Sampler:
         bias: Bias | None,
         history: History | None,
         allowed: Ids | None,
+        mask: Mask | None,
         banned: Ids | None,
     ) -> Row:
         logits = self._logits
@@ -198,6 +206,8 @@ class Sampler:
             history.penalise(logits)
         if allowed is not None:
             _keep_only(logits, allowed)
+        if mask is not None:
+            np.copyto(logits, -np.inf, where=~mask)
         if banned is not None:
             logits[banned] = -np.inf
         if bias is not None and bias.forced.size and (logits[bias.forced] > -np.inf).any():

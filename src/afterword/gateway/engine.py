@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from afterword.core.errors import ConfigError, EngineOverloaded, EngineUnavailable
-from afterword.core.job import Job
+from afterword.core.job import Constraint, Job, OutputGrammar
 from afterword.core.protocols import EngineCard, EngineStats, Feature
 from afterword.gateway.address import Address
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, identity, refuse
@@ -149,6 +149,10 @@ class RemoteEngine:
         """Forget a generation that has ended."""
         self._generations.discard(generation)
         self.pool.drop_drained()
+
+    def constraint(self, grammar: OutputGrammar) -> Constraint:
+        """Returns the grammar, which upstreams compile; see ``core.protocols.Engine``."""
+        return Constraint(grammar)
 
     def healthy(self) -> bool:
         """Returns whether at least one upstream is up."""

@@ -98,6 +98,9 @@ def _draw_along(
         if wanted is not None:
             score, _ = _score(row, token, wanted, sequence.prompt, sampler)
         drawn.append(SampledToken(token, score))
+        if sequence.grammar is not None:
+            # All that is drawn is kept: an error ends the request.
+            sequence.grammar.accept(token)
         if sequence.ends_with(token) or at == len(draft) or token != draft[at]:
             return
         if history is not None:
@@ -146,6 +149,7 @@ def _draw(
         bias=prompt.bias,
         history=history,
         allowed=prompt.allowed,
+        mask=None if sequence.grammar is None else sequence.grammar.mask(),
         banned=prompt.end_array if at < sampling.min_tokens else None,
     )
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence as SequenceOf
 from enum import Enum, auto
 from functools import cached_property
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from afterword.core.job import Job
 from afterword.engine.batching.scores import Scores
 from afterword.engine.history import History
-from afterword.engine.sampler import Bias, Ids
+from afterword.engine.sampler import Bias, Ids, Mask
 
 TokenIds = npt.NDArray[np.int32]
 
@@ -116,17 +117,31 @@ class Draft(msgspec.Struct):
     next: float = 0.8
 
 
+class GrammarState(Protocol):
+    """Where a sequence is in its grammar. Its errors are ``RowError``."""
+
+    def mask(self) -> Mask:
+        """Returns which tokens [vocabulary] can come next."""
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token."""
+
+    def valid(self, tokens: list[int]) -> int:
+        """Returns how many of the tokens can come next, one after the other."""
+
+
 class Sequence:
     """One sibling of a job.
 
     ``slot`` is the index of the slot of a running sequence. Invariant of that slot:
     ``0 <= computed <= length <= limit``, and the first ``length`` entries of its ``tokens`` are the
     prompt and the generated tokens. ``cuts`` are the numbers of computed tokens, ascending, at
-    which a step stops so that a checkpoint can be saved. ``history`` is None without penalties.
+    which a step stops so that a checkpoint can be saved. ``history`` is None without penalties,
+    ``grammar`` without a constraint.
     """
 
     __slots__ = (
-        "cuts", "draft", "generated", "history", "limit",
+        "cuts", "draft", "generated", "grammar", "history", "limit",
         "prompt", "request", "sibling", "slot", "state",
     )  # fmt: skip
 
@@ -141,6 +156,10 @@ class Sequence:
         self.slot: int | None = None
         self.state = State.WAITING
         sampling = prompt.job.sampling
+        constraint = prompt.job.constraint
+        self.grammar: GrammarState | None = None
+        if constraint is not None:
+            self.grammar = constraint.compiled.follow()
         self.history = History(prompt.ids, sampling) if History.needed(sampling) else None
 
     @property

@@ -33,7 +33,7 @@ class ConfigError(AfterwordError):
     """The operator gave something unusable. The message is one line for a terminal."""
 
 
-class UnusableGrammar(Exception):
+class UnusableGrammar(AfterwordError):
     """A grammar that an engine cannot keep to. The message says why."""
 
 

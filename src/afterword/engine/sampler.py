@@ -331,7 +331,8 @@ def _typical(weights: Row, ids: Ids | None, typical_p: float) -> Ids:
     probabilities = weights[ids].astype(np.float64)
     probabilities /= probabilities.sum()
     information = -np.log(probabilities)
-    distance = np.abs(information - probabilities @ information)
+    # Not a dot product: numpy's would start threads of its own.
+    distance = np.abs(information - (probabilities * information).sum())
     bins = np.minimum(distance * _TYPICAL_BINS_A_NAT, _TYPICAL_BINS - 1).astype(np.int64)
     masses = np.bincount(bins, probabilities, _TYPICAL_BINS).cumsum()
     # Only the bin in which the sum passes the goal is sorted.

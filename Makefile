@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 RUN := .venv/bin
 
-.PHONY: help serve install test test-fast check native-check zoo bench bench-plots typing screenshots lock clean
+.PHONY: help serve install test test-fast check native-check native-test zoo chaos bench bench-plots typing screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## List all targets
@@ -33,16 +33,24 @@ check: python ## Check style, types and import rules
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(RUN)/lint-imports
 
 native-check: python ## Say what of native/ fits a llama-cpp-python (VERSION=, ARGS=--build to compile and test it)
 	@$(PYTHON) scripts/install.py --test
 	@$(RUN)/python scripts/native_check.py $(VERSION) $(ARGS)
 
+native-test: python ## Test the kernels with sanitizers, by clang, for AVX2 and on ARM (ARGS=name of a build)
+	@$(PYTHON) scripts/native_test.py $(ARGS)
+
 zoo: python ## Test every architecture, as a table (ZOO=folder of GGUF files; tiny ones without)
 	@$(PYTHON) scripts/install.py --test
 	PYTHONPATH=tests $(RUN)/python -m zoo.table $(if $(ZOO),--models $(ZOO)) $(ARGS)
 	$(if $(ZOO),,$(RUN)/python -m pytest tests/zoo --law-examples 100)
+
+chaos: python ## Break servers on purpose for MINUTES (60) and check what is promised (ARGS)
+	@$(PYTHON) scripts/install.py --test
+	PYTHONPATH=tests $(RUN)/python -m chaos.run --minutes $(or $(MINUTES),60) $(ARGS)
 
 bench: python ## Measure against peers (PEERS=folder of llama-server, DATA=folder of choices)
 	@$(PYTHON) scripts/install.py --test

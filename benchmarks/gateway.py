@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 import tests_path  # noqa: F401 - where support is
+from processes import cores, cpu_s, on_core
 from support.processes import free_port, running
 
 STREAMS = 64
@@ -56,20 +57,9 @@ def drive(port: int, load: Load, core: int) -> Figures:
     """Run a client process that keeps 64 streams open until all requests are done."""
     program = str(Path(__file__).with_name("gateway_load.py"))
     numbers = (port, load.requests, STREAMS, load.tokens, load.pace)
-    command = ["taskset", "-c", str(core), sys.executable, program, *map(str, numbers)]
+    command = on_core(core, [sys.executable, program, *map(str, numbers)])
     done = subprocess.run(command, check=True, capture_output=True)
     return msgspec.json.decode(done.stdout, type=Figures)
-
-
-def cpu_s(pid: int) -> float:
-    """Returns the CPU seconds of a process and its children, by the scheduler's clock.
-
-    Counting ticks would be wrong here, because a process that wakes for a token wakes on a tick.
-    """
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    processes = [pid, *map(int, listed)]
-    threads = [t for p in processes for t in Path(f"/proc/{p}/task").glob("*/schedstat")]
-    return sum(int(thread.read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9
 
 
 def measured(pid: int, port: int, load: Load, core: int) -> Figures:
@@ -84,7 +74,7 @@ def measured(pid: int, port: int, load: Load, core: int) -> Figures:
 def stub(core: int) -> Iterator[int]:
     """Start the upstream; yields its port."""
     port = free_port()
-    command = ["taskset", "-c", str(core), sys.executable, str(STUB), str(port)]
+    command = on_core(core, [sys.executable, str(STUB), str(port)])
     with running(command, port):
         yield port
 
@@ -94,10 +84,10 @@ def afterword(upstream: int, dialect: str, core: int) -> Iterator[tuple[int, int
     """Start Afterword in front of the stub; yields its process id and port."""
     port = free_port()
     command = [
-        "taskset", "-c", str(core), str(AFTERWORD), "serve", "--port", str(port), "--model",
+        str(AFTERWORD), "serve", "--port", str(port), "--model",
         f"stub={dialect}+http://127.0.0.1:{upstream}/v1", "--log-level", "warning",
     ]  # fmt: skip
-    with running(command, port) as pid:
+    with running(on_core(core, command), port) as pid:
         yield pid, port
 
 
@@ -119,9 +109,8 @@ def litellm(program: str, upstream: int, core: int) -> Iterator[tuple[int, int]]
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
         }
-        command = ["taskset", "-c", str(core), program, "--port", str(port), "--config",
-                   str(config), "--num_workers", "1"]  # fmt: skip
-        with running(command, port, ready="/health/liveliness") as pid:
+        command = [program, "--port", str(port), "--config", str(config), "--num_workers", "1"]
+        with running(on_core(core, command), port, ready="/health/liveliness") as pid:
             yield pid, port
 
 
@@ -144,8 +133,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--requests", type=int, default=256)
     given = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))
-    gateway, rest = cores[0], cores[-1]
+    gateway, rest = cores()[0], cores()[-1]
     paced = Load(given.requests, given.tokens, PACED_TOKENS_PER_S)
     flat = Load(4 * STREAMS, 2000, 0)
     with stub(rest) as upstream:

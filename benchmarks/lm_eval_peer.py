@@ -27,6 +27,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from processes import available_bytes, cores
+
 DTYPES = ("float32", "bfloat16")
 BATCHES = (1, 8, 32, 64)
 ROUNDS = 2
@@ -79,13 +81,6 @@ def requests(items: Sequence[dict[str, Any]]) -> list[Instance]:
     ]
 
 
-def available_bytes() -> int:
-    """Returns the bytes that can be allocated without swapping."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    (kib,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return int(kib) * 1024
-
-
 def quickest(
     backends: Mapping[str, Backend], items: Sequence[dict[str, Any]], few: int
 ) -> tuple[str, int, list[float]]:
@@ -114,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=len(cores()))
     parser.add_argument("--items", type=int, help="number of items to score; default: all")
     parser.add_argument("--few", type=int, default=20, help="number of items to try settings with")
     args = parser.parse_args()

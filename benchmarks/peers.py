@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def cpu_seconds_by_thread(pid: int) -> dict[int, float]:
-    """Processor time of each thread of a process; the main thread has the process's id."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    seconds = {}
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        fields = stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()
-        seconds[int(stat.parent.name)] = (int(fields[11]) + int(fields[12])) / ticks
-    return seconds
 
 
 def llama_bench(folder: Path, model: Path, *, threads: int, tokens: int, prompt: int = 0) -> float:

@@ -7,7 +7,6 @@ model. The figures are also printed.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 
 import tests_path  # noqa: F401 - where support is
 from afterword.core.job import SamplingParams
+from afterword.core.machine import usable_cores
 from afterword.engine.batching.runner import Batch, Trim
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner
 from afterword.engine.sampler import Sampler
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     args = parser.parse_args()
     models = {name: Path(file) for name, _, file in (m.partition("=") for m in args.model)}
     if not models:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import peers
 import tests_path  # noqa: F401 - where support is
+from afterword.core.machine import usable_cores
+from processes import main_thread_s, resident_bytes
 from support import load
 from support.embedded import embedded_file
 from support.processes import free_port, running
@@ -63,12 +64,12 @@ def streams(model: Path, args: argparse.Namespace) -> None:
         load.stream_all(port, [body("bench", 99)])
         for round_ in range(args.rounds):
             one.append(rate(load.stream_all(port, [body("bench", round_)])))
-            before = peers.cpu_seconds_by_thread(pid)[pid]
+            before = main_thread_s(pid)
             timed = load.stream_all(port, [body("bench", 10 * round_ + i) for i in range(8)])
-            spent_s = peers.cpu_seconds_by_thread(pid)[pid] - before
+            spent_s = main_thread_s(pid) - before
             python_us.append(spent_s / sum(t.tokens for t in timed) * 1e6)
             eight.append(rate(timed))
-        memory = peers.resident_bytes(pid)
+        memory = resident_bytes(pid)
     ours_one, ours_eight = statistics.median(one), statistics.median(eight)
     if args.peers is None:
         line("one greedy stream, tokens/s", f"{ours_one:.1f}", "-", None, "")
@@ -99,7 +100,7 @@ def llama_server_memory(model: Path, args: argparse.Namespace) -> int:
     ]  # fmt: skip
     with running(command, port) as pid:
         load.stream_all(port, [body("bench", i) for i in range(8)])
-        return peers.resident_bytes(pid)
+        return resident_bytes(pid)
 
 
 def main() -> None:
@@ -107,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
     parser.add_argument("--peers", type=Path, help="folder of llama-server and llama-bench")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--ctx", type=int, default=2048, help="tokens of context for each slot")
     parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
     parser.add_argument("--rounds", type=int, default=3)

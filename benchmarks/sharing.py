@@ -10,7 +10,6 @@ multiple-choice files.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ import peers
 import tests_path  # noqa: F401 - where support is
 import workloads
 from accuracy import report
+from afterword.core.machine import usable_cores
 from run import body, line, rate
 from servers import Servers
 from support.load import stream_all
@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--kv", choices=("exact", "fast"), default="fast")
     parser.add_argument("--slots", type=int, default=16, help="slots for scoring")
     parser.add_argument("--items", type=int, default=1000, help="items of a file to score")

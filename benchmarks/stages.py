@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 
 import tests_path  # noqa: F401 - where support is
 from afterword.core.job import Job, SamplingParams
+from afterword.core.machine import usable_cores
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Trim
 from afterword.engine.batching.scheduler import Scheduler
@@ -109,7 +109,7 @@ def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     args = parser.parse_args()
     path: Path = args.model or embedded_file()
     read, operations = bandwidth(args.threads), arithmetic()

@@ -130,7 +130,9 @@ def build_environment() -> Mapping[str, str]:
         "CMAKE_ARGS": " ".join([*CMAKE_FLAGS, f"-DCMAKE_PROJECT_INCLUDE={INCLUDE}", more]).strip(),
         "CFLAGS": f"{os.environ.get('CFLAGS', '')} {flags}".strip(),
         "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} {flags}".strip(),
-        "CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))),
+        "CMAKE_BUILD_PARALLEL_LEVEL": str(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
     }
 
 

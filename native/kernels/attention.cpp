@@ -16,12 +16,6 @@
 #include "ops.h"
 #include "vec.h"
 
-// Python looks for this symbol: rows of F16 and F32 keys and values are computed in one order in any batch and context.
-extern "C" {
-GGML_API const int ggml_afterword_attention;
-const int          ggml_afterword_attention = 1;
-}
-
 namespace afterword {
 namespace {
 

@@ -175,7 +175,7 @@ struct lanes_any {
 
     template <class F>
     static void transpose(const char * rows, size_t stride, F && put) {
-        vec columns[WIDTH];
+        vec columns[WIDTH] = {};
         for (int i = 0; i < WIDTH; i++) {
             const vec row = load((const ggml_fp16_t *) (rows + i * stride));
             for (int c = 0; c < WIDTH; c++) {

@@ -3,6 +3,8 @@
 
 #include "packed_vectors.h"
 
+#include <cpuid.h>
+
 namespace afterword {
 namespace {
 
@@ -121,9 +123,15 @@ struct avx2 {
     }
 };
 
+// Not every compiler knows this one by its name.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 bool runs_here() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-           __builtin_cpu_supports("bmi2");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+           has_f16c();
 }
 
 }  // namespace

@@ -130,7 +130,8 @@ std::vector<traits *> make_traits() {
 }
 
 traits * traits_for(const ggml_tensor * tensor) {
-    static const std::vector<traits *> of_types = make_traits();
+    // As long as the process: a thread may still compute while others end it.
+    static const auto & of_types = *new std::vector<traits *>(make_traits());
     return ggml_n_dims(tensor) == 2 && tensor->ne[1] % ROWS == 0 ? of_types[tensor->type] : nullptr;
 }
 

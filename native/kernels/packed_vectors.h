@@ -86,10 +86,11 @@ void multiply(const uint8_t * panel, int64_t values, const void * columns, int64
     multiply_all<V, F, V::COLUMNS>(panel, values / F::WIDTH, (const column<F> *) columns, n, out, out_stride);
 }
 
-inline int sum_of(__m256i v) {
+// Without a sign: sums of a column that is infinite somewhere wrap.
+inline uint32_t sum_of(__m256i v) {
     __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     sums         = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xb1)));
+    return (uint32_t) _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xb1)));
 }
 
 // Eight bits a value, a scale for each block.
@@ -113,12 +114,13 @@ template <class F> void quantize(const float * values, column_block * out, int64
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
         _mm256_storeu_si256((__m256i *) out->quants, _mm256_permutevar8x32_epi32(bytes, order));
-        const int first  = sum_of(_mm256_add_epi32(q[0], q[1]));
-        const int second = sum_of(_mm256_add_epi32(q[2], q[3]));
-        out->scale       = largest / 127.0f;
-        out->sum         = out->scale * (float) (first + second);
-        out->start[0]    = -F::OFFSET * (F::SCALES == 1 ? first + second : first);
-        out->start[1]    = -F::OFFSET * second;
+        constexpr uint32_t NEGATIVE = -F::OFFSET;
+        const uint32_t     first    = sum_of(_mm256_add_epi32(q[0], q[1]));
+        const uint32_t     second   = sum_of(_mm256_add_epi32(q[2], q[3]));
+        out->scale    = largest / 127.0f;
+        out->sum      = out->scale * (float) (int32_t) (first + second);
+        out->start[0] = (int32_t) (NEGATIVE * (F::SCALES == 1 ? first + second : first));
+        out->start[1] = (int32_t) (NEGATIVE * second);
     }
 }
 

@@ -1,22 +1,9 @@
-// The guarded calls of llama.h, and the message of the last one that failed.
+// The guarded calls of llama.h.
 
 #include "afterword-guard.h"
 #include "afterword.h"
 
-#include <cstdio>
-
-static thread_local char afterword_message[256];
-
-int32_t afterword_failed(int32_t code, const char * what) {
-    snprintf(afterword_message, sizeof(afterword_message), "%s", what);
-    return code;
-}
-
 extern "C" {
-
-const char * llama_afterword_message(void) {
-    return afterword_message;
-}
 
 int32_t llama_afterword_guarded_model_load_from_file(
     const char * path, llama_model_params params, llama_model ** result) {

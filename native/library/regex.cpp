@@ -278,7 +278,7 @@ template <typename CharT> class compiler {
             case 'n': unit = '\n'; return true;
             case 't': unit = '\t'; return true;
             default:
-                if ((letter | 0x20) >= 'a' && (letter | 0x20) <= 'z') {
+                if (((letter | 0x20) >= 'a' && (letter | 0x20) <= 'z') || (letter >= '0' && letter <= '9')) {
                     unsupported("an escape that is not known here");
                 }
                 unit = letter;

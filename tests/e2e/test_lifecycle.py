@@ -8,6 +8,7 @@ import re
 import selectors
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def test_a_client_that_leaves_frees_its_slots(tiny: Server, stream: Callable[...
     assert figure(tiny, "generated_tokens_total") < 30_000
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process")
 def test_a_stalled_reader_holds_nobody_up(tiny: Server, stream: Callable[..., Stream]) -> None:
     """Others finish while one client reads nothing. Later it gets its whole answer."""
     body = {**LONG, "max_tokens": 3000, "logprobs": 5}

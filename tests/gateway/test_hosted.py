@@ -165,3 +165,14 @@ async def test_tokenizing_is_refused(hosted: Open) -> None:
             assert reply.status == 400
             assert "has no tokenizer" in reply.error["message"]
         assert (await client.get("/tokenizer_info")).status == 400
+
+
+async def test_a_salt_is_refused(hosted: Open) -> None:
+    """The endpoint cannot keep prefixes apart."""
+    async with StandIn(hello) as upstream:
+        client = hosted(upstream)
+        error = await client.refuse(prompt="Say", max_tokens=5, cache_salt="mine")
+        assert error["param"] == "cache_salt"
+        assert "has no such parameter" in error["message"]
+        answer = await client.complete(prompt="Say", max_tokens=5)
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 4

@@ -22,6 +22,8 @@ from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.toy import toy_engine
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
+from afterword.http.proxies import Network
+from afterword.http.scope import CacheScope
 from afterword.ledger.access import Clocks, Entrance, Policy
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
@@ -73,6 +75,8 @@ async def team(
     toy: Callable[[], BatchingEngine] = toy_engine,
     redis: str | None = None,
     limits: Limits | None = None,
+    cache_scope: CacheScope = "key",
+    proxies: tuple[Network, ...] = (),
     **policy: Any,
 ) -> AsyncIterator[Team]:
     """A server that starts and ends as a real one does."""
@@ -97,7 +101,13 @@ async def team(
             clock=hand,
             entropy=entropy,
             public=playground.routes(),
-            access=Access(ledger=ledger.access, queries=lambda: ledger.queries, guarded=guarded),
+            access=Access(
+                ledger=ledger.access,
+                queries=lambda: ledger.queries,
+                guarded=guarded,
+                cache_scope=cache_scope,
+                proxies=proxies,
+            ),
         )
         keys = KeyStore(database, clock=hand, entropy=entropy)
         yield Team(Client(app), ledger, database, keys, hand, engine, slept)

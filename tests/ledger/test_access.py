@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import itertools
 import json
 import logging
-import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from afterword.completion import tokens
 from afterword.core.account import KeyTerms, UsageRecord
+from afterword.core.machine import sync_file
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import toy_engine
+from afterword.ledger import journal
 from afterword.ledger.database import check, connect, prepare, sqlite_url
 from afterword.ledger.tables import reservations
 from ledger.team import Team, team
@@ -586,7 +589,7 @@ async def test_a_full_disk_refuses_before_anything_is_computed(
             def full(*_: object) -> None:
                 raise OSError(28, "No space left on device")
 
-            patch.setattr("os.posix_fallocate", full)
+            patch.setattr(journal, "reserve_space", full)
             running.ledger.access._journal._segments[-1].written_bytes = 1 << 20
             refused = await known.post(PATH, {**BODY, "max_tokens": 5})
             assert refused.status == 503
@@ -604,13 +607,12 @@ async def test_records_on_the_disk_before_the_last_byte(
     lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
-    exactly = os.fdatasync
 
     def sync(descriptor: int) -> None:
         synced.append(descriptor)
-        exactly(descriptor)
+        sync_file(descriptor)
 
-    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(journal, "sync_file", sync)
     async with lite(sync_always=True) as running:
         before = len(synced)
         await running.client.complete(**{**BODY, "max_tokens": 1})
@@ -695,3 +697,85 @@ async def test_admin_routes_refuse(lite: Callable[..., Any]) -> None:
         await refused(await admin.get("/admin/v1/usage?since=yesterday"), "since")
         await refused(await admin.get("/admin/v1/usage/requests?limit=0"), "limit")
         await refused(await admin.get("/admin/v1/usage?key=nobody"), "key")
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+async def test_the_tokenizer_counts_in_the_limits(running: Team, path: str) -> None:
+    """A request is a request, and no tokens are counted for it."""
+    client = running.key(rpm=2, tpm=10, budget_tokens=10)
+    body: dict[str, Any] = {"model": "toy", "prompt": "a" * 200}
+    if path == "/detokenize":
+        body = {"model": "toy", "tokens": [1] * 200}
+    first, second, third = [await client.post(path, body) for _ in range(3)]
+    assert (first.status, second.status, third.status) == (200, 200, 429)
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert second.headers["x-ratelimit-remaining-tokens"] == "10"
+    assert third.error["code"] == "rate_limit_exceeded"
+    records = await running.records()
+    assert [(r.status, r.prompt_tokens, r.completion_tokens) for r in records] == [
+        ("answered", 0, 0)
+    ] * 2
+    nothing_is_held(running)
+
+
+async def test_the_tokenizer_counts_as_concurrent_until_it_ends(
+    running: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = running.key(concurrent=1)
+    begun, hold = threading.Event(), threading.Event()
+    real = tokens.tokenize
+
+    def slow(*given: Any) -> tokens.Tokenized:
+        begun.set()
+        hold.wait()
+        return real(*given)
+
+    monkeypatch.setattr(tokens, "tokenize", slow)
+    # Spaces behind the JSON make the body long enough for the tokenizer's thread.
+    body = json.dumps({"model": "toy", "prompt": "a"}).encode() + b" " * 5000
+    running_one = asyncio.create_task(client.post("/tokenize", body))
+    await asyncio.to_thread(begun.wait)
+    assert (await client.post("/tokenize", {"model": "toy", "prompt": "b"})).status == 429
+    hold.set()
+    assert (await running_one).status == 200
+    assert (await client.post("/tokenize", {"model": "toy", "prompt": "b"})).status == 200
+
+
+@pytest.mark.parametrize(
+    ("scope", "shares"), [("all", "111"), ("principal", "010"), ("key", "000")]
+)
+async def test_who_shares_computed_prompts(
+    lite: Callable[..., Any], scope: str, shares: str
+) -> None:
+    """``cached_tokens`` tells a key about prompts of its own scope alone; answers are the same."""
+    async with lite(cache_scope=scope) as running:
+        names = ("ann/one", "bob", "ann/two", "cy")
+        clients = [running.key(name) for name in names]
+        body: dict[str, Any] = {
+            "prompt": "what did the others ask",
+            "max_tokens": 2,
+            "seed": 3,
+            "logprobs": 1,
+        }
+        answers = [await client.complete(**body) for client in clients]
+        cached = [a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in answers]
+        assert cached[0] == 0
+        assert "".join("1" if tokens else "0" for tokens in cached[1:]) == shares
+        assert all(answer["choices"] == answers[0]["choices"] for answer in answers)
+        again = await clients[0].complete(**body)
+        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+
+async def test_failed_keys_of_clients_behind_a_proxy_wait_apart(lite: Callable[..., Any]) -> None:
+    """The delay is the client's, as a trusted proxy names it. Others cannot choose an address."""
+    trusted = (ipaddress.ip_network("127.0.0.0/8"),)
+    for proxies, waits in ((trusted, [0.5, 0.5, 1.0]), ((), [0.5, 1.0, 2.0])):
+        async with lite(proxies=proxies, entrance="keys") as running:
+            for number, client in enumerate((b"203.0.113.1", b"203.0.113.2", b"203.0.113.2")):
+                headers = {
+                    "authorization": f"Bearer sk-wrong-{number}",
+                    "x-forwarded-for": client.decode(),
+                }
+                reply = await Client(running.client.app, headers).get("/v1/models")
+                assert reply.status == 401
+            assert running.slept == waits

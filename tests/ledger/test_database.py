@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from afterword.ledger.database import (
     prepare,
     reading,
     revision_of,
+    sqlite_url,
 )
 from afterword.ledger.tables import metadata
 
@@ -79,3 +81,11 @@ def test_passwords_are_not_shown() -> None:
     url = parse_url("postgresql://u:hunter2@h/d")
     assert "hunter2" not in str(url)
     assert "hunter2" in url.render_as_string(hide_password=False)
+
+
+def test_checkpoints_reach_the_disk_on_macos_too(tmp_path: Path) -> None:
+    """The setting is read on every system, and means something on macOS."""
+    engine = connect(sqlite_url(tmp_path / "ledger.db"))
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA checkpoint_fullfsync").scalar() == 1
+    engine.dispose()

@@ -161,6 +161,24 @@ def test_a_full_journal_admits_nobody_and_loses_nothing(
     assert left_in(tmp_path) == dict.fromkeys(admitted, "answered")
 
 
+def test_a_journal_without_the_calls_of_linux(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS reserves no space by a call, and syncs a file with all that the system knows of it."""
+    for name in ("posix_fallocate", "fdatasync"):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 4096)
+    journal = Journal(tmp_path, "p", limit_bytes=3 * 4096)
+    journal.__enter__()
+    admitted = fill(journal, "the journal is full")
+    assert sum(file.stat().st_blocks * 512 for file in tmp_path.iterdir()) >= journal.size_bytes
+    journal.sync()
+    for request_id in admitted:
+        journal.settle(record(request_id))
+    die(journal)
+    assert left_in(tmp_path) == dict.fromkeys(admitted, "answered")
+
+
 def test_a_full_disk_admits_nobody_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,10 +187,10 @@ def test_a_full_disk_admits_nobody_and_loses_nothing(
     journal = Journal(tmp_path, "p", limit_bytes=LIMIT)
     journal.__enter__()
 
-    def full(descriptor: int, offset: int, size: int) -> None:
+    def full(descriptor: int, size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(module, "reserve_space", full)
     admitted = fill(journal, "No space left")
     assert len(list(tmp_path.iterdir())) == 1
     for request_id in admitted:

@@ -144,4 +144,5 @@ def _job(body: dict[str, Any]) -> Job:
         seed=params["sampling_seed"],
         logprobs=k,
         prompt_logprobs=k if scored else None,
+        cache_scope=body.get("extra_key", ""),
     )

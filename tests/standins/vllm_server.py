@@ -23,7 +23,7 @@ from afterword.engine.batching.engine import BatchingEngine
 _FIELDS = {
     "model", "prompt", "max_tokens", "temperature", "top_p", "n", "stream", "stream_options",
     "seed", "logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty", "logprobs",
-    "echo", "top_k", "min_p", "min_tokens", "ignore_eos", "return_token_ids",
+    "echo", "top_k", "min_p", "min_tokens", "ignore_eos", "cache_salt", "return_token_ids",
     "return_tokens_as_token_ids",
 }  # fmt: skip
 
@@ -134,6 +134,7 @@ def _job(body: dict[str, Any]) -> Job:
         seed=body["seed"],
         logprobs=logprobs,
         prompt_logprobs=logprobs if body.get("echo") else None,
+        cache_scope=body.get("cache_salt", ""),
     )
 
 

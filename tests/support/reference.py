@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
+from afterword.core.machine import usable_cores
+
 _F32 = 0
 """A ggml_type for which the binding has no name."""
-_THREADS = len(os.sched_getaffinity(0))
+_THREADS = usable_cores()
 """The library's default is four threads; on fewer cores they wait for each other at every step."""
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -16,6 +14,7 @@ from afterword.cli.ledger import data_folder
 from afterword.cli.sockets import bind, is_loopback, load_tls
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
+from afterword.core.machine import processor_features, usable_cores
 from afterword.ledger.database import REVISION, check, reading, revision_of
 from afterword.ledger.folder import has_database
 from afterword.ledger.keys import any_key
@@ -39,12 +38,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 def instructions() -> Sequence[str]:
     """Returns the vector instructions of this processor that matrix kernels use."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except FileNotFoundError:
-        return ()
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    has = found[1].split() if found else []
+    has = processor_features()
     return [name for name in _INSTRUCTIONS if name in has]
 
 
@@ -60,7 +54,7 @@ def surroundings(settings: Settings) -> Iterator[Finding]:
 
 
 def _threads(settings: Settings) -> Finding:
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     busy = os.getloadavg()[0]
     change = None
     if (settings.threads or cores) > cores:
@@ -73,6 +67,8 @@ def _threads(settings: Settings) -> Finding:
 def _files(settings: Settings) -> Finding:
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = settings.max_connections + _SPARE_FILES
+    if most == resource.RLIM_INFINITY:
+        return Finding("open files", "no limit")
     change = None
     if most < needed:
         change = f"ulimit -n {needed}: {settings.max_connections} connections need so many files"

@@ -12,19 +12,14 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from afterword.core.machine import death_options
+
 _log = logging.getLogger(__name__)
 
 MOST_HEAD_BYTES = 65_536
 _LEAST_BYTES_PER_S = 65_536
 """A body may take longer than the timeout if it arrives at this rate."""
-# These notice a vanished peer within a minute, on idle connections and while data is sent.
-_KEEP_ALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
-)
+_DEATH_OPTIONS = death_options()
 
 
 class GuardedConnection(HttpToolsProtocol):
@@ -114,5 +109,5 @@ def guarded(*, read_timeout_s: float, max_connections: int) -> type[GuardedConne
 def _detect_death(transport: asyncio.Transport) -> None:
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family in {socket.AF_INET, socket.AF_INET6}:
-        for level, option, value in _KEEP_ALIVE:
+        for level, option, value in _DEATH_OPTIONS:
             connection.setsockopt(level, option, value)

@@ -18,8 +18,8 @@ from afterword.cli.options import SettingsCommand, read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import ServedModel
 from afterword.config import Settings
+from afterword.core.machine import memory_limit, usable_cores
 from afterword.core.protocols import PrefixSharing
-from afterword.engine.llama.machine import memory_limit
 from afterword.gateway.address import is_remote
 from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT
 
@@ -69,7 +69,7 @@ async def _examine(settings: Settings) -> int:
 
 
 def _machine(settings: Settings) -> Iterator[tuple[str, object]]:
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     yield "afterword", __version__
     yield "python", platform.python_version()
     yield "cores", cores

@@ -15,6 +15,7 @@ from afterword.cli.options import read_settings
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
+from afterword.core.machine import usable_cores
 from afterword.gateway.address import is_remote
 from afterword.models.gguf import Header
 from afterword.models.parts import part_name, read_header
@@ -95,7 +96,7 @@ def convert_model(source: str, quantization: str, **given: Any) -> None:  # noqa
     destination = Path(f"{file.path.stem}-{quantization}.gguf")
     if destination.exists():
         raise ConfigError(f"{destination}: exists already")
-    convert(file.path, destination, quantization, len(os.sched_getaffinity(0)))
+    convert(file.path, destination, quantization, usable_cores())
     click.echo(destination)
 
 

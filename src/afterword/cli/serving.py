@@ -112,6 +112,8 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
                 queries=lambda: ledger.queries,
                 guarded=not settings.no_auth,
                 origins=settings.origins(),
+                proxies=settings.proxies(),
+                cache_scope=settings.cache_scope,
             ),
             public=playground.routes(),
             observe=observe,

@@ -16,6 +16,8 @@ from afterword.core.wire import Logprobs
 
 T = TypeVar("T")
 
+_SLICE_ENTRIES = 32
+
 
 def _rows(values: Iterable[T], width: int) -> Iterator[tuple[T, ...]]:
     """Yields ``width`` values at a time; if ``width`` is 0, empty rows without end."""
@@ -84,8 +86,11 @@ class ChoiceBuilder:
         self.completion_tokens = 0
         self.logprob_sum = 0.0
 
-    def prefilled(self, scored: ScoredPrompt | None) -> None:
-        """Take in the computed prompt. ``scored`` has its log-probabilities if they are echoed."""
+    def prefilled(self, scored: ScoredPrompt | None) -> Iterator[int]:
+        """Take in the computed prompt. ``scored`` has its log-probabilities if they are echoed.
+
+        Yields the values in each slice of entries once it is made. Run it to its end.
+        """
         shown, prompt = self._shown, self._prompt
         if self._entries is None or not shown.echo or not prompt.ids:
             return
@@ -106,10 +111,12 @@ class ChoiceBuilder:
             _rows(scored.top_logprobs[first * width :], width),
             strict=False,  # rows without entries do not end
         )
-        for before, token, offset, logprob, top_ids, top_logprobs in entries:
+        for made, (before, token, offset, logprob, top_ids, top_logprobs) in enumerate(entries, 1):
             fresh = vocab.is_fresh(before)
             tops = self._shown_of(top_ids), self._shown_of(top_logprobs)
             self._entries.add(token, logprob, *tops, offset, fresh=fresh)
+            if made % _SLICE_ENTRIES == 0:
+                yield _SLICE_ENTRIES * (width + 2)
 
     def _shown_of(self, entries: tuple[T, ...]) -> tuple[T, ...]:
         """Returns the entries of a prompt's token without those that only vLLM's shape shows."""

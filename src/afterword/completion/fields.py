@@ -5,7 +5,7 @@ A parser returns a value, or raises a 400 that names the field, the value and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
 import msgspec
@@ -83,6 +83,7 @@ def _or_null(schema: Schema) -> Schema:
 
 _SHOWN_CHARACTERS = 40
 _SHOWN_BITS = 128
+_SLICE_VALUES = 1 << 15
 _INT64 = 2**63
 Prompt: TypeAlias = str | tuple[int, ...]
 
@@ -167,6 +168,16 @@ def _string(name: str, value: Json) -> str:
 
 BOOLEAN = Kind(_boolean, {"type": "boolean"})
 STRING = Kind(_string, {"type": "string"})
+
+
+def _salt(name: str, value: Json) -> str:
+    text = _string(name, value)
+    if not text:
+        raise out_of_range(name, text, "a string of at least 1 character")
+    return text
+
+
+SALT = Kind(_salt, {"type": "string", "minLength": 1})
 
 
 def recorded(most: int) -> Kind:
@@ -307,7 +318,7 @@ def prompts(most: int) -> Kind:
             raise wrong_type(name, value, _PROMPT)
         if not value:
             raise out_of_range(name, value, "an array of at least 1 item")
-        kinds = set(map(type, value))
+        kinds = _kinds(value)
         if kinds <= {int, float}:
             return (token_ids(name, value),)
         if len(value) > most:
@@ -332,7 +343,7 @@ def token_ids(name: str, value: Sequence[Json]) -> tuple[int, ...]:
     """Parse an array of at least one token id."""
     if not value:
         raise out_of_range(name, list(value), "arrays of at least 1 token id")
-    if set(map(type, value)) != {int}:
+    if _kinds(value) != {int}:
         value = _integers(name, value)
     return _checked_ids(name, value)
 
@@ -346,9 +357,21 @@ def _integers(name: str, value: Sequence[Json]) -> Sequence[int]:
 
 
 def _checked_ids(name: str, value: Sequence[int]) -> tuple[int, ...]:
-    if min(value) < 0:
-        raise out_of_range(name, min(value), "token ids of at least 0")
+    least = min(map(min, _slices(value)))
+    if least < 0:
+        raise out_of_range(name, least, "token ids of at least 0")
     return tuple(value)
+
+
+def _kinds(values: Sequence[Json]) -> set[type]:
+    """Returns the types of the values."""
+    return set().union(*(map(type, part) for part in _slices(values)))
+
+
+def _slices(values: Sequence[Json]) -> Iterator[Sequence[Json]]:
+    """Yields the values in slices, because a single call holds the GIL to its end."""
+    for start in range(0, len(values), _SLICE_VALUES):
+        yield values[start : start + _SLICE_VALUES]
 
 
 def _id_list(name: str, value: Json) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -19,7 +19,7 @@ from afterword.completion.prompt_text import (
 )
 from afterword.completion.request import CompletionRequest
 from afterword.completion.sampling import sampling_params, vocabulary_ids
-from afterword.completion.tokens import encode
+from afterword.completion.tokens import encode, least_tokens
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest, UnusableGrammar
 from afterword.core.job import Constraint, GrammarKind, Job, OutputGrammar
 from afterword.core.limits import Limits
@@ -29,6 +29,16 @@ _WHAT_FITS = -1
 """The value of ``truncate_prompt_tokens`` that keeps as many tokens as fit."""
 _CUT_CONTEXTS = 16
 """How many contexts a prompt may be long that is cut to its end."""
+
+_CHOICE_BYTES = 80
+_TOKEN_BYTES = 5
+_POSITION_BYTES = 48
+_TOP_BYTES = 28
+_ID_BYTES = 7
+_RANKED_BYTES = 72
+"""Typical sizes in JSON: of a choice, a token's text, a position without top entries, a top entry,
+an id, and an entry of vLLM's prompt log-probabilities."""
+_SHORT_TEXT = 64
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +73,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class PlanInputs(msgspec.Struct, frozen=True):
     """What a plan takes over. ``seed`` is for a request without one.
 
-    ``constrain`` compiles a grammar; see ``core.protocols.Engine``.
+    ``constrain`` compiles a grammar; see ``core.protocols.Engine``. ``cache_scope`` is what the
+    operator keeps apart; the request's salt divides it further.
     """
 
     id: str
@@ -73,6 +84,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     seed: int
     constrain: Callable[[OutputGrammar], Constraint]
     unsupported: Mapping[Feature, str] = {}
+    cache_scope: str = ""
 
 
 class ContextBudget(msgspec.Struct, frozen=True):
@@ -88,19 +100,18 @@ class ContextBudget(msgspec.Struct, frozen=True):
 
         A prompt that will be ``cut`` may be several times as long.
         """
-        longest = tokenizer.max_piece_bytes if isinstance(prompt, str) else 1
-        least = math.ceil(len(prompt) / longest)
+        least = least_tokens(prompt, tokenizer)
         if least > self.context_tokens * (_CUT_CONTEXTS if cut else 1):
             raise ContextLengthExceeded(
                 context=self.context_tokens, prompt=least, completion=asked or 0
             )
 
     def fitting(
-        self, texts: Iterable[tuple[str, bool]], tokenizer: Tokenizer
+        self, texts: Iterable[tuple[str, bool]], tokenizer: Tokenizer, *, cut: bool = False
     ) -> list[tuple[str, bool]]:
         """Returns the texts that ``refuse_endless`` lets through."""
-        most = self.context_tokens * tokenizer.max_piece_bytes
-        return [text for text in texts if len(text[0]) <= most]
+        most = self.context_tokens * (_CUT_CONTEXTS if cut else 1)
+        return [text for text in texts if least_tokens(text[0], tokenizer) <= most]
 
     def room(self, asked: int | None) -> int:
         """Returns how many prompt tokens leave room for the completion."""
@@ -124,6 +135,72 @@ class ContextBudget(msgspec.Struct, frozen=True):
         return asked
 
 
+class AnswerWeight:
+    """The estimated size of an answer in bytes, which grows prompt by prompt (R7).
+
+    It counts what the answer repeats of its prompts and what ``max_tokens`` asks for. Without
+    ``max_tokens`` generated tokens do not count: the model ends them, and each takes a step.
+    ``logprobs`` is what the answer shows, with those that only ``logprob_token_ids`` ask for.
+    """
+
+    def __init__(
+        self, request: CompletionRequest, n: int, logprobs: int | None, limits: Limits
+    ) -> None:
+        self._request = request
+        self._n = n
+        self._most_bytes = limits.max_answer_mib * 2**20
+        self._entry_bytes = 0
+        if logprobs is not None:
+            tops = logprobs + 1 + len(request.logprob_token_ids or ())
+            self._entry_bytes = _POSITION_BYTES + _TOP_BYTES * tops
+        self._id_bytes = _ID_BYTES if request.return_token_ids else 0
+        self._prompt_bytes = self._id_bytes
+        if request.prompt_logprobs is not None:
+            self._prompt_bytes += _RANKED_BYTES * (request.prompt_logprobs + 1)
+        self.bytes = 0
+
+    def add(self, prompt: PromptText) -> None:
+        """Count the choices of a prompt. Raises ``InvalidRequest`` over the limit."""
+        request = self._request
+        tokens = request.max_tokens or request.max_completion_tokens or 0
+        weight = _CHOICE_BYTES + tokens * (_TOKEN_BYTES + self._entry_bytes + self._id_bytes)
+        weight += len(prompt.ids) * self._prompt_bytes
+        if request.echo:
+            weight += _json_bytes(prompt.text) + len(prompt.ids) * self._entry_bytes
+        self.bytes += self._n * weight
+        if self.bytes > self._most_bytes:
+            raise self._refusal()
+
+    def _refusal(self) -> InvalidRequest:
+        request, causes = self._request, []
+        if len(request.prompt) > 1:
+            causes.append(f"{len(request.prompt)} prompts")
+        if self._n > 1:
+            causes.append(f"n {self._n}")
+        if request.max_tokens:
+            causes.append(f"max_tokens {request.max_tokens}")
+        if request.echo:
+            causes.append("echo")
+        if request.logprobs is not None:
+            causes.append(f"logprobs {request.logprobs}")
+        if request.prompt_logprobs is not None:
+            causes.append(f"prompt_logprobs {request.prompt_logprobs}")
+        if request.logprob_token_ids:
+            causes.append(f"{len(request.logprob_token_ids)} logprob_token_ids")
+        name = "logprobs" if request.logprobs is not None else "echo" if request.echo else "n"
+        return InvalidRequest(
+            f"Invalid value for '{name}': the answer would have more than "
+            f"{self._most_bytes // 2**20} MiB (max_answer_mib), because of "
+            f"{', '.join(causes)}. Ask for it in several requests.",
+            param=name,
+            code="invalid_value",
+        )
+
+
+def _json_bytes(text: str) -> int:
+    return len(msgspec.json.encode(text)) if len(text) > _SHORT_TEXT else 6 * len(text)
+
+
 def make_plan(
     request: CompletionRequest, tokenizer: Tokenizer, budget: ContextBudget, inputs: PlanInputs
 ) -> Plan:
@@ -132,6 +209,7 @@ def make_plan(
     Raises ``InvalidRequest``.
     """
     n, candidates = _counts(request)
+    _refuse_many(request, candidates, budget.limits.max_choices)
     _refuse_contradictions(request)
     _refuse_unsupported(request, inputs.unsupported)
     asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
@@ -148,12 +226,15 @@ def make_plan(
     end_ids = tokenizer.end_ids.union(extra_end_ids)
     vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after)
     constraint = _constraint(request, inputs)
+    scope = _cache_scope(inputs.cache_scope, request.cache_salt)
+    weight = AnswerWeight(request, n, logprobs, budget.limits)
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
         ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
         most = budget.completion_tokens(len(ids), asked)
         if sampling.min_tokens > most:
             raise _too_many_at_least(sampling.min_tokens, most, asked)
+        weight.add(text)
         jobs.append(
             Job(
                 prompt_ids=ids,
@@ -170,6 +251,7 @@ def make_plan(
                 extra_end_ids=extra_end_ids,
                 stop_ids=stop_ids,
                 constraint=constraint,
+                cache_scope=scope,
             )
         )
         prompts.append(text)
@@ -301,6 +383,27 @@ def _counts(request: CompletionRequest) -> tuple[int, int]:
     return n, best_of
 
 
+def _refuse_many(request: CompletionRequest, candidates: int, most: int) -> None:
+    """Raises ``InvalidRequest`` for more sequences than a request may have (R7)."""
+    prompts = max(len(request.prompt), 1)
+    if prompts * candidates <= most:
+        return
+    name = "best_of" if candidates > (request.n or 1) else "n" if candidates > 1 else "prompt"
+    raise InvalidRequest(
+        f"Invalid value for '{name}': {prompts} prompts with {candidates} choices each are "
+        f"{prompts * candidates} sequences; a request may have {most} (max_choices).",
+        param=name,
+        code="invalid_value",
+    )
+
+
+def _cache_scope(operators: str, salt: str | None) -> str:
+    """Returns the scope of a request's jobs; a salt gives one that nobody else can name."""
+    if salt is None:
+        return operators
+    return hashlib.sha256(f"{len(operators)} {operators} {salt}".encode()).hexdigest()
+
+
 def _too_many_at_least(least: int, most: int, asked: int | None) -> InvalidRequest:
     bound = "its default here" if asked is None else "as requested"
     return InvalidRequest(
@@ -379,6 +482,9 @@ _ID_FIELDS = ("logit_bias", "allowed_token_ids", "stop_token_ids", "logprob_toke
 
 def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature, str]) -> None:
     """Raises ``InvalidRequest`` for what the engine cannot take."""
+    unsalted = unsupported.get("cache_salt")
+    if request.cache_salt is not None and unsalted is not None:
+        raise InvalidRequest(f"'cache_salt' cannot be honoured: {unsalted}", param="cache_salt")
     reason = unsupported.get("token_ids")
     if reason is None:
         return

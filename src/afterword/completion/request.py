@@ -10,6 +10,7 @@ import msgspec
 
 from afterword.completion import fields, foreign
 from afterword.completion.fields import Field, Json, Parser, Prompt, Schema
+from afterword.completion.long_bodies import lift_ids
 from afterword.completion.structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 from afterword.core.errors import InvalidRequest
 from afterword.core.job import OutputGrammar
@@ -33,6 +34,8 @@ _UNPARSABLE = (
 BREAKERS = ("\n", ":", '"', "*")
 """The usual ``dry_sequence_breakers``; source: llama.cpp."""
 _MOST = _INT64 - 1
+_LONG_BODY_BYTES = 64 * 1024
+_MOST_BIASES = 1 << 19
 _PENALTY = fields.number(-2, 2)
 _STREAM_OPTIONS = fields.switches(
     {
@@ -333,6 +336,15 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
 
+    cache_salt: Annotated[
+        str | None,
+        Field(
+            fields.SALT,
+            "Computed prompts are shared only with requests that have the same salt, and within "
+            "what the operator's cache_scope shares.",
+        ),
+    ] = None
+
 
 @lru_cache
 def parsers(limits: Limits) -> Mapping[str, Parser]:
@@ -359,7 +371,16 @@ def decode(body: bytes, limits: Limits, *, model: str | None = None) -> Completi
     Raises ``InvalidRequest``.
     """
     table = parsers(limits)
-    raw = parse_object(body, table)
+    lifted = lift_ids(body, limits.max_prompts) if len(body) > _LONG_BODY_BYTES else None
+    if lifted is None:
+        raw = parse_object(body, table)
+    else:
+        raw = parse_object(lifted.rest, table)
+        if raw.get("prompt") == []:
+            raw["prompt"] = lifted.prompt
+        else:
+            # The array that was taken out is not the request's prompt.
+            raw = parse_object(body, table)
     parsed: dict[str, Any] = {}
     for name, value in raw.items():
         parser = table.get(name)
@@ -383,6 +404,8 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
     its values would be ignored.
     """
     try:
+        if len(body) > _LONG_BODY_BYTES:
+            _refuse_unseen(msgspec.json.decode(body, type=dict[str, msgspec.Raw]), known)
         raw = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest(_UNPARSABLE) from None
@@ -394,6 +417,20 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
     if isinstance(bias, dict):
         _refuse_duplicate_ids(body, bias)
     return raw
+
+
+def _refuse_unseen(written: Mapping[str, msgspec.Raw], known: Mapping[str, Parser]) -> None:
+    """Raises ``InvalidRequest`` for long values that would be made to be refused."""
+    unknown = written.keys() - known.keys()
+    if unknown:
+        raise fields.unrecognized(min(unknown))
+    biases = bytes(written.get("logit_bias", b"")).count(b":")
+    if biases > _MOST_BIASES:
+        raise InvalidRequest(
+            f"Invalid value for 'logit_bias': {biases} token ids are more than a vocabulary has.",
+            param="logit_bias",
+            code="invalid_value",
+        )
 
 
 def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable, Collection
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -19,17 +20,73 @@ from afterword.completion.logprobs import prompt_logprobs
 from afterword.completion.plan import ContextBudget, Plan, PlanInputs, make_plan, texts_of
 from afterword.completion.request import CompletionRequest, decode
 from afterword.core.errors import ApiError
+from afterword.core.fair_pool import FairPool
 from afterword.core.job import Counted, Ended, Event, Prefilled, Sampled, ScoredPrompt
 from afterword.core.limits import Limits
+from afterword.core.pace import SLICE_COST, Pace
 from afterword.core.protocols import Engine, Generation, Tokenizer
 from afterword.core.wire import Choice, Chunk, Completion, PromptTokensDetails, Usage
 
 T = TypeVar("T")
 
-_LONG_BODY_BYTES = 4096
+_SHORT_BODY_BYTES = 4096
 """Longer bodies are parsed and tokenised in a thread: on the loop they would delay streams."""
+_LONG_BODY_BYTES = 64 * 1024
+"""Even longer ones in another thread, which they share with their like."""
+_FEW_PROMPTS = 16
+_SLICE_TOKENS = 128
+_VALUE_COST = 0.8
+_TOKEN_COST = 4.0
+_CHOICE_COST = 20.0
+"""Costs for ``Pace``: of a log-probability, a token, a choice or chunk."""
 _ID_BYTES = 18
 _OBFUSCATION_STEP = 32
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """On whose behalf a request is planned.
+
+    Long work of one ``owner`` takes turns with that of others. ``cache_scope`` says with whom its
+    computed prompts are shared; it is empty for all.
+    """
+
+    owner: str = ""
+    cache_scope: str = ""
+
+
+class Planning:
+    """Threads for work that is too long for the event loop.
+
+    Long bodies, short ones and those of the tokenizer's routes have a thread each. So a text that
+    takes seconds waits for others like it, and nobody else does; and no more than three texts are
+    tokenised at once, which bounds the memory for that.
+    """
+
+    def __init__(self) -> None:
+        self._short = FairPool("afterword-planning")
+        self._long = FairPool("afterword-planning-long")
+        self._tokens = FairPool("afterword-tokenizing")
+
+    async def plan(self, owner: str, size: int, work: Callable[[], T], *, prompts: int = 1) -> T:
+        """Returns the result of work on a body of ``size`` bytes."""
+        if size <= _SHORT_BODY_BYTES and prompts <= _FEW_PROMPTS:
+            return work()
+        pool = self._short if size <= _LONG_BODY_BYTES else self._long
+        return await pool.run(owner, work)
+
+    async def tokenize(self, owner: str, size: int, work: Callable[[], T]) -> T:
+        """Returns the result of work on a body of a tokenizer's route."""
+        if size <= _SHORT_BODY_BYTES:
+            return work()
+        return await self._tokens.run(owner, work)
+
+
+class TokenizerCall(msgspec.Struct, frozen=True):
+    """A parsed request to tokenise or detokenise. ``run`` does the work and raises ``ApiError``."""
+
+    id: str
+    model: str
+    run: Callable[[], Awaitable[tokens.Tokenized | tokens.Detokenized]]
 
 
 class CompletionService:
@@ -45,11 +102,13 @@ class CompletionService:
         *,
         clock: Callable[[], float],
         entropy: Callable[[int], bytes],
+        planning: Planning | None = None,
     ) -> None:
         self.catalog = catalog
         self.limits = limits
         self._clock = clock
         self._entropy = entropy
+        self._planning = planning or Planning()
 
     def restricted_to(self, models: Collection[str] | None) -> CompletionService:
         """Returns the service for a key that may use only these models. None means all."""
@@ -60,17 +119,24 @@ class CompletionService:
             self.limits,
             clock=self._clock,
             entropy=self._entropy,
+            planning=self._planning,
         )
 
-    async def plan(self, body: bytes, *, model: str | None = None) -> Plan:
+    async def plan(
+        self, body: bytes, *, model: str | None = None, caller: Caller | None = None
+    ) -> Plan:
         """Returns the plan of a body. ``model`` is the path's, if any. Raises ``ApiError``."""
-        request = await _off_the_loop(len(body), partial(decode, body, self.limits, model=model))
+        caller = caller or Caller()
+        do = partial(self._planning.plan, caller.owner, len(body))
+        request = await do(partial(decode, body, self.limits, model=model))
         served = self.catalog.resolve(request.model) if request.model else self.catalog.default
         budget = ContextBudget(served.engine.card.context_tokens, self.limits)
         tokenizer = served.engine.tokenizer
-        tokenizer = await tokenizer.prepare(budget.fitting(texts_of(request), tokenizer))
-        decide = partial(self._decide, request, served, tokenizer, budget)
-        return await _off_the_loop(len(body), decide)
+        cut = request.truncate_prompt_tokens is not None
+        texts = budget.fitting(texts_of(request), tokenizer, cut=cut)
+        tokenizer = await tokenizer.prepare(texts)
+        decide = partial(self._decide, request, served, tokenizer, budget, caller.cache_scope)
+        return await do(decide, prompts=len(request.prompt))
 
     def _decide(
         self,
@@ -78,51 +144,64 @@ class CompletionService:
         served: ServedModel,
         tokenizer: Tokenizer,
         budget: ContextBudget,
+        cache_scope: str,
     ) -> Plan:
         inputs = PlanInputs(
-            id=f"cmpl-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}",
+            id=self._id("cmpl"),
             model=request.model or served.name,
             created=int(self._clock()),
             fingerprint=served.engine.card.fingerprint,
             constrain=served.engine.constraint,
             unsupported=served.engine.card.unsupported,
             seed=int.from_bytes(self._entropy(8), "big") >> 1,
+            cache_scope=cache_scope,
         )
         return make_plan(request, tokenizer, budget, inputs)
+
+    def _id(self, kind: str) -> str:
+        return f"{kind}-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}"
 
     def open(self, plan: Plan) -> CompletionStream:
         """Admit a plan. Raises ``ApiError`` if the engine refuses it."""
         engine: Engine = self.catalog.resolve(plan.model).engine
         return CompletionStream(plan, engine.open(plan.jobs), self._entropy)
 
-    async def tokenize(self, body: bytes) -> tokens.Tokenized:
-        """Answer POST /tokenize. Raises ``ApiError``."""
-        request = await _off_the_loop(len(body), partial(tokens.decode_tokenize, body))
-        engine = self._engine(request.model)
-        tokenizer = await engine.tokenizer.prepare([(request.prompt, True)])
-        count = partial(tokens.tokenize, request, tokenizer, engine.card)
-        return await _off_the_loop(len(body), count)
+    async def tokenization(self, body: bytes, owner: str = "") -> TokenizerCall:
+        """Parse the body of POST /tokenize. Raises ``ApiError``."""
+        do = partial(self._planning.tokenize, owner, len(body))
+        request = await do(partial(tokens.decode_tokenize, body))
+        served = self._served(request.model)
+        engine = served.engine
+        tokens.refuse_long_text(request, engine.tokenizer, engine.card)
 
-    async def detokenize(self, body: bytes) -> tokens.Detokenized:
-        """Answer POST /detokenize. Raises ``ApiError``."""
+        async def run() -> tokens.Tokenized:
+            tokenizer = await engine.tokenizer.prepare([(request.prompt, True)])
+            return await do(partial(tokens.tokenize, request, tokenizer, engine.card))
 
-        def spell() -> tokens.Detokenized:
-            request = tokens.decode_detokenize(body)
-            engine = self._engine(request.model)
-            return tokens.detokenize(request, engine.tokenizer, engine.card)
+        return TokenizerCall(self._id("tok"), request.model or served.name, run)
 
-        return await _off_the_loop(len(body), spell)
+    async def detokenization(self, body: bytes, owner: str = "") -> TokenizerCall:
+        """Parse the body of POST /detokenize. Raises ``ApiError``."""
+        do = partial(self._planning.tokenize, owner, len(body))
+        request = await do(partial(tokens.decode_detokenize, body))
+        served = self._served(request.model)
+        engine = served.engine
+        tokens.refuse_long_ids(request, engine.card)
+
+        async def run() -> tokens.Detokenized:
+            return await do(partial(tokens.detokenize, request, engine.tokenizer))
+
+        return TokenizerCall(self._id("tok"), request.model or served.name, run)
 
     def tokenizer_info(
         self, model: str | None = None, *, vocabulary: bool = False
     ) -> tokens.TokenizerInfo:
         """Answer GET /tokenizer_info, with the ``vocabulary`` on request. Raises ``ApiError``."""
-        engine = self._engine(model)
+        engine = self._served(model).engine
         return tokens.describe(engine.tokenizer, engine.card, vocabulary=vocabulary)
 
-    def _engine(self, model: str | None) -> Engine:
-        served = self.catalog.resolve(model) if model else self.catalog.default
-        return served.engine
+    def _served(self, model: str | None) -> ServedModel:
+        return self.catalog.resolve(model) if model else self.catalog.default
 
 
 class CompletionStream:
@@ -141,6 +220,9 @@ class CompletionStream:
         self.on_first_token: Callable[[], None] | None = None
         # A builder is made at its sequence's first event: a request may have thousands.
         self._builders: dict[tuple[int, int], ChoiceBuilder] = {}
+        # Events that were taken and are not folded yet.
+        self._events: deque[Event] = deque()
+        self.pace = Pace()
 
     async def __aenter__(self) -> Self:
         """Enter the generation."""
@@ -158,7 +240,8 @@ class CompletionStream:
             # Take what is there, without waiting. A timeout means that there is nothing.
             with suppress(TimeoutError, StopAsyncIteration, ApiError):
                 async with asyncio.timeout(0):
-                    self._fold(await anext(self._generation))
+                    self._events += await anext(self._generation)
+            await self._fold([])
         await self._generation.__aexit__(exc_type, exc, traceback)
 
     @property
@@ -171,45 +254,101 @@ class CompletionStream:
 
     async def completion(self) -> Completion:
         """Returns the whole answer. Raises ``ApiError``."""
-        async for events in self._generation:
-            self._fold(events)
+        choices = [choice async for choice in self.choices()]
+        choices.sort(key=lambda choice: choice.index)
+        return self.whole(choices)
+
+    def whole(self, choices: list[Choice]) -> Completion:
+        """Returns the answer with these choices, and the usage so far."""
         plan = self.plan
-        choices = [
-            self._choice(builder.drain(), i, j)
-            for i in range(len(plan.jobs))
-            for j, builder in enumerate(self._shown(i))
-        ]
         return Completion(plan.id, plan.created, plan.model, choices, self.usage, plan.fingerprint)
 
-    async def chunks(self) -> AsyncIterator[list[Chunk]]:
-        """Yields chunks as tokens come: a list has all chunks since the last one."""
+    async def choices(self) -> AsyncIterator[Choice]:
+        """Yields the choices of each prompt as soon as all of its candidates have ended.
+
+        So a caller that writes them down holds no more of a long answer than that. Raises
+        ``ApiError``.
+        """
+        plan = self.plan
+        left = [plan.candidates] * len(plan.jobs)
+        over: set[tuple[int, int]] = set()
         async for events in self._generation:
-            made = self._new_chunks(self._fold(events))
+            for key, builder in (await self._fold(events)).items():
+                if builder.finish_reason is None or key in over:
+                    continue
+                over.add(key)
+                job = key[0]
+                left[job] -= 1
+                if left[job]:
+                    continue
+                for place, shown in enumerate(self._shown(job)):
+                    yield self._choice(shown.drain(), job, place)
+        if any(left):
+            raise RuntimeError("a generation ended without ending one of its sequences")
+
+    async def chunks(self) -> AsyncIterator[list[Chunk]]:
+        """Yields chunks as tokens come: all since the last list, but never many at once."""
+        async for events in self._generation:
+            made: list[Chunk] = []
+            cost = 0.0
+            for (job, seq), builder in (await self._fold(events)).items():
+                for chunk in self._new_chunks(job, seq, builder):
+                    made.append(chunk)
+                    cost += self._cost(chunk.choices[0])
+                    if cost >= SLICE_COST:
+                        yield made
+                        await self.pace.spend(cost)
+                        made, cost = [], 0.0
             if made:
                 yield made
         if self.plan.include_usage:
             yield [self._chunk([], self.usage)]
 
-    def _fold(self, events: list[Event]) -> dict[tuple[int, int], ChoiceBuilder]:
+    def _new_chunks(self, job: int, seq: int, builder: ChoiceBuilder) -> Iterator[Chunk]:
+        deltas = builder.drain_each()
+        generated = builder.completion_tokens - sum(len(delta.token_ids) for delta in deltas)
+        for delta in deltas:
+            generated += len(delta.token_ids)
+            yield self._chunk([self._choice(delta, job, seq)], self._usage_of(job, generated))
+
+    def _cost(self, choice: Choice) -> float:
+        """Returns the cost of making and encoding a chunk of a choice."""
+        entries = 0 if choice.logprobs is None else len(choice.logprobs.tokens)
+        values = entries * (2 + (self.plan.shown.logprobs or 0))
+        return _CHOICE_COST + values * _VALUE_COST + len(choice.text) / 512
+
+    async def _fold(self, events: list[Event]) -> dict[tuple[int, int], ChoiceBuilder]:
         """Feed the builders. Returns those that changed, in order."""
+        # An event leaves the queue when it is folded, so a cancellation loses none.
+        queue = self._events
+        queue.extend(events)
         changed: dict[tuple[int, int], ChoiceBuilder] = {}
-        for event in events:
-            match event:
+        while queue:
+            match queue[0]:
                 case Sampled(job=job, seq=seq):
-                    builder = changed[job, seq] = self._builder(job, seq)
+                    builder = changed[job, seq] = await self._builder(job, seq)
+                    event = _cut(queue)
                     if builder.sampled(event):
                         self._generation.abort(job, seq)
-                case Ended(job=job, seq=seq):
-                    builder = changed[job, seq] = self._builder(job, seq)
-                    builder.ended(event)
-                case Prefilled(job=job):
-                    self._prompts[job] = (event.prompt_tokens, event.cached_tokens)
-                    self._scored[job] = event.scored
-                case Counted(job=job):
-                    self._prompts[job] = (event.prompt_tokens, event.cached_tokens)
+                    await self.pace.spend(self._folding_cost(event))
+                case Ended(job=job, seq=seq) as ended:
+                    builder = changed[job, seq] = await self._builder(job, seq)
+                    queue.popleft()
+                    builder.ended(ended)
+                case Prefilled(job=job) as prefilled:
+                    queue.popleft()
+                    self._prompts[job] = (prefilled.prompt_tokens, prefilled.cached_tokens)
+                    self._scored[job] = prefilled.scored
+                case Counted(job=job) as counted:
+                    queue.popleft()
+                    self._prompts[job] = (counted.prompt_tokens, counted.cached_tokens)
         return changed
 
-    def _builder(self, job: int, seq: int) -> ChoiceBuilder:
+    def _folding_cost(self, event: Sampled) -> float:
+        values = len(event.logprobs) + len(event.top_ids)
+        return len(event.tokens) * (_TOKEN_COST + len(self.plan.shown.stops)) + values * _VALUE_COST
+
+    async def _builder(self, job: int, seq: int) -> ChoiceBuilder:
         """Returns the builder of a sequence. Its prompt is computed by now."""
         builder = self._builders.get((job, seq))
         if builder is None:
@@ -217,11 +356,11 @@ class CompletionStream:
                 self.on_first_token()
             plan = self.plan
             builder = self._builders[job, seq] = ChoiceBuilder(
-                plan.vocab,
-                plan.prompts[job],
-                plan.shown,
+                plan.vocab, plan.prompts[job], plan.shown
             )
-            builder.prefilled(self._scored[job])
+            await self.pace.spend(_CHOICE_COST)
+            for values in builder.prefilled(self._scored[job]):
+                await self.pace.spend(values * _VALUE_COST)
         return builder
 
     def _shown(self, job: int) -> list[ChoiceBuilder]:
@@ -230,17 +369,6 @@ class CompletionStream:
             return siblings
         scores = [(builder.logprob_sum, builder.completion_tokens) for builder in siblings]
         return [siblings[i] for i in ranking.best(scores, self.plan.n)]
-
-    def _new_chunks(self, changed: dict[tuple[int, int], ChoiceBuilder]) -> list[Chunk]:
-        chunks = []
-        for (job, seq), builder in changed.items():
-            deltas = builder.drain_each()
-            generated = builder.completion_tokens - sum(len(one.token_ids) for one in deltas)
-            for delta in deltas:
-                generated += len(delta.token_ids)
-                choice = self._choice(delta, job, seq)
-                chunks.append(self._chunk([choice], self._usage_of(job, generated)))
-        return chunks
 
     def _usage_of(self, job: int, generated: int) -> Usage | msgspec.UnsetType | None:
         """Returns the usage that a chunk of a choice shows (S5, S10)."""
@@ -286,6 +414,29 @@ class CompletionStream:
         return base64.urlsafe_b64encode(self._entropy(missing)).decode()[:missing]
 
 
-async def _off_the_loop(size: int, work: Callable[[], T]) -> T:
-    """Do long work in a thread, short work at once."""
-    return await asyncio.to_thread(work) if size > _LONG_BODY_BYTES else work()
+def _cut(queue: deque[Event]) -> Sampled:
+    """Take the first tokens of the first event, and leave the rest if there are many."""
+    event = queue.popleft()
+    if not isinstance(event, Sampled):
+        raise TypeError("only sampled tokens can be cut")
+    if len(event.tokens) <= _SLICE_TOKENS:
+        return event
+    tops = _SLICE_TOKENS * (len(event.top_ids) // len(event.tokens))
+    queue.appendleft(
+        Sampled(
+            event.job,
+            event.seq,
+            event.tokens[_SLICE_TOKENS:],
+            event.logprobs[_SLICE_TOKENS:],
+            event.top_ids[tops:],
+            event.top_logprobs[tops:],
+        )
+    )
+    return Sampled(
+        event.job,
+        event.seq,
+        event.tokens[:_SLICE_TOKENS],
+        event.logprobs[:_SLICE_TOKENS],
+        event.top_ids[:tops],
+        event.top_logprobs[:tops],
+    )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import msgspec
 
 from afterword.completion import fields
-from afterword.completion.fields import Field
+from afterword.completion.fields import Field, Prompt
 from afterword.completion.logprobs import token_text
 from afterword.completion.prompt_text import VocabView, text_of_ids
 from afterword.completion.request import parse_object
-from afterword.core.errors import InvalidRequest, UnspellableText
+from afterword.core.errors import ContextLengthExceeded, InvalidRequest, UnspellableText
 from afterword.core.limits import Limits
 from afterword.core.protocols import EngineCard, Tokenizer
 from afterword.core.wire import Vocabulary
@@ -99,6 +100,15 @@ def _decode(body: bytes, request: type[msgspec.Struct]) -> dict[str, Any]:
     return parsed
 
 
+def least_tokens(prompt: Prompt, tokenizer: Tokenizer) -> int:
+    """Returns a number of tokens that every tokenisation of the prompt reaches."""
+    if not isinstance(prompt, str):
+        return len(prompt)
+    # Characters first, because encoding a long text takes milliseconds.
+    size = len(prompt) if prompt.isascii() else len(prompt.encode())
+    return math.ceil(size / tokenizer.max_piece_bytes)
+
+
 def encode(
     name: str,
     text: str,
@@ -119,9 +129,28 @@ def encode(
         ) from error
 
 
+def refuse_long_text(request: TokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -> None:
+    """Raises ``ContextLengthExceeded`` for text that can be in no prompt, before it is tokenised.
+
+    Text that takes a few more tokens than the context has is counted, so that clients can cut it.
+    """
+    _refuse_without_ids(card, "prompt")
+    least = least_tokens(request.prompt, tokenizer)
+    if least > card.context_tokens:
+        raise ContextLengthExceeded(context=card.context_tokens, prompt=least, completion=0)
+
+
+def refuse_long_ids(request: DetokenizeRequest, card: EngineCard) -> None:
+    """Raises ``ContextLengthExceeded`` for more ids than the context has."""
+    _refuse_without_ids(card, "tokens")
+    if len(request.tokens) > card.context_tokens:
+        raise ContextLengthExceeded(
+            context=card.context_tokens, prompt=len(request.tokens), completion=0
+        )
+
+
 def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -> Tokenized:
     """Returns the ids of a text. Special tokens are parsed as in a prompt (R2)."""
-    _refuse_without_ids(card, "prompt")
     ids = encode("prompt", request.prompt, tokenizer)
     bos = tokenizer.bos_id
     if request.add_special_tokens and bos is not None and ids[:1] != [bos]:
@@ -132,12 +161,11 @@ def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -
     return Tokenized(len(ids), card.context_tokens, ids, strings)
 
 
-def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -> Detokenized:
+def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer) -> Detokenized:
     """Returns the text of token ids. Special tokens appear by their names.
 
     If the vocabulary adds a BOS, a BOS in front is not in the text (E2).
     """
-    _refuse_without_ids(card, "tokens")
     largest = max(request.tokens, default=0)
     if largest >= len(tokenizer.pieces):
         raise fields.out_of_range(

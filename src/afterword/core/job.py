@@ -99,7 +99,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     whose log-probabilities are wanted at each of these positions, too. ``extra_end_ids`` end a
     sequence, as the vocabulary's end tokens do (infill needs them). ``stop_ids`` end it even with
     ``ignore_eos``. Each sequence keeps to the ``constraint``, which the engine made; an end token
-    can be drawn where the grammar is complete.
+    can be drawn where the grammar is complete. Only jobs of one ``cache_scope`` share what was
+    computed for a prompt; the scope changes no answer.
     """
 
     prompt_ids: tuple[int, ...]
@@ -114,6 +115,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     extra_end_ids: tuple[int, ...] = ()
     stop_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
+    cache_scope: str = ""
 
 
 class ScoredPrompt(msgspec.Struct, frozen=True, gc=False):

@@ -20,8 +20,9 @@ MOST_GRAMMAR_BYTES = 64 * 1024
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Upper bounds of request fields, and what holds if a request leaves a field out.
 
-    ``default_max_tokens`` None means "until the context is full". If ``require_model`` is False, a
-    request without ``model`` means the first served model.
+    ``max_choices`` bounds prompts times max(n, best_of), ``max_answer_mib`` the estimated size of
+    an answer (R7). ``default_max_tokens`` None means "until the context is full". If
+    ``require_model`` is False, a request without ``model`` means the first served model.
     """
 
     max_logprobs: int = 20
@@ -29,6 +30,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_n: int = 128
     max_best_of: int = 20
     max_prompts: int = 2048
+    max_choices: int = 2048
+    max_answer_mib: int = 512
     max_body_bytes: int = 16 * 1024 * 1024
     default_max_tokens: int | None = None
     require_model: bool = True

@@ -99,8 +99,11 @@ answers.
 """
 
 
-Feature: TypeAlias = Literal["token_ids"]
-"""What an engine may be unable to take: token ids, in prompts, biases and tokenising."""
+Feature: TypeAlias = Literal["token_ids", "cache_salt"]
+"""What an engine may be unable to take.
+
+``token_ids``: in prompts, biases and tokenising. ``cache_salt``: to keep prefixes apart by scope.
+"""
 
 
 class EngineCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -80,10 +80,13 @@ class RemoteEngine:
         )
 
     def _unsupported(self) -> Mapping[Feature, str]:
-        if self._facts.vocabulary is not None:
-            return {}
-        origin = self.pool.upstreams[0].address.origin
-        return {"token_ids": f"{self.pool.dialect.title} at {origin} has no tokenizer."}
+        dialect, reasons = self.pool.dialect, dict[Feature, str]()
+        server = f"{dialect.title} at {self.pool.upstreams[0].address.origin}"
+        if self._facts.vocabulary is None:
+            reasons["token_ids"] = f"{server} has no tokenizer."
+        if "cache_salt" in dialect.lacks:
+            reasons["cache_salt"] = f"{server} {dialect.lacks['cache_salt']}."
+        return reasons
 
     async def _ids_of(self, text: str, parse_special: bool) -> list[int]:
         """Ask an upstream for the ids of a text; split names of special tokens if they are text."""

@@ -150,7 +150,7 @@ class RemoteGeneration(MailboxReader):
             return
         pool = self._pool
         until_s = asyncio.get_running_loop().time() + pool.options.patience_s
-        keys = block_keys(job.prompt_ids)
+        keys = block_keys(job.prompt_ids, job.cache_scope)
         tried: list[Upstream] = []
         last: UpstreamFailure | None = None
         while len(tried) < _MOST_TRIES:
@@ -233,10 +233,19 @@ class RemoteGeneration(MailboxReader):
         for event in events:
             if isinstance(event, Sampled):
                 counts.generated_tokens += len(event.tokens)
-            elif not isinstance(event, Ended) and not self._is_first(event):
-                continue
-            news.append(event)
+                news.append(event)
+            elif isinstance(event, Ended):
+                news.append(event)
+            elif self._is_first(event):
+                news.append(self._discreet(event))
         self._mailbox.put(news)
+
+    def _discreet(self, event: Prefilled | Counted) -> Prefilled | Counted:
+        """Hide cached tokens if they may be those of another scope."""
+        apart = "cache_salt" not in self._pool.dialect.lacks
+        if apart or not self._jobs[event.job].cache_scope:
+            return event
+        return msgspec.structs.replace(event, cached_tokens=0)
 
     def _is_first(self, event: Prefilled | Counted) -> bool:
         """Whether an event about a whole job is the first of its kind; adds up its tokens."""

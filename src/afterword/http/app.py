@@ -18,7 +18,9 @@ from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
 from afterword.http.middleware import Boundary, Observer
 from afterword.http.no_ledger import NoLedger
+from afterword.http.proxies import Network
 from afterword.http.routes import Routes
+from afterword.http.scope import CacheScope
 from afterword.http.upstreams import Upstreams
 
 _OPEN_PATHS = frozenset({"/ready"})
@@ -44,13 +46,16 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
     ``queries`` gives what operators ask, or None. ``guarded``: a request without a key is
     answered only to programs on this machine. ``origins`` are the sites whose pages a browser
-    lets in.
+    lets in. ``proxies`` are believed about a client's address. ``cache_scope`` says who shares
+    computed prompts.
     """
 
     ledger: Ledger = NoLedger()
     queries: Callable[[], AdminQueries | None] = _no_queries
     guarded: bool = False
     origins: tuple[str, ...] = ()
+    proxies: tuple[Network, ...] = ()
+    cache_scope: CacheScope = "key"
 
 
 def create_app(  # noqa: PLR0913 - what only the composition root knows
@@ -82,6 +87,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         metrics=metrics,
         clock=clock,
         keep_alive_s=keep_alive_s,
+        cache_scope=access.cache_scope,
     )
     administration = Administration(access.queries)
     router = Router([*routes.table(), *public, *administration.table()], redirect_slashes=False)
@@ -99,6 +105,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         entropy=entropy,
         lifecycle=lifecycle,
         metrics=metrics,
+        proxies=access.proxies,
         observe=observe,
     )
     if not access.origins:

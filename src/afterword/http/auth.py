@@ -57,7 +57,7 @@ class Authentication:
     async def _principal(self, scope: Scope) -> Principal:
         """Returns the principal. Raises ``AuthenticationFailed``, late for a wrong key."""
         headers = dict(scope["headers"])
-        source = scope["client"][0] if scope.get("client") else ""
+        source = exchange_of(scope).client
         principal = await self._ledger.authenticate(_secret(headers), source)
         if principal.key_id is None and self._guarded:
             _refuse_strangers(headers, self._origins)

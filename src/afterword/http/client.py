@@ -46,12 +46,14 @@ def _too_large(limit_bytes: int) -> BodyTooLarge:
 
 
 async def send_whole(
-    send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], *parts: bytes
 ) -> None:
-    """Send an answer whose length is known."""
-    length = (b"content-length", b"%d" % len(body))
+    """Send an answer whose length is known, part by part."""
+    length = (b"content-length", b"%d" % sum(map(len, parts)))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    for number, part in enumerate(parts, 1):
+        more = number < len(parts)
+        await send({"type": "http.response.body", "body": part, "more_body": more})
 
 
 class ClientWatch:

@@ -17,11 +17,13 @@ class Exchange(msgspec.Struct, kw_only=True):
     """Filled while the request runs, read once at its end.
 
     ``status`` is None until the status line is sent. Times are seconds of the app's clock.
-    ``limited_by`` is the limit that refused the request. There is no prompt, completion or key.
+    ``client`` is the client's address, empty if it has none. ``limited_by`` is the limit that
+    refused the request. There is no prompt, completion or key.
     """
 
     request_id: str
     started_s: float
+    client: str = ""
     status: int | None = None
     outcome: Outcome = "cancelled"
     model: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -17,6 +17,7 @@ from afterword.http.errors import error_answer
 from afterword.http.exchange import Exchange, attach
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
+from afterword.http.proxies import Network, client_address
 
 _access = logging.getLogger("afterword.access")
 _encoder = msgspec.json.Encoder()
@@ -41,6 +42,7 @@ class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     key: str | None = None
+    client: str | None = None
 
 
 Observer: TypeAlias = Callable[[AccessRecord, Mapping[bytes, bytes]], None]
@@ -50,11 +52,11 @@ Observer: TypeAlias = Callable[[AccessRecord, Mapping[bytes, bytes]], None]
 class Boundary:
     """Wraps the routes: every request gets an id, and no exception leaves.
 
-    ``clock`` returns monotonic seconds, ``entropy(n)`` returns n random bytes. ``observe`` is
-    called at the end of every request.
+    ``clock`` returns monotonic seconds, ``entropy(n)`` returns n random bytes. ``proxies`` are
+    believed about the client's address. ``observe`` is called at the end of every request.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what only the composition root knows
         self,
         routes: ASGIApp,
         *,
@@ -62,9 +64,11 @@ class Boundary:
         entropy: Callable[[int], bytes],
         lifecycle: Lifecycle,
         metrics: Metrics,
+        proxies: Sequence[Network] = (),
         observe: Observer | None = None,
     ) -> None:
         self._routes = routes
+        self._proxies = proxies
         self._clock = clock
         self._entropy = entropy
         self._lifecycle = lifecycle
@@ -78,6 +82,8 @@ class Boundary:
             return
         request_id = f"req_{self._entropy(16).hex()}"
         exchange = Exchange(request_id=request_id, started_s=self._clock())
+        peer = scope["client"][0] if scope.get("client") else ""
+        exchange.client = client_address(peer, scope["headers"], self._proxies)
         attach(scope, exchange)
         # With an app in the scope, Starlette raises errors instead of answering in plain text.
         scope["app"] = self
@@ -143,6 +149,7 @@ class Boundary:
             model=exchange.model,
             stream=exchange.stream,
             key=exchange.principal.key_id,
+            client=exchange.client or None,
         )
         if exchange.first_token_s is not None:
             waited_ms = _ms(exchange.started_s, exchange.first_token_s)

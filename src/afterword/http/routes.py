@@ -29,7 +29,10 @@ from afterword.http.exchange import Exchange, exchange_of
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import CONTENT_TYPE, Metrics
 from afterword.http.openapi import document
+from afterword.http.scope import CacheScope, caller_of
 from afterword.http.stream import EventStream
+from afterword.http.tokenizing import Tokenizing
+from afterword.http.whole import encode_answer
 
 _encode = msgspec.json.Encoder().encode
 _JSON = ((b"content-type", b"application/json"),)
@@ -88,12 +91,14 @@ class Completions:
         lifecycle: Lifecycle,
         clock: Callable[[], float],
         keep_alive_s: float,
+        cache_scope: CacheScope,
     ) -> None:
         self._service = service
         self._ledger = ledger
         self._lifecycle = lifecycle
         self._clock = clock
         self._keep_alive_s = keep_alive_s
+        self._cache_scope = cache_scope
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -103,9 +108,10 @@ class Completions:
         principal = exchange.principal
         service = self._service.restricted_to(principal.models)
         body = await read_body(scope, receive, service.limits.max_body_bytes)
-        last = b""
+        parts: list[bytes] = []
+        caller = caller_of(exchange, self._cache_scope)
         async with ClientWatch(receive) as watch:
-            plan = await service.plan(body, model=scope["path_params"].get("model"))
+            plan = await service.plan(body, model=scope["path_params"].get("model"), caller=caller)
             exchange.model, exchange.stream = plan.model, plan.stream
             reservation = await self._ledger.reserve(principal, _ask(plan))
             exchange.rates = reservation.rates
@@ -118,7 +124,7 @@ class Completions:
             status: UsageStatus = "failed"
             try:
                 async with answer:
-                    last = await self._deliver(answer, scope, send)
+                    parts = await self._deliver(answer, scope, send)
                 if not plan.stream or exchange.outcome == "answered":
                     status = "answered"
             except (asyncio.CancelledError, ClientDisconnected) as error:
@@ -131,9 +137,9 @@ class Completions:
         if watch.gone:
             raise ClientDisconnected
         if exchange.stream:
-            await send({"type": "http.response.body", "body": last, "more_body": False})
+            await send({"type": "http.response.body", "body": parts[-1], "more_body": False})
         else:
-            await send_whole(send, 200, _JSON, last)
+            await send_whole(send, 200, _JSON, *parts)
 
     async def _settle(
         self, reservation: Reservation, exchange: Exchange, status: UsageStatus
@@ -153,12 +159,12 @@ class Completions:
             )
         )
 
-    async def _deliver(self, answer: CompletionStream, scope: Scope, send: Send) -> bytes:
-        """Deliver the answer except for the end of its body. Returns that end."""
+    async def _deliver(self, answer: CompletionStream, scope: Scope, send: Send) -> list[bytes]:
+        """Deliver the answer except for the end of its body. Returns that end, in parts."""
         if not answer.plan.stream:
-            return _encode(await answer.completion())
+            return await encode_answer(answer)
         stream = EventStream(scope, send, keep_alive_s=self._keep_alive_s)
-        return await stream.run(answer.chunks())
+        return [await stream.run(answer.chunks())]
 
 
 def _ask(plan: Plan) -> Ask:
@@ -174,7 +180,7 @@ def _note_first_token(exchange: Exchange, clock: Callable[[], float]) -> None:
 class Routes:
     """All endpoints of a service."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what only the composition root knows
         self,
         service: CompletionService,
         ledger: Ledger,
@@ -183,14 +189,21 @@ class Routes:
         metrics: Metrics,
         clock: Callable[[], float],
         keep_alive_s: float,
+        cache_scope: CacheScope,
     ) -> None:
         self._service = service
         self._ledger = ledger
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._completions = Completions(
-            service, ledger, lifecycle=lifecycle, clock=clock, keep_alive_s=keep_alive_s
+            service,
+            ledger,
+            lifecycle=lifecycle,
+            clock=clock,
+            keep_alive_s=keep_alive_s,
+            cache_scope=cache_scope,
         )
+        self._tokenizing = Tokenizing(service, ledger, clock=clock)
 
     def table(self) -> Sequence[BaseRoute]:
         """Returns the routes. ``HEAD`` works wherever ``GET`` does."""
@@ -200,8 +213,8 @@ class Routes:
             Route("/v1/engines/{model:path}/completions", self._completions, methods=post),
             Route("/v1/models", self.models, methods=get),
             Route("/v1/models/{model:path}", self.model, methods=get),
-            Route("/tokenize", self.tokenize, methods=post),
-            Route("/detokenize", self.detokenize, methods=post),
+            Route("/tokenize", self._tokenizing.tokenize, methods=post),
+            Route("/detokenize", self._tokenizing.detokenize, methods=post),
             Route("/tokenizer_info", self.tokenizer_info, methods=get),
             Route("/health", self.health, methods=get),
             Route("/ready", self.ready, methods=get),
@@ -222,14 +235,6 @@ class Routes:
             raise UnknownUrl(f"Invalid URL ({request.method} {request.scope['path']})")
         service = self._for(request)
         return _json(service.catalog.describe(name, service.limits))
-
-    async def tokenize(self, request: Request) -> Response:
-        """Turn text into ids."""
-        return _json(await self._for(request).tokenize(await self._body(request)))
-
-    async def detokenize(self, request: Request) -> Response:
-        """Turn ids into text."""
-        return _json(await self._for(request).detokenize(await self._body(request)))
 
     async def tokenizer_info(self, request: Request) -> Response:
         """Describe the tokenizer of the first model, or of the one that ``?model=`` names.
@@ -293,10 +298,6 @@ class Routes:
     def _for(self, request: Request) -> CompletionService:
         """Returns the service as the request's key sees it."""
         return self._service.restricted_to(exchange_of(request.scope).principal.models)
-
-    async def _body(self, request: Request) -> bytes:
-        limit_bytes = self._service.limits.max_body_bytes
-        return await read_body(request.scope, request.receive, limit_bytes)
 
 
 def _health_of(model: ServedModel, principal: Principal) -> EngineHealth:

@@ -21,6 +21,7 @@ from typing import Literal, Self
 import msgspec
 
 from afterword.core.account import UsageRecord
+from afterword.core.machine import reserve_space, sync_file
 
 SEGMENT_BYTES = 1 << 20
 _SUFFIX = ".journal"
@@ -54,7 +55,7 @@ class Segment:
             # A living process holds this lock: a process that can take it knows that the owner is
             # dead. So the file gets the name by which others find it after the lock is taken.
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.posix_fallocate(self.descriptor, 0, size_bytes)
+            reserve_space(self.descriptor, size_bytes)
             unnamed.rename(path)
         except OSError:
             unnamed.unlink()
@@ -166,7 +167,7 @@ class Journal:
     def sync(self) -> None:
         """Bring the lines to the disk; close removed segments."""
         for segment in list(self._segments):
-            os.fdatasync(segment.descriptor)
+            sync_file(segment.descriptor)
         while self._leaving:
             os.close(self._leaving.popleft())
 

@@ -15,6 +15,7 @@ from support.examples import examples
 SLOTS = 3
 BUDGET_BYTES = 600
 # There are two tokens and short prompts, so that edges are cut everywhere.
+SCOPES = st.sampled_from(["", "a"])
 IDS = st.lists(st.integers(1, 2), min_size=1, max_size=9)
 
 
@@ -43,47 +44,56 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         self.cache = PrefixCache(BUDGET_BYTES)
         self.slots = [Slot(i, 16) for i in range(SLOTS)]
         self.held: list[list[int]] = [[] for _ in range(SLOTS)]
+        self.kept: set[tuple[str, int]] = set()
 
-    @rule(slot=st.integers(0, SLOTS - 1), ids=IDS | st.just([]), computed=st.integers(0, 9))
-    def hold(self, slot: int, ids: list[int], computed: int) -> None:
+    @rule(
+        slot=st.integers(0, SLOTS - 1),
+        ids=IDS | st.just([]),
+        computed=st.integers(0, 9),
+        scope=SCOPES,
+    )
+    def hold(self, slot: int, ids: list[int], computed: int, scope: str) -> None:
+        self.slots[slot].scope = scope
         self.cache.hold(self.slots[slot], array(ids))
         self.held[slot] = ids
         self.slots[slot].computed = min(computed, len(ids))
 
-    @rule(ids=IDS, known=st.integers(1, 9), k=st.integers(0, 2))
-    def keep(self, ids: list[int], known: int, k: int) -> None:
-        self.cache.keep(array(ids), found(ids, min(known, len(ids)), k))
+    @rule(ids=IDS, known=st.integers(1, 9), k=st.integers(0, 2), scope=SCOPES)
+    def keep(self, ids: list[int], known: int, k: int, scope: str) -> None:
+        self.cache.keep(array(ids), found(ids, min(known, len(ids)), k), scope)
+        self.kept.add((scope, ids[0]))
 
-    @rule(ids=IDS)
-    def the_best_holder_is_found(self, ids: list[int]) -> None:
+    @rule(ids=IDS, scope=SCOPES)
+    def the_best_holder_is_found(self, ids: list[int], scope: str) -> None:
         best = self.cache.best(
-            self.cache.match(array(ids)), lambda slot, depth: min(slot.computed, depth)
+            self.cache.match(array(ids), scope), lambda slot, depth: min(slot.computed, depth)
         )
         shared = [
-            min(slot.computed, common_prefix(array(ids), array(held)))
+            min(slot.computed, common_prefix(array(ids), array(held))) * (slot.scope == scope)
             for slot, held in zip(self.slots, self.held, strict=True)
         ]
         assert (best.tokens if best is not None else 0) == max(shared)
         if best is not None:
             assert shared[best.holder.index] == best.tokens
 
-    @rule(ids=IDS, k=st.integers(0, 2))
-    def what_is_read_is_what_was_found(self, ids: list[int], k: int) -> None:
+    @rule(ids=IDS, k=st.integers(0, 2), scope=SCOPES)
+    def what_is_read_is_what_was_found(self, ids: list[int], k: int, scope: str) -> None:
         scores = Scores(len(ids), k)
-        self.cache.read(self.cache.match(array(ids)), scores)
+        self.cache.read(self.cache.match(array(ids), scope), scores)
+        assert scores.known == 1 or (scope, ids[0]) in self.kept
         assert scores.part(0, scores.known).logprobs[1:].tolist() == [
             logprob(ids[: at + 1]) for at in range(1, scores.known)
         ]
         expected = found(ids, scores.known, k).part(0, scores.known)
         assert np.array_equal(scores.part(0, scores.known).top_logprobs, expected.top_logprobs)
 
-    @rule(ids=IDS, k=st.integers(0, 2))
-    def what_was_kept_last_is_known(self, ids: list[int], k: int) -> None:
+    @rule(ids=IDS, k=st.integers(0, 2), scope=SCOPES)
+    def what_was_kept_last_is_known(self, ids: list[int], k: int, scope: str) -> None:
         if found(ids, len(ids), k).part(0, len(ids)).size_bytes > BUDGET_BYTES // 2:
             return
-        self.keep(ids, len(ids), k)
+        self.keep(ids, len(ids), k, scope)
         scores = Scores(len(ids), 0)
-        self.cache.read(self.cache.match(array(ids)), scores)
+        self.cache.read(self.cache.match(array(ids), scope), scores)
         assert scores.complete
 
     @invariant()
@@ -96,3 +106,15 @@ TestPrefixCache = PrefixCacheMachine.TestCase
 TestPrefixCache.settings = settings(
     max_examples=examples(200), stateful_step_count=30, deadline=None
 )
+
+
+def test_a_scope_is_forgotten_with_its_last_node() -> None:
+    """So requests with a salt of their own leave nothing behind."""
+    cache, slot = PrefixCache(BUDGET_BYTES), Slot(0, 16)
+    for number in range(1000):
+        slot.scope = str(number)
+        cache.hold(slot, array([1, 2, 3]))
+        cache.check()
+    assert cache.scopes == ["999"]
+    cache.hold(slot, array([]))
+    assert not cache.scopes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.batching.outcome import evaluate
@@ -247,3 +249,76 @@ def test_without_sharing_every_prompt_is_computed_completely() -> None:
     jobs = [scored(*HEADER, 110), drawn(*HEADER, 110), drawn(*HEADER, 110, n=3)]
     for key, job in enumerate([*jobs, *jobs]):
         assert cached(engine, key, job) == 0
+
+
+def test_scopes_share_nothing_and_answer_the_same() -> None:
+    """Whatever another scope has in memory, a prompt is computed as on a fresh server."""
+    ids = tuple(range(1, 41))
+    for sharing in ("cells", "checkpoints"):
+        for scored in (None, 2):
+            engine = Engine(slots=4, sharing=sharing)
+            fresh: list[Event] = []
+            for number, scope in enumerate(("a", "b", "", "a")):
+                job = Job(
+                    prompt_ids=ids,
+                    n=1,
+                    max_tokens=3,
+                    sampling=SamplingParams(ignore_eos=True),
+                    seed=1,
+                    logprobs=1,
+                    prompt_logprobs=scored,
+                    cache_scope=scope,
+                )
+                before = len(engine.events)
+                engine.run(number, [job])
+                events = [event for _, event in engine.events[before:]]
+                prefilled = next(event for event in events if isinstance(event, Prefilled))
+                assert (prefilled.cached_tokens > 0) == (number == 3 and sharing == "cells")
+                shown: list[Event] = [msgspec.structs.replace(prefilled, cached_tokens=0)]
+                shown += [event for event in events if event is not prefilled]
+                fresh = fresh or shown
+                assert shown == fresh
+
+
+def test_a_scope_does_not_wait_for_the_prefix_of_another() -> None:
+    """Two prompts that begin together start together, each in a slot, and both compute all."""
+    ids = tuple(range(1, 41))
+    engine = Engine(slots=4, budget=16)
+    for number, scope in enumerate(("a", "b", "b")):
+        engine.scheduler.add(number, [_job(ids, scope)])
+    engine.step()
+    assert engine.scheduler.running == 2
+    while engine.step():
+        pass
+    cached = {key: e.cached_tokens for key, e in engine.events if isinstance(e, Prefilled)}
+    assert cached[0] == cached[1] == 0
+    assert cached[2] == len(ids) - 1
+
+
+def _job(ids: tuple[int, ...], scope: str) -> Job:
+    return Job(
+        prompt_ids=ids,
+        n=1,
+        max_tokens=1,
+        sampling=SamplingParams(ignore_eos=True),
+        seed=1,
+        cache_scope=scope,
+    )
+
+
+def test_answers_without_a_slot_are_given_a_few_in_a_step() -> None:
+    """So a request of thousands of them does not hold up the steps of others."""
+    engine = Engine(slots=4)
+    jobs = [
+        Job(prompt_ids=(1,), n=128, max_tokens=0, sampling=SamplingParams(), seed=1)
+        for _ in range(16)
+    ]
+    engine.scheduler.add(1, jobs)
+    most, ended, going = 0, 0, True
+    while going:
+        before = len(engine.events)
+        going = engine.step()
+        most = max(most, len(engine.events) - before)
+        ended += sum(isinstance(event, Ended) for _, event in engine.events[before:])
+    assert ended == 2048
+    assert most <= 2 * 128

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from afterword.core.errors import ConfigError
+from afterword.core.machine import release_pages, resident_bytes
 from afterword.engine.llama import engine, memory
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.context import ContextOptions, LlamaContext
 from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.loading import EngineOptions, load
-from afterword.engine.llama.machine import release_pages, resident_bytes
 from afterword.engine.llama.memory import ModelMemory, model_memory, sizes_of
 from support.tiny_gguf import CONTEXT, make_gguf
 from zoo.making import make_model

@@ -145,6 +145,7 @@ class Memory:
         slot.sequence, sequence.slot = sequence, slot.index
         if self.sharing == "checkpoints":
             self._cut_for_others(sequence, match.tokens, reused)
+        slot.scope = sequence.prompt.job.cache_scope
         self.cache.hold(slot, ids)
         self.slots.touch(slot)
         return reused
@@ -235,7 +236,7 @@ class Memory:
 
     def _has_checkpoint(self, slot: Slot) -> bool:
         """Whether a checkpoint of a slot's tokens exists; if so, it is marked as used."""
-        match = self.cache.match(slot.tokens[: slot.computed])
+        match = self.cache.match(slot.tokens[: slot.computed], slot.scope)
         found = self.cache.best(
             match,
             lambda holder, depth: _whole(holder, depth) if isinstance(holder, Checkpoint) else 0,
@@ -252,6 +253,7 @@ class Memory:
         while (evicted := self._checkpoints.evict(but=kept)) is not None:
             self._lose(evicted)
         self._instructions.append(Save(slot.index, kept.index))
+        kept.scope = slot.scope
         self.cache.hold(kept, slot.tokens[: slot.computed])
         self.slots.touch(kept)
 

@@ -1,5 +1,6 @@
 """A radix tree over token ids: the holders of each prefix's KV, and the scores of its tokens.
 
+Each cache scope has a tree of its own, so that nobody learns what another scope has computed.
 The tree knows nothing of memory: a holder is a name, and its ``computed`` is how many tokens it
 has KV of. Scores outlive the KV of their prefix, up to a budget in bytes.
 """
@@ -40,6 +41,16 @@ class Node:
         self.last_used = 0
 
 
+class Root(Node):
+    """The start of a scope's tree: it has no tokens and no parent."""
+
+    __slots__ = ("scope",)
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(np.empty(0, np.int32), None)
+        self.scope = scope
+
+
 class Match(msgspec.Struct, frozen=True):
     """The longest prefix of some ids in the tree: ``tokens`` ids, on ``nodes`` from the root down.
 
@@ -51,31 +62,26 @@ class Match(msgspec.Struct, frozen=True):
 
 
 class PrefixCache:
-    """All prefixes that have a holder or recent scores."""
+    """All prefixes that have a holder or recent scores, in one tree for each cache scope."""
 
     def __init__(self, score_budget_bytes: int) -> None:
-        self._root = Node(np.empty(0, np.int32), None)
+        # A scope is there while its tree has nodes.
+        self._roots: dict[str, Root] = {}
         self._score_budget_bytes = score_budget_bytes
         # For each holder the node that ends where its tokens end; holders of no token are left out.
         self._ends: dict[Holder, Node] = {}
         self._clock = 0
         self.score_bytes = 0
 
-    def match(self, ids: TokenIds) -> Match:
-        """Returns the longest prefix of ``ids`` in the tree."""
-        nodes: list[Node] = []
-        node, at = self._root, 0
-        while at < len(ids):
-            child = node.children.get(int(ids[at]))
-            if child is None:
-                break
-            nodes.append(child)
-            common = common_prefix(child.tokens, ids[at:])
-            at += common
-            if common < len(child.tokens):
-                break
-            node = child
-        return Match(nodes, at)
+    @property
+    def scopes(self) -> list[str]:
+        """The scopes that have something in memory."""
+        return list(self._roots)
+
+    def match(self, ids: TokenIds, scope: str = "") -> Match:
+        """Returns the longest prefix of ``ids`` in the tree of a scope."""
+        root = self._roots.get(scope)
+        return Match([], 0) if root is None else _match(root, ids)
 
     @staticmethod
     def best(match: Match, usable: Callable[[Holder, int], int]) -> Source | None:
@@ -110,9 +116,10 @@ class PrefixCache:
                 return
 
     def hold(self, holder: Holder, ids: TokenIds) -> None:
-        """Record that ``holder`` has exactly these tokens, which may be none."""
-        old, new = self._ends.pop(holder, None), self._insert(ids)
-        if new is not self._root:
+        """Record that ``holder`` has exactly these tokens of its scope, which may be none."""
+        old = self._ends.pop(holder, None)
+        new = self._insert(ids, holder.scope) if len(ids) else None
+        if new is not None:
             self._ends[holder] = new
         path = dict.fromkeys(_upwards(new))
         for node in path:
@@ -125,9 +132,9 @@ class PrefixCache:
         node = self._ends.get(holder)
         return 0 if node is None else node.end
 
-    def keep(self, ids: TokenIds, scores: Scores) -> None:
-        """Keep the known scores of a prompt for later prompts with a common prefix."""
-        path = list(_upwards(self._insert(ids)))
+    def keep(self, ids: TokenIds, scores: Scores, scope: str = "") -> None:
+        """Keep the known scores of a prompt for later prompts of the scope with a common prefix."""
+        path = list(_upwards(self._insert(ids, scope)))
         for node in path:
             if node.start < scores.known:
                 self._add(node, scores)
@@ -155,10 +162,13 @@ class PrefixCache:
         node.scores = entries.copy()
         self.score_bytes += entries.size_bytes
 
-    def _insert(self, ids: TokenIds) -> Node:
-        """Returns the node that ends where ``ids`` end, and makes it if needed."""
-        match = self.match(ids)
-        node = match.nodes[-1] if match.nodes else self._root
+    def _insert(self, ids: TokenIds, scope: str) -> Node:
+        """Returns the node that ends where ``ids`` end, at least one, and makes it if needed."""
+        root = self._roots.get(scope)
+        if root is None:
+            root = self._roots[scope] = Root(scope)
+        match = _match(root, ids)
+        node = match.nodes[-1] if match.nodes else root
         if match.tokens < node.end:
             node = self._split(node, match.tokens - node.start)
         if match.tokens < len(ids):
@@ -194,9 +204,13 @@ class PrefixCache:
             self._prune(node)
 
     def _prune(self, node: Node) -> None:
-        """Remove a node without children, holders and scores."""
-        if node.parent is not None and not (node.children or node.holders or node.scores):
-            del node.parent.children[int(node.tokens[0])]
+        """Remove a node without children, holders and scores, and a tree without nodes."""
+        parent = node.parent
+        if parent is None or node.children or node.holders or node.scores:
+            return
+        del parent.children[int(node.tokens[0])]
+        if isinstance(parent, Root) and not parent.children:
+            del self._roots[parent.scope]
 
     def _make_room(self) -> None:
         """Drop scores over the budget: least recently used first, then deepest first."""
@@ -213,7 +227,7 @@ class PrefixCache:
                 self._prune(above)
 
     def _nodes(self) -> Iterator[Node]:
-        rest = list(self._root.children.values())
+        rest = [node for root in self._roots.values() for node in root.children.values()]
         while rest:
             node = rest.pop()
             yield node
@@ -222,15 +236,19 @@ class PrefixCache:
     def check(self) -> None:
         """Raise ``AssertionError`` if an invariant does not hold."""
         size_bytes = 0
+        for scope, root in self._roots.items():
+            if root.scope != scope or not root.children:
+                raise AssertionError("a scope without nodes is kept")
         for node in self._nodes():
             parent = node.parent
             sound = (
                 parent is not None
                 and parent.children.get(int(node.tokens[0])) is node
                 and (node.start, node.end) == (parent.end, parent.end + len(node.tokens))
-                and (parent is self._root or node.holders.keys() <= parent.holders.keys())
+                and (isinstance(parent, Root) or node.holders.keys() <= parent.holders.keys())
                 and bool(node.children or node.holders or node.scores)
                 and all(node in _upwards(self._ends.get(holder)) for holder in node.holders)
+                and all(holder.scope == _scope_of(node) for holder in node.holders)
             )
             if not sound:
                 raise AssertionError(f"node at {node.start} is out of order")
@@ -242,6 +260,23 @@ class PrefixCache:
             raise AssertionError(f"scores take {size_bytes} bytes, {self.score_bytes} are counted")
 
 
+def _match(root: Root, ids: TokenIds) -> Match:
+    nodes: list[Node] = []
+    node: Node = root
+    at = 0
+    while at < len(ids):
+        child = node.children.get(int(ids[at]))
+        if child is None:
+            break
+        nodes.append(child)
+        common = common_prefix(child.tokens, ids[at:])
+        at += common
+        if common < len(child.tokens):
+            break
+        node = child
+    return Match(nodes, at)
+
+
 def common_prefix(a: TokenIds, b: TokenIds) -> int:
     """Returns the length of the longest common prefix."""
     n = min(len(a), len(b))
@@ -250,6 +285,13 @@ def common_prefix(a: TokenIds, b: TokenIds) -> int:
     different = a[:n] != b[:n]
     first = int(different.argmax())
     return first if different[first] else n
+
+
+def _scope_of(node: Node) -> str | None:
+    """Returns the scope of a node's tree; None if the tree does not begin with a root."""
+    while node.parent is not None:
+        node = node.parent
+    return node.scope if isinstance(node, Root) else None
 
 
 def _rank(source: Source) -> tuple[int, bool, int]:

@@ -25,6 +25,9 @@ from afterword.engine.sampler import RowError
 _LOOK_AHEAD = 64
 """How many waiting sequences of a request are searched for one that can start now."""
 _FEW_SLOTS = 4
+_ANSWERS_COST = 128
+_SCORES_COST = 1 / 512
+"""What a step may spend on sequences that need no slot: 1 for each, and a part for each score."""
 
 
 def kept_slots(slots: int) -> int:
@@ -68,6 +71,7 @@ class Scheduler:
         self._events: list[tuple[int, Event]] = []
         self._failures: list[tuple[int, RowError]] = []
         self._now_s = 0.0
+        self._answering = 0.0
         self.counters = Counters()
 
     # Commands of the worker.
@@ -233,7 +237,10 @@ class Scheduler:
             barred = bool(request.running) and len(self._slots.idle()) <= self._kept_slots
             return not barred and self._place_one(request)
 
-        self._line.serve(lambda: bool(self._slots.idle()), place)
+        self._answering = 0.0
+        self._line.serve(
+            lambda: self._answering < _ANSWERS_COST and bool(self._slots.idle()), place
+        )
 
     def _place_one(self, request: Request) -> bool:
         """Start the first sequence of the request that can start now; False if there is none."""
@@ -242,12 +249,13 @@ class Scheduler:
             pending = self._waits.get(sequence)
             if pending is not None and not pending.over():
                 continue
-            match = self._memory.cache.match(sequence.prompt.ids)
-            source = self._memory.source(sequence.prompt, match)
+            prompt = sequence.prompt
+            match = self._memory.cache.match(prompt.ids, prompt.job.cache_scope)
+            source = self._memory.source(prompt, match)
             if sequence.answered:
                 self._answer(sequence)
                 return True
-            wait = self._memory.worth_waiting_for(sequence.prompt, match, source)
+            wait = self._memory.worth_waiting_for(prompt, match, source)
             if wait is not None:
                 self._stop_waiting(sequence)
                 self._waits[sequence] = wait
@@ -279,6 +287,9 @@ class Scheduler:
     def _answer(self, sequence: Sequence) -> None:
         """End a sequence without a slot, because all its scores are known already."""
         prompt = sequence.prompt
+        self._answering += 1
+        if prompt.scores is not None:
+            self._answering += len(prompt.ids) * (prompt.scores.k + 1) * _SCORES_COST
         self._stop_waiting(sequence)
         self._count_wait(sequence.request)
         if prompt.scores is not None:
@@ -313,7 +324,7 @@ class Scheduler:
                     follower.scores.put(entry.position, entry.score.of_another(logprob))
             prompt.followers.pop(entry.position, None)
         if self._memory.sharing != "none" and scores.shared:
-            self._memory.cache.keep(prompt.ids, scores)
+            self._memory.cache.keep(prompt.ids, scores, prompt.job.cache_scope)
 
     def _announce(self, sequence: Sequence) -> None:
         prompt = sequence.prompt

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from afterword.core.job import Job
+from afterword.core.job import Job, SamplingParams
 from afterword.engine.batching.scores import Scores
 from afterword.engine.history import History
 from afterword.engine.sampler import Bias, Ids, Mask
@@ -36,12 +36,15 @@ class Prompt:
     ``announced`` tells whether the job's ``Prefilled`` was sent; ``cached_tokens`` is what it
     reports. ``scores`` is None if the job does not ask for log-probabilities of the prompt.
     ``followers`` maps a position to prompts that share all tokens before it and wait for the
-    row that predicts it.
+    row that predicts it. ``bias`` is the job's ``logit_bias`` as arrays.
     """
 
-    def __init__(self, index: int, job: Job, end_ids: frozenset[int]) -> None:
+    def __init__(
+        self, index: int, job: Job, end_ids: frozenset[int], bias: Bias | None = None
+    ) -> None:
         self.index = index
         self.job = job
+        self.bias = bias
         self.ids: TokenIds = np.array(job.prompt_ids, np.int32)
         more = job.extra_end_ids + job.stop_ids
         self.end_ids = end_ids.union(more) if more else end_ids
@@ -71,11 +74,6 @@ class Prompt:
         again if their KV is in memory.
         """
         return len(self.ids) - 1 if self.scores is None else self.scores.known - 1
-
-    @cached_property
-    def bias(self) -> Bias | None:
-        """The job's ``logit_bias`` as arrays."""
-        return Bias.of(self.job.sampling.logit_bias)
 
     @cached_property
     def scored_ids(self) -> Ids:
@@ -210,6 +208,8 @@ class Request:
         self._order = _by_tokens(jobs)
         self._places = {index: place for place, index in enumerate(self._order)}
         self._prompt: Prompt | None = None
+        self._biased: SamplingParams | None = None
+        self._bias: Bias | None = None
         # Place in the order, and sibling, of the next sequence to make.
         self._next = (0, 0)
 
@@ -219,7 +219,8 @@ class Request:
             place, sibling = self._next
             index = self._order[place]
             if self._prompt is None:
-                self._prompt = Prompt(index, self.jobs[index], self._end_ids)
+                job = self.jobs[index]
+                self._prompt = Prompt(index, job, self._end_ids, self._bias_of(job.sampling))
             if (index, sibling) not in self._aborted:
                 self.head.append(Sequence(self, self._prompt, sibling))
             if sibling + 1 < self.jobs[index].n:
@@ -228,6 +229,12 @@ class Request:
                 self._next = (place + 1, 0)
                 self._prompt = None
         return self.head
+
+    def _bias_of(self, sampling: SamplingParams) -> Bias | None:
+        """Returns the biases as arrays; made once, as they may name the whole vocabulary."""
+        if sampling is not self._biased:
+            self._biased, self._bias = sampling, Bias.of(sampling.logit_bias)
+        return self._bias
 
     @property
     def waiting(self) -> int:

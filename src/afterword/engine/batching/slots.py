@@ -23,15 +23,17 @@ class Holder:
     """Something that holds the KV of a prefix of ``computed`` tokens.
 
     ``sequence`` is the one that computes in it, if any. ``index`` is its number at the runner.
+    ``scope`` is the cache scope of its tokens.
     """
 
-    __slots__ = ("computed", "index", "last_used", "sequence")
+    __slots__ = ("computed", "index", "last_used", "scope", "sequence")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.computed = 0
         self.sequence: Sequence | None = None
         self.last_used = 0
+        self.scope = ""
 
     @property
     def will_compute(self) -> int:

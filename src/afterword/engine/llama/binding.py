@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from afterword.core.errors import ConfigError, EngineUnavailable, UnspellableText
+from afterword.core.machine import memory_limit
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.guard import NativeError, UnspellableError, guarded
-from afterword.engine.llama.machine import memory_limit
 from afterword.engine.llama.native import AbortListener, declare
 from afterword.models.parts import part_paths
 

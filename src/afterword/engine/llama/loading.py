@@ -6,13 +6,13 @@ The modules that compute are imported only for a probe, because loading does not
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from afterword.core.machine import processor, usable_cores
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.binding import (
     CHANGES,
@@ -21,7 +21,6 @@ from afterword.engine.llama.binding import (
     packed_kernels,
     system_info,
 )
-from afterword.engine.llama.machine import processor
 from afterword.models.notes import Notes
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def compute_threads(self) -> int:
         """The threads given, or one for each core that this process may use."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or usable_cores()
 
 
 class Probed(msgspec.Struct, frozen=True):

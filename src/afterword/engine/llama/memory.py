@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from afterword.core.errors import ConfigError
+from afterword.core.machine import memory_limit, release_pages, resident_bytes
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.context import ContextOptions, LlamaContext
-from afterword.engine.llama.machine import memory_limit, release_pages, resident_bytes
 
 _GIB = 2**30
 _ROUND = 256

@@ -47,7 +47,7 @@ class CompletionsDialect:
 def body_of(
     job: Job, seqs: Sequence[int], facts: Facts, prompt: str | list[int] | None
 ) -> dict[str, Any]:
-    """Returns the fields that all these upstreams know; without a prompt if ``prompt`` is None."""
+    """Returns the fields that these upstreams know; without a prompt if ``prompt`` is None."""
     sampling = job.sampling
     body: dict[str, Any] = {
         "model": facts.model,
@@ -63,6 +63,8 @@ def body_of(
         body["presence_penalty"] = sampling.presence_penalty
     if sampling.frequency_penalty:
         body["frequency_penalty"] = sampling.frequency_penalty
+    if job.cache_scope:
+        body["cache_salt"] = job.cache_scope
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     return body

@@ -108,6 +108,7 @@ class LlamacppDialect:
         "penalties": "counts the prompt's tokens too",
         "min_tokens": "has no such parameter",
         "ignore_eos": "bans end tokens instead of continuing after them",
+        "cache_salt": "shares all prefixes",
     }
     notes: Mapping[str, str] = {
         "bytes": "yes; -9999.0 for tokens that end inside a character, which it does not report",

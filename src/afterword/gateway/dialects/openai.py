@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from afterword.core.job import Job
 from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver, UsageCountReader, piece_of
 from afterword.gateway.dialects.completions import CompletionsDialect, body_of
@@ -39,6 +41,7 @@ class OpenaiDialect(CompletionsDialect):
         "min_p": "has no such parameter",
         "min_tokens": "has no such parameter",
         "ignore_eos": "has no such parameter",
+        "cache_salt": "has no such parameter",
     }
     notes: Mapping[str, str] = {
         "text": "yes, `max_tokens` must be given",
@@ -71,7 +74,8 @@ class OpenaiDialect(CompletionsDialect):
         sampling = job.sampling
         prompt = tokenizer.text(job.prompt_ids)
         # Without a prompt, the endpoint itself starts a document.
-        body = body_of(job, seqs, facts, prompt or None) | {
+        unscoped = msgspec.structs.replace(job, cache_scope="")
+        body = body_of(unscoped, seqs, facts, prompt or None) | {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": job.seed,

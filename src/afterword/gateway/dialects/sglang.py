@@ -135,6 +135,8 @@ class SglangDialect:
             "sampling_params": params,
             "stream": True,
         }
+        if job.cache_scope:
+            body["extra_key"] = job.cache_scope
         if job.logprobs is not None:
             body |= {
                 "return_logprob": True,

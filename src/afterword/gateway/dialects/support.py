@@ -18,6 +18,7 @@ ROWS: Mapping[str, str] = {
     "min_p": "`min_p`",
     "min_tokens": "`min_tokens`",
     "ignore_eos": "`ignore_eos`",
+    "cache_salt": "`cache_salt`",
     "seed": "`seed`",
     "usage": "`usage`",
     "cached_tokens": "`cached_tokens`",

@@ -9,10 +9,13 @@ BLOCK_TOKENS = 32
 _MOST_BLOCKS = 1 << 16
 
 
-def block_keys(ids: Sequence[int]) -> list[int]:
-    """Returns a key for each whole block of a prompt; it depends on all tokens up to its end."""
+def block_keys(ids: Sequence[int], scope: str = "") -> list[int]:
+    """Returns a key for each whole block of a prompt.
+
+    It depends on the cache scope and on all tokens up to the block's end.
+    """
     keys: list[int] = []
-    key = 0
+    key = hash(scope)
     for start in range(0, len(ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
         key = hash((key, tuple(ids[start : start + BLOCK_TOKENS])))
         keys.append(key)

@@ -1,0 +1,51 @@
+// The guard: an exception of C++ becomes a code and a message.
+
+#include "afterword-guard.h"
+#include "tests.h"
+
+#include <thread>
+
+namespace tests {
+namespace {
+
+void gives(int32_t got, int32_t code, const std::string & message) {
+    check(got == code, "the code is ", got, ", not ", code);
+    check(llama_afterword_message() == message, "the message is \"", llama_afterword_message(), "\"");
+}
+
+}  // namespace
+
+void add_guard(test_cases & cases) {
+    cases.push_back({ "guard/a call that works leaves its result", [] {
+        int result = 0;
+        check(afterword_guarded(&result, [] { return 7; }) == AFTERWORD_OK && result == 7, "the result is ", result);
+    } });
+    cases.push_back({ "guard/an exception becomes a code and a message", [] {
+        int result = 5;
+        gives(afterword_guarded(&result, []() -> int { throw std::runtime_error("no such tensor"); }),
+              AFTERWORD_FAILED, "no such tensor");
+        gives(afterword_guarded(&result, []() -> int { throw std::out_of_range("map::at"); }), AFTERWORD_FAILED,
+              "map::at");
+        gives(afterword_guarded(&result, []() -> int { throw afterword_unspellable("no token for \xc3\xa9"); }),
+              AFTERWORD_UNSPELLABLE, "no token for \xc3\xa9");
+        gives(afterword_guarded(&result, []() -> int { throw std::bad_alloc(); }), AFTERWORD_FAILED,
+              "there is no memory left");
+        gives(afterword_guarded(&result, []() -> int { throw 3; }), AFTERWORD_FAILED, "it gives no reason");
+        check(result == 5, "a call that failed wrote ", result);
+    } });
+    cases.push_back({ "guard/a long message is cut", [] {
+        gives(afterword_guarded([] { throw std::runtime_error(std::string(5000, 'x')); }), AFTERWORD_FAILED,
+              std::string(255, 'x'));
+    } });
+    cases.push_back({ "guard/each thread has a message of its own", [] {
+        afterword_guarded([] { throw std::runtime_error("mine"); });
+        std::string other;
+        std::thread([&] {
+            afterword_guarded([] { throw std::runtime_error("theirs"); });
+            other = llama_afterword_message();
+        }).join();
+        check(other == "theirs" && llama_afterword_message() == std::string("mine"), "the messages are mixed");
+    } });
+}
+
+}  // namespace tests

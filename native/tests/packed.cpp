@@ -1,0 +1,256 @@
+// Products of packed weights, with the kernels in use.
+
+#include "backend.h"
+#include "tests.h"
+
+#include "ggml-cpu.h"
+
+#include <algorithm>
+
+namespace tests {
+namespace {
+
+constexpr int64_t BLOCK = 32;  // values of a column with one scale
+
+struct format {
+    ggml_type type;
+    int64_t   width;  // values of a block of the file
+
+    const char * name() const { return ggml_type_name(type); }
+    bool         is_floats() const { return width == 1; }
+};
+
+constexpr format FORMATS[] = {
+    { GGML_TYPE_F32, 1 },   { GGML_TYPE_F16, 1 },    { GGML_TYPE_BF16, 1 },   { GGML_TYPE_Q4_0, 32 },
+    { GGML_TYPE_Q4_1, 32 }, { GGML_TYPE_Q5_0, 32 },  { GGML_TYPE_Q5_1, 32 },  { GGML_TYPE_Q8_0, 32 },
+    { GGML_TYPE_Q4_K, 256 }, { GGML_TYPE_Q5_K, 256 }, { GGML_TYPE_Q6_K, 256 },
+};
+
+// A half that is neither infinite nor tiny, with any sign.
+uint16_t some_half(random_numbers & random) {
+    const uint64_t bits = random.bits();
+    return (uint16_t) ((bits & 0x83ff) | (8 + (bits >> 16) % 8) << 10);
+}
+
+// Any bits that a file may have, except in halves.
+std::vector<uint8_t> some_rows(const format & of, int64_t values, int64_t rows, random_numbers & random) {
+    if (of.is_floats()) {
+        return from_floats(of.type, random.uniform(values * rows), values);
+    }
+    std::vector<uint8_t> bytes(ggml_row_size(of.type, values) * rows);
+    for (uint8_t & byte : bytes) {
+        byte = (uint8_t) random.bits();
+    }
+    const size_t block = ggml_type_size(of.type);
+    // Q6_K has its scale behind the quants; the others have it in front of them, and a min after it.
+    const bool   has_min = of.type == GGML_TYPE_Q4_1 || of.type == GGML_TYPE_Q5_1 || of.type == GGML_TYPE_Q4_K || of.type == GGML_TYPE_Q5_K;
+    const size_t first   = of.type == GGML_TYPE_Q6_K ? block - 2 : 0;
+    for (size_t at = 0; at < bytes.size(); at += block) {
+        for (size_t i = 0; i <= has_min; i++) {
+            const uint16_t half = some_half(random);
+            std::memcpy(&bytes[at + first + 2 * i], &half, 2);
+        }
+    }
+    return bytes;
+}
+
+// Columns of very different sizes, with blocks of zeros among them.
+std::vector<float> some_columns(int64_t values, int64_t n, random_numbers & random) {
+    std::vector<float> columns = random.uniform(values * n);
+    for (int64_t c = 0; c < n; c++) {
+        const float size = std::ldexp(1.0f, (int) random.below(20) - 10);
+        for (int64_t i = 0; i < values; i++) {
+            columns[c * values + i] *= random.below(100) == 0 ? 50 * size : size;
+        }
+        const int64_t zeros = random.below(values);
+        std::fill_n(columns.begin() + c * values + zeros, std::min<int64_t>(values - zeros, random.below(80)), 0.0f);
+    }
+    return columns;
+}
+
+// What the kernels multiply: columns as they are, or in eight bits with a scale for each 32 values.
+std::vector<double> prepared(const format & of, const std::vector<float> & columns) {
+    std::vector<double> out(columns.begin(), columns.end());
+    for (size_t at = 0; !of.is_floats() && at < columns.size(); at += BLOCK) {
+        float largest = 0;
+        for (int64_t i = 0; i < BLOCK; i++) {
+            largest = std::max(largest, std::fabs(columns[at + i]));
+        }
+        const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        for (int64_t i = 0; i < BLOCK; i++) {
+            out[at + i] = std::nearbyint(columns[at + i] * inverse) * (double) (largest / 127.0f);
+        }
+    }
+    return out;
+}
+
+// One matrix of weights, packed.
+class matrix {
+public:
+    matrix(const format & of, int64_t values, int64_t rows, uint64_t seed)
+        : of(of), values(values), rows(rows), random(seed), bytes(some_rows(of, values, rows, random)) {}
+
+    std::vector<float> times(const float * columns, int64_t n, int threads) const {
+        tensors       all;
+        ggml_tensor * weights = pack(all);
+        ggml_tensor * input   = all.make(GGML_TYPE_F32, { values, n }, columns);
+        return all.compute(ggml_mul_mat(all.context(), weights, input), threads);
+    }
+
+    ggml_tensor * pack(tensors & all) const {
+        return all.make(packed_buffer_type(), of.type, { values, rows }, bytes.data());
+    }
+
+    void agrees(const std::vector<float> & got, const std::vector<float> & columns) const {
+        const std::vector<float>  weights = to_floats(of.type, bytes.data(), values * rows);
+        const std::vector<double> inputs  = prepared(of, columns);
+        check(got.size() == columns.size() / values * rows, "it has ", got.size(), " products");
+        for (size_t i = 0; i < got.size(); i++) {
+            const float *  row    = weights.data() + i % rows * values;
+            const double * column = inputs.data() + i / rows * values;
+            double         exact = 0, size = 0;
+            for (int64_t v = 0; v < values; v++) {
+                exact += row[v] * column[v];
+                size += std::abs(row[v] * column[v]);
+            }
+            // A sum of floats loses some of the last bits of its largest part.
+            check(std::abs(got[i] - exact) <= 2e-6 * size_of_parts(size, row, column), "row ", i % rows, ", column ",
+                  i / rows, " is ", got[i], ", not ", exact);
+        }
+    }
+
+    const format         of;
+    const int64_t        values, rows;
+    random_numbers       random;
+    std::vector<uint8_t> bytes;
+
+private:
+    // A min is added apart from its quants, which may cancel it.
+    double size_of_parts(double size, const float * row, const double * column) const {
+        const float largest = std::abs(*std::max_element(
+            row, row + values, [](float a, float b) { return std::abs(a) < std::abs(b); }));
+        double      sum     = 0;
+        for (int64_t v = 0; v < values; v++) {
+            sum += std::abs(column[v]);
+        }
+        return std::max(size, of.is_floats() ? size : largest * sum);
+    }
+};
+
+void products(const format & of) {
+    const std::vector<int64_t> blocks = of.is_floats() ? std::vector<int64_t>{ 1, 7, 8, 9, 77, 256 }
+                                      : of.width == BLOCK ? std::vector<int64_t>{ 1, 2, 3, 9, 20 }
+                                                          : std::vector<int64_t>{ 1, 2, 3 };
+    for (const int64_t n_blocks : blocks) {
+        for (const int64_t rows : { 16, 32, 80, 272 }) {
+            matrix     m(of, n_blocks * of.width, rows, 100 * n_blocks + rows);
+            const auto columns = some_columns(m.values, 19, m.random);
+            m.agrees(m.times(columns.data(), 19, rows == 80 ? 2 : 1), columns);
+        }
+    }
+}
+
+// A column has the same bits alone and among any number of others, with any number of threads.
+void batch_invariance(const format & of) {
+    constexpr int64_t MOST = 40;
+    matrix            m(of, of.is_floats() ? 100 : 512, 144, 7);
+    const auto        columns = some_columns(m.values, MOST, m.random);
+    std::vector<float> alone;
+    for (int64_t c = 0; c < MOST; c++) {
+        const auto one = m.times(columns.data() + c * m.values, 1, 1);
+        alone.insert(alone.end(), one.begin(), one.end());
+    }
+    for (int64_t n = 1; n <= MOST; n++) {
+        const int64_t first = (7 * n) % (MOST - n + 1);
+        const auto    got   = m.times(columns.data() + first * m.values, n, n % 8 == 0 ? 3 : 1);
+        for (size_t i = 0; i < got.size(); i++) {
+            check(same_bits(got[i], alone[first * m.rows + i]), n, " columns: row ", i % m.rows, " of column ",
+                  i / m.rows, " differs");
+        }
+    }
+}
+
+// Columns in several planes, with room between them.
+void planes(const format & of) {
+    matrix     m(of, of.is_floats() ? 40 : 256, 32, 9);
+    const auto columns = some_columns(m.values, 5 * 3 * 2, m.random);
+    const auto flat    = m.times(columns.data(), 5 * 3 * 2, 2);
+
+    tensors            all;
+    constexpr int64_t  ROOM = 3;
+    std::vector<float> apart;
+    for (int64_t c = 0; c < 5 * 3 * 2; c++) {
+        apart.insert(apart.end(), columns.begin() + c * m.values, columns.begin() + (c + 1) * m.values);
+        apart.insert(apart.end(), ROOM, NAN);
+    }
+    ggml_tensor * weights = m.pack(all);
+    ggml_tensor * whole   = all.make(GGML_TYPE_F32, { m.values + ROOM, 5, 3, 2 }, apart.data());
+    ggml_tensor * view =
+        ggml_view_4d(all.context(), whole, m.values, 5, 3, 2, whole->nb[1], whole->nb[2], whole->nb[3], 0);
+    check(all.compute(ggml_mul_mat(all.context(), weights, view), 3) == flat, "planes have other products");
+}
+
+// A column that is infinite somewhere has no finite product, and its neighbours are as they were.
+void infinities(const format & of) {
+    matrix     m(of, of.is_floats() ? 64 : 256, 32, 11);
+    auto       columns  = some_columns(m.values, 14, m.random);
+    const auto expected = m.times(columns.data(), 14, 1);
+    columns[5 * m.values + 33] = INFINITY;
+    const auto got = m.times(columns.data(), 14, 1);
+    for (size_t i = 0; i < got.size(); i++) {
+        if (i / m.rows == 5) {
+            check(!std::isfinite(got[i]), "row ", i % m.rows, " is ", got[i]);
+        } else {
+            check(same_bits(got[i], expected[i]), "column ", i / m.rows, " differs");
+        }
+    }
+}
+
+// Products of the portable kernels are the same bits on every processor and with every compiler.
+void same_everywhere() {
+    uint64_t digest = 0xcbf29ce484222325;  // FNV-1a
+    for (const format & of : FORMATS) {
+        matrix     m(of, of.is_floats() ? 77 : 512, 48, 13);
+        const auto columns = some_columns(m.values, 18, m.random);
+        const auto got     = m.times(columns.data(), 18, 2);
+        for (const float value : got) {
+            uint32_t bits;
+            std::memcpy(&bits, &value, sizeof(bits));
+            digest = (digest ^ bits) * 0x100000001b3;
+        }
+    }
+    check(digest == 0x311f9c624e3e26cb, "the digest is ", std::hex, digest);
+}
+
+void only_panels_are_packed() {
+    for (const int64_t rows : { 1, 15, 17, 31 }) {
+        tensors           all;
+        std::vector<float> zeros(32 * rows);
+        // Memory of this kind cannot hold them: ggml asks before.
+        ggml_tensor * weights = ggml_new_tensor_2d(all.context(), GGML_TYPE_F32, 32, rows);
+        ggml_tensor * input   = all.make(GGML_TYPE_F32, { 32, 2 }, nullptr);
+        ggml_tensor * product = ggml_mul_mat(all.context(), weights, input);
+        const std::unique_ptr<ggml_backend_buffer, free_buffer> buffer(
+            ggml_backend_buft_alloc_buffer(packed_buffer_type(), 1 << 16));
+        weights->buffer = buffer.get();
+        check(!ggml_backend_supports_op(cpu_backend(1), product), rows, " rows are taken");
+    }
+}
+
+}  // namespace
+
+void add_packed(test_cases & cases) {
+    for (const format & of : FORMATS) {
+        const std::string name = std::string("packed/") + of.name();
+        cases.push_back({ name + " products", [&of] { products(of); } });
+        cases.push_back({ name + " batch invariance", [&of] { batch_invariance(of); } });
+        cases.push_back({ name + " planes", [&of] { planes(of); } });
+        cases.push_back({ name + " infinities", [&of] { infinities(of); } });
+    }
+    cases.push_back({ "packed/only whole panels", only_panels_are_packed });
+    if (std::string(packed_kernels_in_use()) == "portable") {
+        cases.push_back({ "packed/the same bits everywhere", same_everywhere });
+    }
+}
+
+}  // namespace tests

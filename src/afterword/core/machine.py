@@ -1,0 +1,193 @@
+"""The machine as this process may use it: cores, memory, processor, disk, connections.
+
+No other module calls what Linux alone has. Each call has a fallback here, made for macOS.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import re
+import resource
+import socket
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from afterword.core.errors import ConfigError
+
+_PROC = Path("/proc")
+_CGROUP = Path("/sys/fs/cgroup")
+_DONT_NEED = 4
+"""``madvise``'s MADV_DONTNEED, as Linux means it."""
+_ZERO_BYTES = 1 << 20
+"""The most zeros written at once."""
+_SYSCTL_BYTES = 256
+"""The longest value that is read from the kernel of macOS."""
+# Features as Linux names them, and as macOS does.
+_FEATURES = {
+    "avx2": "hw.optional.avx2_0",
+    "f16c": "hw.optional.f16c",
+    "fma": "hw.optional.fma",
+    "avx512f": "hw.optional.avx512f",
+    "asimd": "hw.optional.neon",
+    "asimddp": "hw.optional.arm.FEAT_DotProd",
+    "i8mm": "hw.optional.arm.FEAT_I8MM",
+}
+# TCP_KEEPALIVE is macOS's name of TCP_KEEPIDLE. Each system has one of the two.
+_KEEP_ALIVE = (
+    ("TCP_KEEPIDLE", 30),
+    ("TCP_KEEPALIVE", 30),
+    ("TCP_KEEPINTVL", 10),
+    ("TCP_KEEPCNT", 3),
+    ("TCP_USER_TIMEOUT", 60_000),
+)
+_RETRANSMIT_DROP, _RETRANSMIT_DROP_S = 0x80, 60
+"""macOS's TCP_RXT_CONNDROPTIME, which Python does not name, and its seconds."""
+_NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY}
+"""Errors of a file system that has no F_FULLFSYNC."""
+
+
+def usable_cores() -> int:
+    """Returns the cores that this process may use; all if the system does not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_limit() -> int:
+    """Returns the bytes that this process may use: the machine's memory, or its group's limit.
+
+    Raises ``ConfigError`` if the system tells neither.
+    """
+    limit = _memory_bytes()
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = _CGROUP / name
+        text = path.read_text().strip() if path.is_file() else ""
+        if text.isdecimal():
+            limit = min(limit, int(text))
+    return limit
+
+
+def _memory_bytes() -> int:
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    told = _sysctl("hw.memsize")
+    if told is None:
+        raise ConfigError("this system does not tell how much memory it has")
+    return int.from_bytes(told, sys.byteorder)
+
+
+def resident_bytes() -> int:
+    """Returns the resident bytes of this process; the most so far if the system tells only that."""
+    try:
+        pages = (_PROC / "self/statm").read_text().split()[1]
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def release_pages(files: Sequence[Path]) -> None:
+    """Release all pages of mapped files; reading them loads them again.
+
+    Does nothing if the system does not tell where files are mapped: it then releases pages itself
+    when memory is short.
+    """
+    maps = _PROC / "self/maps"
+    if not maps.exists():
+        return
+    names = {str(file.resolve()) for file in files}
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for line in maps.read_text().splitlines():
+        span, _, name = line.partition(" ")
+        if name.partition("/")[2] and f"/{name.partition('/')[2]}" in names:
+            start, end = (int(text, 16) for text in span.split("-"))
+            advise(start, end - start, _DONT_NEED)
+
+
+@cache
+def processor() -> str:
+    """Returns the processor's model and features."""
+    # On ARM, Linux tells the model as two numbers, and kinds of cores may differ.
+    wanted = r"^(?:model name|flags|Features|CPU implementer|CPU part)\s*:.*$"
+    found = dict.fromkeys(re.findall(wanted, _cpuinfo(), re.MULTILINE))
+    if found:
+        return "|".join(found)
+    told = _sysctl("machdep.cpu.brand_string")
+    if told is not None:
+        return "|".join([told.rstrip(b"\0").decode(), *processor_features()])
+    return platform.processor() or platform.machine()
+
+
+def processor_features() -> Sequence[str]:
+    """Returns the processor's features by Linux's names; without /proc, those of ``_FEATURES``."""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
+    if found:
+        return found[1].split()
+    return [feature for feature, name in _FEATURES.items() if any(_sysctl(name) or b"")]
+
+
+def reserve_space(descriptor: int, size_bytes: int) -> None:
+    """Give an empty file a size, and disk for all of it. Raises ``OSError`` if the disk is full."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size_bytes)
+        return
+    at = 0
+    while at < size_bytes:
+        at += os.pwrite(descriptor, bytes(min(_ZERO_BYTES, size_bytes - at)), at)
+
+
+def sync_file(descriptor: int) -> None:
+    """Bring what was written to a file to the disk. Raises ``OSError``."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        try:
+            # On macOS, fsync leaves the bytes in the cache of the drive.
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        except OSError as error:
+            if error.errno not in _NOT_OFFERED:
+                raise
+            os.fsync(descriptor)
+    elif hasattr(os, "fdatasync"):
+        os.fdatasync(descriptor)
+    else:
+        os.fsync(descriptor)
+
+
+def death_options() -> Sequence[tuple[int, int, int]]:
+    """Returns the options of a TCP socket that end its connection if the peer has vanished.
+
+    That takes a minute, on idle connections and while data is sent. Each option is a level, a name
+    and a value.
+    """
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in _KEEP_ALIVE:
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    if sys.platform == "darwin":
+        options.append((socket.IPPROTO_TCP, _RETRANSMIT_DROP, _RETRANSMIT_DROP_S))
+    return options
+
+
+def _cpuinfo() -> str:
+    """Returns what Linux tells about the processor; nothing elsewhere."""
+    path = _PROC / "cpuinfo"
+    return path.read_text() if path.is_file() else ""
+
+
+def _sysctl(name: str) -> bytes | None:
+    """Returns a value that the kernel of macOS has by this name; None without it, or elsewhere."""
+    call = getattr(ctypes.CDLL(None), "sysctlbyname", None)
+    if call is None:
+        return None
+    size, pointer = ctypes.c_size_t, ctypes.c_void_p
+    call.argtypes = (ctypes.c_char_p, pointer, ctypes.POINTER(size), pointer, size)
+    value, length = ctypes.create_string_buffer(_SYSCTL_BYTES), size(_SYSCTL_BYTES)
+    if call(name.encode(), value, ctypes.byref(length), None, 0):
+        return None
+    return value.raw[: length.value]

@@ -1,0 +1,321 @@
+"""Calls that only Linux has, and what is done without them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import re
+import resource
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from afterword.core import machine
+from afterword.core.errors import ConfigError
+from afterword.core.machine import (
+    death_options,
+    memory_limit,
+    processor_features,
+    release_pages,
+    reserve_space,
+    resident_bytes,
+    sync_file,
+    usable_cores,
+)
+
+MIB = 2**20
+linux = pytest.mark.skipif(sys.platform != "linux", reason="compares with what Linux tells")
+processor = machine.processor.__wrapped__
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system without what only Linux has."""
+    monkeypatch.setattr(machine, "_PROC", tmp_path / "no proc")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path / "no groups")
+    for name in ("sched_getaffinity", "posix_fallocate", "fdatasync"):
+        monkeypatch.delattr(os, name, raising=False)
+    for name in ("TCP_KEEPIDLE", "TCP_USER_TIMEOUT"):
+        monkeypatch.delattr(socket, name, raising=False)
+
+
+class MacLibrary:
+    """The C library of macOS, with the values that its kernel tells."""
+
+    def __init__(self, values: Mapping[str, bytes]) -> None:
+        size, pointer = ctypes.c_size_t, ctypes.c_void_p
+        kind = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.c_char_p, pointer, ctypes.POINTER(size), pointer, size
+        )
+
+        def tell(name: bytes, into: int, length: object, *_: object) -> int:
+            value = values.get(name.decode())
+            if value is None:
+                return -1
+            assert isinstance(length, ctypes.POINTER(size))
+            assert len(value) <= length.contents.value
+            ctypes.memmove(into, value, len(value))
+            length.contents.value = len(value)
+            return 0
+
+        self.sysctlbyname = kind(tell)
+
+
+@pytest.fixture
+def macos(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make this system tell what macOS tells: ``macos({name: value})``."""
+
+    def tell(values: Mapping[str, bytes]) -> None:
+        library = MacLibrary(values)
+        monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+
+    return tell
+
+
+# Cores.
+
+
+def test_cores_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert usable_cores() == 2
+
+
+@pytest.mark.parametrize(("told", "cores"), [(64, 64), (None, 1)])
+def test_cores_are_those_of_the_machine_elsewhere(
+    elsewhere: None, monkeypatch: pytest.MonkeyPatch, told: int | None, cores: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: told)
+    assert usable_cores() == cores
+
+
+# Memory.
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_memory_is_limited_by_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    whole = memory_limit()
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    for text, limit in (("4096000\n", 4096000), ("max\n", whole), (f"{2**63 - 4096}\n", whole)):
+        file.write_text(text)
+        assert memory_limit() == limit
+
+
+def test_memory_is_that_of_the_machine_elsewhere(elsewhere: None) -> None:
+    pages = os.sysconf("SC_PHYS_PAGES")
+    assert memory_limit() == pages * os.sysconf("SC_PAGE_SIZE") > 2**28
+
+
+def test_memory_by_the_kernel_of_macos(
+    macos: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sysconf_names", {"SC_PAGE_SIZE": 30})
+    macos({"hw.memsize": (24 * 2**30).to_bytes(8, sys.byteorder)})
+    assert memory_limit() == 24 * 2**30
+    macos({})
+    with pytest.raises(ConfigError, match="does not tell how much memory it has"):
+        memory_limit()
+
+
+@linux
+def test_resident_memory_elsewhere_is_the_most_so_far(
+    elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    # The kernel counts the pages of a thread in lots, so that two readings may differ.
+    assert abs(resident_bytes() - int(found[1]) * 1024) < 16 * MIB
+
+
+def test_resident_memory_by_macos_is_in_bytes(
+    elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        ru_maxrss = 123_456
+
+    monkeypatch.setattr(resource, "getrusage", lambda _: Usage)
+    assert resident_bytes() == 123_456 * 1024
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert resident_bytes() == 123_456
+
+
+def test_pages_are_released_only_where_maps_are_told(
+    elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"x" * MIB)
+    data = np.memmap(path, np.uint8, "r")
+    monkeypatch.delattr(ctypes, "CDLL")
+    release_pages([path])
+    assert bytes(data) == b"x" * MIB
+
+
+# The processor.
+
+X86 = "model name\t: Intel X\nflags\t\t: fpu avx2 fma\n\n"
+ARM = "Features\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: {}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "features"),
+    [
+        (2 * X86, "model name\t: Intel X|flags\t\t: fpu avx2 fma", ["fpu", "avx2", "fma"]),
+        (
+            2 * ARM.format("0xd0c"),
+            "Features\t: fp asimd|CPU implementer\t: 0x41|CPU part\t: 0xd0c",
+            ["fp", "asimd"],
+        ),
+        (
+            ARM.format("0xd05") + ARM.format("0xd0a"),
+            "Features\t: fp asimd|CPU implementer\t: 0x41|CPU part\t: 0xd05|CPU part\t: 0xd0a",
+            ["fp", "asimd"],
+        ),
+    ],
+)
+def test_the_processor_as_linux_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str, features: list[str]
+) -> None:
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    (tmp_path / "cpuinfo").write_text(text)
+    assert processor() == name
+    assert processor_features() == features
+
+
+def test_the_processor_as_macos_tells_it(macos: Callable[..., None]) -> None:
+    yes, no = (1).to_bytes(4, sys.byteorder), bytes(4)
+    apple = {"hw.optional.neon": yes, "hw.optional.arm.FEAT_DotProd": yes}
+    macos(
+        {
+            "machdep.cpu.brand_string": b"Apple M2\0",
+            **apple,
+            "hw.optional.arm.FEAT_I8MM": no,
+        }
+    )
+    assert processor() == "Apple M2|asimd|asimddp"
+    assert processor_features() == ["asimd", "asimddp"]
+
+
+@pytest.mark.parametrize(("told", "name"), [("arm", "arm"), ("", "aarch64")])
+def test_a_processor_that_the_kernel_does_not_tell(
+    elsewhere: None, monkeypatch: pytest.MonkeyPatch, told: str, name: str
+) -> None:
+    monkeypatch.setattr(platform, "processor", lambda: told)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    assert processor() == name
+    assert processor_features() == []
+
+
+# The disk.
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, MIB, 2 * MIB + 5])
+def test_space_is_reserved_elsewhere(elsewhere: None, tmp_path: Path, size_bytes: int) -> None:
+    """A disk that is told only the size would be full later, in the middle of a request."""
+    with (tmp_path / "x").open("wb") as file:
+        reserve_space(file.fileno(), size_bytes)
+        stat = os.fstat(file.fileno())
+    assert stat.st_size == size_bytes
+    assert stat.st_blocks * 512 >= size_bytes
+    assert not any((tmp_path / "x").read_bytes())
+
+
+def test_space_is_reserved_by_writes_that_are_cut_short(
+    elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, text, at: whole(fd, text[:70_001], at))
+    with (tmp_path / "x").open("wb") as file:
+        reserve_space(file.fileno(), 2 * MIB)
+    assert (tmp_path / "x").stat().st_size == 2 * MIB
+
+
+@linux
+def test_a_full_disk_reserves_nothing_elsewhere(elsewhere: None) -> None:
+    with Path("/dev/full").open("wb") as full, pytest.raises(OSError, match="No space left"):
+        reserve_space(full.fileno(), MIB)
+
+
+def test_a_file_is_synced_elsewhere(
+    elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    sync_file(7)
+    assert synced == [7]
+
+
+@pytest.mark.parametrize("refusal", [None, errno.ENOTTY, errno.ENOTSUP, errno.EINVAL, errno.EIO])
+def test_macos_syncs_past_the_cache_of_the_drive(
+    elsewhere: None, monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    """A file system that does not offer this gets the usual sync; an error is an error."""
+    asked, synced = [], list[int]()
+
+    def control(descriptor: int, command: int) -> int:
+        asked.append((descriptor, command))
+        if refusal is not None:
+            raise OSError(refusal, os.strerror(refusal))
+        return 0
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    if refusal == errno.EIO:
+        with pytest.raises(OSError, match="Input/output"):
+            sync_file(7)
+    else:
+        sync_file(7)
+    assert asked == [(7, 51)]
+    assert synced == ([] if refusal in {None, errno.EIO} else [7])
+
+
+# Connections.
+
+
+@linux
+def test_a_connection_ends_when_its_peer_vanishes() -> None:
+    with socket.socket() as connection:
+        for level, name, value in death_options():
+            connection.setsockopt(level, name, value)
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        told = [
+            connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        ]
+    assert told == [30, 10, 3, 60_000]
+
+
+def test_options_of_a_connection_on_macos(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "TCP_KEEPALIVE", 0x10, raising=False)
+    monkeypatch.setattr(socket, "TCP_KEEPINTVL", 0x101)
+    monkeypatch.setattr(socket, "TCP_KEEPCNT", 0x102)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    tcp = socket.IPPROTO_TCP
+    assert list(death_options()) == [
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (tcp, 0x10, 30),
+        (tcp, 0x101, 10),
+        (tcp, 0x102, 3),
+        (tcp, 0x80, 60),
+    ]
+
+
+def test_a_connection_gets_the_options_that_there_are(
+    elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TCP_KEEPINTVL", "TCP_KEEPCNT"):
+        monkeypatch.delattr(socket, name)
+    assert list(death_options()) == [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]

@@ -136,7 +136,7 @@ async def test_a_fault_before_the_first_token_is_an_error(
             assert stream
             assert b"[DONE]" not in reply.body
         else:
-            assert reply.status in {500, 503}
+            assert reply.status in {500, 502, 503}
         assert len(upstream.bodies) == 1
 
 
@@ -191,7 +191,6 @@ AFTER = {
     "hung": hung,
     "killed": lambda exchange: exchange.transport.close(),
     "half": lambda exchange: exchange.part(b'data: {"choices": [{"ind\n\n'),
-    "early": lambda exchange: exchange.part(b"data: [DONE]\n\n"),
     "no json": lambda exchange: exchange.part(b"data: NaN\n\n"),
     "no chunk": lambda exchange: exchange.transport.write(b"zzz\r\n"),
 }
@@ -214,7 +213,7 @@ async def test_a_fault_in_the_middle_is_never_tried_again(
             first = json.loads(reply.body.split(b"\n\n")[0][6:])
             assert first["choices"][0]["text"] == "b"
         else:
-            assert reply.status == 500
+            assert reply.status == 502
 
 
 async def test_what_was_used_is_counted_once_when_it_breaks(front: Front) -> None:

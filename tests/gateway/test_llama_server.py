@@ -182,7 +182,8 @@ async def test_what_it_cannot_give_is_refused_by_name(
 ) -> None:
     error = await client.refuse(prompt="a", max_tokens=3, **body)
     assert error["param"] == param
-    assert "llama-server at http://127.0.0.1:" in error["message"]
+    assert "llama-server" in error["message"]
+    assert "127.0.0.1" not in error["message"]
 
 
 async def test_R4_H12_limits_of_the_context(client: Client) -> None:

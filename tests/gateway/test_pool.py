@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from afterword.core.errors import ConfigError
 from afterword.gateway.address import parse_addresses
+from afterword.gateway.failures import ConnectFailed, Silent
 from afterword.gateway.pool.prefixes import BLOCK_TOKENS, PrefixMap, block_keys
 from conftest import make_client
 from standins.server import Exchange, StandIn
@@ -120,22 +121,44 @@ def test_the_map_is_bounded_and_forgets_ends_first() -> None:
     assert prefixes.shared_tokens(block_keys(new), 1) == 0
 
 
-async def test_one_that_went_down_gets_nothing_until_a_probe_finds_it_up(front: Front) -> None:
+async def test_one_that_failed_is_the_second_choice_among_equals(front: Front) -> None:
     async with StandIn(lambda exchange: exchange.transport.abort()) as bad, StandIn() as good:
         engine = front(bad, good)
         client = make_client({"toy": engine})
         for _ in range(3):
             await client.complete(prompt=[97], max_tokens=3)
         assert (len(bad.bodies), len(good.bodies)) == (1, 3)
+        assert engine.pool.upstreams[0].up
+
+
+async def test_one_that_went_down_gets_nothing_until_a_probe_finds_it_up(front: Front) -> None:
+    async with StandIn() as one, StandIn() as good:
+        engine = front(one, good)
+        client = make_client({"toy": engine})
         upstream = engine.pool.upstreams[0]
+        engine.pool.failed(upstream, ConnectFailed("refused"))
         assert not upstream.up
         assert engine.healthy()
-        bad.behaviour = Exchange.whole
+        for _ in range(3):
+            await client.complete(prompt=[97], max_tokens=3)
+        assert (len(one.bodies), len(good.bodies)) == (0, 3)
         await engine.pool.probe(upstream)
         assert upstream.up
         for _ in range(4):
             await client.complete(prompt=[97], max_tokens=3)
-        assert len(bad.bodies) > 1
+        assert len(one.bodies) > 0
+
+
+async def test_silence_of_the_health_path_takes_an_upstream_out(front: Front) -> None:
+    """A request that hears nothing may be the request's own fault; a probe is not."""
+    async with StandIn(silent=True) as one:
+        engine = front(one)
+        (upstream,) = engine.pool.upstreams
+        engine.pool.failed(upstream, Silent("no token within 300 s"))
+        assert upstream.up
+        upstream.api._timeout_s = 0.001
+        await engine.pool.probe(upstream)
+        assert not upstream.up
 
 
 async def test_probes_run_by_themselves(front: Front) -> None:
@@ -230,6 +253,6 @@ async def test_figures_of_each_upstream(front: Front) -> None:
             f'afterword_upstream_failures_total{where[good]}"}} 0.0',
             f'afterword_upstream_in_flight{where[bad]}#toy"}} 0.0',
             f'afterword_upstream_in_flight{where[good]}"}} 1.0',
-            f'afterword_upstream_healthy{where[bad]}#toy"}} 0.0',
+            f'afterword_upstream_healthy{where[bad]}#toy"}} 1.0',
             f'afterword_upstream_healthy{where[good]}"}} 1.0',
         ]

@@ -8,15 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.gateway.transport import sse
 from afterword.gateway.transport.sse import EventSplitter, EventTooLongError
 
 PAYLOADS = st.lists(st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"").replace(b"\r", b"")), max_size=6)  # fmt: skip  # noqa: E501
 LINE_ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
-def fed(data: bytes, cuts: list[int]) -> list[bytes]:
-    splitter = EventSplitter()
+def fed(data: bytes, cuts: list[int], most_bytes: int = 1000) -> list[bytes]:
+    splitter = EventSplitter(most_bytes)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     found = []
     for start, end in pairwise(edges):
@@ -24,13 +23,19 @@ def fed(data: bytes, cuts: list[int]) -> list[bytes]:
     return found
 
 
-@given(PAYLOADS, LINE_ENDS, st.lists(st.integers(0, 200), max_size=8))
+@given(
+    PAYLOADS,
+    LINE_ENDS,
+    st.sampled_from([b"", b"\xef\xbb\xbf"]),
+    st.lists(st.integers(0, 200), max_size=8),
+)
 def test_any_split_gives_the_same_payloads(
-    payloads: list[bytes], end: bytes, cuts: list[int]
+    payloads: list[bytes], end: bytes, mark: bytes, cuts: list[int]
 ) -> None:
-    data = b"".join(b": comment" + end + b"data: " + p + end + end for p in payloads) + b"\n"
+    events = b"".join(b": comment" + end + b"data: " + p + end + end for p in payloads)
     # A \r at the end may be half a line end; the next byte decides.
-    assert fed(data, cuts) == payloads
+    data = mark + events + b"\n"
+    assert fed(data, cuts) == [payload for payload in payloads if payload]
 
 
 def test_fields_that_mean_nothing_here() -> None:
@@ -38,7 +43,25 @@ def test_fields_that_mean_nothing_here() -> None:
     assert fed(data, []) == [b"a\nb\n c"]
 
 
-def test_an_event_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_MOST_EVENT_BYTES", 10)
+@pytest.mark.parametrize("data", [b"data: 0123456789", b": a comment", b"data: 0123456789\n\n"])
+@pytest.mark.parametrize("cuts", [[], [4], list(range(16))])
+def test_an_event_without_end(data: bytes, cuts: list[int]) -> None:
     with pytest.raises(EventTooLongError):
-        fed(b"data: 0123456789", [])
+        fed(data, cuts, most_bytes=10)
+
+
+def test_the_end_of_a_stream_completes_an_event() -> None:
+    splitter = EventSplitter()
+    assert splitter.feed(b"data: a\n\ndata: [DONE]") == [b"a"]
+    assert splitter.flush() == [b"[DONE]"]
+    assert splitter.flush() == []
+
+
+def test_a_long_event_in_many_parts_costs_no_more_than_its_bytes() -> None:
+    """Only new bytes are searched: 4 MB in parts of 64 bytes would else be 137 GB to look at."""
+    splitter = EventSplitter()
+    splitter.feed(b"data: ")
+    part = b"x" * 64
+    for _ in range(1 << 16):
+        assert splitter.feed(part) == []
+    assert len(splitter.feed(b"\n\n")[0]) == 1 << 22

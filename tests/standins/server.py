@@ -101,11 +101,17 @@ Behaviour = Callable[[Exchange], Awaitable[None] | None]
 
 
 class StandIn:
-    """A server on a free port. ``behaviour`` answers completions; ``bodies`` are the requests."""
+    """A server on a free port. ``behaviour`` answers completions; ``bodies`` are the requests.
 
-    def __init__(self, behaviour: Behaviour = Exchange.whole, *, healthy: bool = True) -> None:
+    A ``silent`` one does not answer probes of its health. ``tokenized`` is the answer to
+    ``/tokenize``, if it is not the true one.
+    """
+
+    def __init__(self, behaviour: Behaviour = Exchange.whole, *, silent: bool = False) -> None:
         self.behaviour = behaviour
-        self.healthy = healthy
+        self.healthy = True
+        self.silent = silent
+        self.tokenized: bytes | None = None
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.connections: list[Exchange] = []
@@ -138,11 +144,13 @@ class StandIn:
 
     def asked(self, exchange: Exchange, path: str, body: Any) -> None:
         self.paths.append(path)
-        if path == "/health":
-            exchange.answer(200 if self.healthy else 500)
+        if path in {"/health", "/v1/models"}:
+            if not self.silent:
+                exchange.answer(200 if self.healthy else 500)
         elif path == "/tokenize":
             ids = _TOKENIZER.encode(body["prompt"])
-            exchange.answer(200, json.dumps({"tokens": ids}).encode())
+            good = json.dumps({"tokens": ids}).encode()
+            exchange.answer(200, good if self.tokenized is None else self.tokenized)
         else:
             self.bodies.append(body)
             run = self.behaviour(exchange)

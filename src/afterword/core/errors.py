@@ -15,6 +15,7 @@ AfterwordError
     ├── RateLimited          429 rate_limit_exceeded
     ├── BudgetExceeded       429 insufficient_quota
     ├── EngineFailed         500 server_error
+    ├── UpstreamFailed       502 upstream_failed
     ├── EngineOverloaded     503 engine_overloaded
     ├── EngineUnavailable    503 the engine is dead or the server is shutting down
     └── LedgerUnavailable    503 ledger_unavailable
@@ -162,6 +163,13 @@ class BudgetExceeded(ApiError):
 
 class EngineFailed(ApiError):
     """A job's computation failed; other jobs go on (H10)."""
+
+
+class UpstreamFailed(ApiError):
+    """The answer of a server behind this one broke off, or cannot be read."""
+
+    status = 502
+    default_code = "upstream_failed"
 
 
 class EngineOverloaded(ApiError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -13,9 +14,10 @@ from afterword.core.protocols import EngineCard, EngineStats, Feature
 from afterword.gateway.address import Address
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, identity, refuse
 from afterword.gateway.dialects.registry import DIALECTS
-from afterword.gateway.generation import Counts, RemoteGeneration, nobody_left
+from afterword.gateway.failures import nobody_left
+from afterword.gateway.generation import Counts, RemoteGeneration
 from afterword.gateway.pool.pool import Pool, PoolOptions
-from afterword.gateway.pool.upstream import UpstreamStats
+from afterword.gateway.pool.upstream import Upstream, UpstreamStats
 from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
 
 _RETRY_AFTER_S = 1
@@ -81,11 +83,10 @@ class RemoteEngine:
 
     def _unsupported(self) -> Mapping[Feature, str]:
         dialect, reasons = self.pool.dialect, dict[Feature, str]()
-        server = f"{dialect.title} at {self.pool.upstreams[0].address.origin}"
         if self._facts.vocabulary is None:
-            reasons["token_ids"] = f"{server} has no tokenizer."
+            reasons["token_ids"] = f"{dialect.title} has no tokenizer."
         if "cache_salt" in dialect.lacks:
-            reasons["cache_salt"] = f"{server} {dialect.lacks['cache_salt']}."
+            reasons["cache_salt"] = f"{dialect.title} {dialect.lacks['cache_salt']}."
         return reasons
 
     async def _ids_of(self, text: str, parse_special: bool) -> list[int]:
@@ -95,11 +96,17 @@ class RemoteEngine:
         parts = [text] if whole else self._without_names(text)
         ids: list[int] = []
         for part in parts:
-            ids += await self.pool.ask(
-                lambda upstream, facts, part=part: dialect.encode(  # type: ignore[misc]
-                    upstream.api, facts.model, part, parse_special=parse_special
-                )
-            )
+            ids += await self.pool.ask(partial(self._encode, part, parse_special))
+        return ids
+
+    async def _encode(
+        self, text: str, parse_special: bool, upstream: Upstream, facts: Facts
+    ) -> list[int]:
+        ids = await self.pool.dialect.encode(
+            upstream.api, facts.model, text, parse_special=parse_special
+        )
+        if isinstance(self.tokenizer, RemoteTokenizer):
+            self.tokenizer.check(ids)
         return ids
 
     def _without_names(self, text: str) -> list[str]:
@@ -133,8 +140,8 @@ class RemoteEngine:
         if self._closed:
             raise EngineUnavailable("The engine is not available.")
         if not self.pool.healthy:
-            raise nobody_left(broke=False)
-        refuse(self.pool.dialect, self._facts, self.pool.upstreams[0].address.origin, jobs)
+            raise nobody_left(None)
+        refuse(self.pool.dialect, self._facts, jobs)
         waiting = sum(not generation.begun for generation in self._generations)
         if waiting >= self._max_waiting:
             raise EngineOverloaded(

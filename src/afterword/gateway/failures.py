@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from afterword.core.errors import ApiError
+from afterword.core.errors import ApiError, EngineFailed, EngineUnavailable, UpstreamFailed
 
 
 class UpstreamFailure(Exception):
@@ -14,7 +14,11 @@ class ConnectFailed(UpstreamFailure):
 
 
 class StreamBroke(UpstreamFailure):
-    """The upstream fell silent, disconnected or sent nonsense: a probe has to find it up."""
+    """The upstream disconnected or sent what cannot be read: down if that happens repeatedly."""
+
+
+class Silent(StreamBroke):
+    """The upstream fell silent. A probe that meets silence finds it down."""
 
 
 class Refused(UpstreamFailure):
@@ -31,8 +35,28 @@ class Overloaded(UpstreamFailure):
 
 
 class ClientsFault(UpstreamFailure):
-    """The upstream refused the request itself (400): every other upstream would refuse it too."""
+    """The upstream refused the request itself (400): every other upstream would refuse it too.
 
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.message)
-        self.error = error
+    ``said`` is the upstream's own text, which no client may see as it is; so the exception's text
+    is another one.
+    """
+
+    def __init__(self, said: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__("it refused the request")
+        self.said = said
+        self.param = param
+        self.code = code
+
+
+def nobody_left(last: UpstreamFailure | None) -> ApiError:
+    """Returns the error of a request without an upstream left, after its ``last`` failure."""
+    if last is None or isinstance(last, ConnectFailed):
+        return EngineUnavailable("No server of this model can be reached.", retry_after_s=1)
+    return error_of(last, "failed")
+
+
+def error_of(failure: UpstreamFailure, what: str) -> ApiError:
+    """Returns an error: the upstream's own is passed on as ours (H10), nonsense is a 502."""
+    if isinstance(failure, Refused):
+        return EngineFailed(f"The server of this model {what}.")
+    return UpstreamFailed(f"The server of this model {what}: {failure}.")

@@ -9,15 +9,22 @@ from typing import Self
 
 import msgspec
 
-from afterword.core.errors import ApiError, EngineFailed, EngineUnavailable
+from afterword.core.errors import EngineUnavailable
 from afterword.core.job import Counted, Ended, Event, Job, Prefilled, Sampled
 from afterword.core.mailbox import Mailbox, MailboxReader
 from afterword.gateway.dialects.dialect import AnyTokenizer
-from afterword.gateway.failures import ClientsFault, Overloaded, Refused, UpstreamFailure
-from afterword.gateway.pool.attempt import Attempt
+from afterword.gateway.failures import (
+    ClientsFault,
+    Overloaded,
+    Refused,
+    UpstreamFailure,
+    error_of,
+    nobody_left,
+)
+from afterword.gateway.pool.attempt import Attempt, limits_of
 from afterword.gateway.pool.pool import Pool
 from afterword.gateway.pool.prefixes import block_keys
-from afterword.gateway.pool.upstream import Upstream
+from afterword.gateway.pool.upstream import Load, Upstream
 
 _encode = msgspec.json.Encoder().encode
 
@@ -170,33 +177,32 @@ class RemoteGeneration(MailboxReader):
                 last = failure
             else:
                 return
-        broke = isinstance(last, Refused) and any(upstream.up for upstream in tried)
-        raise nobody_left(broke=broke) from last
+        # An upstream that failed and is down now does not count as one that answered.
+        silent = isinstance(last, Refused) and not any(upstream.up for upstream in tried)
+        raise nobody_left(None if silent else last) from last
 
     async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
         """Make one attempt. Raises ``UpstreamFailure`` only if it has produced no event."""
         pool = self._pool
         load = pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
 
-        def emit(events: list[Event]) -> None:
-            load.prefilled()
-            self._emit(events)
-
-        attempt = self._attempt(upstream, index, job, seqs, emit)
+        attempt = self._attempt(upstream, index, job, seqs, load)
         try:
             await attempt.run()
         except ClientsFault as fault:
-            raise fault.error from None
+            raise upstream.refusal(fault) from None
         except UpstreamFailure as failure:
             upstream.failures += 1
             if not attempt.produced:
                 raise
             pool.failed(upstream, failure)
-            raise EngineFailed("The server of this model broke off.") from failure
+            raise error_of(failure, "broke off") from failure
         else:
             upstream.answered()
         finally:
             load.end()
+            for oddity, given in attempt.remarks.items():
+                upstream.remark(pool.model, oddity, given)
             for seq in seqs:
                 self._attempts.pop((index, seq), None)
 
@@ -206,8 +212,14 @@ class RemoteGeneration(MailboxReader):
         index: int,
         job: Job,
         seqs: Sequence[int],
-        emit: Callable[[list[Event]], None],
+        load: Load,
     ) -> Attempt:
+        def begin(events: list[Event]) -> None:
+            load.prefilled()
+            self.begun = True
+            attempt.emit = self._emit
+            self._emit(events)
+
         dialect, tokenizer = self._pool.dialect, self._tokenizer
         assert upstream.facts is not None  # noqa: S101 - it is up
         path, body = dialect.request(upstream.api, job, seqs, upstream.facts, tokenizer)
@@ -215,8 +227,8 @@ class RemoteGeneration(MailboxReader):
             upstream.client,
             upstream.client.request("POST", path, _encode(body)),
             dialect.reader(index, job, seqs, tokenizer),
-            options=self._pool.options,
-            emit=emit,
+            limits=limits_of(self._pool.options, job, len(seqs)),
+            emit=begin,
             admitted=lambda: self._taken(index, seqs),
         )
         for seq in seqs:
@@ -227,8 +239,12 @@ class RemoteGeneration(MailboxReader):
 
     def _emit(self, events: list[Event]) -> None:
         """Pass events on. All requests of a job report its prompt; the first report counts."""
-        self.begun = True
         counts = self._counts
+        if len(events) == 1 and events[0].__class__ is Sampled:  # nearly always
+            counts.generated_tokens += len(events[0].tokens)
+            self._mailbox.put(events)
+            return
+        self.begun = True
         news: list[Event] = []
         for event in events:
             if isinstance(event, Sampled):
@@ -257,10 +273,3 @@ class RemoteGeneration(MailboxReader):
             self._counts.prompt_tokens += event.prompt_tokens
             self._counts.cached_tokens += event.cached_tokens
         return True
-
-
-def nobody_left(*, broke: bool) -> ApiError:
-    """Returns the error of a request without an upstream left; ``broke`` if its attempts failed."""
-    if broke:
-        return EngineFailed("The server of this model failed.")
-    return EngineUnavailable("No server of this model can be reached.", retry_after_s=1)

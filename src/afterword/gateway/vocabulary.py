@@ -12,6 +12,8 @@ from afterword.gateway.failures import StreamBroke
 _ENDS = 8
 """Ids reserved for end tokens that the upstream has not declared."""
 _MOST_OWN = 1 << 18
+_LONGEST_TOKEN_BYTES = 24
+_TOKEN_BYTES = 4
 _GIVEN_UP = b"\xff"
 """The piece of tokens whose bytes an upstream never reports; U+FFFD in text."""
 
@@ -23,21 +25,45 @@ class Pieces(list[bytes]):
 
     def __init__(self, named: Iterable[bytes]) -> None:
         super().__init__(named)
-        self._named = super().__len__()
+        self.named = super().__len__()
 
     def __len__(self) -> int:
-        return self._named
+        return self.named
+
+    @property
+    def own(self) -> int:
+        """The number of ids of the gateway's own."""
+        return super().__len__() - self.named
 
     def add(self, piece: bytes) -> int:
         """Returns a new id of the gateway's own for ``piece``.
 
         Raises ``StreamBroke`` if an upstream has sent too many different pieces.
         """
-        own = super().__len__()
-        if own - self._named >= _MOST_OWN:
+        if self.own >= _MOST_OWN:
             raise StreamBroke("it sent more different tokens than any vocabulary has")
         self.append(piece)
-        return own
+        return super().__len__() - 1
+
+
+def _spell(text: bytes, ids: dict[bytes, int], pieces: Pieces) -> list[int]:
+    """Returns ids with the joint bytes ``text``; new ones as long as there is room for them.
+
+    Text that is short enough to be a token is one id, longer text is about as many as a tokenizer
+    would make. Pieces are kept for ever, so half the room is left to names of tokens, and without
+    room text is divided into known pieces.
+    """
+    known = ids.get(text)
+    if known is not None:
+        return [known]
+    if len(text) > _LONGEST_TOKEN_BYTES:
+        parts = range(0, len(text), _TOKEN_BYTES)
+        return [i for at in parts for i in _spell(text[at : at + _TOKEN_BYTES], ids, pieces)]
+    if pieces.own < _MOST_OWN // 2 or len(text) == 1:
+        ids[text] = pieces.add(text)
+        return [ids[text]]
+    half = len(text) // 2
+    return _spell(text[:half], ids, pieces) + _spell(text[half:], ids, pieces)
 
 
 class RemoteTokenizer:
@@ -50,6 +76,7 @@ class RemoteTokenizer:
 
     def __init__(self, table: Vocabulary, *, chat_template: str | None, encode: Encode) -> None:
         self.pieces = Pieces(table.pieces)
+        self._named = self.pieces.named
         self._ends = [self.pieces.add(b"") for _ in range(_ENDS)]
         self._ended_by: dict[int, int] = {}
         self.declared_end_ids = frozenset(table.end_ids)
@@ -96,6 +123,17 @@ class RemoteTokenizer:
         if known is None:
             known = self._ids[piece] = self.pieces.add(piece)
         return known
+
+    def spell(self, text: bytes) -> list[int]:
+        """Returns ids with the joint bytes ``text``, for text that came without ids."""
+        return _spell(text, self._ids, self.pieces)
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises ``StreamBroke`` if an id is outside the upstream's vocabulary."""
+        most = self._named
+        for token in ids:
+            if not 0 <= token < most:
+                raise StreamBroke("it sent a token that its vocabulary does not have")
 
     def end(self, token: int) -> int:
         """Returns an end id with the bytes of ``token``, which has ended a sequence upstream."""
@@ -169,6 +207,10 @@ class TextTokenizer:
     def text(self, ids: Sequence[int]) -> str:
         """Returns the text of a prompt; "" for an empty prompt."""
         return b"".join(map(self.pieces.__getitem__, ids)).decode()
+
+    def spell(self, text: bytes) -> list[int]:
+        """Returns ids with the joint bytes ``text``."""
+        return _spell(text, self._ids, self.pieces)
 
     def id_of(self, piece: bytes) -> int:
         """Returns the id whose bytes are ``piece``; a new one if none has them."""

@@ -22,11 +22,12 @@ _ERRORS: Mapping[int, str] = {
     413: "The body is over the operator's limit.",
     429: "The key's rate or budget is used up.",
     500: "The server failed; the message has the request id.",
+    502: "The answer of a server behind this one broke off, or cannot be read.",
     503: "The waiting line is full, an engine or the ledger is away, or the server shuts down.",
 }
 _COMMON = (401, 405, 500)
 _OPERATORS = (400, 401, 403, 405, 413, 500, 503)
-_WITH_BODY = (400, 401, 404, 405, 413, 429, 500, 503)
+_WITH_BODY = (400, 401, 404, 405, 413, 429, 500, 502, 503)
 
 
 @lru_cache(maxsize=2)

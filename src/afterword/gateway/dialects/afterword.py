@@ -75,7 +75,9 @@ class AfterwordDialect(CompletionsDialect):
 
     def _resolver(self, tokenizer: AnyTokenizer) -> IdResolver:
         def named(choice: ChoiceDelta) -> list[int]:
-            return [] if choice.logprobs is None else [id_of(t) for t in choice.logprobs.tokens]
+            if choice.logprobs is not None:
+                return [id_of(token) for token in choice.logprobs.tokens]
+            return tokenizer.spell(choice.text.encode()) if choice.text else []
 
         def id_of(token: str) -> int:
             return tokenizer.id_of(piece_of(token))

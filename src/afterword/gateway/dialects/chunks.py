@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from afterword.core.job import Event, FinishReason, Job
+from afterword.core.job import Ended, Event, FinishReason, Job
+from afterword.gateway.dialects.lenient import decoder, parse
 from afterword.gateway.dialects.stream_reader import (
     StreamReader,
     TokenDelta,
     Top,
-    reason_of,
     scored_prompt,
 )
 from afterword.gateway.failures import StreamBroke
@@ -28,34 +28,23 @@ class ChoiceLogprobs(msgspec.Struct):
 
 
 class ChoiceDelta(msgspec.Struct):
-    """The part of a chunk that belongs to one choice."""
+    """The part of a chunk that belongs to one choice. The stream reader judges what is Any."""
 
-    index: int = 0
-    text: str = ""
+    index: Any = None
+    text: str | None = None
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: str | None = None
+    finish_reason: Any = None
     token_ids: list[int] | None = None
 
 
-class _Cached(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class ChunkUsage(msgspec.Struct):
-    """The upstream's own count of tokens."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Cached | None = None
-
-
 class _Chunk(msgspec.Struct):
-    choices: list[ChoiceDelta] = []
-    usage: ChunkUsage | None = None
+    choices: list[ChoiceDelta] | None = None
+    usage: Any = None
     error: Any = None
+    object: Any = None
 
 
-_decode = msgspec.json.Decoder(_Chunk).decode
+_decode = decoder(_Chunk)
 
 
 class IdResolver(msgspec.Struct, frozen=True):
@@ -73,11 +62,20 @@ class ChunkReader:
         self._job = job
         self._resolver = resolver
         self._echoed: set[int] = set()
+        self._usage: Mapping[str, Any] = {}
+        self._usage_is_whole = False
+        self._unscored = job.logprobs is None
+        self._begun = False
 
     @property
     def over(self) -> bool:
         """See ``Reader``."""
         return self._stream.over
+
+    @property
+    def remarks(self) -> Mapping[str, str]:
+        """See ``Reader``."""
+        return self._stream.remarks
 
     def close(self, seq: int) -> None:
         """See ``Reader``."""
@@ -85,42 +83,59 @@ class ChunkReader:
 
     def read(self, payload: bytes) -> list[Event]:
         """See ``Reader``."""
-        try:
-            chunk = _decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise StreamBroke("it sent an event that is not a chunk of a completion") from None
-        if chunk.error is not None:
-            raise failure_in_stream(chunk.error)
+        chunk = _decode(payload)
+        if chunk.error or chunk.object == "error":
+            raise failure_in_stream(chunk.error or parse(payload))
+        if chunk.usage:
+            self._note(chunk.usage, whole=not chunk.choices)
+        choices = chunk.choices
+        if choices and len(choices) == 1 and self._begun and self._unscored:
+            return self._taken(self._bare(choices[0]))  # the same, for the most common case
         events: list[Event] = []
-        for choice in chunk.choices:
-            delta = (
-                self._bare(choice) if self._job.logprobs is None else self._scored(choice, events)
-            )
+        for choice in choices or ():
+            delta = self._bare(choice) if self._unscored else self._scored(choice, events)
             if not self._stream.begun:
                 events += self._stream.prefilled()
+                self._begun = True
             events += self._taken(delta)
-        if chunk.usage is not None and not chunk.choices:
-            events += self._counted(chunk.usage)
         return events
 
-    def done(self) -> list[Event]:
+    def _note(self, usage: Any, *, whole: bool) -> None:  # noqa: ANN401 - any JSON value
+        """Keep a usage for the end. One of a chunk with choices may be of one choice alone."""
+        if isinstance(usage, dict) and (whole or not self._usage_is_whole):
+            self._usage, self._usage_is_whole = usage, whole
+
+    def done(self, *, said: bool) -> list[Event]:
         """See ``Reader``."""
+        events = self._ends(said=said) if self._stream.begun else []
         if not self._stream.over:
             raise StreamBroke("it ended its stream without ending its choices")
-        return []
+        return [*events, self._counted()] if self._stream.begun else events
+
+    def _ends(self, *, said: bool) -> list[Event]:
+        """Returns the ends of choices that got tokens and no reason, if the upstream is done."""
+        stream = self._stream
+        if not said:
+            return []
+        return [stream.ended(s, stream.unsaid(s)) for s in stream.open if stream.made(s)]
 
     def _taken(self, delta: TokenDelta) -> list[Event]:
         return self._stream.sampled(delta)
 
-    def _counted(self, usage: ChunkUsage) -> list[Event]:
-        details = usage.prompt_tokens_details
-        cached = (details.cached_tokens or 0) if details is not None else 0
-        return [self._stream.counted(usage.prompt_tokens, cached)]
+    def _counted(self, completion_tokens: int = 0) -> Event:
+        usage = self._usage
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        return self._stream.counted(
+            usage.get("prompt_tokens"), cached, completion_tokens=completion_tokens
+        )
 
     def _bare(self, choice: ChoiceDelta) -> TokenDelta:
         """Returns the delta of a choice without log-probabilities."""
         seq = self._stream.seq(choice.index)
-        return TokenDelta(seq, self._resolver.ids(choice), [], [], choice.finish_reason)
+        given = choice.finish_reason
+        finish = None if given is None else self._stream.reason(given)
+        return TokenDelta(seq, self._resolver.ids(choice), [], [], finish)
 
     def _scored(self, choice: ChoiceDelta, events: list[Event]) -> TokenDelta:
         """Returns the delta of a choice with scores; appends the prompt's scores to ``events``."""
@@ -153,47 +168,66 @@ class ChunkReader:
             [(id_of(name), value) for name, value in top.items()] if top else ()
             for top in given.top_logprobs or [None] * len(values)
         ]
+        if not len(given.tokens) == len(values) == len(tops):
+            raise StreamBroke("its log-probabilities have arrays of different lengths")
         return values, tops
 
 
 class UsageCountReader(ChunkReader):
-    """Reads text from an upstream that counts tokens only at the end, in its usage."""
+    """Reads text from an upstream that counts tokens only at the end, in its usage.
+
+    So the ends of choices wait for the end of the stream. Invariant: a choice with a reason is
+    open in the stream reader and gets no more text.
+    """
 
     def __init__(self, stream: StreamReader, job: Job, resolver: IdResolver) -> None:
         super().__init__(stream, job, resolver)
         self._reasons: dict[int, FinishReason] = {}
-        self._made: dict[int, int] = {}
 
-    def done(self) -> list[Event]:
+    @property
+    def over(self) -> bool:
         """See ``Reader``."""
-        events = self._ends(None)
-        return events + super().done()
+        return all(seq in self._reasons for seq in self._stream.open)
+
+    def done(self, *, said: bool) -> list[Event]:
+        """See ``Reader``."""
+        stream = self._stream
+        for seq in stream.open:
+            if said and seq not in self._reasons and stream.made(seq):
+                self._reasons[seq] = stream.unsaid(seq)
+        if not self.over:
+            raise StreamBroke("it ended its stream without ending its choices")
+        if not stream.begun:
+            return []
+        ends = self._counted_ends()
+        return [*ends, self._counted(sum(end.completion_tokens for end in ends))]
 
     def _taken(self, delta: TokenDelta) -> list[Event]:
-        if delta.seq in self._reasons:
+        if delta.seq in self._reasons or not self._stream.wants(delta.seq):
             return []
         if delta.finish is not None:
-            self._reasons[delta.seq] = reason_of(delta.finish)
+            self._reasons[delta.seq] = delta.finish
             delta.finish = None
-        self._made[delta.seq] = self._made.get(delta.seq, 0) + len(delta.ids)
         return self._stream.sampled(delta)
 
-    def _counted(self, usage: ChunkUsage) -> list[Event]:
-        return super()._counted(usage) + self._ends(usage.completion_tokens)
-
-    def _ends(self, completion_tokens: int | None) -> list[Event]:
+    def _counted_ends(self) -> list[Ended]:
         """Returns the end of every choice; the first takes what the usage counts for no other."""
-        ends: list[Event] = []
-        reasons, self._reasons = self._reasons, {}
-        for at, (seq, reason) in enumerate(reasons.items(), 1):
-            if not self._stream.wants(seq):
-                continue
-            made = self._made[seq]
-            if completion_tokens is not None:
-                rest = sum(self._made[other] for other in list(reasons)[at:])
-                made = max(completion_tokens - rest, 0) if at == 1 else made
-            ends.append(self._stream.ended(seq, reason, made))
-        return ends
+        stream = self._stream
+        seqs = stream.open
+        own = [stream.made(seq) for seq in seqs]
+        most = self._job.max_tokens * len(seqs)
+        total = stream.believed(
+            "its count of completion tokens is not believed",
+            self._usage.get("completion_tokens"), sum(own), most,
+        )  # fmt: skip
+        if not self._usage_is_whole:
+            total = max(total, sum(own)) if len(seqs) > 1 else total
+        return [
+            stream.ended(
+                seq, self._reasons[seq], max(total - sum(own[1:]), 0) if at == 0 else own[at]
+            )
+            for at, seq in enumerate(seqs)
+        ]
 
 
 def piece_of(token: str) -> bytes:

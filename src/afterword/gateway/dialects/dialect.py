@@ -51,7 +51,7 @@ class Reader(Protocol):
 
     @property
     def over(self) -> bool:
-        """Whether every sequence of the request has ended."""
+        """Whether every sequence has ended or is closed; ``done`` may still count the tokens."""
 
     def read(self, payload: bytes) -> list[Event]:
         """Returns the events in the payload of one server-sent event.
@@ -59,10 +59,15 @@ class Reader(Protocol):
         Raises ``UpstreamFailure`` if the upstream reports an error or sends nonsense.
         """
 
-    def done(self) -> list[Event]:
-        """Returns the events of the end of the stream.
+    @property
+    def remarks(self) -> Mapping[str, str]:
+        """What was odd in the answer, by kind, and what stood there."""
 
-        Raises ``StreamBroke`` if a sequence has not ended.
+    def done(self, *, said: bool) -> list[Event]:
+        """Returns the events of the end of the stream. Called once.
+
+        ``said``: the upstream itself said that its answer is whole. Then a sequence that got tokens
+        needs no reason for its end. Raises ``StreamBroke`` if a sequence has not ended otherwise.
         """
 
     def close(self, seq: int) -> None:
@@ -120,10 +125,10 @@ class Dialect(Protocol):
 AnyTokenizer = RemoteTokenizer | TextTokenizer
 
 
-def refuse(dialect: Dialect, facts: Facts, origin: str, jobs: Sequence[Job]) -> None:
+def refuse(dialect: Dialect, facts: Facts, jobs: Sequence[Job]) -> None:
     """Raises ``InvalidRequest``, with the parameter, if an upstream cannot honour a job."""
     first = jobs[0]
-    server = f"{dialect.title} at {origin}"
+    server = dialect.title
     for feature, reason in dialect.lacks.items():
         asked = FEATURES.get(feature)
         if asked is not None and any(map(asked, jobs)):

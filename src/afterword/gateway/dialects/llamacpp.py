@@ -21,6 +21,7 @@ from afterword.gateway.dialects.dialect import (
     is_greedy,
 )
 from afterword.gateway.dialects.introspection import introspect_vocabulary
+from afterword.gateway.dialects.lenient import decoder
 from afterword.gateway.dialects.single import SingleReader
 from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top
 from afterword.gateway.failures import StreamBroke
@@ -29,6 +30,8 @@ from afterword.gateway.vocabulary import RemoteTokenizer
 
 _MOST_LOGPROBS = 1000
 _LOWEST = -9999.0
+_MOST_UNREPORTED = 16
+"""A character has few tokens. More are those of a server that sends no ids."""
 _SAMPLERS = ["temperature", "top_k", "top_p", "min_p"]
 """The contract's order; the server's default order has the temperature last."""
 
@@ -45,7 +48,7 @@ class _Scored(msgspec.Struct):
 
 
 class _Timings(msgspec.Struct):
-    cache_n: int = 0
+    cache_n: Any = None
 
 
 class _Partial(msgspec.Struct):
@@ -54,7 +57,7 @@ class _Partial(msgspec.Struct):
     stop: bool = False
     stop_type: str = "none"
     tokens_predicted: int = 0
-    tokens_evaluated: int = 0
+    tokens_evaluated: Any = None
     completion_probabilities: list[_Scored] = []
     timings: _Timings | None = None
     error: Any = None
@@ -94,7 +97,7 @@ class _Content(msgspec.Struct):
     content: str
 
 
-_decode = msgspec.json.Decoder(_Partial).decode
+_decode = decoder(_Partial)
 
 
 class LlamacppDialect:
@@ -209,25 +212,26 @@ class _PartialReader(SingleReader):
 
     def read(self, payload: bytes) -> list[Event]:
         """See ``Reader``."""
-        try:
-            partial = _decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise StreamBroke("it sent an event that is not a part of a completion") from None
-        if partial.error is not None:
+        partial = _decode(payload)
+        if partial.error:
             raise failure_in_stream(partial.error)
+        self._tokenizer.check(partial.tokens)
         events = self._stream.prefilled()
         ids, logprobs, tops = self._unreported(partial)
         ids += partial.tokens
         if self._job.logprobs is not None:
             for scored in partial.completion_probabilities:
                 logprobs.append(max(scored.logprob, _LOWEST))
+                self._tokenizer.check([t.id for t in scored.top_logprobs])
                 tops.append([(t.id, max(t.logprob, _LOWEST)) for t in scored.top_logprobs])
             if len(logprobs) != len(ids):
                 raise StreamBroke("it did not send one log-probability for each token")
         self._seen += len(ids)
-        finish = partial.stop_type if partial.stop else None
+        finish = self._stream.reason(partial.stop_type) if partial.stop else None
         if self._held is not None:
-            events += self._released(self._held, ended=finish == "eos" and not ids)
+            events += self._released(
+                self._held, ended=partial.stop and partial.stop_type == "eos" and not ids
+            )
         delta = TokenDelta(self._seq, ids, logprobs, tops, finish)
         self._held = delta if self._may_end(partial) else None
         if self._held is None:
@@ -253,8 +257,12 @@ class _PartialReader(SingleReader):
         missing = partial.tokens_predicted - self._seen - len(partial.tokens)
         if missing <= 0:
             return [], [], []
+        if missing > self._job.max_tokens:
+            raise StreamBroke("it counts more tokens than were asked for")
         tokenizer = self._tokenizer
-        if partial.stop:
+        if missing > _MOST_UNREPORTED:
+            ids = tokenizer.spell(partial.content.encode())
+        elif partial.stop and not partial.content:
             # The text ends inside a character; the server never sends its bytes.
             ids = tokenizer.spelling(b"", missing)
             if partial.stop_type == "eos" and tokenizer.declared_end_ids:
@@ -266,5 +274,5 @@ class _PartialReader(SingleReader):
             spelled = partial.content.encode()
             ids = tokenizer.spelling(spelled[: len(spelled) - len(last)], missing)
         scored = self._job.logprobs is not None
-        nothing: list[Top] = [()] * missing
-        return ids, [_LOWEST] * missing if scored else [], nothing if scored else []
+        nothing: list[Top] = [()] * len(ids)
+        return ids, [_LOWEST] * len(ids) if scored else [], nothing if scored else []

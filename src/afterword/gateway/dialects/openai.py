@@ -21,9 +21,13 @@ from afterword.gateway.dialects.dialect import (
 )
 from afterword.gateway.dialects.routes import model_of
 from afterword.gateway.dialects.stream_reader import StreamReader
+from afterword.gateway.failures import StreamBroke
 from afterword.gateway.transport.api import Api
 from afterword.gateway.vocabulary import TextTokenizer
 
+_BYTES_OF_A_TOKEN = 4
+"""Of text in most languages and vocabularies, about. Where the endpoint counts, its count holds."""
+_MOST_PARTS = 64
 _MOST_LOGPROBS = 5
 """The limit of OpenAI's endpoint, which other endpoints imitate."""
 
@@ -48,7 +52,7 @@ class OpenaiDialect(CompletionsDialect):
         "logprobs": "if the endpoint has them, at most 5",
         "bytes": "as the endpoint writes them",
         "seed": "as far as the endpoint keeps seeds",
-        "usage": "the endpoint's count; up to a `stop`, a count of chunks",
+        "usage": "the endpoint's count; without one, an estimate",
         "cached_tokens": "if the endpoint reports them",
     }
 
@@ -86,16 +90,39 @@ class OpenaiDialect(CompletionsDialect):
 
     def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
         """See ``Dialect``."""
-        stream = StreamReader(index, job, seqs, tokenizer.end_ids)
-        return UsageCountReader(stream, job, self._resolver(tokenizer))
+        stream = StreamReader(
+            index, job, seqs, tokenizer.end_ids,
+            prompt_tokens=-(-len(job.prompt_ids) // _BYTES_OF_A_TOKEN),
+            # A chunk may have a part of a token, or one character.
+            most=None if job.logprobs is not None else job.max_tokens * _MOST_PARTS,
+        )  # fmt: skip
+        pieces = _named if job.logprobs is not None else _written
+        return UsageCountReader(stream, job, pieces(tokenizer))
 
-    def _resolver(self, tokenizer: AnyTokenizer) -> IdResolver:
-        def pieces(choice: ChoiceDelta) -> list[int]:
-            if choice.logprobs is not None:
-                return [id_of(token) for token in choice.logprobs.tokens]
-            return [tokenizer.id_of(choice.text.encode())] if choice.text else []
 
-        def id_of(token: str) -> int:
-            return tokenizer.id_of(piece_of(token))
+def _written(tokenizer: AnyTokenizer) -> IdResolver:
+    """Returns a resolver of text: a chunk is as many tokens as it seems."""
 
-        return IdResolver(pieces, id_of)
+    def ids(choice: ChoiceDelta) -> list[int]:
+        return tokenizer.spell(choice.text.encode()) if choice.text else []
+
+    return IdResolver(ids, _no_names)
+
+
+def _no_names(token: str) -> int:
+    raise StreamBroke(f"a name of a token was not asked for: {token!r}")
+
+
+def _named(tokenizer: AnyTokenizer) -> IdResolver:
+    """Returns a resolver of the names in log-probabilities."""
+    written = _written(tokenizer)
+
+    def ids(choice: ChoiceDelta) -> list[int]:
+        if choice.logprobs is not None and choice.logprobs.tokens:
+            return [id_of(token) for token in choice.logprobs.tokens]
+        return written.ids(choice)
+
+    def id_of(token: str) -> int:
+        return tokenizer.id_of(piece_of(token))
+
+    return IdResolver(ids, id_of)

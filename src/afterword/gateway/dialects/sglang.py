@@ -18,6 +18,7 @@ from afterword.gateway.dialects.dialect import (
     identity,
     is_greedy,
 )
+from afterword.gateway.dialects.lenient import decoder
 from afterword.gateway.dialects.routes import encode, facts_of, model_of
 from afterword.gateway.dialects.single import SingleReader
 from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top, scored_prompt
@@ -46,9 +47,9 @@ class _Finish(msgspec.Struct):
 
 class _MetaInfo(msgspec.Struct):
     finish_reason: _Finish | None = None
-    prompt_tokens: int = 0
+    prompt_tokens: Any = None
     completion_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: Any = None
     input_token_logprobs: list[_Entry] | None = None
     input_top_logprobs: list[list[_Entry] | None] | None = None
     output_token_logprobs: list[_Entry] | None = None
@@ -62,7 +63,7 @@ class _Output(msgspec.Struct):
     error: Any = None
 
 
-_decode = msgspec.json.Decoder(_Output).decode
+_decode = decoder(_Output)
 
 
 class SglangDialect:
@@ -157,31 +158,34 @@ class _OutputReader(SingleReader):
 
     def read(self, payload: bytes) -> list[Event]:
         """See ``Reader``."""
-        try:
-            output = _decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise StreamBroke("it sent an event that is not an output") from None
-        if output.error is not None:
+        output = _decode(payload)
+        if output.error:
             raise failure_in_stream(output.error)
         meta = output.meta_info
         finish = meta.finish_reason
         if finish is not None and finish.type == "abort":
             raise Refused("it aborted the request")
         new = max(meta.completion_tokens - self._seen, 0)
+        if new > len(output.output_ids):
+            raise StreamBroke("it counts more tokens than it sent")
         self._seen += new
         ids = _last(output.output_ids, new)
+        self._tokenizer.check(ids)
         if finish is not None and finish.type == "stop" and ids:
             ids[-1] = self._tokenizer.end(ids[-1])
         logprobs: list[float] = []
         tops: list[Top] = []
         if self._job.logprobs is not None and new:
             logprobs = [_value(entry) for entry in _last(meta.output_token_logprobs or [], new)]
-            tops = _tops(_last(meta.output_top_logprobs or [None] * new, new))
+            tops = self._tops(_last(meta.output_top_logprobs or [None] * new, new))
             if len(logprobs) != len(ids) or len(tops) != len(ids):
                 raise StreamBroke("it did not send one log-probability for each token")
         events = self._prefilled(meta)
+        reason = self._stream.reason
         events += self._stream.sampled(
-            TokenDelta(self._seq, ids, logprobs, tops, None if finish is None else finish.type)
+            TokenDelta(
+                self._seq, ids, logprobs, tops, None if finish is None else reason(finish.type)
+            )
         )
         if finish is not None:
             events.append(self._stream.counted(meta.prompt_tokens, meta.cached_tokens))
@@ -196,8 +200,15 @@ class _OutputReader(SingleReader):
         if len(entries) < prompt:
             raise StreamBroke("it did not score the whole prompt")
         values = [_value(entry) for entry in entries[1:prompt]]
-        tops = _tops((meta.input_top_logprobs or [None] * prompt)[1:prompt])
+        tops = self._tops((meta.input_top_logprobs or [None] * prompt)[1:prompt])
+        if len(tops) != len(values):
+            raise StreamBroke("it did not score the whole prompt")
         return self._stream.prefilled(scored_prompt(values, tops, k))
+
+    def _tops(self, entries: Sequence[list[_Entry] | None]) -> list[Top]:
+        for top in entries:
+            self._tokenizer.check([i for _, i, *_ in top or ()])
+        return [[(i, value or 0.0) for value, i, *_ in top] if top else () for top in entries]
 
 
 def _last(items: list[Any], count: int) -> list[Any]:
@@ -206,7 +217,3 @@ def _last(items: list[Any], count: int) -> list[Any]:
 
 def _value(entry: _Entry) -> float:
     return 0.0 if entry[0] is None else entry[0]
-
-
-def _tops(entries: Sequence[list[_Entry] | None]) -> list[Top]:
-    return [[(i, value or 0.0) for value, i, *_ in top] if top else () for top in entries]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from afterword.core.job import Event, Job
 from afterword.gateway.dialects.stream_reader import StreamReader
 from afterword.gateway.failures import StreamBroke
@@ -29,8 +31,16 @@ class SingleReader:
         """See ``Reader``."""
         self._stream.close(seq)
 
-    def done(self) -> list[Event]:
+    @property
+    def remarks(self) -> Mapping[str, str]:
         """See ``Reader``."""
-        if not self._stream.over:
+        return self._stream.remarks
+
+    def done(self, *, said: bool) -> list[Event]:
+        """See ``Reader``."""
+        stream, seq = self._stream, self._seq
+        if said and stream.wants(seq) and stream.made(seq):
+            return [stream.ended(seq, stream.unsaid(seq))]
+        if not stream.over:
             raise StreamBroke("it ended its stream without ending its choice")
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -18,10 +18,17 @@ from afterword.core.job import (
     Sampled,
     ScoredPrompt,
 )
+from afterword.gateway.dialects.lenient import count_of
 from afterword.gateway.failures import StreamBroke
 
 Top = Sequence[tuple[int, float]]
 """Ids and log-probabilities, in any order."""
+_REASONS: Mapping[object, FinishReason] = {
+    "stop": "stop", "eos": "stop", "eos_token": "stop", "stop_sequence": "stop",
+    "content_filter": "stop", "length": "length", "limit": "length", "max_tokens": "length",
+}  # fmt: skip
+_BROKEN = frozenset({"abort", "aborted", "cancelled", "canceled", "error"})
+_SHOWN_CHARACTERS = 40
 
 
 class TokenDelta(msgspec.Struct):
@@ -35,23 +42,39 @@ class TokenDelta(msgspec.Struct):
     ids: list[int]
     logprobs: list[float]
     tops: list[Top]
-    finish: str | None = None
+    finish: FinishReason | None = None
 
 
 class StreamReader:
     """Turns token deltas of some siblings of a job into events; ends sequences at their limits.
 
     ``index`` is the job's index in events; ``seqs`` are the siblings of the request, in the
-    upstream's order. Invariant: no event of a sequence follows its ``Ended``.
+    upstream's order. ``prompt_tokens`` is an estimate of the upstream's count, None if the prompt's
+    ids are the upstream's own. ``most`` limits the ids of a sequence that are not the upstream's
+    tokens; ``max_tokens`` limits others. ``remarks`` says what was odd, by kind, and what stood
+    there. Invariant: no event of a sequence follows its ``Ended``.
     """
 
-    def __init__(self, index: int, job: Job, seqs: Sequence[int], end_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        index: int,
+        job: Job,
+        seqs: Sequence[int],
+        end_ids: frozenset[int],
+        *,
+        prompt_tokens: int | None = None,
+        most: int | None = None,
+    ) -> None:
+        self.remarks: dict[str, str] = {}
         self._index = index
         self._job = job
         self._seqs = seqs
         self._made = dict.fromkeys(seqs, 0)
         self._open = set(seqs)
         self._prefilled = False
+        self._estimated = prompt_tokens is not None
+        self._prompt_tokens = len(job.prompt_ids) if prompt_tokens is None else prompt_tokens
+        self._most = job.max_tokens if most is None else most
         # Shared by all events without scores: the mailbox extends them with each other only.
         self._unscored = (array("d"), array("i"), array("d"))
         ends = end_ids if not job.sampling.ignore_eos else frozenset()
@@ -67,6 +90,11 @@ class StreamReader:
         """Whether ``prefilled`` has returned its event."""
         return self._prefilled
 
+    @property
+    def open(self) -> Sequence[int]:
+        """The sequences that have not ended, in order."""
+        return [seq for seq in self._seqs if seq in self._open]
+
     def wants(self, seq: int) -> bool:
         """Returns whether a sequence has not ended."""
         return seq in self._open
@@ -75,32 +103,87 @@ class StreamReader:
         """Drop everything that still comes for a sequence."""
         self._open.discard(seq)
 
-    def seq(self, index: int) -> int:
+    def seq(self, index: object) -> int:
         """Returns the sibling of a choice's index in the request.
 
-        Raises ``StreamBroke`` if the request has no such choice.
+        If the request has one choice, it needs no index. Raises ``StreamBroke`` if the request has
+        no such choice.
         """
-        if not 0 <= index < len(self._seqs):
+        if index == 0 and index.__class__ is int:  # nearly always
+            return self._seqs[0]
+        at = count_of(index)
+        if at is None and len(self._seqs) == 1:
+            return self._seqs[0]
+        if not isinstance(at, int) or not 0 <= at < len(self._seqs):
             raise StreamBroke("it answered with a choice that was not requested")
-        return self._seqs[index]
+        return self._seqs[at]
+
+    def reason(self, finish: object) -> FinishReason | None:
+        """Returns an upstream's finish reason in the contract's words (A3), None if there is none.
+
+        Raises ``StreamBroke`` if the upstream gave the choice up.
+        """
+        if finish is None or finish == "" or finish is False:
+            return None
+        if isinstance(finish, str):
+            known = _REASONS.get(finish)
+            if known is not None:
+                return known
+            if finish in _BROKEN:
+                raise StreamBroke("it gave up a choice before its end")
+        self.remark("its reason for the end of a choice is unknown and counts as stop", finish)
+        return "stop"
+
+    def remark(self, oddity: str, given: object) -> None:
+        """Note something odd that did not stop the answer."""
+        # repr of an endless number is an error.
+        shown = "a number" if isinstance(given, int | float) else ascii(given)[:_SHOWN_CHARACTERS]
+        if isinstance(given, int) and -(10**30) < given < 10**30:
+            shown = str(given)
+        self.remarks.setdefault(oddity, shown)
 
     def prefilled(self, scored: ScoredPrompt | None = None) -> list[Event]:
         """Returns the ``Prefilled`` event at the first call, nothing later."""
         if self._prefilled:
             return []
         self._prefilled = True
-        return [Prefilled(self._index, len(self._job.prompt_ids), 0, scored)]
+        return [Prefilled(self._index, self._prompt_tokens, 0, scored)]
 
-    def counted(self, prompt_tokens: int, cached_tokens: int) -> Event:
-        """Returns the event with the upstream's count of prompt tokens."""
-        return Counted(self._index, prompt_tokens, cached_tokens)
+    def counted(self, prompt: object, cached: object, *, completion_tokens: int = 0) -> Event:
+        """Returns the event with the count of the prompt, as far as the upstream is believed.
+
+        The prompt's own ids are counted here. Where the upstream alone can count, its number is
+        believed as far as the request can cost it: prompt and ``completion_tokens`` together are at
+        most the prompt's ids and ``max_tokens`` of each sequence.
+        """
+        own = most = self._prompt_tokens
+        if self._estimated:
+            ids = len(self._job.prompt_ids)
+            most = max(ids + self._job.max_tokens * len(self._seqs) - completion_tokens, own)
+        given = self.believed("its count of prompt tokens is not believed", prompt, own, most)
+        tokens = given if self._estimated else own
+        kept = self.believed("its count of cached tokens is not believed", cached, 0, tokens)
+        return Counted(self._index, tokens, kept)
+
+    def believed(self, oddity: str, given: object, own: int, most: int) -> int:
+        """Returns an upstream's count, at most ``most``; ``own`` if it gives no sensible one."""
+        count = count_of(given)
+        if count is None or not 0 <= count <= most:
+            if given is not None:
+                self.remark(oddity, given)
+            return own if count is None or count < 0 else most
+        return count or own
+
+    def made(self, seq: int) -> int:
+        """Returns the tokens of a sequence so far, at most ``max_tokens``."""
+        return min(self._made[seq], self._job.max_tokens)
 
     def sampled(self, delta: TokenDelta) -> list[Event]:
-        """Returns the events of a delta. Raises ``StreamBroke`` for an unknown finish reason."""
+        """Returns the events of a delta."""
         if delta.seq not in self._open:
             return []
-        events: list[Event] = []
         count, reason = self._cut(delta)
+        events: list[Event] = []
         if count:
             self._made[delta.seq] += count
             events.append(self._sampled(delta, count))
@@ -108,21 +191,25 @@ class StreamReader:
             events.append(self.ended(delta.seq, reason))
         return events
 
-    def ended(self, seq: int, reason: FinishReason, made: int | None = None) -> Event:
+    def ended(self, seq: int, reason: FinishReason, made: int | None = None) -> Ended:
         """End a sequence and return its event; ``made`` is the upstream's own count of tokens."""
         self._open.discard(seq)
-        return Ended(self._index, seq, reason, self._made[seq] if made is None else made)
+        return Ended(self._index, seq, reason, self.made(seq) if made is None else made)
+
+    def unsaid(self, seq: int) -> FinishReason:
+        """Returns the reason for an end that the upstream gave without one."""
+        return "length" if self._made[seq] >= self._job.max_tokens else "stop"
 
     def _cut(self, delta: TokenDelta) -> tuple[int, FinishReason | None]:
         """Returns how many tokens of a delta count, and why the sequence ends with them, if so."""
-        left = self._job.max_tokens - self._made[delta.seq]
+        left = self._most - self._made[delta.seq]
         ids = delta.ids
         if not self._end_ids.isdisjoint(ids):
             for at, token in enumerate(ids[:left], 1):
                 if token in self._end_ids:
                     return at, "stop"
         if delta.finish is not None:
-            return min(len(ids), left), reason_of(delta.finish)
+            return min(len(ids), left), delta.finish
         if len(ids) < left:
             return len(ids), None
         return (left, "length") if left else (0, None)
@@ -159,15 +246,3 @@ def add_top(top: Top, k: int, ids: array[int], logprobs: array[float]) -> None:
 
 def _by_likelihood(entry: tuple[int, float]) -> tuple[float, int]:
     return -entry[1], entry[0]
-
-
-def reason_of(finish: str) -> FinishReason:
-    """Returns an upstream's finish reason in the contract's words (A3).
-
-    Raises ``StreamBroke`` if the reason is unknown.
-    """
-    if finish in {"stop", "eos", "eos_token", "stop_sequence"}:
-        return "stop"
-    if finish in {"length", "limit", "max_tokens"}:
-        return "length"
-    raise StreamBroke(f"it ended a choice with {finish[:40]!r}")

@@ -19,6 +19,7 @@ from afterword.gateway.transport.api import Api
 from afterword.gateway.vocabulary import RemoteTokenizer
 
 _MOST_LOGPROBS = 20
+_MOST_DIGITS = 16
 
 
 class _Version(msgspec.Struct):
@@ -93,19 +94,25 @@ class VllmDialect(CompletionsDialect):
         return f"{api.address.base}/completions", body
 
     def _resolver(self, tokenizer: AnyTokenizer) -> IdResolver:
+        assert isinstance(tokenizer, RemoteTokenizer)  # noqa: S101 - it has a vocabulary
+
         def ended(choice: ChoiceDelta) -> list[int]:
-            ids = choice.token_ids or []
-            if choice.finish_reason == "stop" and ids and isinstance(tokenizer, RemoteTokenizer):
+            ids = choice.token_ids
+            if ids is None:
+                return tokenizer.spell(choice.text.encode()) if choice.text else []
+            tokenizer.check(ids)
+            if choice.finish_reason == "stop" and ids:
                 # The request has no stop strings, so an end token has ended the choice.
                 ids[-1] = tokenizer.end(ids[-1])
             return ids
 
-        return IdResolver(ended, _numbered)
+        def numbered(token: str) -> int:
+            """Returns the id in ``token_id:123`` (``return_tokens_as_token_ids``)."""
+            try:
+                number = int(token.removeprefix("token_id:")[:_MOST_DIGITS])
+            except ValueError:
+                raise StreamBroke("it did not write its tokens as ids") from None
+            tokenizer.check((number,))
+            return number
 
-
-def _numbered(token: str) -> int:
-    """Returns the id in ``token_id:123``, vLLM's notation with ``return_tokens_as_token_ids``."""
-    try:
-        return int(token.removeprefix("token_id:"))
-    except ValueError:
-        raise StreamBroke("it did not write its tokens as ids") from None
+        return IdResolver(ended, numbered)

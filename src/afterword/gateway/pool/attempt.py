@@ -3,28 +3,65 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
 
-from afterword.core.job import Event
+import msgspec
+
+from afterword.core.job import Event, Job
 from afterword.gateway.dialects.dialect import Reader
-from afterword.gateway.failures import StreamBroke, UpstreamFailure
+from afterword.gateway.failures import Silent, StreamBroke, UpstreamFailure
 from afterword.gateway.pool.pool import PoolOptions
 from afterword.gateway.transport.api import failure_of
 from afterword.gateway.transport.connection import Connection, Head, HttpClient
-from afterword.gateway.transport.sse import EventSplitter, EventTooLongError
+from afterword.gateway.transport.sse import MOST_EVENT_BYTES, EventSplitter, EventTooLongError
 
+_Kind: TypeAlias = Literal["unknown", "stream", "plain", "error"]
 _DONE = b"[DONE]"
+_SHORT_BYTES = 32
+"""Shorter than any chunk: only these may be blank or the end."""
 _LINGER_S = 2.0
 """The wait for the end of a stream after all its choices have ended."""
 _MOST_ERROR_BYTES = 64 * 1024
+_MOST_BLANKS = 64 * 1024
+_BOM = b"\xef\xbb\xbf"
+
+
+class AttemptLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The time to the first token and between two, and the bytes of an event or a plain answer."""
+
+    first_token_s: float
+    silence_s: float
+    event_bytes: int
+
+
+def limits_of(options: PoolOptions, job: Job, sequences: int) -> AttemptLimits:
+    """Returns the limits of a request for some sequences of a job."""
+    return AttemptLimits(
+        first_token_s=options.first_token_s,
+        silence_s=options.silence_s,
+        event_bytes=_most_bytes(job, sequences),
+    )
+
+
+def _most_bytes(job: Job, sequences: int) -> int:
+    """Returns the most that one event, or a whole plain answer, of a request needs."""
+    prompt = len(job.prompt_ids)
+    tokens = job.max_tokens * sequences
+    if job.prompt_logprobs is not None:
+        tokens += prompt * sequences
+    entries = 2 + max(job.logprobs or 0, job.prompt_logprobs or 0)
+    # A token's text and numbers, escaped; some servers repeat the prompt at the end.
+    return min((1 << 20) + 64 * prompt + 128 * entries * tokens, MOST_EVENT_BYTES)
 
 
 class Attempt:
-    """Receives one stream; calls ``emit`` with its events, in the event loop's callbacks.
+    """Receives one answer; calls ``emit`` with its events, in the event loop's callbacks.
 
-    ``admitted`` is called when the upstream has accepted the request. ``produced`` is True after
-    the first event: the request cannot be tried elsewhere any more. Tokens set no timers: the
-    one timer checks the time of the last event when it fires.
+    A stream is requested, and a plain JSON answer is taken, too: the first byte tells, because
+    servers label them wrongly. ``admitted`` is called when the upstream has accepted the request.
+    ``produced`` is True after the first event: the request cannot be tried elsewhere any more.
+    Tokens set no timers: the one timer checks the time of the last event when it fires.
     """
 
     def __init__(
@@ -33,7 +70,7 @@ class Attempt:
         request: bytes,
         reader: Reader,
         *,
-        options: PoolOptions,
+        limits: AttemptLimits,
         emit: Callable[[list[Event]], None],
         admitted: Callable[[], None],
     ) -> None:
@@ -41,8 +78,8 @@ class Attempt:
         self._client = client
         self._request = request
         self._reader = reader
-        self._options = options
-        self._emit = emit
+        self._limits = limits
+        self.emit = emit
         self._admitted = admitted
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
@@ -50,11 +87,19 @@ class Attempt:
 
     def _renew(self) -> None:
         self._ended = self._loop.create_future()
-        self._splitter = EventSplitter()
+        self._splitter = EventSplitter(self._limits.event_bytes)
         self._head: Head | None = None
-        self._error_body = b""
+        self._buffer = bytearray()
+        self._kind: _Kind = "unknown"
         self._done = False
+        self._counted = False
+        self._lingers = False
         self._whole = False
+
+    @property
+    def remarks(self) -> Mapping[str, str]:
+        """What was odd in the answer; see ``Reader``."""
+        return self._reader.remarks
 
     async def run(self) -> None:
         """Returns when every sequence has ended. Raises ``UpstreamFailure``."""
@@ -89,7 +134,8 @@ class Attempt:
     def close(self, seq: int) -> None:
         """Drop everything that still comes for a sequence; abort after the last one."""
         self._reader.close(seq)
-        if self._reader.over:
+        if self._reader.over and not self._ended.done():
+            self._conclude(said=False)
             self.abort()
 
     def abort(self) -> None:
@@ -101,26 +147,24 @@ class Attempt:
     def head(self, head: Head) -> None:
         """See ``Receiver``."""
         self._head = head
-        if head.status == 200:
-            kind = head.headers.get("content-type", "")
-            if not kind.startswith("text/event-stream"):
-                self._fail(StreamBroke("it answered with something other than a stream of events"))
-                return
+        if head.status != 200:
+            self._kind = "error"
+        elif head.headers.get("content-type", "").startswith("text/event-stream"):
             self._admitted()
 
     def body(self, received: bytes) -> None:
         """See ``Receiver``."""
-        if self._head is None or self._head.status != 200:
-            self._error_body = (self._error_body + received)[:_MOST_ERROR_BYTES]
-            return
         if self._ended.done():
             return
         try:
-            self._read(received)
+            if self._kind == "stream":
+                self._read(received)
+            else:
+                self._collect(received)
         except EventTooLongError:
             self._fail(StreamBroke("it sent an event that never ends"))
         except Exception as error:  # noqa: BLE001 - any error ends this request
-            self._fail(error)
+            self._broke(error)
 
     def end(self, error: StreamBroke | None) -> None:
         """See ``Receiver``."""
@@ -128,56 +172,128 @@ class Attempt:
             return
         if error is not None:
             if self._done or self._reader.over:
-                self._finish()  # only the end of the answer is missing
+                self._conclude(said=self._done)  # only the end of the answer is missing
             else:
                 self._fail(error)
             return
         self._whole = True
         if self._head is not None and self._head.status != 200:
-            self._fail(failure_of(self._head, self._error_body))
+            self._fail(failure_of(self._head, bytes(self._buffer)))
             return
-        if not self._done:
-            try:
-                self._give(self._reader.done())
-            except UpstreamFailure as failure:
-                self._fail(failure)
-                return
-        self._finish()
+        try:
+            self._end_of_body()
+        except Exception as failure:  # noqa: BLE001 - any error ends this request
+            self._broke(failure)
+        else:
+            self._conclude(said=self._done)
+
+    def _collect(self, received: bytes) -> None:
+        """Keep a part of a plain answer or an error, or find out what the answer is."""
+        self._buffer += received
+        size_bytes = len(self._buffer)
+        if self._kind == "error" and size_bytes > _MOST_ERROR_BYTES and self._head is not None:
+            raise failure_of(self._head, b"")
+        if size_bytes > self._limits.event_bytes:
+            raise EventTooLongError
+        if self._kind == "unknown":
+            self._sniff()
+
+    def _sniff(self) -> None:
+        """Find out the kind of a body from its first byte that is not blank."""
+        whole = bytes(self._buffer)
+        start = whole.removeprefix(_BOM).lstrip()[:1]
+        if not start and len(whole) > _MOST_BLANKS:
+            raise StreamBroke("it sent an answer without an end")
+        if start == b"<":
+            raise StreamBroke("it answered with a page instead of a completion")
+        if start and start in b"{[":
+            self._kind = "plain"
+        elif start and not _BOM.startswith(whole):
+            self._kind, self._buffer = "stream", bytearray()
+            self._admitted()
+            self._read(whole)
+
+    def _end_of_body(self) -> None:
+        """Read what only the end of the body completes: a plain answer, an event's last line."""
+        if self._done:
+            return
+        if self._kind == "plain":
+            self._give(self._reader.read(bytes(self._buffer).removeprefix(_BOM)))
+            self._done = True
+        elif self._kind == "stream":
+            self._events(self._splitter.flush())
+        else:
+            raise StreamBroke("its answer is empty")
 
     def _read(self, received: bytes) -> None:
         payloads = self._splitter.feed(received)
-        if not payloads:
-            return
+        if len(payloads) == 1 and len(payloads[0]) >= _SHORT_BYTES and not self._done:
+            self._give(self._reader.read(payloads[0]))  # the same, for the most common case
+        elif payloads:
+            self._events(payloads)
+
+    def _events(self, payloads: list[bytes]) -> None:
         events: list[Event] = []
         try:
             for payload in payloads:
-                if payload == _DONE:
+                if self._done:
+                    break
+                short = payload.strip() if len(payload) < _SHORT_BYTES else payload
+                if short == _DONE:
                     self._done = True
-                    events += self._reader.done()
-                elif not self._done:
+                elif short:
                     events += self._reader.read(payload)
         finally:
             # Events before a broken one are valid.
             self._give(events)
+        if self._done:
+            self._count(said=True)
+
+    def _count(self, *, said: bool) -> None:
+        """Give the events of the end, once."""
+        if not self._counted:
+            self._counted = True
+            self._give(self._reader.done(said=said))
+
+    def _conclude(self, *, said: bool) -> None:
+        """End the request as well as its answer allows."""
+        try:
+            self._count(said=said)
+        except Exception as failure:  # noqa: BLE001 - any error ends this request
+            self._fail(failure)
+        else:
+            self._finish()
 
     def _give(self, events: list[Event]) -> None:
         if events:
             self._heard_s = self._loop.time()
             self.produced = True
-            self._emit(events)
-            if self._reader.over:
-                self._timer.cancel()
-                self._timer = self._loop.call_later(_LINGER_S, self._finish)
+            self.emit(events)
+        if not self._lingers and (self._reader.over or self._done):
+            self._lingers = True
+            self._timer.cancel()
+            self._timer = self._loop.call_later(_LINGER_S, self._conclude_late)
+
+    def _broke(self, error: Exception) -> None:
+        """End the request with an error, unless every sequence has ended before it."""
+        if isinstance(error, UpstreamFailure) and self._reader.over:
+            self._conclude(said=self._done)
+        else:
+            self._fail(error)
+
+    def _conclude_late(self) -> None:
+        self._conclude(said=self._done)
 
     def _limit_s(self) -> float:
-        return self._options.silence_s if self.produced else self._options.first_token_s
+        limits = self._limits
+        return limits.silence_s if self.produced else limits.first_token_s
 
     def _look_back(self) -> None:
         limit_s = self._limit_s()
         due_s = self._heard_s + limit_s
         if self._loop.time() >= due_s:
             what = "no further token" if self.produced else "no token"
-            self._fail(StreamBroke(f"{what} within {limit_s:g} s"))
+            self._fail(Silent(f"{what} within {limit_s:g} s"))
         else:
             self._timer = self._loop.call_at(due_s, self._look_back)
 

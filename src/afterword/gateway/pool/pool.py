@@ -14,7 +14,15 @@ import msgspec
 from afterword.core.errors import ConfigError, EngineOverloaded, EngineUnavailable
 from afterword.gateway.address import Address
 from afterword.gateway.dialects.dialect import Dialect, Facts
-from afterword.gateway.failures import ClientsFault, Overloaded, Refused, UpstreamFailure
+from afterword.gateway.failures import (
+    ClientsFault,
+    ConnectFailed,
+    Overloaded,
+    Refused,
+    Silent,
+    UpstreamFailure,
+    nobody_left,
+)
 from afterword.gateway.pool.prefixes import PrefixMap
 from afterword.gateway.pool.upstream import Load, Upstream
 
@@ -25,7 +33,8 @@ _TYPICAL_TOKENS = 256
 """The most tokens that an answer counts as outstanding; few answers reach ``max_tokens``."""
 _LEAST_PROBE_S = 1.0
 _LEAST_REST_S = 0.1
-_MOST_REFUSALS = 3
+_MOST_FAILURES = 3
+"""In a row. One may be the request's own fault, or an accident."""
 
 
 class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +138,8 @@ class Pool:
             # A health path answers 503 if the server loads, stops or is broken.
             if failure.status == 503:
                 upstream.went_down(self.model, str(failure))
+        except (ConnectFailed, Silent) as failure:
+            self._down(upstream, failure)
         except UpstreamFailure as failure:
             self.failed(upstream, failure)
         else:
@@ -141,9 +152,11 @@ class Pool:
             await self.probe(upstream)
 
     def failed(self, upstream: Upstream, failure: UpstreamFailure) -> None:
-        """Note a failure; the upstream goes down, after several errors in a row if it answers."""
-        if isinstance(failure, Refused) and upstream.refused() < _MOST_REFUSALS:
-            return
+        """Note a failure. The upstream goes down if it cannot be reached or fails repeatedly."""
+        if isinstance(failure, ConnectFailed) or upstream.failed() >= _MOST_FAILURES:
+            self._down(upstream, failure)
+
+    def _down(self, upstream: Upstream, failure: UpstreamFailure) -> None:
         upstream.went_down(self.model, str(failure))
         # Its prefix cache may be lost.
         self._prefixes.forget(upstream.bit)
@@ -183,9 +196,10 @@ class Pool:
                 )
             await asyncio.sleep(free_s - now_s)
 
-    def _rank(self, upstream: Upstream, keys: Sequence[int], prompt_tokens: int) -> tuple[int, int]:
+    def _rank(self, upstream: Upstream, keys: Sequence[int], prompt_tokens: int) -> tuple[int, ...]:
         shared = self._prefixes.shared_tokens(keys, upstream.bit)
-        return upstream.outstanding_tokens + prompt_tokens - shared, upstream.served
+        to_compute = upstream.outstanding_tokens + prompt_tokens - shared
+        return to_compute, upstream.failed_in_a_row, upstream.served
 
     def load(self, upstream: Upstream, prompt_tokens: int, completion_tokens: int) -> Load:
         """Add a request to an upstream's outstanding work until the load's ``end``."""
@@ -199,18 +213,23 @@ class Pool:
         tried: list[Upstream] = []
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self.options.patience_s
+        last: UpstreamFailure | None = None
         while True:
-            upstream = await self.choose((), 0, tried=tried, until_s=until_s)
+            try:
+                upstream = await self.choose((), 0, tried=tried, until_s=until_s)
+            except EngineUnavailable:
+                raise nobody_left(last) from last
             assert upstream.facts is not None  # noqa: S101 - it is up
             try:
                 return await question(upstream, upstream.facts)
             except ClientsFault as fault:
-                raise fault.error from None
+                raise upstream.refusal(fault) from None
             except Overloaded as failure:
                 self.rest(upstream, failure)
             except UpstreamFailure as failure:
                 self.failed(upstream, failure)
                 tried.append(upstream)
+                last = failure
 
     async def retarget(self, addresses: Sequence[Address]) -> None:
         """Add upstreams for new addresses; drain those whose addresses are gone."""

@@ -6,8 +6,11 @@ import logging
 
 import msgspec
 
+from afterword.core.errors import InvalidRequest
 from afterword.gateway.address import Address
 from afterword.gateway.dialects.dialect import Facts
+from afterword.gateway.failures import ClientsFault
+from afterword.gateway.redact import PARAMS, redacted
 from afterword.gateway.transport.api import Api
 from afterword.gateway.transport.connection import HttpClient
 
@@ -33,6 +36,7 @@ class Upstream:
 
     ``facts`` is None until the first introspection. A ``draining`` upstream finishes its requests
     and gets no more. ``served`` counts the requests sent, ``failures`` those of them that failed.
+    ``failed_in_a_row`` counts failures since the last success.
     ``outstanding_tokens`` estimates the tokens that it has yet to compute.
     """
 
@@ -51,7 +55,8 @@ class Upstream:
         self.running = 0
         self.served = 0
         self.failures = 0
-        self._refusals = 0
+        self.failed_in_a_row = 0
+        self._remarked: set[str] = set()
 
     def stats(self) -> UpstreamStats:
         """Returns its figures of now."""
@@ -71,17 +76,32 @@ class Upstream:
         """Mark it as up."""
         if not self.up:
             _log.info("model %s: %s is up", model, self.address.origin)
-            self._refusals = 0
+            self.failed_in_a_row = 0
         self.up = True
 
     def answered(self) -> None:
-        """Note a success: the count of errors in a row starts again."""
-        self._refusals = 0
+        """Note a success: the count of failures in a row starts again."""
+        self.failed_in_a_row = 0
 
-    def refused(self) -> int:
-        """Note an error that it answered. Returns the number of errors in a row."""
-        self._refusals += 1
-        return self._refusals
+    def failed(self) -> int:
+        """Note a failure other than of connecting. Returns the number of failures in a row."""
+        self.failed_in_a_row += 1
+        return self.failed_in_a_row
+
+    def remark(self, model: str, oddity: str, given: str) -> None:
+        """Log something odd in an answer that was used all the same; each kind only once."""
+        if oddity not in self._remarked:
+            self._remarked.add(oddity)
+            _log.warning("model %s: %s: %s: %s", model, self.address.origin, oddity, given)
+
+    def refusal(self, fault: ClientsFault) -> InvalidRequest:
+        """Returns what the client sees of the upstream's refusal of its request."""
+        model = "" if self.facts is None else self.facts.model
+        names = (model, self.address.model or "", self.address.host)
+        text = redacted(fault.said, names) or "The server of this model refused the request."
+        return InvalidRequest(
+            text, param=fault.param if fault.param in PARAMS else None, code=fault.code
+        )
 
     def went_down(self, model: str, why: str) -> None:
         """Mark it as down: it gets no request until a probe succeeds."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from afterword.core.errors import ContextLengthExceeded, InvalidRequest
+from afterword.core.errors import ContextLengthExceeded
 from afterword.gateway.address import Address
 from afterword.gateway.failures import (
     ClientsFault,
@@ -22,7 +22,6 @@ T = TypeVar("T")
 
 _REST_S = 1.0
 _MOST_REST_S = 60.0
-_SHOWN_CHARACTERS = 500
 _encode = msgspec.json.Encoder().encode
 _CONTEXT_CODE = ContextLengthExceeded.default_code
 _REQUESTS_FAULT = ("invalid_request_error", "BadRequestError")
@@ -58,21 +57,15 @@ class Api:
         received = await self._receive(method, path, body)
         try:
             return msgspec.json.decode(received, type=answer)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise StreamBroke(f"its answer to {method} {path} is not the expected JSON") from None
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    param: str | None = None
-    code: str | int | None = None
 
 
 def failure_of(head: Head, body: bytes) -> UpstreamFailure:
     """Returns the failure of an answer whose status is not 200."""
     status = head.status
     if status in {400, 413, 422}:
-        return ClientsFault(clients_fault(body))
+        return clients_fault(_json(body))
     if status in {429, 503}:
         return Overloaded(status, rest_s=_rest_s(head))
     if status in {401, 403}:
@@ -82,31 +75,35 @@ def failure_of(head: Head, body: bytes) -> UpstreamFailure:
     return Refused(f"it answered with status {status}")
 
 
-def clients_fault(body: bytes) -> InvalidRequest:
-    """Returns the upstream's own error text about a request as the contract's error."""
-    said = _error_in(body)
-    message = said.message[:_SHOWN_CHARACTERS] or "The server of this model refused the request."
-    too_long = said.code == _CONTEXT_CODE or "maximum context length" in message
-    code = said.code if isinstance(said.code, str) else None
-    return InvalidRequest(message, param=said.param, code=_CONTEXT_CODE if too_long else code)
+def clients_fault(error: Any) -> ClientsFault:  # noqa: ANN401 - any JSON value
+    """Returns the failure of a request, from an error in any shape that servers use."""
+    inner = error.get("error", error) if isinstance(error, dict) else error
+    said = inner if isinstance(inner, dict) else {"message": inner}
+    message = said.get("message") or said.get("detail")
+    text = message if isinstance(message, str) else ""
+    param = said.get("param")
+    too_long = said.get("code") == _CONTEXT_CODE or "maximum context length" in text
+    return ClientsFault(
+        text,
+        param=param if isinstance(param, str) else None,
+        code=_CONTEXT_CODE if too_long else None,
+    )
 
 
 def failure_in_stream(error: Any) -> UpstreamFailure:  # noqa: ANN401 - any JSON value
     """Returns the failure of an error event: the request's fault, or the upstream's."""
     said = error if isinstance(error, dict) else {}
-    if said.get("code") in {400, "400"} or said.get("type") in _REQUESTS_FAULT:
-        return ClientsFault(clients_fault(msgspec.json.encode(error)))
+    if said.get("code") in (400, "400") or said.get("type") in _REQUESTS_FAULT:
+        return clients_fault(error)
     return Refused("it reported an error of its own")
 
 
-def _error_in(body: bytes) -> _Error:
-    """Returns the error in a body, in any shape that servers use; empty if there is none."""
+def _json(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """Returns the JSON in a body; None if there is none."""
     try:
-        raw: Any = msgspec.json.decode(body)
-        inner = raw.get("error", raw) if isinstance(raw, dict) else raw
-        return msgspec.convert(inner, _Error) if isinstance(inner, dict) else _Error(str(inner))
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
-        return _Error()
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _rest_s(head: Head) -> float:

@@ -14,14 +14,17 @@ import httptools
 import msgspec
 
 from afterword.gateway.address import Address
-from afterword.gateway.failures import ConnectFailed, StreamBroke
+from afterword.gateway.failures import ConnectFailed, Silent, StreamBroke
 
 _MOST_IDLE = 64
 _MOST_WHOLE_BYTES = 64 * 1024 * 1024
+_MOST_HEAD_BYTES = 64 * 1024
+"""Interim answers, head and trailers together; also the framing between two parts of a body."""
+_ENDLESS_HEAD = "its headers are too long"
 
 
 class Head(msgspec.Struct, frozen=True):
-    """Status and headers of an answer, names in lower case."""
+    """Status and headers of an answer, names in lower case. Repeated headers are joined."""
 
     status: int
     headers: Mapping[str, str]
@@ -41,7 +44,11 @@ class Receiver(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One socket with one exchange at a time. ``reusable`` if all answers were complete."""
+    """One socket with one exchange at a time. ``reusable`` if all answers were complete.
+
+    Interim answers (100, 102, 103) are skipped. Bytes that no request asked for end the
+    connection: they would be read as the answer to the next request.
+    """
 
     def __init__(self) -> None:
         self.reusable = True
@@ -50,12 +57,16 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
+        self._head_bytes = 0
+        self._framing_bytes = 0
+        self._interim = False
         self._until_close = False
 
     def send(self, request: bytes, receiver: Receiver) -> None:
         """Send a whole request; ``receiver`` gets its answer."""
         self._receiver = receiver
         self.answered = False
+        self._head_bytes = self._framing_bytes = 0
         if self._transport is None or self._transport.is_closing():
             self._finish(StreamBroke("the connection was closed"))
             return
@@ -74,13 +85,28 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
+        if self._receiver is None:
+            self.abort()
+            return
         self.answered = True
+        # The parser collects a header until its end, so its own callbacks come too late.
+        self._framing_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.reusable = False
-            self._finish(StreamBroke("it sent something that is not HTTP"))
-            self.abort()
+        except httptools.HttpParserCallbackError as error:
+            self._break(error.__context__)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._break(error)
+        else:
+            if self._framing_bytes > _MOST_HEAD_BYTES and self._receiver is not None:
+                self._break(StreamBroke(_ENDLESS_HEAD))
+
+    def _break(self, error: BaseException | None) -> None:
+        """End the exchange and the connection."""
+        if not isinstance(error, StreamBroke):
+            error = StreamBroke("it sent something that is not HTTP")
+        self._finish(error)
+        self.abort()
 
     def eof_received(self) -> None:
         """Called by the loop; the transport closes itself."""
@@ -94,26 +120,44 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Called by the parser."""
         self._headers = {}
+        if self._receiver is None:
+            # A second answer in the packet of the first one: nothing asked for it.
+            self.reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > _MOST_HEAD_BYTES:
+            raise StreamBroke(_ENDLESS_HEAD)
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        before = self._headers.get(key)
+        self._headers[key] = text if before is None else f"{before}, {text}"
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
-        headers = self._headers
-        chunked = "chunked" in headers.get("transfer-encoding", "")
-        self._until_close = not chunked and "content-length" not in headers
+        status, headers = self._parser.get_status_code(), self._headers
+        self._interim = 100 <= status < 200
+        if self._interim:
+            return
+        coding = headers.get("transfer-encoding", "").lower()
+        if coding not in {"", "chunked"}:
+            raise StreamBroke("it sent its answer in a transfer coding that was not asked for")
+        if headers.get("content-encoding", "").lower() not in {"", "identity"}:
+            raise StreamBroke("it compressed its answer, which was not asked for")
+        self._until_close = not coding and "content-length" not in headers
         if self._receiver is not None:
-            self._receiver.head(Head(self._parser.get_status_code(), self._headers))
+            self._receiver.head(Head(status, headers))
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
+        self._framing_bytes = 0
         if self._receiver is not None:
             self._receiver.body(body)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
+        if self._interim:
+            return
         self.reusable = self.reusable and self._parser.should_keep_alive()
         self._finish(None)
 
@@ -137,7 +181,8 @@ class HttpClient:
         self._idle: list[Connection] = []
         self._closed = False
         host = f"[{address.host}]" if ":" in address.host else address.host
-        lines = [f"host: {host}:{address.port}", "user-agent: afterword", "accept: */*"]
+        lines = [f"host: {host}:{address.port}", "user-agent: afterword", "accept: */*",
+                 "accept-encoding: identity"]  # fmt: skip
         if key is not None:
             lines.append(f"authorization: Bearer {key}")
         self._lines = "\r\n".join(lines)
@@ -211,7 +256,7 @@ class HttpClient:
                 connection.send(request, whole)
                 answer = await whole.done
         except TimeoutError:
-            raise StreamBroke(f"no answer within {timeout_s:g} s") from None
+            raise Silent(f"no answer within {timeout_s:g} s") from None
         finally:
             if whole.done.done() and not whole.done.cancelled():
                 self.give_back(connection)

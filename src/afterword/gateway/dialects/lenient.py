@@ -1,0 +1,85 @@
+"""Reads JSON that a strict decoder refuses, as far as its meaning is clear.
+
+Servers write ``0.0`` for an index, null for an empty text, NaN for a score, half a surrogate pair,
+bytes that are not UTF-8. The strict decoder comes first, because it is fast; this one is for the
+rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from afterword.gateway.failures import StreamBroke
+
+T = TypeVar("T")
+
+_LOWEST = -9999.0
+"""In place of numbers that JSON does not have (L7)."""
+_MOST_DIGITS = 32
+_MOST_EXACT = 2.0**53
+
+
+def decoder(wanted: type[T]) -> Callable[[bytes], T]:
+    """Returns a function from the bytes of a JSON value to ``wanted``.
+
+    It raises ``StreamBroke`` if the value cannot be read.
+    """
+    strict = msgspec.json.Decoder(wanted).decode
+
+    def decode(payload: bytes) -> T:
+        try:
+            return strict(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _read(payload, wanted)
+
+    return decode
+
+
+def _read(payload: bytes, wanted: type[T]) -> T:
+    try:
+        return msgspec.convert(_clear(parse(payload)), wanted)
+    except msgspec.ValidationError:
+        raise StreamBroke("it sent JSON of another shape than an answer has") from None
+
+
+def parse(payload: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """Returns a JSON value. Raises ``StreamBroke`` if there is none."""
+    try:
+        return json.loads(payload.decode("utf-8", "replace"), parse_int=_integer)
+    except (ValueError, RecursionError):
+        raise StreamBroke("it sent something that is not JSON") from None
+
+
+def _integer(digits: str) -> int | float:
+    # Thousands of digits take Python long, and longer ones are an error there.
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
+
+
+def _clear(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Returns a value without nulls in objects, so that defaults take their place."""
+    if isinstance(value, dict):
+        return {key: _clear(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_clear(item) for item in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return _LOWEST
+        return int(value) if value.is_integer() and abs(value) < _MOST_EXACT else value
+    if isinstance(value, str):
+        # Pairs of surrogates become characters, halves become U+FFFD.
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def count_of(value: object) -> int | None:
+    """Returns the whole number that a JSON value is, whatever its size; None if it is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return None

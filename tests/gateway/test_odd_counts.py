@@ -1,0 +1,121 @@
+"""Counts that steer a reader: SGLang's and llama-server's, which say how many tokens are new."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from afterword.core.job import Counted, Ended, Event, Job, Sampled, SamplingParams
+from afterword.gateway.dialects.dialect import Reader
+from afterword.gateway.dialects.registry import DIALECTS
+from afterword.gateway.failures import StreamBroke, UpstreamFailure
+from afterword.gateway.vocabulary import RemoteTokenizer
+from standins.server import VOCABULARY
+
+JOB = Job(prompt_ids=(97, 98), n=1, max_tokens=4, sampling=SamplingParams(), seed=1)
+
+
+def reader_of(dialect: str, job: Job = JOB) -> Reader:
+    async def encode(text: str, parse_special: bool) -> list[int]:
+        raise NotImplementedError
+
+    tokenizer = RemoteTokenizer(VOCABULARY, chat_template=None, encode=encode)
+    return DIALECTS[dialect].reader(0, job, [0], tokenizer)
+
+
+def read(reader: Reader, *payloads: dict[str, Any]) -> list[Event]:
+    events: list[Event] = []
+    for payload in payloads:
+        events += reader.read(json.dumps(payload).encode())
+    return events
+
+
+def tokens_of(events: list[Event]) -> list[int]:
+    return [i for event in events if isinstance(event, Sampled) for i in event.tokens]
+
+
+def output(ids: list[Any], *, finish: str | None = None, **meta: object) -> dict[str, Any]:
+    reason = None if finish is None else {"type": finish}
+    return {"output_ids": ids, "meta_info": {"finish_reason": reason, **meta}}
+
+
+@pytest.mark.parametrize("count", [10**19, 2**62, 3, 5])
+def test_sglang_counts_no_more_than_it_sends(count: int) -> None:
+    with pytest.raises(StreamBroke, match="counts more"):
+        read(reader_of("sglang"), output([99, 100], completion_tokens=count))
+
+
+@pytest.mark.parametrize("count", [-5, 0, None])
+def test_sglang_counts_nothing(count: object) -> None:
+    reader = reader_of("sglang")
+    events = read(reader, output([99, 100], completion_tokens=count))
+    assert tokens_of(events) == []
+    with pytest.raises(StreamBroke):
+        reader.done(said=True)
+
+
+@pytest.mark.parametrize("given", [10**19, -1, "2", None, 2.0, 1.5])
+def test_sglang_s_prompt_is_counted_here(given: object) -> None:
+    reader = reader_of("sglang")
+    done = output([99.0, 100], finish="length", completion_tokens=2.0, prompt_tokens=given,
+                  cached_tokens=given)  # fmt: skip
+    events = read(reader, done)
+    assert tokens_of(events) == [99, 100]
+    (counted,) = [event for event in events if isinstance(event, Counted)]
+    assert counted.prompt_tokens == 2
+    assert 0 <= counted.cached_tokens <= 2
+
+
+def partial(ids: list[int], content: str = "", **more: object) -> dict[str, Any]:
+    return {"tokens": ids, "content": content, **more}
+
+
+@pytest.mark.parametrize("count", [10**19, 2**62, 5])
+@pytest.mark.parametrize("stop", [False, True])
+def test_llama_server_counts_no_more_than_was_asked_for(count: int, stop: bool) -> None:
+    """Each uncounted token would become one here: memory without end."""
+    with pytest.raises(StreamBroke, match="counts more"):
+        read(reader_of("llamacpp"), partial([], tokens_predicted=count, stop=stop))
+
+
+@pytest.mark.parametrize("count", [-5, 0, None, 1.0])
+def test_llama_server_s_ids_are_its_tokens(count: object) -> None:
+    reader = reader_of("llamacpp")
+    events = read(
+        reader,
+        partial([99], "c", tokens_predicted=count),
+        partial([], stop=True, stop_type="limit", tokens_predicted=count,
+                tokens_evaluated=10**19, timings={"cache_n": -3}),
+    )  # fmt: skip
+    assert tokens_of(events) == [99]
+    (counted,) = [event for event in events if isinstance(event, Counted)]
+    assert (counted.prompt_tokens, counted.cached_tokens) == (2, 0)
+    assert [event.completion_tokens for event in events if isinstance(event, Ended)] == [1]
+
+
+def test_a_plain_answer_of_llama_server_without_ids() -> None:
+    reader = reader_of("llamacpp")
+    events = read(reader, partial([], "cd", stop=True, stop_type="limit", tokens_predicted=2))
+    assert tokens_of(events) == [99, 100]
+    assert reader.over
+
+
+@pytest.mark.parametrize("dialect", ["sglang", "llamacpp"])
+@pytest.mark.parametrize("token", [-1, 10**6, 2**31, 2**80])
+def test_ids_outside_the_vocabulary(dialect: str, token: int) -> None:
+    said = {"sglang": output([token], completion_tokens=1), "llamacpp": partial([token], "x")}
+    with pytest.raises(StreamBroke):
+        read(reader_of(dialect), said[dialect])
+
+
+@pytest.mark.parametrize("dialect", ["sglang", "llamacpp"])
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{", b"[]", b"5", b'{"error": "x"}', b"\xff", b'{"tokens": 5, "output_ids": 5}',
+     b"[" * 100_000],
+)  # fmt: skip
+def test_events_that_cannot_be_read(dialect: str, payload: bytes) -> None:
+    with pytest.raises(UpstreamFailure):
+        reader_of(dialect).read(payload)

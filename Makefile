@@ -8,7 +8,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 RUN := .venv/bin
 
-.PHONY: help serve install test test-fast check native-check native-test zoo chaos bench bench-plots typing screenshots lock clean
+.PHONY: help serve install wheel test test-fast check native-check native-test zoo chaos bench bench-plots typing screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## List all targets
@@ -19,6 +19,9 @@ serve: install ## Start the server on PORT (8000), with ARGS
 
 install: python ## Install afterword into .venv, and fetch the embedded model
 	@$(PYTHON) scripts/install.py
+
+wheel: python ## Write the wheel, for all x86-64 processors, into dist/
+	@$(PYTHON) scripts/install.py --wheel
 
 test: python ## Install what the tests need, and run them (ARGS)
 	@$(PYTHON) scripts/install.py --test

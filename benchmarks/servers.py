@@ -53,9 +53,9 @@ class Servers:
     def plain(self, *, slots: int, ctx: int) -> Iterator[int]:
         """Run Afterword on an unchanged llama.cpp; yields its port."""
         port = free_port()
-        _, *rest = self.our_command(port, slots=slots, ctx=ctx)
-        program = str(self.args.peers / "plain" / "bin" / "afterword")
-        with running([program, *rest], port):
+        command = self.our_command(port, slots=slots, ctx=ctx)
+        (library,) = (self.args.peers / "plain").glob("lib/python3*/site-packages/llama_cpp/lib")
+        with running(["env", f"AFTERWORD_NATIVE_PATH={library}", *command], port):
             yield port
 
     @contextmanager

@@ -10,7 +10,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -105,6 +105,20 @@ def job(seed: int, *, prompt: int, tokens: int, sampled: bool = False, scored: b
     )  # fmt: skip
 
 
+def kinds() -> Mapping[str, tuple[list[Job], bool]]:
+    """Returns jobs by the name of what they measure, and whether their prefill counts."""
+    sampled = [job(i, prompt=64, tokens=24, sampled=True) for i in range(32)]
+    scored = [job(i, prompt=512, tokens=0, scored=True) for i in range(4)]
+    return {
+        "one greedy stream": ([job(1, prompt=64, tokens=48)], False),
+        "8 greedy streams": ([job(i, prompt=64, tokens=48) for i in range(8)], False),
+        "32 greedy streams": ([job(i, prompt=64, tokens=24) for i in range(32)], False),
+        "32 sampled streams": (sampled, False),
+        "prefill": ([job(i, prompt=512, tokens=1) for i in range(4)], True),
+        "scoring": (scored, True),
+    }
+
+
 def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,19 +131,8 @@ def main() -> None:
     weights = path.stat().st_size
     with open_runner(path, slots=33, slot_tokens=1024, threads=args.threads) as runner:
         profile = Profile(runner)
-        kinds = {
-            "one greedy stream": ([job(1, prompt=64, tokens=48)], False),
-            "8 greedy streams": ([job(i, prompt=64, tokens=48) for i in range(8)], False),
-            "32 greedy streams": ([job(i, prompt=64, tokens=24) for i in range(32)], False),
-            "32 sampled streams": (
-                [job(i, prompt=64, tokens=24, sampled=True) for i in range(32)],
-                False,
-            ),
-            "prefill": ([job(i, prompt=512, tokens=1) for i in range(4)], True),
-            "scoring": ([job(i, prompt=512, tokens=0, scored=True) for i in range(4)], True),
-        }
         print(f"{'':<20}{'tokens':>7}{'ms':>9}" + "".join(f"{name:>10}" for name in STAGES))
-        for name, (jobs, prefill) in kinds.items():
+        for name, (jobs, prefill) in kinds().items():
             stages, tokens = profile.steps(jobs, prefill=prefill)
             total = sum(stages.values())
             shares = "".join(f"{100 * stages[stage] / total:>9.1f}%" for stage in STAGES)

@@ -30,6 +30,11 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
     file(WRITE "${APPLIED}" "${AFTERWORD_DIGEST}")
   endif()
 
+  set(AFTERWORD_ORIGIN "\$ORIGIN")
+  if(APPLE)
+    set(AFTERWORD_ORIGIN "@loader_path")
+  endif()
+
   function(afterword_compile_kernels FILE)
     set_property(SOURCE "${AFTERWORD_NATIVE}/kernels/${FILE}" TARGET_DIRECTORY ggml-cpu
       APPEND PROPERTY COMPILE_OPTIONS ${ARGN})
@@ -40,6 +45,14 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
     foreach(TARGET ggml-cpu llama)
       target_include_directories(${TARGET} PRIVATE
         "${AFTERWORD_NATIVE}/include" "${AFTERWORD_NATIVE}/kernels" "${AFTERWORD_NATIVE}/library" "${AFTERWORD_LLAMA_CPP}/include")
+    endforeach()
+    # Names of our own: a process may have the libraries of another llama.cpp open, too. Without versions there are no
+    # links, which a wheel would store as copies. A build of ggml-cpu in a folder of its own finds ggml-base above.
+    foreach(TARGET ggml-base ggml-cpu ggml llama)
+      set_property(TARGET ${TARGET} PROPERTY VERSION)
+      set_property(TARGET ${TARGET} PROPERTY SOVERSION)
+      set_target_properties(${TARGET} PROPERTIES PREFIX "${CMAKE_SHARED_LIBRARY_PREFIX}afterword-"
+        INSTALL_RPATH "${AFTERWORD_ORIGIN};${AFTERWORD_ORIGIN}/.." BUILD_WITH_INSTALL_RPATH ON)
     endforeach()
     target_sources(ggml-cpu PRIVATE ${AFTERWORD_KERNELS})
     target_sources(llama PRIVATE ${AFTERWORD_LIBRARY})

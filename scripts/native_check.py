@@ -13,15 +13,26 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from install import NATIVE, ROOT, InstallError, build_environment, run, say, show_build
+from install import InstallError, run
+from native_build import (
+    NATIVE,
+    PACKAGE,
+    ROOT,
+    SOURCE_PACKAGE,
+    BuildError,
+    assemble,
+    check_programs,
+    compile_all,
+    fetch,
+    say,
+    unpack,
+)
 
-PACKAGE = "llama-cpp-python"
 TESTS = ("tests/engine/llama", "tests/numerics", "tests/concurrency", "tests/zoo/test_law.py")
 HUNK = re.compile(r"^@@ -(\d+)")
 FILE = re.compile(r"^--- a/(\S+)")
@@ -86,40 +97,25 @@ def check(tree: Path) -> int:
     return missing
 
 
-def fetch(version: str, folder: Path) -> Path:
-    """Download a version's source package, without building it. Returns its file."""
-    say(f"fetching {PACKAGE} {version}")
-    run([
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
-        "--no-deps", "--no-binary", PACKAGE, "--dest", folder,
-        f"{PACKAGE}=={version}",
-    ])  # fmt: skip
-    (file,) = folder.glob("*.tar.gz")
-    return file
-
-
-def unpack(file: Path, folder: Path) -> Path:
-    """Unpack a source package. Returns its folder."""
-    with tarfile.open(file) as archive:
-        archive.extractall(folder, filter="data")
-    (source,) = (path for path in folder.iterdir() if path.is_dir())
-    return source
+def fetched(version: str, folder: Path) -> Path:
+    """Download a version's source package. Returns its file. Raises ``BuildError``."""
+    say(f"fetching {SOURCE_PACKAGE} {version}")
+    return fetch(folder, f"{SOURCE_PACKAGE}=={version}")
 
 
 def build_and_test(source: Path, folder: Path) -> None:
     """Compile a package with native/, and run the tests that depend on it.
 
-    Raises ``InstallError`` if either fails.
+    Raises ``BuildError`` or ``InstallError`` if one fails.
     """
-    target = folder / "site"
+    site, libraries = folder / "site", folder / "libraries"
+    libraries.mkdir()
     say("compiling it with native/")
-    command: Sequence[str | Path] = [
-        sys.executable, "-m", "pip", "install", "--verbose", "--disable-pip-version-check",
-        "--no-deps", "--no-cache-dir", "--target", target, source,
-    ]  # fmt: skip
-    show_build(command, build_environment())
+    check_programs()
+    compile_all(source, libraries, "native")
+    assemble(libraries, site / PACKAGE, "native-check")
     say("running the tests")
-    path = os.pathsep.join([str(target), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(site), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     run([sys.executable, "-m", "pytest", *TESTS], PYTHONPATH=path.rstrip(os.pathsep))
 
 
@@ -135,7 +131,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             given = Path(arguments.version)
-            file = given if given.is_file() else fetch(arguments.version, folder)
+            file = given if given.is_file() else fetched(arguments.version, folder)
             say(f"what fits {file.name}; native/ is made for {base()[0]}")
             missing = check(unpack(file, folder / "check") / "vendor" / "llama.cpp")
             if missing:
@@ -143,7 +139,7 @@ def main() -> None:
             say("all hunks fit")
             if arguments.build:
                 build_and_test(unpack(file, folder / "build"), folder)
-    except InstallError as error:
+    except (BuildError, InstallError) as error:
         sys.exit(f"native-check: {error}")
 
 

@@ -21,8 +21,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from install import CMAKE_FLAGS, INCLUDE, LOG_LINES, NATIVE, NO_AMX, InstallError, compiler, say
-from native_check import base, fetch, unpack
+from native_build import (
+    CMAKE_FLAGS,
+    LOG_LINES,
+    NATIVE,
+    NO_AMX,
+    BuildError,
+    compiler,
+    fetch,
+    say,
+    unpack,
+)
+from native_check import base
 
 # What stands alone of native/ is compiled with the tests.
 SOURCES = (
@@ -32,7 +42,7 @@ SOURCES = (
 HEADERS = tuple(NATIVE / folder for folder in ("include", "library", "kernels"))
 WARNINGS = ("-Wall", "-Wextra")
 PROGRAM = "afterword-tests"
-PROCESSORS = len(os.sched_getaffinity(0))
+PROCESSORS = os.cpu_count() or 1
 SANITIZERS = f"-g1 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all {NO_AMX}"
 
 
@@ -98,13 +108,13 @@ def digest(*parts: Path | str) -> str:
 
 
 def run_quietly(command: Sequence[str | Path]) -> None:
-    """Run a command. Raises ``InstallError``, with the end of its output, if it fails."""
+    """Run a command. Raises ``BuildError``, with the end of its output, if it fails."""
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode:
         last = done.stdout.splitlines()[-LOG_LINES:]
-        raise InstallError("\n".join([f"failed: {command[0]}", *last]))
+        raise BuildError("\n".join([f"failed: {command[0]}", *last]))
 
 
 def compile_tests(
@@ -112,7 +122,7 @@ def compile_tests(
 ) -> Path:
     """Compile the tests for the libraries in a folder. Returns the program, in another folder.
 
-    Raises ``InstallError`` if they do not compile.
+    Raises ``BuildError`` if they do not compile.
     """
     program = folder / PROGRAM
     options = [f"-I{path}" for path in HEADERS] + [f"-isystem{path}" for path in headers]
@@ -140,10 +150,10 @@ def compile_tests(
 def compiled(libraries: Path) -> Path:
     """Returns the tests for the libraries in a folder; compiles them unless the cache has them.
 
-    Raises ``InstallError`` if they do not compile.
+    Raises ``BuildError`` if they do not compile.
     """
-    # llama-cpp-python installs the headers of llama.cpp; other folders of libraries have none.
-    beside = libraries.parent.parent / "include"
+    # The native package has the headers of ggml; other folders of libraries have none.
+    beside = libraries.parent / "include"
     headers = [beside] if (beside / "ggml.h").exists() else includes(source(None))
     own = [path for folder in (*HEADERS, NATIVE / "tests") for path in sorted(folder.glob("*.h"))]
     files = [*SOURCES, *own, NATIVE / "BASE", Path(__file__)]
@@ -162,7 +172,7 @@ def includes(tree: Path) -> Sequence[Path]:
 def source(given: Path | None) -> Path:
     """Returns the unpacked source package of the base; the given file spares fetching it.
 
-    Raises ``InstallError`` if it is not the package that BASE names.
+    Raises ``BuildError`` if it is not the package that BASE names.
     """
     version, expected = base()
     patches = sorted((NATIVE / "patches").iterdir())
@@ -171,18 +181,17 @@ def source(given: Path | None) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        file = given or fetch(version, Path(scratch))
+        file = given or fetch(Path(scratch))
         if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-            raise InstallError(f"{file.name} is not the package that native/BASE names")
+            raise BuildError(f"{file.name} is not the package that native/BASE names")
         return unpack(file, Path(scratch) / "unpacked").replace(folder)
 
 
 def library(build: Build, tree: Path) -> Path:
     """Compile ggml with native/ in one way. Returns the folder of the libraries."""
     folder = cache() / f"{build.name}-{digest(str(tree), repr(build))}"
-    options = [*CMAKE_FLAGS, *build.cmake, f"-DCMAKE_PROJECT_INCLUDE={INCLUDE}"]
-    if not any(option.startswith("-DCMAKE_BUILD_TYPE") for option in build.cmake):
-        options.append("-DCMAKE_BUILD_TYPE=Release")
+    # The last of two options of one name holds.
+    options = [*CMAKE_FLAGS, *build.cmake]
     run_quietly([
         "cmake", "-G", "Ninja", "-S", tree, "-B", folder, *options,
         f"-DCMAKE_C_COMPILER={build.cc}", f"-DCMAKE_CXX_COMPILER={build.cxx}",
@@ -195,7 +204,7 @@ def library(build: Build, tree: Path) -> Path:
 def run_tests(program: Path, build: Build) -> Mapping[str, int]:
     """Run the tests with each set of kernels. Returns how many passed.
 
-    Raises ``InstallError`` if one fails.
+    Raises ``BuildError`` if one fails.
     """
     passed = {}
     for kernels in build.kernels:
@@ -208,7 +217,7 @@ def run_tests(program: Path, build: Build) -> Mapping[str, int]:
         lines = done.stdout.splitlines()
         if done.returncode:
             last = [line for line in lines if not line.startswith("ok ")] or lines[-1:]
-            raise InstallError("\n".join([f"{build.name}, {kernels}: tests fail", *last]))
+            raise BuildError("\n".join([f"{build.name}, {kernels}: tests fail", *last]))
         used = lines[0].removeprefix("kernels ")
         if used != kernels:
             say(f"{build.name}: this processor does not have {kernels}; {used} was tested")
@@ -217,7 +226,7 @@ def run_tests(program: Path, build: Build) -> Mapping[str, int]:
 
 
 def test(build: Build, tree: Path) -> None:
-    """Compile one build and run its tests. Raises ``InstallError`` if that fails."""
+    """Compile one build and run its tests. Raises ``BuildError`` if that fails."""
     started = time.monotonic()
     libraries = library(build, tree)
     folder = libraries.parent / "tests"
@@ -232,14 +241,14 @@ def test(build: Build, tree: Path) -> None:
 
 
 def check_tools(builds: Sequence[Build]) -> None:
-    """Raises ``InstallError``, with what to install, if a program is missing."""
+    """Raises ``BuildError``, with what to install, if a program is missing."""
     if platform.machine() != "x86_64":
-        raise InstallError("its builds are made on x86-64; make test runs the tests here")
+        raise BuildError("its builds are made on x86-64; make test runs the tests here")
     needed = ["patch", "cmake", "ninja", *(build.cxx for build in builds)]
     needed += [build.emulator[0] for build in builds if build.emulator]
     packages = sorted({PACKAGES[name] for name in needed if shutil.which(name) is None})
     if packages:
-        raise InstallError(f"on Debian and Ubuntu: apt install {' '.join(packages)}")
+        raise BuildError(f"on Debian and Ubuntu: apt install {' '.join(packages)}")
 
 
 def main() -> None:
@@ -263,7 +272,7 @@ def main() -> None:
         tree = source(arguments.source)
         for build in chosen:
             test(build, tree)
-    except InstallError as error:
+    except BuildError as error:
         sys.exit(f"native-test: {error}")
 
 

@@ -78,6 +78,31 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_documents_commands_mean_the_units_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (block,) = [one for one in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "sudo" in one]
+    service = unit("afterword.service")["Service"]
+    text = (DEPLOY / "afterword.service").read_text()
+    (data,) = re.findall(r"AFTERWORD_DATA_DIR=(\S+)", text)
+    program_, _, _, config = shlex.split(service["ExecStart"])
+    assert data == f"/var/lib/{service['StateDirectory']}"
+    monkeypatch.setenv("AFTERWORD_DATA_DIR", str(tmp_path / "data"))
+    (tmp_path / "afterword.toml").write_text("")
+    commands = block.replace("\\\n", " ").strip().splitlines()
+    for command in commands[:-1]:
+        words = shlex.split(command)
+        assert f"--property=EnvironmentFile={service['EnvironmentFile']}" in words
+        assert f"--setenv=AFTERWORD_DATA_DIR={data}" in words
+        called = words[words.index(program_) + 1 :]
+        assert called[-2:] == ["--config", config]
+        done = CliRunner().invoke(cli, [*called[:-1], str(tmp_path / "afterword.toml")])
+        assert done.exit_code == 0, done.output
+        assert done.stderr.startswith(f"ledger: {tmp_path / 'data' / 'ledger.db'}\n")
+    assert commands[-1].startswith("journalctl --unit afterword")
+
+
 # The image.
 
 
@@ -110,14 +135,14 @@ def test_the_image_has_what_it_starts() -> None:
     assert CliRunner().invoke(cli, [*command, "--help"]).exit_code == 0
     copied = [shlex.split(rest) for rest in given("COPY")]
     assert ["--from=build", "--chown=root:root", f"{home}/.venv", f"{home}/.venv"] in copied
-    build = next(rest for rest in given("RUN") if "make install" in rest)
-    cache = re.search(r"XDG_CACHE_HOME=(\S+) make install", build)
+    build = next(rest for rest in given("RUN") if "make wheel install" in rest)
+    cache = re.search(r"XDG_CACHE_HOME=(\S+) make wheel install", build)
     assert cache is not None
     models = str(Path(cache[1]) / "afterword" / "models")
     assert resolved.settings.models_dir == models
     assert [models, models] in [words[-2:] for words in copied]
-    assert re.search(r"^install:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert "CMAKE_ARGS" in (ROOT / "scripts" / "install.py").read_text()
+    for target in ("wheel", "install"):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert given("VOLUME") == [resolved.settings.data_dir]
     assert given("EXPOSE") == [str(resolved.settings.port)]
     assert "afterword" in given("USER")

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 
 from afterword.playground import load
 from support.asgi import Client
 
-ROOT = Path(__file__).parents[2]
 ASSETS = load()
 
 
@@ -83,11 +78,3 @@ def test_whatever_is_named_is_there() -> None:
     assert set(named) <= set(ASSETS)
     # Every file is used.
     assert set(ASSETS) - set(named) == {"index.html"}
-
-
-def test_the_files_are_in_the_wheel(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f"afterword/playground/files/{path}" for path in ASSETS} <= set(names)

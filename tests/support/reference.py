@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as lib
+import afterword_native.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 

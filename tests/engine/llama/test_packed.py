@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import llama_cpp.llama_cpp as lib
+import afterword_native.llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 import pytest

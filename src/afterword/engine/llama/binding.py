@@ -6,7 +6,6 @@ The code that opens a ``LlamaModel`` closes it. Only ``context`` sees its pointe
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import itertools
 import logging
 import os
@@ -16,8 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -28,28 +26,21 @@ from afterword.engine.llama.guard import NativeError, UnspellableError, guarded
 from afterword.engine.llama.native import AbortListener, declare
 from afterword.models.parts import part_paths
 
-if TYPE_CHECKING:
-    import llama_cpp.llama_cpp
+try:
+    import afterword_native
+    from afterword_native import llama_cpp
+except ImportError as error:
+    raise ConfigError(
+        f"the native half of Afterword cannot be loaded ({error}): "
+        "install a wheel, or run make install in the checkout"
+    ) from error
 
-    lib = llama_cpp.llama_cpp
-else:
-
-    def _bindings() -> Any:  # noqa: ANN401 - a module
-        """Import the package's bindings alone: the rest of it is a twelfth of the start time."""
-        package = "llama_cpp"
-        if package in sys.modules or (found := importlib.util.find_spec(package)) is None:
-            return importlib.import_module(f"{package}.llama_cpp")
-        bare = ModuleType(package)
-        bare.__path__ = found.submodule_search_locations
-        sys.modules[package] = bare
-        try:
-            return importlib.import_module(f"{package}.llama_cpp")
-        finally:
-            # Other code that imports the package gets all of it.
-            del sys.modules[package]
-
-    lib = _bindings()
-
+lib = llama_cpp
+"""The functions of llama.h."""
+BUILD = afterword_native.BUILD
+"""Digest of all that the library was built from."""
+LIBRARY = f"{afterword_native.BASE}, {afterword_native.VARIANT}"
+"""The package that the library was built from, and the processors that this build is for."""
 log = logging.getLogger("afterword.llama")
 
 _MAPPED_FROM = 2

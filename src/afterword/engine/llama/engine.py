@@ -13,9 +13,9 @@ from afterword.core.machine import memory_limit
 from afterword.core.protocols import EngineCard
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.scheduler import kept_slots
-from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.binding import LIBRARY, LlamaModel
 from afterword.engine.llama.context import ContextOptions
-from afterword.engine.llama.loading import LIBRARY, EngineOptions, Loaded, kernels, load
+from afterword.engine.llama.loading import EngineOptions, Loaded, kernels, load
 from afterword.engine.llama.memory import ModelMemory, Opened, model_memory, open_context
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, most_rows
 from afterword.engine.llama.vocab import LlamaTokenizer

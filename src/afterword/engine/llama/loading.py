@@ -5,7 +5,6 @@ The modules that compute are imported only for a probe, because loading does not
 
 from __future__ import annotations
 
-import importlib.metadata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,9 @@ import msgspec
 from afterword.core.machine import processor, usable_cores
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.binding import (
+    BUILD,
     CHANGES,
+    LIBRARY,
     LlamaModel,
     multiply_row_by_row,
     packed_kernels,
@@ -26,7 +27,6 @@ from afterword.models.notes import Notes
 if TYPE_CHECKING:
     from afterword.engine.batching.runner import ModelRunner
 
-LIBRARY = f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
 _PROBE = 2
 """Increase it when a change of the probe may change its result."""
 _MOST_ROUNDING = 1.0
@@ -162,5 +162,5 @@ def _probe(model: LlamaModel, options: EngineOptions) -> Probed:
 
 
 def kernels() -> str:
-    """Returns the library's version, its features, the digest of our changes, and our kernels."""
-    return f"{LIBRARY} {system_info()} {CHANGES} {packed_kernels()}"
+    """Returns the library's version and variant, its build and features, and our kernels."""
+    return f"{LIBRARY} {BUILD} {system_info()} {CHANGES} {packed_kernels()}"

@@ -1,0 +1,80 @@
+"""A connection without a network: what it reads, and when it lets the client send."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from afterword.http.server.connection import ClientConnection, Timeouts
+from afterword.http.server.register import Register
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Wire(asyncio.Transport):
+    """The client's side: what is written, and whether the server reads."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__({"socket": connected})
+        self.written = b""
+        self.reading = True
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
+    length, more = 0, True
+    while more:
+        message = await receive()
+        length += len(message["body"])
+        more = message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%d bytes" % length})
+
+
+@pytest.mark.parametrize("size", [1, 17_000, 33_000, 60_000])
+@pytest.mark.parametrize("ending", [b"0\r\nx: %b", b"1;%b"])
+async def test_what_has_no_content_does_not_stop_the_reading(size: int, ending: bytes) -> None:
+    """The app is not woken by extensions and trailers, so it cannot ask for more."""
+    left, right = socket.socketpair()
+    with left, right:
+        wire = Wire(left)
+        connection = ClientConnection(echo_length, Timeouts(), Register())
+        connection.connection_made(wire)
+        connection.data_received(HEAD + b"2\r\n{}\r\n")
+        connection.data_received(ending % (b"y" * size))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert wire.reading
+        connection.data_received(b"\r\n\r\n" if b"0" in ending else b"\r\n!\r\n0\r\n\r\n")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert b"200" in wire.written
+        connection.connection_lost(None)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from afterword.core.job import OutputGrammar, Repetition, SamplingParams
-from afterword.engine.grammar import Grammars, GrammarState
+from afterword.engine.grammar import Grammars, GrammarMatcher
 from afterword.engine.history import History
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.context import exponentials
@@ -88,7 +88,7 @@ def mask_us(path: Path) -> tuple[int, float, float]:
     row = np.random.default_rng(1).normal(0, 3, vocabulary).astype(np.float32)
     masks, draws = [], []
     for _ in range(10):
-        state: GrammarState = compiled.follow()
+        state: GrammarMatcher = compiled.follow()
         for token in tokenizer.encode(TEXT, parse_special=False):
             start = time.perf_counter()
             mask = state.mask()

@@ -76,12 +76,12 @@ class CompiledGrammar:
         self._matcher = matcher
         self._vocabulary = vocabulary
 
-    def follow(self) -> GrammarState:
+    def follow(self) -> GrammarMatcher:
         """Returns the state of a sequence that has no token yet."""
-        return GrammarState(self._matcher.deep_copy(), self._vocabulary)
+        return GrammarMatcher(self._matcher.deep_copy(), self._vocabulary)
 
 
-class GrammarState:
+class GrammarMatcher:
     """Where a sequence is in its grammar."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:

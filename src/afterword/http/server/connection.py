@@ -14,7 +14,7 @@ from afterword.core.errors import ApiError, RequestTimedOut, UnreadableRequest
 from afterword.http.exchange import REFUSED
 from afterword.http.server.body import ChunkedBody, FixedBody
 from afterword.http.server.head import MOST_HEAD_BYTES, HeadReader, RequestHead
-from afterword.http.server.presence import Presence
+from afterword.http.server.presence import ClientPresence
 from afterword.http.server.register import Register
 from afterword.http.server.transaction import Transaction
 
@@ -81,7 +81,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = transport
         self._tls = transport.get_extra_info("sslcontext") is not None
         connected = transport.get_extra_info("socket")
-        self._presence = Presence(connected, self._timeouts.check_s)
+        self._presence = ClientPresence(connected, self._timeouts.check_s)
         self._facts: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -11,7 +11,7 @@ _CLOSED_BY_PEER = 8
 _FAMILIES = {socket.AF_INET, socket.AF_INET6}
 
 
-class Presence:
+class ClientPresence:
     """Looks at the state of a client's TCP connection, every ``gap_s`` while it is asked.
 
     A client that has gone and one that has only ended its side look the same until something is

@@ -177,6 +177,9 @@ def compare(
     sums = {name: KeySum() for name in names.values()}
     found: dict[int, UsageRecord] = {}
     for record in records:
+        if record.id.startswith("tok-") and record.prompt_tokens == record.completion_tokens == 0:
+            # Tokenising takes no tokens, and its requests have no ``user``.
+            continue
         number = int(record.user) if record.user and record.user.isdigit() else -1
         if not 0 <= number < len(entries) or number in found:
             wrong.append(f"record {record.id}: no request, or a second record of no. {number}")

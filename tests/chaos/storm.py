@@ -47,8 +47,7 @@ class StormPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How long and how hard. Gaps between troubles of a kind are means, in seconds.
 
     ``least_requests`` prolong a run that is too short for them; a run lasts until its first kill.
-    A trouble lasts at most ``longest_s``. ``without`` names acts of clients
-    and ways of upstreams to leave out.
+    A trouble lasts at most ``longest_s``.
     """
 
     seed: int
@@ -67,7 +66,6 @@ class StormPlan(msgspec.Struct, frozen=True, kw_only=True):
     longest_s: float = 10.0
     calm_s: float = _CALM_S
     crowd: int = 1
-    without: frozenset[str] = frozenset()
 
 
 class Storm:
@@ -85,9 +83,7 @@ class Storm:
         self._database: sa.Engine = open_database(self._data, plan.database)
         self._store = KeyStore(self._database, clock=time.time, entropy=os.urandom)
         self._keys = {terms.name: self._store.create(terms).secret for terms in _KEYS}
-        self._upstreams = [
-            Misbehaving(self._dice, good=good, without=plan.without) for good in (0.6, 0.9)
-        ]
+        self._upstreams = [Misbehaving(self._dice, good=good) for good in (0.6, 0.9)]
         self._small_disk = disk if small else None
 
     async def run(self) -> Report:
@@ -142,8 +138,7 @@ class Storm:
         plan, troubles = self._plan, self._troubles
         async with asyncio.TaskGroup() as group:
             for act in clients.acts(plan.crowd):
-                if act.__name__ not in plan.without:
-                    group.create_task(clients.go_on(act))
+                group.create_task(clients.go_on(act))
             for trouble in (
                 self._again(plan.kill_s, partial(self._kill, members), spread=0),
                 self._again(plan.halt_s, troubles.halt),

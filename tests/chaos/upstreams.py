@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from standins.server import VOCABULARY, Exchange, StandIn
@@ -26,11 +26,10 @@ _ODD_EVENTS = (
 
 
 class Misbehaving(StandIn):
-    """Answers well with the probability ``good``, and never in the ways ``without``."""
+    """Answers well with the probability ``good``."""
 
-    def __init__(self, dice: random.Random, *, good: float, without: Collection[str] = ()) -> None:
+    def __init__(self, dice: random.Random, *, good: float) -> None:
         super().__init__()
-        self._ways = [way for way in _WAYS if way not in without]
         self._dice = dice
         self._good = good
         self.misdeeds: dict[str, int] = {}
@@ -65,7 +64,7 @@ class Misbehaving(StandIn):
         """Answer a request, well or in one of many wrong ways."""
         way = "well"
         if self._dice.random() >= self._good:
-            way = self._dice.choice(self._ways)
+            way = self._dice.choice(_WAYS)
         self.misdeeds[way] = self.misdeeds.get(way, 0) + 1
         acting = asyncio.ensure_future(getattr(self, f"_{way}")(exchange, body))
         gone = asyncio.ensure_future(exchange.gone.wait())

@@ -16,7 +16,8 @@ class LogprobsBuilder:
     """Four arrays that grow together. ``take`` empties them.
 
     A token is written as it stands in the text. A ``fresh`` one is written without the space that
-    the tokenizer put in front (L8). With ``as_ids`` tokens are written ``token_id:ID`` (R17).
+    the tokenizer put in front (L8). With ``as_ids`` tokens are written ``token_id:ID`` (R17), but
+    for those that an upstream sent without an id.
     """
 
     def __init__(self, vocab: VocabView, *, as_ids: bool = False) -> None:
@@ -82,7 +83,7 @@ class LogprobsBuilder:
         return each
 
     def _text(self, token: int, *, fresh: bool) -> str:
-        if self._as_ids:
+        if self._as_ids and token < len(self._vocab.pieces):
             return f"token_id:{token}"
         return token_text(self._vocab.piece(token, fresh=fresh))
 

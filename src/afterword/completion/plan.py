@@ -482,9 +482,13 @@ _ID_FIELDS = ("logit_bias", "allowed_token_ids", "stop_token_ids", "logprob_toke
 
 def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature, str]) -> None:
     """Raises ``InvalidRequest`` for what the engine cannot take."""
-    unsalted = unsupported.get("cache_salt")
-    if request.cache_salt is not None and unsalted is not None:
-        raise InvalidRequest(f"'cache_salt' cannot be honoured: {unsalted}", param="cache_salt")
+    for name, asked, feature in (
+        ("cache_salt", request.cache_salt is not None, "cache_salt"),
+        ("return_token_ids", bool(request.return_token_ids), "returned_ids"),
+    ):
+        lacking = unsupported.get(feature)
+        if asked and lacking is not None:
+            raise InvalidRequest(f"'{name}' cannot be honoured: {lacking}", param=name)
     reason = unsupported.get("token_ids")
     if reason is None:
         return

@@ -482,10 +482,11 @@ _ID_FIELDS = ("logit_bias", "allowed_token_ids", "stop_token_ids", "logprob_toke
 
 def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature, str]) -> None:
     """Raises ``InvalidRequest`` for what the engine cannot take."""
-    for name, asked, feature in (
+    asked_features: tuple[tuple[str, bool, Feature], ...] = (
         ("cache_salt", request.cache_salt is not None, "cache_salt"),
         ("return_token_ids", bool(request.return_token_ids), "returned_ids"),
-    ):
+    )
+    for name, asked, feature in asked_features:
         lacking = unsupported.get(feature)
         if asked and lacking is not None:
             raise InvalidRequest(f"'{name}' cannot be honoured: {lacking}", param=name)

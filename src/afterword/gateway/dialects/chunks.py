@@ -89,7 +89,7 @@ class ChunkReader:
         self._echoes: dict[int, _Echo] = {}
         self._usage: Mapping[str, Any] = {}
         self._usage_is_whole = False
-        self._unscored = job.logprobs is None
+        self._unscored = job.logprobs is None and job.prompt_logprobs is None
         self._begun = False
 
     @property

@@ -8,6 +8,7 @@ neighbours' bytes, the text then gives the token's own bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Protocol
@@ -49,6 +50,11 @@ _INFILL = (
     ("[PREFIX]", "[SUFFIX]", None, "spm"),
 )
 """Fill-in-the-middle tokens by family (prefix, suffix, middle), and its order of training."""
+_SPECIAL = re.compile(
+    rb"<\|[^<>]+\|>|<\xef\xbd\x9c[^<>]+\xef\xbd\x9c>|\[/?[A-Z_]{2,}\]"
+    rb"|</?(?:s|unk|pad|bos|eos|mask|sep|cls|(?:start|end)_of_\w+|fim_\w+|unused\d+)>"
+)
+"""The usual names of special tokens. A server says of no token that it is special."""
 _INFILL_ENDS = ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<fim_pad>", "<EOT>")
 
 
@@ -85,6 +91,7 @@ async def introspect_vocabulary(
     starts = (bos, await special(_DOCUMENT_START), ends[0] if ends else None, 0)
     roles = {"bos": bos, "eos": ends[0] if ends else None}
     special_ids = {i for i in (*ends, bos, *named, *(infill.end_ids if infill else ())) if i}
+    special_ids.update(i for i, piece in enumerate(pieces) if _SPECIAL.fullmatch(piece))
     return Vocabulary(
         pieces=pieces,
         special_ids=sorted(special_ids),

@@ -127,6 +127,7 @@ class LlamacppDialect:
         "cache_salt": "shares all prefixes",
     }
     notes: Mapping[str, str] = {
+        "special": "tokens with the usual names: `<\\|im_start\\|>`, `<s>`, `[INST]`",
         "stop_ids": "yes; those that end inside a character are not seen",
         "structured": "yes, but `regex`; grammars in GBNF, and schemas of "
         + ", ".join(f"`{keyword}`" for keyword in SCHEMA_KEYWORDS),

@@ -64,6 +64,7 @@ class OpenaiDialect(CompletionsDialect):
     }
     notes: Mapping[str, str] = {
         "text": "yes, `max_tokens` must be given",
+        "special": "the endpoint sends none",
         "logprobs": "if the endpoint has them, at most 5",
         "bytes": "as the endpoint writes them",
         "seed": "as far as the endpoint keeps seeds",

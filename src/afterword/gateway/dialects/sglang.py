@@ -87,6 +87,7 @@ class SglangDialect:
         "structured_scores": "scores what the grammar has masked already",
     }
     notes: Mapping[str, str] = {
+        "special": "tokens with the usual names: `<\\|im_start\\|>`, `<s>`, `[INST]`",
         "structured": "yes; grammars in GBNF, and schemas of "
         + ", ".join(f"`{keyword}`" for keyword in SCHEMA_KEYWORDS),
         "seed": "if started with `--enable-deterministic-inference`",

@@ -77,8 +77,8 @@ class StreamReader:
         self._most = job.max_tokens if most is None else most
         # Shared by all events without scores: the mailbox extends them with each other only.
         self._unscored = (array("d"), array("i"), array("d"))
-        ends = end_ids if not job.sampling.ignore_eos else frozenset()
-        self._end_ids = ends.union(job.extra_end_ids, job.stop_ids)
+        ends = frozenset() if job.sampling.ignore_eos else end_ids.union(job.extra_end_ids)
+        self._end_ids = ends.union(job.stop_ids)
 
     @property
     def over(self) -> bool:

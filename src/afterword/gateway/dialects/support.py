@@ -26,6 +26,7 @@ ROWS: Mapping[str, str] = {
     "dry_unbroken": "`dry_sequence_breakers: []`",
     "allowed_ids": "`allowed_token_ids`",
     "stop_ids": "`stop_token_ids`",
+    "special": "`skip_special_tokens`",
     "returned_ids": "`return_token_ids`",
     "ranks": "`prompt_logprobs`",
     "scored_ids": "`logprob_token_ids`",

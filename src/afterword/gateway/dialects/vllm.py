@@ -50,6 +50,7 @@ class VllmDialect(CompletionsDialect):
         "structured_scores": "scores what the grammar has masked already",
     }
     notes: Mapping[str, str] = {
+        "special": "tokens with the usual names: `<\\|im_start\\|>`, `<s>`, `[INST]`",
         "structured": "yes; the server's backend decides which grammars it takes",
         "seed": "as far as the server keeps seeds",
         "cached_tokens": "if started with `--enable-prompt-tokens-details`",
@@ -92,7 +93,7 @@ class VllmDialect(CompletionsDialect):
             body_of(job, seqs, facts, list(job.prompt_ids))
             | extensions_of(job)
             | {
-                # Every value is explicit, because the model's generation_config sets other defaults.
+                # All values are explicit, because generation_config sets other defaults.
                 "temperature": 0 if greedy else sampling.temperature,
                 "top_p": 1 if greedy else sampling.top_p,
                 "top_k": 0 if greedy else sampling.top_k,

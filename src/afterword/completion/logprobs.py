@@ -47,6 +47,7 @@ class LogprobsBuilder:
     ) -> None:
         """Add a token, the likeliest tokens at its position in order, and its text offset."""
         logprob = finite(logprob)
+        token = self._vocab.shown_id(token)
         text = self._text(token, fresh=fresh)
         self._tokens.append(text)
         self._token_logprobs.append(logprob)

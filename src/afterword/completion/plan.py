@@ -224,7 +224,7 @@ def make_plan(
     stop_ids = vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer)
     extra_end_ids = infill_tokens(tokenizer).end_ids if request.suffix else ()
     end_ids = tokenizer.end_ids.union(extra_end_ids)
-    vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after)
+    vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after, tokenizer.aliases)
     constraint = _constraint(request, inputs)
     scope = _cache_scope(inputs.cache_scope, request.cache_salt)
     weight = AnswerWeight(request, n, logprobs, budget.limits)

@@ -69,6 +69,10 @@ class Tokenizer(Protocol):
         """
 
     @property
+    def aliases(self) -> Mapping[int, int]:
+        """Ids of generated tokens that stand for another id in answers. It may grow."""
+
+    @property
     def max_piece_bytes(self) -> int:
         """The largest number of bytes of text that one id can stand for."""
 

@@ -101,11 +101,22 @@ class AfterwordDialect(CompletionsDialect):
             body["prompt_logprobs"] = 0
         return f"{api.address.base}/completions", body
 
-    def _resolver(self, tokenizer: AnyTokenizer, job: Job) -> IdResolver:  # noqa: ARG002 - names are ids
+    def _resolver(self, tokenizer: AnyTokenizer, job: Job) -> IdResolver:
         def named(choice: ChoiceDelta) -> list[int]:
             if choice.logprobs is not None:
-                return [id_of(token) for token in choice.logprobs.tokens]
+                ids = [id_of(token) for token in choice.logprobs.tokens]
+                if choice.finish_reason == "stop" and ids:
+                    ids[-1] = ended(ids[-1])
+                return ids
             return tokenizer.spell(choice.text.encode()) if choice.text else []
+
+        def ended(token: int) -> int:
+            """Returns the last id of a choice, which may be an end token of the servers behind."""
+            if not isinstance(tokenizer, RemoteTokenizer) or token >= len(tokenizer.pieces):
+                return token
+            if token in job.stop_ids or job.constraint is not None:
+                return token
+            return tokenizer.end(token)
 
         def id_of(token: str) -> int:
             number = numbered(token)

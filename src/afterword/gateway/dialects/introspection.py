@@ -111,12 +111,14 @@ async def _infill(special: Callable[[str | None], Awaitable[int | None]]) -> Inf
         if ids[0] is None or ids[1] is None or (middle is not None and ids[2] is None):
             continue
         ends = [await special(name) for name in _INFILL_ENDS]
+        # A marker begins another infill, so it ends a middle.
+        after = {i for i in (*ids, *ends) if i is not None}
         return InfillTokens(
             prefix_id=ids[0],
             suffix_id=ids[1],
             middle_id=ids[2],
             order="psm" if order == "psm" else "spm",
-            end_ids=tuple(i for i in ends if i is not None),
+            end_ids=tuple(sorted(after)),
         )
     return None
 

@@ -180,7 +180,7 @@ async def test_F_infill(client: Client, tiny: Path) -> None:
         ({"dry_multiplier": 1, "dry_sequence_breakers": []}, "dry_sequence_breakers"),
         ({"allowed_token_ids": [97]}, "allowed_token_ids"),
         ({"return_token_ids": True}, "return_token_ids"),
-        ({"prompt_logprobs": 1}, "echo"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"logprob_token_ids": [97]}, "logprob_token_ids"),
         ({"structured_outputs": {"choice": ["a", "b"]}, "top_k": 5}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),

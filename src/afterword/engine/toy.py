@@ -73,7 +73,7 @@ class ToyTokenizer:
                 suffix_id=self._special["<|fim_suffix|>"],
                 middle_id=self._special["<|fim_middle|>"],
                 order="psm",
-                end_ids=(self._special["<|fim_pad|>"],),
+                end_ids=tuple(i for name, i in self._special.items() if name.startswith("<|fim_")),
             )
 
     async def prepare(self, texts: Iterable[tuple[str, bool]]) -> ToyTokenizer:  # noqa: ARG002 - the protocol

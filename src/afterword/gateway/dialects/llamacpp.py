@@ -112,6 +112,7 @@ class LlamacppDialect:
     title = "llama-server"
     takes_names_as_text = True
     lacks: Mapping[str, str] = {
+        "ranks": "does not score prompts",
         "scoring": "does not score prompts",
         "penalties": "counts the prompt's tokens too",
         "min_tokens": "has no such parameter",
@@ -120,7 +121,6 @@ class LlamacppDialect:
         "dry_unbroken": "needs at least one breaker",
         "allowed_ids": "has no such parameter",
         "returned_ids": "does not report tokens that end inside a character",
-        "ranks": "does not score prompts",
         "scored_ids": "has no such parameter",
         "scored_ids_and_top": "has no such parameter",
         "structured_truncation": "cuts before it applies a grammar",

@@ -40,6 +40,7 @@ class OpenaiDialect(CompletionsDialect):
     lacks: Mapping[str, str] = {
         "ids": "has no tokenizer",
         "suffix": "has no tokenizer",
+        "ranks": "does not report which tokens of a prompt it scored",
         "scoring": "does not report which tokens of a prompt it scored",
         "top_k": "has no such parameter",
         "min_p": "has no such parameter",
@@ -54,7 +55,6 @@ class OpenaiDialect(CompletionsDialect):
         "allowed_ids": "has no tokenizer",
         "stop_ids": "has no tokenizer",
         "returned_ids": "has no tokenizer",
-        "ranks": "does not report which tokens of a prompt it scored",
         "scored_ids": "has no tokenizer",
         "scored_ids_and_top": "has no tokenizer",
         "structured": "has no such parameter",

@@ -88,6 +88,8 @@ class SglangDialect:
     }
     notes: Mapping[str, str] = {
         "special": "tokens with the usual names: `<\\|im_start\\|>`, `<s>`, `[INST]`",
+        "logprobs": "after `logit_bias` and penalties; after `temperature` too, unless its "
+        "environment has `SGLANG_RETURN_ORIGINAL_LOGPROB=1`",
         "structured": "yes; grammars in GBNF, and schemas of "
         + ", ".join(f"`{keyword}`" for keyword in SCHEMA_KEYWORDS),
         "seed": "if started with `--enable-deterministic-inference`",

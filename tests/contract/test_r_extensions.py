@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from afterword.engine.toy import ToyTokenizer
+from contract.conftest import Lacks
 from support.asgi import Client, fold
 
 TOKENIZER = ToyTokenizer()
@@ -34,20 +35,34 @@ async def test_R17_max_completion_tokens_is_another_name(client: Client) -> None
     assert error["param"] == "max_completion_tokens"
 
 
-async def test_R17_repetition_penalty_sees_the_prompt(client: Client) -> None:
+async def refused(client: Client, param: str, **body: Any) -> None:
+    """The server behind cannot honour it, and the answer says so."""
+    error = await client.refuse(**{"prompt": "a", "max_tokens": 1, **body})
+    assert error["param"] == param
+    assert "cannot be honoured" in error["message"]
+
+
+async def test_R17_repetition_penalty_sees_the_prompt(client: Client, lacks: Lacks) -> None:
     """Everything that prompt and choice have becomes unlikely; the rest is drawn."""
-    choice = await choice_of(
-        client, prompt="abcabc", max_tokens=24, repetition_penalty=100, return_token_ids=True,
-        logit_bias={**NO_END, **{str(i): 30 for i in (A, B, C, 100, 101)}}, ignore_eos=True,
-    )  # fmt: skip
+    body = {
+        "prompt": "abcabc", "max_tokens": 24, "repetition_penalty": 100, "return_token_ids": True,
+        "logit_bias": {**NO_END, **{str(i): 30 for i in (A, B, C, 100, 101)}}, "ignore_eos": True,
+    }  # fmt: skip
+    if "repetition_penalty" in lacks:
+        await refused(client, "repetition_penalty", **body)
+        return
+    choice = await choice_of(client, **body)
     # Raised tokens are positive, so the penalty divides them by a hundred once they are there.
     assert choice["token_ids"][:2] != choice["token_ids"][2:4]
     assert set(choice["token_ids"][:2]) == {100, 101}
 
 
-async def test_R17_dry_ends_a_loop(client: Client) -> None:
+async def test_R17_dry_ends_a_loop(client: Client, lacks: Lacks) -> None:
     loop = {str(i): 100 for i in (A, B)}
     alone = {"prompt": "ab" * 8, "max_tokens": 6, "logit_bias": loop}
+    if "dry" in lacks:
+        await refused(client, "dry_multiplier", **alone, dry_multiplier=50)
+        return
     free = await choice_of(client, **alone)
     dry = await choice_of(client, **alone, dry_multiplier=50, dry_sequence_breakers=[])
     broken = await choice_of(client, **alone, dry_multiplier=50, dry_sequence_breakers=["b"])
@@ -55,10 +70,31 @@ async def test_R17_dry_ends_a_loop(client: Client) -> None:
     assert "abab" not in dry["text"]
 
 
-async def test_R17_allowed_token_ids(client: Client) -> None:
-    choice = await choice_of(
-        client, prompt="x", allowed_token_ids=[A, B], temperature=2, max_tokens=40, seed=4
-    )
+async def test_R17_typical_p_and_xtc(client: Client, lacks: Lacks) -> None:
+    """Of three tokens one is left, so the seed changes nothing."""
+    body: dict[str, Any] = {
+        "prompt": "x", "max_tokens": 40, "temperature": 1, "ignore_eos": True,
+        "logit_bias": {str(i): 90 for i in (A, B, C)},
+    }  # fmt: skip
+
+    async def texts(**more: Any) -> set[str]:
+        answers = [await client.complete(**body, **more, seed=seed) for seed in (1, 2, 3)]
+        return {answer["choices"][0]["text"] for answer in answers}
+
+    assert len(await texts()) == 3
+    for more in ({"typical_p": 1e-6}, {"xtc_probability": 1, "xtc_threshold": 1e-6}):
+        if "xtc" in lacks:
+            await refused(client, next(iter(more)), **body, **more)
+        else:
+            assert len(await texts(**more)) == 1
+
+
+async def test_R17_allowed_token_ids(client: Client, lacks: Lacks) -> None:
+    body = {"prompt": "x", "allowed_token_ids": [A, B], "temperature": 2, "seed": 4}
+    if "allowed_ids" in lacks:
+        await refused(client, "allowed_token_ids", **body)
+        return
+    choice = await choice_of(client, **body, max_tokens=40)
     assert set(choice["text"]) == {"a", "b"}
     error = await client.refuse(
         prompt="a", allowed_token_ids=[A, B], logit_bias={"97": -100, "98": -100}
@@ -141,9 +177,22 @@ async def test_R17_truncate_prompt_tokens(client: Client) -> None:
     assert (await client.refuse(prompt=ids, max_tokens=6))["code"] == "context_length_exceeded"
 
 
-async def test_R17_logprob_token_ids(client: Client) -> None:
+async def test_R17_logprob_token_ids(client: Client, lacks: Lacks) -> None:
     """The same values as among the likeliest, at each position, generated and echoed."""
-    body = {"prompt": "hello", "max_tokens": 4, "echo": True, "logit_bias": NO_END}
+    body: dict[str, Any] = {"prompt": "hello", "max_tokens": 4, "logit_bias": NO_END}
+    if "scored_ids_and_top" in lacks:
+        for more in ({"echo": True}, {"logprobs": 2}, {"prompt_logprobs": 1}):
+            param = "prompt_logprobs" if "prompt_logprobs" in more else "logprob_token_ids"
+            await refused(client, param, **body, **more, logprob_token_ids=[A, B])
+        full = (await choice_of(client, **body, logprobs=20))["logprobs"]
+        alone = (await choice_of(client, **body, logprob_token_ids=[A, B]))["logprobs"]
+        assert alone["tokens"] == full["tokens"]
+        for only, many in zip(alone["top_logprobs"], full["top_logprobs"], strict=True):
+            assert {"a", "b"} <= set(only)
+            for name in set(only) & set(many):
+                assert math.isclose(only[name], many[name], abs_tol=1e-6)
+        return
+    body["echo"] = True
     full = (await choice_of(client, **body, logprobs=20))["logprobs"]
     some = (await choice_of(client, **body, logprobs=2, logprob_token_ids=[A, B]))["logprobs"]
     alone = (await choice_of(client, **body, logprob_token_ids=[A, B]))["logprobs"]
@@ -162,8 +211,11 @@ async def test_R17_logprob_token_ids(client: Client) -> None:
                 assert value <= sorted(many.values(), reverse=True)[19]
 
 
-async def test_R17_prompt_logprobs(client: Client) -> None:
+async def test_R17_prompt_logprobs(client: Client, lacks: Lacks) -> None:
     """vLLM's shape: ids as keys, ranks, the whole prompt with its BOS, null for the first."""
+    if "ranks" in lacks:
+        await refused(client, "prompt_logprobs", prompt_logprobs=2)
+        return
     for model, added in (("toy", 0), ("toy-bos", 1)):
         body = {"model": model, "prompt": "hello there", "max_tokens": 1, "temperature": 0}
         answer = await client.complete(**body, prompt_logprobs=2, return_token_ids=True)

@@ -146,7 +146,7 @@ class ChoiceBuilder:
             if piece:
                 self._wrote = True
             stopped = bool(text) and self._take_in(text)
-            self._ids.append(token)
+            self._ids.append(vocab.shown_id(token))
             self._ends.append(len(self._ready))
             if stopped:
                 return True

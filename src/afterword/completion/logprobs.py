@@ -16,7 +16,8 @@ class LogprobsBuilder:
     """Four arrays that grow together. ``take`` empties them.
 
     A token is written as it stands in the text. A ``fresh`` one is written without the space that
-    the tokenizer put in front (L8). With ``as_ids`` tokens are written ``token_id:ID`` (R17).
+    the tokenizer put in front (L8). With ``as_ids`` tokens are written ``token_id:ID`` (R17), but
+    for those that an upstream sent without an id.
     """
 
     def __init__(self, vocab: VocabView, *, as_ids: bool = False) -> None:
@@ -46,6 +47,7 @@ class LogprobsBuilder:
     ) -> None:
         """Add a token, the likeliest tokens at its position in order, and its text offset."""
         logprob = finite(logprob)
+        token = self._vocab.shown_id(token)
         text = self._text(token, fresh=fresh)
         self._tokens.append(text)
         self._token_logprobs.append(logprob)
@@ -82,7 +84,7 @@ class LogprobsBuilder:
         return each
 
     def _text(self, token: int, *, fresh: bool) -> str:
-        if self._as_ids:
+        if self._as_ids and token < len(self._vocab.pieces):
             return f"token_id:{token}"
         return token_text(self._vocab.piece(token, fresh=fresh))
 

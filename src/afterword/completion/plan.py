@@ -226,7 +226,7 @@ def make_plan(
     stop_ids = vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer)
     extra_end_ids = infill_tokens(tokenizer).end_ids if request.suffix else ()
     end_ids = tokenizer.end_ids.union(extra_end_ids)
-    vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after)
+    vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after, tokenizer.aliases)
     constraint = _constraint(request, inputs)
     scope = _cache_scope(inputs.cache_scope, request.cache_salt)
     weight = AnswerWeight(request, n, logprobs, budget.limits)
@@ -485,9 +485,14 @@ _ID_FIELDS = ("logit_bias", "allowed_token_ids", "stop_token_ids", "logprob_toke
 
 def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature, str]) -> None:
     """Raises ``InvalidRequest`` for what the engine cannot take."""
-    unsalted = unsupported.get("cache_salt")
-    if request.cache_salt is not None and unsalted is not None:
-        raise InvalidRequest(f"'cache_salt' cannot be honoured: {unsalted}", param="cache_salt")
+    asked_features: tuple[tuple[str, bool, Feature], ...] = (
+        ("cache_salt", request.cache_salt is not None, "cache_salt"),
+        ("return_token_ids", bool(request.return_token_ids), "returned_ids"),
+    )
+    for name, asked, feature in asked_features:
+        lacking = unsupported.get(feature)
+        if asked and lacking is not None:
+            raise InvalidRequest(f"'{name}' cannot be honoured: {lacking}", param=name)
     reason = unsupported.get("token_ids")
     if reason is None:
         return

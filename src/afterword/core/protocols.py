@@ -69,6 +69,10 @@ class Tokenizer(Protocol):
         """
 
     @property
+    def aliases(self) -> Mapping[int, int]:
+        """Ids of generated tokens that stand for another id in answers. It may grow."""
+
+    @property
     def max_piece_bytes(self) -> int:
         """The largest number of bytes of text that one id can stand for."""
 
@@ -99,10 +103,11 @@ answers.
 """
 
 
-Feature: TypeAlias = Literal["token_ids", "cache_salt"]
+Feature: TypeAlias = Literal["token_ids", "cache_salt", "returned_ids"]
 """What an engine may be unable to take.
 
 ``token_ids``: in prompts, biases and tokenising. ``cache_salt``: to keep prefixes apart by scope.
+``returned_ids``: to say which tokens it generated.
 """
 
 

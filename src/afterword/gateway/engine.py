@@ -8,7 +8,12 @@ from functools import partial
 
 import msgspec
 
-from afterword.core.errors import ConfigError, EngineOverloaded, EngineUnavailable
+from afterword.core.errors import (
+    ConfigError,
+    EngineOverloaded,
+    EngineUnavailable,
+    UnusableGrammar,
+)
 from afterword.core.job import Constraint, Job, OutputGrammar
 from afterword.core.protocols import EngineCard, EngineStats, Feature
 from afterword.gateway.address import Address
@@ -21,6 +26,8 @@ from afterword.gateway.pool.upstream import Upstream, UpstreamStats
 from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
 
 _RETRY_AFTER_S = 1
+_OF_ENGINES: tuple[Feature, ...] = ("cache_salt", "returned_ids")
+"""Features that a plan needs, and no job."""
 
 
 async def open_remote(
@@ -85,8 +92,9 @@ class RemoteEngine:
         dialect, reasons = self.pool.dialect, dict[Feature, str]()
         if self._facts.vocabulary is None:
             reasons["token_ids"] = f"{dialect.title} has no tokenizer."
-        if "cache_salt" in dialect.lacks:
-            reasons["cache_salt"] = f"{dialect.title} {dialect.lacks['cache_salt']}."
+        for feature in _OF_ENGINES:
+            if feature in dialect.lacks:
+                reasons[feature] = f"{dialect.title} {dialect.lacks[feature]}."
         return reasons
 
     async def _ids_of(self, text: str, parse_special: bool) -> list[int]:
@@ -162,6 +170,10 @@ class RemoteEngine:
 
     def constraint(self, grammar: OutputGrammar) -> Constraint:
         """Returns the grammar, which upstreams compile; see ``core.protocols.Engine``."""
+        dialect = self.pool.dialect
+        reason = dialect.lacks.get("structured") or dialect.unusable(grammar)
+        if reason is not None:
+            raise UnusableGrammar(f"{dialect.title} {reason}.")
         return Constraint(grammar)
 
     def healthy(self) -> bool:

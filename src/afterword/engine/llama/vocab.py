@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from afterword.core.errors import UnspellableText
 from afterword.core.protocols import InfillTokens
@@ -32,6 +32,7 @@ class LlamaTokenizer:
         unknown = int(model.metadata("tokenizer.ggml.unknown_token_id") or -1)
         cuts = (tokens.control_ids | tokens.user_ids) - {unknown}
         self.space_after = cuts if self._adds_space() else None
+        self.aliases: Mapping[int, int] = {}
         self.chat_template = model.metadata("tokenizer.chat_template")
         bos = named["bos"]
         self.bos_id = bos if model.adds_bos else None

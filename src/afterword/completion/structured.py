@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from afterword.completion.fields import Json, Kind, out_of_range, unrecognized, wrong_type
+from afterword.completion.fields import Json, Kind, Schema, out_of_range, unrecognized, wrong_type
 from afterword.core.errors import InvalidRequest
 from afterword.core.job import GrammarKind, OutputGrammar
 from afterword.core.limits import MOST_GRAMMAR_BYTES
@@ -142,30 +142,68 @@ def _named_schema(name: str, value: Json) -> OutputGrammar:
     return _schema(f"{name}.schema", value.get("schema"))
 
 
+_ANY_SCHEMA: Schema = {"type": ["object", "boolean", "string"]}
+_NAMED: Schema = {
+    "type": "object",
+    "required": ["schema"],
+    "properties": {
+        "name": {"type": ["string", "null"]},
+        "description": {"type": ["string", "null"]},
+        "strict": {"type": ["boolean", "null"]},
+        "schema": _ANY_SCHEMA,
+    },
+    "additionalProperties": {"type": "null"},
+}
 RESPONSE_FORMAT = Kind(
     _response_format,
     {
         "type": "object",
         "required": ["type"],
-        "properties": {
-            "type": {"enum": list(_FORMATS)},
-            "json_schema": {"type": ["object", "null"]},
-            "schema": {},
-        },
+        "oneOf": [
+            {
+                "properties": {"type": {"const": name}, **more},
+                "required": required,
+                "additionalProperties": {"type": "null"},
+            }
+            for name, more, required in (
+                ("text", {}, []),
+                ("json_object", {"schema": {"type": ["object", "boolean", "string", "null"]}}, []),
+                ("json_schema", {"json_schema": _NAMED}, ["json_schema"]),
+            )
+        ],
     },
 )
+_OTHERS: Mapping[str, Schema] = {
+    name: {"enum": [value, None]} if value is not None else {"type": "null"}
+    for name, value in _NEUTRAL.items()
+}
 STRUCTURED_OUTPUTS = Kind(
     _structured_outputs,
     {
         "type": "object",
         "properties": {
-            "json": {"description": "A JSON Schema that the text follows."},
+            "json": {"description": "A JSON Schema that the text follows, or null."},
             "json_object": {"description": "true: the text is a JSON object."},
-            "regex": {"description": "A regular expression that the whole text matches."},
-            "choice": {"description": "Strings, one of which the text is."},
-            "grammar": {"description": "A grammar in Lark's syntax or in GBNF."},
-            **{name: {"const": value} for name, value in _NEUTRAL.items()},
+            "regex": {"description": "A regular expression that the whole text matches, or null."},
+            "choice": {"description": "Strings, one of which the text is, or null."},
+            "grammar": {"description": "A grammar in Lark's syntax or in GBNF, or null."},
+            **_OTHERS,
         },
         "additionalProperties": False,
+        # One of the five, and not null or false.
+        "oneOf": [
+            {"required": [name], "properties": {name: schema}}
+            for name, schema in {
+                "json": {"type": ["object", "boolean", "string"]},
+                "json_object": {"const": True},
+                "regex": {"type": "string", "minLength": 1},
+                "choice": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {"type": "string", "minLength": 1},
+                },
+                "grammar": {"type": "string", "minLength": 1},
+            }.items()
+        ],
     },
 )

@@ -26,7 +26,8 @@ import tests_path  # noqa: F401 - where support is
 from afterword.core.account import KeyTerms
 from afterword.ledger.database import connect, parse_url, prepare
 from afterword.ledger.keys import KeyStore
-from gateway import STUB, cpu_s
+from gateway import STUB
+from processes import cpu_s
 from standins.services import Postgres, postgres, redis
 from support.load import request_bytes
 from support.processes import free_port, running

@@ -32,7 +32,7 @@ SOURCES = (
 HEADERS = tuple(NATIVE / folder for folder in ("include", "library", "kernels"))
 WARNINGS = ("-Wall", "-Wextra")
 PROGRAM = "afterword-tests"
-PROCESSORS = len(os.sched_getaffinity(0))
+PROCESSORS = os.cpu_count() or 1
 SANITIZERS = f"-g1 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all {NO_AMX}"
 
 

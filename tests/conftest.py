@@ -20,8 +20,9 @@ from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
 from afterword.engine.toy import toy_engine
 from afterword.gateway.engine import RemoteEngine
-from afterword.http.app import create_app
+from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
+from afterword.http.middleware import Observer
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
 from afterword.ledger.keys import KeyStore
 from ledger.values import Hand
@@ -79,6 +80,8 @@ def make_client(
     limits: Limits | None = None,
     lifecycle: Lifecycle | None = None,
     keep_alive_s: float = 15.0,
+    access: Access | None = None,
+    observe: Observer | None = None,
 ) -> Client:
     """An app over these engines, with a clock and an entropy that repeat."""
     ticks = itertools.count()
@@ -96,6 +99,8 @@ def make_client(
         clock=lambda: next(ticks) / 1000,
         entropy=entropy,
         keep_alive_s=keep_alive_s,
+        access=access,
+        observe=observe,
         public=playground.routes(),
         upstreams=lambda: [
             (name, stats)

@@ -78,6 +78,31 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_the_documents_commands_mean_the_units_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (block,) = [one for one in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "sudo" in one]
+    service = unit("afterword.service")["Service"]
+    text = (DEPLOY / "afterword.service").read_text()
+    (data,) = re.findall(r"AFTERWORD_DATA_DIR=(\S+)", text)
+    program_, _, _, config = shlex.split(service["ExecStart"])
+    assert data == f"/var/lib/{service['StateDirectory']}"
+    monkeypatch.setenv("AFTERWORD_DATA_DIR", str(tmp_path / "data"))
+    (tmp_path / "afterword.toml").write_text("")
+    commands = block.replace("\\\n", " ").strip().splitlines()
+    for command in commands[:-1]:
+        words = shlex.split(command)
+        assert f"--property=EnvironmentFile={service['EnvironmentFile']}" in words
+        assert f"--setenv=AFTERWORD_DATA_DIR={data}" in words
+        called = words[words.index(program_) + 1 :]
+        assert called[-2:] == ["--config", config]
+        done = CliRunner().invoke(cli, [*called[:-1], str(tmp_path / "afterword.toml")])
+        assert done.exit_code == 0, done.output
+        assert done.stderr.startswith(f"ledger: {tmp_path / 'data' / 'ledger.db'}\n")
+    assert commands[-1].startswith("journalctl --unit afterword")
+
+
 # The image.
 
 

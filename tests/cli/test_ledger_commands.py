@@ -14,11 +14,16 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
 from afterword.cli import cli
+from afterword.cli.ledger import without_password
+from afterword.config import EMBEDDED_MODEL, LEGACY_NAME
 from afterword.core.account import KeyTerms, UsageRecord
 from afterword.core.errors import ApiError, ConfigError
 from afterword.ledger import budgets
+from afterword.ledger.alive import AliveLock
 from afterword.ledger.database import connect, parse_url
 from afterword.ledger.keys import KeyStore
+from afterword.ledger.presence import Presence
+from afterword.ledger.set_aside import SetAside, of_line
 from afterword.ledger.tables import spending
 from ledger.values import NOW, record
 
@@ -143,6 +148,63 @@ def test_the_database_is_checked(afterword: Afterword, spent: str, engine: sa.En
     assert done.exit_code == 1
     assert f"{spent} used 150 tokens by its records, 1 by its sums" in done.stdout
     assert f"{spent} has 5 tokens reserved in 2026-11, 0 by its reservations" in done.stdout
+
+
+def test_commands_say_which_ledger_they_mean(
+    afterword: Afterword, database_url: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "ledger.db" if database_url.startswith("sqlite") else database_url
+    for words in (("keys", "create", "a"), ("keys", "list"), ("usage",), ("db", "check")):
+        done = afterword(*words)
+        assert done.exit_code == 0
+        assert done.stderr.startswith(f"ledger: {place}\n")
+        assert "ledger:" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [("postgresql://u:pass@h/x", "postgresql://u:***@h/x"),
+     ("postgresql://u:p@s/s@h/x", "postgresql://u:***@h/x"),
+     ("postgresql://h/x?user=u&password=pass&sslmode=off",
+      "postgresql://h/x?user=u&password=***&sslmode=off"),
+     ("redis://:pass@h:1/0", "redis://:***@h:1/0"),
+     ("rediss://h?PASSWORD=pass", "rediss://h?PASSWORD=***"),
+     ("postgresql://h/x", "postgresql://h/x")],
+)  # fmt: skip
+def test_passwords_are_not_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_key_for_models_that_nobody_serves(afterword: Afterword, tmp_path: Path) -> None:
+    flags = ("keys", "create")
+    served = afterword(*flags, "a", "--models", f"{EMBEDDED_MODEL},{LEGACY_NAME},none")
+    assert "WARNING" not in served.stderr
+    warned = afterword(*flags, "b", "--models", f"coder,{EMBEDDED_MODEL}")
+    assert warned.exit_code == 0
+    assert warned.stdout.startswith("sk-af-")
+    assert "WARNING: nobody serves 'coder' (no server runs; the settings have" in warned.stderr
+    with AliveLock(tmp_path / "journal", "p", Presence(("coder", "alias"))):
+        assert "WARNING" not in afterword(*flags, "c", "--models", "coder,alias").stderr
+        warned = afterword(*flags, "d", "--models", EMBEDDED_MODEL)
+        assert "(running servers have alias, coder)" in warned.stderr
+    with AliveLock(tmp_path / "journal", "p", Presence(("coder", "*"))):
+        assert "WARNING" not in afterword(*flags, "e", "--models", "anything").stderr
+
+
+def test_what_was_set_aside_is_named(afterword: Afterword, spent: str, tmp_path: Path) -> None:
+    aside = SetAside(tmp_path / "journal")
+    aside.file.parent.mkdir(exist_ok=True)
+    aside.add([of_line("p1-000000.journal, line 7 at byte 900", "it is damaged", b"\xff{")])
+    (tmp_path / "journal" / "p2-000000.journal").write_bytes(b"junk\n")
+    done = afterword("db", "check")
+    assert done.exit_code == 1
+    first, second = done.stdout.splitlines()
+    place = "p1-000000.journal, line 7 at byte 900"
+    assert first == f"1 set aside in {aside.file}, the first from {place}: it is damaged"
+    assert second.startswith("p2-000000.journal, line 1 at byte 0 cannot be read: a line of a ")
+    aside.file.unlink()
+    (tmp_path / "journal" / "p2-000000.journal").unlink()
+    assert afterword("db", "check").stdout == "the ledger is whole\n"
 
 
 def test_a_copy_is_whole(

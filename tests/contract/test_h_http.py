@@ -43,11 +43,31 @@ async def test_H2_not_json(client: Client, body: bytes) -> None:
     assert reply.error["message"].startswith("We could not parse the JSON body of your request.")
 
 
+async def test_H14_a_byte_order_mark_is_skipped(client: Client) -> None:
+    body = b'\xef\xbb\xbf{"model": "toy", "prompt": "a", "max_tokens": 1}'
+    assert (await client.post(PATH, body)).status == 200
+    assert (await client.post("/tokenize", b'\xef\xbb\xbf{"prompt": "a"}')).status == 200
+    assert (await client.post(PATH, b"\xef\xbb\xbf" + body)).status == 400
+    assert (await client.post(PATH, body.decode("utf-8-sig").encode("utf-16"))).status == 400
+
+
+async def test_H14_compressed_bodies(client: Client) -> None:
+    for path in (PATH, "/tokenize", "/detokenize"):
+        reply = await client.request("POST", path, b"{}", {"content-encoding": "gzip"})
+        assert reply.status == 415
+        assert reply.error["type"] == "invalid_request_error"
+        assert "Content-Encoding: gzip" in reply.error["message"]
+
+
 async def test_R19_duplicate_keys(client: Client) -> None:
     for body in (
         b'{"model": "toy", "prompt": "a", "prompt": "b"}',
         b'{"model": "toy", "prompt": "a", "pro\\u006dpt": "b"}',
         b'{"model": "toy", "prompt": "a", "logit_bias": {"1": 1, "1": 2}}',
+        b'{"model": "toy", "prompt": "a", "logit_bias": {"5": 1, "05": 2}}',
+        b'{"model": "toy", "prompt": "a", "logit_bias": {"1": 1, "\\u0031": 2}}',
+        b'{"model": "toy", "stream_options": {"include_usage": true, "include_usage": false}}',
+        b'{"model": "toy", "stream": true, "stream_options": {"x": true, "x": true}}',
     ):
         reply = await client.post(PATH, body)
         assert reply.status == 400
@@ -75,10 +95,13 @@ async def test_H5_unknown_paths_and_methods(client: Client) -> None:
     for method, path, status in (
         ("POST", "/v1/x", 404),
         ("GET", "/nowhere", 404),
-        ("GET", "/v1/models/", 404),
         ("GET", PATH, 405),
         ("DELETE", "/v1/models", 405),
-        ("POST", "/v1/completions/", 404),
+        ("GET", "/completions/", 405),
+        ("POST", "/v1/completions/x", 404),
+        ("POST", "/v1/completions//", 404),
+        ("POST", "//v1/completions", 404),
+        ("POST", "/v1/v1/completions", 404),
     ):
         reply = await client.request(method, path)
         assert reply.status == status

@@ -396,6 +396,16 @@ async def test_R19_wrong_types_and_ranges(client: Client, name: str, value: Any)
     assert reply.error["code"] in {"invalid_type", "invalid_value"}
 
 
+async def test_R19_a_number_without_a_fraction_is_an_integer(client: Client) -> None:
+    whole = {"max_tokens": 3, "seed": 7, "n": 2, "top_k": 5, "logprobs": 1, "best_of": 2}
+    answer = await client.complete(prompt="a", **whole)
+    floats = {name: float(value) for name, value in whole.items()}
+    assert (await client.complete(prompt="a", **floats))["choices"] == answer["choices"]
+    raw = b'{"model": "toy", "prompt": "a", "max_tokens": 3e0, "n": 20E-1, "seed": -0.0}'
+    reply = await client.post("/v1/completions", raw)
+    assert len(reply.json()["choices"]) == 2
+
+
 async def test_R19_messages_name_value_and_limit(client: Client) -> None:
     error = await client.refuse(prompt="a", temperature=2.5)
     assert error["message"] == (

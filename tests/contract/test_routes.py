@@ -18,6 +18,43 @@ async def test_the_oldest_clients_route(client: Client) -> None:
     assert reply.json()["model"] == "toy"
 
 
+async def test_the_path_decides_the_model(client: Client) -> None:
+    """A body that names another one is refused (R19)."""
+    path = "/v1/engines/toy/completions"
+    for model, status in (("toy", 200), (None, 200), ("toy-bos", 400), ("X", 400)):
+        reply = await client.post(path, {"model": model, "prompt": "a", "max_tokens": 1})
+        assert reply.status == status
+        assert status == 200 or reply.error["param"] == "model"
+
+
+async def test_routes_without_version_and_with_a_slash(client: Client) -> None:
+    body = {"model": "toy", "prompt": "a", "max_tokens": 5, "temperature": 0}
+    wanted = (await client.post("/v1/completions", body)).json()["choices"]
+    for path in ("/completions", "/completions/", "/v1/completions/"):
+        assert (await client.post(path, body)).json()["choices"] == wanted
+    del body["model"]
+    for path in ("/engines/toy/completions", "/v1/engines/toy/completions/"):
+        assert (await client.post(path, body)).json()["choices"] == wanted
+    listed = (await client.get("/v1/models")).body
+    for path in ("/models", "/models/", "/v1/models/"):
+        assert (await client.get(path)).body == listed
+    one = (await client.get("/v1/models/toy")).body
+    for path in ("/models/toy", "/models/toy/", "/v1/models/toy/"):
+        assert (await client.get(path)).body == one
+    for path in ("/tokenizer_info/", "/health/", "/ready/", "/metrics/", "/openapi.json/"):
+        assert (await client.get(path)).status == 200
+    assert (await client.post("/tokenize/", {"prompt": "a"})).json()["count"] == 1
+
+
+async def test_chats_are_told_what_to_do_instead(client: Client) -> None:
+    for path in ("/v1/chat/completions", "/chat/completions", "/v1/chat/completions/"):
+        for method in ("POST", "GET"):
+            reply = await client.request(method, path)
+            assert reply.status == 404
+            assert reply.error["message"].startswith(f"Invalid URL ({method} {path}). ")
+            assert "POST /v1/completions" in reply.error["message"]
+
+
 async def test_models(client: Client) -> None:
     listed = (await client.get("/v1/models")).json()
     assert listed["object"] == "list"

@@ -50,7 +50,7 @@ async def test_S1_frames(client: Client) -> None:
     reply = await client.post(
         "/v1/completions", {"model": "toy", "prompt": "a", "max_tokens": 3, "stream": True}
     )
-    assert reply.headers["content-type"] == "text/event-stream"
+    assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert reply.headers["cache-control"] == "no-cache"
     assert "content-length" not in reply.headers
     assert reply.body.endswith(b"data: [DONE]\n\n")
@@ -199,6 +199,32 @@ async def test_S8_a_client_that_leaves_frees_its_slots(serve: Callable[..., Clie
         assert gate.taken <= before + 1
         assert engine.stats().waiting_sequences == 0
         gate.allow(1000)
+
+
+@AT_HAND
+@pytest.mark.parametrize("steps", range(4))
+async def test_S8_a_request_that_is_cancelled_twice(
+    serve: Callable[..., Client], steps: int
+) -> None:
+    """A client leaves when the server stops, and the second cancellation meets the first."""
+    gate = Gate()
+    engine = toy_engine(before_decode=gate)
+    client = serve(engine)
+    exchange, run = client.begin(
+        {"model": "toy", "prompt": "a", "logit_bias": NO_END, "stream": True}
+    )
+    gate.allow(1)
+    await exchange.frames(1)
+    run.cancel()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    run.cancel()
+    await asyncio.wait([run])
+    before = gate.taken
+    gate.allow(1)
+    await slots_free(engine)
+    assert gate.taken <= before + 1
+    gate.allow(1000)
 
 
 @AT_HAND

@@ -288,7 +288,7 @@ def test_macos_syncs_past_the_cache_of_the_drive(
 @linux
 def test_a_connection_ends_when_its_peer_vanishes() -> None:
     with socket.socket() as connection:
-        for level, name, value in death_options():
+        for level, name, value in death_options(60):
             connection.setsockopt(level, name, value)
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         told = [
@@ -304,7 +304,7 @@ def test_options_of_a_connection_on_macos(elsewhere: None, monkeypatch: pytest.M
     monkeypatch.setattr(socket, "TCP_KEEPCNT", 0x102)
     monkeypatch.setattr(sys, "platform", "darwin")
     tcp = socket.IPPROTO_TCP
-    assert list(death_options()) == [
+    assert list(death_options(60)) == [
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (tcp, 0x10, 30),
         (tcp, 0x101, 10),
@@ -318,4 +318,4 @@ def test_a_connection_gets_the_options_that_there_are(
 ) -> None:
     for name in ("TCP_KEEPINTVL", "TCP_KEEPCNT"):
         monkeypatch.delattr(socket, name)
-    assert list(death_options()) == [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    assert list(death_options(60)) == [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -81,6 +82,11 @@ def test_print_config_says_where_values_came_from(tmp_path: Path) -> None:
     assert rows["slots"] == ["3", str(file)]
     assert rows["max_n"] == ["7", "--max-n"]
     assert rows["port"] == ["8000", "default"]
+    data = os.environ["AFTERWORD_DATA_DIR"]
+    assert rows["data_dir"] == [f'"{data}"', "AFTERWORD_DATA_DIR"]
+    assert rows["ledger"] == [f"{data}/ledger.db"]
+    assert rows["journal"] == [f"{data}/journal"]
+    assert rows["models_dir"][0].startswith('"/')
 
 
 def test_help_names_every_option() -> None:

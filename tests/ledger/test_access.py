@@ -7,6 +7,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -453,7 +454,8 @@ async def test_H8_a_spent_budget(running: Team) -> None:
     assert refused.status == 429
     assert refused.error["type"] == refused.error["code"] == "insufficient_quota"
     assert refused.error["message"].endswith(
-        "This request may take 41 tokens; of 100 a day, 40 are left."
+        "This request may take 41 tokens; of 100 a day, 40 are left. "
+        "A max_tokens of at most 39 would fit."
     )
     # The next request can use at once what another gave back.
     assert (await known.post(PATH, {**BODY, "max_tokens": 39})).status == 200
@@ -462,6 +464,32 @@ async def test_H8_a_spent_budget(running: Team) -> None:
     running.refresh()
     assert (await known.post(PATH, {**BODY, "max_tokens": 59})).status == 200
     nothing_is_held(running)
+
+
+async def test_H7_H8_a_refusal_says_that_no_max_tokens_was_given_and_what_fits(
+    lite: Callable[..., Any],
+) -> None:
+    ended = "the context is full or the server's default is reached; max_tokens of at most "
+    async with lite() as running:
+        for name, terms in (("b", {"budget_tokens": 50}), ("t", {"tpm": 50})):
+            known = running.key(name, **terms)
+            refused = await known.post(PATH, BODY)
+            assert refused.status == 429
+            message = refused.error["message"]
+            assert "The request gives no max_tokens" in message
+            assert message.endswith(f"{ended}49 would fit.")
+            two = {**BODY, "prompt": ["a", "a"], "n": 2}
+            message = (await known.post(PATH, two)).error["message"]
+            assert message.endswith(f"{ended}12 would fit.")
+            assert (await known.post(PATH, {**two, "max_tokens": 12})).status == 200
+            long = {**BODY, "prompt": "a" * 60, "max_tokens": 0}
+            message = (await known.post(PATH, long)).error["message"]
+            assert message.endswith("The prompt alone takes 60.")
+        other = running.key("other", budget_tokens=50)
+        many = {**BODY, "max_tokens": 30, "n": 2}
+        message = (await other.post(PATH, many)).error["message"]
+        assert message.endswith("For each answer, a max_tokens of at most 24 would fit.")
+        assert (await other.post(PATH, {**many, "max_tokens": 24})).status == 200
 
 
 async def test_a_hundred_clients_race_for_the_last_thousand_tokens(running: Team) -> None:
@@ -491,6 +519,20 @@ async def test_limits_in_redis(lite: Callable[..., Any], redis_url: str) -> None
         exchange.leave.set()
         await run
         nothing_is_held(running)
+
+
+async def test_redis_that_is_away_at_the_start_is_said(
+    lite: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with lite(redis=f"redis://127.0.0.1:{port}") as running:
+        thread = running.ledger.access._limiter_thread
+        assert thread is not None
+        # The thread is one, so this runs after the question.
+        await asyncio.wrap_future(thread.submit(int))
+        assert "redis cannot be reached: requests of keys with limits" in caplog.text
+        assert (await running.client.post(PATH, {**BODY, "max_tokens": 1})).status == 200
 
 
 async def test_nothing_is_asked_per_token(
@@ -526,6 +568,42 @@ async def test_nothing_is_asked_per_token(
             seen.append(list(calls))
         assert seen[0] == seen[1]
         assert len(seen[0]) == 9
+
+
+async def test_the_log_says_what_was_refused_and_why(
+    lite: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with lite() as running:
+        alice = running.key("alice", rpm=2, budget_tokens=50)
+        boss = running.key("boss", models=("toy",))
+        for client, path, body in (
+            (alice, PATH, {**BODY, "max_tokens": 5}),
+            (alice, PATH, {**BODY, "max_tokens": 60}),
+            (alice, PATH, {**BODY, "max_tokens": 5}),
+            (alice, PATH, {**BODY, "max_tokens": 5}),
+            (boss, PATH, {**BODY, "model": "other"}),
+            (boss, PATH, {**BODY, "temperature": 9, "model": "nobody's"}),
+            (boss, "/v1/engines/none/completions", {"prompt": "a"}),
+            (running.client, PATH, {**BODY, "prompt": "a secret"}),
+        ):
+            await client.post(path, body)
+        await boss.request("POST", PATH, b"no JSON")
+    lines = [json.loads(one.getMessage()) for one in caplog.records if "access" in one.name]
+    names = ("status", "key_name", "model", "code", "param", "limit")
+    assert [tuple(line.get(name) for name in names) for line in lines] == [
+        (200, "alice", "toy", None, None, None),
+        (429, "alice", "toy", "insufficient_quota", None, "budget"),
+        (200, "alice", "toy", None, None, None),
+        (429, "alice", "toy", "rate_limit_exceeded", None, "rpm"),
+        (404, "boss", "other", "model_not_found", "model", None),
+        (400, "boss", "nobody's", "invalid_value", "temperature", None),
+        (404, "boss", "none", "model_not_found", "model", None),
+        (401, None, None, "invalid_api_key", None, None),
+        (400, "boss", None, None, None, None),
+    ]
+    assert {line["client"] for line in lines} == {"127.0.0.1"}
+    assert "a secret" not in caplog.text
 
 
 # Outages.

@@ -293,5 +293,6 @@ def test_a_database_or_redis_is_opened_at_the_start(tmp_path: Path) -> None:
 def test_a_doctor_makes_no_database(tmp_path: Path) -> None:
     settings = Settings(data_dir=str(tmp_path / "data"))
     (finding,) = [one for one in surroundings(settings) if one.name == "ledger"]
-    assert finding.text == "sqlite, empty: the server sets it up"
+    file = tmp_path / "data" / "ledger.db"
+    assert finding.text == f"sqlite, {file}, empty: the server sets it up"
     assert not (tmp_path / "data").exists()

@@ -64,7 +64,7 @@ async def check(client: Client, path: str, raw: bytes) -> None:
     if reply.status != 200:
         assert reply.error["type"] == "invalid_request_error"
         assert reply.error["message"]
-    elif reply.headers["content-type"] == "text/event-stream":
+    elif reply.headers["content-type"] == "text/event-stream; charset=utf-8":
         chunks_of(reply.body)
     else:
         # A strict reader: no NaN, no infinity, valid UTF-8.

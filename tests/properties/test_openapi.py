@@ -20,6 +20,7 @@ from support.examples import examples
 BEYOND_SCHEMAS = (
     "context", "vocabulary", "best_of", "min_tokens", "stream", "suffix", "Duplicate", "parse",
     "two names", "bans every token", "repetition penalty",
+    "not a mixture", "which are integers",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message
 
@@ -92,7 +93,7 @@ class Client:
             "http_version": "1.1",
             "method": method,
             "scheme": "http",
-            "path": path,
+            "path": unquote(path),
             "raw_path": path.encode(),
             "query_string": query.encode(),
             "root_path": "",
@@ -152,7 +153,7 @@ class Client:
         """The chunks of a streamed answer, whose frames are as S1 wants them."""
         reply = await self.post("/v1/completions", {"model": "toy", "stream": True, **body})
         assert reply.status == 200, reply.body
-        assert reply.headers["content-type"] == "text/event-stream"
+        assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
         return chunks_of(reply.body)
 
 

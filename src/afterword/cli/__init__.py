@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -66,5 +67,10 @@ def main() -> None:
 
 def _fail(message: str, status: int) -> None:
     line = " ".join(message.split())
-    print(f"afterword: {line}", file=sys.stderr)  # noqa: T201 - the one line
+    from afterword.cli.logs import is_json  # noqa: PLC0415 - only for failures
+
+    if is_json():
+        logging.getLogger("afterword.start").critical("%s", line)
+    else:
+        print(f"afterword: {line}", file=sys.stderr)  # noqa: T201 - the one line
     sys.exit(status)

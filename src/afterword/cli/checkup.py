@@ -10,15 +10,16 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from afterword.cli.database import database
-from afterword.cli.ledger import data_folder
+from afterword.cli.ledger import data_folder, ledger_place, without_password
 from afterword.cli.sockets import bind, is_loopback, load_tls
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.core.machine import processor_features, usable_cores
 from afterword.ledger.database import REVISION, check, reading, revision_of
-from afterword.ledger.folder import has_database
+from afterword.ledger.folder import has_database, journals_in
 from afterword.ledger.keys import any_key
 from afterword.ledger.open_ledger import redis_limiter
+from afterword.ledger.orphans import unreadable
 
 _GIB = 2**30
 _INSTRUCTIONS = ("avx2", "f16c", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile",
@@ -81,11 +82,11 @@ def _disk(settings: Settings) -> Finding:
     free = shutil.disk_usage(existing).free
     if not os.access(existing, os.W_OK):
         where = "--data-dir: name a folder that can be written to"
-        return Finding("data folder", "cannot be written to", where, fatal=True)
+        return Finding("data folder", f"{folder}: cannot be written to", where, fatal=True)
     change = None
     if free < _LEAST_FREE_BYTES:
         change = "free some disk: when it is full, requests are refused"
-    return Finding("data folder", f"{free / _GIB:.1f} GiB free", change)
+    return Finding("data folder", f"{folder.absolute()}: {free / _GIB:.1f} GiB free", change)
 
 
 def _port(settings: Settings) -> Finding:
@@ -106,16 +107,16 @@ def _port(settings: Settings) -> Finding:
 def _ledger(settings: Settings) -> Iterator[Finding]:
     if settings.database is None and not has_database(data_folder(settings)):
         # Opening it would make the file.
-        yield _other_time("sqlite", None)
+        yield _other_time(f"sqlite, {ledger_place(settings)}", None)
         return
     try:
         with database(settings, prepared=False) as engine:
-            kind = engine.dialect.name
+            kind = f"{engine.dialect.name}, {ledger_place(settings)}"
             found = revision_of(engine)
             if found != REVISION:
                 yield _other_time(kind, found)
                 return
-            wrong = check(engine)
+            wrong = check(engine) + unreadable(journals_in(data_folder(settings)))
             change = f"run `afterword db check`: {wrong[0]}" if wrong else None
             state = f"{len(wrong)} things do not agree" if wrong else "whole"
             yield Finding("ledger", f"{kind}, {state}", change)
@@ -142,4 +143,5 @@ def _redis(url: str) -> Finding:
     except ConfigError as error:
         return Finding("redis", "cannot be used", str(error), fatal=True)
     change = None if reachable else "start it, or leave --redis out: limited keys are refused"
-    return Finding("redis", "reachable" if reachable else "not reachable", change)
+    state = "reachable" if reachable else "not reachable"
+    return Finding("redis", f"{without_password(url)}: {state}", change)

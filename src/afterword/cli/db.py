@@ -10,7 +10,10 @@ import rich_click as click
 
 from afterword.cli.database import database
 from afterword.cli.keys import ledger_flags, ledger_settings
+from afterword.cli.ledger import data_folder
 from afterword.ledger.database import REVISION, backup, check, revision_of, upgrade
+from afterword.ledger.folder import journals_in
+from afterword.ledger.orphans import unreadable
 
 
 @click.group(short_help="Upgrade, check and copy the ledger's database.")
@@ -31,12 +34,14 @@ def upgrade_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
 @db.command("check", short_help="Look for what does not agree.")
 @ledger_flags
 def check_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
-    """Check the file, the tables, and the sums against their records.
+    """Check the file, the tables, the sums against their records, and the journals.
 
-    Exits with status 1 if something is wrong.
+    Says what was set aside because it could not be read or kept. Exits with status 1 if
+    something is wrong.
     """
-    with database(ledger_settings(given), prepared=False) as engine:
-        wrong = check(engine)
+    settings = ledger_settings(given)
+    with database(settings, prepared=False) as engine:
+        wrong = check(engine) + unreadable(journals_in(data_folder(settings)))
     for line in wrong:
         click.echo(line)
     if wrong:

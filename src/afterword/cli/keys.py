@@ -10,7 +10,8 @@ from typing import Any
 import rich_click as click
 from rich.table import Table
 
-from afterword.cli.database import database, key_store
+from afterword.cli.database import database, key_store, unknown_models
+from afterword.cli.ledger import ledger_place
 from afterword.cli.options import Command, read_settings
 from afterword.cli.terminal import plain, print_table
 from afterword.config import Settings
@@ -32,9 +33,14 @@ def ledger_flags(command: Command) -> Command:
 
 
 def ledger_settings(given: dict[str, Any]) -> Settings:
-    """Returns the settings, with the ledger flags that it takes out of ``given``."""
+    """Returns the settings, with the ledger flags that it takes out of ``given``.
+
+    Says on standard error which ledger they mean.
+    """
     flags = {name: given.pop(name) for name in _LEDGER}
-    return read_settings(flags, os.environ).settings
+    settings = read_settings(flags, os.environ).settings
+    click.echo(f"ledger: {ledger_place(settings)}", err=True)
+    return settings
 
 
 @click.group(short_help="Make, list, rotate and revoke keys.")
@@ -74,7 +80,11 @@ def create(name: str, **given: Any) -> None:  # noqa: ANN401 - the terms' and th
         admin=given["admin"],
     )
     with database(settings) as engine:
-        _show_secret(key_store(engine).create(terms))
+        made = key_store(engine).create(terms)
+        unserved = unknown_models(engine, settings, terms.models or ())
+    _show_secret(made)
+    for model, served in unserved:
+        click.echo(f"WARNING: nobody serves {model!a} ({served})", err=True)
 
 
 @keys.command("list", short_help="Show all keys.")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import re
 import socket
 import sys
 from collections.abc import Callable
@@ -16,12 +14,13 @@ import msgspec
 import rich_click as click
 
 from afterword.cli import importing
+from afterword.cli.ledger import data_folder, places, without_password
+from afterword.cli.logs import open_log
 from afterword.cli.options import SettingsCommand, read_settings, setting_flags
 from afterword.cli.sockets import bind, inherited, is_loopback, load_tls
 from afterword.cli.terminal import Terminal
 from afterword.config import Resolved, Settings
 
-_WITHOUT_PASSWORD = re.compile(r"//[^@/]*@")
 SWITCH_INTERVAL_S = 0.001
 """The longest wait of the event loop until the engine's thread releases the interpreter."""
 
@@ -48,10 +47,10 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
     if print_config:
         click.echo(_settings_table(resolved))
         return
-    settings, terminal = resolved.settings, Terminal()
+    settings = resolved.settings
+    terminal = open_log(settings.log_level, settings.log_format)
     for name in resolved.unknown:
-        terminal.say(f"{name} is not a setting and has no effect")
-    _log_to_stderr(settings.log_level)
+        terminal.say(f"WARNING: {name} is not a setting and has no effect")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     load_tls(settings.certfile, settings.keyfile)
     with inherited(os.environ) or bind(
@@ -82,11 +81,14 @@ def _settings_table(resolved: Resolved) -> str:
     """Returns one line for each setting: name, value in TOML's notation, origin."""
     values = msgspec.structs.asdict(resolved.settings)
     if values["database"] is not None:
-        from afterword.ledger.database import parse_url  # noqa: PLC0415 - as above
+        values["database"] = without_password(values["database"])
+    from afterword.models.store import models_folder  # noqa: PLC0415 - as below
 
-        values["database"] = parse_url(values["database"]).render_as_string(hide_password=True)
+    # The folders that hold if none is set.
+    values["data_dir"] = str(data_folder(resolved.settings).absolute())
+    values["models_dir"] = str(models_folder(resolved.settings.models_dir).absolute())
     if values["redis"] is not None:
-        values["redis"] = _WITHOUT_PASSWORD.sub("//***@", values["redis"])
+        values["redis"] = without_password(values["redis"])
     if resolved.settings.upstream_keys is not None:
         values["upstream_keys"] = dict.fromkeys(resolved.settings.upstream_keys, "***")
     values["aliases"] = dict(resolved.settings.effective_aliases())
@@ -94,16 +96,6 @@ def _settings_table(resolved: Resolved) -> str:
     wide = max(map(len, shown))
     widest = max(map(len, shown.values()))
     lines = [f"{n:<{wide}}  {v:<{widest}}  {resolved.origins[n]}" for n, v in shown.items()]
+    lines += [f"{name:<{wide}}  {place}" for name, place in places(resolved.settings)]
     lines += [f"{name} is not a setting and has no effect" for name in resolved.unknown]
     return "\n".join(lines)
-
-
-def _log_to_stderr(level: str) -> None:
-    """Send Afterword's log lines and uvicorn's warnings to standard error."""
-    lines = logging.StreamHandler(sys.stderr)
-    lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    for name, least in (("afterword", level.upper()), ("uvicorn", "WARNING")):
-        logger = logging.getLogger(name)
-        logger.setLevel(least)
-        logger.addHandler(lines)
-        logger.propagate = False

@@ -1,4 +1,4 @@
-"""The HTTP server: its connections, its signals, its shutdown."""
+"""The server's life: its signals, its certificate, its shutdown."""
 
 from __future__ import annotations
 
@@ -6,42 +6,40 @@ import asyncio
 import logging
 import signal
 import socket
-import ssl
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
-import uvicorn
 from starlette.types import ASGIApp
 
-from afterword.cli.connections import GuardedConnection, guarded
 from afterword.cli.sockets import load_tls
 from afterword.core.errors import ConfigError
 from afterword.http.lifecycle import Lifecycle
+from afterword.http.server.connection import Timeouts
+from afterword.http.server.listener import Listener
+from afterword.http.server.register import Register
 
 _log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_BACKLOG = 2048
 _LINGER_S = 1.0
 """The wait for arriving requests at shutdown."""
-_LINGER_STEP_S = 0.05
-_IDLE_CONNECTION_S = 75
-"""Longer than the minute after which proxies and SDKs close idle connections themselves."""
+_START_S = 0.05
+"""Requests that have arrived start within this time, before new ones are refused."""
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of connections, TLS files, and ``grace_s``, the seconds for answers at shutdown."""
 
-    grace_s: int
-    read_timeout_s: float
+    grace_s: float
+    timeouts: Timeouts
     max_connections: int
     certfile: str | None = None
     keyfile: str | None = None
 
 
-class Server(uvicorn.Server):
-    """uvicorn; the first signal drains it, the second stops it, and it returns after both.
+class Server:
+    """Serves an app; the first signal drains it, the second stops it, and it returns after both.
 
     ``on_ready`` is called when it listens. SIGHUP calls ``on_reload`` and reads the certificate
     again.
@@ -56,111 +54,75 @@ class Server(uvicorn.Server):
         on_ready: Callable[[], None],
         on_reload: Callable[[], Coroutine[None, None, None]],
     ) -> None:
-        self._protocol = guarded(
-            read_timeout_s=options.read_timeout_s, max_connections=options.max_connections
-        )
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=self._protocol,
-                ws="none",
-                lifespan="off",
-                interface="asgi3",
-                access_log=False,
-                log_config=None,
-                proxy_headers=False,
-                server_header=False,
-                backlog=_BACKLOG,
-                timeout_keep_alive=_IDLE_CONNECTION_S,
-                timeout_graceful_shutdown=options.grace_s,
-                ssl_certfile=options.certfile,
-                ssl_keyfile=options.keyfile,
-            )
-        )
         self._options = options
         self._tls = load_tls(options.certfile, options.keyfile)
         self._lifecycle = lifecycle
         self._on_ready = on_ready
         self._on_reload = on_reload
         self._reloading: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._forced = asyncio.Event()
+        self._register = Register()
+        self._listener = Listener(
+            app,
+            self._register,
+            options.timeouts,
+            most=options.max_connections,
+            tls=lambda: self._tls,
+        )
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then call ``on_ready``."""
-        if self.config.ssl is not None:
-            self.config.ssl.sni_callback = self._present
-        await super().startup(sockets)
-        if self.started:
+    async def serve(self, sockets: list[socket.socket]) -> None:
+        """Listen on the sockets, and return when all is answered after a signal."""
+        with self._signals():
+            for bound in sockets:
+                self._listener.listen(bound)
             self._on_ready()
+            await self._stopping.wait()
+            forced = asyncio.create_task(self._forced.wait())
+            drained = asyncio.create_task(self._drain())
+            await asyncio.wait((forced, drained), return_when=asyncio.FIRST_COMPLETED)
+            for task in (forced, drained):
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await drained
+            self._listener.abort()
+            await self._register.cut()
+
+    def stop(self) -> None:
+        """Drain. The second call stops at once."""
+        if self._stopping.is_set():
+            self._forced.set()
+        self._stopping.set()
+        self._lifecycle.leaving = True
+
+    async def _drain(self) -> None:
+        """Accept connections that still wait, finish their answers, then close all.
+
+        A request may be arriving on an open connection, or its connection may wait in the
+        kernel's queue. Closing at once would lose it.
+        """
+        await self._listener.close()
+        await self._wait_until(lambda: not self._register.some_idle(), _LINGER_S)
+        self._register.finish()
+        await asyncio.sleep(_START_S)
+        self._lifecycle.draining = True
+        await self._wait_until(self._register.is_empty, self._options.grace_s)
+
+    async def _wait_until(self, met: Callable[[], bool], seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._register.wait_until(met), seconds)
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle signals without raising them again, as uvicorn does: a drained server exits 0."""
+    def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             yield
         finally:
             for number in (*_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections that still wait, finish their answers, then shut down.
-
-        A request may be arriving on an open connection, or its connection may wait in the
-        kernel's queue. Closing at once would lose it.
-        """
-        waiting = [listening.dup() for listening in sockets or ()]
-        for server in self.servers:
-            server.close()
-        for line in waiting:
-            with line:
-                await self._take_from(line)
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + _LINGER_S
-        # uvicorn has no event for the end of a connection or for a signal.
-        while self._idle() and loop.time() < until_s and not self.force_exit:  # noqa: ASYNC110
-            await asyncio.sleep(_LINGER_STEP_S)
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
-        # Requests that have arrived start before new ones are refused.
-        await asyncio.sleep(_LINGER_STEP_S)
-        self._lifecycle.draining = True
-        await super().shutdown(sockets)
-
-    async def _take_from(self, line: socket.socket) -> None:
-        """Accept and serve the connections in the kernel's queue."""
-        loop = asyncio.get_running_loop()
-        line.settimeout(0)
-        while True:
-            try:
-                connection, _ = line.accept()
-            except OSError:
-                # The queue is empty.
-                return
-            await loop.connect_accepted_socket(self._connected, connection, ssl=self.config.ssl)
-
-    def _connected(self) -> asyncio.Protocol:
-        return self._protocol(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-
-    def _idle(self) -> bool:
-        """Returns whether a connection is open without an answer in progress."""
-        return any(
-            isinstance(connection, GuardedConnection) and connection.is_idle()
-            for connection in self.server_state.connections
-        )
-
-    def _present(self, connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
-        """Give a new connection the current certificate.
-
-        Loading it into the listening context would not do: if the kind of key changes, the context
-        keeps the old certificate, too.
-        """
-        if self._tls is not None:
-            connection.context = self._tls
 
     def _reload(self) -> None:
         if self._reloading is None or self._reloading.done():
@@ -173,8 +135,3 @@ class Server(uvicorn.Server):
             await self._on_reload()
         except ConfigError as error:
             _log.error("not reloaded: %s", error)
-
-    def _stop(self) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
-        self._lifecycle.leaving = True

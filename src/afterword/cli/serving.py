@@ -19,17 +19,21 @@ import uvloop
 from afterword import playground
 from afterword.cli import importing
 from afterword.cli.compose import open_service, retarget, upstream_stats
-from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options
+from afterword.cli.files import allow_connections
+from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options, places
 from afterword.cli.loading import Loading
+from afterword.cli.logs import ready_line
 from afterword.cli.server import Server, ServerOptions
 from afterword.cli.sockets import is_loopback, url_of
 from afterword.cli.terminal import Terminal
 from afterword.completion.service import CompletionService
 from afterword.config import Resolved, Settings
 from afterword.core.errors import ConfigError
+from afterword.gateway.address import is_remote
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.middleware import Observer
+from afterword.http.server.connection import Timeouts
 from afterword.ledger.access import Entrance
 from afterword.ledger.folder import make_folder
 from afterword.ledger.open_ledger import open_ledger
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
     from afterword.ledger.database import Database
 
 _log = logging.getLogger(__name__)
+
+_REMOTE_FILES = 2
+"""A client's request to another server's model has a connection there, too."""
 
 
 def run(
@@ -51,7 +58,8 @@ def run(
     """Serve until a signal ends it. Raises ``ConfigError``."""
     database = _database(settings)
     entrance = check_entrance(settings, bound, database, terminal)
-    ground = Ground(settings, bound, loading, database, entrance, reread)
+    most = _connections(settings, terminal)
+    ground = Ground(settings, bound, loading, database, entrance, most, reread)
     with _tracing() if settings.otel else nullcontext() as observe:
         uvloop.run(_serve(ground, observe))
 
@@ -59,8 +67,11 @@ def run(
 def _database(settings: Settings) -> Database | None:
     """The ledger's database; None if no key can exist yet."""
     folder = data_folder(settings)
-    if ledger_options(settings).keyless():
+    keyless = ledger_options(settings).keyless()
+    if keyless or settings.database is not None:
+        # It has the journal. Opening the file of a ledger does this too.
         make_folder(folder)
+    if keyless:
         return None
     with importing():
         # All that an open ledger needs, while there is no loop to hold up.
@@ -84,6 +95,7 @@ class Ground(msgspec.Struct, frozen=True):
     loading: Loading
     database: Database | None
     entrance: Entrance
+    most_connections: int
     reread: Callable[[], Resolved]
 
 
@@ -131,9 +143,9 @@ async def _serve(ground: Ground, observe: Observer | None) -> None:
         url = url_of(bound, tls=settings.certfile is not None)
         server = Server(
             app,
-            server_options(settings),
+            server_options(settings, ground.most_connections),
             lifecycle=lifecycle,
-            on_ready=lambda: click.echo(_welcome(service, url)),
+            on_ready=lambda: click.echo(_welcome(service, settings, url)),
             on_reload=reload,
         )
         await server.serve([bound])
@@ -167,19 +179,37 @@ def _has_key(engine: Database) -> bool:
         return any_key(connection)
 
 
-def server_options(settings: Settings) -> ServerOptions:
+def _connections(settings: Settings, terminal: Terminal) -> int:
+    """Returns how many connections the server takes. Says so if files allow fewer than wanted."""
+    remote = any(map(is_remote, settings.models.values()))
+    most = settings.max_connections
+    fit = allow_connections(most, files_each=_REMOTE_FILES if remote else 1)
+    if fit < most:
+        terminal.say(
+            f"max_connections is {most}, but the process may not open enough files for them: at "
+            f"most {fit} are taken. Raise the limit on open files (ulimit -n, LimitNOFILE=)"
+        )
+    return fit
+
+
+def server_options(settings: Settings, most_connections: int) -> ServerOptions:
     """The settings of connections."""
     return ServerOptions(
         grace_s=settings.shutdown_grace_s,
-        read_timeout_s=settings.read_timeout_s,
-        max_connections=settings.max_connections,
+        timeouts=Timeouts(read_s=settings.read_timeout_s, write_s=settings.write_timeout_s),
+        max_connections=most_connections,
         certfile=settings.certfile,
         keyfile=settings.keyfile,
     )
 
 
-def _welcome(service: CompletionService, url: str) -> str:
+def _welcome(service: CompletionService, settings: Settings, url: str) -> str:
     """Returns what a server prints at its start: its models, its URL, a line to try."""
+    if settings.log_format == "json":
+        return ready_line(
+            {"url": url, "models": list(settings.models), "note": _endless(settings)}
+            | dict(places(settings))
+        )
     lines = []
     for served in service.catalog.engines:
         card = served.engine.card
@@ -195,8 +225,20 @@ def _welcome(service: CompletionService, url: str) -> str:
     return "\n".join(
         [
             *lines,
+            _endless(settings),
             f"Afterword is ready on {url}",
             "Try it:",
             f"  curl {url}/v1/completions {header} -d '{json.dumps(request)}'",
         ]
+    )
+
+
+def _endless(settings: Settings) -> str:
+    """Returns what a request without max_tokens gets."""
+    default = settings.default_max_tokens
+    if default is not None:
+        return f"Without max_tokens an answer ends after {default} tokens (--default-max-tokens)."
+    return (
+        "Without max_tokens an answer goes on to the end of the context; --default-max-tokens N "
+        "sets another default."
     )

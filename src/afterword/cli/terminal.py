@@ -61,6 +61,10 @@ class Terminal:
                 bar = bars.add_task(label, total=total_bytes)
                 yield lambda size: bars.advance(bar, size)
             return
+        yield self.quarters(label, total_bytes)
+
+    def quarters(self, label: str, total_bytes: int) -> Callable[[int], None]:
+        """Returns ``advance(bytes)``, which says each quarter."""
         done = said = 0.0
 
         def advance(size: int) -> None:
@@ -70,4 +74,4 @@ class Terminal:
                 said = done // _LINE_EVERY * _LINE_EVERY
                 self.say(f"{label}: {said:.0%}")
 
-        yield advance
+        return advance

@@ -126,11 +126,12 @@ def integer(least: int, most: int) -> Kind:
     """An integer from ``least`` to ``most``."""
 
     def parse(name: str, value: Json) -> int:
-        if isinstance(value, float) and (value.is_integer() or abs(value) >= _INT64):
-            # Integers beyond 64 bits arrive as floats.
+        if type(value) is float:
+            # Integers beyond 64 bits arrive as floats, too.
             if abs(value) >= _INT64:
                 raise out_of_range(name, value, f"an integer from {least} to {most}")
-            value = int(value)
+            # A number without a fraction is an integer (R19).
+            value = int(value) if value.is_integer() else value
         if type(value) is not int:
             raise wrong_type(name, value, "an integer")
         if not least <= value <= most:
@@ -290,6 +291,8 @@ def _logit_bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
                 param=name,
                 code="invalid_value",
             )
+        if int(key) in pairs:
+            raise InvalidRequest(f"Duplicate request argument supplied: {name}.{key}", param=name)
         pairs[int(key)] = parse(name, bias)
     return tuple(sorted(pairs.items()))
 

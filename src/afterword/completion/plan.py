@@ -46,6 +46,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``model`` is the name that the client asked for. Job i makes ``candidates`` sequences of prompt
     i; the answer shows ``n`` of them. ``shown`` says what the answer shows, not what is computed.
+    ``open_ended``: the request gave no max_tokens.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     continuous_usage: bool
     include_obfuscation: bool
     user: str | None
+    open_ended: bool = False
 
     @property
     def ranked(self) -> bool:
@@ -284,6 +286,7 @@ def make_plan(
         continuous_usage=options.get("continuous_usage_stats", False),
         include_obfuscation=options.get("include_obfuscation", False),
         user=request.user,
+        open_ended=asked is None,
     )
 
 

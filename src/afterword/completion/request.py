@@ -389,6 +389,8 @@ def decode(body: bytes, limits: Limits, *, model: str | None = None) -> Completi
         elif value is not None:
             parsed[name] = parser(name, value)
     if model is not None:
+        if parsed.get("model", model) != model:
+            raise InvalidRequest("The body names another 'model' than the path.", param="model")
         parsed["model"] = model
     if not parsed.get("model"):
         if limits.require_model:
@@ -413,9 +415,11 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
         raise InvalidRequest(_UNPARSABLE)
     if _may_repeat(body, {name.encode() for name in known}):
         _refuse_duplicates(body)
-    bias = raw.get("logit_bias")
-    if isinstance(bias, dict):
-        _refuse_duplicate_ids(body, bias)
+    inner = [name for name, value in raw.items() if isinstance(value, dict)]
+    if inner:
+        written = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        for name in inner:
+            _refuse_duplicates(bytes(written[name]), name)
     return raw
 
 
@@ -442,16 +446,8 @@ def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:
     return len(names) > len(set(names))
 
 
-def _refuse_duplicate_ids(body: bytes, bias: Mapping[str, Json]) -> None:
-    """Raises ``InvalidRequest`` for a repeated id: then there are more colons than keys (R19)."""
-    written = msgspec.json.decode(body, type=dict[str, msgspec.Raw])["logit_bias"]
-    if bytes(written).count(b":") > len(bias) and all(map(str.isdigit, bias)):
-        raise InvalidRequest(
-            "Duplicate request argument supplied: an id of 'logit_bias'", param="logit_bias"
-        )
-
-
-def _refuse_duplicates(body: bytes) -> None:
+def _refuse_duplicates(body: bytes, field: str | None = None) -> None:
+    """Raises ``InvalidRequest`` for a repeated key in an object (R19), which may be a field's."""
     depth_first: list[list[tuple[str, Json]]] = []
 
     def keep(pairs: list[tuple[str, Json]]) -> None:
@@ -465,6 +461,8 @@ def _refuse_duplicates(body: bytes) -> None:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                short = name[:40]
-                raise InvalidRequest(f"Duplicate request argument supplied: {short}", param=short)
+                short = name[:40] if field is None else f"{field}.{name[:40]}"
+                raise InvalidRequest(
+                    f"Duplicate request argument supplied: {short}", param=field or short
+                )
             seen.add(name)

@@ -236,13 +236,16 @@ class CompletionStream:
         traceback: TracebackType | None,
     ) -> None:
         """Abort what still runs. Tokens that were made but not read still count."""
-        if exc_type is not None:
-            # Take what is there, without waiting. A timeout means that there is nothing.
-            with suppress(TimeoutError, StopAsyncIteration, ApiError):
-                async with asyncio.timeout(0):
-                    self._events += await anext(self._generation)
-            await self._fold([])
-        await self._generation.__aexit__(exc_type, exc, traceback)
+        try:
+            if exc_type is not None:
+                # Take what is there, without waiting. A timeout means that there is nothing.
+                with suppress(TimeoutError, StopAsyncIteration, ApiError):
+                    async with asyncio.timeout(0):
+                        self._events += await anext(self._generation)
+                await self._fold([])
+        finally:
+            # A second cancellation may come meanwhile.
+            await self._generation.__aexit__(exc_type, exc, traceback)
 
     @property
     def usage(self) -> Usage:

@@ -33,13 +33,20 @@ STRANGER = Principal(None, "-", models=frozenset())
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """A request to be admitted. ``most_tokens`` is its worst case, prompts included."""
+    """A request to be admitted. ``most_tokens`` is its worst case, prompts included.
+
+    ``candidates`` are the sequences that it makes, each of which may take its max_tokens.
+    ``open_ended``: it gave no max_tokens.
+    """
 
     id: str
     model: str
     user: str | None
     stream: bool
     most_tokens: int
+    prompt_tokens: int = 0
+    candidates: int = 1
+    open_ended: bool = False
 
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):

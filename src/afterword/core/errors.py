@@ -11,7 +11,11 @@ AfterwordError
     ├── ModelNotFound        404 model_not_found
     ├── UnknownUrl           404
     ├── MethodNotAllowed     405
+    ├── UnreadableRequest    400 bytes that are no HTTP/1.1
+    ├── RequestTimedOut      408
     ├── BodyTooLarge         413
+    ├── UnsupportedEncoding  415
+    ├── HeadersTooLarge      431
     ├── RateLimited          429 rate_limit_exceeded
     ├── BudgetExceeded       429 insufficient_quota
     ├── EngineFailed         500 server_error
@@ -131,6 +135,34 @@ class BodyTooLarge(ApiError):
     """The body is over the operator's limit (H6)."""
 
     status = 413
+    type = "invalid_request_error"
+
+
+class UnreadableRequest(ApiError):
+    """The bytes are no HTTP/1.1, or end too early (H15)."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class RequestTimedOut(ApiError):
+    """The request did not arrive in time (H15)."""
+
+    status = 408
+    type = "invalid_request_error"
+
+
+class UnsupportedEncoding(ApiError):
+    """The body is compressed (H14)."""
+
+    status = 415
+    type = "invalid_request_error"
+
+
+class HeadersTooLarge(ApiError):
+    """The head of a request, with its trailers, is over the limit (H15)."""
+
+    status = 431
     type = "invalid_request_error"
 
 

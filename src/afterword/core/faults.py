@@ -1,15 +1,25 @@
-"""Exceptions as a log may show them: types and places.
+"""What a log may show: the types and places of exceptions, and text without keys.
 
-A log shows neither their text, which may quote a request, nor paths of the machine.
+A log shows neither an exception's text, which may quote a request, nor paths of its source.
 """
 
 from __future__ import annotations
 
+import re
 import traceback
 
 import msgspec
 
 _MOST_CAUSES = 8
+_KEY = re.compile(r"(?<![a-z0-9])sk-[^\s/?&\"'<>]*", re.IGNORECASE)
+_LEAST_SECRET_CHARACTERS = 6
+
+
+def without_keys(text: str, secret: str | None = None) -> str:
+    """Returns text in which keys are three stars: what looks like one, and ``secret``."""
+    if secret is not None and len(secret) >= _LEAST_SECRET_CHARACTERS:
+        text = text.replace(secret, "***")
+    return _KEY.sub("***", text)
 
 
 class Fault(msgspec.Struct, frozen=True):

@@ -44,10 +44,9 @@ _KEEP_ALIVE = (
     ("TCP_KEEPALIVE", 30),
     ("TCP_KEEPINTVL", 10),
     ("TCP_KEEPCNT", 3),
-    ("TCP_USER_TIMEOUT", 60_000),
 )
-_RETRANSMIT_DROP, _RETRANSMIT_DROP_S = 0x80, 60
-"""macOS's TCP_RXT_CONNDROPTIME, which Python does not name, and its seconds."""
+_RETRANSMIT_DROP = 0x80
+"""macOS's TCP_RXT_CONNDROPTIME, which Python does not name; its value is in seconds."""
 _NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY}
 """Errors of a file system that has no F_FULLFSYNC."""
 
@@ -159,18 +158,18 @@ def sync_file(descriptor: int) -> None:
         os.fsync(descriptor)
 
 
-def death_options() -> Sequence[tuple[int, int, int]]:
+def death_options(sending_s: float) -> Sequence[tuple[int, int, int]]:
     """Returns the options of a TCP socket that end its connection if the peer has vanished.
 
-    That takes a minute, on idle connections and while data is sent. Each option is a level, a name
-    and a value.
+    That takes a minute on idle connections, and ``sending_s`` while data is sent. Each option is a
+    level, a name and a value.
     """
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in _KEEP_ALIVE:
+    for name, value in (*_KEEP_ALIVE, ("TCP_USER_TIMEOUT", int(sending_s * 1000))):
         if hasattr(socket, name):
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
     if sys.platform == "darwin":
-        options.append((socket.IPPROTO_TCP, _RETRANSMIT_DROP, _RETRANSMIT_DROP_S))
+        options.append((socket.IPPROTO_TCP, _RETRANSMIT_DROP, int(sending_s)))
     return options
 
 

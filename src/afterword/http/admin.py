@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar, get_args
 
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 _MOST_BODY_BYTES = 65_536
 _MOST_RECORDS = 1000
+_MOST_ID_CHARACTERS = 200
+_NUMBER = re.compile("[0-9]{1,9}")
 _GROUPS: Sequence[UsageBy] = get_args(UsageBy)
 _encode = msgspec.json.Encoder().encode
 
@@ -160,11 +163,14 @@ class Administration:
         queries = self._for(request)
         query = await self._query(queries, request)
         limit = request.query_params.get("limit", str(_MOST_RECORDS))
-        if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_RECORDS:
+        # Not isdecimal: it takes digits of all scripts, and int() refuses thousands of them.
+        if not _NUMBER.fullmatch(limit) or not 1 <= int(limit) <= _MOST_RECORDS:
             raise InvalidRequest(
-                f"'limit' is {limit[:40]!r}: expected 1 to {_MOST_RECORDS}", param="limit"
+                f"'limit' is {limit[:40]!a}: expected 1 to {_MOST_RECORDS}", param="limit"
             )
         after = request.query_params.get("after", "")
+        if len(after) > _MOST_ID_CHARACTERS or (after and not after.isprintable()):
+            raise InvalidRequest("'after' is no id of a record", param="after")
         records = await queries.requests(query, after=after, most=int(limit) + 1)
         return _json(RecordList(records[: int(limit)], len(records) > int(limit)))
 

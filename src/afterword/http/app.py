@@ -88,6 +88,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         clock=clock,
         keep_alive_s=keep_alive_s,
         cache_scope=access.cache_scope,
+        page=any(route.path == "/" for route in public),
     )
     administration = Administration(access.queries)
     router = Router([*routes.table(), *public, *administration.table()], redirect_slashes=False)

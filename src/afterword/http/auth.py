@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -58,14 +58,14 @@ class Authentication:
         """Returns the principal. Raises ``AuthenticationFailed``, late for a wrong key."""
         headers = dict(scope["headers"])
         source = exchange_of(scope).client
-        principal = await self._ledger.authenticate(_secret(headers), source)
+        principal = await self._ledger.authenticate(bearer(headers), source)
         if principal.key_id is None and self._guarded:
             _refuse_strangers(headers, self._origins)
         return principal
 
 
-def _secret(headers: dict[bytes, bytes]) -> str | None:
-    """The key of ``Authorization: Bearer``."""
+def bearer(headers: Mapping[bytes, bytes]) -> str | None:
+    """Returns the key of ``Authorization: Bearer``."""
     given = headers.get(b"authorization", b"")
     if given[: len(_BEARER)].lower() != _BEARER:
         return None

@@ -9,7 +9,9 @@ from typing import Self
 
 from starlette.types import Receive, Scope, Send
 
-from afterword.core.errors import BodyTooLarge
+from afterword.core.errors import BodyTooLarge, UnsupportedEncoding
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class ClientDisconnected(Exception):
@@ -17,13 +19,16 @@ class ClientDisconnected(Exception):
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
-    """Returns the whole body.
+    """Returns the whole body, without a byte order mark (H14).
 
-    Raises ``BodyTooLarge`` if the declared length is over the limit, before anything is read (a
-    client that waits for ``100 Continue`` then sends nothing), or if more than the limit arrives.
-    Raises ``ClientDisconnected`` if the client leaves.
+    Raises ``UnsupportedEncoding`` if the body is compressed, and ``BodyTooLarge`` if the declared
+    length is over the limit, before anything is read (a client that waits for ``100 Continue`` then
+    sends nothing), or if more than the limit arrives. Raises ``ClientDisconnected`` if the client
+    leaves.
     """
     for name, value in scope["headers"]:
+        if name == b"content-encoding":
+            _check_encoding(value)
         if name == b"content-length" and value.isdigit() and int(value) > limit_bytes:
             raise _too_large(limit_bytes)
     parts: list[bytes] = []
@@ -38,7 +43,17 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
             raise _too_large(limit_bytes)
         parts.append(part)
         if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            return body.removeprefix(_BYTE_ORDER_MARK)
+
+
+def _check_encoding(value: bytes) -> None:
+    if {each.strip().lower() for each in value.split(b",")} - {b"", b"identity"}:
+        shown = value[:40].decode("latin-1")
+        raise UnsupportedEncoding(
+            f"Content-Encoding: {shown} is not supported. Send the body uncompressed, without this "
+            "header."
+        )
 
 
 def _too_large(limit_bytes: int) -> BodyTooLarge:

@@ -21,8 +21,10 @@ from afterword.core.errors import (
     RateLimited,
     UnknownUrl,
 )
-from afterword.core.faults import in_one_line
+from afterword.core.faults import in_one_line, without_keys
 from afterword.http.exchange import Exchange
+from afterword.http.frames import frame
+from afterword.http.paths import INSTEAD
 
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -61,7 +63,7 @@ def error_answer(error: Exception, scope: Scope, exchange: Exchange) -> ErrorAns
 def error_event(error: Exception, scope: Scope, exchange: Exchange) -> bytes:
     """Returns the frame that ends a failed stream (S6)."""
     known = _as_api_error(error, scope, exchange)
-    return b"data: %b\n\n" % _encode(wire.ErrorEnvelope(error_body(known, exchange)))
+    return frame(wire.ErrorEnvelope(error_body(known, exchange)))
 
 
 def error_body(error: ApiError, exchange: Exchange) -> wire.ErrorBody:
@@ -80,13 +82,18 @@ def _as_api_error(error: Exception, scope: Scope, exchange: Exchange) -> ApiErro
     if isinstance(error, BudgetExceeded):
         exchange.limited_by = "budget"
     if isinstance(error, ApiError):
+        exchange.code, exchange.param = error.code, error.param
         if error.status == ApiError.status:
             exchange.outcome = "failed"
             _log_fault(error, exchange)
         return error
     if isinstance(error, HTTPException) and error.status_code in {404, 405}:
-        message = f"Invalid URL ({scope['method']} {scope['path'][:_SHOWN_PATH_CHARACTERS]})"
-        return UnknownUrl(message) if error.status_code == 404 else MethodNotAllowed(message)
+        path = without_keys(exchange.path)[:_SHOWN_PATH_CHARACTERS]
+        message = f"Invalid URL ({scope['method']} {path})"
+        if error.status_code == 405:
+            return MethodNotAllowed(message)
+        instead = INSTEAD.get(scope["path"])
+        return UnknownUrl(f"{message}. {instead}" if instead else message)
     exchange.outcome = "failed"
     _log_fault(error, exchange)
     return ApiError(_OUR_FAULT)

@@ -16,12 +16,16 @@ Outcome: TypeAlias = Literal["answered", "refused", "failed", "client_gone", "ca
 class Exchange(msgspec.Struct, kw_only=True):
     """Filled while the request runs, read once at its end.
 
+    ``path`` is the one that the client asked for; a scope's is the route's.
     ``status`` is None until the status line is sent. Times are seconds of the app's clock.
-    ``client`` is the client's address, empty if it has none. ``limited_by`` is the limit that
-    refused the request. There is no prompt, completion or key.
+    ``client`` is the client's address, empty if it has none. ``model`` is set once it is known to
+    be served, ``asked_model`` is what the request said. ``limited_by`` is the limit that refused
+    the request, ``code`` and ``param`` are those of the error. There is no prompt, completion or
+    key.
     """
 
     request_id: str
+    path: str
     started_s: float
     client: str = ""
     status: int | None = None
@@ -33,8 +37,13 @@ class Exchange(msgspec.Struct, kw_only=True):
     principal: Principal = STRANGER
     rates: Rates = Rates()
     limited_by: str | None = None
+    asked_model: str | None = None
+    code: str | None = None
+    param: str | None = None
 
 
+REFUSED = "afterword.refused"
+"""The key in a scope of the error that answers a request which the server could not read (H15)."""
 _KEY = "afterword.exchange"
 
 

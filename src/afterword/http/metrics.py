@@ -25,6 +25,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
+_MOST_TOKENS = 1 << 44
 _LEDGER_GAUGES = {
     "reachable": "1 while the ledger's database answers.",
     "unsettled": "Admitted requests that have not ended.",
@@ -158,6 +159,11 @@ def _under(old_name: str, family: Metric) -> Metric:
     return copy
 
 
+def _believed(tokens: int) -> int:
+    """Returns a count that a counter takes, whatever another server says."""
+    return min(max(tokens, 0), _MOST_TOKENS)
+
+
 class Metrics:
     """The server's counters, in their own registry, so that a process can have several apps."""
 
@@ -220,8 +226,8 @@ class Metrics:
             if tokens > 1:
                 self._token.labels(model).observe((ended_s - first_s) / (tokens - 1))
         if exchange.usage is not None:
-            self._prompt.labels(model).inc(exchange.usage.prompt_tokens)
-            self._completion.labels(model).inc(exchange.usage.completion_tokens)
+            self._prompt.labels(model).inc(_believed(exchange.usage.prompt_tokens))
+            self._completion.labels(model).inc(_believed(exchange.usage.completion_tokens))
 
     def exposition(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""

@@ -12,21 +12,29 @@ from msgspec.structs import replace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterword.core.account import Rates
+from afterword.core.faults import without_keys
+from afterword.http.auth import bearer
 from afterword.http.client import ClientDisconnected, send_whole
 from afterword.http.errors import error_answer
-from afterword.http.exchange import Exchange, attach
+from afterword.http.exchange import REFUSED, Exchange, attach
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
+from afterword.http.paths import canonical
 from afterword.http.proxies import Network, client_address
 
 _access = logging.getLogger("afterword.access")
 _encoder = msgspec.json.Encoder()
-_LOGGED_PATH_CHARACTERS = 200
+_LOGGED_CHARACTERS = 200
+_MOST_SEARCHED_CHARACTERS = 65_536
 _CLIENT_GONE = 499
 
 
 class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The log line of a request. ``route`` is the path's template."""
+    """The log line of a request. ``route`` is the path's template.
+
+    ``model`` is what the request asked for, ``limit`` the limit that refused it, ``code`` and
+    ``param`` are those of its error.
+    """
 
     request_id: str
     method: str
@@ -42,7 +50,11 @@ class AccessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     cached_tokens: int | None = None
     completion_tokens: int | None = None
     key: str | None = None
+    key_name: str | None = None
     client: str | None = None
+    code: str | None = None
+    param: str | None = None
+    limit: str | None = None
 
 
 Observer: TypeAlias = Callable[[AccessRecord, Mapping[bytes, bytes]], None]
@@ -81,9 +93,10 @@ class Boundary:
             await self._routes(scope, receive, send)
             return
         request_id = f"req_{self._entropy(16).hex()}"
-        exchange = Exchange(request_id=request_id, started_s=self._clock())
+        exchange = Exchange(request_id=request_id, path=scope["path"], started_s=self._clock())
         peer = scope["client"][0] if scope.get("client") else ""
         exchange.client = client_address(peer, scope["headers"], self._proxies)
+        scope["path"] = canonical(scope["path"])
         attach(scope, exchange)
         # With an app in the scope, Starlette raises errors instead of answering in plain text.
         scope["app"] = self
@@ -105,6 +118,7 @@ class Boundary:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
         try:
             try:
+                _check_readable(scope)
                 await self._routes(scope, receive, send)
                 if exchange.outcome == "cancelled":
                     exchange.outcome = "answered"
@@ -138,18 +152,25 @@ class Boundary:
         self._metrics.record(exchange, route=route, status=status, ended_s=ended_s)
         if self._observe is None and not _access.isEnabledFor(logging.INFO):
             return
+        headers = dict(scope["headers"])
+        principal = exchange.principal
+        asked = exchange.asked_model or exchange.model
         record = AccessRecord(
             request_id=exchange.request_id,
             method=scope["method"],
-            path=scope["path"][:_LOGGED_PATH_CHARACTERS],
+            path=_shown(exchange.path, headers),
             route=route,
             status=status,
             outcome=exchange.outcome,
             duration_ms=_ms(exchange.started_s, ended_s),
-            model=exchange.model,
+            model=None if asked is None else _shown(asked, headers),
             stream=exchange.stream,
-            key=exchange.principal.key_id,
+            key=principal.key_id,
+            key_name=None if principal.key_id is None else principal.name,
             client=exchange.client or None,
+            code=exchange.code,
+            param=exchange.param,
+            limit=exchange.limited_by,
         )
         if exchange.first_token_s is not None:
             waited_ms = _ms(exchange.started_s, exchange.first_token_s)
@@ -162,9 +183,22 @@ class Boundary:
                 cached_tokens=usage.prompt_tokens_details.cached_tokens,
                 completion_tokens=usage.completion_tokens,
             )
-        _access.info("%s", _encoder.encode(record).decode())
+        line = _encoder.encode(record).decode()
+        _access.info("%s", line, extra={"fields": record})
         if self._observe is not None:
-            self._observe(record, dict(scope["headers"]))
+            self._observe(record, headers)
+
+
+def _shown(text: str, headers: Mapping[bytes, bytes]) -> str:
+    """Returns text of the client's for the log: short, whole characters, and without a key."""
+    whole = text[:_MOST_SEARCHED_CHARACTERS].encode("utf-8", "replace").decode()
+    return without_keys(whole, bearer(headers))[:_LOGGED_CHARACTERS]
+
+
+def _check_readable(scope: Scope) -> None:
+    """Raises what the server found wrong with a request that it could not read (H15)."""
+    if REFUSED in scope:
+        raise scope[REFUSED]
 
 
 def rate_headers(rates: Rates) -> Iterator[tuple[bytes, bytes]]:

@@ -20,19 +20,23 @@ _ERRORS: Mapping[int, str] = {
     404: "The path is unknown, or the model is not served.",
     405: "The path exists, but not with this method.",
     413: "The body is over the operator's limit.",
+    415: "The body is compressed.",
     429: "The key's rate or budget is used up.",
     500: "The server failed; the message has the request id.",
     502: "The answer of a server behind this one broke off, or cannot be read.",
     503: "The waiting line is full, an engine or the ledger is away, or the server shuts down.",
 }
 _COMMON = (401, 405, 500)
-_OPERATORS = (400, 401, 403, 405, 413, 500, 503)
-_WITH_BODY = (400, 401, 404, 405, 413, 429, 500, 502, 503)
+_OPERATORS = (400, 401, 403, 405, 413, 415, 500, 503)
+_WITH_BODY = (400, 401, 404, 405, 413, 415, 429, 500, 502, 503)
 
 
 @lru_cache(maxsize=2)
-def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
-    """Returns the document of a server with these limits. ``model`` is in its examples."""
+def document(limits: Limits, *, model: str, version: str, page: bool) -> Mapping[str, Any]:
+    """Returns the document of a server with these limits. ``model`` is in its examples.
+
+    ``page``: the server has the playground.
+    """
     examples = {"short": {"value": {"model": model, "prompt": "Once upon a time"}}}
     completion = _post(
         "Complete a prompt.",
@@ -88,13 +92,7 @@ def document(limits: Limits, *, model: str, version: str) -> Mapping[str, Any]:
             "/metrics": {"get": _plain("Metrics for Prometheus.", "text/plain")},
             "/openapi.json": {"get": _plain("This document.", "application/json")},
             "/docs": {"get": _plain("This document as a page.", "text/html")},
-            "/": {"get": _plain("The playground.", "text/html")},
-            "/playground/{path}": {
-                "get": {
-                    **_plain("Files of the playground.", "*/*", also=(404,)),
-                    "parameters": [{**in_path, "name": "path"}],
-                }
-            },
+            **(_page() if page else {}),
             **_administration(),
         },
         "components": {"schemas": {**all_schemas(limits), **_admin_schemas()}},
@@ -134,6 +132,15 @@ def _get(summary: str, answer: str, *, also: Sequence[int] = ()) -> Schema:
 def _plain(summary: str, media: str, *, also: Sequence[int] = ()) -> Schema:
     ok = {"description": "Done.", "content": {media: {"schema": {}}}}
     return {"summary": summary, "responses": {"200": ok, **_errors(sorted({*_COMMON, *also}))}}
+
+
+def _page() -> Mapping[str, Schema]:
+    in_path = {"name": "path", "in": "path", "required": True, "schema": {"type": "string"}}
+    files = _plain("Files of the playground.", "*/*", also=(404,))
+    return {
+        "/": {"get": _plain("The playground.", "text/html")},
+        "/playground/{path}": {"get": {**files, "parameters": [in_path]}},
+    }
 
 
 def _ready() -> Schema:

@@ -37,6 +37,9 @@ from afterword.http.whole import encode_answer
 _encode = msgspec.json.Encoder().encode
 _JSON = ((b"content-type", b"application/json"),)
 _RETRY_AFTER_S = 5
+_EASY_BODY_BYTES = 1 << 20
+_NO_MODEL = "MODEL"
+"""In the examples of a key that may use no model."""
 
 
 class EngineHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +114,12 @@ class Completions:
         parts: list[bytes] = []
         caller = caller_of(exchange, self._cache_scope)
         async with ClientWatch(receive) as watch:
-            plan = await service.plan(body, model=scope["path_params"].get("model"), caller=caller)
+            model = scope["path_params"].get("model")
+            try:
+                plan = await service.plan(body, model=model, caller=caller)
+            except ApiError:
+                exchange.asked_model = model or asked_model(body)
+                raise
             exchange.model, exchange.stream = plan.model, plan.stream
             reservation = await self._ledger.reserve(principal, _ask(plan))
             exchange.rates = reservation.rates
@@ -167,10 +175,34 @@ class Completions:
         return [await stream.run(answer.chunks())]
 
 
+def asked_model(body: bytes) -> str | None:
+    """Returns the model that a refused body names, if that is easy to see."""
+    if len(body) > _EASY_BODY_BYTES:
+        return None
+    try:
+        return msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"), type=_Asked).model
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """The part of a body that the log shows although it is refused."""
+
+    model: str | None = None
+
+
 def _ask(plan: Plan) -> Ask:
     """Returns what a plan may use at most: each prompt once, and every candidate in full (A5)."""
-    most = sum(len(job.prompt_ids) + job.n * job.max_tokens for job in plan.jobs)
-    return Ask(id=plan.id, model=plan.model, user=plan.user, stream=plan.stream, most_tokens=most)
+    return Ask(
+        id=plan.id,
+        model=plan.model,
+        user=plan.user,
+        stream=plan.stream,
+        most_tokens=sum(len(job.prompt_ids) + job.n * job.max_tokens for job in plan.jobs),
+        prompt_tokens=sum(len(job.prompt_ids) for job in plan.jobs),
+        candidates=sum(job.n for job in plan.jobs),
+        open_ended=plan.open_ended,
+    )
 
 
 def _note_first_token(exchange: Exchange, clock: Callable[[], float]) -> None:
@@ -178,7 +210,7 @@ def _note_first_token(exchange: Exchange, clock: Callable[[], float]) -> None:
 
 
 class Routes:
-    """All endpoints of a service."""
+    """All endpoints of a service. ``page``: the server has the playground."""
 
     def __init__(  # noqa: PLR0913 - what only the composition root knows
         self,
@@ -190,11 +222,13 @@ class Routes:
         clock: Callable[[], float],
         keep_alive_s: float,
         cache_scope: CacheScope,
+        page: bool,
     ) -> None:
         self._service = service
         self._ledger = ledger
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._page = page
         self._completions = Completions(
             service,
             ledger,
@@ -282,18 +316,19 @@ class Routes:
         """The metrics in Prometheus' text format."""
         return Response(self._metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
-    async def openapi(self, _: Request) -> Response:
+    async def openapi(self, request: Request) -> Response:
         """The OpenAPI document."""
-        return _json(self._document())
+        return _json(self._document(request))
 
-    async def docs(self, _: Request) -> Response:
+    async def docs(self, request: Request) -> Response:
         """The OpenAPI document as a page."""
-        return pages.page(pages.docs(self._document()))
+        return pages.page(pages.docs(self._document(request)))
 
-    def _document(self) -> Mapping[str, Any]:
-        """Returns the document with the limits that hold now."""
-        model = self._service.catalog.default.name
-        return document(self._service.limits, model=model, version=__version__)
+    def _document(self, request: Request) -> Mapping[str, Any]:
+        """Returns the document with the limits that hold now, and a model that the key may use."""
+        catalog = self._for(request).catalog
+        model = next((one.id for one in catalog.listing(self._service.limits)), _NO_MODEL)
+        return document(self._service.limits, model=model, version=__version__, page=self._page)
 
     def _for(self, request: Request) -> CompletionService:
         """Returns the service as the request's key sees it."""

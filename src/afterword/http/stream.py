@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-import msgspec
 from starlette.types import Scope, Send
 
 from afterword.core import wire
 from afterword.http.client import ClientDisconnected
 from afterword.http.errors import error_event
 from afterword.http.exchange import exchange_of
+from afterword.http.frames import frame
 
 _HEADERS = (
-    (b"content-type", b"text/event-stream"),
+    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
 _DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
-_encode = msgspec.json.Encoder().encode
 
 
 class EventStream:
@@ -105,5 +104,5 @@ class EventStream:
 def frames(chunks: Sequence[wire.Chunk]) -> bytes:
     """Returns one ``data:`` line for each chunk (S1)."""
     if len(chunks) == 1:
-        return b"data: %b\n\n" % _encode(chunks[0])
-    return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
+        return frame(chunks[0])
+    return b"".join(map(frame, chunks))

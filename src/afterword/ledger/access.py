@@ -35,6 +35,7 @@ from afterword.ledger.periods import period_of
 from afterword.ledger.rate_limits import RateDecision, RateLimiter
 from afterword.ledger.record_writer import Claim, RecordWriter
 from afterword.ledger.secret import masked
+from afterword.ledger.soundness import bounded, clean
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +128,8 @@ class AccessLedger:
             terms = self.writer.keyring.terms(key_id)
             if terms is None:
                 raise AuthenticationFailed("This API key was revoked.")
-        admission = Admission(self, _admitted(principal, ask, self._clocks.unix()))
+        record = _admitted(principal, ask, self._clocks.unix())
+        admission = Admission(self, record, ask.most_tokens)
         try:
             if key_id is not None and terms is not None:
                 await self._pass_limits(admission, terms, key_id, ask)
@@ -192,7 +194,8 @@ class AccessLedger:
             id=ask.id,
             key_id=key_id,
             period=period_of(admission.record.started_at, terms.budget_per),
-            tokens=ask.most_tokens,
+            # What is over the budget is refused, however large it is.
+            tokens=min(ask.most_tokens, terms.budget_tokens + 1),
             budget_tokens=terms.budget_tokens,
         )
         admission.claim = self.writer.claim(claim)
@@ -205,7 +208,7 @@ class AccessLedger:
             raise BudgetExceeded(
                 "You exceeded your current quota, please check your plan and billing details. "
                 f"This request may take {ask.most_tokens} tokens; of {terms.budget_tokens} a "
-                f"{terms.budget_per}, {left_tokens} are left."
+                f"{terms.budget_per}, {left_tokens} are left. {_what_fits(ask, left_tokens)}"
             )
 
     def _write_admission(self, admission: Admission) -> None:
@@ -265,8 +268,9 @@ class Admission:
     ``counted``: by the rate limiter. ``journaled``: its first line is in the journal.
     """
 
-    def __init__(self, ledger: AccessLedger, record: UsageRecord) -> None:
+    def __init__(self, ledger: AccessLedger, record: UsageRecord, most_tokens: int) -> None:
         self._ledger = ledger
+        self._most_tokens = most_tokens
         self._over = False
         self.record = record
         self.rates = Rates()
@@ -278,7 +282,8 @@ class Admission:
         """See ``core.ledger.Reservation``."""
         if not self._over:
             self._over = True
-            record = replace(self.record, **msgspec.structs.asdict(spent))
+            believed = bounded(spent, self._most_tokens, request_id=self.record.id)
+            record = replace(self.record, **msgspec.structs.asdict(believed))
             await self._ledger.settle(self, record)
 
     def release(self) -> None:
@@ -293,8 +298,8 @@ def _admitted(principal: Principal, ask: Ask, now_s: float) -> UsageRecord:
     return UsageRecord(
         id=ask.id,
         key_id=principal.key_id,
-        model=ask.model,
-        user=ask.user,
+        model=clean(ask.model),
+        user=None if ask.user is None else clean(ask.user),
         stream=ask.stream,
         status="lost",
         prompt_tokens=0,
@@ -325,7 +330,7 @@ def _rate_limited(decision: RateDecision, limit: str, terms: KeyTerms, ask: Ask)
     if decision.wait_s is None:
         return RateLimited(
             f"Request too large for {ask.model} on {unit}: {stands}. A smaller max_tokens (or n, "
-            "or best_of) asks for less.",
+            f"or best_of) asks for less. {_what_fits(ask, rate.limit)}",
             limit=limit,
             rates=decision.rates,
         )
@@ -335,6 +340,20 @@ def _rate_limited(decision: RateDecision, limit: str, terms: KeyTerms, ask: Ask)
         limit=limit,
         rates=decision.rates,
         retry_after_s=seconds,
+    )
+
+
+def _what_fits(ask: Ask, left_tokens: int) -> str:
+    """Returns how the client can ask for less, in sentences."""
+    fitting = (left_tokens - ask.prompt_tokens) // max(ask.candidates, 1)
+    if fitting < 0:
+        return f"The prompt alone takes {ask.prompt_tokens}."
+    fits = f"max_tokens of at most {fitting} would fit."
+    if not ask.open_ended:
+        return f"A {fits}" if ask.candidates == 1 else f"For each answer, a {fits}"
+    return (
+        "The request gives no max_tokens, so an answer may go on until the context is full or the "
+        f"server's default is reached; {fits}"
     )
 
 

@@ -25,12 +25,13 @@ _PERIODS: Sequence[Period] = ("day", "month")
 class _Statements(msgspec.Struct, frozen=True):
     """The statements that differ between databases. Building one takes longer than running it.
 
-    ``take`` and ``hold`` are in the driver's own SQL, because a client waits for them and
-    SQLAlchemy takes longer to compile a statement than SQLite to run it.
+    ``take``, ``hold`` and ``registered`` are in the driver's own SQL, because a client waits for
+    them and SQLAlchemy takes longer to compile a statement than SQLite to run it.
     """
 
     take: str
     hold: str
+    registered: str
     new_spending: sa.Executable
     new_usage: sa.Executable
     add: sa.Executable
@@ -41,6 +42,7 @@ def _made_for(dialect: Any, driver: sa.Dialect) -> _Statements:  # noqa: ANN401 
     return _Statements(
         str(_TAKE.compile(dialect=driver)),
         str(_HOLD.compile(dialect=driver)),
+        str(_REGISTERED.compile(dialect=driver)),
         dialect.insert(spending).on_conflict_do_nothing(),
         dialect.insert(usage).on_conflict_do_nothing().returning(usage.c.id),
         counted.on_conflict_do_update(
@@ -64,6 +66,12 @@ _TAKE = (
     .values(reserved=spending.c.reserved + sa.bindparam("tokens"))
 )
 _HOLD = sa.insert(reservations)
+# A lock against the process that takes this one for dead, where a database has such locks.
+_REGISTERED = (
+    sa.select(processes.c.beats)
+    .where(processes.c.id == sa.bindparam("process_id"))
+    .with_for_update(read=True)
+)
 _LET_GO = (
     sa.delete(reservations)
     .where(reservations.c.id.in_(sa.bindparam("ids", expanding=True)))
@@ -80,6 +88,12 @@ def _statements(database: str) -> _Statements:
     from sqlalchemy.dialects.postgresql import psycopg  # noqa: PLC0415
 
     return _made_for(postgresql, psycopg.dialect())  # type: ignore[no-untyped-call]
+
+
+def registered(connection: sa.Connection, process_id: str) -> bool:
+    """Whether others still count on a process: nobody has taken it for dead and removed it."""
+    statement = _statements(connection.dialect.name).registered
+    return connection.exec_driver_sql(statement, {"process_id": process_id}).first() is not None
 
 
 def claim(connection: sa.Connection, wanted: Claim, process_id: str) -> int | None:

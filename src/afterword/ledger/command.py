@@ -42,11 +42,19 @@ def open_for_command(folder: Path, database: str | None, *, prepared: bool) -> I
             engine = connect(parse_url(database) if database else sqlite_url(database_file(folder)))
         try:
             if recorded and revision_of(engine) == REVISION:
-                reap_journals(engine.begin, journals, of=KEYLESS)
-                # Running servers notice a new file only in a moment.
-                copy_live_journals(engine.begin, journals)
+                _take_over(engine, journals)
             yield engine
         finally:
             engine.dispose()
     except SQLAlchemyError as error:
         raise ConfigError(f"the ledger's database cannot be used: {reason(error)}") from error
+
+
+def _take_over(engine: Database, journals: Path) -> None:
+    """Write what keyless servers recorded. Raises ``ConfigError`` if it cannot be set aside."""
+    try:
+        reap_journals(engine.begin, journals, of=KEYLESS)
+        # Running servers notice a new file only in a moment.
+        copy_live_journals(engine.begin, journals)
+    except OSError as error:
+        raise ConfigError(f"{journals}: cannot be written to: {error.strerror}") from error

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -16,9 +19,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from afterword.core.errors import ConfigError
 from afterword.ledger import migrations
-from afterword.ledger.folder import database_file, make_folder
+from afterword.ledger.folder import database_file, make_folder, make_private_file
 from afterword.ledger.tables import metadata, reservations, spending, usage
 
+_log = logging.getLogger(__name__)
 Database: TypeAlias = sa.Engine
 """A database that a ledger is kept in."""
 REVISION = "0001"
@@ -74,6 +78,13 @@ def connect(url: URL) -> sa.Engine:
 
 
 def _connect_sqlite(url: URL) -> sa.Engine:
+    """Returns an engine on a file that only its owner may read, as are those that SQLite adds."""
+    file = Path(url.database or "")
+    try:
+        make_private_file(file)
+    except OSError:
+        # SQLite says what is wrong, at first use.
+        _log.debug("%s cannot be made", file)
     engine = sa.create_engine(url, connect_args={"timeout": _BUSY_MS / 1000})
 
     @sa.event.listens_for(engine, "connect")
@@ -171,6 +182,14 @@ def reason(error: SQLAlchemyError) -> str:
     return _QUOTED.sub('"…"', lines[0]) if lines else type(original).__name__
 
 
+def is_away(error: Exception) -> bool:
+    """Whether an error says that the database cannot be used now, whatever it is asked."""
+    if isinstance(error, sa.exc.DBAPIError):
+        away = (sa.exc.OperationalError, sa.exc.InterfaceError)
+        return error.connection_invalidated or isinstance(error, away)
+    return isinstance(error, sa.exc.TimeoutError | sa.exc.DisconnectionError)
+
+
 def check(engine: sa.Engine) -> list[str]:
     """Returns what is wrong with a ledger, in sentences; empty if nothing is."""
     found = revision_of(engine)
@@ -231,7 +250,9 @@ def backup(engine: sa.Engine, file: Path) -> None:
     if engine.dialect.name != "sqlite":
         raise ConfigError("PostgreSQL has its own tool: pg_dump --format=custom DATABASE > FILE")
     try:
-        file.open("x").close()
+        if file.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        make_private_file(file)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
     with engine.connect() as connection:

@@ -9,11 +9,15 @@ reads the journal of a process that died.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import re
+import stat
 import zlib
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -22,9 +26,15 @@ import msgspec
 
 from afterword.core.account import UsageRecord
 from afterword.core.machine import reserve_space, sync_file
+from afterword.ledger.folder import make_private
+from afterword.ledger.set_aside import AsideEntry, of_line
+from afterword.ledger.soundness import clean
+
+_log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 1 << 20
 _SUFFIX = ".journal"
+_LINE_START = re.compile(rb"[0-9a-f]{8} \{")
 _END_BYTES = 512
 """The most that an end takes beyond the length of its admission."""
 
@@ -52,6 +62,8 @@ class Segment:
         unnamed = path.with_suffix(".new")
         self.descriptor = os.open(unnamed, flags, 0o600)
         try:
+            # Whatever the umask is.
+            os.fchmod(self.descriptor, 0o600)
             # A living process holds this lock: a process that can take it knows that the owner is
             # dead. So the file gets the name by which others find it after the lock is taken.
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,7 +126,7 @@ class Journal:
 
     def __enter__(self) -> Self:
         """Make the folder and the first segment. Raises ``OSError``, as for a full disk."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self._folder)
         self._grow(0)
         return self
 
@@ -157,7 +169,9 @@ class Journal:
     def written(self, ids: Sequence[str]) -> None:
         """Drop the lines of requests that are in the database, and segments without others."""
         for request_id in ids:
-            self._open.pop(request_id).home.open_lines -= 1
+            written = self._open.pop(request_id, None)
+            if written is not None:
+                written.home.open_lines -= 1
         # Oldest first, so that no admission is left without its end.
         while len(self._segments) > 1 and not self._segments[0].open_lines:
             oldest = self._segments.pop(0)
@@ -204,6 +218,13 @@ class Journal:
             self._write_admission(request_id, line.admission)
 
 
+class JournalContents(msgspec.Struct, frozen=True):
+    """The records of a journal, and what in it could not be read."""
+
+    records: list[UsageRecord]
+    unread: list[AsideEntry]
+
+
 class OrphanedJournal:
     """The segments of a dead process; holds the locks on them."""
 
@@ -211,13 +232,20 @@ class OrphanedJournal:
         self.process_id = process_id
         self.files: list[tuple[Path, int]] = []
 
-    def records(self) -> list[UsageRecord]:
-        """Returns its requests' records; the status of those without an end is "lost"."""
+    def read(self) -> JournalContents:
+        """Returns its requests' records; the status of those without an end is "lost".
+
+        Raises ``OSError`` if a file cannot be read.
+        """
         last: dict[str, Line] = {}
-        for path, _ in self.files:
-            for line in read_lines(path):
+        unread: list[AsideEntry] = []
+        for path, descriptor in self.files:
+            lines, damaged = read_segment(_whole_file(descriptor), clean(path.name))
+            unread += damaged
+            for line in lines:
                 last[line.record.id] = line
-        return [line.record for line in last.values() if line.kind != "released"]
+        records = [line.record for line in last.values() if line.kind != "released"]
+        return JournalContents(records, unread)
 
     def remove(self) -> None:
         """Remove the files: all their records are in the database."""
@@ -257,6 +285,15 @@ def any_journal(folder: Path, *, of: str = "") -> bool:
     return any(folder.glob(f"{of}*{_SUFFIX}"))
 
 
+def strange(folder: Path) -> list[str]:
+    """Returns the names of what is called a journal and is no file that can be opened."""
+    return [
+        clean(path.name)
+        for path in sorted(folder.glob(f"*{_SUFFIX}"))
+        if path.is_symlink() or not path.is_file() or not os.access(path, os.R_OK | os.W_OK)
+    ]
+
+
 def orphaned_bytes(folder: Path) -> int:
     """Returns the size of the journals of dead processes."""
     total = 0
@@ -273,34 +310,111 @@ def settled_records(folder: Path, *, of: str = "", but: Container[str] = ()) -> 
     """
     records: dict[str, UsageRecord] = {}
     for path in sorted(folder.glob(f"{of}*{_SUFFIX}")):
-        if _process_of(path) in but:
+        if _process_of(path) in but or not path.is_file():
             continue
         with suppress(FileNotFoundError, PermissionError):
-            records |= {
-                line.record.id: line.record for line in read_lines(path) if line.kind == "settled"
-            }
+            # The process may be writing: it is not this one that says what is damaged.
+            lines, _ = read_segment(path.read_bytes(), path.name)
+            records |= {line.record.id: line.record for line in lines if line.kind == "settled"}
     return list(records.values())
 
 
-def read_lines(path: Path) -> Iterator[Line]:
-    """The whole lines of a segment, up to a line that is torn."""
-    for raw in path.read_bytes().split(b"\n"):
-        check, _, body = raw.partition(b" ")
-        if not body or check != _check(body):
-            return
-        yield _decode(body)
+def read_segment(data: bytes, name: str) -> tuple[list[Line], list[AsideEntry]]:
+    """Returns the lines of a segment, and an entry for each that is damaged or unknown.
+
+    Damage costs the line that it is in, and no other.
+    """
+    lines: list[Line] = []
+    unread: list[AsideEntry] = []
+    at = 0
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        text = raw.rstrip(b"\0")
+        if text.strip(b"\0"):
+            try:
+                lines.append(_read(text))
+            except _UnreadableLine as error:
+                found, rest = _salvaged(text)
+                lines += found
+                # Between two lines that are whole only the end of the first is damaged.
+                if len(rest) > len(found):
+                    place = f"{name}, line {number} at byte {at}"
+                    unread.append(of_line(place, str(error), rest))
+        at += len(raw) + 1
+    return lines, unread
+
+
+class _UnreadableLine(Exception):
+    """A line that is damaged, or of a kind that this program does not know."""
+
+
+def _read(raw: bytes) -> Line:
+    """Returns a line. The oldest ones have no checksum. Raises ``_UnreadableLine``."""
+    if raw.startswith(b"{"):
+        return _decoded(raw)
+    check, _, body = raw.partition(b" ")
+    if not body or check != _check(body):
+        raise _UnreadableLine(
+            "a line of a journal is damaged: its checksum is not that of its text"
+        )
+    return _decoded(body)
+
+
+def _decoded(body: bytes) -> Line:
+    try:
+        return _decode(body)
+    except msgspec.ValidationError as error:
+        raise _UnreadableLine(f"a line of a journal is of an unknown kind: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _UnreadableLine("a line of a journal is not JSON") from error
+
+
+def _salvaged(raw: bytes) -> tuple[list[Line], bytes]:
+    """Returns the whole lines in what is not one line, and the rest.
+
+    They stand in one line if the end of a line or a page of the file is damaged.
+    """
+    starts = [found.start() for found in _LINE_START.finditer(raw)]
+    lines: list[Line] = []
+    rest = [raw[: starts[0]] if starts else raw]
+    for start, end in zip(starts, [*starts[1:], len(raw)], strict=False):
+        for until in (end, end - 1):
+            with suppress(_UnreadableLine):
+                lines.append(_read(raw[start:until].rstrip(b"\0")))
+                rest.append(raw[until:end])
+                break
+        else:
+            rest.append(raw[start:end])
+    return lines, b"".join(rest)
+
+
+def _whole_file(descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    parts: list[bytes] = []
+    at = 0
+    while part := os.pread(descriptor, max(size - at, 1), at):
+        parts.append(part)
+        at += len(part)
+    return b"".join(parts)
 
 
 def _process_of(path: Path) -> str:
-    return path.name.removesuffix(_SUFFIX).rpartition("-")[0]
+    return clean(path.name.removesuffix(_SUFFIX).rpartition("-")[0])
 
 
 def _take(path: Path) -> int | None:
+    """Returns a journal's descriptor with its lock, or None if it is in use or is no journal."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _say(f"{clean(path.name)} cannot be opened and stays: {error.strerror}")
         return None
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            _say(f"{clean(path.name)} is no file and stays")
+            os.close(descriptor)
+            return None
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
@@ -310,6 +424,12 @@ def _take(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+@cache
+def _say(text: str) -> None:
+    """Log a warning once: journals are looked at every few seconds."""
+    _log.warning("%s", text)
 
 
 def _line(kind: Literal["admitted", "settled", "released"], record: UsageRecord) -> bytes:

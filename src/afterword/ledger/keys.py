@@ -10,6 +10,8 @@ from sqlalchemy.exc import IntegrityError
 
 from afterword.core.account import KeyTerms, KeyView, NewKey
 from afterword.core.errors import InvalidRequest
+from afterword.core.faults import without_keys
+from afterword.core.moments import END_OF_TIME_S
 from afterword.ledger.database import reading
 from afterword.ledger.keyring import HeldKey
 from afterword.ledger.periods import period_of
@@ -18,6 +20,8 @@ from afterword.ledger.tables import keys, secrets, spending, state
 
 _ID_BYTES = 6
 _MOST_NAME_CHARACTERS = 200
+_MOST_MODELS = 1000
+_MOST_TOKENS = 2**53
 
 
 class KeyStore:
@@ -52,10 +56,14 @@ class KeyStore:
 
     def find(self, key: str) -> KeyView:
         """Returns a key by id or name. Raises ``InvalidRequest`` if there is none."""
-        with reading(self._engine) as connection:
-            found = self._views(connection, (keys.c.id == key) | (keys.c.name == key))
+        found: list[KeyView] = []
+        # No other text is a key's name, and not every database takes it.
+        if _is_name(key):
+            with reading(self._engine) as connection:
+                found = self._views(connection, (keys.c.id == key) | (keys.c.name == key))
         if not found:
-            raise InvalidRequest(f"there is no key {key[:_MOST_NAME_CHARACTERS]!r}", param="key")
+            shown = without_keys(key)[:_MOST_NAME_CHARACTERS]
+            raise InvalidRequest(f"there is no key {shown!a}", param="key")
         return found[0]
 
     def rotate(self, key: str, overlap_s: float) -> NewKey:
@@ -136,16 +144,32 @@ class KeyStore:
 
 def check_terms(terms: KeyTerms) -> None:
     """Raises ``InvalidRequest`` for terms without a meaning."""
-    if not terms.name or len(terms.name) > _MOST_NAME_CHARACTERS or not terms.name.isprintable():
+    if not _is_name(terms.name):
         raise InvalidRequest(
             f"a key's name has 1 to {_MOST_NAME_CHARACTERS} printable characters", param="name"
         )
     if terms.models is not None and not all(terms.models or ("",)):
         raise InvalidRequest("'models' has to name one model at least", param="models")
+    if len(terms.models or ()) > _MOST_MODELS or not all(map(_is_name, terms.models or ())):
+        raise InvalidRequest(
+            f"'models' takes up to {_MOST_MODELS} names of up to {_MOST_NAME_CHARACTERS} printable "
+            "characters",
+            param="models",
+        )
+    expires_at = terms.expires_at
+    if expires_at is not None and not 0 <= expires_at <= END_OF_TIME_S:
+        raise InvalidRequest("'expires' ends after the year 9999", param="expires")
     for field in ("rpm", "tpm", "concurrent", "budget_tokens"):
         value = getattr(terms, field)
-        if value is not None and not 1 <= value < 2**53:
-            raise InvalidRequest(f"'{field}' is {value}: expected 1 or more", param=field)
+        if value is not None and not 1 <= value < _MOST_TOKENS:
+            raise InvalidRequest(
+                f"'{field}' is {str(value)[:40]}: expected 1 or more, below {_MOST_TOKENS}",
+                param=field,
+            )
+
+
+def _is_name(text: str) -> bool:
+    return bool(text) and len(text) <= _MOST_NAME_CHARACTERS and text.isprintable()
 
 
 def keys_version(connection: sa.Connection) -> int:

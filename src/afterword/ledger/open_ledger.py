@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
@@ -21,6 +21,7 @@ from afterword.core.faults import in_one_line
 from afterword.ledger.access import AccessLedger, Clocks, Policy
 from afterword.ledger.folder import has_database, journals_in
 from afterword.ledger.journal import SEGMENT_BYTES, Journal, orphaned_bytes
+from afterword.ledger.presence import Presence
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.rate_limits import MemoryRateLimiter, RateLimiter
 from afterword.ledger.record_writer import PendingRecords
@@ -47,6 +48,7 @@ class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where a ledger is kept.
 
     ``database`` None is a file in ``folder``. ``redis`` None counts limits in this process.
+    ``presence`` is what commands on this folder may know of the server.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class LedgerOptions(msgspec.Struct, frozen=True, kw_only=True):
     redis: str | None = None
     journal_bytes: int = 256 << 20
     policy: Policy = Policy()
+    presence: Presence = Presence()
 
     @property
     def journals(self) -> Path:
@@ -222,8 +225,11 @@ async def open_ledger(
                 clocks=clocks,
                 entropy=entropy,
                 on_written=written,
+                presence=options.presence,
             )
 
+        if limiter_thread is not None and isinstance(limiter, Asked):
+            limiter_thread.submit(limiter.answers).add_done_callback(_say_if_away)
         ledger = OpenLedger(access, journal, pending, options.folder, connect)
         if engine is not None:
             ledger.attach(engine)
@@ -243,6 +249,23 @@ def _limiter(options: LedgerOptions, clocks: Clocks) -> tuple[RateLimiter, Execu
     if options.redis is None:
         return MemoryRateLimiter(clocks.monotonic), None
     return redis_limiter(options.redis), ThreadPoolExecutor(1, "afterword-rate-limiter")
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """A rate limiter on another machine."""
+
+    def answers(self) -> bool:
+        """Whether it can be reached now."""
+
+
+def _say_if_away(asked: Future[bool]) -> None:
+    if asked.cancelled() or (asked.exception() is None and asked.result()):
+        return
+    _log.warning(
+        "redis cannot be reached: requests of keys with limits per minute or at once get 503 until "
+        "it can"
+    )
 
 
 def redis_limiter(url: str) -> RedisRateLimiter:

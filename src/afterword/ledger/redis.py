@@ -26,6 +26,9 @@ RedisClient: TypeAlias = "Redis | RedisCluster"
 _LEASE_S = 60
 """A server that is silent for so long is dead: its requests no longer count as running."""
 _PORT = 6379
+_CONNECT_S = 3.0
+_ANSWER_S = 5.0
+_TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": _CONNECT_S, "socket_timeout": _ANSWER_S}
 _ERRORS = (RedisError, RedisClusterException)
 _CLUSTER_CONNECTIONS = 1000
 
@@ -177,9 +180,9 @@ def connect(url: str) -> RedisClient:
     try:
         match scheme:
             case "redis" | "rediss":
-                return Redis.from_url(f"{scheme}://{rest}")
+                return Redis.from_url(f"{scheme}://{rest}", **_TIMEOUTS)
             case "redis+unix":
-                return Redis.from_url(f"unix://{rest}")
+                return Redis.from_url(f"unix://{rest}", socket_timeout=_ANSWER_S)
             case "redis+cluster":
                 return _cluster(rest)
             case "redis+sentinel":
@@ -194,14 +197,16 @@ def connect(url: str) -> RedisClient:
 def _cluster(rest: str) -> RedisCluster:
     hosts, access, _ = _parts(rest)
     nodes = [ClusterNode(host, port) for host, port in hosts]  # type: ignore[no-untyped-call]
-    return RedisCluster(startup_nodes=nodes, max_connections=_CLUSTER_CONNECTIONS, **access)
+    return RedisCluster(
+        startup_nodes=nodes, max_connections=_CLUSTER_CONNECTIONS, **_TIMEOUTS, **access
+    )
 
 
 def _sentinel(rest: str) -> Redis:
     hosts, access, service = _parts(rest)
     if not service:
         raise ConfigError("redis: name the sentinel's service: redis+sentinel://HOST/SERVICE")
-    sentinel: Any = Sentinel(hosts, sentinel_kwargs=access, **access)  # type: ignore[no-untyped-call]
+    sentinel: Any = Sentinel(hosts, sentinel_kwargs={**_TIMEOUTS, **access}, **_TIMEOUTS, **access)  # type: ignore[no-untyped-call]
     client: Redis = sentinel.master_for(service)
     return client
 

@@ -1,8 +1,9 @@
 """The thread that writes to the database, in batches, so that requests do not wait for it.
 
-A flush decides claims on budgets and writes ended requests. Before it refuses a claim, it writes
-what has ended. Now and then it reads the keys, and takes over from dead processes. While the
-database is away, claims fail at once and everything else waits.
+A flush reads the keys, decides claims on budgets and writes ended requests. Before it refuses a
+claim, it writes what has ended. Now and then it takes over from dead processes. While the database
+is away, claims fail at once and everything else waits. A record that the database refuses is set
+aside, and a step that fails for another reason holds up no other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 import sqlalchemy as sa
@@ -23,24 +26,32 @@ from afterword.core.account import UsageRecord
 from afterword.core.errors import LedgerUnavailable
 from afterword.core.faults import in_one_line
 from afterword.ledger import budgets
-from afterword.ledger.database import reason
+from afterword.ledger.alive import alive_folder, lives, remove_dead
+from afterword.ledger.database import is_away, reason
+from afterword.ledger.durable import refusal, write_each
 from afterword.ledger.keyring import Keyring
 from afterword.ledger.keys import any_key, held_keys, keys_version
 from afterword.ledger.orphans import reap_journals
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim
-from afterword.ledger.tables import processes
+from afterword.ledger.set_aside import SetAside
+from afterword.ledger.tables import processes, reservations
 
 _log = logging.getLogger(__name__)
 
 FLUSH_S = 0.4
 """The longest pause between flushes. A revoked key has to stop within a second."""
 DEAD_S = 30.0
-"""A process without a heartbeat for so long is dead, and its reservations come back."""
+"""A process without a heartbeat for so long is dead, if its lock cannot be seen from here."""
+_UNWATCHED_S = 15.0
+"""After such a pause this process itself stood still, and saw nobody's silence."""
 _HEARTBEAT_S = 5.0
 _RETRY_S = 0.5
 _STUCK_S = 5.0
 _MOST_RECORDS = 500
+
+
+_AskedClaim: TypeAlias = tuple[Claim, Future[int | None]]
 
 
 class LedgerWriter:
@@ -64,14 +75,18 @@ class LedgerWriter:
         self._engine = engine
         self._identity = identity
         self._journals = journals
+        self._alive = alive_folder(engine, journals)
+        self._aside = SetAside(journals)
         self._clock = clock
         self._on_written = on_written
         self._ended: deque[UsageRecord] = deque() if pending is None else pending
         self._released: deque[str] = deque()
-        self._claims: deque[tuple[Claim, Future[int | None]]] = deque()
+        self._claims: deque[_AskedClaim] = deque()
         self._refreshes: deque[Future[None]] = deque()
         self._held: dict[str, Claim] = {}
         self._seen: dict[str, tuple[int, float]] = {}
+        self._looked_s = clock()
+        self._faults: dict[str, str] = {}
         self._away = False
         self._retry_at_s = self._heartbeat_at_s = self._look_at_s = self._write_at_s = 0.0
         self._connection: sa.Connection | None = None
@@ -132,15 +147,17 @@ class LedgerWriter:
             # First, so that a process that was taken for dead reserves again what it holds.
             if now_s >= self._heartbeat_at_s:
                 self._heartbeat()
-                self._reap(now_s)
-                self._heartbeat_at_s = now_s + _HEARTBEAT_S
-            # Clients wait for claims. Ended requests can wait for the next flush.
-            if not self._decide() or now_s >= self._write_at_s:
-                self._write()
-                self._write_at_s = now_s + FLUSH_S
+            # Whatever else fails, a revoked key ends.
             if now_s >= self._look_at_s:
                 self._look_at_keys()
                 self._look_at_s = now_s + FLUSH_S
+            # Clients wait for claims. Ended requests can wait for the next flush.
+            if not self._decide() or now_s >= self._write_at_s:
+                self._attempt("ended requests are not written", self._write)
+                self._write_at_s = now_s + FLUSH_S
+            if now_s >= self._heartbeat_at_s:
+                self._attempt("dead processes are not taken over", partial(self._reap, now_s))
+                self._heartbeat_at_s = now_s + _HEARTBEAT_S
         except SQLAlchemyError as error:
             self._lost(reason(error))
             return
@@ -151,6 +168,22 @@ class LedgerWriter:
             _log.warning("the database is back; %d requests wait for it", len(self._ended))
         self._away = False
         self._heard_s = self._clock()
+
+    def _attempt(self, what: str, step: Callable[[], None]) -> None:
+        """Take a step that may fail alone. Raises if the database is away."""
+        try:
+            step()
+        except Exception as error:
+            if is_away(error):
+                raise
+            fault = reason(error) if isinstance(error, SQLAlchemyError) else in_one_line(error)
+            if isinstance(error, OSError) and error.strerror:
+                fault = error.strerror
+            if self._faults.get(what) != fault:
+                _log.exception("%s: %s", what, fault, exc_info=False)
+            self._faults[what] = fault
+        else:
+            self._faults.pop(what, None)
 
     def _lost(self, why: str) -> None:
         if not self._away:
@@ -190,8 +223,7 @@ class LedgerWriter:
             records = [self._ended[i] for i in range(min(len(self._ended), _MOST_RECORDS))]
             released = list(self._released)
             held = [one.id for one in records if one.id in self._held]
-            with self._transaction() as connection:
-                budgets.write(connection, records, [*held, *released])
+            write_each(self._transaction, records, self._aside, [*held, *released])
             for _ in records:
                 self._ended.popleft()
             for _ in released:
@@ -210,30 +242,52 @@ class LedgerWriter:
             return False
         asked.sort(key=lambda pair: (pair[0].key_id, pair[0].period))
         try:
-            left = self._claim([wanted for wanted, _ in asked])
-            if any(tokens is not None for tokens in left) and (self._ended or self._released):
-                # Requests that ended meanwhile may give back enough.
-                self._write()
-                again = [
-                    c for (c, _), tokens in zip(asked, left, strict=True) if tokens is not None
-                ]
-                answers = iter(self._claim(again))
-                left = [None if tokens is None else next(answers) for tokens in left]
-        except Exception:
-            # The database may have committed before the connection broke.
-            self._released.extend(wanted.id for wanted, _ in asked)
-            for _, future in asked:
-                future.set_exception(_unavailable())
-            raise
+            self._answer(asked)
+        except Exception as error:
+            if refusal(error) is None:
+                self._fail(asked)
+                raise
+            # One of them is nothing that the database takes. The others do not fail with it.
+            self._decide_singly(asked)
+        return True
+
+    def _decide_singly(self, asked: Sequence[_AskedClaim]) -> None:
+        for at, one in enumerate(asked):
+            try:
+                self._answer([one])
+            except Exception as error:
+                why = refusal(error)
+                self._fail(asked[at:] if why is None else [one])
+                if why is None:
+                    raise
+                _log.error("%s: its claim cannot be decided: %s", one[0].id, why)
+
+    def _answer(self, asked: Sequence[_AskedClaim]) -> None:
+        left = self._claim([wanted for wanted, _ in asked])
+        if any(tokens is not None for tokens in left) and (self._ended or self._released):
+            # Requests that ended meanwhile may give back enough.
+            self._write()
+            again = [c for (c, _), tokens in zip(asked, left, strict=True) if tokens is not None]
+            answers = iter(self._claim(again))
+            left = [None if tokens is None else next(answers) for tokens in left]
         for (wanted, future), tokens in zip(asked, left, strict=True):
             if tokens is None:
                 self._held[wanted.id] = wanted
             future.set_result(tokens)
-        return True
+
+    def _fail(self, asked: Sequence[_AskedClaim]) -> None:
+        # The database may have committed before the connection broke.
+        self._released.extend(wanted.id for wanted, _ in asked)
+        for _, future in asked:
+            future.set_exception(_unavailable())
 
     def _claim(self, wanted: Sequence[Claim]) -> list[int | None]:
+        me = self._identity.id
         with self._transaction() as connection:
-            return [budgets.claim(connection, one, self._identity.id) for one in wanted]
+            # Others may have taken this process for dead a moment ago, and its reservations away.
+            if not budgets.registered(connection, me):
+                self._register(connection)
+            return [budgets.claim(connection, one, me) for one in wanted]
 
     def _fail_claims(self) -> None:
         while self._claims:
@@ -250,20 +304,31 @@ class LedgerWriter:
 
     def _heartbeat(self) -> None:
         """Show that this process lives. If others removed it, reserve again what it holds."""
-        me = self._identity
         with self._transaction() as connection:
             alive = connection.execute(
                 sa.update(processes)
-                .where(processes.c.id == me.id)
+                .where(processes.c.id == self._identity.id)
                 .values(beats=processes.c.beats + 1)
             )
             if not alive.rowcount:
-                row = {**msgspec.structs.asdict(me), "beats": 1}
-                connection.execute(sa.insert(processes), row)
-                budgets.restore(connection, list(self._held.values()), me.id)
+                self._register(connection)
+
+    def _register(self, connection: sa.Connection) -> None:
+        """Enter this process. What it holds counts again, even if others have it now."""
+        row = {**msgspec.structs.asdict(self._identity), "beats": 1}
+        connection.execute(sa.insert(processes), row)
+        held = list(self._held.values())
+        if held:
+            budgets.restore(connection, held, self._identity.id)
+            _log.warning(
+                "this process stood still and was taken for dead: its %d reservations of %d tokens "
+                "went to others and count again, so a budget may be overdrawn by as much",
+                len(held), sum(claim.tokens for claim in held),
+            )  # fmt: skip
 
     def _reap(self, now_s: float) -> None:
-        """Take over from dead processes: on this machine by their journals, else by silence."""
+        """Take over from dead processes: by their journals and locks, else by their silence."""
+        remove_dead(self._alive)
         for reaped in reap_journals(self._transaction, self._journals):
             level = logging.WARNING if reaped.lost or reaped.reservations else logging.INFO
             _log.log(
@@ -272,19 +337,39 @@ class LedgerWriter:
                 reaped.records,
                 reaped.reservations,
             )
+        for process_id in self._silent(now_s):
+            if lives(self._alive, process_id) or lives(self._journals, process_id):
+                # It stands still. What it holds is still its own.
+                continue
+            with self._transaction() as connection:
+                given_back = budgets.give_back(connection, process_id)
+            _log.warning("a process died; %d reservations came back", given_back)
+
+    def _silent(self, now_s: float) -> list[str]:
+        """Returns the processes that have been silent for long while this one watched."""
+        unregistered = (
+            sa.select(reservations.c.process_id, sa.literal(0))
+            .where(reservations.c.process_id.not_in(sa.select(processes.c.id)))
+            .distinct()
+        )
         with self._transaction() as connection:
-            rows = connection.execute(sa.select(processes.c.id, processes.c.beats)).all()
+            rows = connection.execute(
+                sa.select(processes.c.id, processes.c.beats).union_all(unregistered)
+            ).all()
+        if now_s > self._looked_s + _UNWATCHED_S:
+            self._seen = {}
+        self._looked_s = now_s
         self._seen = {
             process_id: seen
             if (seen := self._seen.get(process_id)) is not None and seen[0] == beats
             else (beats, now_s)
             for process_id, beats in rows
         }
-        for process_id, (_, since_s) in self._seen.items():
-            if now_s >= since_s + DEAD_S and process_id != self._identity.id:
-                with self._transaction() as connection:
-                    given_back = budgets.give_back(connection, process_id)
-                _log.warning("a process died; %d reservations came back", given_back)
+        return [
+            process_id
+            for process_id, (_, since_s) in self._seen.items()
+            if now_s >= since_s + DEAD_S and process_id != self._identity.id
+        ]
 
 
 class LedgerWriterThread:

@@ -32,6 +32,11 @@ class ModelFile(msgspec.Struct, frozen=True):
     digest: str
 
 
+def models_folder(folder: str | None) -> Path:
+    """Returns the folder of the models; None is the user's cache."""
+    return Path(folder) if folder else platformdirs.user_cache_path("afterword") / "models"
+
+
 class Store:
     """The models on this machine; ``folder`` None is the user's cache.
 
@@ -39,9 +44,7 @@ class Store:
     """
 
     def __init__(self, folder: str | None, progress: Progress) -> None:
-        self.folder = (
-            Path(folder) if folder else platformdirs.user_cache_path("afterword") / "models"
-        )
+        self.folder = models_folder(folder)
         self._progress = progress
         self.notes = Notes(self.folder / "notes")
         self._digests = Digests(self.folder / "digests.json")

@@ -1,0 +1,22 @@
+"""A value as a server-sent event: one line, for every reader of lines."""
+
+from __future__ import annotations
+
+import msgspec
+
+_encode = msgspec.json.Encoder().encode
+# In JSON all other ends of lines are escaped anyway. Readers like Python's splitlines split here.
+_LINE_ENDS = (
+    ("\u2028".encode(), b"\\u2028"),
+    ("\u2029".encode(), b"\\u2029"),
+    ("\x85".encode(), b"\\u0085"),
+)
+
+
+def frame(value: msgspec.Struct) -> bytes:
+    """Returns the event of a value (S1, S11)."""
+    encoded = _encode(value)
+    if not encoded.isascii():
+        for end, escaped in _LINE_ENDS:
+            encoded = encoded.replace(end, escaped)
+    return b"data: %b\n\n" % encoded

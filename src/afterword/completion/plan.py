@@ -488,6 +488,12 @@ def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature
     unsalted = unsupported.get("cache_salt")
     if request.cache_salt is not None and unsalted is not None:
         raise InvalidRequest(f"'cache_salt' cannot be honoured: {unsalted}", param="cache_salt")
+    unranged = unsupported.get("penalty_range")
+    if unranged is not None and _has_penalty_range(request):
+        raise InvalidRequest(
+            f"'repetition_penalty_range' cannot be honoured: {unranged}",
+            param="repetition_penalty_range",
+        )
     reason = unsupported.get("token_ids")
     if reason is None:
         return
@@ -498,6 +504,12 @@ def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature
             raise InvalidRequest(f"Token ids in '{name}': {reason}", param=name)
     if any(not isinstance(prompt, str) for prompt in request.prompt):
         raise InvalidRequest(f"Token ids in 'prompt': {reason}", param="prompt")
+
+
+def _has_penalty_range(request: CompletionRequest) -> bool:
+    return request.repetition_penalty not in {None, 1} and (
+        (request.repetition_penalty_range or 0) > 0
+    )
 
 
 def texts_of(request: CompletionRequest) -> Iterator[tuple[str, bool]]:

@@ -99,10 +99,11 @@ answers.
 """
 
 
-Feature: TypeAlias = Literal["token_ids", "cache_salt"]
+Feature: TypeAlias = Literal["token_ids", "cache_salt", "penalty_range"]
 """What an engine may be unable to take.
 
 ``token_ids``: in prompts, biases and tokenising. ``cache_salt``: to keep prefixes apart by scope.
+``penalty_range``: a repetition penalty of the last tokens alone.
 """
 
 

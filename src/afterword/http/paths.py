@@ -13,7 +13,7 @@ _OTHER_KIND = (
     "This is a route of {}: send POST /v1/completions instead, or choose the kind "
     '"OpenAI-compatible" (text completion) in your client.'
 )
-_LLAMA = _OTHER_KIND.format("llama-server's own kind")
+_LLAMA = _OTHER_KIND.format("llama-server's own kind, of which /infill is here")
 _KOBOLD = _OTHER_KIND.format("KoboldAI's kind")
 _OLLAMA = _OTHER_KIND.format("Ollama's kind")
 _TGI = _OTHER_KIND.format("text-generation-inference's, vLLM's or SGLang's own kind")

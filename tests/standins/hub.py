@@ -29,6 +29,10 @@ class Hub:
     listings: int = 0
     url: str = ""
 
+    def digest_of(self, name: str) -> str:
+        """The SHA-256 that the hub gives for a file."""
+        return self.digests.get(name) or hashlib.sha256(self.files[name]).hexdigest()
+
     def listing(self) -> bytes:
         """The files of ``org/repo``, as the hub's API lists them."""
         self.listings += 1
@@ -37,6 +41,11 @@ class Hub:
             for name, data in self.files.items()
         ]
         return json.dumps(listed).encode()
+
+
+def _start_of(wanted: str | None) -> int:
+    """The first byte of a ``Range`` header."""
+    return int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
 
 
 def _listed(exchange: BaseHTTPRequestHandler, hub: Hub) -> bool:
@@ -82,10 +91,10 @@ def running(hub: Hub) -> Iterator[Hub]:
                 self.end_headers()
                 return
             wanted = self.headers.get("Range") if with_body else None
-            start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+            start = _start_of(wanted)
             if with_body:
                 hub.ranges.append(wanted)
-            digest = hub.digests.get(name) or hashlib.sha256(data).hexdigest()
+            digest = hub.digest_of(name)
             self.send_response(206 if wanted else 200)
             if wanted:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")

@@ -211,7 +211,7 @@ _DIALECTS: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         ("options", "keep_alive", "raw", "format", "template", "system", "think"),
-        "Ollama's; choose the client's type \"OpenAI compatible\"",
+        "Ollama's; choose the client's type \"OpenAI compatible\", or \"LM Studio\" in twinny",
     ),
     **dict.fromkeys(
         ("parameters", "inputs"),

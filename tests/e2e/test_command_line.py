@@ -144,3 +144,8 @@ def test_models_are_listed_fetched_and_shown(embedded_model: Path, tiny_model: P
                  .stdout.splitlines())  # fmt: skip
     assert shown["context"] == "8192 tokens"
     assert shown["architecture"] == "llama"
+    flags = ("AFTERWORD_MODELS", f"m={tiny_model}"), ("AFTERWORD_ALIASES", "llama3:8b=m,*=m")
+    for name in ("m", "llama3:8b", "*"):
+        assert run("models", "show", name, **dict(flags)).stdout.splitlines()[1].split() == [
+            "architecture", "llama",
+        ]  # fmt: skip

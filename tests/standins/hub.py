@@ -33,6 +33,12 @@ class Hub:
         """The SHA-256 that the hub gives for a file."""
         return self.digests.get(name) or hashlib.sha256(self.files[name]).hexdigest()
 
+    def range_of(self, exchange: BaseHTTPRequestHandler) -> str | None:
+        """The ``Range`` header of a request for a body."""
+        wanted = exchange.headers.get("Range")
+        self.ranges.append(wanted)
+        return wanted
+
     def listing(self) -> bytes:
         """The files of ``org/repo``, as the hub's API lists them."""
         self.listings += 1
@@ -90,10 +96,8 @@ def running(hub: Hub) -> Iterator[Hub]:
                 self.send_header("X-Repo-Commit", COMMIT)
                 self.end_headers()
                 return
-            wanted = self.headers.get("Range") if with_body else None
+            wanted = hub.range_of(self) if with_body else None
             start = _start_of(wanted)
-            if with_body:
-                hub.ranges.append(wanted)
             digest = hub.digest_of(name)
             self.send_response(206 if wanted else 200)
             if wanted:

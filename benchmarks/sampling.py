@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from afterword.core.job import OutputGrammar, Repetition, SamplingParams
-from afterword.engine.grammar import Grammars, GrammarMatcher
+from afterword.engine.grammar import GrammarMatcher, Grammars
 from afterword.engine.history import History
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.context import exponentials

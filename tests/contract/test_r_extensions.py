@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from afterword.engine.toy import ToyTokenizer
+from afterword.engine.toy import ToyTokenizer, toy_engine
 from contract.conftest import Lacks
 from support.asgi import Client, fold
 
@@ -286,7 +287,25 @@ NEUTRAL: dict[str, list[Any]] = {
     "cache_prompt": [True],
     "guided_json": [],
     "guided_regex": [],
-    "lora": [],
+    "lora": [[]],
+    "metadata": [{}],
+    "truncation_side": ["left"],
+    "detokenize": [True],
+    "cfg_scale": [1, 1.0],
+    "context_length_exceeded_behavior": ["error"],
+    "provider": [
+        {},
+        {"require_parameters": True},
+        {"allow_fallbacks": False, "order": [], "sort": None},
+    ],
+    "transforms": [[]],
+    "tools": [[]],
+    "tool_choice": ["none"],
+    "modalities": [["text"]],
+    "store": [False],
+    "service_tier": ["auto"],
+    "top_logprobs": [],
+    "safety_model": [],
 }
 
 
@@ -302,7 +321,11 @@ async def test_R20_neutral_values_ask_for_nothing(client: Client) -> None:
     ("name", "value", "said"),
     [("use_beam_search", True, "false"), ("length_penalty", 2, "1"), ("top_a", 0.5, "0"),
      ("penalize_nl", True, "false"), ("priority", True, "0"), ("cache_prompt", 1, "true"),
-     ("guided_json", {}, "null"), ("spaces_between_special_tokens", 1, "true or false"),
+     ("guided_json", {}, "null"), ("top_logprobs", 5, "logprobs"), ("tools", [{}], "tools"),
+     ("provider", {"order": ["x"]}, "require_parameters true or false"),
+     ("provider", {"unknown": None}, "an object of"), ("provider", [], "an object of"),
+     ("provider", {"require_parameters": 1}, "an object of"), ("transforms", ["a"], "[]"),
+     ("spaces_between_special_tokens", 1, "true or false"),
      ("max_new_tokens", 10, "text-generation-webui"), ("max_length", 10, "KoboldAI"),
      ("options", {}, "Ollama"), ("parameters", {}, "text-generation-inference"),
      ("n_predict", 10, "llama-server"), ("messages", [], "/v1/chat/completions")],
@@ -316,12 +339,35 @@ async def test_R18_a_known_field_says_what_it_may_be(
     assert said in error["message"]
 
 
-async def test_R20_a_range_needs_a_neutral_penalty(client: Client) -> None:
-    error = await client.refuse(prompt="a", repetition_penalty_range=256, repetition_penalty=1.1)
-    assert error["param"] == "repetition_penalty_range"
-    await client.complete(
-        prompt="a", max_tokens=1, repetition_penalty_range=9, repetition_penalty=1
-    )
+async def test_R18_camel_case_beside_the_same_value(client: Client) -> None:
+    """Some libraries send an option under both names (R18)."""
+    bias = {"98": 5.0}
+    body = {"prompt": "a", "max_tokens": 5, "seed": 1, "logit_bias": bias}
+    plain = await client.complete(**body)
+    for more in ({"logitBias": bias}, {"logitBias": None}, {"maxTokens": 5}):
+        answer = await client.complete(**body, **more)
+        assert answer["choices"] == plain["choices"]
+    for name, value, twin in (
+        ("logitBias", {"98": 6}, "logit_bias"),
+        ("topP", 0.5, "top_p"),
+        ("maxTokens", True, "max_tokens"),
+    ):
+        error = await client.refuse(**body, **{name: value})
+        assert error["param"] == name
+        assert f"Its name is {twin}." in error["message"]
+    error = await client.refuse(**body, unknownName=1)
+    assert error["message"] == "Unrecognized request argument supplied: unknownName"
+
+
+@HERE
+async def test_R17_the_range_of_the_repetition_penalty(serve: Callable[..., Client]) -> None:
+    """With a range the penalty sees the end of the prompt alone."""
+    here = serve(toy_engine())
+    body = {"prompt": "a" + "c" * 9, "max_tokens": 1, "repetition_penalty": 100}
+    bias = {**NO_END, str(A): 90, str(B): 50}
+    for given, text in ((None, "b"), (0, "b"), (-1, "b"), (10, "b"), (2**60, "b"), (9, "a")):
+        choice = await choice_of(here, **body, logit_bias=bias, repetition_penalty_range=given)
+        assert choice["text"] == text, given
 
 
 async def test_S9_one_token_a_chunk(client: Client) -> None:

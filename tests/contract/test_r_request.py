@@ -416,7 +416,7 @@ async def test_R19_messages_name_value_and_limit(client: Client) -> None:
     assert "500" in error["message"]
 
 
-async def test_R19_token_ids_without_a_fraction(client: Client) -> None:
+async def test_R19_a_token_id_without_a_fraction_is_one(client: Client) -> None:
     plain = await client.complete(prompt=[97, 98], max_tokens=5, seed=1, n=2)
     raw = b'{"model":"toy","prompt":[97.0,98],"max_tokens":5.0,"seed":1e0,"n":2.0}'
     reply = await client.post("/v1/completions", raw)

@@ -54,6 +54,20 @@ def test_repetition_penalty_comes_before_presence_and_frequency(
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@given(prompt=TOKENS, generated=TOKENS, window=st.sampled_from((1, 2, 5, 30, 2**63 - 1)))
+@settings(max_examples=examples(200), deadline=None)
+def test_a_range_makes_the_penalty_see_the_last_tokens_alone(
+    prompt: list[int], generated: list[int], window: int
+) -> None:
+    row = row_of(2)
+    expected = row.astype(np.float64)
+    for token in set([*prompt, *generated][-window:]):
+        expected[token] = expected[token] / 1.3 if expected[token] > 0 else expected[token] * 1.3
+    params = SamplingParams(repetition_penalty=1.3, repetition_window=window)
+    got = penalised(prompt, generated, params, row)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def dry(tokens: list[int], repetition: Repetition) -> dict[int, float]:
     """Returns what each token loses, by comparing every pair of places."""
     tokens = tokens[-repetition.window :] if repetition.window else []

@@ -53,6 +53,7 @@ EXTENSIONS: dict[str, st.SearchStrategy[Any]] = {
     "xtc_probability": st.sampled_from([0, 0.5, 1]),
     "xtc_threshold": st.sampled_from([0, 0.05, 0.5, 1]),
     "repetition_penalty": st.sampled_from([0.5, 1, 1.3]),
+    "repetition_penalty_range": st.sampled_from([-1, 0, 3, 256]),
     "dry_multiplier": st.sampled_from([0, 0.8]),
     "dry_allowed_length": st.integers(0, 2),
     "dry_penalty_last_n": st.sampled_from([-1, 0, 7]),

@@ -6,7 +6,8 @@ by name. Names that no server has are refused as typing errors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
@@ -25,20 +26,40 @@ class Foreign(msgspec.Struct, frozen=True):
 
     def neutral(self, given: Json) -> bool:
         """Whether a value asks for nothing. 1 and 1.0 are equal, 1 and true are not."""
+        members = self.schema.get("properties")
+        if members is not None:
+            return isinstance(given, dict) and all(
+                name in members and _is_one_of(value, members[name]["enum"])
+                for name, value in given.items()
+            )
         if "enum" not in self.schema:
             return type(given) in {int, float}
-        return any(
-            given == value and isinstance(given, bool) == isinstance(value, bool)
-            for value in self.schema["enum"]
-        )
+        return _is_one_of(given, self.schema["enum"])
 
     @property
     def values(self) -> str:
         """The neutral values, for a person."""
+        members = self.schema.get("properties")
+        if members is not None:
+            each = (
+                f"{name} {_shown(member['enum'][:-1]) or 'null'}"
+                for name, member in members.items()
+            )
+            return "an object of " + ", ".join(each)
         known = self.schema.get("enum")
         if known is None:
             return "any number"
-        return " or ".join(msgspec.json.encode(value).decode() for value in known) or "null"
+        return _shown(known) or "null"
+
+
+def _is_one_of(given: Json, values: Iterable[Json]) -> bool:
+    return any(
+        given == value and isinstance(given, bool) == isinstance(value, bool) for value in values
+    )
+
+
+def _shown(values: Iterable[Json]) -> str:
+    return " or ".join(msgspec.json.encode(value).decode() for value in values)
 
 
 def _only(values: tuple[Json, ...], reason: str) -> Foreign:
@@ -49,10 +70,19 @@ def _a_number(reason: str) -> Foreign:
     return Foreign({"type": "number"}, reason)
 
 
-_RANGE = "repetition_penalty_range"
+def _members(values: Mapping[str, tuple[Json, ...]], reason: str) -> Foreign:
+    """An object of which each member has its own neutral values, and no other members."""
+    members = {name: {"enum": [*known, None]} for name, known in values.items()}
+    schema: Schema = {"type": "object", "properties": members, "additionalProperties": False}
+    return Foreign(schema, reason)
+
+
+_LONGEST_NAME = 40
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _OFF = "the sampler is off at this value, and this server does not have it"
 _COMPANION = "it only tunes a sampler that is off"
 _NONE = "this server does not have it"
+_CHAT = "completions call no tools"
 
 _FIELDS: Mapping[str, Foreign] = {
     "use_beam_search": _only((False,), reason="there are no beams"),
@@ -94,12 +124,77 @@ _FIELDS: Mapping[str, Foreign] = {
     "guided_whitespace_pattern": _only((), reason=_NONE),
     "grammar": _only(("",), reason="see structured_outputs"),
     "json_schema": _only((), reason="see response_format"),
-    "lora": _only((), reason="no adapters are served"),
+    "lora": _only(([],), reason="no adapters are served"),
+    "lora_path": _only((), reason="no adapters are served"),
     "kv_transfer_params": _only((), reason=_NONE),
     "vllm_xargs": _only((), reason=_NONE),
     "request_id": _only((), reason="the server names requests; see x-request-id"),
-    "metadata": _only((), reason=_NONE),
+    "metadata": _only(({},), reason=_NONE),
     "session_id": _only((), reason=_NONE),
+    # Of vLLM, SGLang and TensorRT-LLM.
+    "truncation_side": _only(("left",), reason="truncate_prompt_tokens keeps the end"),
+    "detokenize": _only((True,), reason="answers have text; see return_token_ids"),
+    "ec_transfer_params": _only((), reason=_NONE),
+    "thinking_token_budget": _only((), reason=_NONE),
+    "repetition_detection": _only((), reason=_NONE),
+    "logits_processors": _only((), reason=_NONE),
+    "custom_logit_processor": _only((), reason=_NONE),
+    "stop_regex": _only(([],), reason="see stop"),
+    "no_stop_trim": _only((False,), reason="see include_stop_str_in_output"),
+    "regex": _only((), reason="see structured_outputs"),
+    "ebnf": _only((), reason="see structured_outputs"),
+    "return_hidden_states": _only((False,), reason=_NONE),
+    "rid": _only((), reason="the server names requests; see x-request-id"),
+    # Of TabbyAPI and Aphrodite.
+    "nsigma": _only((0,), reason=_OFF),
+    "skew": _only((0,), reason=_OFF),
+    "cfg_scale": _only((1,), reason="there is one prompt, and no negative one"),
+    "token_healing": _only((False,), reason=_NONE),
+    # Of Fireworks, Together, OpenRouter.
+    "context_length_exceeded_behavior": _only(
+        ("error",), reason="a request that does not fit is refused"
+    ),
+    "prompt_truncate_len": _only((), reason="see truncate_prompt_tokens"),
+    "echo_last": _only((), reason="see echo"),
+    "raw_output": _only((False,), reason=_NONE),
+    "perf_metrics_in_response": _only((False,), reason="see openai-processing-ms"),
+    "safety_model": _only((), reason=_NONE),
+    "provider": _members(
+        {
+            "require_parameters": (True, False),
+            "allow_fallbacks": (True, False),
+            "data_collection": ("allow",),
+            "zdr": (False,),
+            "sort": (),
+            "max_price": (),
+            **dict.fromkeys(("order", "only", "ignore", "quantizations"), ([],)),
+        },
+        reason="there is one provider, which honours every parameter or refuses it",
+    ),
+    "transforms": _only(([],), reason="prompts are taken as they are"),
+    "models": _only(([],), reason="a request has one model"),
+    "route": _only(("fallback",), reason="a request has one model"),
+    "plugins": _only(([],), reason=_NONE),
+    "include_reasoning": _only((False,), reason="completions have no reasoning"),
+    "reasoning": _only((), reason="completions have no reasoning"),
+    # Of OpenAI's other routes.
+    "top_logprobs": _only((), reason="the number of alternatives is that of logprobs"),
+    "tools": _only(([],), reason=_CHAT),
+    "tool_choice": _only(("none", "auto"), reason=_CHAT),
+    "functions": _only(([],), reason=_CHAT),
+    "function_call": _only(("none", "auto"), reason=_CHAT),
+    "parallel_tool_calls": _only((True, False), reason=_CHAT),
+    "modalities": _only((["text"],), reason="completions are text"),
+    "audio": _only((), reason="completions are text"),
+    "prediction": _only((), reason="see the setting prompt_lookup"),
+    "reasoning_effort": _only((), reason="completions have no reasoning"),
+    "verbosity": _only((), reason=_NONE),
+    "web_search_options": _only((), reason=_NONE),
+    "store": _only((False,), reason="answers are not stored"),
+    "service_tier": _only(("auto", "default"), reason="all requests have the same tier"),
+    "safety_identifier": _only((), reason="see user"),
+    "prompt_cache_key": _only((), reason="prefixes are always cached; see cache_salt"),
+    "prompt_cache_retention": _only((), reason="prefixes are cached while there is room"),
 }
 
 _DIALECTS: Mapping[str, str] = {
@@ -116,7 +211,7 @@ _DIALECTS: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         ("options", "keep_alive", "raw", "format", "template", "system", "think"),
-        "Ollama's; choose the client's type \"OpenAI compatible\"",
+        "Ollama's; choose the client's type \"OpenAI compatible\", or \"LM Studio\" in twinny",
     ),
     **dict.fromkeys(
         ("parameters", "inputs"),
@@ -144,29 +239,33 @@ def schemas() -> dict[str, Schema]:
     }
     for name, dialect in _DIALECTS.items():
         found[name] = {**null, "description": f"The field is {dialect}."}
-    found[_RANGE] = {"description": "Asks for nothing if repetition_penalty is 1 or absent."}
     return found
 
 
-def ignore_or_refuse(body: Mapping[str, Json], name: str) -> None:
-    """Return if the field of the body asks for nothing. Raises ``InvalidRequest`` otherwise."""
+def ignore_or_refuse(body: Mapping[str, Json], name: str, known: Container[str]) -> None:
+    """Return if the field of the body asks for nothing. Raises ``InvalidRequest`` otherwise.
+
+    ``known`` are the fields that are honoured. One of them in camel case asks for nothing beside
+    the same value under its own name: some libraries send both.
+    """
     value = body[name]
     found = _FIELDS.get(name)
     if found is not None:
         if value is None or found.neutral(value):
             return
         raise _refusal(name, f"its only value is {found.values}: {found.reason}.")
-    if name == _RANGE:
-        if value is None or body.get("repetition_penalty") in {None, 1}:
-            return
-        raise _refusal(
-            name, "the repetition penalty sees the whole prompt and choice. Leave it out."
-        )
     dialect = _DIALECTS.get(name)
     if dialect is not None:
         if value is None:
             return
         raise _refusal(name, f"the field is {dialect}.")
+    twin = _CAMEL.sub("_", name[:_LONGEST_NAME]).lower()
+    if twin != name and twin in known:
+        if value is None or (twin in body and _is_one_of(value, (body[twin],))):
+            return
+        raise InvalidRequest(
+            f"Unrecognized request argument supplied: {name}. Its name is {twin}.", param=name
+        )
     raise unrecognized(name)
 
 

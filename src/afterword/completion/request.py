@@ -203,6 +203,15 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
             1,
         ),
     ] = None
+    repetition_penalty_range: Annotated[
+        int | None,
+        Field(
+            fields.integer(-1, _MOST),
+            "How many tokens at the end of prompt and choice repetition_penalty sees. 0 and -1 "
+            "mean all.",
+            0,
+        ),
+    ] = None
     typical_p: Annotated[
         float | None,
         Field(
@@ -385,7 +394,7 @@ def decode(body: bytes, limits: Limits, *, model: str | None = None) -> Completi
     for name, value in raw.items():
         parser = table.get(name)
         if parser is None:
-            foreign.ignore_or_refuse(raw, name)
+            foreign.ignore_or_refuse(raw, name, table)
         elif value is not None:
             parsed[name] = parser(name, value)
     if model is not None:

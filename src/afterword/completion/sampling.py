@@ -28,6 +28,7 @@ def sampling_params(
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         repetition_penalty=_or(request.repetition_penalty, given.repetition_penalty),
+        repetition_window=max(request.repetition_penalty_range or 0, 0),
         repetition=_repetition(request, tokenizer, context_tokens),
         logit_bias=_bias(request, tokenizer),
         allowed_ids=_allowed(request, tokenizer),

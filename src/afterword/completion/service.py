@@ -161,6 +161,10 @@ class CompletionService:
     def _id(self, kind: str) -> str:
         return f"{kind}-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}"
 
+    def recorded(self, model: str) -> str:
+        """Returns the name under which a model's requests are counted. Raises ``ModelNotFound``."""
+        return self.catalog.recorded(model)
+
     def open(self, plan: Plan) -> CompletionStream:
         """Admit a plan. Raises ``ApiError`` if the engine refuses it."""
         engine: Engine = self.catalog.resolve(plan.model).engine

@@ -65,9 +65,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     ``temperature`` 0 takes the highest logit, the lowest id on a tie. ``top_p`` 0 keeps the
     likeliest token alone. ``top_k`` 0, ``min_p`` 0, ``typical_p`` 1, ``xtc_probability`` 0 and
-    ``repetition_penalty`` 1 are off. Without ``allowed_ids`` all tokens are allowed. No end token
-    can be drawn before ``min_tokens`` tokens are generated. With ``ignore_eos`` end tokens do not
-    end a sequence.
+    ``repetition_penalty`` 1 are off. ``repetition_penalty`` sees the last ``repetition_window``
+    tokens of prompt and choice; 0 means all. Without ``allowed_ids`` all tokens are allowed.
+    No end token can be drawn before ``min_tokens`` tokens are generated. With ``ignore_eos`` end
+    tokens do not end a sequence.
     """
 
     temperature: float = 1.0
@@ -80,6 +81,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    repetition_window: int = 0
     repetition: Repetition | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_ids: tuple[int, ...] = ()

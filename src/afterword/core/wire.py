@@ -113,11 +113,15 @@ class ErrorEnvelope(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True, tag_field="object", tag="model"):
-    """A served model. ``afterword`` has what OpenAI's shape has no place for."""
+    """A served model. ``afterword`` has what OpenAI's shape has no place for.
+
+    ``max_model_len`` is vLLM's name of the context's size in tokens.
+    """
 
     id: str
     created: int
     owned_by: str
+    max_model_len: int
     afterword: Mapping[str, str | int | bool | None]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Self, TypeVar
 
@@ -34,7 +36,10 @@ class History:
         self._params = params
         counted = params.presence_penalty != 0 or params.frequency_penalty != 0
         self._counts: dict[int, int] | None = {} if counted else None
-        self._seen = _Seen.of(prompt_ids) if params.repetition_penalty != 1 else None
+        self._seen: _Seen | _Recent | None = None
+        if params.repetition_penalty != 1:
+            window = params.repetition_window
+            self._seen = _Recent.of(prompt_ids, window) if window else _Seen.of(prompt_ids)
         repetition = params.repetition
         self._repeats = _Repeats.of(prompt_ids, repetition) if repetition is not None else None
 
@@ -113,6 +118,59 @@ class _Seen:
 
     def copy(self) -> _Seen:
         return _Seen(self._array.copy(), self._count, set(self._known))
+
+
+class _Recent:
+    """The set of the last ``window`` token ids, as an array. ``window`` is at least 1.
+
+    ``_times`` counts each id in ``_tokens``; ``_places`` says where ``_array`` has it.
+    """
+
+    __slots__ = ("_array", "_places", "_times", "_tokens")
+
+    def __init__(
+        self, tokens: deque[int], array: Ids, places: dict[int, int], times: Counter[int]
+    ) -> None:
+        self._tokens = tokens
+        self._array = array
+        self._places = places
+        self._times = times
+
+    @classmethod
+    def of(cls, prompt_ids: TokenIds, window: int) -> Self:
+        tokens = deque(prompt_ids[-window:].tolist(), min(window, sys.maxsize))
+        times = Counter(tokens)
+        places = {token: place for place, token in enumerate(times)}
+        return cls(tokens, np.fromiter(times, np.int64, len(times)), places, times)
+
+    @property
+    def ids(self) -> Ids:
+        return self._array[: len(self._places)]
+
+    def add(self, token: int) -> None:
+        if len(self._tokens) == self._tokens.maxlen:
+            self._leave(self._tokens[0])
+        self._tokens.append(token)
+        self._times[token] += 1
+        if token not in self._places:
+            self._array = _with_room(self._array, len(self._places))
+            self._array[len(self._places)] = token
+            self._places[token] = len(self._places)
+
+    def _leave(self, token: int) -> None:
+        self._times[token] -= 1
+        if self._times[token]:
+            return
+        del self._times[token]
+        place, last = self._places.pop(token), len(self._places)
+        if place < last:
+            moved = int(self._array[last])
+            self._array[place] = moved
+            self._places[moved] = place
+
+    def copy(self) -> _Recent:
+        tokens, times = self._tokens.copy(), self._times.copy()
+        return _Recent(tokens, self._array.copy(), self._places.copy(), times)
 
 
 class _Repeats:

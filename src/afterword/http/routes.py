@@ -120,8 +120,8 @@ class Completions:
             except ApiError:
                 exchange.asked_model = model or asked_model(body)
                 raise
-            exchange.model, exchange.stream = plan.model, plan.stream
-            reservation = await self._ledger.reserve(principal, _ask(plan))
+            exchange.model, exchange.stream = service.recorded(plan.model), plan.stream
+            reservation = await self._ledger.reserve(principal, _ask(plan, exchange.model))
             exchange.rates = reservation.rates
             try:
                 answer = service.open(plan)
@@ -191,11 +191,11 @@ class _Asked(msgspec.Struct, frozen=True):
     model: str | None = None
 
 
-def _ask(plan: Plan) -> Ask:
+def _ask(plan: Plan, model: str) -> Ask:
     """Returns what a plan may use at most: each prompt once, and every candidate in full (A5)."""
     return Ask(
         id=plan.id,
-        model=plan.model,
+        model=model,
         user=plan.user,
         stream=plan.stream,
         most_tokens=sum(len(job.prompt_ids) + job.n * job.max_tokens for job in plan.jobs),

@@ -9,7 +9,15 @@ import msgspec
 
 from afterword.completion.choice import Presentation
 from afterword.completion.fields import Prompt, shown
-from afterword.completion.infill import INFILL_TOKENS, infill_tokens, lay_out
+from afterword.completion.infill import (
+    INFILL_TOKENS,
+    Place,
+    PlaceRoom,
+    infill_tokens,
+    lay_out,
+    lay_out_place,
+    texts_around,
+)
 from afterword.completion.prompt_text import (
     PromptText,
     Shown,
@@ -21,7 +29,7 @@ from afterword.completion.request import CompletionRequest
 from afterword.completion.sampling import sampling_params, vocabulary_ids
 from afterword.completion.tokens import encode, least_tokens
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest, UnusableGrammar
-from afterword.core.job import Constraint, GrammarKind, Job, OutputGrammar
+from afterword.core.job import Constraint, GrammarKind, InfillFilter, Job, OutputGrammar
 from afterword.core.limits import Limits
 from afterword.core.protocols import Feature, Tokenizer
 
@@ -46,6 +54,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``model`` is the name that the client asked for. Job i makes ``candidates`` sequences of prompt
     i; the answer shows ``n`` of them. ``shown`` says what the answer shows, not what is computed.
+    ``cut``: not all of the text around a place fits the context. ``timed``: the answer says how
+    long its parts took.
     """
 
     id: str
@@ -63,6 +73,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     continuous_usage: bool
     include_obfuscation: bool
     user: str | None
+    cut: bool = False
+    timed: bool = False
 
     @property
     def ranked(self) -> bool:
@@ -70,11 +82,24 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.candidates > self.n
 
 
+class InfillOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``POST /infill`` asks for beyond a completion; see ``Presentation``.
+
+    ``filtered``: the last filter of an infill is on.
+    """
+
+    place: Place
+    least_indent: int = 0
+    most_ms: float | None = None
+    filtered: bool = False
+
+
 class PlanInputs(msgspec.Struct, frozen=True):
     """What a plan takes over. ``seed`` is for a request without one.
 
     ``constrain`` compiles a grammar; see ``core.protocols.Engine``. ``cache_scope`` is what the
-    operator keeps apart; the request's salt divides it further.
+    operator keeps apart; the request's salt divides it further. ``infill`` is there for a request
+    that fills in a place.
     """
 
     id: str
@@ -85,6 +110,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     constrain: Callable[[OutputGrammar], Constraint]
     unsupported: Mapping[Feature, str] = {}
     cache_scope: str = ""
+    infill: InfillOptions | None = None
 
 
 class ContextBudget(msgspec.Struct, frozen=True):
@@ -222,16 +248,29 @@ def make_plan(
         scored = max(scored or 0, request.prompt_logprobs)
     sampling = sampling_params(request, tokenizer, budget.context_tokens)
     stop_ids = vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer)
-    extra_end_ids = infill_tokens(tokenizer).end_ids if request.suffix else ()
+    extra_end_ids: tuple[int, ...] = ()
+    if inputs.infill is not None:
+        extra_end_ids = infill_tokens(tokenizer, "input_suffix").end_ids
+    elif request.suffix:
+        extra_end_ids = infill_tokens(tokenizer).end_ids
     end_ids = tokenizer.end_ids.union(extra_end_ids)
     vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after)
+    infill = inputs.infill
+    if infill is not None and infill.filtered:
+        last = InfillFilter(tokenizer.pieces, end_ids)
+        sampling = msgspec.structs.replace(sampling, infill=last)
+    cut = False
     constraint = _constraint(request, inputs)
     scope = _cache_scope(inputs.cache_scope, request.cache_salt)
     weight = AnswerWeight(request, n, logprobs, budget.limits)
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
-        ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
-        most = budget.completion_tokens(len(ids), asked)
+        if infill is None:
+            ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
+            most = budget.completion_tokens(len(ids), asked)
+        else:
+            ids, text, cut = _place(prompt, request, infill.place, tokenizer, budget, vocab, asked)
+            most = budget.completion_tokens(len(ids), _at_most(budget, len(ids), asked))
         if sampling.min_tokens > most:
             raise _too_many_at_least(sampling.min_tokens, most, asked)
         weight.add(text)
@@ -278,12 +317,16 @@ def make_plan(
             silent_ids=silent,
             token_ids=bool(request.return_token_ids),
             tokens_as_ids=bool(request.return_tokens_as_token_ids),
+            least_indent=0 if infill is None else infill.least_indent,
+            most_ms=None if infill is None else infill.most_ms,
         ),
         stream=bool(request.stream),
         include_usage=options.get("include_usage", False),
         continuous_usage=options.get("continuous_usage_stats", False),
         include_obfuscation=options.get("include_obfuscation", False),
         user=request.user,
+        cut=cut,
+        timed=infill is not None,
     )
 
 
@@ -463,6 +506,37 @@ def _prompt(
     return tuple(visible), text
 
 
+def _place(
+    prompt: Prompt,
+    request: CompletionRequest,
+    place: Place,
+    tokenizer: Tokenizer,
+    budget: ContextBudget,
+    vocab: VocabView,
+    asked: int | None,
+) -> tuple[tuple[int, ...], PromptText, bool]:
+    """Returns the ids to compute, the prompt as its choices show it, and whether it was cut."""
+    suffix = request.suffix or ""
+    for text in (prompt, place.typed, suffix):
+        budget.refuse_endless(text, tokenizer, asked, cut=True)
+    before = list(_ids(prompt, tokenizer, parse_special=False))
+    if place.typed:
+        continues = bool(before)
+        before += encode(
+            "prompt", place.typed, tokenizer, parse_special=False, continues=continues
+        )
+    after = encode("input_suffix", suffix, tokenizer, parse_special=False, continues=True)
+    room = PlaceRoom.of(budget.context_tokens, asked)
+    laid_out = lay_out_place(before, after, place, tokenizer, room)
+    shown_prompt = prompt_of_ids(before, vocab, Shown(text=False, offsets=False))
+    return laid_out.ids, msgspec.structs.replace(shown_prompt, fresh=False), laid_out.cut
+
+
+def _at_most(budget: ContextBudget, prompt_tokens: int, asked: int | None) -> int | None:
+    """Returns what was asked for, or what fits if that is less."""
+    return None if asked is None else min(asked, budget.context_tokens - prompt_tokens)
+
+
 def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:
     if isinstance(prompt, str):
         return encode("prompt", prompt, tokenizer, parse_special=parse_special) if prompt else ()
@@ -497,11 +571,15 @@ def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature
         raise InvalidRequest(f"Token ids in 'prompt': {reason}", param="prompt")
 
 
-def texts_of(request: CompletionRequest) -> Iterator[tuple[str, bool]]:
+def texts_of(
+    request: CompletionRequest, place: Place | None = None
+) -> Iterator[tuple[str, bool]]:
     """Yields the texts that ``make_plan`` tokenises, and whether special tokens are parsed."""
     suffix = request.suffix or ""
+    if place is not None:
+        yield from ((text, False) for text in texts_around(place))
     for prompt in request.prompt:
         if isinstance(prompt, str) and prompt:
-            yield prompt, not suffix
+            yield prompt, not suffix and place is None
     if suffix:
         yield suffix, False

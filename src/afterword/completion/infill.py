@@ -128,6 +128,8 @@ class PlaceRoom(msgspec.Struct, frozen=True):
 
     def suffix_tokens(self, prefix: int, suffix: int) -> int:
         """Returns how many tokens of a suffix stay: a quarter of the room, or what is free."""
+        if prefix + min(suffix, SUFFIX_TOKENS) <= self.whole:
+            return min(suffix, SUFFIX_TOKENS)
         free = self.whole - _rounded_up(prefix, self._step)
         return min(suffix, SUFFIX_TOKENS, max(self.whole // 4, free))
 

@@ -11,6 +11,7 @@ from afterword.completion.choice import Presentation
 from afterword.completion.fields import Prompt, shown
 from afterword.completion.infill import (
     INFILL_TOKENS,
+    LaidOut,
     Place,
     PlaceRoom,
     infill_tokens,
@@ -269,7 +270,8 @@ def make_plan(
             ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
             most = budget.completion_tokens(len(ids), asked)
         else:
-            ids, text, cut = _place(prompt, request, infill.place, tokenizer, budget, vocab, asked)
+            laid_out = _place(prompt, request, infill.place, tokenizer, budget, asked)
+            ids, cut, text = laid_out.ids, laid_out.cut, PromptText(laid_out.ids, 0, "")
             most = budget.completion_tokens(len(ids), _at_most(budget, len(ids), asked))
         if sampling.min_tokens > most:
             raise _too_many_at_least(sampling.min_tokens, most, asked)
@@ -507,29 +509,20 @@ def _prompt(
 
 
 def _place(
-    prompt: Prompt,
-    request: CompletionRequest,
-    place: Place,
-    tokenizer: Tokenizer,
-    budget: ContextBudget,
-    vocab: VocabView,
-    asked: int | None,
-) -> tuple[tuple[int, ...], PromptText, bool]:
-    """Returns the ids to compute, the prompt as its choices show it, and whether it was cut."""
+    prompt: Prompt, request: CompletionRequest, place: Place, tokenizer: Tokenizer,
+    budget: ContextBudget, asked: int | None,
+) -> LaidOut:  # fmt: skip
+    """Returns the ids of a prompt that asks for the middle at a place."""
     suffix = request.suffix or ""
     for text in (prompt, place.typed, suffix):
         budget.refuse_endless(text, tokenizer, asked, cut=True)
     before = list(_ids(prompt, tokenizer, parse_special=False))
     if place.typed:
         continues = bool(before)
-        before += encode(
-            "prompt", place.typed, tokenizer, parse_special=False, continues=continues
-        )
+        before += encode("prompt", place.typed, tokenizer, parse_special=False, continues=continues)
     after = encode("input_suffix", suffix, tokenizer, parse_special=False, continues=True)
     room = PlaceRoom.of(budget.context_tokens, asked)
-    laid_out = lay_out_place(before, after, place, tokenizer, room)
-    shown_prompt = prompt_of_ids(before, vocab, Shown(text=False, offsets=False))
-    return laid_out.ids, msgspec.structs.replace(shown_prompt, fresh=False), laid_out.cut
+    return lay_out_place(before, after, place, tokenizer, room)
 
 
 def _at_most(budget: ContextBudget, prompt_tokens: int, asked: int | None) -> int | None:
@@ -571,9 +564,7 @@ def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature
         raise InvalidRequest(f"Token ids in 'prompt': {reason}", param="prompt")
 
 
-def texts_of(
-    request: CompletionRequest, place: Place | None = None
-) -> Iterator[tuple[str, bool]]:
+def texts_of(request: CompletionRequest, place: Place | None = None) -> Iterator[tuple[str, bool]]:
     """Yields the texts that ``make_plan`` tokenises, and whether special tokens are parsed."""
     suffix = request.suffix or ""
     if place is not None:

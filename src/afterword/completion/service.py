@@ -140,9 +140,7 @@ class CompletionService:
 
     async def parse(self, body: bytes, read: Callable[[bytes, Limits], T], caller: Caller) -> T:
         """Returns what ``read`` makes of a body. Raises ``ApiError``."""
-        return await self._planning.plan(
-            caller.owner, len(body), partial(read, body, self.limits)
-        )
+        return await self._planning.plan(caller.owner, len(body), partial(read, body, self.limits))
 
     async def plan_request(
         self,
@@ -191,9 +189,7 @@ class CompletionService:
     def _id(self, kind: str) -> str:
         return f"{kind}-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}"
 
-    def open(
-        self, plan: Plan, clock: Callable[[], float] = time.monotonic
-    ) -> CompletionStream:
+    def open(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> CompletionStream:
         """Admit a plan. ``clock`` returns monotonic seconds.
 
         Raises ``ApiError`` if the engine refuses the plan.

@@ -24,10 +24,13 @@ def sure_enough(ids: Ids, weights: Weights, infill: InfillFilter) -> Ids:
     ends = np.array([int(token) in infill.end_ids for token in ids])
     of_ends = float(probabilities[ends].sum())
     if _END_FAVOUR * of_ends * len(ids) > 1 - of_ends:
-        return ids[ends]
+        kept: Ids = ids[ends]
+        return kept
     order = np.lexsort((ids, -probabilities))
     # End tokens write nothing, so they begin nothing.
-    pieces = [b"" if token in infill.end_ids else infill.pieces[token] for token in ids[order].tolist()]
+    pieces = [
+        b"" if token in infill.end_ids else infill.pieces[token] for token in ids[order].tolist()
+    ]
     merged = _merged(pieces, probabilities[order])
     kept = np.flatnonzero((merged >= _LEAST_PROBABILITY) | ends[order])
     texts = int(np.count_nonzero(~ends[order][kept]))

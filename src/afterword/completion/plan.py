@@ -293,6 +293,7 @@ def make_plan(
                 stop_ids=stop_ids,
                 constraint=constraint,
                 cache_scope=scope,
+                warm=infill is not None,
             )
         )
         prompts.append(text)

@@ -116,7 +116,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     sequence, as the vocabulary's end tokens do (infill needs them). ``stop_ids`` end it even with
     ``ignore_eos``. Each sequence keeps to the ``constraint``, which the engine made; an end token
     can be drawn where the grammar is complete. Only jobs of one ``cache_scope`` share what was
-    computed for a prompt; the scope changes no answer.
+    computed for a prompt; the scope changes no answer. With ``warm`` a prompt is computed even if
+    nothing is generated, so that later prompts find it in the cache.
     """
 
     prompt_ids: tuple[int, ...]
@@ -132,6 +133,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stop_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
     cache_scope: str = ""
+    warm: bool = False
 
 
 class ScoredPrompt(msgspec.Struct, frozen=True, gc=False):

@@ -14,7 +14,8 @@ TEXTS = st.text(st.sampled_from(" \t\nab"), max_size=30)
 
 def llama_server(text: str, least: int) -> str:
     """Process a token for each character, then empty ones, as ``process_token`` does."""
-    generated, last_newline, has_newline = "", 0, False
+    generated = ""
+    last_newline, has_newline = 0, False
     for token in [*text, *[""] * (len(text) + 2)]:
         generated += token
         if has_newline and least > 0:

@@ -171,7 +171,9 @@ async def test_F5_infill_is_the_same_completion(client: Client) -> None:
     assert answer["model"] == "toy"
     assert answer["truncated"] is False
     assert answer["timings"]["predicted_n"] == answer["tokens_predicted"]
-    assert answer["timings"]["prompt_n"] + answer["timings"]["cache_n"] == answer["tokens_evaluated"]
+    assert (
+        answer["timings"]["prompt_n"] + answer["timings"]["cache_n"] == answer["tokens_evaluated"]
+    )
     assert answer["timings"]["prompt_ms"] > 0
 
 
@@ -305,7 +307,9 @@ async def test_F5_the_infill_filter(client: Client) -> None:
     body = {"top_k": 40, "top_p": 0.9, "samplers": ["top_k", "top_p", "infill"]}
     answer = await infill(client, n_predict=30, **body)
     assert answer["stop_type"] in {"eos", "limit"}
-    assert (await infill(client, n_predict=30, **body, logit_bias={"97": 100}))["content"] == "a" * 30
+    assert (await infill(client, n_predict=30, **body, logit_bias={"97": 100}))[
+        "content"
+    ] == "a" * 30
 
 
 async def test_F5_a_model_without_infill_tokens(client: Client) -> None:

@@ -12,8 +12,11 @@ from afterword.core.protocols import InfillTokens, Tokenizer
 
 INFILL_TOKENS = 4
 """The most tokens that ``lay_out`` adds to prefix and suffix."""
-SUFFIX_TOKENS = 512
-"""The most tokens of a suffix beside a place; llama-server's limit with its defaults."""
+SUFFIX_TOKENS = 256
+"""The most tokens of a suffix that a place uses, as with llama-server's settings for editors.
+
+A suffix is computed anew after each keystroke, because it stands behind the cursor.
+"""
 _REPOSITORY = "myproject\n"
 _THIS_FILE = "filename\n"
 _SEPARATOR = "\n\n--- snippet ---\n\n"

@@ -16,7 +16,8 @@ def llama_server(text: str, least: int) -> str:
     """Process a token for each character, then empty ones, as ``process_token`` does."""
     generated = ""
     last_newline, has_newline = 0, False
-    for token in [*text, *[""] * (len(text) + 2)]:
+    tokens = list(text) + [""] * (len(text) + 2)
+    for token in tokens:
         generated += token
         if has_newline and least > 0:
             if last_newline > 0:

@@ -78,10 +78,8 @@ def lay_out(
 
 
 def texts_around(place: Place) -> Iterator[str]:
-    """Yields the texts that ``lay_out_place`` tokenises, apart from prefix and suffix."""
+    """Yields the texts that ``lay_out_place`` tokenises if they can fit the context."""
     yield from (_REPOSITORY, _THIS_FILE, _SEPARATOR)
-    if place.typed:
-        yield place.typed
     for snippet in place.snippets:
         yield snippet.text
         yield _title(snippet)
@@ -170,7 +168,8 @@ def _context(
     room -= len(head) + len(tail)
     kept: list[list[int]] = []
     for snippet in reversed(snippets):
-        if least_tokens(snippet.text, tokenizer) > room:
+        # Text that cannot fit is not tokenised.
+        if least_tokens(_title(snippet), tokenizer) + least_tokens(snippet.text, tokenizer) > room:
             break
         ids = [*_heading(snippet, tokens, tokenizer), *_ids(snippet.text, tokenizer)]
         room -= len(ids)

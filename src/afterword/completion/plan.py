@@ -17,7 +17,6 @@ from afterword.completion.infill import (
     infill_tokens,
     lay_out,
     lay_out_place,
-    texts_around,
 )
 from afterword.completion.prompt_text import (
     PromptText,
@@ -521,7 +520,9 @@ def _place(
     if place.typed:
         continues = bool(before)
         before += encode("prompt", place.typed, tokenizer, parse_special=False, continues=continues)
-    after = encode("input_suffix", suffix, tokenizer, parse_special=False, continues=True)
+    after: Sequence[int] = ()
+    if suffix:
+        after = encode("input_suffix", suffix, tokenizer, parse_special=False, continues=True)
     room = PlaceRoom.of(budget.context_tokens, asked)
     return lay_out_place(before, after, place, tokenizer, room)
 
@@ -569,7 +570,8 @@ def texts_of(request: CompletionRequest, place: Place | None = None) -> Iterator
     """Yields the texts that ``make_plan`` tokenises, and whether special tokens are parsed."""
     suffix = request.suffix or ""
     if place is not None:
-        yield from ((text, False) for text in texts_around(place))
+        if place.typed:
+            yield place.typed, False
     for prompt in request.prompt:
         if isinstance(prompt, str) and prompt:
             yield prompt, not suffix and place is None

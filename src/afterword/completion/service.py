@@ -18,6 +18,7 @@ from afterword.completion import ranking, tokens
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.choice import ChoiceBuilder, Delta, EndedBy
 from afterword.completion.logprobs import prompt_logprobs
+from afterword.completion.infill import texts_around
 from afterword.completion.plan import (
     ContextBudget,
     InfillOptions,
@@ -158,6 +159,9 @@ class CompletionService:
         cut = infill is not None or request.truncate_prompt_tokens is not None
         place = None if infill is None else infill.place
         texts = budget.fitting(texts_of(request, place), tokenizer, cut=cut)
+        if place is not None:
+            around = ((text, False) for text in texts_around(place))
+            texts += budget.fitting(around, tokenizer)
         tokenizer = await tokenizer.prepare(texts)
         decide = partial(
             self._decide, request, served, tokenizer, budget, caller.cache_scope, infill

@@ -273,8 +273,8 @@ async def test_F5_snippets_stand_before_the_place(client: Client) -> None:
 
 async def test_F5_what_does_not_fit_is_cut_and_said(client: Client) -> None:
     snippets = [{"text": name * 60} for name in "xyz"]
-    endless = [{"text": "", "filename": "f" * 9000}, {"text": "x" * 9000}, {"text": ""}]
-    assert (await infill(client, input_extra=endless, n_predict=1))["truncated"] is True
+    too_long = [{"text": "", "filename": "f" * 9000}, {"text": "x" * 9000}, {"text": ""}]
+    assert (await infill(client, input_extra=too_long, n_predict=1))["truncated"] is True
     answer = await infill(client, input_extra=snippets, n_predict=8)
     assert answer["truncated"] is True
     assert answer["tokens_evaluated"] < 256

@@ -569,9 +569,8 @@ def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature
 def texts_of(request: CompletionRequest, place: Place | None = None) -> Iterator[tuple[str, bool]]:
     """Yields the texts that ``make_plan`` tokenises, and whether special tokens are parsed."""
     suffix = request.suffix or ""
-    if place is not None:
-        if place.typed:
-            yield place.typed, False
+    if place is not None and place.typed:
+        yield place.typed, False
     for prompt in request.prompt:
         if isinstance(prompt, str) and prompt:
             yield prompt, not suffix and place is None

@@ -17,8 +17,8 @@ import msgspec
 from afterword.completion import ranking, tokens
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.choice import ChoiceBuilder, Delta, EndedBy
-from afterword.completion.logprobs import prompt_logprobs
 from afterword.completion.infill import texts_around
+from afterword.completion.logprobs import prompt_logprobs
 from afterword.completion.plan import (
     ContextBudget,
     InfillOptions,

@@ -130,6 +130,18 @@ async def test_F5_mistrals_stream_folds_to_its_answer(client: Client) -> None:
     assert chunks[-1]["usage"]["completion_tokens"] == answer["usage"]["completion_tokens"]
 
 
+async def test_F5_mistrals_stream_with_options(client: Client) -> None:
+    options = {"include_usage": True, "include_obfuscation": True}
+    body = {"model": "toy", "prompt": "ab", "suffix": "cd", "max_tokens": 4, "stream": True}
+    chunks = chunks_of((await client.post(FIM, {**body, "stream_options": options})).body)
+    *parts, last = chunks
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] > 0
+    for part in parts:
+        size = len(part["choices"][0]["delta"]["content"]) + len(part["obfuscation"])
+        assert size % 32 == 0
+
+
 async def test_F5_mistrals_suffix_is_optional(client: Client) -> None:
     body = {"prompt": "ab", "max_tokens": 5, "temperature": 0}
     answer = (await client.post(FIM, {"model": "toy", **body})).json()

@@ -68,6 +68,7 @@ class FimChunk(msgspec.Struct, frozen=True, tag_field="object", tag="chat.comple
     choices: list[FimChunkChoice]
     system_fingerprint: str
     usage: wire.Usage | msgspec.UnsetType | None = msgspec.UNSET
+    obfuscation: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class FimShape:
@@ -113,7 +114,13 @@ class FimShape:
         if choices and not self._left and not isinstance(usage, wire.Usage):
             usage = answer.usage
         return FimChunk(
-            chunk.id, chunk.created, chunk.model, choices, chunk.system_fingerprint, usage
+            chunk.id,
+            chunk.created,
+            chunk.model,
+            choices,
+            chunk.system_fingerprint,
+            usage,
+            chunk.obfuscation,
         )
 
 

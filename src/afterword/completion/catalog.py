@@ -74,6 +74,16 @@ class Catalog:
             return model
         raise ModelNotFound("-")
 
+    @property
+    def default_of_infills(self) -> ServedModel:
+        """The first model with fill-in-the-middle tokens, else the first one.
+
+        Raises ``ModelNotFound`` if the catalog is empty.
+        """
+        models = self._names.values()
+        able = (model for model in models if model.engine.tokenizer.infill is not None)
+        return next(able, None) or self.default
+
     def resolve(self, name: str) -> ServedModel:
         """Returns the model of a name or alias. Raises ``ModelNotFound``."""
         model = self._names.get(name)

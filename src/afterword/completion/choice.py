@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import repeat
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from afterword.completion.line_ends import IndentLimit
 from afterword.completion.logprobs import LogprobsBuilder
 from afterword.completion.prompt_text import PromptText, VocabView
 from afterword.completion.text import Detokenizer, StopMatcher
@@ -15,6 +16,7 @@ from afterword.core.job import Ended, FinishReason, Sampled, ScoredPrompt
 from afterword.core.wire import Logprobs
 
 T = TypeVar("T")
+EndedBy: TypeAlias = Literal["end_token", "stop_string", "limit"]
 
 _SLICE_ENTRIES = 32
 
@@ -29,7 +31,9 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True):
 
     ``logprobs`` and ``prompt_logprobs`` are numbers of alternatives, None if none are shown;
     ``prompt_logprobs`` are vLLM's. A stop string counts only behind the first ``min_tokens``
-    tokens. ``silent_ids`` are generated tokens that write no text.
+    tokens. ``silent_ids`` are generated tokens that write no text. A choice ends before a line that
+    is indented less than ``least_indent``, and with a line that is whole after ``most_ms``
+    milliseconds of generating; 0 and None are off.
     """
 
     echo: bool = False
@@ -41,6 +45,8 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True):
     silent_ids: frozenset[int] = frozenset()
     token_ids: bool = False
     tokens_as_ids: bool = False
+    least_indent: int = 0
+    most_ms: float | None = None
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -69,6 +75,7 @@ class ChoiceBuilder:
         self._prompt = prompt
         self._shown = shown
         self._matcher = StopMatcher(shown.stops, include=shown.include_stop)
+        self._indent = IndentLimit(shown.least_indent)
         # The completion may complete a character whose first bytes end the prompt.
         self._detokenizer = Detokenizer(characters=len(prompt.text), pending=prompt.dangling)
         self._fresh = prompt.fresh
@@ -83,6 +90,7 @@ class ChoiceBuilder:
         self._drained_once = False
         self._finish_given = False
         self.finish_reason: FinishReason | None = None
+        self.ended_by: EndedBy | None = None
         self.completion_tokens = 0
         self.logprob_sum = 0.0
 
@@ -124,8 +132,16 @@ class ChoiceBuilder:
         k = shown.logprobs or 0
         return entries[:k] + entries[max(k, shown.prompt_logprobs or 0) :]
 
-    def sampled(self, event: Sampled) -> bool:
-        """Take in generated tokens. Returns True if they complete a stop string."""
+    @property
+    def stop_met(self) -> str:
+        """The stop string that ended the choice; empty if none did."""
+        return self._matcher.met
+
+    def sampled(self, event: Sampled, *, late: bool = False) -> bool:
+        """Take in generated tokens. Returns True if their text ends the choice.
+
+        ``late``: the next line to be whole is the last one.
+        """
         if self.finish_reason is not None:
             return False
         width = len(event.top_ids) // len(event.tokens)
@@ -145,7 +161,7 @@ class ChoiceBuilder:
             self._fresh = fresh = vocab.is_fresh(token)
             if piece:
                 self._wrote = True
-            stopped = bool(text) and self._take_in(text)
+            stopped = bool(text) and self._take_in(text, late=late)
             self._ids.append(vocab.shown_id(token))
             self._ends.append(len(self._ready))
             if stopped:
@@ -165,8 +181,10 @@ class ChoiceBuilder:
                     return
             else:
                 self._ready += rest
-        self._ready += self._matcher.flush()
+        if self._give(self._matcher.flush(), late=False):
+            return
         self.finish_reason = event.reason
+        self.ended_by = "end_token" if event.reason == "stop" else "limit"
 
     def drain(self) -> Delta | None:
         """Returns what is new since the last call, or None if nothing is.
@@ -222,11 +240,21 @@ class ChoiceBuilder:
         self._finish_given = self._finish_given or self.finish_reason is not None
         self._ready, self._ids, self._ends = "", [], []
 
-    def _take_in(self, text: str) -> bool:
+    def _take_in(self, text: str, *, late: bool = False) -> bool:
         # A stop string counts only if it completes after the first ``min_tokens`` tokens (R17).
         counts = self.completion_tokens > self._shown.min_tokens
         ready, stopped = self._matcher.feed(text, counts=counts)
-        self._ready += ready
+        if self._give(ready, late=late):
+            return True
         if stopped:
-            self.finish_reason = "stop"
+            self.finish_reason, self.ended_by = "stop", "stop_string"
         return stopped
+
+    def _give(self, text: str, *, late: bool) -> bool:
+        """Give out text. Returns True if its lines end the choice."""
+        kept, over = self._indent.feed(text)
+        self._ready += kept
+        if over or (late and "\n" in kept):
+            self.finish_reason, self.ended_by = "length", "limit"
+            return True
+        return False

@@ -232,14 +232,19 @@ _DIALECTS: Mapping[str, str] = {
 
 def schemas() -> dict[str, Schema]:
     """Returns the JSON Schema of each foreign field."""
-    null: Schema = {"type": "null"}
-    found: dict[str, Schema] = {
-        name: {"anyOf": [field.schema, null], "description": f"Asks for nothing: {field.reason}."}
-        for name, field in _FIELDS.items()
-    }
+    found = neutral_schemas(_FIELDS)
     for name, dialect in _DIALECTS.items():
-        found[name] = {**null, "description": f"The field is {dialect}."}
+        found[name] = {"type": "null", "description": f"The field is {dialect}."}
     return found
+
+
+def neutral_schemas(known: Mapping[str, Foreign]) -> dict[str, Schema]:
+    """Returns the JSON Schema of each of these fields."""
+    null: Schema = {"type": "null"}
+    return {
+        name: {"anyOf": [field.schema, null], "description": f"Asks for nothing: {field.reason}."}
+        for name, field in known.items()
+    }
 
 
 def ignore_or_refuse(body: Mapping[str, Json], name: str, known: Container[str]) -> None:

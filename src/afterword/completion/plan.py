@@ -9,7 +9,15 @@ import msgspec
 
 from afterword.completion.choice import Presentation
 from afterword.completion.fields import Prompt, shown
-from afterword.completion.infill import INFILL_TOKENS, infill_tokens, lay_out
+from afterword.completion.infill import (
+    INFILL_TOKENS,
+    LaidOut,
+    Place,
+    PlaceRoom,
+    infill_tokens,
+    lay_out,
+    lay_out_place,
+)
 from afterword.completion.prompt_text import (
     PromptText,
     Shown,
@@ -21,7 +29,7 @@ from afterword.completion.request import CompletionRequest
 from afterword.completion.sampling import sampling_params, vocabulary_ids
 from afterword.completion.tokens import encode, least_tokens
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest, UnusableGrammar
-from afterword.core.job import Constraint, GrammarKind, Job, OutputGrammar
+from afterword.core.job import Constraint, GrammarKind, InfillFilter, Job, OutputGrammar
 from afterword.core.limits import Limits
 from afterword.core.protocols import Feature, Tokenizer
 
@@ -46,7 +54,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``model`` is the name that the client asked for. Job i makes ``candidates`` sequences of prompt
     i; the answer shows ``n`` of them. ``shown`` says what the answer shows, not what is computed.
-    ``open_ended``: the request gave no max_tokens.
+    ``open_ended``: the request gave no max_tokens. ``cut``: not all of the text around a place fits
+    the context. ``timed``: the answer says how long its parts took.
     """
 
     id: str
@@ -65,6 +74,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     include_obfuscation: bool
     user: str | None
     open_ended: bool = False
+    cut: bool = False
+    timed: bool = False
 
     @property
     def ranked(self) -> bool:
@@ -72,11 +83,24 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.candidates > self.n
 
 
+class InfillOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``POST /infill`` asks for beyond a completion; see ``Presentation``.
+
+    ``filtered``: the last filter of an infill is on.
+    """
+
+    place: Place
+    least_indent: int = 0
+    most_ms: float | None = None
+    filtered: bool = False
+
+
 class PlanInputs(msgspec.Struct, frozen=True):
     """What a plan takes over. ``seed`` is for a request without one.
 
     ``constrain`` compiles a grammar; see ``core.protocols.Engine``. ``cache_scope`` is what the
-    operator keeps apart; the request's salt divides it further.
+    operator keeps apart; the request's salt divides it further. ``infill`` is there for a request
+    that fills in a place.
     """
 
     id: str
@@ -87,6 +111,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     constrain: Callable[[OutputGrammar], Constraint]
     unsupported: Mapping[Feature, str] = {}
     cache_scope: str = ""
+    infill: InfillOptions | None = None
 
 
 class ContextBudget(msgspec.Struct, frozen=True):
@@ -224,16 +249,30 @@ def make_plan(
         scored = max(scored or 0, request.prompt_logprobs)
     sampling = sampling_params(request, tokenizer, budget.context_tokens)
     stop_ids = vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer)
-    extra_end_ids = infill_tokens(tokenizer).end_ids if request.suffix else ()
+    extra_end_ids: tuple[int, ...] = ()
+    if inputs.infill is not None:
+        extra_end_ids = infill_tokens(tokenizer, "input_suffix").end_ids
+    elif request.suffix:
+        extra_end_ids = infill_tokens(tokenizer).end_ids
     end_ids = tokenizer.end_ids.union(extra_end_ids)
     vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after, tokenizer.aliases)
+    infill = inputs.infill
+    if infill is not None and infill.filtered:
+        last = InfillFilter(tokenizer.pieces, end_ids)
+        sampling = msgspec.structs.replace(sampling, infill=last)
+    cut = False
     constraint = _constraint(request, inputs)
     scope = _cache_scope(inputs.cache_scope, request.cache_salt)
     weight = AnswerWeight(request, n, logprobs, budget.limits)
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
-        ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
-        most = budget.completion_tokens(len(ids), asked)
+        if infill is None:
+            ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
+            most = budget.completion_tokens(len(ids), asked)
+        else:
+            laid_out = _place(prompt, request, infill.place, tokenizer, budget, asked)
+            ids, cut, text = laid_out.ids, laid_out.cut, PromptText(laid_out.ids, 0, "")
+            most = budget.completion_tokens(len(ids), _at_most(budget, len(ids), asked))
         if sampling.min_tokens > most:
             raise _too_many_at_least(sampling.min_tokens, most, asked)
         weight.add(text)
@@ -254,6 +293,7 @@ def make_plan(
                 stop_ids=stop_ids,
                 constraint=constraint,
                 cache_scope=scope,
+                warm=infill is not None,
             )
         )
         prompts.append(text)
@@ -280,6 +320,8 @@ def make_plan(
             silent_ids=silent,
             token_ids=bool(request.return_token_ids),
             tokens_as_ids=bool(request.return_tokens_as_token_ids),
+            least_indent=0 if infill is None else infill.least_indent,
+            most_ms=None if infill is None else infill.most_ms,
         ),
         stream=bool(request.stream),
         include_usage=options.get("include_usage", False),
@@ -287,6 +329,8 @@ def make_plan(
         include_obfuscation=options.get("include_obfuscation", False),
         user=request.user,
         open_ended=asked is None,
+        cut=cut,
+        timed=infill is not None,
     )
 
 
@@ -466,6 +510,30 @@ def _prompt(
     return tuple(visible), text
 
 
+def _place(
+    prompt: Prompt, request: CompletionRequest, place: Place, tokenizer: Tokenizer,
+    budget: ContextBudget, asked: int | None,
+) -> LaidOut:  # fmt: skip
+    """Returns the ids of a prompt that asks for the middle at a place."""
+    suffix = request.suffix or ""
+    for text in (prompt, place.typed, suffix):
+        budget.refuse_endless(text, tokenizer, asked, cut=True)
+    before = list(_ids(prompt, tokenizer, parse_special=False))
+    if place.typed:
+        continues = bool(before)
+        before += encode("prompt", place.typed, tokenizer, parse_special=False, continues=continues)
+    after: Sequence[int] = ()
+    if suffix:
+        after = encode("input_suffix", suffix, tokenizer, parse_special=False, continues=True)
+    room = PlaceRoom.of(budget.context_tokens, asked)
+    return lay_out_place(before, after, place, tokenizer, room)
+
+
+def _at_most(budget: ContextBudget, prompt_tokens: int, asked: int | None) -> int | None:
+    """Returns what was asked for, or what fits if that is less."""
+    return None if asked is None else min(asked, budget.context_tokens - prompt_tokens)
+
+
 def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:
     if isinstance(prompt, str):
         return encode("prompt", prompt, tokenizer, parse_special=parse_special) if prompt else ()
@@ -512,11 +580,13 @@ def _has_penalty_range(request: CompletionRequest) -> bool:
     )
 
 
-def texts_of(request: CompletionRequest) -> Iterator[tuple[str, bool]]:
+def texts_of(request: CompletionRequest, place: Place | None = None) -> Iterator[tuple[str, bool]]:
     """Yields the texts that ``make_plan`` tokenises, and whether special tokens are parsed."""
     suffix = request.suffix or ""
+    if place is not None and place.typed:
+        yield place.typed, False
     for prompt in request.prompt:
         if isinstance(prompt, str) and prompt:
-            yield prompt, not suffix
+            yield prompt, not suffix and place is None
     if suffix:
         yield suffix, False

@@ -390,6 +390,16 @@ def decode(body: bytes, limits: Limits, *, model: str | None = None) -> Completi
         else:
             # The array that was taken out is not the request's prompt.
             raw = parse_object(body, table)
+    parsed = parse_fields(raw, table)
+    if model is not None:
+        if parsed.get("model", model) != model:
+            raise InvalidRequest("The body names another 'model' than the path.", param="model")
+        parsed["model"] = model
+    return CompletionRequest(**with_model(parsed, limits))
+
+
+def parse_fields(raw: Mapping[str, Json], table: Mapping[str, Parser]) -> dict[str, Any]:
+    """Returns the values of all fields but those that are null. Raises ``InvalidRequest``."""
     parsed: dict[str, Any] = {}
     for name, value in raw.items():
         parser = table.get(name)
@@ -397,15 +407,16 @@ def decode(body: bytes, limits: Limits, *, model: str | None = None) -> Completi
             foreign.ignore_or_refuse(raw, name, table)
         elif value is not None:
             parsed[name] = parser(name, value)
-    if model is not None:
-        if parsed.get("model", model) != model:
-            raise InvalidRequest("The body names another 'model' than the path.", param="model")
-        parsed["model"] = model
-    if not parsed.get("model"):
-        if limits.require_model:
-            raise InvalidRequest("you must provide a model parameter", param="model")
-        parsed["model"] = None
-    return CompletionRequest(**parsed)
+    return parsed
+
+
+def with_model(parsed: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """Returns the fields with a model, or None for none. Raises ``InvalidRequest`` (R1)."""
+    if parsed.get("model"):
+        return parsed
+    if limits.require_model:
+        raise InvalidRequest("you must provide a model parameter", param="model")
+    return {**parsed, "model": None}
 
 
 def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:

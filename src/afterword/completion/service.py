@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -15,9 +16,17 @@ import msgspec
 
 from afterword.completion import ranking, tokens
 from afterword.completion.catalog import Catalog, ServedModel
-from afterword.completion.choice import ChoiceBuilder, Delta
+from afterword.completion.choice import ChoiceBuilder, Delta, EndedBy
+from afterword.completion.infill import texts_around
 from afterword.completion.logprobs import prompt_logprobs
-from afterword.completion.plan import ContextBudget, Plan, PlanInputs, make_plan, texts_of
+from afterword.completion.plan import (
+    ContextBudget,
+    InfillOptions,
+    Plan,
+    PlanInputs,
+    make_plan,
+    texts_of,
+)
 from afterword.completion.request import CompletionRequest, decode
 from afterword.core.errors import ApiError
 from afterword.core.fair_pool import FairPool
@@ -127,15 +136,36 @@ class CompletionService:
     ) -> Plan:
         """Returns the plan of a body. ``model`` is the path's, if any. Raises ``ApiError``."""
         caller = caller or Caller()
-        do = partial(self._planning.plan, caller.owner, len(body))
-        request = await do(partial(decode, body, self.limits, model=model))
-        served = self.catalog.resolve(request.model) if request.model else self.catalog.default
+        request = await self.parse(body, partial(decode, model=model), caller)
+        return await self.plan_request(request, len(body), caller)
+
+    async def parse(self, body: bytes, read: Callable[[bytes, Limits], T], caller: Caller) -> T:
+        """Returns what ``read`` makes of a body. Raises ``ApiError``."""
+        return await self._planning.plan(caller.owner, len(body), partial(read, body, self.limits))
+
+    async def plan_request(
+        self,
+        request: CompletionRequest,
+        size: int,
+        caller: Caller,
+        *,
+        infill: InfillOptions | None = None,
+    ) -> Plan:
+        """Returns the plan of a request that came in ``size`` bytes. Raises ``ApiError``."""
+        do = partial(self._planning.plan, caller.owner, size)
+        served = self._served(request.model, infills=infill is not None)
         budget = ContextBudget(served.engine.card.context_tokens, self.limits)
         tokenizer = served.engine.tokenizer
-        cut = request.truncate_prompt_tokens is not None
-        texts = budget.fitting(texts_of(request), tokenizer, cut=cut)
+        cut = infill is not None or request.truncate_prompt_tokens is not None
+        place = None if infill is None else infill.place
+        texts = budget.fitting(texts_of(request, place), tokenizer, cut=cut)
+        if place is not None:
+            around = ((text, False) for text in texts_around(place))
+            texts += budget.fitting(around, tokenizer)
         tokenizer = await tokenizer.prepare(texts)
-        decide = partial(self._decide, request, served, tokenizer, budget, caller.cache_scope)
+        decide = partial(
+            self._decide, request, served, tokenizer, budget, caller.cache_scope, infill
+        )
         return await do(decide, prompts=len(request.prompt))
 
     def _decide(
@@ -145,6 +175,7 @@ class CompletionService:
         tokenizer: Tokenizer,
         budget: ContextBudget,
         cache_scope: str,
+        infill: InfillOptions | None,
     ) -> Plan:
         inputs = PlanInputs(
             id=self._id("cmpl"),
@@ -155,6 +186,7 @@ class CompletionService:
             unsupported=served.engine.card.unsupported,
             seed=int.from_bytes(self._entropy(8), "big") >> 1,
             cache_scope=cache_scope,
+            infill=infill,
         )
         return make_plan(request, tokenizer, budget, inputs)
 
@@ -165,10 +197,14 @@ class CompletionService:
         """Returns the name under which a model's requests are counted. Raises ``ModelNotFound``."""
         return self.catalog.recorded(model)
 
-    def open(self, plan: Plan) -> CompletionStream:
-        """Admit a plan. Raises ``ApiError`` if the engine refuses it."""
+    def open(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> CompletionStream:
+        """Admit a plan. ``clock`` returns monotonic seconds.
+
+        Raises ``ApiError`` if the engine refuses the plan.
+        """
         engine: Engine = self.catalog.resolve(plan.model).engine
-        return CompletionStream(plan, engine.open(plan.jobs), self._entropy)
+        watch = Stopwatch(clock) if plan.timed else None
+        return CompletionStream(plan, engine.open(plan.jobs), self._entropy, watch)
 
     async def tokenization(self, body: bytes, owner: str = "") -> TokenizerCall:
         """Parse the body of POST /tokenize. Raises ``ApiError``."""
@@ -204,8 +240,44 @@ class CompletionService:
         engine = self._served(model).engine
         return tokens.describe(engine.tokenizer, engine.card, vocabulary=vocabulary)
 
-    def _served(self, model: str | None) -> ServedModel:
-        return self.catalog.resolve(model) if model else self.catalog.default
+    def _served(self, model: str | None, *, infills: bool = False) -> ServedModel:
+        if model:
+            return self.catalog.resolve(model)
+        return self.catalog.default_of_infills if infills else self.catalog.default
+
+
+class Stopwatch:
+    """How long a request's prompt took, and its generation so far (F5).
+
+    ``clock`` returns monotonic seconds. The prompt's time begins when its engine takes it and ends
+    with the first token; the generation's time begins there.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._taken_s = self._first_s = self._last_s = 0.0
+        self._generates = False
+
+    def taken(self) -> None:
+        """Note that an engine computes the request now."""
+        self._taken_s = self._first_s = self._last_s = self._clock()
+
+    def read(self, *, generates: bool) -> None:
+        """Note the time of events that came. ``generates``: there are tokens by now."""
+        self._last_s = self._clock()
+        if not self._generates:
+            self._generates = generates
+            self._first_s = self._last_s
+
+    @property
+    def prompt_ms(self) -> float:
+        """The milliseconds from the start to the first token."""
+        return (self._first_s - self._taken_s) * 1000
+
+    @property
+    def generated_ms(self) -> float:
+        """The milliseconds from the first token to the last one."""
+        return (self._last_s - self._first_s) * 1000
 
 
 class CompletionStream:
@@ -214,8 +286,15 @@ class CompletionStream:
     An async context manager. Leaving it aborts what still runs.
     """
 
-    def __init__(self, plan: Plan, generation: Generation, entropy: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        generation: Generation,
+        entropy: Callable[[int], bytes],
+        watch: Stopwatch | None = None,
+    ) -> None:
         self.plan = plan
+        self.watch = watch
         self._generation = generation
         self._entropy = entropy
         # Prompt tokens and cached tokens of each job.
@@ -231,6 +310,8 @@ class CompletionStream:
     async def __aenter__(self) -> Self:
         """Enter the generation."""
         await self._generation.__aenter__()
+        if self.watch is not None:
+            self.watch.taken()
         return self
 
     async def __aexit__(
@@ -329,13 +410,14 @@ class CompletionStream:
         # An event leaves the queue when it is folded, so a cancellation loses none.
         queue = self._events
         queue.extend(events)
+        late = self._is_late(queue)
         changed: dict[tuple[int, int], ChoiceBuilder] = {}
         while queue:
             match queue[0]:
                 case Sampled(job=job, seq=seq):
                     builder = changed[job, seq] = await self._builder(job, seq)
                     event = _cut(queue)
-                    if builder.sampled(event):
+                    if builder.sampled(event, late=late):
                         self._generation.abort(job, seq)
                     await self.pace.spend(self._folding_cost(event))
                 case Ended(job=job, seq=seq) as ended:
@@ -350,6 +432,19 @@ class CompletionStream:
                     queue.popleft()
                     self._prompts[job] = (counted.prompt_tokens, counted.cached_tokens)
         return changed
+
+    def _is_late(self, events: Iterable[Event]) -> bool:
+        """Note the time. Returns whether the generation took as long as it may."""
+        if self.watch is None:
+            return False
+        self.watch.read(generates=any(isinstance(event, Sampled) for event in events))
+        most_ms = self.plan.shown.most_ms
+        return most_ms is not None and self.watch.generated_ms > most_ms
+
+    def end_of(self, job: int, seq: int) -> tuple[EndedBy | None, str]:
+        """Returns what ended a sequence, None if it runs, and the stop string that it met."""
+        builder = self._builders[job, seq]
+        return builder.ended_by, builder.stop_met
 
     def _folding_cost(self, event: Sampled) -> float:
         values = len(event.logprobs) + len(event.top_ids)

@@ -77,6 +77,7 @@ class StopMatcher:
         self._stops = [(stop, FailureTable(stop)) for stop in stops]
         self._matched = [0] * len(stops)
         self._held = ""
+        self.met = ""
 
     def feed(self, text: str, *, counts: bool = True) -> tuple[str, bool]:
         """Returns the text that can be given out now, and whether a stop was met.
@@ -102,6 +103,7 @@ class StopMatcher:
                 self._matched[i] = state
             if longest:
                 self._held = ""
+                self.met = whole[at - longest : at]
                 return whole[: at if self._include else at - longest], True
         hold = max(self._matched)
         self._held = whole[len(whole) - hold :]

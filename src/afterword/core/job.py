@@ -9,7 +9,7 @@ Arrays of the standard library hold them, so merging a hundred tokens makes no o
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -56,19 +56,34 @@ class Constraint(msgspec.Struct, frozen=True):
     compiled: Any = None
 
 
+class InfillFilter(msgspec.Struct, frozen=True):
+    """The last filter of an infill: it ends early, and draws only what is sure enough.
+
+    The candidates end the text if their end tokens have a fair share of the probability, or if no
+    other candidate is likely enough; a token counts together with the candidates that it begins,
+    or that begin it. ``pieces`` are those of the vocabulary, ``end_ids`` end the text. Source:
+    llama.cpp's sampler ``infill``.
+    """
+
+    pieces: Sequence[bytes]
+    end_ids: frozenset[int]
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How a token is drawn from a row of logits.
 
     Order: ``logit_bias``, ``repetition_penalty``, ``presence_penalty`` and ``frequency_penalty``,
     ``repetition``, ``allowed_ids``, the job's ``constraint``, ``temperature``, ``top_k``,
-    ``typical_p``, ``top_p``, ``min_p``, ``xtc_probability`` with ``xtc_threshold``, draw.
+    ``typical_p``, ``top_p``, ``min_p``, ``xtc_probability`` with ``xtc_threshold``,
+    ``infill``, draw.
 
     ``temperature`` 0 takes the highest logit, the lowest id on a tie. ``top_p`` 0 keeps the
     likeliest token alone. ``top_k`` 0, ``min_p`` 0, ``typical_p`` 1, ``xtc_probability`` 0 and
     ``repetition_penalty`` 1 are off. ``repetition_penalty`` sees the last ``repetition_window``
-    tokens of prompt and choice; 0 means all. Without ``allowed_ids`` all tokens are allowed.
-    No end token can be drawn before ``min_tokens`` tokens are generated. With ``ignore_eos`` end
-    tokens do not end a sequence.
+    tokens of prompt and choice; 0 means all. ``infill`` needs ``top_k``, because it compares each
+    candidate with all others. Without ``allowed_ids`` all tokens are allowed. No end token can be
+    drawn before ``min_tokens`` tokens are generated. With ``ignore_eos`` end tokens do not end a
+    sequence.
     """
 
     temperature: float = 1.0
@@ -78,6 +93,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     typical_p: float = 1.0
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
+    infill: InfillFilter | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -102,7 +118,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     sequence, as the vocabulary's end tokens do (infill needs them). ``stop_ids`` end it even with
     ``ignore_eos``. Each sequence keeps to the ``constraint``, which the engine made; an end token
     can be drawn where the grammar is complete. Only jobs of one ``cache_scope`` share what was
-    computed for a prompt; the scope changes no answer.
+    computed for a prompt; the scope changes no answer. With ``warm`` a prompt is computed even if
+    nothing is generated, so that later prompts find it in the cache.
     """
 
     prompt_ids: tuple[int, ...]
@@ -118,6 +135,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stop_ids: tuple[int, ...] = ()
     constraint: Constraint | None = None
     cache_scope: str = ""
+    warm: bool = False
 
 
 class ScoredPrompt(msgspec.Struct, frozen=True, gc=False):

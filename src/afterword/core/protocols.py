@@ -16,7 +16,8 @@ class InfillTokens(msgspec.Struct, frozen=True, kw_only=True):
 
     ``psm``: prefix id, prefix, suffix id, suffix, middle id. ``spm``: suffix id, suffix,
     prefix id, prefix, middle id. Some families have no middle id. ``end_ids`` end a middle, as the
-    vocabulary's end tokens do (padding, file separators).
+    vocabulary's end tokens do (padding, file separators). ``repository_id`` begins the name of a
+    repository, and ``file_id`` the name of a file, in families that were trained on repositories.
     """
 
     prefix_id: int
@@ -24,6 +25,8 @@ class InfillTokens(msgspec.Struct, frozen=True, kw_only=True):
     middle_id: int | None
     order: Literal["psm", "spm"]
     end_ids: tuple[int, ...] = ()
+    repository_id: int | None = None
+    file_id: int | None = None
 
 
 class Tokenizer(Protocol):

@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from afterword.core.job import SamplingParams
+from afterword.core.job import InfillFilter, SamplingParams
 from afterword.engine.history import History
+from afterword.engine.infill_filter import sure_enough
 
 Row = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -229,6 +230,8 @@ class Sampler:
         kept = self._kept(row, weights, params)
         if second < params.xtc_probability:
             kept = self._without_top(weights, kept, params.xtc_threshold)
+        if params.infill is not None:
+            kept = self._infill(row, weights, kept, params.infill)
         if kept is None:
             return self._draw_from_all(uniform)
         cumulative = weights[kept].cumsum(dtype=np.float64)
@@ -291,6 +294,18 @@ class Sampler:
             return np.delete(kept, excluded)
         weights[excluded] = 0
         return None
+
+    def _infill(self, row: Row, weights: Row, kept: Ids | None, infill: InfillFilter) -> Ids:
+        """Returns the ids that the filter leaves, ascending; at least one."""
+        ids = np.flatnonzero(weights) if kept is None else kept
+        left = sure_enough(ids, weights[ids].astype(np.float64), infill)
+        if len(left):
+            return left
+        ends = np.array(sorted(infill.end_ids), np.int64)
+        end = ends[[row[ends].argmax()]]
+        # It need not be a candidate. Alone it is drawn whatever its weight is.
+        weights[end] = 1
+        return end
 
     def _nucleus(self, weights: Row, ids: Ids | None, top_p: float) -> Ids | None:
         """Returns the fewest likeliest ids whose mass reaches ``top_p`` of the mass of ``ids``.

@@ -63,6 +63,7 @@ def job_strategy() -> st.SearchStrategy[Job]:
             prompt_ranks=ranks and plp is not None,
             scored_ids=scored,
             stop_ids=stops,
+            warm=bool(seed % 2),
         )
 
     return st.builds(

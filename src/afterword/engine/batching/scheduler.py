@@ -252,7 +252,7 @@ class Scheduler:
             prompt = sequence.prompt
             match = self._memory.cache.match(prompt.ids, prompt.job.cache_scope)
             source = self._memory.source(prompt, match)
-            if sequence.answered:
+            if sequence.answered or _is_warm(sequence, source):
                 self._answer(sequence)
                 return True
             wait = self._memory.worth_waiting_for(prompt, match, source)
@@ -294,6 +294,8 @@ class Scheduler:
         self._count_wait(sequence.request)
         if prompt.scores is not None:
             self._count_cached(prompt, len(prompt.ids))
+        elif prompt.job.warm:
+            self._count_cached(prompt, sequence.wanted)
         self._announce(sequence)
         self._finish(sequence, "length")
 
@@ -437,3 +439,10 @@ class Scheduler:
             slots = [sequence.slot for sequence in request.running]
             if None in slots or (request.waiting > 0) != (request in self._line):
                 raise AssertionError(f"request {request.key} is neither running nor waiting")
+
+
+def _is_warm(sequence: Sequence, source: Source | None) -> bool:
+    """Whether a prompt that is computed for later ones is in the cache already."""
+    prompt = sequence.prompt
+    warms = prompt.job.warm and not prompt.generates
+    return warms and source is not None and source.tokens >= sequence.wanted

@@ -173,6 +173,8 @@ class Sequence:
     def answered(self) -> bool:
         """Whether there is nothing to compute: no token is wanted and all scores are known."""
         scores = self.prompt.scores
+        if self.prompt.job.warm and self.wanted:
+            return False
         return not self.prompt.generates and (scores is None or scores.complete)
 
     @property

@@ -171,6 +171,11 @@ def refuse(dialect: Dialect, facts: Facts, jobs: Sequence[Job]) -> None:
         if asked is not None and any(map(asked, jobs)):
             param = _PARAMS.get(feature, feature)
             raise InvalidRequest(f"'{param}' cannot be honoured: {server} {reason}.", param=param)
+    if first.sampling.infill is not None:
+        raise InvalidRequest(
+            f"'samplers' cannot be honoured: the filter 'infill' does not work through {server}.",
+            param="samplers",
+        )
     asked_logprobs = max(first.logprobs or 0, first.prompt_logprobs or 0)
     if asked_logprobs > facts.max_logprobs:
         raise InvalidRequest(

@@ -16,6 +16,7 @@ from afterword.ledger.database import (
     REVISION,
     check,
     connect,
+    is_away,
     parse_url,
     prepare,
     reading,
@@ -75,6 +76,18 @@ def test_readers_hold_up_no_writer(connected: Callable[[], sa.Engine]) -> None:
         with writer.begin() as other:
             other.execute(sa.text("UPDATE state SET keys_version = keys_version + 1"))
         assert before is not None
+
+
+def test_a_database_that_stays_locked_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where SQLite only finds it when a transaction begins."""
+    monkeypatch.setattr("afterword.ledger.database._BUSY_MS", 1)
+    url = sqlite_url(tmp_path / "ledger.db")
+    prepare(connect(url))
+    with connect(url).begin(), pytest.raises(sa.exc.OperationalError) as caught:
+        connect(url).begin().__enter__()
+    assert is_away(caught.value)
 
 
 def test_passwords_are_not_shown() -> None:

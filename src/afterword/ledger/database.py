@@ -101,8 +101,8 @@ def _connect_sqlite(url: URL) -> sa.Engine:
     def begin(connection: sa.Connection) -> None:
         # A reader that becomes a writer midway fails if another process wrote in between.
         reads = connection.get_execution_options().get("reads", False)
-        driver: Any = connection.connection.dbapi_connection
-        driver.execute("BEGIN" if reads else "BEGIN IMMEDIATE")
+        # By SQLAlchemy, so that a locked database is an error of SQLAlchemy's.
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 

@@ -167,6 +167,7 @@ def _model() -> Schema:
             "object": {"const": "model"},
             "created": {"type": "integer"},
             "owned_by": _TEXT,
+            "max_model_len": {"type": "integer", "description": "The context in tokens."},
             "afterword": {**facts, "description": "Context, limits, file, slots."},
         },
         "A served model.",

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -82,12 +82,13 @@ def make_client(
     keep_alive_s: float = 15.0,
     access: Access | None = None,
     observe: Observer | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Client:
     """An app over these engines, with a clock and an entropy that repeat."""
     ticks = itertools.count()
     catalog = Catalog(
         [ServedModel(name, engine, CREATED) for name, engine in engines.items()],
-        {"gpt-3.5-turbo-instruct": next(iter(engines))},
+        aliases or {"gpt-3.5-turbo-instruct": next(iter(engines))},
     )
     entropy = random.Random(7).randbytes
     service = CompletionService(

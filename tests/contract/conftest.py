@@ -18,6 +18,7 @@ from afterword.core.protocols import Engine
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.toy import toy_engine
 from afterword.gateway.dialects.dialect import Facts
+from afterword.gateway.dialects.registry import DIALECTS
 from afterword.gateway.engine import RemoteEngine
 from afterword.http.lifecycle import Lifecycle
 from conftest import make_client
@@ -86,6 +87,24 @@ async def client(
     yield make_client(dict(engines))
     for engine in engines.values():
         await engine.aclose()
+
+
+class Lacks:
+    """What the server behind a test's client refuses, by the features of its dialect."""
+
+    def __init__(self, way: str) -> None:
+        self.way = way
+        dialect = None if way == HERE else DIALECTS[way.removeprefix("behind ")]
+        self._features = frozenset(() if dialect is None else dialect.lacks)
+
+    def __contains__(self, feature: object) -> bool:
+        return feature in self._features
+
+
+@pytest.fixture
+def lacks(request: pytest.FixtureRequest) -> Lacks:
+    """What the client of this test refuses by name."""
+    return Lacks(request.node.callspec.params["client"])
 
 
 @pytest.fixture(params=[HERE, _slow(BEHIND_AFTERWORD)])

@@ -215,12 +215,12 @@ async def test_H12_context(client: Client) -> None:
     )
 
 
-async def test_H13_five_stops(client: Client) -> None:
-    error = await client.refuse(prompt="a", stop=["1", "2", "3", "4", "5"])
+async def test_H13_seventeen_stops(client: Client) -> None:
+    error = await client.refuse(prompt="a", stop=[str(i) for i in range(17)])
     assert error["param"] == "stop"
     assert error["code"] == "array_above_max_length"
-    assert "4" in error["message"]
-    assert "5" in error["message"]
+    assert "16" in error["message"]
+    assert "17" in error["message"]
 
 
 async def test_headers_on_every_answer(client: Client) -> None:

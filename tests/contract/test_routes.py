@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+
+import pytest
 
 from afterword.core.limits import Limits
 from afterword.engine.batching.runner import Batch, FatalDecodeError
 from afterword.engine.toy import ToyTokenizer, toy_engine
+from afterword.http.paths import INSTEAD
 from support.asgi import Client
 
 
@@ -55,6 +59,57 @@ async def test_chats_are_told_what_to_do_instead(client: Client) -> None:
             assert "POST /v1/completions" in reply.error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/completion", '"OpenAI-compatible"'),
+        ("/props", "GET /v1/models"),
+        ("/slots", "GET /v1/models"),
+        ("/api/generate", '"OpenAI-compatible"'),
+        ("/api/chat", "POST /v1/completions"),
+        ("/api/tags", "GET /v1/models"),
+        ("/api/v1/generate", '"OpenAI-compatible"'),
+        ("/generate", '"OpenAI-compatible"'),
+        ("/generate_stream/", '"OpenAI-compatible"'),
+        ("/v1/embeddings", "embedding model"),
+        ("/v1/responses", "POST /v1/completions"),
+        ("/v1/messages", "POST /v1/completions"),
+        ("/v1/internal/encode", "POST /tokenize"),
+        ("/v1/tokenize", "POST /tokenize"),
+        ("/v1/rerank", "ranks nothing"),
+        ("/version", "GET /openapi.json"),
+    ],
+)
+async def test_routes_of_other_servers_say_what_to_use(
+    client: Client, path: str, said: str
+) -> None:
+    for method in ("POST", "GET"):
+        reply = await client.request(method, path)
+        assert reply.status == 404
+        start = f"Invalid URL ({method} {path}). "
+        assert reply.error["message"].startswith(start)
+        sentence = reply.error["message"].removeprefix(start)
+        assert said in sentence
+        assert sentence.endswith(".")
+        assert ". " not in sentence
+
+
+async def test_llama_servers_completions_are_told_by_the_field(client: Client) -> None:
+    """Its /completions is the same path as ours, with other fields."""
+    reply = await client.post("/completions", {"model": "toy", "prompt": "a", "n_predict": 4})
+    assert reply.status == 400
+    assert reply.error["param"] == "n_predict"
+    assert "POST /infill" in reply.error["message"]
+
+
+async def test_every_route_named_instead_exists(client: Client) -> None:
+    """No sentence sends a reader to a route that is not there."""
+    paths = set(re.findall(r"(?:GET|POST) (/[a-z0-9_/.]*[a-z0-9])", " ".join(INSTEAD.values())))
+    document = (await client.get("/openapi.json")).json()
+    assert paths <= {*document["paths"], "/openapi.json", "/infill"}
+    assert not INSTEAD.keys() & document["paths"].keys()
+
+
 async def test_models(client: Client) -> None:
     listed = (await client.get("/v1/models")).json()
     assert listed["object"] == "list"
@@ -72,6 +127,7 @@ async def test_models_show_limits(serve: Callable[..., Client]) -> None:
     assert facts["max_logprobs"] == 17
     assert facts["default_max_tokens"] == 16
     assert facts["context_tokens"] == 256
+    assert (await client.get("/v1/models/toy")).json()["max_model_len"] == 256
     assert facts["suffix"] is True
 
 

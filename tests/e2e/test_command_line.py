@@ -132,7 +132,9 @@ def test_doctor_says_whether_batch_invariance_holds(tiny_model: Path) -> None:
     assert fingerprints[0] != fingerprints[1]
 
 
-def test_models_are_listed_fetched_and_shown(embedded_model: Path, tiny_model: Path) -> None:
+def test_models_are_listed_fetched_and_shown(
+    embedded_model: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     listed = run("models", "list").stdout.splitlines()
     assert listed[0].split() == ["NAME", "SOURCE", "SIZE"]
     assert listed[1].split()[0] == EMBEDDED_MODEL
@@ -144,3 +146,8 @@ def test_models_are_listed_fetched_and_shown(embedded_model: Path, tiny_model: P
                  .stdout.splitlines())  # fmt: skip
     assert shown["context"] == "8192 tokens"
     assert shown["architecture"] == "llama"
+    config = tmp_path / "models.toml"
+    config.write_text(f'models.m = "{tiny_model}"\n[aliases]\n"llama3:8b" = "m"\n"*" = "m"\n')
+    for name in ("m", "llama3:8b", "*"):
+        lines = run("models", "show", name, "--config", config).stdout.splitlines()
+        assert lines[1].split() == ["architecture", "llama"]

@@ -61,7 +61,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -> Iterator[Server]:
     """A server with the limits that the harness's ``gguf`` model type needs."""
-    arguments = ("--max-logprobs", "10", "--no-require-model", "--slots", "4")
+    arguments = ("--no-require-model", "--slots", "4")
     models = ("--model", f"{MODEL}={embedded_model}", "--default-max-tokens", "12")
     with serving(tmp_path_factory.mktemp("limited") / "stderr", *models, *arguments) as server:
         yield server

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from afterword.core.draws import uniform
 from afterword.core.job import SamplingParams
+from afterword.engine.history import History
 from afterword.engine.llama.context import exponentials as embedded_exponentials
 from afterword.engine.sampler import (
     Bias,
@@ -37,6 +40,30 @@ def row_of(size: int, seed: int, *, flat: bool = False) -> npt.NDArray[np.float3
     return row
 
 
+def history_of(params: SamplingParams, *tokens: int, prompt: Sequence[int] = ()) -> History:
+    history = History(np.array(prompt, np.int32), params)
+    for token in tokens:
+        history.accept(token)
+    return history
+
+
+def typical(
+    p: npt.NDArray[np.float64], order: npt.NDArray[np.int64], typical_p: float
+) -> npt.NDArray[np.int64]:
+    """Returns the locally typical tokens of ``order``, likeliest first."""
+    own = p[order] / p[order].sum()
+    information = -np.log(own)
+    entropy = (own * information).sum()
+    nearest = sorted(range(len(order)), key=lambda i: (abs(information[i] - entropy), order[i]))
+    mass, kept = 0.0, []
+    for i in nearest:
+        kept.append(i)
+        mass += own[i]
+        if mass > typical_p:
+            break
+    return order[sorted(kept)]
+
+
 def oracle(row: npt.NDArray[np.float32], params: SamplingParams) -> dict[int, float]:
     """Returns the probability of each token that survives, by sorting in float64."""
     logits = row.astype(np.float64) / params.temperature
@@ -44,10 +71,15 @@ def oracle(row: npt.NDArray[np.float32], params: SamplingParams) -> dict[int, fl
     order = np.lexsort((np.arange(len(p)), -p))
     if params.top_k:
         order = order[: params.top_k]
+    if params.typical_p < 1:
+        order = typical(p, order, params.typical_p)
     if params.top_p < 1:
         cumulative = np.cumsum(p[order])
         order = order[: int(np.searchsorted(cumulative, params.top_p * cumulative[-1])) + 1]
-    kept = [i for i in order if p[i] >= params.min_p * p.max()]
+    kept = [i for i in order if p[i] >= params.min_p * p[order].max()]
+    if params.xtc_probability and params.xtc_threshold <= 0.5:
+        likely = [i for i in kept if p[i] >= params.xtc_threshold * p[kept].sum()]
+        kept = kept[max(len(likely) - 1, 0) :]
     total = p[kept].sum()
     return {int(i): float(p[i] / total) for i in kept}
 
@@ -93,6 +125,52 @@ def test_draw_is_the_inverse_cdf_of_what_survives(
         if token in survivors
     ]
     assert any(below - 2e-3 <= u <= below + own + 2e-3 for below, own in spans)
+
+
+@given(
+    size=st.sampled_from((1, 3, 257, 1000)),
+    seed=st.integers(0, 2**32 - 1),
+    temperature=st.sampled_from((0.5, 1.0)),
+    top_k=st.sampled_from((0, 1, 40)),
+    typical_p=st.sampled_from((0.2, 0.9, 1.0)),
+    top_p=st.sampled_from((0.0, 0.8, 1.0)),
+    min_p=st.sampled_from((0.0, 0.1)),
+    threshold=st.sampled_from((0.0, 0.02, 0.3, 0.5, 0.6)),
+    second=st.sampled_from((0.0, 0.49, 0.5, 0.99)),
+    u=st.floats(0, 1, exclude_max=True),
+)
+@settings(max_examples=examples(300), deadline=None)
+def test_typical_p_and_xtc_follow_their_definitions(
+    size: int, seed: int, temperature: float, top_k: int, typical_p: float, top_p: float,
+    min_p: float, threshold: float, second: float, u: float,
+) -> None:  # fmt: skip
+    """Rows without near ties: there float32 and float64 keep the same tokens."""
+    rng = np.random.default_rng(seed)
+    row = (np.float32(3) * rng.permutation(np.geomspace(0.05, 5, size))).astype(np.float32)
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, typical_p=typical_p, top_p=top_p, min_p=min_p,
+        xtc_probability=0.5, xtc_threshold=threshold,
+    )  # fmt: skip
+    token = Sampler(size).draw(row, params, u, second=second)
+    if second >= params.xtc_probability:
+        params = msgspec.structs.replace(params, xtc_probability=0.0)
+    kept = oracle(row, params)
+    assert token in kept
+    below = sum(p for i, p in kept.items() if i < token)
+    assert below - 2e-3 <= u <= below + kept[token] + 2e-3
+
+
+def test_only_allowed_ids_are_drawn_whatever_else_is_asked() -> None:
+    row = np.array([9, 8, 1, 0], np.float32)
+    allowed = np.array([2, 3], np.int64)
+    sampler = Sampler(4)
+    assert sampler.draw(row, SamplingParams(temperature=0), 0, allowed=allowed) == 2
+    drawn = {sampler.draw(row, SamplingParams(), i / 50, allowed=allowed) for i in range(50)}
+    assert drawn == {2, 3}
+    forced = Bias.of(((0, 100.0), (3, 100.0)))
+    assert sampler.draw(row, SamplingParams(), 0.1, allowed=allowed, bias=forced) == 3
+    with pytest.raises(NothingToDrawError):
+        sampler.draw(row, SamplingParams(), 0, allowed=allowed, banned=allowed)
 
 
 @pytest.mark.slow
@@ -186,8 +264,8 @@ def test_everything_banned_is_an_error() -> None:
 def test_penalties_follow_openais_formula() -> None:
     row = np.array([5.0, 4.9, 0], np.float32)
     params = SamplingParams(temperature=0, frequency_penalty=0.04, presence_penalty=0.05)
-    assert Sampler(3).draw(row, params, 0, counts={0: 1}) == 0
-    assert Sampler(3).draw(row, params, 0, counts={0: 2}) == 1
+    assert Sampler(3).draw(row, params, 0, history=history_of(params, 0)) == 0
+    assert Sampler(3).draw(row, params, 0, history=history_of(params, 0, 0)) == 1
 
 
 def test_banned_ids_win_over_forced_ones() -> None:
@@ -216,6 +294,7 @@ def test_rows_with_nan_or_infinity_are_found_everywhere(
 ) -> None:
     """However a token is drawn or scored, and wherever in the row the value stands."""
     rng = np.random.default_rng(3)
+    penalised = SamplingParams(presence_penalty=1)
     banned = Bias.of(((1, -100.0), (vocabulary - 1, -100.0)))
     forced = Bias.of(((0, 100.0),))
     for at in (1, vocabulary // 2, vocabulary - 1):
@@ -233,7 +312,7 @@ def test_rows_with_nan_or_infinity_are_found_everywhere(
                 with pytest.raises(NoNumbersError):
                     sampler.draw(row, params, 0.5, bias=bias)
             with pytest.raises(NoNumbersError):
-                sampler.draw(row, params, 0.5, counts={at: 2})
+                sampler.draw(row, params, 0.5, history=history_of(penalised, at, at))
             with pytest.raises(NoNumbersError):
                 sampler.draw(row, params, 0.5, banned=np.array([at], np.int64))
         for k in (0, 1, 2, 5, 20):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -175,6 +176,24 @@ async def test_F_infill(client: Client, tiny: Path) -> None:
         ({"frequency_penalty": 1}, "presence_penalty"),
         ({"min_tokens": 3}, "min_tokens"),
         ({"ignore_eos": True}, "ignore_eos"),
+        ({"typical_p": 0.5, "min_p": 0.1}, "typical_p"),
+        ({"dry_multiplier": 1, "dry_sequence_breakers": []}, "dry_sequence_breakers"),
+        ({"allowed_token_ids": [97]}, "allowed_token_ids"),
+        ({"return_token_ids": True}, "return_token_ids"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"logprob_token_ids": [97]}, "logprob_token_ids"),
+        ({"structured_outputs": {"choice": ["a", "b"]}, "top_k": 5}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "start: /a/"}}, "structured_outputs"),
+        (
+            {
+                "response_format": {
+                    "type": "json_object",
+                    "schema": {"type": "number", "multipleOf": 3},
+                }
+            },
+            "response_format",
+        ),
     ],
 )
 async def test_what_it_cannot_give_is_refused_by_name(
@@ -184,6 +203,68 @@ async def test_what_it_cannot_give_is_refused_by_name(
     assert error["param"] == param
     assert "llama-server" in error["message"]
     assert "127.0.0.1" not in error["message"]
+
+
+async def test_R17_samplers(client: Client) -> None:
+    """Each is honoured: the penalty sees the prompt, DRY ends a loop, two cuts leave one token."""
+    letters = {str(ord(letter)): 100 for letter in "abcde"}
+    body: dict[str, Any] = {"prompt": "abcabc", "temperature": 0, "logit_bias": letters}
+    new = await client.complete(**body, max_tokens=2, repetition_penalty=100)
+    assert set(new["choices"][0]["text"]) == {"d", "e"}
+    loop = {"prompt": "ab" * 8, "temperature": 0, "max_tokens": 8}
+    loop["logit_bias"] = {str(ord(letter)): 100 for letter in "ab"}
+    dry = await client.complete(**loop, dry_multiplier=50, dry_sequence_breakers=["z"])
+    assert "abab" not in dry["choices"][0]["text"]
+    free: dict[str, Any] = {"prompt": "x", "max_tokens": 1, "logit_bias": letters}
+    (likeliest,) = await texts_of(client, 1, **{**free, "temperature": 0})
+    free["temperature"] = 2
+    drawn = await texts_of(client, 12, **free)
+    assert likeliest in drawn
+    typical = await texts_of(client, 12, **free, typical_p=1e-6)
+    assert len(typical) == 1
+    assert len(drawn) > 1
+    others = await texts_of(client, 12, **free, xtc_probability=1, xtc_threshold=1e-6)
+    assert likeliest not in others
+
+
+async def texts_of(client: Client, seeds: int, **body: Any) -> set[str]:
+    answers = [await client.complete(**body, seed=seed) for seed in range(seeds)]
+    return {answer["choices"][0]["text"] for answer in answers}
+
+
+async def test_R17_stop_token_ids(client: Client) -> None:
+    body: dict[str, Any] = {"prompt": "x", "logit_bias": {"98": 100}, "max_tokens": 5,
+                            "stop_token_ids": [98]}  # fmt: skip
+    for include, text in ((False, ""), (True, "b")):
+        answer = await client.complete(**body, include_stop_str_in_output=include)
+        assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == (
+            text, "stop",
+        )  # fmt: skip
+        assert answer["usage"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+async def test_R17_structured_output(client: Client, temperature: float) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"state": {"enum": ["open", "paid"]}, "gift": {"type": "boolean"}},
+        "required": ["state", "gift"],
+        "additionalProperties": False,
+    }
+    body: dict[str, Any] = {"prompt": "x", "max_tokens": 200, "temperature": temperature, "n": 2}
+    asked = {"type": "json_schema", "json_schema": {"name": "order", "schema": schema}}
+    answer = await client.complete(**body, response_format=asked, logprobs=1)
+    for choice in answer["choices"]:
+        order = json.loads(choice["text"])
+        assert order["state"] in {"open", "paid"}
+        assert isinstance(order["gift"], bool)
+        assert choice["finish_reason"] == "stop"
+    choices = ['say "yes"', "back\\slash", "é\n"]
+    for grammar, texts in (
+        ({"choice": choices}, choices), ({"grammar": 'root ::= ("x" | "yy") "z"'}, ["xz", "yyz"]),
+    ):  # fmt: skip
+        answer = await client.complete(**body, structured_outputs=grammar)
+        assert all(choice["text"] in texts for choice in answer["choices"])
 
 
 async def test_R4_H12_limits_of_the_context(client: Client) -> None:

@@ -12,8 +12,16 @@ from pathlib import Path
 import pytest
 
 from afterword.cli.terminal import Terminal
+from afterword.config import EMBEDDED_MODEL, EMBEDDED_SOURCE
 from afterword.core.errors import ConfigError
-from afterword.models.source import HubSource, PackageSource, PathSource, parse_source
+from afterword.models.source import (
+    HubChoice,
+    HubSource,
+    PackageSource,
+    PathSource,
+    parse_source,
+    source_label,
+)
 from afterword.models.store import Store
 from standins.hub import Hub, running
 from support.tiny_gguf import make_gguf
@@ -36,9 +44,55 @@ def test_sources_are_parsed() -> None:
     assert parse_source("hf:org/repo/f.gguf") == HubSource("org/repo", "f.gguf", None)
     assert parse_source("hf:o/r/a/b.gguf@v1") == HubSource("o/r", "a/b.gguf", "v1")
     assert parse_source("/x/y.gguf") == PathSource(Path("/x/y.gguf"))
-    assert [parse_source(s).label for s in ("/x/y.gguf", "pypi:p==1", "hf:o/r/a/b.gguf")] == [
-        "y", "p", "b",
-    ]  # fmt: skip
+    labels = {
+        "/x/y.gguf": "y", "pypi:p==1": "p", "hf:o/r/a/b.gguf": "b", "hf:o/R-GGUF:Q8_0": "R-GGUF",
+        "my models/a=b (1).gguf": "a-b-1", "/x/-.gguf": "model",
+    }  # fmt: skip
+    assert {text: source_label(text) for text in labels} == labels
+
+
+def test_the_embedded_model_has_a_name() -> None:
+    assert parse_source(EMBEDDED_MODEL) == parse_source(EMBEDDED_SOURCE)
+    assert source_label(EMBEDDED_MODEL) == EMBEDDED_MODEL
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("hf:org/repo", HubChoice("org/repo", None, None)),
+        ("hf:org/repo:Q4_K_M", HubChoice("org/repo", "Q4_K_M", None)),
+        ("hf:org/repo:q8_0@v1", HubChoice("org/repo", "q8_0", "v1")),
+        ("https://huggingface.co/org/repo", HubChoice("org/repo", None, None)),
+        ("https://hf.co/org/repo/", HubChoice("org/repo", None, None)),
+        ("https://huggingface.co/org/repo/tree/main", HubChoice("org/repo", None, None)),
+        ("https://huggingface.co/org/repo/tree/v1", HubChoice("org/repo", None, "v1")),
+        ("https://huggingface.co/org/repo/blob/main/a/b.gguf",
+         HubSource("org/repo", "a/b.gguf", None)),
+        ("https://huggingface.co/org/repo/resolve/v1/b.gguf?download=true",
+         HubSource("org/repo", "b.gguf", "v1")),
+        ("https://huggingface.co/org/repo/blob/refs%2Fpr%2F1/b%20c.gguf",
+         HubSource("org/repo", "b c.gguf", "refs/pr/1")),
+    ],
+)  # fmt: skip
+def test_what_the_hub_shows_is_understood(text: str, source: HubSource | HubChoice) -> None:
+    assert parse_source(text) == source
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("https://example.com/m.gguf", "is no address of the Hugging Face hub"),
+        ("http://127.0.0.1:8000/v1", r"as in vllm\+http://127.0.0.1:8000/v1"),
+        ("https://[::1", "is no address of the Hugging Face hub"),
+        ("https://huggingface.co/org", "neither a repository"),
+        ("https://huggingface.co/org/repo/discussions/5", "neither a repository"),
+        ("https://huggingface.co/org/repo/blob/main/README.md", "is no GGUF file"),
+        ("https://huggingface.co/org/repo/resolve/main/%2e%2e/m.gguf", "is not hf:"),
+    ],
+)
+def test_other_addresses_are_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_source(text)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +263,54 @@ def test_the_hubs_file_is_fetched_once_and_checked(tmp_path: Path, tiny: bytes) 
             assert Path(path).read_bytes() == tiny
             assert digest == f"sha256 {hashlib.sha256(tiny).hexdigest()}"
         assert hub.ranges == [None]
+
+
+@pytest.mark.e2e
+def test_a_file_of_a_repository_is_chosen(
+    tmp_path: Path, tiny: bytes, parts: dict[str, bytes]
+) -> None:
+    """As llama.cpp chooses. A named or usual file in the cache needs no hub."""
+    parts = {name.replace("m-", "n-Q3_K-", 1): data for name, data in parts.items()}
+    names = list(parts)
+    files = {"m-f16.gguf": tiny, "mmproj-m-Q8_0.gguf": b"", "README.md": b"", **parts}
+    with running(Hub(files)) as hub:
+        for source, name in (
+            ("hf:org/repo", "m-f16.gguf"),
+            ("hf:org/repo:F16", "m-f16.gguf"),
+            ("hf:org/repo:q3_k", names[0]),
+        ):
+            done = pull(hub, tmp_path, source)
+            assert done.returncode == 0, done.stderr
+            assert Path(done.stdout.splitlines()[0]).name == name
+        # Without a usual file in the cache the hub is asked each time, but nothing is fetched.
+        fetched, listed = len(hub.ranges), hub.listings
+        assert pull(hub, tmp_path, "hf:org/repo").returncode == 0
+        assert (len(hub.ranges), hub.listings) == (fetched, listed + 1)
+        assert pull(hub, tmp_path, "hf:org/repo:F16").returncode == 0
+        assert (len(hub.ranges), hub.listings) == (fetched, listed + 1)
+        done = pull(hub, tmp_path, "hf:org/repo:Q2_K")
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"afterword: hf:org/repo: has no file for Q2_K; it has m-f16.gguf, {names[0]}\n"
+        )
+    with running(Hub({"README.md": b""})) as hub:
+        done = pull(hub, tmp_path / "none", "hf:org/repo")
+        assert done.stderr == "afterword: hf:org/repo: has no GGUF files of models\n"
+
+
+@pytest.mark.e2e
+def test_a_choice_without_the_hub(
+    tmp_path: Path, tiny: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the cache is all that there is."""
+    with running(Hub({"m-f16.gguf": tiny})) as hub:
+        assert pull(hub, tmp_path, "hf:org/repo").returncode == 0
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert pull(hub, tmp_path, "hf:org/repo").returncode == 0
+    done = pull(hub, tmp_path, "hf:org/repo:Q8_0")
+    assert "has no file for Q8_0; it has m-f16.gguf" in done.stderr
+    done = pull(hub, tmp_path, "hf:org/other")
+    assert done.stderr == "afterword: hf:org/other: the hub cannot be reached\n"
 
 
 @pytest.mark.e2e

@@ -47,6 +47,31 @@ STOP = st.sampled_from(
 )
 
 
+SOME_IDS = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=5)
+EXTENSIONS: dict[str, st.SearchStrategy[Any]] = {
+    "typical_p": st.sampled_from([0.3, 0.9, 1]),
+    "xtc_probability": st.sampled_from([0, 0.5, 1]),
+    "xtc_threshold": st.sampled_from([0, 0.05, 0.5, 1]),
+    "repetition_penalty": st.sampled_from([0.5, 1, 1.3]),
+    "repetition_penalty_range": st.sampled_from([-1, 0, 3, 256]),
+    "dry_multiplier": st.sampled_from([0, 0.8]),
+    "dry_allowed_length": st.integers(0, 2),
+    "dry_penalty_last_n": st.sampled_from([-1, 0, 7]),
+    "dry_sequence_breakers": st.lists(STOP, max_size=2),
+    "allowed_token_ids": st.just(list(range(0, VOCABULARY, 2))),
+    "stop_token_ids": SOME_IDS,
+    "include_stop_str_in_output": st.booleans(),
+    "skip_special_tokens": st.booleans(),
+    "add_special_tokens": st.booleans(),
+    "truncate_prompt_tokens": st.sampled_from([-1, 1, 2, 5]),
+    "logprob_token_ids": SOME_IDS,
+    "prompt_logprobs": st.integers(0, 3),
+    "return_token_ids": st.booleans(),
+    "return_tokens_as_token_ids": st.booleans(),
+}
+"""R17: fields with vLLM's names, and llama.cpp's samplers."""
+
+
 @st.composite
 def bodies(draw: st.DrawFn, *, greedy: bool) -> dict[str, Any]:
     """A request body without ``model`` and ``stream``."""
@@ -83,6 +108,7 @@ def bodies(draw: st.DrawFn, *, greedy: bool) -> dict[str, Any]:
                 "top_p": st.sampled_from([0, 0.3, 0.9, 1]),
                 "top_k": st.sampled_from([-1, 0, 1, 5]),
                 "min_p": st.sampled_from([0, 0.1]),
+                **EXTENSIONS,
             },
         )
     )

@@ -19,8 +19,7 @@ from support.examples import examples
 # What no schema can say: sums, other fields, the model's vocabulary, names that are served.
 BEYOND_SCHEMAS = (
     "context", "vocabulary", "best_of", "min_tokens", "stream", "suffix", "Duplicate", "parse",
-    # Token ids are written as integers. For a schema 1.0 is one, too.
-    "not a mixture", "which are integers",
+    "two names", "bans every token", "repetition penalty",
 )  # fmt: skip
 
 
@@ -89,6 +88,85 @@ async def test_what_the_schema_refuses_is_refused(
     elif status == 400:
         error = answer["error"]
         assert any(word in error["message"] for word in BEYOND_SCHEMAS), (error, text)
+
+
+FIM_BODIES = st.fixed_dictionaries(
+    {"model": st.just("toy"), "max_tokens": st.integers(-1, 5)},
+    optional={
+        "prompt": st.text(max_size=5) | st.just(["a"]), "suffix": st.text(max_size=5) | st.none(),
+        "random_seed": st.integers(-3, 3) | st.booleans(), "echo": st.booleans() | st.none(),
+        "min_tokens": st.just(0), "logprobs": st.none() | st.just(1), "n": st.integers(0, 3),
+        "stop": st.just("a") | st.lists(st.text(max_size=2), max_size=3),
+        "top_k": st.integers(-2, 3),
+        "x": st.none(), "metadata": st.none() | st.just({}),
+    },
+)  # fmt: skip
+INFILL_BODIES = st.fixed_dictionaries(
+    {"n_predict": st.integers(-2, 5)},
+    optional={
+        "input_prefix": st.text(max_size=5) | st.none(), "input_suffix": st.text(max_size=5),
+        "input_extra": st.lists(
+            st.fixed_dictionaries({}, optional={"text": st.text(max_size=3) | st.none(),
+                                                "filename": st.text(max_size=3) | st.none(),
+                                                "time": st.integers(), "x": st.none()}),
+            max_size=2) | st.just("a"),
+        "prompt": st.text(max_size=3) | st.just(["a"]), "seed": st.integers(-2, 2**32),
+        "temperature": st.floats(-0.1, 2.1), "top_k": st.integers(-2, 50) | st.just(0.5),
+        "samplers": st.lists(st.sampled_from(["top_k", "top_p", "infill", "x"]), max_size=3)
+        | st.just("kp"),
+        "logit_bias": st.lists(st.tuples(st.integers(-1, 300), st.integers(-101, 100)
+                                         | st.booleans()), max_size=2),
+        "n_indent": st.integers(-1, 4), "t_max_predict_ms": st.integers(-2, 9),
+        "t_max_prompt_ms": st.integers() | st.just("1"), "id_slot": st.integers(-2, 3),
+        "cache_prompt": st.booleans() | st.none(), "n_probs": st.integers(-1, 21),
+        "return_tokens": st.booleans() | st.none(), "repeat_last_n": st.integers(-2, 65),
+        "repeat_penalty": st.floats(0.9, 1.1), "response_fields": st.lists(st.text(max_size=4)),
+        "x": st.none(), "mirostat": st.integers(0, 1), "lora": st.just([]), "echo": st.none(),
+    },
+)  # fmt: skip
+
+
+@given(fim=FIM_BODIES, infill=INFILL_BODIES)
+@settings(max_examples=examples(500), deadline=None)
+async def test_F5_the_editors_routes(
+    client: Client, document: Document, fim: dict[str, Any], infill: dict[str, Any]
+) -> None:
+    for path, name, body in (
+        ("/v1/fim/completions", "FimRequest", fim),
+        ("/infill", "InfillRequest", infill),
+    ):
+        text = json.dumps(body)
+        status, answer = await exchange(client, document, path, text.encode())
+        if not document.accepts(name, json.loads(text)):
+            assert status == 400, text
+        elif status != 200:
+            error = answer["error"]
+            beyond = (*BEYOND_SCHEMAS, "samplers", "two names", "repeat_last_n", "an id of")
+            assert any(word in error["message"] for word in beyond), (error, text)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "chunk", "last"),
+    [
+        ("/v1/fim/completions", {"model": "toy", "prompt": "a", "suffix": "b"}, "FimChunk", None),
+        ("/infill", {"input_prefix": "a", "input_suffix": "b", "n_probs": 2}, "InfillChunk",
+         "InfillAnswer"),
+    ],
+)  # fmt: skip
+async def test_F5_streams_of_the_editors_routes(
+    client: Client, document: Document, path: str, body: dict[str, Any], chunk: str, last: str
+) -> None:
+    reply = await client.post(path, {**body, "max_tokens": 6, "stream": True})
+    assert reply.status == 200, reply.body
+    events = [line[6:] for line in reply.body.decode().split("\n\n") if line]
+    *parts, end = events
+    assert parts
+    for part in parts:
+        document.check(chunk, json.loads(part))
+    if last is None:
+        assert end == "[DONE]"
+    else:
+        document.check(last, json.loads(end))
 
 
 @pytest.mark.parametrize("user", ["", "x" * 1024, "x" * 1025, "😀" * 1025, "a\0b", "a\n", None])

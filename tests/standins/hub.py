@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +18,53 @@ class Hub:
     """Files by their path below ``/ORG/REPO/resolve/main/``, at the commit ``COMMIT``.
 
     ``digests`` overrides the digests of files. The connection closes once, after ``break_after``
-    bytes of a body. ``ranges`` lists the ``Range`` headers of all requests.
+    bytes of a body. ``ranges`` lists the ``Range`` headers of all requests, ``listings`` counts how
+    often the files of ``org/repo`` were listed.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     break_after: int | None = None
     ranges: list[str | None] = field(default_factory=list)
+    listings: int = 0
     url: str = ""
+
+    def digest_of(self, name: str) -> str:
+        """The SHA-256 that the hub gives for a file."""
+        return self.digests.get(name) or hashlib.sha256(self.files[name]).hexdigest()
+
+    def range_of(self, exchange: BaseHTTPRequestHandler) -> str | None:
+        """The ``Range`` header of a request for a body."""
+        wanted = exchange.headers.get("Range")
+        self.ranges.append(wanted)
+        return wanted
+
+    def listing(self) -> bytes:
+        """The files of ``org/repo``, as the hub's API lists them."""
+        self.listings += 1
+        listed = [
+            {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+            for name, data in self.files.items()
+        ]
+        return json.dumps(listed).encode()
+
+
+def _start_of(wanted: str | None) -> int:
+    """The first byte of a ``Range`` header."""
+    return int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+
+
+def _listed(exchange: BaseHTTPRequestHandler, hub: Hub) -> bool:
+    """Answer a request for the list of files. Returns whether it was one."""
+    if not exchange.path.startswith("/api/models/org/repo/tree/"):
+        return False
+    body = hub.listing()
+    exchange.send_response(200)
+    exchange.send_header("Content-Type", "application/json")
+    exchange.send_header("Content-Length", str(len(body)))
+    exchange.end_headers()
+    exchange.wfile.write(body)
+    return True
 
 
 @contextmanager
@@ -44,6 +84,8 @@ def running(hub: Hub) -> Iterator[Hub]:
             self.answer(with_body=True)
 
         def answer(self, *, with_body: bool) -> None:
+            if _listed(self, hub):
+                return
             path = self.path.split("?")[0].replace(f"/resolve/{COMMIT}/", "/resolve/main/")
             name = path.partition("/resolve/main/")[2]
             data = hub.files.get(name)
@@ -54,11 +96,9 @@ def running(hub: Hub) -> Iterator[Hub]:
                 self.send_header("X-Repo-Commit", COMMIT)
                 self.end_headers()
                 return
-            wanted = self.headers.get("Range") if with_body else None
-            start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
-            if with_body:
-                hub.ranges.append(wanted)
-            digest = hub.digests.get(name) or hashlib.sha256(data).hexdigest()
+            wanted = hub.range_of(self) if with_body else None
+            start = _start_of(wanted)
+            digest = hub.digest_of(name)
             self.send_response(206 if wanted else 200)
             if wanted:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")

@@ -7,7 +7,7 @@ and ``openai/serving_tokenize.py``. Outputs list all tokens so far; log-probabil
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
@@ -15,10 +15,32 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from afterword.core.job import Ended, Job, Prefilled, Sampled, SamplingParams, ScoredPrompt
+from afterword.core.errors import UnusableGrammar
+from afterword.core.job import (
+    NO_TOKEN,
+    Constraint,
+    Ended,
+    GrammarKind,
+    Job,
+    OutputGrammar,
+    Prefilled,
+    Sampled,
+    SamplingParams,
+    ScoredPrompt,
+)
 from afterword.engine.batching.engine import BatchingEngine
 
 Entry = tuple[float | None, int, None]
+_GRAMMARS: Mapping[str, GrammarKind] = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
+_FIELDS = {
+    "input_ids", "sampling_params", "stream", "extra_key", "return_logprob", "top_logprobs_num",
+    "logprob_start_len", "token_ids_logprob",
+}  # fmt: skip
+_PARAMS = {
+    "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty",
+    "frequency_penalty", "repetition_penalty", "min_new_tokens", "ignore_eos", "sampling_seed",
+    "logit_bias", "stop_token_ids", *_GRAMMARS,
+}  # fmt: skip
 
 
 class Sglang:
@@ -69,16 +91,21 @@ class Sglang:
     async def generate(self, request: Request) -> Response:
         body: dict[str, Any] = await request.json()
         assert body["stream"]
-        return StreamingResponse(self._stream(body), media_type="text/event-stream")
+        try:
+            job = _job(body, _constraint(body["sampling_params"], self._engine))
+        except UnusableGrammar as error:
+            return JSONResponse({"error": {"message": str(error)}}, status_code=400)
+        return StreamingResponse(self._stream(body, job), media_type="text/event-stream")
 
-    async def _stream(self, body: dict[str, Any]) -> AsyncIterator[str]:
-        job = _job(body)
-        k = body.get("top_logprobs_num", 0)
+    async def _stream(self, body: dict[str, Any], job: Job) -> AsyncIterator[str]:
+        k = job.logprobs or 0
+        width = k + len(job.scored_ids)
         meta: dict[str, Any] = {"id": "0", "prompt_tokens": len(job.prompt_ids),
                                 "cached_tokens": 0, "finish_reason": None}  # fmt: skip
         ids: list[int] = []
         values: list[Entry] = []
         tops: list[list[Entry]] = []
+        scores: list[list[Entry]] = []
         told = 0
         async with self._engine.open([job]) as generation:
             async for events in generation:
@@ -87,21 +114,24 @@ class Sglang:
                         case Prefilled():
                             meta["cached_tokens"] = event.cached_tokens
                             if event.scored is not None:
-                                meta |= _scored(job, event.scored, k)
+                                meta |= _scored(job, event.scored)
                         case Sampled():
                             ids += event.tokens
                             for at, token in enumerate(event.tokens):
                                 if event.logprobs:
                                     values.append((event.logprobs[at], token, None))
-                                    top = slice(at * k, (at + 1) * k)
-                                    tops.append(_top(event.top_ids[top], event.top_logprobs[top]))
+                                    row = slice(at * width, (at + 1) * width)
+                                    top = _top(event.top_ids[row], event.top_logprobs[row])
+                                    tops.append(top[:k])
+                                    scores.append(_asked(job, top))
                         case Ended():
-                            meta["finish_reason"] = {"type": event.reason}
+                            meta["finish_reason"] = {"type": event.reason, "matched": ids[-1:]}
                 start = told if self._incremental else 0
                 meta["completion_tokens"] = len(ids)
                 if body.get("return_logprob"):
                     meta["output_token_logprobs"] = values[start:]
                     meta["output_top_logprobs"] = tops[start:]
+                    meta["output_token_ids_logprobs"] = scores[start:]
                 told = len(ids)
                 output = {"text": "", "output_ids": ids[start:], "meta_info": meta}
                 yield f"data: {json.dumps(output)}\n\n"
@@ -112,18 +142,44 @@ def _top(ids: Any, values: Any) -> list[Entry]:
     return [(value, token, None) for token, value in zip(ids, values, strict=True)]
 
 
-def _scored(job: Job, scored: ScoredPrompt, k: int) -> dict[str, Any]:
+def _asked(job: Job, row: list[Entry]) -> list[Entry]:
+    """Returns the entries of ``token_ids_logprob``, also of those that are among the likeliest."""
+    values = {token: value for value, token, _ in row if token != NO_TOKEN}
+    return [(values[token], token, None) for token in job.scored_ids]
+
+
+def _scored(job: Job, scored: ScoredPrompt) -> dict[str, Any]:
     values: list[Entry] = [(None, job.prompt_ids[0], None)]
     tops: list[list[Entry] | None] = [None]
+    scores: list[list[Entry] | None] = [None]
+    k = job.prompt_logprobs or 0
+    width = k + len(job.scored_ids)
     for at, token in enumerate(job.prompt_ids[1:]):
         values.append((scored.logprobs[at], token, None))
-        top = slice(at * k, (at + 1) * k)
-        tops.append(_top(scored.top_ids[top], scored.top_logprobs[top]))
-    return {"input_token_logprobs": values, "input_top_logprobs": tops}
+        row = slice(at * width, (at + 1) * width)
+        top = _top(scored.top_ids[row], scored.top_logprobs[row])
+        tops.append(top[:k])
+        scores.append(_asked(job, top))
+    return {
+        "input_token_logprobs": values,
+        "input_top_logprobs": tops,
+        "input_token_ids_logprobs": scores,
+    }
 
 
-def _job(body: dict[str, Any]) -> Job:
+def _constraint(params: dict[str, Any], engine: BatchingEngine) -> Constraint | None:
+    """Compiles ``json_schema``, ``regex`` or ``ebnf``. Raises ``UnusableGrammar``."""
+    for name, kind in _GRAMMARS.items():
+        if name in params:
+            return engine.constraint(OutputGrammar(kind, params[name]))
+    return None
+
+
+def _job(body: dict[str, Any], constraint: Constraint | None) -> Job:
+    assert set(body) <= _FIELDS
     params = body["sampling_params"]
+    assert set(params) <= _PARAMS
+    assert params["repetition_penalty"] == 1
     scored = body.get("logprob_start_len", -1) == 0
     k = body.get("top_logprobs_num") if body.get("return_logprob") else None
     return Job(
@@ -144,5 +200,9 @@ def _job(body: dict[str, Any]) -> Job:
         seed=params["sampling_seed"],
         logprobs=k,
         prompt_logprobs=k if scored else None,
+        scored_ids=tuple(body.get("token_ids_logprob", ())),
+        # With ``ignore_eos`` it bans them before ``min_new_tokens``, but goes on behind them.
+        extra_end_ids=tuple(params.get("stop_token_ids", ())),
+        constraint=constraint,
         cache_scope=body.get("extra_key", ""),
     )

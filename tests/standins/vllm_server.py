@@ -17,14 +17,25 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from afterword.core.job import Ended, Job, Prefilled, Sampled, SamplingParams
+from afterword.core.errors import UnusableGrammar
+from afterword.core.job import (
+    NO_TOKEN,
+    Constraint,
+    Ended,
+    Job,
+    OutputGrammar,
+    Prefilled,
+    Sampled,
+    SamplingParams,
+)
 from afterword.engine.batching.engine import BatchingEngine
 
 _FIELDS = {
     "model", "prompt", "max_tokens", "temperature", "top_p", "n", "stream", "stream_options",
     "seed", "logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty", "logprobs",
     "echo", "top_k", "min_p", "min_tokens", "ignore_eos", "cache_salt", "return_token_ids",
-    "return_tokens_as_token_ids",
+    "return_tokens_as_token_ids", "allowed_token_ids", "stop_token_ids", "logprob_token_ids",
+    "structured_outputs",
 }  # fmt: skip
 
 
@@ -89,8 +100,12 @@ class Vllm:
         wrong = _wrong(body, engine)
         if wrong is not None:
             return _refused(wrong, "BadRequestError", 400)
+        try:
+            job = _job(body, _constraint(body, engine))
+        except UnusableGrammar as error:
+            return _refused(f"Grammar error: {error}", "BadRequestError", 400)
         name = f"cmpl-{next(self._requests):032x}"
-        return StreamingResponse(_stream(engine, body, name), media_type="text/event-stream")
+        return StreamingResponse(_stream(engine, job, body, name), media_type="text/event-stream")
 
 
 def _refused(message: str, kind: str, code: int) -> Response:
@@ -111,11 +126,36 @@ def _wrong(body: dict[str, Any], engine: BatchingEngine) -> str | None:
     context = engine.card.context_tokens
     if len(body["prompt"]) + body["max_tokens"] > context:
         return f"This model's maximum context length is {context} tokens."
+    return _wrong_extension(body)
+
+
+def _wrong_extension(body: dict[str, Any]) -> str | None:
+    if body["repetition_penalty"] <= 0:
+        return f"repetition_penalty must be greater than zero, got {body['repetition_penalty']}."
+    if "logprob_token_ids" in body:
+        if body.get("logprobs") is None:
+            return "when using `logprob_token_ids`, `logprobs` must be set."
+        if body.get("echo") and body["max_tokens"] == 0:
+            return "`logprob_token_ids` is not supported when `echo=True` and `max_tokens=0`."
     return None
 
 
-def _job(body: dict[str, Any]) -> Job:
+def _constraint(body: dict[str, Any], engine: BatchingEngine) -> Constraint | None:
+    """Compiles the grammar as ``StructuredOutputsParams`` has it. Raises ``UnusableGrammar``."""
+    if "structured_outputs" not in body:
+        return None
+    ((kind, given),) = body["structured_outputs"].items()
+    text = json.dumps(given) if kind == "choice" else given
+    assert isinstance(text, str)
+    return engine.constraint(OutputGrammar(kind, text))
+
+
+def _job(body: dict[str, Any], constraint: Constraint | None) -> Job:
     logprobs = body.get("logprobs")
+    scored_ids = tuple(body.get("logprob_token_ids", ()))
+    if scored_ids:
+        # It scores these instead of the likeliest ones, and only generated tokens.
+        logprobs = 0
     return Job(
         prompt_ids=tuple(body["prompt"]),
         n=body["n"],
@@ -128,12 +168,17 @@ def _job(body: dict[str, Any]) -> Job:
             presence_penalty=body.get("presence_penalty", 0.0),
             frequency_penalty=body.get("frequency_penalty", 0.0),
             logit_bias=tuple((int(i), v) for i, v in body.get("logit_bias", {}).items()),
+            repetition_penalty=body["repetition_penalty"],
+            allowed_ids=tuple(body.get("allowed_token_ids", ())),
             min_tokens=body["min_tokens"],
             ignore_eos=body["ignore_eos"],
         ),
         seed=body["seed"],
         logprobs=logprobs,
         prompt_logprobs=logprobs if body.get("echo") else None,
+        scored_ids=scored_ids,
+        stop_ids=tuple(body.get("stop_token_ids", ())),
+        constraint=constraint,
         cache_scope=body.get("cache_salt", ""),
     )
 
@@ -150,11 +195,13 @@ class _Choice:
         self.finish: str | None = None
         self.echoed = False
 
-    def add(self, event: Sampled, k: int | None) -> None:
+    def add(self, event: Sampled) -> None:
         self.ids += event.tokens
+        k = len(event.top_ids) // len(event.tokens)
         for at, (token, value) in enumerate(zip(event.tokens, event.logprobs, strict=False)):
-            top = slice(at * (k or 0), (at + 1) * (k or 0))
+            top = slice(at * k, (at + 1) * k)
             likely = dict(zip(event.top_ids[top], event.top_logprobs[top], strict=True))
+            likely.pop(NO_TOKEN, None)
             self.entries.append((token, value, likely))
 
     def text(self) -> str:
@@ -179,9 +226,9 @@ def _written(
     }
 
 
-async def _stream(engine: BatchingEngine, body: dict[str, Any], name: str) -> AsyncIterator[str]:
-    job = _job(body)
-    k = body.get("logprobs")
+async def _stream(
+    engine: BatchingEngine, job: Job, body: dict[str, Any], name: str
+) -> AsyncIterator[str]:
     pieces, end_ids = engine.tokenizer.pieces, engine.tokenizer.end_ids
     choices = [_Choice(pieces, end_ids) for _ in range(job.n)]
     head = {"id": name, "object": "text_completion", "created": 1, "model": body["model"]}
@@ -197,7 +244,7 @@ async def _stream(engine: BatchingEngine, body: dict[str, Any], name: str) -> As
                         prompt = _prompt_entries(job, event)
                     case Sampled(seq=seq):
                         made += len(event.tokens)
-                        choices[seq].add(event, k)
+                        choices[seq].add(event)
                         touched[seq] = None
                     case Ended(seq=seq):
                         choices[seq].finish = event.reason

@@ -168,7 +168,7 @@ def chunks_of(body: bytes) -> list[dict[str, Any]]:
 
 
 def fold(chunks: list[dict[str, Any]], *, usage: bool) -> dict[str, Any]:
-    """A stream as the answer that it means; asserts S2, S3 and S5 on the way."""
+    """A stream as the answer that it means; asserts S2, S3, S5 and S9 on the way."""
     if usage:
         *chunks, last = chunks
         assert last["choices"] == []
@@ -179,7 +179,9 @@ def fold(chunks: list[dict[str, Any]], *, usage: bool) -> dict[str, Any]:
     choices: dict[int, dict[str, Any]] = {}
     for chunk in chunks:
         (part,) = chunk["choices"]
-        assert set(part) == {"text", "index", "logprobs", "finish_reason"}
+        assert {"text", "index", "logprobs", "finish_reason"} <= set(part)
+        if part["logprobs"] is not None:
+            assert len(part["logprobs"]["tokens"]) <= 1
         whole = choices.get(part["index"])
         if whole is None:
             choices[part["index"]] = part
@@ -190,6 +192,9 @@ def fold(chunks: list[dict[str, Any]], *, usage: bool) -> dict[str, Any]:
         assert (whole["logprobs"] is None) == (part["logprobs"] is None)
         for name in whole["logprobs"] or ():
             whole["logprobs"][name] += part["logprobs"][name]
+        if "token_ids" in whole:
+            whole["token_ids"] += part["token_ids"]
+        assert not {"prompt_token_ids", "prompt_logprobs"} & set(part)
     heads = [
         {k: v for k, v in chunk.items() if k not in {"choices", "usage", "obfuscation"}}
         for chunk in [*chunks, *([last] if usage else [])]

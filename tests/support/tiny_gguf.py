@@ -16,7 +16,8 @@ _LAYERS, _FEED_FORWARD = 2, 128
 
 FAMILIES: Mapping[str, Sequence[str]] = {
     "plain": (),
-    "starcoder": ("<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"),
+    "starcoder": ("<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>",
+                  "<repo_name>", "<file_sep>"),
     "qwen": ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
              "<|repo_name|>", "<|file_sep|>"),
     "deepseek": ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # noqa: RUF001 - its own bars

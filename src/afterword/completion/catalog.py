@@ -11,6 +11,9 @@ from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
 from afterword.core.wire import Model
 
+CATCH_ALL = "*"
+"""The alias that takes every name that is not served (R1)."""
+
 
 class ServedModel(msgspec.Struct, frozen=True):
     """An engine and the name that it is served under. ``created`` is Unix seconds."""
@@ -23,8 +26,9 @@ class ServedModel(msgspec.Struct, frozen=True):
 class Catalog:
     """Names and aliases of engines, in the given order.
 
-    Raises ``ValueError`` for no models, for a name given twice, and for an alias that names no
-    model or is the name of one.
+    The alias ``*`` takes every name that is none of them. It is in no listing. Raises
+    ``ValueError`` for no models, for a name given twice, and for an alias that names no model or is
+    the name of one.
     """
 
     def __init__(
@@ -35,19 +39,32 @@ class Catalog:
         self._names = {model.name: model for model in models}
         if len(self._names) < len(models) or not models:
             raise ValueError("there must be at least one model, and no two of the same name")
+        self._all_names = self._names
+        self._caught: ServedModel | None = None
         for alias, name in (aliases or {}).items():
             if name not in self._names or alias in self._names:
                 raise ValueError(f"alias {alias}={name} names no model, or is one itself")
-            self._names[alias] = self._names[name]
+            if alias == CATCH_ALL:
+                self._caught = self._names[name]
+            else:
+                self._names[alias] = self._names[name]
 
     def restricted_to(self, allowed: Collection[str]) -> Catalog:
-        """Returns the catalog of a key for these names. A model's name includes its aliases."""
+        """Returns the catalog of a key for these names. A model's name includes its aliases.
+
+        A name that is served, but not to this key, is still not found: the key gets no other model
+        in its place.
+        """
         seen = Catalog(self.engines)
         seen._names = {
             name: model
             for name, model in self._names.items()
             if name in allowed or model.name in allowed
         }
+        seen._all_names = self._all_names
+        caught = self._caught
+        if caught is not None and not {CATCH_ALL, caught.name}.isdisjoint(allowed):
+            seen._caught = caught
         return seen
 
     @property
@@ -57,12 +74,28 @@ class Catalog:
             return model
         raise ModelNotFound("-")
 
+    @property
+    def default_of_infills(self) -> ServedModel:
+        """The first model with fill-in-the-middle tokens, else the first one.
+
+        Raises ``ModelNotFound`` if the catalog is empty.
+        """
+        models = self._names.values()
+        able = (model for model in models if model.engine.tokenizer.infill is not None)
+        return next(able, None) or self.default
+
     def resolve(self, name: str) -> ServedModel:
         """Returns the model of a name or alias. Raises ``ModelNotFound``."""
         model = self._names.get(name)
+        if model is None and self._caught is not None and name not in self._all_names:
+            return self._caught
         if model is None:
             raise ModelNotFound(name if len(name) <= 200 else f"{name[:200]}…")
         return model
+
+    def recorded(self, name: str) -> str:
+        """Returns the name that records and metrics have for a name: clients invent no rows."""
+        return name if name in self._names else self.resolve(name).name
 
     def listing(self, limits: Limits) -> list[Model]:
         """Returns every name and alias as clients see it."""
@@ -89,5 +122,6 @@ class Catalog:
             id=name,
             created=served.created,
             owned_by="afterword",
+            max_model_len=card.context_tokens,
             afterword={**facts, **card.details},
         )

@@ -207,6 +207,51 @@ def log_probabilities(most: int) -> Kind:
     return Kind(parse, {"anyOf": [count.schema, {"type": "boolean"}]})
 
 
+def id_list(most: int, *, least: int = 0) -> Kind:
+    """An array of ``least`` to ``most`` token ids, without repeats in the result."""
+
+    def parse(name: str, value: Json) -> tuple[int, ...]:
+        ids = _id_list(name, value)
+        if not least <= len(ids) <= most:
+            raise out_of_range(name, value, f"an array of {least} to {most} token ids")
+        return tuple(dict.fromkeys(ids))
+
+    return Kind(parse, {"type": "array", "items": _ID, "minItems": least, "maxItems": most})
+
+
+def strings(most: int, characters: int) -> Kind:
+    """An array of at most ``most`` strings of 1 to ``characters`` characters."""
+    wanted = f"an array of at most {most} strings of 1 to {characters} characters"
+
+    def parse(name: str, value: Json) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise wrong_type(name, value, wanted)
+        if len(value) > most:
+            raise out_of_range(name, value, wanted)
+        for item in value:
+            if not isinstance(item, str):
+                raise wrong_type(name, item, wanted)
+            if not 1 <= len(item) <= characters:
+                raise out_of_range(name, item, wanted)
+        return tuple(dict.fromkeys(value))
+
+    item = {"type": "string", "minLength": 1, "maxLength": characters}
+    return Kind(parse, {"type": "array", "items": item, "maxItems": most})
+
+
+def _count_or_fit(name: str, value: Json) -> int:
+    count: int = integer(-1, _INT64 - 1).parse(name, value)
+    if count == 0:
+        raise out_of_range(name, value, "-1, or an integer of at least 1")
+    return count
+
+
+COUNT_OR_FIT = Kind(
+    _count_or_fit, {"anyOf": [{"type": "integer", "minimum": 1}, {"const": -1, "type": "integer"}]}
+)
+"""A number of tokens of at least 1; -1 means as many as fit."""
+
+
 def stop_strings(most: int) -> Kind:
     """A string or at most ``most`` strings, none of them empty (R12, H13)."""
 
@@ -277,8 +322,8 @@ def prompts(most: int) -> Kind:
         if not value:
             raise out_of_range(name, value, "an array of at least 1 item")
         kinds = _kinds(value)
-        if kinds == {int}:
-            return (_checked_ids(name, value),)
+        if kinds <= {int, float}:
+            return (token_ids(name, value),)
         if len(value) > most:
             raise out_of_range(name, value, f"an array of at most {most} prompts")
         if kinds == {str}:
@@ -302,8 +347,16 @@ def token_ids(name: str, value: Sequence[Json]) -> tuple[int, ...]:
     if not value:
         raise out_of_range(name, list(value), "arrays of at least 1 token id")
     if _kinds(value) != {int}:
-        raise wrong_type(name, list(value), "token ids, which are integers")
+        value = _integers(name, value)
     return _checked_ids(name, value)
+
+
+def _integers(name: str, value: Sequence[Json]) -> Sequence[int]:
+    """Returns numbers without a fraction as integers (R19)."""
+    whole = [type(item) is int or (isinstance(item, float) and item.is_integer()) for item in value]
+    if not all(whole):
+        raise wrong_type(name, list(value), "token ids, which are integers")
+    return list(map(int, value))
 
 
 def _checked_ids(name: str, value: Sequence[int]) -> tuple[int, ...]:

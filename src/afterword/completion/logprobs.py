@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from afterword.completion.prompt_text import VocabView
-from afterword.core.job import NO_TOKEN
-from afterword.core.wire import Logprobs
+from afterword.core.job import NO_TOKEN, ScoredPrompt
+from afterword.core.wire import Logprobs, PromptLogprob, PromptLogprobs
 
 LOWEST = -9999.0
 """Stands for minus infinity on the wire (L7)."""
@@ -16,11 +16,13 @@ class LogprobsBuilder:
     """Four arrays that grow together. ``take`` empties them.
 
     A token is written as it stands in the text. A ``fresh`` one is written without the space that
-    the tokenizer put in front (L8).
+    the tokenizer put in front (L8). With ``as_ids`` tokens are written ``token_id:ID`` (R17), but
+    for those that an upstream sent without an id.
     """
 
-    def __init__(self, vocab: VocabView) -> None:
+    def __init__(self, vocab: VocabView, *, as_ids: bool = False) -> None:
         self._vocab = vocab
+        self._as_ids = as_ids
         self._clear()
 
     def __len__(self) -> int:
@@ -28,7 +30,7 @@ class LogprobsBuilder:
 
     def add_first(self, token: int, offset: int, *, fresh: bool) -> None:
         """Add the prompt's first token, which has no log-probability (E2)."""
-        self._tokens.append(token_text(self._vocab.piece(token, fresh=fresh)))
+        self._tokens.append(self._text(token, fresh=fresh))
         self._token_logprobs.append(None)
         self._top_logprobs.append(None)
         self._offsets.append(offset)
@@ -45,8 +47,8 @@ class LogprobsBuilder:
     ) -> None:
         """Add a token, the likeliest tokens at its position in order, and its text offset."""
         logprob = finite(logprob)
-        vocab = self._vocab
-        text = token_text(vocab.piece(token, fresh=fresh))
+        token = self._vocab.shown_id(token)
+        text = self._text(token, fresh=fresh)
         self._tokens.append(text)
         self._token_logprobs.append(logprob)
         top: dict[str, float] = {}
@@ -57,9 +59,9 @@ class LogprobsBuilder:
                 chosen_is_among = True
                 top[text] = logprob
             elif i != NO_TOKEN:
-                key = token_text(vocab.piece(i, fresh=fresh))
+                key = self._text(i, fresh=fresh)
                 # Only the chosen token may have its text as a key.
-                key = bytes_text(vocab.pieces[i]) if key == text else key
+                key = bytes_text(self._vocab.pieces[i]) if key == text else key
                 self._put(top, key, i, finite(value))
         if not chosen_is_among:
             top[text] = logprob
@@ -71,6 +73,20 @@ class LogprobsBuilder:
         taken = Logprobs(self._tokens, self._token_logprobs, self._top_logprobs, self._offsets)
         self._clear()
         return taken
+
+    def take_each(self) -> list[Logprobs]:
+        """Returns what ``take`` returns, as one item for each entry."""
+        columns = zip(
+            self._tokens, self._token_logprobs, self._top_logprobs, self._offsets, strict=True
+        )
+        each = [Logprobs([a], [b], [c], [d]) for a, b, c, d in columns]
+        self._clear()
+        return each
+
+    def _text(self, token: int, *, fresh: bool) -> str:
+        if self._as_ids and token < len(self._vocab.pieces):
+            return f"token_id:{token}"
+        return token_text(self._vocab.piece(token, fresh=fresh))
 
     def _clear(self) -> None:
         self._tokens: list[str] = []
@@ -85,6 +101,38 @@ class LogprobsBuilder:
             # A third token with the same bytes. No known vocabulary has one, but one may.
             key += "\u200b"
         top[key] = logprob
+
+
+def prompt_logprobs(
+    ids: Sequence[int], scored: ScoredPrompt | None, k: int, vocab: VocabView
+) -> list[PromptLogprobs | None]:
+    """Returns vLLM's log-probabilities of a prompt, with the ``k`` likeliest tokens.
+
+    There is one entry for each of ``ids``, and null for the first. ``scored`` has ranks, and may
+    have more of the likeliest tokens.
+    """
+    entries: list[PromptLogprobs | None] = [None]
+    if scored is None:
+        return entries
+    width = len(scored.top_ids) // max(len(scored.logprobs), 1)
+    for at, (token, logprob, rank) in enumerate(
+        zip(ids[1:], scored.logprobs, scored.ranks, strict=True)
+    ):
+        shown = {token: (logprob, rank)}
+        start = at * width
+        top = zip(
+            scored.top_ids[start : start + k], scored.top_logprobs[start : start + k], strict=True
+        )
+        for place, (other, value) in enumerate(top, 1):
+            shown.setdefault(other, (value, place))
+        entries.append(
+            {
+                i: PromptLogprob(finite(value), place, token_text(vocab.pieces[i]))
+                for i, (value, place) in shown.items()
+                if i != NO_TOKEN
+            }
+        )
+    return entries
 
 
 def token_text(piece: bytes) -> str:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from afterword.completion.fields import Prompt, out_of_range, shown
-from afterword.completion.infill import infill_tokens, lay_out
+from afterword.completion.choice import Presentation
+from afterword.completion.fields import Prompt, shown
+from afterword.completion.infill import (
+    INFILL_TOKENS,
+    LaidOut,
+    Place,
+    PlaceRoom,
+    infill_tokens,
+    lay_out,
+    lay_out_place,
+)
 from afterword.completion.prompt_text import (
     PromptText,
     Shown,
@@ -17,17 +26,26 @@ from afterword.completion.prompt_text import (
     prompt_of_text,
 )
 from afterword.completion.request import CompletionRequest
+from afterword.completion.sampling import sampling_params, vocabulary_ids
 from afterword.completion.tokens import encode, least_tokens
-from afterword.core.errors import ContextLengthExceeded, InvalidRequest
-from afterword.core.job import Job, SamplingParams
+from afterword.core.errors import ContextLengthExceeded, InvalidRequest, UnusableGrammar
+from afterword.core.job import Constraint, GrammarKind, InfillFilter, Job, OutputGrammar
 from afterword.core.limits import Limits
 from afterword.core.protocols import Feature, Tokenizer
+
+_WHAT_FITS = -1
+"""The value of ``truncate_prompt_tokens`` that keeps as many tokens as fit."""
+_CUT_CONTEXTS = 16
+"""How many contexts a prompt may be long that is cut to its end."""
 
 _CHOICE_BYTES = 80
 _TOKEN_BYTES = 5
 _POSITION_BYTES = 48
 _TOP_BYTES = 28
-"""Typical sizes in JSON: of a choice, a token's text, a position without and of a top entry."""
+_ID_BYTES = 7
+_RANKED_BYTES = 72
+"""Typical sizes in JSON: of a choice, a token's text, a position without top entries, a top entry,
+an id, and an entry of vLLM's prompt log-probabilities."""
 _SHORT_TEXT = 64
 
 
@@ -35,8 +53,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A request, decided.
 
     ``model`` is the name that the client asked for. Job i makes ``candidates`` sequences of prompt
-    i; the answer shows ``n`` of them. ``logprobs`` and ``echo`` say what the answer shows, not what
-    is computed. ``open_ended``: the request gave no max_tokens.
+    i; the answer shows ``n`` of them. ``shown`` says what the answer shows, not what is computed.
+    ``open_ended``: the request gave no max_tokens. ``cut``: not all of the text around a place fits
+    the context. ``timed``: the answer says how long its parts took.
     """
 
     id: str
@@ -48,14 +67,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     vocab: VocabView
     n: int
     candidates: int
-    echo: bool
-    logprobs: int | None
-    stops: tuple[str, ...]
+    shown: Presentation
     stream: bool
     include_usage: bool
+    continuous_usage: bool
     include_obfuscation: bool
     user: str | None
     open_ended: bool = False
+    cut: bool = False
+    timed: bool = False
 
     @property
     def ranked(self) -> bool:
@@ -63,10 +83,24 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.candidates > self.n
 
 
+class InfillOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``POST /infill`` asks for beyond a completion; see ``Presentation``.
+
+    ``filtered``: the last filter of an infill is on.
+    """
+
+    place: Place
+    least_indent: int = 0
+    most_ms: float | None = None
+    filtered: bool = False
+
+
 class PlanInputs(msgspec.Struct, frozen=True):
     """What a plan takes over. ``seed`` is for a request without one.
 
-    ``cache_scope`` is what the operator keeps apart; the request's salt divides it further.
+    ``constrain`` compiles a grammar; see ``core.protocols.Engine``. ``cache_scope`` is what the
+    operator keeps apart; the request's salt divides it further. ``infill`` is there for a request
+    that fills in a place.
     """
 
     id: str
@@ -74,8 +108,10 @@ class PlanInputs(msgspec.Struct, frozen=True):
     created: int
     fingerprint: str
     seed: int
+    constrain: Callable[[OutputGrammar], Constraint]
     unsupported: Mapping[Feature, str] = {}
     cache_scope: str = ""
+    infill: InfillOptions | None = None
 
 
 class ContextBudget(msgspec.Struct, frozen=True):
@@ -84,19 +120,30 @@ class ContextBudget(msgspec.Struct, frozen=True):
     context_tokens: int
     limits: Limits
 
-    def refuse_endless(self, prompt: Prompt, tokenizer: Tokenizer, asked: int | None) -> None:
-        """Raises ``ContextLengthExceeded`` if no tokenisation of the prompt can fit (H12)."""
+    def refuse_endless(
+        self, prompt: Prompt, tokenizer: Tokenizer, asked: int | None, *, cut: bool = False
+    ) -> None:
+        """Raises ``ContextLengthExceeded`` if no tokenisation of the prompt can fit (H12).
+
+        A prompt that will be ``cut`` may be several times as long.
+        """
         least = least_tokens(prompt, tokenizer)
-        if least > self.context_tokens:
+        if least > self.context_tokens * (_CUT_CONTEXTS if cut else 1):
             raise ContextLengthExceeded(
                 context=self.context_tokens, prompt=least, completion=asked or 0
             )
 
     def fitting(
-        self, texts: Iterable[tuple[str, bool]], tokenizer: Tokenizer
+        self, texts: Iterable[tuple[str, bool]], tokenizer: Tokenizer, *, cut: bool = False
     ) -> list[tuple[str, bool]]:
         """Returns the texts that ``refuse_endless`` lets through."""
-        return [text for text in texts if least_tokens(text[0], tokenizer) <= self.context_tokens]
+        most = self.context_tokens * (_CUT_CONTEXTS if cut else 1)
+        return [text for text in texts if least_tokens(text[0], tokenizer) <= most]
+
+    def room(self, asked: int | None) -> int:
+        """Returns how many prompt tokens leave room for the completion."""
+        wanted = self.limits.default_max_tokens or 1 if asked is None else asked
+        return max(self.context_tokens - wanted, 0)
 
     def completion_tokens(self, prompt_tokens: int, asked: int | None) -> int:
         """Returns how many tokens may be generated. Raises ``ContextLengthExceeded``."""
@@ -120,22 +167,31 @@ class AnswerWeight:
 
     It counts what the answer repeats of its prompts and what ``max_tokens`` asks for. Without
     ``max_tokens`` generated tokens do not count: the model ends them, and each takes a step.
+    ``logprobs`` is what the answer shows, with those that only ``logprob_token_ids`` ask for.
     """
 
-    def __init__(self, request: CompletionRequest, n: int, limits: Limits) -> None:
+    def __init__(
+        self, request: CompletionRequest, n: int, logprobs: int | None, limits: Limits
+    ) -> None:
         self._request = request
         self._n = n
         self._most_bytes = limits.max_answer_mib * 2**20
         self._entry_bytes = 0
-        if request.logprobs is not None:
-            self._entry_bytes = _POSITION_BYTES + _TOP_BYTES * (request.logprobs + 1)
+        if logprobs is not None:
+            tops = logprobs + 1 + len(request.logprob_token_ids or ())
+            self._entry_bytes = _POSITION_BYTES + _TOP_BYTES * tops
+        self._id_bytes = _ID_BYTES if request.return_token_ids else 0
+        self._prompt_bytes = self._id_bytes
+        if request.prompt_logprobs is not None:
+            self._prompt_bytes += _RANKED_BYTES * (request.prompt_logprobs + 1)
         self.bytes = 0
 
     def add(self, prompt: PromptText) -> None:
         """Count the choices of a prompt. Raises ``InvalidRequest`` over the limit."""
         request = self._request
-        tokens = request.max_tokens or 0
-        weight = _CHOICE_BYTES + tokens * (_TOKEN_BYTES + self._entry_bytes)
+        tokens = request.max_tokens or request.max_completion_tokens or 0
+        weight = _CHOICE_BYTES + tokens * (_TOKEN_BYTES + self._entry_bytes + self._id_bytes)
+        weight += len(prompt.ids) * self._prompt_bytes
         if request.echo:
             weight += _json_bytes(prompt.text) + len(prompt.ids) * self._entry_bytes
         self.bytes += self._n * weight
@@ -154,6 +210,10 @@ class AnswerWeight:
             causes.append("echo")
         if request.logprobs is not None:
             causes.append(f"logprobs {request.logprobs}")
+        if request.prompt_logprobs is not None:
+            causes.append(f"prompt_logprobs {request.prompt_logprobs}")
+        if request.logprob_token_ids:
+            causes.append(f"{len(request.logprob_token_ids)} logprob_token_ids")
         name = "logprobs" if request.logprobs is not None else "echo" if request.echo else "n"
         return InvalidRequest(
             f"Invalid value for '{name}': the answer would have more than "
@@ -177,36 +237,45 @@ def make_plan(
     """
     n, candidates = _counts(request)
     _refuse_many(request, candidates, budget.limits.max_choices)
-    options = request.stream_options or {}
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest(
-            "The 'stream_options' parameter is only allowed when 'stream' is true.",
-            param="stream_options",
-        )
-    suffix = request.suffix or None
-    if suffix is not None and request.echo and request.logprobs is not None:
-        raise InvalidRequest(
-            "'suffix' with both 'echo' and 'logprobs' is not supported: the prompt is not scored "
-            "in the order in which it is echoed.",
-            param="suffix",
-        )
+    _refuse_contradictions(request)
     _refuse_unsupported(request, inputs.unsupported)
-    sampling = _sampling(request, tokenizer)
-    least = sampling.min_tokens
-    extra_end_ids = infill_tokens(tokenizer).end_ids if suffix is not None else ()
-    vocab = VocabView(
-        tokenizer.pieces, tokenizer.end_ids.union(extra_end_ids), tokenizer.space_after
-    )
+    asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
+    options = request.stream_options or {}
+    logprobs = request.logprobs
+    if logprobs is None and request.logprob_token_ids:
+        logprobs = 0
+    scored = logprobs if request.echo else None
+    if request.prompt_logprobs is not None:
+        scored = max(scored or 0, request.prompt_logprobs)
+    sampling = sampling_params(request, tokenizer, budget.context_tokens)
+    stop_ids = vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer)
+    extra_end_ids: tuple[int, ...] = ()
+    if inputs.infill is not None:
+        extra_end_ids = infill_tokens(tokenizer, "input_suffix").end_ids
+    elif request.suffix:
+        extra_end_ids = infill_tokens(tokenizer).end_ids
+    end_ids = tokenizer.end_ids.union(extra_end_ids)
+    vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after, tokenizer.aliases)
+    infill = inputs.infill
+    if infill is not None and infill.filtered:
+        last = InfillFilter(tokenizer.pieces, end_ids)
+        sampling = msgspec.structs.replace(sampling, infill=last)
+    cut = False
+    constraint = _constraint(request, inputs)
     scope = _cache_scope(inputs.cache_scope, request.cache_salt)
-    weight = AnswerWeight(request, n, budget.limits)
+    weight = AnswerWeight(request, n, logprobs, budget.limits)
     jobs, prompts = [], []
     for prompt in request.prompt or ("",):
-        ids, text = _prompt(prompt, request, tokenizer, budget, vocab)
-        most = budget.completion_tokens(len(ids), request.max_tokens)
-        if least > most:
-            raise _too_many_at_least(least, most, request.max_tokens)
+        if infill is None:
+            ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
+            most = budget.completion_tokens(len(ids), asked)
+        else:
+            laid_out = _place(prompt, request, infill.place, tokenizer, budget, asked)
+            ids, cut, text = laid_out.ids, laid_out.cut, PromptText(laid_out.ids, 0, "")
+            most = budget.completion_tokens(len(ids), _at_most(budget, len(ids), asked))
+        if sampling.min_tokens > most:
+            raise _too_many_at_least(sampling.min_tokens, most, asked)
         weight.add(text)
-        scored = request.echo and request.logprobs is not None
         jobs.append(
             Job(
                 prompt_ids=ids,
@@ -214,13 +283,23 @@ def make_plan(
                 max_tokens=most,
                 sampling=sampling,
                 seed=inputs.seed if request.seed is None else request.seed,
-                logprobs=0 if request.logprobs is None and candidates > n else request.logprobs,
-                prompt_logprobs=request.logprobs if scored else None,
+                logprobs=0 if logprobs is None and candidates > n else logprobs,
+                prompt_logprobs=scored,
+                prompt_ranks=request.prompt_logprobs is not None,
+                scored_ids=vocabulary_ids(
+                    "logprob_token_ids", request.logprob_token_ids, tokenizer
+                ),
                 extra_end_ids=extra_end_ids,
+                stop_ids=stop_ids,
+                constraint=constraint,
                 cache_scope=scope,
+                warm=infill is not None,
             )
         )
         prompts.append(text)
+    silent = end_ids.union(() if request.include_stop_str_in_output else stop_ids)
+    if request.skip_special_tokens:
+        silent = silent.union(tokenizer.special_ids)
     return Plan(
         id=inputs.id,
         model=inputs.model,
@@ -231,15 +310,104 @@ def make_plan(
         vocab=vocab,
         n=n,
         candidates=candidates,
-        echo=bool(request.echo),
-        logprobs=request.logprobs,
-        stops=request.stop or (),
+        shown=Presentation(
+            echo=bool(request.echo),
+            logprobs=logprobs,
+            prompt_logprobs=request.prompt_logprobs,
+            stops=request.stop or (),
+            include_stop=bool(request.include_stop_str_in_output),
+            min_tokens=sampling.min_tokens,
+            silent_ids=silent,
+            token_ids=bool(request.return_token_ids),
+            tokens_as_ids=bool(request.return_tokens_as_token_ids),
+            least_indent=0 if infill is None else infill.least_indent,
+            most_ms=None if infill is None else infill.most_ms,
+        ),
         stream=bool(request.stream),
         include_usage=options.get("include_usage", False),
+        continuous_usage=options.get("continuous_usage_stats", False),
         include_obfuscation=options.get("include_obfuscation", False),
         user=request.user,
-        open_ended=request.max_tokens is None,
+        open_ended=asked is None,
+        cut=cut,
+        timed=infill is not None,
     )
+
+
+def _refuse_contradictions(request: CompletionRequest) -> None:
+    """Raises ``InvalidRequest`` for fields that cannot be honoured together."""
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest(
+            "The 'stream_options' parameter is only allowed when 'stream' is true.",
+            param="stream_options",
+        )
+    options = request.stream_options or {}
+    if options.get("continuous_usage_stats") and not options.get("include_usage"):
+        raise InvalidRequest(
+            "'stream_options.continuous_usage_stats' is only allowed when "
+            "'stream_options.include_usage' is true.",
+            param="stream_options",
+        )
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise InvalidRequest(
+            "'max_tokens' and 'max_completion_tokens' are two names of one limit: give one of "
+            "them.",
+            param="max_completion_tokens",
+        )
+    _refuse_with_grammar(request)
+    if not request.suffix:
+        return
+    for name, asked in (
+        ("echo' and 'logprobs", request.echo and request.logprobs is not None),
+        ("echo' and 'logprob_token_ids", request.echo and request.logprob_token_ids),
+        ("prompt_logprobs", request.prompt_logprobs is not None),
+    ):
+        if asked:
+            raise InvalidRequest(
+                f"'suffix' with '{name}' is not supported: the prompt is not scored in the order "
+                "in which it is shown.",
+                param="suffix",
+            )
+
+
+def _constraint(request: CompletionRequest, inputs: PlanInputs) -> Constraint | None:
+    for name in ("response_format", "structured_outputs"):
+        grammar: OutputGrammar | None = getattr(request, name)
+        if grammar is None:
+            continue
+        try:
+            return inputs.constrain(grammar)
+        except UnusableGrammar as error:
+            raise InvalidRequest(
+                f"Invalid value for '{name}': the {_GRAMMARS[grammar.kind]} cannot be used: "
+                f"{error}",
+                param=name,
+                code="invalid_value",
+            ) from None
+    return None
+
+
+_GRAMMARS: Mapping[GrammarKind, str] = {
+    "json": "JSON Schema", "regex": "regular expression", "choice": "choice", "grammar": "grammar",
+}  # fmt: skip
+
+
+def _refuse_with_grammar(request: CompletionRequest) -> None:
+    """Raises ``InvalidRequest`` for what would go on after the end of a grammar."""
+    name = "response_format" if request.response_format is not None else "structured_outputs"
+    if request.response_format is None and request.structured_outputs is None:
+        return
+    if request.response_format is not None and request.structured_outputs is not None:
+        raise InvalidRequest(
+            "'response_format' and 'structured_outputs' are two ways of one thing: give one.",
+            param="structured_outputs",
+        )
+    for other in ("min_tokens", "ignore_eos", "suffix"):
+        if getattr(request, other):
+            raise InvalidRequest(
+                f"'{name}' with '{other}' is not supported: the text ends where the grammar does.",
+                param=name,
+            )
 
 
 def _counts(request: CompletionRequest) -> tuple[int, int]:
@@ -292,58 +460,78 @@ def _too_many_at_least(least: int, most: int, asked: int | None) -> InvalidReque
     )
 
 
-def _sampling(request: CompletionRequest, tokenizer: Tokenizer) -> SamplingParams:
-    bias = request.logit_bias or ()
-    vocabulary = len(tokenizer.pieces)
-    if bias and bias[-1][0] >= vocabulary:
-        raise out_of_range(
-            "logit_bias", bias[-1][0], f"token ids below the vocabulary's size of {vocabulary}"
-        )
-    if bias and sum(value <= -100 for _, value in bias) >= vocabulary:
-        raise InvalidRequest("'logit_bias' bans every token of the vocabulary.", param="logit_bias")
-    given = SamplingParams()
-    return SamplingParams(
-        temperature=given.temperature if request.temperature is None else request.temperature,
-        top_p=given.top_p if request.top_p is None else request.top_p,
-        top_k=max(request.top_k or 0, 0),
-        min_p=request.min_p or 0.0,
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        logit_bias=tuple(pair for pair in bias if pair[1]),
-        min_tokens=request.min_tokens or 0,
-        ignore_eos=bool(request.ignore_eos),
-    )
-
-
 def _prompt(
     prompt: Prompt,
     request: CompletionRequest,
     tokenizer: Tokenizer,
     budget: ContextBudget,
     vocab: VocabView,
+    asked: int | None,
 ) -> tuple[tuple[int, ...], PromptText]:
     """Returns the ids to compute, and the prompt as its choices show it (R2, E2)."""
     suffix = request.suffix or ""
-    for given in (prompt, suffix):
-        budget.refuse_endless(given, tokenizer, request.max_tokens)
-    echo, scored = bool(request.echo), request.logprobs is not None
+    kept = request.truncate_prompt_tokens
+    budget.refuse_endless(prompt, tokenizer, asked, cut=kept is not None)
+    budget.refuse_endless(suffix, tokenizer, asked)
+    scored = request.logprobs is not None or request.logprob_token_ids is not None
+    echo = bool(request.echo)
     shown = Shown(text=echo or scored, offsets=echo and scored)
     visible = _ids(prompt, tokenizer, parse_special=not suffix)
-    if isinstance(prompt, str):
+    after: Sequence[int] = ()
+    if suffix:
+        after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
+    bos = tokenizer.bos_id
+    adds_bos = (
+        not suffix
+        and isinstance(prompt, str)
+        and bos is not None
+        and request.add_special_tokens is not False
+        and visible[:1] != [bos]
+    )
+    is_text = isinstance(prompt, str)
+    if kept is not None:
+        added = len(after) + INFILL_TOKENS if suffix else int(adds_bos)
+        most = budget.room(asked) if kept == _WHAT_FITS else kept
+        if len(visible) > max(most - added, 0):
+            visible = visible[len(visible) - max(most - added, 0) :]
+            is_text = False
+    if isinstance(prompt, str) and is_text:
         text = prompt_of_text(prompt, visible, vocab, shown)
     else:
         text = prompt_of_ids(visible, vocab, shown)
     if suffix:
-        after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
-        ids = lay_out(infill_tokens(tokenizer), tokenizer.bos_id, visible, after)
+        ids = lay_out(infill_tokens(tokenizer), bos, visible, after)
         # The middle continues the prefix, so no space of the tokenizer comes between them.
         return ids, msgspec.structs.replace(text, fresh=False)
-    bos = tokenizer.bos_id
+    if adds_bos and bos is not None and visible:
+        return (bos, *visible), msgspec.structs.replace(text, hidden=1)
     if not visible:
         return (tokenizer.document_start_id,), msgspec.structs.replace(text, hidden=1)
-    if isinstance(prompt, str) and bos is not None and visible[0] != bos:
-        return (bos, *visible), msgspec.structs.replace(text, hidden=1)
     return tuple(visible), text
+
+
+def _place(
+    prompt: Prompt, request: CompletionRequest, place: Place, tokenizer: Tokenizer,
+    budget: ContextBudget, asked: int | None,
+) -> LaidOut:  # fmt: skip
+    """Returns the ids of a prompt that asks for the middle at a place."""
+    suffix = request.suffix or ""
+    for text in (prompt, place.typed, suffix):
+        budget.refuse_endless(text, tokenizer, asked, cut=True)
+    before = list(_ids(prompt, tokenizer, parse_special=False))
+    if place.typed:
+        continues = bool(before)
+        before += encode("prompt", place.typed, tokenizer, parse_special=False, continues=continues)
+    after: Sequence[int] = ()
+    if suffix:
+        after = encode("input_suffix", suffix, tokenizer, parse_special=False, continues=True)
+    room = PlaceRoom.of(budget.context_tokens, asked)
+    return lay_out_place(before, after, place, tokenizer, room)
+
+
+def _at_most(budget: ContextBudget, prompt_tokens: int, asked: int | None) -> int | None:
+    """Returns what was asked for, or what fits if that is less."""
+    return None if asked is None else min(asked, budget.context_tokens - prompt_tokens)
 
 
 def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:
@@ -360,27 +548,45 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequen
     return prompt
 
 
+_ID_FIELDS = ("logit_bias", "allowed_token_ids", "stop_token_ids", "logprob_token_ids")
+
+
 def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature, str]) -> None:
     """Raises ``InvalidRequest`` for what the engine cannot take."""
-    unsalted = unsupported.get("cache_salt")
-    if request.cache_salt is not None and unsalted is not None:
-        raise InvalidRequest(f"'cache_salt' cannot be honoured: {unsalted}", param="cache_salt")
+    asked_features: tuple[tuple[str, bool, Feature], ...] = (
+        ("cache_salt", request.cache_salt is not None, "cache_salt"),
+        ("repetition_penalty_range", _has_penalty_range(request), "penalty_range"),
+        ("return_token_ids", bool(request.return_token_ids), "returned_ids"),
+    )
+    for name, asked, feature in asked_features:
+        lacking = unsupported.get(feature)
+        if asked and lacking is not None:
+            raise InvalidRequest(f"'{name}' cannot be honoured: {lacking}", param=name)
     reason = unsupported.get("token_ids")
     if reason is None:
         return
     if request.suffix:
         raise InvalidRequest(f"'suffix' cannot be honoured: {reason}", param="suffix")
-    if request.logit_bias:
-        raise InvalidRequest(f"Token ids in 'logit_bias': {reason}", param="logit_bias")
+    for name in _ID_FIELDS:
+        if getattr(request, name):
+            raise InvalidRequest(f"Token ids in '{name}': {reason}", param=name)
     if any(not isinstance(prompt, str) for prompt in request.prompt):
         raise InvalidRequest(f"Token ids in 'prompt': {reason}", param="prompt")
 
 
-def texts_of(request: CompletionRequest) -> Iterator[tuple[str, bool]]:
+def _has_penalty_range(request: CompletionRequest) -> bool:
+    return request.repetition_penalty not in {None, 1} and (
+        (request.repetition_penalty_range or 0) > 0
+    )
+
+
+def texts_of(request: CompletionRequest, place: Place | None = None) -> Iterator[tuple[str, bool]]:
     """Yields the texts that ``make_plan`` tokenises, and whether special tokens are parsed."""
     suffix = request.suffix or ""
+    if place is not None and place.typed:
+        yield place.typed, False
     for prompt in request.prompt:
         if isinstance(prompt, str) and prompt:
-            yield prompt, not suffix
+            yield prompt, not suffix and place is None
     if suffix:
         yield suffix, False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -22,6 +22,11 @@ class VocabView(msgspec.Struct, frozen=True):
     pieces: Sequence[bytes]
     end_ids: frozenset[int]
     space_after: frozenset[int] | None = None
+    aliases: Mapping[int, int] = {}
+
+    def shown_id(self, token: int) -> int:
+        """Returns the id that answers show for a token."""
+        return self.aliases.get(token, token) if self.aliases else token
 
     def is_fresh(self, before: int | None) -> bool:
         """Whether the tokenizer puts a space before text after this token (None: at its start)."""

@@ -8,11 +8,20 @@ from typing import Annotated, Any
 
 import msgspec
 
-from afterword.completion import fields
+from afterword.completion import fields, foreign
 from afterword.completion.fields import Field, Json, Parser, Prompt, Schema
 from afterword.completion.long_bodies import lift_ids
+from afterword.completion.structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 from afterword.core.errors import InvalidRequest
-from afterword.core.limits import MOST_USER_CHARACTERS, Limits
+from afterword.core.job import OutputGrammar
+from afterword.core.limits import (
+    MOST_BREAKER_CHARACTERS,
+    MOST_BREAKERS,
+    MOST_SCORED_IDS,
+    MOST_STOP_IDS,
+    MOST_USER_CHARACTERS,
+    Limits,
+)
 
 _INT64 = 2**63
 _UNPARSABLE = (
@@ -22,6 +31,8 @@ _UNPARSABLE = (
 )
 
 
+BREAKERS = ("\n", ":", '"', "*")
+"""The usual ``dry_sequence_breakers``; source: llama.cpp."""
 _MOST = _INT64 - 1
 _LONG_BODY_BYTES = 64 * 1024
 _MOST_BIASES = 1 << 19
@@ -30,6 +41,8 @@ _STREAM_OPTIONS = fields.switches(
     {
         "include_usage": "One more chunk at the end has the usage.",
         "include_obfuscation": "Chunks have padding that hides the length of their text.",
+        "continuous_usage_stats": "Each chunk has the usage of its own choice so far. Needs "
+        "include_usage.",
     }
 )
 
@@ -178,6 +191,159 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
         bool | None,
         Field(fields.BOOLEAN, "Go on after end tokens.", False),  # noqa: FBT003 - the default
     ] = None
+    max_completion_tokens: Annotated[
+        int | None, Field(fields.integer(0, _MOST), "Another name of max_tokens; not both.")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        Field(
+            fields.number(0.01, 100),
+            "Divides positive and multiplies negative logits of tokens that the prompt or the "
+            "choice has. 1 is off.",
+            1,
+        ),
+    ] = None
+    repetition_penalty_range: Annotated[
+        int | None,
+        Field(
+            fields.integer(-1, _MOST),
+            "How many tokens at the end of prompt and choice repetition_penalty sees. 0 and -1 "
+            "mean all.",
+            0,
+        ),
+    ] = None
+    typical_p: Annotated[
+        float | None,
+        Field(
+            fields.number(0, 1),
+            "Draw from the most typical tokens whose probabilities add up to more than this. 1 is "
+            "off.",
+            1,
+        ),
+    ] = None
+    xtc_probability: Annotated[
+        float | None,
+        Field(
+            fields.number(0, 1),
+            "How often all tokens above xtc_threshold but the least likely of them are excluded.",
+            0,
+        ),
+    ] = None
+    xtc_threshold: Annotated[
+        float | None,
+        Field(fields.number(0, 1), "See xtc_probability. Above 0.5 nothing is excluded.", 0.1),
+    ] = None
+    dry_multiplier: Annotated[
+        float | None,
+        Field(
+            fields.number(0, 100),
+            "How much a token loses that would extend a repetition. 0 is off.",
+            0,
+        ),
+    ] = None
+    dry_base: Annotated[
+        float | None,
+        Field(fields.number(1, 100), "The loss grows by this factor with each token.", 1.75),
+    ] = None
+    dry_allowed_length: Annotated[
+        int | None,
+        Field(fields.integer(0, _MOST), "Shorter repetitions cost nothing.", 2),
+    ] = None
+    dry_penalty_last_n: Annotated[
+        int | None,
+        Field(
+            fields.integer(-1, _MOST),
+            "Search this many tokens at the end for repetitions. -1 means all, 0 none.",
+            -1,
+        ),
+    ] = None
+    dry_sequence_breakers: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            fields.strings(MOST_BREAKERS, MOST_BREAKER_CHARACTERS),
+            "A repetition does not reach back over these strings.",
+            list(BREAKERS),
+        ),
+    ] = None
+    response_format: Annotated[
+        OutputGrammar | None,
+        Field(RESPONSE_FORMAT, "The text is any text, a JSON object, or follows a JSON Schema."),
+    ] = None
+    structured_outputs: Annotated[
+        OutputGrammar | None,
+        Field(
+            STRUCTURED_OUTPUTS,
+            "The text follows a JSON Schema, a regular expression, a choice or a grammar.",
+        ),
+    ] = None
+    allowed_token_ids: Annotated[
+        tuple[int, ...] | None,
+        Field(fields.id_list(_MOST, least=1), "Draw only these tokens."),
+    ] = None
+    stop_token_ids: Annotated[
+        tuple[int, ...] | None,
+        Field(
+            fields.id_list(MOST_STOP_IDS),
+            "Tokens that end a choice, even with ignore_eos. They write no text.",
+        ),
+    ] = None
+    include_stop_str_in_output: Annotated[
+        bool | None,
+        Field(
+            fields.BOOLEAN,
+            "The text includes the stop string, or the text of the stop token.",
+            False,  # noqa: FBT003 - the default
+        ),
+    ] = None
+    skip_special_tokens: Annotated[
+        bool | None,
+        Field(
+            fields.BOOLEAN,
+            "Control tokens write nothing into generated text.",
+            False,  # noqa: FBT003 - the default
+        ),
+    ] = None
+    add_special_tokens: Annotated[
+        bool | None,
+        Field(
+            fields.BOOLEAN,
+            "Put a BOS before a text prompt, if the model wants one.",
+            True,  # noqa: FBT003 - the default
+        ),
+    ] = None
+    truncate_prompt_tokens: Annotated[
+        int | None,
+        Field(
+            fields.COUNT_OR_FIT,
+            "Keep this many tokens from the end of each prompt. -1 keeps what fits.",
+        ),
+    ] = None
+    logprob_token_ids: Annotated[
+        tuple[int, ...] | None,
+        Field(
+            fields.id_list(MOST_SCORED_IDS),
+            "Return the log-probabilities of these tokens at every position, too.",
+        ),
+    ] = None
+    prompt_logprobs: Annotated[
+        int | None,
+        Field(
+            lambda limits: fields.integer(0, limits.max_logprobs),
+            "Return log-probabilities and ranks of the prompt's tokens, in vLLM's shape.",
+        ),
+    ] = None
+    return_token_ids: Annotated[
+        bool | None,
+        Field(fields.BOOLEAN, "Return the ids of prompt and choice.", False),  # noqa: FBT003 - the default
+    ] = None
+    return_tokens_as_token_ids: Annotated[
+        bool | None,
+        Field(
+            fields.BOOLEAN,
+            "Tokens in logprobs are written token_id:ID.",
+            False,  # noqa: FBT003 - the default
+        ),
+    ] = None
 
     cache_salt: Annotated[
         str | None,
@@ -201,6 +367,7 @@ def schema(limits: Limits) -> Schema:
     found = fields.object_schema(
         CompletionRequest, limits, "All fields of a request. Null means the default."
     )
+    found["properties"] |= foreign.schemas()
     if limits.require_model:
         found["required"] = ["model"]
         found["properties"]["model"] |= {"type": "string", "minLength": 1}
@@ -223,22 +390,33 @@ def decode(body: bytes, limits: Limits, *, model: str | None = None) -> Completi
         else:
             # The array that was taken out is not the request's prompt.
             raw = parse_object(body, table)
-    parsed: dict[str, Any] = {}
-    for name, value in raw.items():
-        parser = table.get(name)
-        if parser is None:
-            raise fields.unrecognized(name)
-        if value is not None:
-            parsed[name] = parser(name, value)
+    parsed = parse_fields(raw, table)
     if model is not None:
         if parsed.get("model", model) != model:
             raise InvalidRequest("The body names another 'model' than the path.", param="model")
         parsed["model"] = model
-    if not parsed.get("model"):
-        if limits.require_model:
-            raise InvalidRequest("you must provide a model parameter", param="model")
-        parsed["model"] = None
-    return CompletionRequest(**parsed)
+    return CompletionRequest(**with_model(parsed, limits))
+
+
+def parse_fields(raw: Mapping[str, Json], table: Mapping[str, Parser]) -> dict[str, Any]:
+    """Returns the values of all fields but those that are null. Raises ``InvalidRequest``."""
+    parsed: dict[str, Any] = {}
+    for name, value in raw.items():
+        parser = table.get(name)
+        if parser is None:
+            foreign.ignore_or_refuse(raw, name, table)
+        elif value is not None:
+            parsed[name] = parser(name, value)
+    return parsed
+
+
+def with_model(parsed: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """Returns the fields with a model, or None for none. Raises ``InvalidRequest`` (R1)."""
+    if parsed.get("model"):
+        return parsed
+    if limits.require_model:
+        raise InvalidRequest("you must provide a model parameter", param="model")
+    return {**parsed, "model": None}
 
 
 def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:

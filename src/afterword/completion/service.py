@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
 from afterword.completion import ranking, tokens
 from afterword.completion.catalog import Catalog, ServedModel
-from afterword.completion.choice import ChoiceBuilder, Delta
-from afterword.completion.plan import ContextBudget, Plan, PlanInputs, make_plan, texts_of
+from afterword.completion.choice import ChoiceBuilder, Delta, EndedBy
+from afterword.completion.infill import texts_around
+from afterword.completion.logprobs import prompt_logprobs
+from afterword.completion.plan import (
+    ContextBudget,
+    InfillOptions,
+    Plan,
+    PlanInputs,
+    make_plan,
+    texts_of,
+)
 from afterword.completion.request import CompletionRequest, decode
 from afterword.core.errors import ApiError
 from afterword.core.fair_pool import FairPool
@@ -126,13 +136,36 @@ class CompletionService:
     ) -> Plan:
         """Returns the plan of a body. ``model`` is the path's, if any. Raises ``ApiError``."""
         caller = caller or Caller()
-        do = partial(self._planning.plan, caller.owner, len(body))
-        request = await do(partial(decode, body, self.limits, model=model))
-        served = self.catalog.resolve(request.model) if request.model else self.catalog.default
+        request = await self.parse(body, partial(decode, model=model), caller)
+        return await self.plan_request(request, len(body), caller)
+
+    async def parse(self, body: bytes, read: Callable[[bytes, Limits], T], caller: Caller) -> T:
+        """Returns what ``read`` makes of a body. Raises ``ApiError``."""
+        return await self._planning.plan(caller.owner, len(body), partial(read, body, self.limits))
+
+    async def plan_request(
+        self,
+        request: CompletionRequest,
+        size: int,
+        caller: Caller,
+        *,
+        infill: InfillOptions | None = None,
+    ) -> Plan:
+        """Returns the plan of a request that came in ``size`` bytes. Raises ``ApiError``."""
+        do = partial(self._planning.plan, caller.owner, size)
+        served = self._served(request.model, infills=infill is not None)
         budget = ContextBudget(served.engine.card.context_tokens, self.limits)
         tokenizer = served.engine.tokenizer
-        tokenizer = await tokenizer.prepare(budget.fitting(texts_of(request), tokenizer))
-        decide = partial(self._decide, request, served, tokenizer, budget, caller.cache_scope)
+        cut = infill is not None or request.truncate_prompt_tokens is not None
+        place = None if infill is None else infill.place
+        texts = budget.fitting(texts_of(request, place), tokenizer, cut=cut)
+        if place is not None:
+            around = ((text, False) for text in texts_around(place))
+            texts += budget.fitting(around, tokenizer)
+        tokenizer = await tokenizer.prepare(texts)
+        decide = partial(
+            self._decide, request, served, tokenizer, budget, caller.cache_scope, infill
+        )
         return await do(decide, prompts=len(request.prompt))
 
     def _decide(
@@ -142,25 +175,36 @@ class CompletionService:
         tokenizer: Tokenizer,
         budget: ContextBudget,
         cache_scope: str,
+        infill: InfillOptions | None,
     ) -> Plan:
         inputs = PlanInputs(
             id=self._id("cmpl"),
             model=request.model or served.name,
             created=int(self._clock()),
             fingerprint=served.engine.card.fingerprint,
+            constrain=served.engine.constraint,
             unsupported=served.engine.card.unsupported,
             seed=int.from_bytes(self._entropy(8), "big") >> 1,
             cache_scope=cache_scope,
+            infill=infill,
         )
         return make_plan(request, tokenizer, budget, inputs)
 
     def _id(self, kind: str) -> str:
         return f"{kind}-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}"
 
-    def open(self, plan: Plan) -> CompletionStream:
-        """Admit a plan. Raises ``ApiError`` if the engine refuses it."""
+    def recorded(self, model: str) -> str:
+        """Returns the name under which a model's requests are counted. Raises ``ModelNotFound``."""
+        return self.catalog.recorded(model)
+
+    def open(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> CompletionStream:
+        """Admit a plan. ``clock`` returns monotonic seconds.
+
+        Raises ``ApiError`` if the engine refuses the plan.
+        """
         engine: Engine = self.catalog.resolve(plan.model).engine
-        return CompletionStream(plan, engine.open(plan.jobs), self._entropy)
+        watch = Stopwatch(clock) if plan.timed else None
+        return CompletionStream(plan, engine.open(plan.jobs), self._entropy, watch)
 
     async def tokenization(self, body: bytes, owner: str = "") -> TokenizerCall:
         """Parse the body of POST /tokenize. Raises ``ApiError``."""
@@ -196,8 +240,44 @@ class CompletionService:
         engine = self._served(model).engine
         return tokens.describe(engine.tokenizer, engine.card, vocabulary=vocabulary)
 
-    def _served(self, model: str | None) -> ServedModel:
-        return self.catalog.resolve(model) if model else self.catalog.default
+    def _served(self, model: str | None, *, infills: bool = False) -> ServedModel:
+        if model:
+            return self.catalog.resolve(model)
+        return self.catalog.default_of_infills if infills else self.catalog.default
+
+
+class Stopwatch:
+    """How long a request's prompt took, and its generation so far (F5).
+
+    ``clock`` returns monotonic seconds. The prompt's time begins when its engine takes it and ends
+    with the first token; the generation's time begins there.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._taken_s = self._first_s = self._last_s = 0.0
+        self._generates = False
+
+    def taken(self) -> None:
+        """Note that an engine computes the request now."""
+        self._taken_s = self._first_s = self._last_s = self._clock()
+
+    def read(self, *, generates: bool) -> None:
+        """Note the time of events that came. ``generates``: there are tokens by now."""
+        self._last_s = self._clock()
+        if not self._generates:
+            self._generates = generates
+            self._first_s = self._last_s
+
+    @property
+    def prompt_ms(self) -> float:
+        """The milliseconds from the start to the first token."""
+        return (self._first_s - self._taken_s) * 1000
+
+    @property
+    def generated_ms(self) -> float:
+        """The milliseconds from the first token to the last one."""
+        return (self._last_s - self._first_s) * 1000
 
 
 class CompletionStream:
@@ -206,8 +286,15 @@ class CompletionStream:
     An async context manager. Leaving it aborts what still runs.
     """
 
-    def __init__(self, plan: Plan, generation: Generation, entropy: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        generation: Generation,
+        entropy: Callable[[int], bytes],
+        watch: Stopwatch | None = None,
+    ) -> None:
         self.plan = plan
+        self.watch = watch
         self._generation = generation
         self._entropy = entropy
         # Prompt tokens and cached tokens of each job.
@@ -223,6 +310,8 @@ class CompletionStream:
     async def __aenter__(self) -> Self:
         """Enter the generation."""
         await self._generation.__aenter__()
+        if self.watch is not None:
+            self.watch.taken()
         return self
 
     async def __aexit__(
@@ -281,50 +370,54 @@ class CompletionStream:
                 if left[job]:
                     continue
                 for place, shown in enumerate(self._shown(job)):
-                    yield _choice(shown.drain(), index=job * plan.n + place)
+                    yield self._choice(shown.drain(), job, place)
         if any(left):
             raise RuntimeError("a generation ended without ending one of its sequences")
 
     async def chunks(self) -> AsyncIterator[list[Chunk]]:
         """Yields chunks as tokens come: all since the last list, but never many at once."""
-        usage = None if self.plan.include_usage else msgspec.UNSET
         async for events in self._generation:
             made: list[Chunk] = []
             cost = 0.0
             for (job, seq), builder in (await self._fold(events)).items():
-                delta = builder.drain()
-                if delta is None:
-                    continue
-                index = job * self.plan.n + seq
-                made.append(self._chunk([_choice(delta, index=index)], usage))
-                cost += self._cost(delta)
-                if cost >= SLICE_COST:
-                    yield made
-                    await self.pace.spend(cost)
-                    made, cost = [], 0.0
+                for chunk in self._new_chunks(job, seq, builder):
+                    made.append(chunk)
+                    cost += self._cost(chunk.choices[0])
+                    if cost >= SLICE_COST:
+                        yield made
+                        await self.pace.spend(cost)
+                        made, cost = [], 0.0
             if made:
                 yield made
         if self.plan.include_usage:
             yield [self._chunk([], self.usage)]
 
-    def _cost(self, delta: Delta) -> float:
-        """Returns the cost of making and encoding a chunk."""
-        entries = 0 if delta.logprobs is None else len(delta.logprobs.tokens)
-        values = entries * (2 + (self.plan.logprobs or 0))
-        return _CHOICE_COST + values * _VALUE_COST + len(delta.text) / 512
+    def _new_chunks(self, job: int, seq: int, builder: ChoiceBuilder) -> Iterator[Chunk]:
+        deltas = builder.drain_each()
+        generated = builder.completion_tokens - sum(len(delta.token_ids) for delta in deltas)
+        for delta in deltas:
+            generated += len(delta.token_ids)
+            yield self._chunk([self._choice(delta, job, seq)], self._usage_of(job, generated))
+
+    def _cost(self, choice: Choice) -> float:
+        """Returns the cost of making and encoding a chunk of a choice."""
+        entries = 0 if choice.logprobs is None else len(choice.logprobs.tokens)
+        values = entries * (2 + (self.plan.shown.logprobs or 0))
+        return _CHOICE_COST + values * _VALUE_COST + len(choice.text) / 512
 
     async def _fold(self, events: list[Event]) -> dict[tuple[int, int], ChoiceBuilder]:
         """Feed the builders. Returns those that changed, in order."""
         # An event leaves the queue when it is folded, so a cancellation loses none.
         queue = self._events
         queue.extend(events)
+        late = self._is_late(queue)
         changed: dict[tuple[int, int], ChoiceBuilder] = {}
         while queue:
             match queue[0]:
                 case Sampled(job=job, seq=seq):
                     builder = changed[job, seq] = await self._builder(job, seq)
                     event = _cut(queue)
-                    if builder.sampled(event):
+                    if builder.sampled(event, late=late):
                         self._generation.abort(job, seq)
                     await self.pace.spend(self._folding_cost(event))
                 case Ended(job=job, seq=seq) as ended:
@@ -340,9 +433,22 @@ class CompletionStream:
                     self._prompts[job] = (counted.prompt_tokens, counted.cached_tokens)
         return changed
 
+    def _is_late(self, events: Iterable[Event]) -> bool:
+        """Note the time. Returns whether the generation took as long as it may."""
+        if self.watch is None:
+            return False
+        self.watch.read(generates=any(isinstance(event, Sampled) for event in events))
+        most_ms = self.plan.shown.most_ms
+        return most_ms is not None and self.watch.generated_ms > most_ms
+
+    def end_of(self, job: int, seq: int) -> tuple[EndedBy | None, str]:
+        """Returns what ended a sequence, None if it runs, and the stop string that it met."""
+        builder = self._builders[job, seq]
+        return builder.ended_by, builder.stop_met
+
     def _folding_cost(self, event: Sampled) -> float:
         values = len(event.logprobs) + len(event.top_ids)
-        return len(event.tokens) * (_TOKEN_COST + len(self.plan.stops)) + values * _VALUE_COST
+        return len(event.tokens) * (_TOKEN_COST + len(self.plan.shown.stops)) + values * _VALUE_COST
 
     async def _builder(self, job: int, seq: int) -> ChoiceBuilder:
         """Returns the builder of a sequence. Its prompt is computed by now."""
@@ -352,12 +458,7 @@ class CompletionStream:
                 self.on_first_token()
             plan = self.plan
             builder = self._builders[job, seq] = ChoiceBuilder(
-                plan.vocab,
-                plan.prompts[job],
-                stops=plan.stops,
-                min_tokens=plan.jobs[job].sampling.min_tokens,
-                echo=plan.echo,
-                logprobs=plan.logprobs is not None,
+                plan.vocab, plan.prompts[job], plan.shown
             )
             await self.pace.spend(_CHOICE_COST)
             for values in builder.prefilled(self._scored[job]):
@@ -370,6 +471,35 @@ class CompletionStream:
             return siblings
         scores = [(builder.logprob_sum, builder.completion_tokens) for builder in siblings]
         return [siblings[i] for i in ranking.best(scores, self.plan.n)]
+
+    def _usage_of(self, job: int, generated: int) -> Usage | msgspec.UnsetType | None:
+        """Returns the usage that a chunk of a choice shows (S5, S10)."""
+        if not self.plan.include_usage:
+            return msgspec.UNSET
+        if not self.plan.continuous_usage:
+            return None
+        prompt, cached = self._prompts[job]
+        return Usage(prompt, generated, prompt + generated, PromptTokensDetails(cached))
+
+    def _choice(self, delta: Delta | None, job: int, place: int) -> Choice:
+        """Returns a choice as the answer shows it."""
+        if delta is None:
+            raise RuntimeError("a generation ended without ending one of its sequences")
+        plan = self.plan
+        shown = plan.shown
+        choice = Choice(delta.text, job * plan.n + place, delta.logprobs, delta.finish_reason)
+        more: dict[str, Any] = {}
+        if shown.token_ids:
+            more["token_ids"] = delta.token_ids
+        if delta.first:
+            prompt_ids = plan.jobs[job].prompt_ids
+            if shown.token_ids:
+                more["prompt_token_ids"] = list(prompt_ids)
+            if shown.prompt_logprobs is not None:
+                more["prompt_logprobs"] = prompt_logprobs(
+                    prompt_ids, self._scored[job], shown.prompt_logprobs, plan.vocab
+                )
+        return msgspec.structs.replace(choice, **more) if more else choice
 
     def _chunk(self, choices: list[Choice], usage: Usage | msgspec.UnsetType | None) -> Chunk:
         plan = self.plan
@@ -412,9 +542,3 @@ def _cut(queue: deque[Event]) -> Sampled:
         event.top_ids[:tops],
         event.top_logprobs[:tops],
     )
-
-
-def _choice(delta: Delta | None, *, index: int) -> Choice:
-    if delta is None:
-        raise RuntimeError("a generation ended without ending one of its sequences")
-    return Choice(delta.text, index, delta.logprobs, delta.finish_reason)

@@ -69,13 +69,15 @@ class StopMatcher:
 
     The stop that completes first wins. If several complete with the same character, the longest
     of them wins. Only text that can still become a stop is held back: the longest end of the text
-    with which a stop begins.
+    with which a stop begins. With ``include`` the stop that was met is given out, too.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        self._include = include
         self._stops = [(stop, FailureTable(stop)) for stop in stops]
         self._matched = [0] * len(stops)
         self._held = ""
+        self.met = ""
 
     def feed(self, text: str, *, counts: bool = True) -> tuple[str, bool]:
         """Returns the text that can be given out now, and whether a stop was met.
@@ -101,7 +103,8 @@ class StopMatcher:
                 self._matched[i] = state
             if longest:
                 self._held = ""
-                return whole[: at - longest], True
+                self.met = whole[at - longest : at]
+                return whole[: at if self._include else at - longest], True
         hold = max(self._matched)
         self._held = whole[len(whole) - hold :]
         return whole[: len(whole) - hold], False

@@ -12,7 +12,12 @@ def mix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def uniform(seed: int, sibling: int, position: int) -> float:
-    """Returns a number in [0, 1) with 53 bits for one draw. ``seed`` is any int64 or uint64."""
+def uniform(seed: int, sibling: int, position: int, *, second: bool = False) -> float:
+    """Returns a number in [0, 1) with 53 bits for one draw. ``seed`` is any int64 or uint64.
+
+    A position has a ``second`` number, independent of the first, for draws before the draw.
+    """
     key = mix64(mix64(mix64(seed & _MASK) ^ sibling) ^ position)
+    if second:
+        key = mix64(key)
     return float(key >> 11) * 2.0**-53

@@ -38,6 +38,10 @@ class ConfigError(AfterwordError):
     """The operator gave something unusable. The message is one line for a terminal."""
 
 
+class UnusableGrammar(AfterwordError):
+    """A grammar that an engine cannot keep to. The message says why."""
+
+
 class UnspellableText(AfterwordError):
     """The vocabulary has no tokens for some characters of a text, and no unknown token."""
 

@@ -6,6 +6,17 @@ MOST_USER_CHARACTERS = 1024
 """The longest ``user``, which the ledger records. Operators cannot change it."""
 
 
+MOST_SCORED_IDS = 128
+"""The most ``logprob_token_ids`` of a request."""
+MOST_STOP_IDS = 128
+"""The most ``stop_token_ids`` of a request."""
+MOST_BREAKERS, MOST_BREAKER_CHARACTERS = 32, 40
+"""The most ``dry_sequence_breakers``, and the longest of them."""
+
+MOST_GRAMMAR_BYTES = 64 * 1024
+"""The longest schema, regular expression or grammar of a request."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Upper bounds of request fields, and what holds if a request leaves a field out.
 
@@ -14,8 +25,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     ``require_model`` is False, a request without ``model`` means the first served model.
     """
 
-    max_logprobs: int = 5
-    max_stops: int = 4
+    max_logprobs: int = 20
+    max_stops: int = 16
     max_n: int = 128
     max_best_of: int = 20
     max_prompts: int = 2048

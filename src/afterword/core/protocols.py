@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
-from afterword.core.job import Event, Job
+from afterword.core.job import Constraint, Event, Job, OutputGrammar
 
 
 class InfillTokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,7 +16,8 @@ class InfillTokens(msgspec.Struct, frozen=True, kw_only=True):
 
     ``psm``: prefix id, prefix, suffix id, suffix, middle id. ``spm``: suffix id, suffix,
     prefix id, prefix, middle id. Some families have no middle id. ``end_ids`` end a middle, as the
-    vocabulary's end tokens do (padding, file separators).
+    vocabulary's end tokens do (padding, file separators). ``repository_id`` begins the name of a
+    repository, and ``file_id`` the name of a file, in families that were trained on repositories.
     """
 
     prefix_id: int
@@ -24,6 +25,8 @@ class InfillTokens(msgspec.Struct, frozen=True, kw_only=True):
     middle_id: int | None
     order: Literal["psm", "spm"]
     end_ids: tuple[int, ...] = ()
+    repository_id: int | None = None
+    file_id: int | None = None
 
 
 class Tokenizer(Protocol):
@@ -69,6 +72,10 @@ class Tokenizer(Protocol):
         """
 
     @property
+    def aliases(self) -> Mapping[int, int]:
+        """Ids of generated tokens that stand for another id in answers. It may grow."""
+
+    @property
     def max_piece_bytes(self) -> int:
         """The largest number of bytes of text that one id can stand for."""
 
@@ -99,10 +106,12 @@ answers.
 """
 
 
-Feature: TypeAlias = Literal["token_ids", "cache_salt"]
+Feature: TypeAlias = Literal["token_ids", "cache_salt", "returned_ids", "penalty_range"]
 """What an engine may be unable to take.
 
 ``token_ids``: in prompts, biases and tokenising. ``cache_salt``: to keep prefixes apart by scope.
+``returned_ids``: to say which tokens it generated. ``penalty_range``: a repetition penalty of the
+last tokens alone.
 """
 
 
@@ -193,6 +202,13 @@ class Engine(Protocol):
         Events name a job by its index in ``jobs``. Raises ``EngineOverloaded`` if the waiting line
         is full, ``EngineUnavailable`` if the engine is dead or closing, and ``InvalidRequest`` if
         a job asks for what the engine cannot give.
+        """
+
+    def constraint(self, grammar: OutputGrammar) -> Constraint:
+        """Compile a grammar for jobs of this engine. Safe from any thread.
+
+        May take a second for the first grammar. Raises ``UnusableGrammar`` if the engine cannot
+        keep to it.
         """
 
     def healthy(self) -> bool:

@@ -1,6 +1,7 @@
 """The JSON shapes of the answers. Field order is the order on the wire."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import msgspec
 
@@ -17,13 +18,32 @@ class Logprobs(msgspec.Struct, frozen=True):
     text_offset: list[int]
 
 
+class PromptLogprob(msgspec.Struct, frozen=True):
+    """A token at a position of the prompt, in vLLM's shape. The likeliest token has rank 1."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs: TypeAlias = Mapping[int, PromptLogprob]
+"""The prompt's token at a position, and the likeliest ones, by id."""
+
+
 class Choice(msgspec.Struct, frozen=True):
-    """One choice of an answer, or what a chunk adds to it."""
+    """One choice of an answer, or what a chunk adds to it.
+
+    The last three are there if the request asks for them. ``prompt_token_ids`` and
+    ``prompt_logprobs`` are in the first chunk of a choice.
+    """
 
     text: str
     index: int
     logprobs: Logprobs | None
     finish_reason: FinishReason | None
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: list[PromptLogprobs | None] | msgspec.UnsetType = msgspec.UNSET
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -93,11 +113,15 @@ class ErrorEnvelope(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True, tag_field="object", tag="model"):
-    """A served model. ``afterword`` has what OpenAI's shape has no place for."""
+    """A served model. ``afterword`` has what OpenAI's shape has no place for.
+
+    ``max_model_len`` is vLLM's name of the context's size in tokens.
+    """
 
     id: str
     created: int
     owned_by: str
+    max_model_len: int
     afterword: Mapping[str, str | int | bool | None]
 
 

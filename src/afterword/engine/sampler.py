@@ -7,17 +7,19 @@ cannot depend on other rows, bit for bit (D1), and a row costs only what its par
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from afterword.core.job import SamplingParams
+from afterword.core.job import InfillFilter, SamplingParams
+from afterword.engine.history import History
+from afterword.engine.infill_filter import sure_enough
 
 Row = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 _BLOCK = 256
 """Width of the blocks whose maxima and sums replace a sort of the whole row."""
@@ -32,6 +34,11 @@ _SHIFT = 16
 _TOP_BIN = int(np.float32(1).view(np.int32)) >> _SHIFT
 _LEAST_BIN = int(np.float32(2.0**-20).view(np.int32)) >> _SHIFT
 
+_TYPICAL_BINS_A_NAT, _TYPICAL_BINS = 256, 8192
+"""Bins of the distance from the entropy: their width, and how many there are."""
+_MOST_XTC_THRESHOLD = 0.5
+"""Above it two tokens cannot both reach the threshold, and XTC is off."""
+
 
 class RowError(ArithmeticError):
     """No token can be sampled from a row of logits."""
@@ -39,6 +46,10 @@ class RowError(ArithmeticError):
 
 class NothingToDrawError(RowError):
     """Bias and bans leave no token."""
+
+
+class GrammarError(RowError):
+    """A sequence cannot be continued within its grammar, or within the bounds of its cost."""
 
 
 class NoNumbersError(RowError):
@@ -96,31 +107,37 @@ class Sampler:
         self._padded = np.full(self._blocks * _BLOCK, -np.inf, np.float32)
         self._logits = np.empty(vocabulary, np.float32)
 
-    def draw(
+    def draw(  # noqa: PLR0913 - what changes the logits, each by its name
         self,
         row: Row,
         params: SamplingParams,
         uniform: float,
         *,
+        second: float = 0.0,
         bias: Bias | None = None,
-        counts: Mapping[int, int] | None = None,
+        history: History | None = None,
+        allowed: Ids | None = None,
+        mask: Mask | None = None,
         banned: Ids | None = None,
     ) -> int:
         """Returns the token that ``params`` and ``uniform``, a number in [0, 1), choose.
 
-        ``row`` [vocabulary] is not changed. ``counts`` maps each token to how often this choice
-        generated it, for the penalties; ``banned`` ids are never drawn, whatever the bias says.
+        ``row`` [vocabulary] is not changed. ``second``, a number in [0, 1), decides whether XTC
+        excludes. ``history`` has this choice's tokens, for the penalties. Only ``allowed`` ids and
+        those of the ``mask`` [vocabulary] are drawn, and ``banned`` ids never, whatever the bias
+        says.
         Raises ``NothingToDrawError`` if no token is left, and ``NoNumbersError`` if the row has
         no finite largest logit.
         """
         wrong: type[RowError] = NoNumbersError
-        if bias is not None or banned is not None or counts:
+        if any(given is not None for given in (bias, history, allowed, mask, banned)):
             # Bans and forced tokens would hide a broken row, so it is checked before.
             if not math.isfinite(row.max()):
                 raise NoNumbersError
             wrong = NothingToDrawError
-            row = self._adjusted(row, params, bias, counts, banned)
-        if params.temperature == 0 or params.top_p == 0 or params.top_k == 1:
+            row = self._adjusted(row, bias, history, allowed, mask, banned)
+        keeps_likeliest = params.top_p == 0 and params.typical_p >= 1
+        if params.temperature == 0 or keeps_likeliest or params.top_k == 1:
             # numpy treats NaN as the largest value, here and below.
             token = int(row.argmax())
             if not math.isfinite(row[token]):
@@ -129,7 +146,7 @@ class Sampler:
         largest = float(row.max())
         if not math.isfinite(largest):
             raise wrong
-        return self._draw_random(row, largest, params, uniform)
+        return self._draw_random(row, largest, params, uniform, second)
 
     def normaliser(self, row: Row, top: Ids | None = None) -> float:
         """Returns log(sum(exp(row))): ``row[t] - normaliser`` is the log-probability of token t.
@@ -175,9 +192,10 @@ class Sampler:
     def _adjusted(
         self,
         row: Row,
-        params: SamplingParams,
         bias: Bias | None,
-        counts: Mapping[int, int] | None,
+        history: History | None,
+        allowed: Ids | None,
+        mask: Mask | None,
         banned: Ids | None,
     ) -> Row:
         logits = self._logits
@@ -185,22 +203,21 @@ class Sampler:
         if bias is not None:
             logits[bias.ids] += bias.values
             logits[bias.banned] = -np.inf
-        if counts:
-            ids = np.fromiter(counts.keys(), np.int64, len(counts))
-            times = np.fromiter(counts.values(), np.float32, len(counts))
-            logits[ids] -= np.float32(params.frequency_penalty) * times + np.float32(
-                params.presence_penalty
-            )
+        if history is not None:
+            history.penalise(logits)
+        if allowed is not None:
+            _keep_only(logits, allowed)
+        if mask is not None:
+            np.copyto(logits, -np.inf, where=~mask)
         if banned is not None:
             logits[banned] = -np.inf
-        if bias is not None and bias.forced.size:
-            forced = logits[bias.forced]
-            if (forced > -np.inf).any():
-                logits.fill(-np.inf)
-                logits[bias.forced] = forced
+        if bias is not None and bias.forced.size and (logits[bias.forced] > -np.inf).any():
+            _keep_only(logits, bias.forced)
         return logits
 
-    def _draw_random(self, row: Row, largest: float, params: SamplingParams, uniform: float) -> int:
+    def _draw_random(
+        self, row: Row, largest: float, params: SamplingParams, uniform: float, second: float
+    ) -> int:
         weights = self._probabilities[: self._vocabulary]
         if params.temperature == 1:
             self._exponentials(row, largest, weights)
@@ -211,6 +228,10 @@ class Sampler:
                 np.divide(weights, np.float32(max(params.temperature, 1e-30)), out=weights)
             self._exponentials(weights, 0.0, weights)
         kept = self._kept(row, weights, params)
+        if second < params.xtc_probability:
+            kept = self._without_top(weights, kept, params.xtc_threshold)
+        if params.infill is not None:
+            kept = self._infill(row, weights, kept, params.infill)
         if kept is None:
             return self._draw_from_all(uniform)
         cumulative = weights[kept].cumsum(dtype=np.float64)
@@ -232,23 +253,59 @@ class Sampler:
         return block * _BLOCK + at
 
     def _kept(self, row: Row, weights: Row, params: SamplingParams) -> Ids | None:
-        """Returns the ids that survive top_k, top_p and min_p, ascending; at least one.
+        """Returns the ids that survive top_k, typical_p, top_p and min_p, ascending; at least one.
 
         Returns None if they are many; the weights of all other ids are set to zero then.
         """
         ids: Ids | None = None
         if 0 < params.top_k < self._vocabulary:
             ids = np.sort(self.top(row, params.top_k))
+        largest = 1.0
+        if params.typical_p < 1:
+            ids = _typical(weights, ids, params.typical_p)
+            largest = float(weights[ids].max())
         if params.top_p < 1:
             ids = self._nucleus(weights, ids, params.top_p)
         if params.min_p > 0:
-            # The likeliest token has weight 1, so it survives all filters.
-            likely = weights >= np.float32(params.min_p)
+            # The likeliest of the candidates survives top_p.
+            likely = weights >= np.float32(params.min_p * largest)
             if ids is None:
                 np.multiply(weights, likely, out=weights)
             else:
                 ids = ids[likely[ids]]
         return None if ids is None else ids[weights[ids] > 0]
+
+    def _without_top(self, weights: Row, kept: Ids | None, threshold: float) -> Ids | None:
+        """Exclude all tokens of at least this probability but the least likely of them (XTC).
+
+        ``kept`` and the result are as ``_kept`` returns them.
+        """
+        if threshold > _MOST_XTC_THRESHOLD:
+            return kept
+        held = weights if kept is None else weights[kept]
+        likely = held >= threshold * float(held.sum(dtype=np.float64))
+        top = np.flatnonzero(likely & (held > 0))
+        if len(top) < 2:
+            return kept
+        # Of equally likely tokens the one with the highest id is the least likely.
+        least = top[len(top) - 1 - int(held[top][::-1].argmin())]
+        excluded = top[top != least]
+        if kept is not None:
+            return np.delete(kept, excluded)
+        weights[excluded] = 0
+        return None
+
+    def _infill(self, row: Row, weights: Row, kept: Ids | None, infill: InfillFilter) -> Ids:
+        """Returns the ids that the filter leaves, ascending; at least one."""
+        ids = np.flatnonzero(weights) if kept is None else kept
+        left = sure_enough(ids, weights[ids].astype(np.float64), infill)
+        if len(left):
+            return left
+        ends = np.array(sorted(infill.end_ids), np.int64)
+        end = ends[[row[ends].argmax()]]
+        # It need not be a candidate. Alone it is drawn whatever its weight is.
+        weights[end] = 1
+        return end
 
     def _nucleus(self, weights: Row, ids: Ids | None, top_p: float) -> Ids | None:
         """Returns the fewest likeliest ids whose mass reaches ``top_p`` of the mass of ``ids``.
@@ -270,6 +327,39 @@ class Sampler:
                 return near[_fewest(held, goal)]
         np.multiply(weights, _fewest(weights, goal), out=weights)
         return None
+
+
+def _keep_only(logits: Row, ids: Ids) -> None:
+    """Set all other logits to minus infinity."""
+    held = logits[ids]
+    logits.fill(-np.inf)
+    logits[ids] = held
+
+
+def _typical(weights: Row, ids: Ids | None, typical_p: float) -> Ids:
+    """Returns the most typical ids whose probabilities add up to more than ``typical_p``.
+
+    A token is the more typical, the nearer its information is to the entropy of ``ids`` (None for
+    all ids). On a tie the lowest id comes first. Source: llama.cpp's sampler of the same name.
+    """
+    ids = np.flatnonzero(weights) if ids is None else ids[weights[ids] > 0]
+    probabilities = weights[ids].astype(np.float64)
+    probabilities /= probabilities.sum()
+    information = -np.log(probabilities)
+    # Not a dot product: numpy's would start threads of its own.
+    distance = np.abs(information - (probabilities * information).sum())
+    bins = np.minimum(distance * _TYPICAL_BINS_A_NAT, _TYPICAL_BINS - 1).astype(np.int64)
+    masses = np.bincount(bins, probabilities, _TYPICAL_BINS).cumsum()
+    # Only the bin in which the sum passes the goal is sorted.
+    edge = min(int(np.searchsorted(masses, typical_p, side="right")), _TYPICAL_BINS - 1)
+    inner = bins < edge
+    at_edge = np.flatnonzero(bins == edge)
+    at_edge = at_edge[np.argsort(distance[at_edge], kind="stable")]
+    before = float(masses[edge - 1]) if edge else 0.0
+    cumulative = before + probabilities[at_edge].cumsum()
+    inner[at_edge[: int(np.searchsorted(cumulative, typical_p, side="right")) + 1]] = True
+    kept: Ids = ids[inner]
+    return kept
 
 
 def _fewest(weights: Row, goal: float) -> npt.NDArray[np.bool_]:

@@ -7,7 +7,7 @@ left in a slot. So a scheduler that forks, trims or places a token wrongly chang
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,7 @@ class ToyTokenizer:
         self.roles = {"bos": self._special["<|im_start|>"], "eos": self._special["<|endoftext|>"]}
         self.chat_template: str | None = None
         self.space_after: frozenset[int] | None = None
+        self.aliases: Mapping[int, int] = {}
         self.max_piece_bytes = max(map(len, self.pieces))
         self.infill: InfillTokens | None = None
         if infill:
@@ -72,7 +73,7 @@ class ToyTokenizer:
                 suffix_id=self._special["<|fim_suffix|>"],
                 middle_id=self._special["<|fim_middle|>"],
                 order="psm",
-                end_ids=(self._special["<|fim_pad|>"],),
+                end_ids=tuple(i for name, i in self._special.items() if name.startswith("<|fim_")),
             )
 
     async def prepare(self, texts: Iterable[tuple[str, bool]]) -> ToyTokenizer:  # noqa: ARG002 - the protocol

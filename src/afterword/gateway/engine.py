@@ -8,8 +8,13 @@ from functools import partial
 
 import msgspec
 
-from afterword.core.errors import ConfigError, EngineOverloaded, EngineUnavailable
-from afterword.core.job import Job
+from afterword.core.errors import (
+    ConfigError,
+    EngineOverloaded,
+    EngineUnavailable,
+    UnusableGrammar,
+)
+from afterword.core.job import Constraint, Job, OutputGrammar
 from afterword.core.protocols import EngineCard, EngineStats, Feature
 from afterword.gateway.address import Address
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, identity, refuse
@@ -21,6 +26,8 @@ from afterword.gateway.pool.upstream import Upstream, UpstreamStats
 from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
 
 _RETRY_AFTER_S = 1
+_OF_ENGINES: tuple[Feature, ...] = ("cache_salt", "returned_ids")
+"""Features that a plan needs, and no job."""
 
 
 async def open_remote(
@@ -83,10 +90,12 @@ class RemoteEngine:
 
     def _unsupported(self) -> Mapping[Feature, str]:
         dialect, reasons = self.pool.dialect, dict[Feature, str]()
+        reasons["penalty_range"] = "it is not passed on to other servers."
         if self._facts.vocabulary is None:
             reasons["token_ids"] = f"{dialect.title} has no tokenizer."
-        if "cache_salt" in dialect.lacks:
-            reasons["cache_salt"] = f"{dialect.title} {dialect.lacks['cache_salt']}."
+        for feature in _OF_ENGINES:
+            if feature in dialect.lacks:
+                reasons[feature] = f"{dialect.title} {dialect.lacks[feature]}."
         return reasons
 
     async def _ids_of(self, text: str, parse_special: bool) -> list[int]:
@@ -159,6 +168,14 @@ class RemoteEngine:
         """Forget a generation that has ended."""
         self._generations.discard(generation)
         self.pool.drop_drained()
+
+    def constraint(self, grammar: OutputGrammar) -> Constraint:
+        """Returns the grammar, which upstreams compile; see ``core.protocols.Engine``."""
+        dialect = self.pool.dialect
+        reason = dialect.lacks.get("structured") or dialect.unusable(grammar)
+        if reason is not None:
+            raise UnusableGrammar(f"{dialect.title} {reason}.")
+        return Constraint(grammar)
 
     def healthy(self) -> bool:
         """Returns whether at least one upstream is up."""

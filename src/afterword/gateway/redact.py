@@ -10,10 +10,13 @@ import re
 from collections.abc import Collection
 
 PARAMS = frozenset({
-    "best_of", "echo", "frequency_penalty", "ignore_eos", "logit_bias", "logprobs", "max_tokens",
-    "min_p", "min_tokens", "model", "n", "presence_penalty", "prompt", "prompt_logprobs",
-    "repetition_penalty", "seed", "stop", "stream", "stream_options", "suffix", "temperature",
-    "top_k", "top_logprobs", "top_p", "user",
+    "allowed_token_ids", "best_of", "dry_base", "dry_multiplier", "dry_sequence_breakers", "echo",
+    "frequency_penalty", "grammar", "ignore_eos", "json_schema", "logit_bias",
+    "logprob_token_ids", "logprobs", "max_tokens", "min_p", "min_tokens", "model", "n",
+    "presence_penalty", "prompt", "prompt_logprobs", "regex", "repetition_penalty",
+    "response_format", "seed", "stop", "stop_token_ids", "stream", "stream_options",
+    "structured_outputs", "suffix", "temperature", "top_k", "top_logprobs", "top_p", "typical_p",
+    "user", "xtc_probability", "xtc_threshold",
 })  # fmt: skip
 """The names that an error may give as its ``param``."""
 _LEFT_OUT = "\u2026"

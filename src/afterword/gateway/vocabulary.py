@@ -79,6 +79,7 @@ class RemoteTokenizer:
         self._named = self.pieces.named
         self._ends = [self.pieces.add(b"") for _ in range(_ENDS)]
         self._ended_by: dict[int, int] = {}
+        self.aliases: dict[int, int] = {}
         self.declared_end_ids = frozenset(table.end_ids)
         self.end_ids = self.declared_end_ids.union(self._ends)
         self.special_ids = frozenset(table.special_ids)
@@ -145,6 +146,7 @@ class RemoteTokenizer:
             known = self._ends[min(len(self._ended_by), _ENDS - 1)]
             self._ended_by[token] = known
             self.pieces[known] = self.pieces[token]
+            self.aliases[known] = token
         return known
 
     def spelling(self, spelled: bytes, count: int) -> list[int]:
@@ -188,6 +190,7 @@ class TextTokenizer:
         self.chat_template: str | None = None
         self.infill: InfillTokens | None = None
         self.space_after: frozenset[int] | None = None
+        self.aliases: Mapping[int, int] = {}
         self.max_piece_bytes = 1
 
     def encode(

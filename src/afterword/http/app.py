@@ -26,7 +26,7 @@ from afterword.http.upstreams import Upstreams
 _OPEN_PATHS = frozenset({"/ready"})
 _DISCREET_PATHS = frozenset({"/health"})
 _EXPOSED_HEADERS = (
-    "x-request-id", "openai-processing-ms", "retry-after",
+    "x-request-id", "openai-processing-ms", "openai-version", "retry-after",
     *(f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens")
       for what in ("limit", "remaining", "reset")),
 )  # fmt: skip
@@ -116,6 +116,9 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         app,
         allow_origins=access.origins,
         allow_methods=("GET", "POST", "DELETE"),
-        allow_headers=("authorization", "content-type"),
+        # Libraries add headers of their own: openai-node sends x-stainless-*.
+        allow_headers=("*",),
+        # A page on the internet asks with this before it sends to a server at home.
+        allow_private_network=True,
         expose_headers=_EXPOSED_HEADERS,
     )

@@ -14,6 +14,8 @@ from afterword.core.errors import AuthenticationFailed
 from afterword.core.ledger import Ledger
 from afterword.http.exchange import exchange_of
 
+ALL_ORIGINS = "*"
+"""Among the origins it means that of every page."""
 _BEARER = b"bearer "
 
 
@@ -76,7 +78,8 @@ def _refuse_strangers(headers: dict[bytes, bytes], origins: Container[str]) -> N
     """Raises ``AuthenticationFailed`` for a request of another site's page."""
     host = headers.get(b"host", b"").decode("latin-1")
     origin = headers.get(b"origin", b"").decode("latin-1")
-    foreign = origin and origin.rpartition("//")[2] != host and origin not in origins
+    named = origin in origins or ALL_ORIGINS in origins
+    foreign = origin and origin.rpartition("//")[2] != host and not named
     if foreign or not _is_here(host):
         raise AuthenticationFailed(
             "Without a key this server answers programs on its own machine, not pages of other "

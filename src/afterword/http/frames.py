@@ -13,9 +13,13 @@ _LINE_ENDS = (
 )
 
 
-def frame(value: msgspec.Struct) -> bytes:
+def frame(value: object) -> bytes:
     """Returns the event of a value (S1, S11)."""
-    encoded = _encode(value)
+    return frame_of(_encode(value))
+
+
+def frame_of(encoded: bytes) -> bytes:
+    """Returns the event of a value that is JSON already."""
     if not encoded.isascii():
         for end, escaped in _LINE_ENDS:
             encoded = encoded.replace(end, escaped)

@@ -11,6 +11,7 @@ import msgspec
 from afterword.completion.fields import Schema
 from afterword.core.limits import Limits
 from afterword.http import admin
+from afterword.http.editor_schemas import editor_schemas
 from afterword.http.schemas import all_schemas, ref
 
 _ERRORS: Mapping[int, str] = {
@@ -43,13 +44,7 @@ def document(limits: Limits, *, model: str, version: str, page: bool) -> Mapping
         "CompletionRequest",
         {
             "application/json": {"schema": ref("Completion")},
-            "text/event-stream": {
-                "schema": {
-                    "type": "string",
-                    "description": "With stream: one Chunk in each data line, then data: [DONE]. "
-                    "If the server fails midway, an Error in a data line is the end.",
-                }
-            },
+            **_events("Chunk", "then data: [DONE]"),
         },
         examples,
     )
@@ -68,6 +63,23 @@ def document(limits: Limits, *, model: str, version: str, page: bool) -> Mapping
         "paths": {
             "/v1/completions": {"post": completion},
             "/v1/engines/{model}/completions": {"post": engines},
+            "/v1/fim/completions": {
+                "post": _post(
+                    "Fill in the middle, in Mistral's shape.",
+                    "FimRequest",
+                    {**_json("FimCompletion"), **_events("FimChunk", "then data: [DONE]")},
+                )
+            },
+            "/infill": {
+                "post": _post(
+                    "Fill in the middle, in llama-server's shape.",
+                    "InfillRequest",
+                    {
+                        **_json("InfillAnswer"),
+                        **_events("InfillChunk", "and an InfillAnswer without content as the last"),
+                    },
+                )
+            },
             "/v1/models": {"get": _get("All served models.", "ModelList")},
             "/v1/models/{model}": {
                 "get": {
@@ -95,12 +107,23 @@ def document(limits: Limits, *, model: str, version: str, page: bool) -> Mapping
             **(_page() if page else {}),
             **_administration(),
         },
-        "components": {"schemas": {**all_schemas(limits), **_admin_schemas()}},
+        "components": {
+            "schemas": {**all_schemas(limits), **editor_schemas(limits), **_admin_schemas()}
+        },
     }
 
 
 def _json(name: str) -> Schema:
     return {"application/json": {"schema": ref(name)}}
+
+
+def _events(chunk: str, end: str) -> Schema:
+    """Returns the content of a stream of these chunks."""
+    described = (
+        f"With stream: one {chunk} in each data line, {end}. If the server fails midway, an Error "
+        "in a data line is the end."
+    )
+    return {"text/event-stream": {"schema": {"type": "string", "description": described}}}
 
 
 def _errors(statuses: Sequence[int]) -> dict[str, Schema]:

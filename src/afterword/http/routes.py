@@ -26,13 +26,15 @@ from afterword.http import pages
 from afterword.http.client import ClientDisconnected, ClientWatch, read_body, send_whole
 from afterword.http.errors import error_body
 from afterword.http.exchange import Exchange, exchange_of
+from afterword.http.fim import FimReading
+from afterword.http.infill import InfillReading
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import CONTENT_TYPE, Metrics
 from afterword.http.openapi import document
 from afterword.http.scope import CacheScope, caller_of
+from afterword.http.shapes import CompletionReading, Reading, Shape
 from afterword.http.stream import EventStream
 from afterword.http.tokenizing import Tokenizing
-from afterword.http.whole import encode_answer
 
 _encode = msgspec.json.Encoder().encode
 _JSON = ((b"content-type", b"application/json"),)
@@ -79,15 +81,17 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 class Completions:
-    """``POST /v1/completions``: plan, reserve, open, stream or fold, settle.
+    """A route that completes text: plan, reserve, open, stream or fold, settle.
 
+    ``reading`` says how its bodies are read and its answers look.
     Every refusal comes before the status line (S6). If the client goes away, the work ends, and
     leaving the answer frees its slots (S8). An admitted request is settled before the last byte is
     sent, however it ended.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what only the composition root knows
         self,
+        reading: Reading,
         service: CompletionService,
         ledger: Ledger,
         *,
@@ -96,6 +100,7 @@ class Completions:
         keep_alive_s: float,
         cache_scope: CacheScope,
     ) -> None:
+        self._reading = reading
         self._service = service
         self._ledger = ledger
         self._lifecycle = lifecycle
@@ -114,17 +119,16 @@ class Completions:
         parts: list[bytes] = []
         caller = caller_of(exchange, self._cache_scope)
         async with ClientWatch(receive) as watch:
-            model = scope["path_params"].get("model")
             try:
-                plan = await service.plan(body, model=model, caller=caller)
+                plan, shape = await self._reading.plan(service, body, scope, caller)
             except ApiError:
-                exchange.asked_model = model or asked_model(body)
+                exchange.asked_model = scope["path_params"].get("model") or asked_model(body)
                 raise
-            exchange.model, exchange.stream = plan.model, plan.stream
-            reservation = await self._ledger.reserve(principal, _ask(plan))
+            exchange.model, exchange.stream = service.recorded(plan.model), plan.stream
+            reservation = await self._ledger.reserve(principal, _ask(plan, exchange.model))
             exchange.rates = reservation.rates
             try:
-                answer = service.open(plan)
+                answer = service.open(plan, self._clock)
             except BaseException:
                 reservation.release()
                 raise
@@ -132,7 +136,7 @@ class Completions:
             status: UsageStatus = "failed"
             try:
                 async with answer:
-                    parts = await self._deliver(answer, scope, send)
+                    parts = await self._deliver(answer, shape, scope, send)
                 if not plan.stream or exchange.outcome == "answered":
                     status = "answered"
             except (asyncio.CancelledError, ClientDisconnected) as error:
@@ -167,12 +171,14 @@ class Completions:
             )
         )
 
-    async def _deliver(self, answer: CompletionStream, scope: Scope, send: Send) -> list[bytes]:
+    async def _deliver(
+        self, answer: CompletionStream, shape: Shape, scope: Scope, send: Send
+    ) -> list[bytes]:
         """Deliver the answer except for the end of its body. Returns that end, in parts."""
         if not answer.plan.stream:
-            return await encode_answer(answer)
+            return await shape.whole(answer)
         stream = EventStream(scope, send, keep_alive_s=self._keep_alive_s)
-        return [await stream.run(answer.chunks())]
+        return [await stream.run(answer.chunks(), partial(shape.frames, answer), shape.end)]
 
 
 def asked_model(body: bytes) -> str | None:
@@ -191,11 +197,11 @@ class _Asked(msgspec.Struct, frozen=True):
     model: str | None = None
 
 
-def _ask(plan: Plan) -> Ask:
+def _ask(plan: Plan, model: str) -> Ask:
     """Returns what a plan may use at most: each prompt once, and every candidate in full (A5)."""
     return Ask(
         id=plan.id,
-        model=plan.model,
+        model=model,
         user=plan.user,
         stream=plan.stream,
         most_tokens=sum(len(job.prompt_ids) + job.n * job.max_tokens for job in plan.jobs),
@@ -229,13 +235,17 @@ class Routes:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._page = page
-        self._completions = Completions(
-            service,
-            ledger,
-            lifecycle=lifecycle,
-            clock=clock,
-            keep_alive_s=keep_alive_s,
-            cache_scope=cache_scope,
+        self._completions, self._fim, self._infill = (
+            Completions(
+                reading,
+                service,
+                ledger,
+                lifecycle=lifecycle,
+                clock=clock,
+                keep_alive_s=keep_alive_s,
+                cache_scope=cache_scope,
+            )
+            for reading in (CompletionReading(), FimReading(), InfillReading())
         )
         self._tokenizing = Tokenizing(service, ledger, clock=clock)
 
@@ -245,6 +255,8 @@ class Routes:
         return [
             Route("/v1/completions", self._completions, methods=post),
             Route("/v1/engines/{model:path}/completions", self._completions, methods=post),
+            Route("/v1/fim/completions", self._fim, methods=post),
+            Route("/infill", self._infill, methods=post),
             Route("/v1/models", self.models, methods=get),
             Route("/v1/models/{model:path}", self.model, methods=get),
             Route("/tokenize", self._tokenizing.tokenize, methods=post),

@@ -92,7 +92,8 @@ def _chunk() -> Schema:
 
 
 def _choice() -> Schema:
-    return _closed(
+    """The last three are there only if the request asked (R17)."""
+    schema = _closed(
         {
             "text": _TEXT,
             "index": _COUNT,
@@ -101,6 +102,20 @@ def _choice() -> Schema:
         },
         "One continuation, or what a chunk adds to it.",
     )
+    entry = _closed({"logprob": {"type": "number"}, "rank": _COUNT, "decoded_token": _TEXT})
+    by_id = {
+        "anyOf": [
+            {"type": "object", "propertyNames": {"pattern": "^[0-9]+$"},
+             "additionalProperties": entry},
+            {"type": "null"},
+        ]
+    }  # fmt: skip
+    schema["properties"] |= {
+        "token_ids": _array(_COUNT),
+        "prompt_token_ids": _array(_COUNT),
+        "prompt_logprobs": _array(by_id),
+    }
+    return schema
 
 
 def _logprobs() -> Schema:
@@ -152,6 +167,7 @@ def _model() -> Schema:
             "object": {"const": "model"},
             "created": {"type": "integer"},
             "owned_by": _TEXT,
+            "max_model_len": {"type": "integer", "description": "The context in tokens."},
             "afterword": {**facts, "description": "Context, limits, file, slots."},
         },
         "A served model.",

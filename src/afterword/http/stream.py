@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from starlette.types import Scope, Send
 
@@ -18,7 +18,7 @@ _HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-_DONE = b"data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -40,18 +40,24 @@ class EventStream:
         self._sending = False
         self._comment: asyncio.Task[None] | None = None
 
-    async def run(self, chunks: AsyncIterator[list[wire.Chunk]]) -> bytes:
-        """Send the frames of all chunks. Returns the last frame, which the caller sends.
+    async def run(
+        self,
+        chunks: AsyncIterator[list[wire.Chunk]],
+        write: Callable[[Sequence[wire.Chunk]], bytes],
+        end: bytes,
+    ) -> bytes:
+        """Send the frames of all chunks, as ``write`` makes them.
 
-        It is ``[DONE]``, or the error event of what the iterator raised (S6). The last frame ends
-        the exchange, so the caller sends it when nothing watches the client any more.
+        Returns the last frame, which the caller sends. It is ``end``, or the error event of what
+        the iterator raised (S6). The last frame ends the exchange, so the caller sends it when
+        nothing watches the client any more.
         """
         start = {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}
         await self._send(start)
         self._last_sent_s = self._loop.time()
         self._timer = self._loop.call_later(self._keep_alive_s, self._look_back)
         try:
-            last = await self._run(chunks)
+            last = await self._run(chunks, write, end)
             if self._comment is not None:
                 await self._comment
         finally:
@@ -60,7 +66,12 @@ class EventStream:
                 self._comment.cancel()
         return last
 
-    async def _run(self, chunks: AsyncIterator[list[wire.Chunk]]) -> bytes:
+    async def _run(
+        self,
+        chunks: AsyncIterator[list[wire.Chunk]],
+        write: Callable[[Sequence[wire.Chunk]], bytes],
+        end: bytes,
+    ) -> bytes:
         send, now_s = self._send, self._loop.time
         try:
             async for pulled in chunks:
@@ -69,7 +80,9 @@ class EventStream:
                 # Only one send at a time: frames wait for a comment that is being sent.
                 if self._comment is not None:
                     await self._comment
-                body = frames(pulled)
+                body = write(pulled)
+                if not body:
+                    continue
                 self._sending = True
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 self._sending = False
@@ -79,7 +92,7 @@ class EventStream:
         except Exception as error:  # noqa: BLE001 - the status is sent, so a failure is an event
             return error_event(error, self._scope, self._exchange)
         self._exchange.outcome = "answered"
-        return _DONE
+        return end
 
     def _look_back(self) -> None:
         """Send a comment if the silence is long enough, and set the timer again."""

@@ -53,8 +53,8 @@ class Tokenizing:
         encoded = b""
         async with ClientWatch(request.receive) as watch:
             call = await parse(body, caller_of(exchange, "all").owner)
-            exchange.model = call.model
-            ask = Ask(id=call.id, model=call.model, user=None, stream=False, most_tokens=0)
+            exchange.model = self._service.recorded(call.model)
+            ask = Ask(id=call.id, model=exchange.model, user=None, stream=False, most_tokens=0)
             reservation = await self._ledger.reserve(exchange.principal, ask)
             exchange.rates = reservation.rates
             status: UsageStatus = "failed"

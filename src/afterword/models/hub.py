@@ -2,11 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from afterword.core.errors import ConfigError
+from afterword.models.choosing import choose, models_in, named
 from afterword.models.parts import expected_parts, part_name
-from afterword.models.source import HubSource
+from afterword.models.source import HubChoice, HubSource
+
+
+class Unreachable(ConfigError):
+    """The hub does not answer."""
+
+
+def chosen_in_cache(choice: HubChoice) -> HubSource | None:
+    """Returns the file that the hub would choose, if the cache has it for certain, else None.
+
+    That needs a named quantization or a usual one: for others the whole repository counts.
+    """
+    file = named(_cached_files(choice), choice.quantization)
+    return None if file is None else HubSource(choice.repository, file, choice.revision)
+
+
+def choose_file(choice: HubChoice) -> HubSource:
+    """Ask the hub which file a choice means. Raises ``ConfigError``.
+
+    If the hub cannot be reached, the files in the cache are all that there is.
+    """
+    name = f"hf:{choice.repository}"
+    try:
+        files = _files(choice)
+    except Unreachable:
+        files = _cached_files(choice)
+        if not files:
+            raise
+    file = choose(files, choice.quantization)
+    if file is not None:
+        return HubSource(choice.repository, file, choice.revision)
+    there = models_in(files)
+    if not there:
+        raise ConfigError(f"{name}: has no GGUF files of models")
+    raise ConfigError(f"{name}: has no file for {choice.quantization}; it has {', '.join(there)}")
+
+
+def _files(choice: HubChoice) -> Sequence[str]:
+    """Returns the paths of a repository's files in their order. Raises ``ConfigError``."""
+    from httpx2 import HTTPError  # noqa: PLC0415 - the hub's own client has it
+    from huggingface_hub import HfApi  # noqa: PLC0415 - half a second
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled  # noqa: PLC0415
+
+    name = f"hf:{choice.repository}"
+    try:
+        return sorted(HfApi().list_repo_files(choice.repository, revision=choice.revision))
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "?"
+        raise ConfigError(f"{name}: the hub answered {status}") from error
+    except (HTTPError, OfflineModeIsEnabled, ConnectionError) as error:
+        raise Unreachable(f"{name}: the hub cannot be reached") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: cannot be listed: {type(error).__name__}") from error
+
+
+def _cached_files(choice: HubChoice) -> Sequence[str]:
+    """Returns the paths of the cached files of a repository."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        folder = Path(
+            snapshot_download(choice.repository, revision=choice.revision, local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return ()
+    return sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*.gguf"))
 
 
 def find_in_cache(source: HubSource) -> Path | None:

@@ -17,7 +17,7 @@ from afterword.models.gguf import Header
 from afterword.models.notes import Notes
 from afterword.models.package import Progress, fetch_package
 from afterword.models.parts import CHECKS, part_name, part_paths, read_header
-from afterword.models.source import HubSource, PackageSource, PathSource, Source
+from afterword.models.source import HubChoice, HubSource, PackageSource, PathSource, Source
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KNOWN_DIGESTS = {
@@ -58,6 +58,9 @@ class Store:
                 return next(_wholes(self._package_folder(source)), None)
             case HubSource():
                 return hub.find_in_cache(source)
+            case HubChoice():
+                chosen = hub.chosen_in_cache(source)
+                return None if chosen is None else hub.find_in_cache(chosen)
 
     def fetch(self, source: Source) -> ModelFile:
         """Returns the model of a source; fetches it if needed.
@@ -65,6 +68,9 @@ class Store:
         Raises ``ConfigError`` if it cannot be fetched or stored, or has another digest.
         """
         path = self.find(source)
+        if isinstance(source, HubChoice):
+            source = hub.chosen_in_cache(source) or hub.choose_file(source)
+            path = path or hub.find_in_cache(source)
         match source:
             case PathSource(given):
                 if path is None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from afterword.engine.batching.prefix_cache import PrefixCache, common_prefix
-from afterword.engine.batching.scores import Scores
+from afterword.engine.batching.scores import Score, Scores
 from afterword.engine.batching.slots import Slot
 from support.examples import examples
 
@@ -32,7 +32,7 @@ def found(ids: list[int], known: int, k: int) -> Scores:
     scores = Scores(len(ids), k)
     for at in range(1, known):
         top = [logprob(ids[: at + 1]) - i for i in range(k)]
-        scores.put(at, logprob(ids[: at + 1]), np.arange(k), np.array(top, np.float64))
+        scores.put(at, Score(logprob(ids[: at + 1]), np.arange(k), np.array(top, np.float64)))
     return scores
 
 

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from array import array
 
+import msgspec
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from afterword.core.draws import mix64, uniform
-from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, SamplingParams, ScoredPrompt
+from afterword.core.job import (
+    Ended,
+    Event,
+    Job,
+    Prefilled,
+    Repetition,
+    Sampled,
+    SamplingParams,
+    ScoredPrompt,
+)
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.batching.step import Step
-from afterword.engine.sampler import Bias, Sampler
+from afterword.engine.history import History
+from afterword.engine.sampler import Bias, Row, Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
 from support.examples import examples
 
@@ -24,13 +35,14 @@ VOCABULARY = len(TOKENIZER.pieces)
 CONTEXT = 64
 REFERENCE = ToyRunner(VOCABULARY, end_ids=sorted(TOKENIZER.end_ids))
 
-Answer = dict[int, tuple[list[int], list[float], str | None]]
+Answer = dict[int, tuple[list[int], list[float], list[tuple[int, float]], str | None]]
 
 
 def job_strategy() -> st.SearchStrategy[Job]:
     def build(
         head: int, tail: list[int], n: int, room: int, t: float, seed: int, lp: int | None,
-        plp: int | None, pen: float, few: int,
+        plp: int | None, sampling: SamplingParams, few: int, scored: tuple[int, ...], ranks: bool,
+        stops: tuple[int, ...],
     ) -> Job:  # fmt: skip
         # There are few heads and few tokens, so that prefixes are shared often.
         prompt = tuple(([1, 2, 3] * 12)[: head * 6] + tail)
@@ -38,16 +50,20 @@ def job_strategy() -> st.SearchStrategy[Job]:
             prompt_ids=prompt,
             n=n,
             max_tokens=min(room, CONTEXT - len(prompt)),
-            sampling=SamplingParams(
+            sampling=msgspec.structs.replace(
+                sampling,
                 temperature=t,
                 top_p=0.95,
-                presence_penalty=pen,
                 # With few tokens to choose from, texts repeat, and some drafts are accepted.
                 logit_bias=tuple((i, 100.0) for i in range(1, few + 1)),
             ),
             seed=seed,
             logprobs=lp,
             prompt_logprobs=plp,
+            prompt_ranks=ranks and plp is not None,
+            scored_ids=scored,
+            stop_ids=stops,
+            warm=bool(seed % 2),
         )
 
     return st.builds(
@@ -60,9 +76,25 @@ def job_strategy() -> st.SearchStrategy[Job]:
         st.integers(0, 3),
         st.sampled_from((None, 0, 2)),
         st.sampled_from((None, 0, 3)),
-        st.sampled_from((0.0, 1.0)),
+        st.sampled_from(SAMPLING),
         st.sampled_from((0, 1, 2, 3)),
+        st.sampled_from(((), (), (2, 40))),
+        st.booleans(),
+        st.sampled_from(((), (), (3,))),
     )
+
+
+SAMPLING = (
+    SamplingParams(),
+    SamplingParams(presence_penalty=1.0),
+    SamplingParams(repetition_penalty=1.3, typical_p=0.8),
+    SamplingParams(xtc_probability=0.6, xtc_threshold=0.05, allowed_ids=(1, 2, 3, 5, 8)),
+    SamplingParams(
+        repetition=Repetition(
+            multiplier=0.8, base=1.75, allowed_length=2, window=20, breakers={5: ((),)}
+        )
+    ),
+)
 
 
 def alone(job: Job) -> tuple[ScoredPrompt | None, Answer]:
@@ -81,31 +113,51 @@ def alone(job: Job) -> tuple[ScoredPrompt | None, Answer]:
         for at in range(1, len(job.prompt_ids)):
             row = row_after(list(job.prompt_ids[:at]))
             normaliser = sampler.normaliser(row)
-            scored.logprobs.append(float(row[job.prompt_ids[at]]) - normaliser)
-            top = sampler.top(row, job.prompt_logprobs)
-            scored.top_ids.extend(top.tolist())
-            scored.top_logprobs.extend((row[top].astype(float) - normaliser).tolist())
+            token = job.prompt_ids[at]
+            scored.logprobs.append(float(row[token]) - normaliser)
+            ids, values = entries(row, job, job.prompt_logprobs)
+            scored.top_ids.extend(ids)
+            scored.top_logprobs.extend(values)
+            if job.prompt_ranks:
+                scored.ranks.append(int((row >= row[token]).sum()))
     answer: Answer = {}
     for sibling in range(job.n):
         tokens: list[int] = []
         logprobs: list[float] = []
-        counts: dict[int, int] = {}
+        tops: list[tuple[int, float]] = []
+        history = History(np.array(job.prompt_ids, np.int32), job.sampling)
         reason = "length"
         while len(tokens) < job.max_tokens:
             row = row_after([*job.prompt_ids, *tokens])
-            u = uniform(job.seed, sibling, len(tokens))
+            allowed = job.sampling.allowed_ids
             token = sampler.draw(
-                row, job.sampling, u, counts=counts, bias=Bias.of(job.sampling.logit_bias)
+                row,
+                job.sampling,
+                uniform(job.seed, sibling, len(tokens)),
+                second=uniform(job.seed, sibling, len(tokens), second=True),
+                history=history,
+                bias=Bias.of(job.sampling.logit_bias),
+                allowed=np.array(allowed) if allowed else None,
             )
             tokens.append(token)
-            counts[token] = counts.get(token, 0) + 1
+            history.accept(token)
             if job.logprobs is not None:
                 logprobs.append(float(row[token]) - sampler.normaliser(row))
-            if token in TOKENIZER.end_ids:
+                tops.extend(zip(*entries(row, job, job.logprobs), strict=True))
+            if token in TOKENIZER.end_ids or token in job.stop_ids:
                 reason = "stop"
                 break
-        answer[sibling] = (tokens, logprobs, reason)
+        answer[sibling] = (tokens, logprobs, tops, reason)
     return scored, answer
+
+
+def entries(row: Row, job: Job, k: int) -> tuple[list[int], list[float]]:
+    """Returns the k likeliest tokens of a row and the scored ones, with log-probabilities."""
+    sampler = Sampler(VOCABULARY)
+    top = sampler.top(row, k).tolist()
+    ids = [*top, *(-1 if i in top else i for i in job.scored_ids)]
+    normaliser = sampler.normaliser(row)
+    return ids, [float(row[i]) - normaliser for i in ids]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -217,16 +269,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         mine = [event for event in self.events[key] if event.job == index]
         scored, answer = alone(job)
         aborted = {s for (k, j, s) in self.aborted if (k, j) == (key, index)}
-        for sibling, (tokens, logprobs, reason) in answer.items():
+        for sibling, (tokens, logprobs, tops, reason) in answer.items():
             own = [e for e in mine if isinstance(e, Sampled) and e.seq == sibling]
             got = [t for e in own for t in e.tokens]
             values = [v for e in own for v in e.logprobs]
+            got_tops = [top for e in own for top in zip(e.top_ids, e.top_logprobs, strict=True)]
             ends = [e for e in mine if isinstance(e, Ended) and e.seq == sibling]
             if sibling in aborted:
                 assert got == tokens[: len(got)]
                 continue
             assert got == tokens
             assert values == logprobs
+            assert got_tops == tops
             assert [(e.reason, e.completion_tokens) for e in ends] == [(reason, len(tokens))]
         heads = [e for e in mine if isinstance(e, Prefilled)]
         if len(aborted) < job.n:

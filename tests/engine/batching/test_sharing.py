@@ -322,3 +322,20 @@ def test_answers_without_a_slot_are_given_a_few_in_a_step() -> None:
         ended += sum(isinstance(event, Ended) for _, event in engine.events[before:])
     assert ended == 2048
     assert most <= 2 * 128
+
+
+def test_F5_a_warm_up_is_computed_once_and_found_later() -> None:
+    engine = Engine(slots=2)
+    ids = tuple(range(1, 30))
+    warm = Job(prompt_ids=ids, n=1, max_tokens=0, sampling=SamplingParams(), seed=0, warm=True)
+    counts = []
+    for key in range(2):
+        events = engine.run(key, [warm])
+        counts.append(
+            [(e.prompt_tokens, e.cached_tokens) for e in events if isinstance(e, Prefilled)]
+        )
+        assert [e for e in events if isinstance(e, Ended)] == [Ended(0, 0, "length", 0)]
+    assert counts == [[(29, 0)], [(29, 28)]]
+    cold = msgspec.structs.replace(warm, warm=False, prompt_ids=(7, 8, 9))
+    engine.run(2, [cold])
+    assert engine.prefilled == 28

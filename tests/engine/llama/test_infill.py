@@ -76,3 +76,35 @@ def test_F1_streamed_with_n_stop_and_logprobs(tmp_path: Path, family: str) -> No
 
     asyncio.run(both())
     asyncio.run(engine.aclose())
+
+
+@pytest.mark.parametrize(
+    ("family", "repository", "file"),
+    [
+        ("qwen", b"<|repo_name|>", b"<|file_sep|>"),
+        ("starcoder", b"<repo_name>", b"<file_sep>"),
+        ("deepseek", None, None),
+        ("codestral", None, None),
+    ],
+)
+async def test_F5_other_files_in_the_familys_tokens(
+    tmp_path: Path, family: str, repository: bytes | None, file: bytes | None
+) -> None:
+    path = make_gguf(tmp_path / "fim.gguf", family)
+    engine = open_engine(path, digest="0" * 64, name="tiny", options=OPTIONS)
+    tokenizer = engine.tokenizer
+    infill = tokenizer.infill
+    assert infill is not None
+    found = [
+        None if i is None else tokenizer.pieces[i] for i in (infill.repository_id, infill.file_id)
+    ]
+    assert found == [repository, file]
+    reply = await make_client({"toy": engine}).post(
+        "/infill",
+        {
+            "input_prefix": PREFIX, "input_suffix": SUFFIX, "n_predict": 3,
+            "input_extra": [{"text": "in", "filename": "the.py"}], "samplers": ["top_k", "infill"],
+        },
+    )  # fmt: skip
+    assert reply.status == 200, reply.body
+    await engine.aclose()

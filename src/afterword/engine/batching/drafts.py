@@ -79,6 +79,8 @@ def make_drafts(running: SequenceOf[tuple[Slot, Sequence]], row_share: float) ->
     for slot, sequence in running:
         left = sequence.limit - sequence.length - 1
         found, similarity = look_up(slot.tokens[: sequence.length], _MOST_TOKENS)
+        if sequence.grammar is not None:
+            found = found[: sequence.grammar.valid(found.tolist())]
         draft = sequence.draft
         draft.tokens, draft.similarity = found.tolist(), min(int(similarity * CLASSES), CLASSES - 1)
         drafted = min(drafted, left, len(found), _paying_length(draft, row_share))

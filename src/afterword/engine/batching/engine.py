@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Sequence as SequenceOf
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from afterword.core.errors import ApiError, EngineFailed, EngineOverloaded, EngineUnavailable
-from afterword.core.job import Event, Job
+from afterword.core.job import Constraint, Event, Job, OutputGrammar
 from afterword.core.mailbox import Mailbox, MailboxReader
 from afterword.core.protocols import EngineCard, EngineStats, Tokenizer
 from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.worker import Abort, Add, Report, Worker
-from afterword.engine.sampler import NoNumbersError, NothingToDrawError
+from afterword.engine.sampler import GrammarError, NoNumbersError, NothingToDrawError
+
+if TYPE_CHECKING:
+    from afterword.engine.grammar import Grammars
 
 _RETRY_AFTER_S = 1
 
@@ -51,6 +55,8 @@ class BatchingEngine:
         self._keys = itertools.count()
         self._dead: Exception | None = None
         self._closed = False
+        self._grammars: Grammars | None = None
+        self._grammars_lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._worker = Worker(
             runner,
@@ -90,6 +96,16 @@ class BatchingEngine:
         self._unstarted[key] = len(jobs)
         self._worker.send(Add(key, tuple(jobs)))
         return BatchGeneration(self, key, mailbox)
+
+    def constraint(self, grammar: OutputGrammar) -> Constraint:
+        """Compile a grammar; see ``core.protocols.Engine``."""
+        with self._grammars_lock:
+            if self._grammars is None:
+                # The library is imported, and its tables are made, for the first grammar.
+                from afterword.engine.grammar import Grammars  # noqa: PLC0415
+
+                self._grammars = Grammars(self._tokenizer)
+        return self._grammars.constraint(grammar)
 
     def healthy(self) -> bool:
         """Whether the worker is alive and not closed."""
@@ -207,7 +223,11 @@ class BatchGeneration(MailboxReader):
 
 def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, NothingToDrawError):
-        return EngineFailed("No token could be drawn: nothing is left after logit_bias and bans.")
+        return EngineFailed(
+            "No token could be drawn: nothing is left after logit_bias, allowed tokens and grammar."
+        )
+    if isinstance(error, GrammarError):
+        return EngineFailed(f"The grammar could not be followed any further: {error}")
     if isinstance(error, NoNumbersError):
         return EngineFailed(
             "The model computed no numbers for this request: its weights, or what they give here, "

@@ -83,7 +83,7 @@ class Memory:
         if self.sharing == "none":
             return None
         self.cache.touch(match)
-        if prompt.scores is not None:
+        if prompt.scores is not None and prompt.scores.shared:
             self.cache.read(match, prompt.scores)
         most = prompt.first_row
         whole = self.sharing == "checkpoints"
@@ -116,7 +116,7 @@ class Memory:
         if prompt.scores is not None:
             branch = min(common_prefix(prompt.ids, owner.prompt.ids), len(prompt.ids) - 1)
             scores = owner.prompt.scores
-            if scores is None or scores.k < prompt.scores.k or scores.known > branch:
+            if scores is None or not scores.cover(prompt.scores) or scores.known > branch:
                 return None
         saved = 0 if source is None else source.tokens
         if tokens < saved + _WORTH_WAITING_TOKENS:

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.draws import uniform
-from afterword.core.job import Sampled
+from afterword.core.job import NO_TOKEN, Sampled
+from afterword.engine.batching.scores import Score
 from afterword.engine.batching.sequence import Prompt, Sequence
 from afterword.engine.batching.step import Span, Step
-from afterword.engine.sampler import Ids, Row, RowError, Sampler
-
-Score = tuple[float, Ids, npt.NDArray[np.float64]]
-"""Log-probability of a token, then ids [k] and log-probabilities [k] of the k likeliest."""
+from afterword.engine.history import History
+from afterword.engine.sampler import Row, RowError, Sampler
 
 
 class PromptScore(msgspec.Struct, frozen=True):
@@ -89,25 +88,30 @@ def _draw_along(
     drawn: list[SampledToken],
 ) -> None:
     """Append tokens to ``drawn``, row by row, until a sampled token differs from the draft."""
-    counts = sequence.counts
-    if counts is not None and draft:
-        counts = dict(counts)
+    history = sequence.history
+    if history is not None and draft:
+        history = history.copy()
     wanted = sequence.prompt.job.logprobs
     for at, row in enumerate(rows):
-        token = _draw(sequence, at, counts, row, sampler)
+        token = _draw(sequence, at, history, row, sampler)
         score = None
         if wanted is not None:
-            score, _ = _score(row, token, wanted, sampler)
+            score, _ = _score(row, token, wanted, sequence.prompt, sampler)
         drawn.append(SampledToken(token, score))
+        if sequence.grammar is not None:
+            # All that is drawn is kept: an error ends the request.
+            sequence.grammar.accept(token)
         if sequence.ends_with(token) or at == len(draft) or token != draft[at]:
             return
-        if counts is not None:
-            counts[token] = counts.get(token, 0) + 1
+        if history is not None:
+            history.accept(token)
 
 
 def _find(prompt: Prompt, position: int, row: Row, sampler: Sampler) -> PromptScore:
     token, k = int(prompt.ids[position]), prompt.job.prompt_logprobs or 0
-    score, normaliser = _score(row, token, k, sampler)
+    score, normaliser = _score(row, token, k, prompt, sampler)
+    if prompt.job.prompt_ranks:
+        score = msgspec.structs.replace(score, rank=int(np.count_nonzero(row >= row[token])))
     branches = [
         (follower, float(row[follower.ids[position]]) - normaliser)
         for follower in prompt.followers.get(position, ())
@@ -115,33 +119,48 @@ def _find(prompt: Prompt, position: int, row: Row, sampler: Sampler) -> PromptSc
     return PromptScore(position, score, branches)
 
 
-def _score(row: Row, token: int, k: int, sampler: Sampler) -> tuple[Score, float]:
+def _score(row: Row, token: int, k: int, prompt: Prompt, sampler: Sampler) -> tuple[Score, float]:
     """Returns the score of ``token`` and the row's normaliser."""
     ids = sampler.top(row, k)
     normaliser = sampler.normaliser(row, ids)
-    score = float(row[token]) - normaliser, ids, row[ids].astype(np.float64) - normaliser
+    if prompt.job.scored_ids:
+        others = prompt.scored_ids
+        ids = np.concatenate((ids, np.where(np.isin(others, ids), NO_TOKEN, others)))
+    score = Score(float(row[token]) - normaliser, ids, row[ids].astype(np.float64) - normaliser)
     return score, normaliser
 
 
 def _draw(
-    sequence: Sequence, ahead: int, counts: dict[int, int] | None, row: Row, sampler: Sampler
+    sequence: Sequence, ahead: int, history: History | None, row: Row, sampler: Sampler
 ) -> int:
     """Returns the token at the position ``ahead`` after the next one; 0 is the next one."""
     prompt, job = sequence.prompt, sequence.prompt.job
-    sampling, generated = job.sampling, sequence.generated + ahead
-    banned = prompt.end_array if generated < sampling.min_tokens else None
-    u = 0.0 if sampling.temperature == 0 else uniform(job.seed, sequence.sibling, generated)
-    return sampler.draw(row, sampling, u, bias=prompt.bias, counts=counts, banned=banned)
+    sampling, at = job.sampling, sequence.generated + ahead
+    first = second = 0.0
+    if sampling.temperature != 0:
+        first = uniform(job.seed, sequence.sibling, at)
+    if sampling.xtc_probability:
+        second = uniform(job.seed, sequence.sibling, at, second=True)
+    return sampler.draw(
+        row,
+        sampling,
+        first,
+        second=second,
+        bias=prompt.bias,
+        history=history,
+        allowed=prompt.allowed,
+        mask=None if sequence.grammar is None else sequence.grammar.mask(),
+        banned=prompt.end_array if at < sampling.min_tokens else None,
+    )
 
 
 def sampled_event(sequence: Sequence, drawn: SampledToken) -> Sampled:
     """Returns the event that reports one generated token."""
     logprobs, top_ids, top_logprobs = array("d"), array("i"), array("d")
     if drawn.score is not None:
-        value, ids, values = drawn.score
-        logprobs.append(value)
-        top_ids.extend(ids.tolist())
-        top_logprobs.extend(values.tolist())
+        logprobs.append(drawn.score.logprob)
+        top_ids.extend(drawn.score.top_ids.tolist())
+        top_logprobs.extend(drawn.score.top_logprobs.tolist())
     return Sampled(
         sequence.prompt.index,
         sequence.sibling,

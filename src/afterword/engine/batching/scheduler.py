@@ -252,7 +252,7 @@ class Scheduler:
             prompt = sequence.prompt
             match = self._memory.cache.match(prompt.ids, prompt.job.cache_scope)
             source = self._memory.source(prompt, match)
-            if sequence.answered:
+            if sequence.answered or _is_warm(sequence, source):
                 self._answer(sequence)
                 return True
             wait = self._memory.worth_waiting_for(prompt, match, source)
@@ -294,6 +294,8 @@ class Scheduler:
         self._count_wait(sequence.request)
         if prompt.scores is not None:
             self._count_cached(prompt, len(prompt.ids))
+        elif prompt.job.warm:
+            self._count_cached(prompt, sequence.wanted)
         self._announce(sequence)
         self._finish(sequence, "length")
 
@@ -317,15 +319,13 @@ class Scheduler:
         if scores is None:
             raise AssertionError("scores found for a prompt that wants none")
         for entry in found:
-            scores.put(entry.position, *entry.score)
+            scores.put(entry.position, entry.score)
             for follower, logprob in entry.branches:
                 if follower.scores is not None:
-                    k = follower.scores.k
                     follower.scores.take(scores.part(0, entry.position), 0)
-                    _, top_ids, top = entry.score
-                    follower.scores.put(entry.position, logprob, top_ids[:k], top[:k])
+                    follower.scores.put(entry.position, entry.score.of_another(logprob))
             prompt.followers.pop(entry.position, None)
-        if self._memory.sharing != "none":
+        if self._memory.sharing != "none" and scores.shared:
             self._memory.cache.keep(prompt.ids, scores, prompt.job.cache_scope)
 
     def _announce(self, sequence: Sequence) -> None:
@@ -338,12 +338,12 @@ class Scheduler:
         self._events.append((sequence.request.key, event))
 
     def _extend(self, sequence: Sequence, slot: Slot, drawn: SequenceOf[SampledToken]) -> None:
-        key, counts = sequence.request.key, sequence.counts
+        key, history = sequence.request.key, sequence.history
         for one in drawn:
             sequence.generated += 1
             self.counters.generated_tokens += 1
-            if counts is not None:
-                counts[one.token] = counts.get(one.token, 0) + 1
+            if history is not None:
+                history.accept(one.token)
             self._events.append((key, sampled_event(sequence, one)))
             if sequence.ends_with(one.token):
                 self._finish(sequence, "stop")
@@ -439,3 +439,10 @@ class Scheduler:
             slots = [sequence.slot for sequence in request.running]
             if None in slots or (request.waiting > 0) != (request in self._line):
                 raise AssertionError(f"request {request.key} is neither running nor waiting")
+
+
+def _is_warm(sequence: Sequence, source: Source | None) -> bool:
+    """Whether a prompt that is computed for later ones is in the cache already."""
+    prompt = sequence.prompt
+    warms = prompt.job.warm and not prompt.generates
+    return warms and source is not None and source.tokens >= sequence.wanted

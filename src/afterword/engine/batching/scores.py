@@ -14,6 +14,23 @@ LogProbs = npt.NDArray[np.float64]
 TopIds = npt.NDArray[np.int32]
 
 
+class Score(msgspec.Struct, frozen=True):
+    """The score of one token: its ``logprob``, and ``top_ids`` [k] with ``top_logprobs`` [k].
+
+    They are the likeliest tokens, likeliest first, and then those that the job asks for; an id
+    that is among the likeliest is not repeated. ``rank`` is 0 unless it is asked for.
+    """
+
+    logprob: float
+    top_ids: npt.NDArray[np.int64]
+    top_logprobs: LogProbs
+    rank: int = 0
+
+    def of_another(self, logprob: float) -> Score:
+        """Returns the score of another token at the same position."""
+        return Score(logprob, self.top_ids, self.top_logprobs)
+
+
 class ScoreSpan(msgspec.Struct, frozen=True):
     """Entries of n consecutive positions: ``logprobs`` [n], ``top_ids``, ``top_logprobs`` [n, k].
 
@@ -53,39 +70,51 @@ class Scores:
     Entry i scores the token at position i, given the tokens before it; the first ``known`` entries
     are filled. No row predicts the first token: its entry counts as known and has no meaning.
     Entries never change.
+
+    ``k`` counts the likeliest tokens of each entry, and ``scored`` the tokens after them that the
+    job asks for. Scores are ``shared`` with other prompts if they have neither these nor ranks.
     """
 
-    __slots__ = ("_all", "k", "known")
+    __slots__ = ("_all", "_ranks", "k", "known", "shared")
 
-    def __init__(self, length_tokens: int, k: int) -> None:
+    def __init__(
+        self, length_tokens: int, k: int, *, scored: int = 0, ranked: bool = False
+    ) -> None:
         self.k = k
         self.known = 1
+        self.shared = not (scored or ranked)
+        self._ranks = np.zeros(length_tokens if ranked else 0, np.int32)
+        width = k + scored
         self._all = ScoreSpan(
             np.zeros(length_tokens, np.float64),
-            np.zeros((length_tokens, k), np.int32),
-            np.zeros((length_tokens, k), np.float64),
+            np.zeros((length_tokens, width), np.int32),
+            np.zeros((length_tokens, width), np.float64),
         )
+
+    def cover(self, other: Scores) -> bool:
+        """Whether an entry of these scores has all that an entry of others needs."""
+        return self.shared and other.shared and self.k >= other.k
 
     @property
     def complete(self) -> bool:
         """Whether all entries are known."""
         return self.known == len(self._all)
 
-    def put(
-        self,
-        position: int,
-        logprob: float,
-        top_ids: npt.NDArray[np.int64],
-        top_logprobs: LogProbs,
-    ) -> None:
-        """Add the entry after the last known one; do nothing if it is known already."""
+    def put(self, position: int, score: Score) -> None:
+        """Add the entry after the last known one; do nothing if it is known already.
+
+        A score may have more of the likeliest tokens than these entries.
+        """
         if position < self.known:
             return
         if position > self.known:
             raise AssertionError(f"entry {position} found before entry {self.known}")
-        self._all.logprobs[position] = logprob
-        self._all.top_ids[position] = top_ids
-        self._all.top_logprobs[position] = top_logprobs
+        width = self._all.k
+        self._all.logprobs[position] = score.logprob
+        self._all.top_ids[position] = score.top_ids[:width]
+        self._all.top_logprobs[position] = score.top_logprobs[:width]
+        if len(self._ranks):
+            self._ranks[position] = score.rank
         self.known += 1
 
     def take(self, entries: ScoreSpan, start: int) -> None:
@@ -110,4 +139,5 @@ class Scores:
             array("d", entries.logprobs[1:].tobytes()),
             array("i", entries.top_ids[1:].tobytes()),
             array("d", entries.top_logprobs[1:].tobytes()),
+            array("i", self._ranks[1:].tobytes()),
         )

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence as SequenceOf
 from enum import Enum, auto
 from functools import cached_property
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -14,7 +15,8 @@ import numpy.typing as npt
 
 from afterword.core.job import Job, SamplingParams
 from afterword.engine.batching.scores import Scores
-from afterword.engine.sampler import Bias, Ids
+from afterword.engine.history import History
+from afterword.engine.sampler import Bias, Ids, Mask
 
 TokenIds = npt.NDArray[np.int32]
 
@@ -30,6 +32,7 @@ class State(Enum):
 class Prompt:
     """What the siblings of a job share, made once.
 
+    ``end_ids`` are not drawn before ``min_tokens``; ``stop_ids`` are those that end a sequence.
     ``announced`` tells whether the job's ``Prefilled`` was sent; ``cached_tokens`` is what it
     reports. ``scores`` is None if the job does not ask for log-probabilities of the prompt.
     ``followers`` maps a position to prompts that share all tokens before it and wait for the
@@ -43,12 +46,19 @@ class Prompt:
         self.job = job
         self.bias = bias
         self.ids: TokenIds = np.array(job.prompt_ids, np.int32)
-        self.end_ids = end_ids.union(job.extra_end_ids) if job.extra_end_ids else end_ids
+        more = job.extra_end_ids + job.stop_ids
+        self.end_ids = end_ids.union(more) if more else end_ids
+        self.stop_ids = frozenset(job.stop_ids) if job.sampling.ignore_eos else self.end_ids
         self.announced = False
         self.cached_tokens = 0
         self.scores: Scores | None = None
         if job.prompt_logprobs is not None:
-            self.scores = Scores(len(self.ids), job.prompt_logprobs)
+            self.scores = Scores(
+                len(self.ids),
+                job.prompt_logprobs,
+                scored=len(job.scored_ids),
+                ranked=job.prompt_ranks,
+            )
         self.followers: dict[int, list[Prompt]] = {}
 
     @property
@@ -64,6 +74,17 @@ class Prompt:
         again if their KV is in memory.
         """
         return len(self.ids) - 1 if self.scores is None else self.scores.known - 1
+
+    @cached_property
+    def scored_ids(self) -> Ids:
+        """The job's ``scored_ids`` as an array."""
+        return np.array(self.job.scored_ids, np.int64)
+
+    @cached_property
+    def allowed(self) -> Ids | None:
+        """The tokens that can be drawn, as an array; None for all."""
+        ids = self.job.sampling.allowed_ids
+        return np.array(ids, np.int64) if ids else None
 
     @cached_property
     def end_array(self) -> Ids:
@@ -94,17 +115,31 @@ class Draft(msgspec.Struct):
     next: float = 0.8
 
 
+class GrammarState(Protocol):
+    """Where a sequence is in its grammar. Its errors are ``RowError``."""
+
+    def mask(self) -> Mask:
+        """Returns which tokens [vocabulary] can come next."""
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token."""
+
+    def valid(self, tokens: list[int]) -> int:
+        """Returns how many of the tokens can come next, one after the other."""
+
+
 class Sequence:
     """One sibling of a job.
 
     ``slot`` is the index of the slot of a running sequence. Invariant of that slot:
     ``0 <= computed <= length <= limit``, and the first ``length`` entries of its ``tokens`` are the
     prompt and the generated tokens. ``cuts`` are the numbers of computed tokens, ascending, at
-    which a step stops so that a checkpoint can be saved. ``counts`` is None without penalties.
+    which a step stops so that a checkpoint can be saved. ``history`` is None without penalties,
+    ``grammar`` without a constraint.
     """
 
     __slots__ = (
-        "counts", "cuts", "draft", "generated", "limit",
+        "cuts", "draft", "generated", "grammar", "history", "limit",
         "prompt", "request", "sibling", "slot", "state",
     )  # fmt: skip
 
@@ -119,8 +154,11 @@ class Sequence:
         self.slot: int | None = None
         self.state = State.WAITING
         sampling = prompt.job.sampling
-        penalised = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
-        self.counts: dict[int, int] | None = {} if penalised else None
+        constraint = prompt.job.constraint
+        self.grammar: GrammarState | None = None
+        if constraint is not None:
+            self.grammar = constraint.compiled.follow()
+        self.history = History(prompt.ids, sampling) if History.needed(sampling) else None
 
     @property
     def length(self) -> int:
@@ -129,12 +167,14 @@ class Sequence:
 
     def ends_with(self, token: int) -> bool:
         """Whether the sequence stops after this token."""
-        return token in self.prompt.end_ids and not self.prompt.job.sampling.ignore_eos
+        return token in self.prompt.stop_ids
 
     @property
     def answered(self) -> bool:
         """Whether there is nothing to compute: no token is wanted and all scores are known."""
         scores = self.prompt.scores
+        if self.prompt.job.warm and self.wanted:
+            return False
         return not self.prompt.generates and (scores is None or scores.complete)
 
     @property

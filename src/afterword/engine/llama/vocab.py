@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from afterword.core.errors import UnspellableText
 from afterword.core.protocols import InfillTokens
@@ -11,6 +11,9 @@ from afterword.engine.llama.ends import ends_of
 
 _DOCUMENT_START = b"<|endoftext|>"
 _LETTERS = ("a", "e", "1", ".")
+_REPOSITORY = (b"<repo_name>", b"<reponame>")
+_FILE = (b"<file_sep>", b"<filename>")
+"""StarCoder's names, where the library finds no token by its role."""
 _SUFFIX_FIRST = b"[SUFFIX]"
 """Models with this token were trained on suffix, then prefix, with no token before the middle."""
 
@@ -32,6 +35,7 @@ class LlamaTokenizer:
         unknown = int(model.metadata("tokenizer.ggml.unknown_token_id") or -1)
         cuts = (tokens.control_ids | tokens.user_ids) - {unknown}
         self.space_after = cuts if self._adds_space() else None
+        self.aliases: Mapping[int, int] = {}
         self.chat_template = model.metadata("tokenizer.chat_template")
         bos = named["bos"]
         self.bos_id = bos if model.adds_bos else None
@@ -85,7 +89,16 @@ class LlamaTokenizer:
             middle_id=middle,
             order="psm",
             end_ids=self._infill_ends(prefix, suffix, middle),
+            repository_id=self._first_of("fim_rep", _REPOSITORY),
+            file_id=self._first_of("fim_sep", _FILE),
         )
+
+    def _first_of(self, role: str, names: Sequence[bytes]) -> int | None:
+        """Returns the token of a role that the library knows, or of a name, or None."""
+        token = self._model.named(role)
+        if token is not None:
+            return token
+        return next((found for found in map(self._special, names) if found is not None), None)
 
     def _infill_ends(self, *markers: int) -> tuple[int, ...]:
         """Returns the tokens that end a middle.

@@ -10,11 +10,17 @@ import msgspec
 from afterword.core.job import Job
 from afterword.core.wire import Vocabulary
 from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver, piece_of
-from afterword.gateway.dialects.completions import CompletionsDialect, body_of
+from afterword.gateway.dialects.completions import (
+    CompletionsDialect,
+    body_of,
+    extensions_of,
+)
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts
 from afterword.gateway.dialects.routes import model_of
+from afterword.gateway.dialects.token_names import numbered
 from afterword.gateway.failures import StreamBroke
 from afterword.gateway.transport.api import Api
+from afterword.gateway.vocabulary import RemoteTokenizer
 
 
 class _Info(msgspec.Struct):
@@ -59,27 +65,66 @@ class AfterwordDialect(CompletionsDialect):
     ) -> tuple[str, object]:
         """See ``Dialect``."""
         sampling = job.sampling
-        body = body_of(job, seqs, facts, list(job.prompt_ids)) | {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "min_tokens": sampling.min_tokens,
-            "ignore_eos": sampling.ignore_eos,
-            "seed": job.seed,
-            # Tokens are named only in log-probabilities, so they are always requested.
-            "logprobs": max(job.logprobs or 0, job.prompt_logprobs or 0),
-            "echo": job.prompt_logprobs is not None,
-        }
+        body = (
+            body_of(job, seqs, facts, list(job.prompt_ids))
+            | extensions_of(job)
+            | {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "min_p": sampling.min_p,
+                "min_tokens": sampling.min_tokens,
+                "ignore_eos": sampling.ignore_eos,
+                "seed": job.seed,
+                # Tokens are named only in log-probabilities, so they are always requested.
+                "logprobs": max(job.logprobs or 0, job.prompt_logprobs or 0),
+                "return_tokens_as_token_ids": True,
+                "echo": job.prompt_logprobs is not None,
+            }
+        )
+        if sampling.typical_p < 1:
+            body["typical_p"] = sampling.typical_p
+        if sampling.xtc_probability:
+            body["xtc_probability"] = sampling.xtc_probability
+            body["xtc_threshold"] = sampling.xtc_threshold
+        repetition = sampling.repetition
+        if repetition is not None:
+            body |= {
+                "dry_multiplier": repetition.multiplier,
+                "dry_base": repetition.base,
+                "dry_allowed_length": repetition.allowed_length,
+                "dry_penalty_last_n": repetition.window,
+                "dry_sequence_breakers": repetition.breaker_texts,
+            }
+        if job.prompt_ranks:
+            # The echo has the other scores.
+            body["prompt_logprobs"] = 0
         return f"{api.address.base}/completions", body
 
-    def _resolver(self, tokenizer: AnyTokenizer) -> IdResolver:
+    def _resolver(self, tokenizer: AnyTokenizer, job: Job) -> IdResolver:
         def named(choice: ChoiceDelta) -> list[int]:
             if choice.logprobs is not None:
-                return [id_of(token) for token in choice.logprobs.tokens]
+                ids = [id_of(token) for token in choice.logprobs.tokens]
+                if choice.finish_reason == "stop" and ids:
+                    ids[-1] = ended(ids[-1])
+                return ids
             return tokenizer.spell(choice.text.encode()) if choice.text else []
 
+        def ended(token: int) -> int:
+            """Returns the last id of a choice, which may be an end token of the servers behind."""
+            if not isinstance(tokenizer, RemoteTokenizer) or token >= len(tokenizer.pieces):
+                return token
+            if token in job.stop_ids or job.constraint is not None:
+                return token
+            return tokenizer.end(token)
+
         def id_of(token: str) -> int:
-            return tokenizer.id_of(piece_of(token))
+            number = numbered(token)
+            if number is None:
+                # The upstream is a gateway, and its own upstream did not report this id.
+                return tokenizer.id_of(piece_of(token))
+            if isinstance(tokenizer, RemoteTokenizer):
+                tokenizer.check((number,))
+            return number
 
         return IdResolver(named, id_of)

@@ -27,6 +27,12 @@ class ChoiceLogprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
+class RankedLogprob(msgspec.Struct):
+    """A token of the prompt in vLLM's shape, as far as it is read."""
+
+    rank: int
+
+
 class ChoiceDelta(msgspec.Struct):
     """The part of a chunk that belongs to one choice. The stream reader judges what is Any."""
 
@@ -35,6 +41,7 @@ class ChoiceDelta(msgspec.Struct):
     logprobs: ChoiceLogprobs | None = None
     finish_reason: Any = None
     token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[str, RankedLogprob] | None] | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -54,17 +61,35 @@ class IdResolver(msgspec.Struct, frozen=True):
     id_of: Callable[[str], int]
 
 
+class _Echo:
+    """The scores of the prompt, which come before those of a choice, in one chunk or in many."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.logprobs: list[float] = []
+        self.tops: list[Top] = []
+        self.ranks: list[int] = []
+
+    def take(self, logprobs: list[float], tops: list[Top]) -> int:
+        """Add the scores that belong to the prompt. Returns how many they are."""
+        count = min(self.left, len(logprobs))
+        self.logprobs += logprobs[:count]
+        self.tops += tops[:count]
+        self.left -= count
+        return count
+
+
 class ChunkReader:
-    """Reads chunks. With ``echo`` the first chunk of each choice contains the prompt's scores."""
+    """Reads chunks. With ``echo`` the first chunks of each choice contain the prompt's scores."""
 
     def __init__(self, stream: StreamReader, job: Job, resolver: IdResolver) -> None:
         self._stream = stream
         self._job = job
         self._resolver = resolver
-        self._echoed: set[int] = set()
+        self._echoes: dict[int, _Echo] = {}
         self._usage: Mapping[str, Any] = {}
         self._usage_is_whole = False
-        self._unscored = job.logprobs is None
+        self._unscored = job.logprobs is None and job.prompt_logprobs is None
         self._begun = False
 
     @property
@@ -94,9 +119,9 @@ class ChunkReader:
         events: list[Event] = []
         for choice in choices or ():
             delta = self._bare(choice) if self._unscored else self._scored(choice, events)
-            if not self._stream.begun:
+            if not self._stream.begun and self._job.prompt_logprobs is None:
                 events += self._stream.prefilled()
-                self._begun = True
+            self._begun = self._stream.begun
             events += self._taken(delta)
         return events
 
@@ -145,21 +170,58 @@ class ChunkReader:
                 raise StreamBroke("it sent tokens without the requested log-probabilities")
             return delta
         logprobs, tops = self._scores(choice.logprobs)
-        k = self._job.prompt_logprobs
-        if k is not None and delta.seq not in self._echoed:
-            self._echoed.add(delta.seq)
-            prompt = len(self._job.prompt_ids)
-            if len(logprobs) < prompt:
-                raise StreamBroke("it did not score the whole prompt")
-            scored = scored_prompt(logprobs[1:prompt], tops[1:prompt], k)
-            events += self._stream.prefilled(scored)
-            logprobs, tops = logprobs[prompt:], tops[prompt:]
-            # ``token_ids`` has generated tokens only; log-probabilities include the prompt.
+        if self._job.prompt_logprobs is not None:
+            count = self._echoed(delta, choice, logprobs, tops, events)
+            logprobs, tops = logprobs[count:], tops[count:]
+            # Some servers send the ids of generated tokens only.
             delta.ids = delta.ids[-len(logprobs) :] if logprobs else []
         if len(logprobs) != len(delta.ids):
             raise StreamBroke("it did not send one log-probability for each token")
         delta.logprobs, delta.tops = logprobs, tops
         return delta
+
+    def _echoed(
+        self,
+        delta: TokenDelta,
+        choice: ChoiceDelta,
+        logprobs: list[float],
+        tops: list[Top],
+        events: list[Event],
+    ) -> int:
+        """Returns how many scores are the prompt's; appends them to ``events`` when all came."""
+        job = self._job
+        echo = self._echoes.get(delta.seq)
+        if echo is None:
+            echo = self._echoes[delta.seq] = _Echo(len(job.prompt_ids))
+        if choice.prompt_logprobs:
+            echo.ranks = self._ranks(choice.prompt_logprobs)
+        if not echo.left:
+            return 0
+        count = echo.take(logprobs, tops)
+        if not echo.left:
+            if job.prompt_ranks and not echo.ranks:
+                raise StreamBroke("it did not send the ranks of the prompt's tokens")
+            scored = scored_prompt(
+                echo.logprobs[1:], echo.tops[1:], job.prompt_logprobs or 0, job.scored_ids,
+                echo.ranks,
+            )  # fmt: skip
+            events += self._stream.prefilled(scored)
+            # All choices echo the same prompt, and one of them is enough.
+            echo.logprobs, echo.tops = [], []
+        elif delta.finish is not None:
+            raise StreamBroke("it did not score the whole prompt")
+        return count
+
+    def _ranks(self, entries: list[dict[str, RankedLogprob] | None]) -> list[int]:
+        ids = self._job.prompt_ids[1:]
+        try:
+            return [
+                entry[str(token)].rank
+                for token, entry in zip(ids, entries[1:], strict=True)
+                if entry is not None
+            ]
+        except (KeyError, ValueError):
+            raise StreamBroke("it did not rank the prompt's tokens") from None
 
     def _scores(self, given: ChoiceLogprobs) -> tuple[list[float], list[Top]]:
         values = [0.0 if value is None else value for value in given.token_logprobs]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterword.core.job import Job
+from afterword.core.job import Job, OutputGrammar
 from afterword.gateway.dialects.chunks import ChunkReader, IdResolver
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, Reader
 from afterword.gateway.dialects.routes import encode
@@ -30,6 +31,10 @@ class CompletionsDialect:
         """See ``Dialect``."""
         return await encode(api, model, text)
 
+    def unusable(self, grammar: OutputGrammar) -> str | None:  # noqa: ARG002 - it takes all kinds
+        """See ``Dialect``."""
+        return None
+
     def groups(self, job: Job) -> Sequence[Sequence[int]]:
         """See ``Dialect``."""
         return [range(job.n)]
@@ -37,10 +42,10 @@ class CompletionsDialect:
     def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
         """See ``Dialect``."""
         return ChunkReader(
-            StreamReader(index, job, seqs, tokenizer.end_ids), job, self._resolver(tokenizer)
+            StreamReader(index, job, seqs, tokenizer.end_ids), job, self._resolver(tokenizer, job)
         )
 
-    def _resolver(self, tokenizer: AnyTokenizer) -> IdResolver:
+    def _resolver(self, tokenizer: AnyTokenizer, job: Job) -> IdResolver:
         raise NotImplementedError
 
 
@@ -67,4 +72,23 @@ def body_of(
         body["cache_salt"] = job.cache_scope
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    return body
+
+
+def extensions_of(job: Job) -> dict[str, Any]:
+    """Returns the fields with vLLM's names that a job uses."""
+    sampling, constraint = job.sampling, job.constraint
+    body: dict[str, Any] = {}
+    if sampling.repetition_penalty != 1:
+        body["repetition_penalty"] = sampling.repetition_penalty
+    if sampling.allowed_ids:
+        body["allowed_token_ids"] = sampling.allowed_ids
+    if job.stop_ids:
+        body["stop_token_ids"] = job.stop_ids
+    if job.scored_ids:
+        body["logprob_token_ids"] = job.scored_ids
+    if constraint is not None:
+        grammar = constraint.grammar
+        text = json.loads(grammar.text) if grammar.kind == "choice" else grammar.text
+        body["structured_outputs"] = {grammar.kind: text}
     return body

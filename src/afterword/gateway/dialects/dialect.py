@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from afterword.core.errors import ConfigError, InvalidRequest
-from afterword.core.job import Event, Job
+from afterword.core.job import Event, Job, OutputGrammar
 from afterword.core.wire import Vocabulary
 from afterword.gateway.transport.api import Api
 from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
@@ -25,9 +25,43 @@ FEATURES: Mapping[str, Callable[[Job], bool]] = {
     "min_p": lambda job: job.sampling.min_p > 0,
     "min_tokens": lambda job: job.sampling.min_tokens > 0,
     "ignore_eos": lambda job: job.sampling.ignore_eos,
+    "repetition_penalty": lambda job: job.sampling.repetition_penalty != 1,
+    "typical_p": lambda job: job.sampling.typical_p < 1,
+    "typical_min_p": lambda job: job.sampling.typical_p < 1 and job.sampling.min_p > 0,
+    "xtc": lambda job: job.sampling.xtc_probability > 0,
+    "dry": lambda job: job.sampling.repetition is not None,
+    "dry_unbroken": lambda job: (
+        job.sampling.repetition is not None and not job.sampling.repetition.breaker_texts
+    ),
+    "allowed_ids": lambda job: bool(job.sampling.allowed_ids),
+    "stop_ids": lambda job: bool(job.stop_ids),
+    "ranks": lambda job: job.prompt_ranks,
+    "scored_ids": lambda job: bool(job.scored_ids),
+    "scored_ids_and_top": lambda job: (
+        bool(job.scored_ids) and (bool(job.logprobs) or job.prompt_logprobs is not None)
+    ),
+    "structured": lambda job: job.constraint is not None,
+    "structured_scores": lambda job: job.constraint is not None and job.logprobs is not None,
+    "structured_truncation": lambda job: job.constraint is not None and truncates(job),
 }
 """Features that an upstream may lack, and whether a job uses them."""
-_PARAMS = {"scoring": "echo", "penalties": "presence_penalty"}
+_PARAMS = {
+    "scoring": "echo",
+    "penalties": "presence_penalty",
+    "typical_min_p": "typical_p",
+    "xtc": "xtc_probability",
+    "dry": "dry_multiplier",
+    "dry_unbroken": "dry_sequence_breakers",
+    "allowed_ids": "allowed_token_ids",
+    "stop_ids": "stop_token_ids",
+    "ranks": "prompt_logprobs",
+    "scored_ids": "logprob_token_ids",
+    "scored_ids_and_top": "logprob_token_ids",
+    "structured": "structured_outputs",
+    "structured_scores": "logprobs",
+    "structured_truncation": "structured_outputs",
+}
+"""The parameters of features that are named otherwise."""
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +144,9 @@ class Dialect(Protocol):
     async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:
         """Ask an upstream for the ids of a text. Raises ``UpstreamFailure``."""
 
+    def unusable(self, grammar: OutputGrammar) -> str | None:
+        """Returns why a grammar cannot be passed on, as a predicate of the server, or None."""
+
     def groups(self, job: Job) -> Sequence[Sequence[int]]:
         """Returns the siblings of a job by request: each group shares one request."""
 
@@ -134,6 +171,11 @@ def refuse(dialect: Dialect, facts: Facts, jobs: Sequence[Job]) -> None:
         if asked is not None and any(map(asked, jobs)):
             param = _PARAMS.get(feature, feature)
             raise InvalidRequest(f"'{param}' cannot be honoured: {server} {reason}.", param=param)
+    if first.sampling.infill is not None:
+        raise InvalidRequest(
+            f"'samplers' cannot be honoured: the filter 'infill' does not work through {server}.",
+            param="samplers",
+        )
     asked_logprobs = max(first.logprobs or 0, first.prompt_logprobs or 0)
     if asked_logprobs > facts.max_logprobs:
         raise InvalidRequest(
@@ -176,3 +218,15 @@ def is_greedy(job: Job) -> bool:
     """Returns whether the sampling settings leave only the likeliest token."""
     sampling = job.sampling
     return sampling.temperature == 0 or sampling.top_p == 0 or sampling.top_k == 1
+
+
+def truncates(job: Job) -> bool:
+    """Returns whether a job draws, and only from some of the likely tokens."""
+    sampling = job.sampling
+    return not is_greedy(job) and (
+        sampling.top_k > 0
+        or sampling.top_p < 1
+        or sampling.min_p > 0
+        or sampling.typical_p < 1
+        or sampling.xtc_probability > 0
+    )

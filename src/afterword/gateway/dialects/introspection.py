@@ -8,6 +8,7 @@ neighbours' bytes, the text then gives the token's own bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Protocol
@@ -49,6 +50,11 @@ _INFILL = (
     ("[PREFIX]", "[SUFFIX]", None, "spm"),
 )
 """Fill-in-the-middle tokens by family (prefix, suffix, middle), and its order of training."""
+_SPECIAL = re.compile(
+    rb"<\|[^<>]+\|>|<\xef\xbd\x9c[^<>]+\xef\xbd\x9c>|\[/?[A-Z_]{2,}\]"
+    rb"|</?(?:s|unk|pad|bos|eos|mask|sep|cls|(?:start|end)_of_\w+|fim_\w+|unused\d+)>"
+)
+"""The usual names of special tokens. A server says of no token that it is special."""
 _INFILL_ENDS = ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<fim_pad>", "<EOT>")
 
 
@@ -85,6 +91,7 @@ async def introspect_vocabulary(
     starts = (bos, await special(_DOCUMENT_START), ends[0] if ends else None, 0)
     roles = {"bos": bos, "eos": ends[0] if ends else None}
     special_ids = {i for i in (*ends, bos, *named, *(infill.end_ids if infill else ())) if i}
+    special_ids.update(i for i, piece in enumerate(pieces) if _SPECIAL.fullmatch(piece))
     return Vocabulary(
         pieces=pieces,
         special_ids=sorted(special_ids),
@@ -104,12 +111,14 @@ async def _infill(special: Callable[[str | None], Awaitable[int | None]]) -> Inf
         if ids[0] is None or ids[1] is None or (middle is not None and ids[2] is None):
             continue
         ends = [await special(name) for name in _INFILL_ENDS]
+        # A marker begins another infill, so it ends a middle.
+        after = {i for i in (*ids, *ends) if i is not None}
         return InfillTokens(
             prefix_id=ids[0],
             suffix_id=ids[1],
             middle_id=ids[2],
             order="psm" if order == "psm" else "spm",
-            end_ids=tuple(i for i in ends if i is not None),
+            end_ids=tuple(sorted(after)),
         )
     return None
 

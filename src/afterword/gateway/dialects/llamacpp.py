@@ -5,13 +5,14 @@ Source of the format: llama.cpp's ``tools/server``, as llama-cpp-python 0.3.36 c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from afterword.core.draws import mix64
-from afterword.core.job import Event, Job
+from afterword.core.job import Event, Job, OutputGrammar
 from afterword.gateway.dialects.dialect import (
     AnyTokenizer,
     Facts,
@@ -20,6 +21,7 @@ from afterword.gateway.dialects.dialect import (
     identity,
     is_greedy,
 )
+from afterword.gateway.dialects.grammars import SCHEMA_KEYWORDS, gbnf_of_choices, unusable
 from afterword.gateway.dialects.introspection import introspect_vocabulary
 from afterword.gateway.dialects.lenient import decoder
 from afterword.gateway.dialects.single import SingleReader
@@ -32,8 +34,11 @@ _MOST_LOGPROBS = 1000
 _LOWEST = -9999.0
 _MOST_UNREPORTED = 16
 """A character has few tokens. More are those of a server that sends no ids."""
-_SAMPLERS = ["temperature", "top_k", "top_p", "min_p"]
+_SAMPLERS = ["penalties", "dry", "temperature", "top_k", "top_p", "min_p", "xtc"]
 """The contract's order; the server's default order has the temperature last."""
+_TYPICAL = ["penalties", "dry", "temperature", "top_k", "min_p", "typ_p", "top_p", "xtc"]
+_NEXT_TO_NOTHING = 1e-30
+"""Its typical sampling fails if a token's probability is 0; so ``min_p`` takes these away first."""
 
 
 class _Top(msgspec.Struct):
@@ -107,13 +112,25 @@ class LlamacppDialect:
     title = "llama-server"
     takes_names_as_text = True
     lacks: Mapping[str, str] = {
+        "ranks": "does not score prompts",
         "scoring": "does not score prompts",
         "penalties": "counts the prompt's tokens too",
         "min_tokens": "has no such parameter",
         "ignore_eos": "bans end tokens instead of continuing after them",
+        "typical_min_p": "has these cuts in another order",
+        "dry_unbroken": "needs at least one breaker",
+        "allowed_ids": "has no such parameter",
+        "returned_ids": "does not report tokens that end inside a character",
+        "scored_ids": "has no such parameter",
+        "scored_ids_and_top": "has no such parameter",
+        "structured_truncation": "cuts before it applies a grammar",
         "cache_salt": "shares all prefixes",
     }
     notes: Mapping[str, str] = {
+        "special": "tokens with the usual names: `<\\|im_start\\|>`, `<s>`, `[INST]`",
+        "stop_ids": "yes; those that end inside a character are not seen",
+        "structured": "yes, but `regex`; grammars in GBNF, and schemas of "
+        + ", ".join(f"`{keyword}`" for keyword in SCHEMA_KEYWORDS),
         "bytes": "yes; -9999.0 for tokens that end inside a character, which it does not report",
         "seed": "hashed to 32 bits; kept for one stream at a time",
     }
@@ -154,6 +171,10 @@ class LlamacppDialect:
         body = {"content": text, "add_special": False, "parse_special": parse_special}
         return (await api.post(f"{api.address.root}/tokenize", body, _TokenIds)).tokens
 
+    def unusable(self, grammar: OutputGrammar) -> str | None:
+        """See ``Dialect``."""
+        return "has no regular expressions" if grammar.kind == "regex" else unusable(grammar)
+
     def groups(self, job: Job) -> Sequence[Sequence[int]]:
         """Returns single siblings, because its slots limit its ``n``."""
         return [[seq] for seq in range(job.n)]
@@ -163,23 +184,30 @@ class LlamacppDialect:
         api: Api,
         job: Job,
         seqs: Sequence[int],
-        facts: Facts,  # noqa: ARG002 - it serves one model
+        facts: Facts,
         tokenizer: AnyTokenizer,  # noqa: ARG002 - the prompt is ids
     ) -> tuple[str, object]:
         """See ``Dialect``."""
         sampling = job.sampling
+        typical = sampling.typical_p < 1 and not is_greedy(job)
         body: dict[str, Any] = {
             "prompt": list(job.prompt_ids),
             "n_predict": job.max_tokens,
             "stream": True,
             "cache_prompt": True,
             "return_tokens": True,
-            "samplers": _SAMPLERS,
+            "samplers": _TYPICAL if typical else _SAMPLERS,
             "temperature": 0 if is_greedy(job) else sampling.temperature,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p or 1,
-            "min_p": sampling.min_p,
-            "repeat_penalty": 1,
+            "min_p": _NEXT_TO_NOTHING if typical else sampling.min_p,
+            "typical_p": sampling.typical_p if typical else 1,
+            "xtc_probability": sampling.xtc_probability,
+            "xtc_threshold": sampling.xtc_threshold,
+            "repeat_penalty": sampling.repetition_penalty,
+            # Prompt and choice, whole. Not every version knows -1.
+            "repeat_last_n": facts.context_tokens,
+            "dry_multiplier": 0,
             # Siblings need different seeds. A seed has 32 bits; the highest value means "random".
             "seed": mix64(mix64(job.seed) ^ seqs[0]) % (2**32 - 1),
         }
@@ -187,6 +215,17 @@ class LlamacppDialect:
             body["logit_bias"] = [
                 [token, False if bias <= -100 else bias] for token, bias in sampling.logit_bias
             ]
+        repetition = sampling.repetition
+        if repetition is not None:
+            body |= {
+                "dry_multiplier": repetition.multiplier,
+                "dry_base": repetition.base,
+                "dry_allowed_length": repetition.allowed_length,
+                "dry_penalty_last_n": repetition.window,
+                "dry_sequence_breakers": repetition.breaker_texts,
+            }
+        if job.constraint is not None:
+            body |= _grammar(job.constraint.grammar)
         if job.logprobs is not None:
             body["n_probs"] = max(job.logprobs, 1)
         return f"{api.address.root}/completion", body
@@ -196,6 +235,13 @@ class LlamacppDialect:
         assert isinstance(tokenizer, RemoteTokenizer)  # noqa: S101 - it has a vocabulary
         stream = StreamReader(index, job, seqs, tokenizer.end_ids)
         return _PartialReader(stream, job, seqs[0], tokenizer)
+
+
+def _grammar(grammar: OutputGrammar) -> dict[str, object]:
+    """Returns the field of a grammar that is not ``unusable``."""
+    if grammar.kind == "json":
+        return {"json_schema": json.loads(grammar.text)}
+    return {"grammar": gbnf_of_choices(grammar) if grammar.kind == "choice" else grammar.text}
 
 
 class _PartialReader(SingleReader):

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from afterword.core.job import Event, Job
+from afterword.core.job import Event, Job, OutputGrammar
 from afterword.gateway.dialects.dialect import (
     AnyTokenizer,
     Facts,
@@ -18,6 +18,7 @@ from afterword.gateway.dialects.dialect import (
     identity,
     is_greedy,
 )
+from afterword.gateway.dialects.grammars import SCHEMA_KEYWORDS, gbnf_of_choices, unusable
 from afterword.gateway.dialects.lenient import decoder
 from afterword.gateway.dialects.routes import encode, facts_of, model_of
 from afterword.gateway.dialects.single import SingleReader
@@ -52,8 +53,10 @@ class _MetaInfo(msgspec.Struct):
     cached_tokens: Any = None
     input_token_logprobs: list[_Entry] | None = None
     input_top_logprobs: list[list[_Entry] | None] | None = None
+    input_token_ids_logprobs: list[list[_Entry] | None] | None = None
     output_token_logprobs: list[_Entry] | None = None
     output_top_logprobs: list[list[_Entry] | None] | None = None
+    output_token_ids_logprobs: list[list[_Entry] | None] | None = None
 
 
 class _Output(msgspec.Struct):
@@ -72,8 +75,25 @@ class SglangDialect:
     name = "sglang"
     title = "SGLang"
     takes_names_as_text = False
-    lacks: Mapping[str, str] = {}
-    notes: Mapping[str, str] = {"seed": "if started with `--enable-deterministic-inference`"}
+    lacks: Mapping[str, str] = {
+        "repetition_penalty": "does not count the prompt's tokens",
+        "typical_p": "has no such parameter",
+        "typical_min_p": "has no such parameter",
+        "xtc": "has no such parameter",
+        "dry": "has no such parameter",
+        "dry_unbroken": "has no such parameter",
+        "allowed_ids": "has no such parameter",
+        "ranks": "sends no ranks",
+        "structured_scores": "scores what the grammar has masked already",
+    }
+    notes: Mapping[str, str] = {
+        "special": "tokens with the usual names: `<\\|im_start\\|>`, `<s>`, `[INST]`",
+        "logprobs": "after `logit_bias` and penalties; after `temperature` too, unless its "
+        "environment has `SGLANG_RETURN_ORIGINAL_LOGPROB=1`",
+        "structured": "yes; grammars in GBNF, and schemas of "
+        + ", ".join(f"`{keyword}`" for keyword in SCHEMA_KEYWORDS),
+        "seed": "if started with `--enable-deterministic-inference`",
+    }
 
     def health(self, api: Api) -> str:
         """See ``Dialect``."""
@@ -100,6 +120,10 @@ class SglangDialect:
     async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - the engine splits names
         """See ``Dialect``."""
         return await encode(api, model, text)
+
+    def unusable(self, grammar: OutputGrammar) -> str | None:
+        """See ``Dialect``."""
+        return unusable(grammar)
 
     def groups(self, job: Job) -> Sequence[Sequence[int]]:
         """Returns single siblings, because all siblings of a request share its seed."""
@@ -131,6 +155,11 @@ class SglangDialect:
         }
         if sampling.logit_bias:
             params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+        if job.stop_ids:
+            # With ``ignore_eos`` it does not stop at them; the stream reader does.
+            params["stop_token_ids"] = job.stop_ids
+        if job.constraint is not None:
+            params |= _grammar(job.constraint.grammar)
         body: dict[str, Any] = {
             "input_ids": list(job.prompt_ids),
             "sampling_params": params,
@@ -144,6 +173,8 @@ class SglangDialect:
                 "top_logprobs_num": max(job.logprobs, job.prompt_logprobs or 0),
                 "logprob_start_len": -1 if job.prompt_logprobs is None else 0,
             }
+            if job.scored_ids:
+                body["token_ids_logprob"] = job.scored_ids
         return f"{api.address.root}/generate", body
 
     def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:
@@ -171,13 +202,16 @@ class _OutputReader(SingleReader):
         self._seen += new
         ids = _last(output.output_ids, new)
         self._tokenizer.check(ids)
-        if finish is not None and finish.type == "stop" and ids:
+        if finish is not None and finish.type == "stop" and ids and self._ends(ids[-1]):
             ids[-1] = self._tokenizer.end(ids[-1])
         logprobs: list[float] = []
         tops: list[Top] = []
         if self._job.logprobs is not None and new:
             logprobs = [_value(entry) for entry in _last(meta.output_token_logprobs or [], new)]
-            tops = self._tops(_last(meta.output_top_logprobs or [None] * new, new))
+            tops = self._tops(
+                _last(meta.output_top_logprobs or [None] * new, new),
+                _last(meta.output_token_ids_logprobs or [None] * new, new),
+            )
             if len(logprobs) != len(ids) or len(tops) != len(ids):
                 raise StreamBroke("it did not send one log-probability for each token")
         events = self._prefilled(meta)
@@ -191,6 +225,13 @@ class _OutputReader(SingleReader):
             events.append(self._stream.counted(meta.prompt_tokens, meta.cached_tokens))
         return events
 
+    def _ends(self, token: int) -> bool:
+        """Returns whether a last token is an end token, which is no text.
+
+        Some grammars end at their last token of text instead.
+        """
+        return token not in self._job.stop_ids and self._job.constraint is None
+
     def _prefilled(self, meta: _MetaInfo) -> list[Event]:
         k = self._job.prompt_logprobs
         if k is None or self._stream.begun:
@@ -200,15 +241,42 @@ class _OutputReader(SingleReader):
         if len(entries) < prompt:
             raise StreamBroke("it did not score the whole prompt")
         values = [_value(entry) for entry in entries[1:prompt]]
-        tops = self._tops((meta.input_top_logprobs or [None] * prompt)[1:prompt])
+        nothing: list[list[_Entry] | None] = [None] * prompt
+        tops = self._tops(
+            (meta.input_top_logprobs or nothing)[1:prompt],
+            (meta.input_token_ids_logprobs or nothing)[1:prompt],
+        )
         if len(tops) != len(values):
             raise StreamBroke("it did not score the whole prompt")
-        return self._stream.prefilled(scored_prompt(values, tops, k))
+        return self._stream.prefilled(scored_prompt(values, tops, k, self._job.scored_ids))
 
-    def _tops(self, entries: Sequence[list[_Entry] | None]) -> list[Top]:
-        for top in entries:
-            self._tokenizer.check([i for _, i, *_ in top or ()])
-        return [[(i, value or 0.0) for value, i, *_ in top] if top else () for top in entries]
+    def _tops(
+        self,
+        likeliest: Sequence[list[_Entry] | None],
+        asked: Sequence[list[_Entry] | None],
+    ) -> list[Top]:
+        """Returns the likeliest tokens of each position, with those that the job asks for."""
+        if len(likeliest) != len(asked):
+            raise StreamBroke("it did not score the tokens that were asked for")
+        tops: list[Top] = []
+        for top, more in zip(likeliest, asked, strict=True):
+            entries = [*(top or ()), *(more or ())]
+            self._tokenizer.check([i for _, i, *_ in entries])
+            tops.append([(i, value or 0.0) for value, i, *_ in entries])
+        return tops
+
+
+def _grammar(grammar: OutputGrammar) -> dict[str, str]:
+    """Returns the sampling parameter of a grammar that is not ``unusable``."""
+    match grammar.kind:
+        case "json":
+            return {"json_schema": grammar.text}
+        case "regex":
+            return {"regex": grammar.text}
+        case "choice":
+            return {"ebnf": gbnf_of_choices(grammar)}
+        case "grammar":
+            return {"ebnf": grammar.text}
 
 
 def _last(items: list[Any], count: int) -> list[Any]:

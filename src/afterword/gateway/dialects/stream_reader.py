@@ -77,8 +77,8 @@ class StreamReader:
         self._most = job.max_tokens if most is None else most
         # Shared by all events without scores: the mailbox extends them with each other only.
         self._unscored = (array("d"), array("i"), array("d"))
-        ends = end_ids if not job.sampling.ignore_eos else frozenset()
-        self._end_ids = ends.union(job.extra_end_ids)
+        ends = frozenset() if job.sampling.ignore_eos else end_ids.union(job.extra_end_ids)
+        self._end_ids = ends.union(job.stop_ids)
 
     @property
     def over(self) -> bool:
@@ -222,26 +222,51 @@ class StreamReader:
         # Each event needs arrays of its own, because the mailbox extends them.
         logprobs, top_ids, top_logprobs = array("d", delta.logprobs[:count]), array("i"), array("d")
         for top in delta.tops[:count]:
-            add_top(top, k, top_ids, top_logprobs)
+            add_top(top, k, self._job.scored_ids, top_ids, top_logprobs)
         return Sampled(self._index, delta.seq, tokens, logprobs, top_ids, top_logprobs)
 
 
-def scored_prompt(logprobs: Sequence[float], tops: Sequence[Top], k: int) -> ScoredPrompt:
-    """Returns the scores of a prompt's tokens after the first, each with its ``k`` likeliest."""
+def scored_prompt(
+    logprobs: Sequence[float],
+    tops: Sequence[Top],
+    k: int,
+    scored_ids: Sequence[int] = (),
+    ranks: Sequence[int] = (),
+) -> ScoredPrompt:
+    """Returns the scores of a prompt's tokens after the first.
+
+    Each has its ``k`` likeliest tokens and the ``scored_ids``. Raises ``StreamBroke`` if one of
+    these is missing, or a rank.
+    """
+    if ranks and len(ranks) != len(logprobs):
+        raise StreamBroke("it did not rank the prompt's tokens")
     top_ids, top_logprobs = array("i"), array("d")
     for top in tops:
-        add_top(top, k, top_ids, top_logprobs)
-    return ScoredPrompt(array("d", logprobs), top_ids, top_logprobs)
+        add_top(top, k, scored_ids, top_ids, top_logprobs)
+    return ScoredPrompt(array("d", logprobs), top_ids, top_logprobs, array("i", ranks))
 
 
-def add_top(top: Top, k: int, ids: array[int], logprobs: array[float]) -> None:
-    """Append the ``k`` likeliest, likeliest first; pad with ``NO_TOKEN`` if ``top`` has fewer."""
-    if not k:
-        return
-    likeliest = sorted(top, key=_by_likelihood)[:k]
+def add_top(
+    top: Top, k: int, scored_ids: Sequence[int], ids: array[int], logprobs: array[float]
+) -> None:
+    """Append the ``k`` likeliest, likeliest first, and then the ``scored_ids``.
+
+    ``NO_TOKEN`` stands for likeliest ones that are missing, and for scored ones that are among
+    the likeliest. Raises ``StreamBroke`` if another scored one is missing.
+    """
+    values = dict(top)
+    likeliest = sorted(values.items(), key=_by_likelihood)[:k] if k else []
     missing = k - len(likeliest)
     ids.extend([token for token, _ in likeliest] + [NO_TOKEN] * missing)
     logprobs.extend([logprob for _, logprob in likeliest] + [0.0] * missing)
+    if not scored_ids:
+        return
+    shown = {token for token, _ in likeliest}
+    for token in scored_ids:
+        if token not in shown and token not in values:
+            raise StreamBroke("it did not score the tokens that were asked for")
+        ids.append(NO_TOKEN if token in shown else token)
+        logprobs.append(0.0 if token in shown else values[token])
 
 
 def _by_likelihood(entry: tuple[int, float]) -> tuple[float, int]:

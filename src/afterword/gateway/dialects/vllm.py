@@ -11,15 +11,19 @@ import msgspec
 
 from afterword.core.job import Job
 from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver
-from afterword.gateway.dialects.completions import CompletionsDialect, body_of
+from afterword.gateway.dialects.completions import (
+    CompletionsDialect,
+    body_of,
+    extensions_of,
+)
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, identity, is_greedy
 from afterword.gateway.dialects.routes import facts_of, model_of
+from afterword.gateway.dialects.token_names import numbered
 from afterword.gateway.failures import StreamBroke
 from afterword.gateway.transport.api import Api
 from afterword.gateway.vocabulary import RemoteTokenizer
 
 _MOST_LOGPROBS = 20
-_MOST_DIGITS = 16
 
 
 class _Version(msgspec.Struct):
@@ -35,7 +39,19 @@ class VllmDialect(CompletionsDialect):
 
     name = "vllm"
     title = "vLLM"
+    lacks: Mapping[str, str] = {
+        "typical_p": "has no such parameter",
+        "typical_min_p": "has no such parameter",
+        "xtc": "has no such parameter",
+        "dry": "has no such parameter",
+        "dry_unbroken": "has no such parameter",
+        "ranks": "streams no ranks of a prompt's tokens",
+        "scored_ids_and_top": "scores these tokens alone, and only where it generates",
+        "structured_scores": "scores what the grammar has masked already",
+    }
     notes: Mapping[str, str] = {
+        "special": "tokens with the usual names: `<\\|im_start\\|>`, `<s>`, `[INST]`",
+        "structured": "yes; the server's backend decides which grammars it takes",
         "seed": "as far as the server keeps seeds",
         "cached_tokens": "if started with `--enable-prompt-tokens-details`",
     }
@@ -73,18 +89,22 @@ class VllmDialect(CompletionsDialect):
         """See ``Dialect``."""
         sampling = job.sampling
         greedy = is_greedy(job)
-        body = body_of(job, seqs, facts, list(job.prompt_ids)) | {
-            # Every value is explicit, because the model's generation_config sets other defaults.
-            "temperature": 0 if greedy else sampling.temperature,
-            "top_p": 1 if greedy else sampling.top_p,
-            "top_k": 0 if greedy else sampling.top_k,
-            "min_p": 0 if greedy else sampling.min_p,
-            "repetition_penalty": 1,
-            "min_tokens": sampling.min_tokens,
-            "ignore_eos": sampling.ignore_eos,
-            "seed": job.seed,
-            "return_token_ids": True,
-        }
+        body = (
+            body_of(job, seqs, facts, list(job.prompt_ids))
+            | extensions_of(job)
+            | {
+                # All values are explicit, because generation_config sets other defaults.
+                "temperature": 0 if greedy else sampling.temperature,
+                "top_p": 1 if greedy else sampling.top_p,
+                "top_k": 0 if greedy else sampling.top_k,
+                "min_p": 0 if greedy else sampling.min_p,
+                "repetition_penalty": sampling.repetition_penalty,
+                "min_tokens": sampling.min_tokens,
+                "ignore_eos": sampling.ignore_eos,
+                "seed": job.seed,
+                "return_token_ids": True,
+            }
+        )
         if job.logprobs is not None:
             body |= {
                 "logprobs": max(job.logprobs, job.prompt_logprobs or 0),
@@ -93,7 +113,7 @@ class VllmDialect(CompletionsDialect):
             }
         return f"{api.address.base}/completions", body
 
-    def _resolver(self, tokenizer: AnyTokenizer) -> IdResolver:
+    def _resolver(self, tokenizer: AnyTokenizer, job: Job) -> IdResolver:
         assert isinstance(tokenizer, RemoteTokenizer)  # noqa: S101 - it has a vocabulary
 
         def ended(choice: ChoiceDelta) -> list[int]:
@@ -101,18 +121,16 @@ class VllmDialect(CompletionsDialect):
             if ids is None:
                 return tokenizer.spell(choice.text.encode()) if choice.text else []
             tokenizer.check(ids)
-            if choice.finish_reason == "stop" and ids:
+            if choice.finish_reason == "stop" and ids and ids[-1] not in job.stop_ids:
                 # The request has no stop strings, so an end token has ended the choice.
                 ids[-1] = tokenizer.end(ids[-1])
             return ids
 
-        def numbered(token: str) -> int:
-            """Returns the id in ``token_id:123`` (``return_tokens_as_token_ids``)."""
-            try:
-                number = int(token.removeprefix("token_id:")[:_MOST_DIGITS])
-            except ValueError:
-                raise StreamBroke("it did not write its tokens as ids") from None
+        def id_of(token: str) -> int:
+            number = numbered(token)
+            if number is None:
+                raise StreamBroke("it did not write its tokens as ids")
             tokenizer.check((number,))
             return number
 
-        return IdResolver(ended, numbered)
+        return IdResolver(ended, id_of)

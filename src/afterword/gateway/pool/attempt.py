@@ -50,7 +50,7 @@ def _most_bytes(job: Job, sequences: int) -> int:
     tokens = job.max_tokens * sequences
     if job.prompt_logprobs is not None:
         tokens += prompt * sequences
-    entries = 2 + max(job.logprobs or 0, job.prompt_logprobs or 0)
+    entries = 2 + max(job.logprobs or 0, job.prompt_logprobs or 0) + len(job.scored_ids)
     # A token's text and numbers, escaped; some servers repeat the prompt at the end.
     return min((1 << 20) + 64 * prompt + 128 * entries * tokens, MOST_EVENT_BYTES)
 

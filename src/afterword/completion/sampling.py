@@ -1,0 +1,86 @@
+"""The sampling of a request, decided: defaults filled in, ids inside the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from afterword.completion.breakers import breaker_tokens
+from afterword.completion.fields import out_of_range
+from afterword.completion.request import BREAKERS, CompletionRequest
+from afterword.core.errors import InvalidRequest
+from afterword.core.job import Repetition, SamplingParams
+from afterword.core.protocols import Tokenizer
+
+
+def sampling_params(
+    request: CompletionRequest, tokenizer: Tokenizer, context_tokens: int
+) -> SamplingParams:
+    """Returns how a request draws its tokens. Raises ``InvalidRequest``."""
+    given = SamplingParams()
+    return SamplingParams(
+        temperature=_or(request.temperature, given.temperature),
+        top_p=_or(request.top_p, given.top_p),
+        top_k=max(request.top_k or 0, 0),
+        min_p=request.min_p or 0.0,
+        typical_p=_or(request.typical_p, given.typical_p),
+        xtc_probability=request.xtc_probability or 0.0,
+        xtc_threshold=_or(request.xtc_threshold, given.xtc_threshold),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=_or(request.repetition_penalty, given.repetition_penalty),
+        repetition_window=max(request.repetition_penalty_range or 0, 0),
+        repetition=_repetition(request, tokenizer, context_tokens),
+        logit_bias=_bias(request, tokenizer),
+        allowed_ids=_allowed(request, tokenizer),
+        min_tokens=request.min_tokens or 0,
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def vocabulary_ids(name: str, ids: Sequence[int] | None, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the ids of a field; none for None. Raises ``InvalidRequest`` for unknown ones."""
+    if not ids:
+        return ()
+    largest, vocabulary = max(ids), len(tokenizer.pieces)
+    if largest >= vocabulary:
+        raise out_of_range(name, largest, f"token ids below the vocabulary's size of {vocabulary}")
+    return tuple(ids)
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+def _bias(request: CompletionRequest, tokenizer: Tokenizer) -> tuple[tuple[int, float], ...]:
+    bias = request.logit_bias or ()
+    vocabulary_ids("logit_bias", [token for token, _ in bias], tokenizer)
+    if bias and sum(value <= -100 for _, value in bias) >= len(tokenizer.pieces):
+        raise InvalidRequest("'logit_bias' bans every token of the vocabulary.", param="logit_bias")
+    return tuple(pair for pair in bias if pair[1])
+
+
+def _allowed(request: CompletionRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+    allowed = vocabulary_ids("allowed_token_ids", request.allowed_token_ids, tokenizer)
+    banned = {token for token, value in request.logit_bias or () if value <= -100}
+    if allowed and banned.issuperset(allowed):
+        raise InvalidRequest(
+            "'logit_bias' bans every token of 'allowed_token_ids'.", param="allowed_token_ids"
+        )
+    return allowed
+
+
+def _repetition(
+    request: CompletionRequest, tokenizer: Tokenizer, context_tokens: int
+) -> Repetition | None:
+    window = request.dry_penalty_last_n
+    if not request.dry_multiplier or window == 0:
+        return None
+    texts = BREAKERS if request.dry_sequence_breakers is None else request.dry_sequence_breakers
+    return Repetition(
+        multiplier=request.dry_multiplier,
+        base=_or(request.dry_base, 1.75),
+        allowed_length=2 if request.dry_allowed_length is None else request.dry_allowed_length,
+        window=context_tokens if window in {None, -1} else min(window or 0, context_tokens),
+        breakers=breaker_tokens(texts, tokenizer),
+        breaker_texts=texts,
+    )

@@ -1,0 +1,133 @@
+"""Penalties over the tokens of a choice, against plain float64 versions of their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from afterword.core.job import Repetition, SamplingParams
+from afterword.engine.history import History
+from support.examples import examples
+
+VOCABULARY = 8
+TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
+BREAKERS: tuple[dict[int, tuple[tuple[int, ...], ...]], ...] = (
+    {},
+    {3: ((),)},
+    {2: ((1,), (1, 1)), 3: ((0,),)},
+)
+
+
+def penalised(
+    prompt: list[int], generated: list[int], params: SamplingParams, row: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    history = History(np.array(prompt, np.int32), params)
+    for token in generated:
+        # What a look ahead accepts is forgotten with the copy.
+        history.copy().accept((token + 1) % VOCABULARY)
+        history.accept(token)
+    logits = row.copy()
+    history.copy().penalise(logits)
+    return logits
+
+
+def row_of(seed: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 3, VOCABULARY).astype(np.float32)
+
+
+@given(prompt=TOKENS, generated=TOKENS, seed=st.integers(0, 99))
+@settings(max_examples=examples(100), deadline=None)
+def test_repetition_penalty_comes_before_presence_and_frequency(
+    prompt: list[int], generated: list[int], seed: int
+) -> None:
+    """Over the set of ids in prompt and choice; the others count the choice alone (R13, R17)."""
+    row = row_of(seed)
+    expected = row.astype(np.float64)
+    for token in set(prompt) | set(generated):
+        expected[token] = expected[token] / 1.3 if expected[token] > 0 else expected[token] * 1.3
+    for token in set(generated):
+        expected[token] -= 0.5 * generated.count(token) + 0.25
+    params = SamplingParams(repetition_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.25)
+    got = penalised(prompt, generated, params, row)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@given(prompt=TOKENS, generated=TOKENS, window=st.sampled_from((1, 2, 5, 30, 2**63 - 1)))
+@settings(max_examples=examples(200), deadline=None)
+def test_a_range_makes_the_penalty_see_the_last_tokens_alone(
+    prompt: list[int], generated: list[int], window: int
+) -> None:
+    row = row_of(2)
+    expected = row.astype(np.float64)
+    for token in set([*prompt, *generated][-window:]):
+        expected[token] = expected[token] / 1.3 if expected[token] > 0 else expected[token] * 1.3
+    params = SamplingParams(repetition_penalty=1.3, repetition_window=window)
+    got = penalised(prompt, generated, params, row)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def dry(tokens: list[int], repetition: Repetition) -> dict[int, float]:
+    """Returns what each token loses, by comparing every pair of places."""
+    tokens = tokens[-repetition.window :] if repetition.window else []
+    limit = len(tokens)
+    for i in range(len(tokens)):
+        at = len(tokens) - 1 - i
+        after = tokens[at + 1 :]
+        met = [
+            len(tail)
+            for tail in repetition.breakers.get(tokens[at], ())
+            if len(tail) <= i and after[: len(tail)] == list(tail)
+        ]
+        if met:
+            limit = i - max(met)
+            break
+    longest: dict[int, int] = {}
+    if len(tokens) <= repetition.allowed_length or limit < repetition.allowed_length:
+        return {}
+    for end in range(len(tokens) - 1):
+        n = 0
+        while n <= end and n < limit and tokens[end - n] == tokens[-1 - n]:
+            n += 1
+        if n >= repetition.allowed_length:
+            following = tokens[end + 1]
+            longest[following] = max(longest.get(following, 0), n)
+    return {
+        token: repetition.multiplier * repetition.base ** (n - repetition.allowed_length)
+        for token, n in longest.items()
+        if () not in repetition.breakers.get(token, ())
+    }
+
+
+@given(
+    prompt=TOKENS,
+    generated=st.lists(st.integers(0, 3), max_size=40),
+    allowed_length=st.integers(0, 4),
+    window=st.sampled_from((0, 1, 5, 30, 1000)),
+    breakers=st.sampled_from(BREAKERS),
+)
+@settings(max_examples=examples(400), deadline=None)
+def test_dry_follows_its_definition(
+    prompt: list[int],
+    generated: list[int],
+    allowed_length: int,
+    window: int,
+    breakers: dict[int, tuple[tuple[int, ...], ...]],
+) -> None:
+    repetition = Repetition(
+        multiplier=0.8, base=1.25, allowed_length=allowed_length, window=window, breakers=breakers
+    )
+    row = row_of(1)
+    expected = row.astype(np.float64)
+    for token, penalty in dry(prompt + generated, repetition).items():
+        expected[token] -= penalty
+    got = penalised(prompt, generated, SamplingParams(repetition=repetition), row)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dry_reaches_no_infinity() -> None:
+    repetition = Repetition(multiplier=1, base=4, allowed_length=1, window=5000)
+    got = penalised([1] * 4000, [], SamplingParams(repetition=repetition), row_of(1))
+    assert np.isfinite(got).all()
+    assert got[1] < -1e37

@@ -152,9 +152,7 @@ def compiled(libraries: Path) -> Path:
 
     Raises ``BuildError`` if they do not compile.
     """
-    # The native package has the headers of ggml; other folders of libraries have none.
-    beside = libraries.parent / "include"
-    headers = [beside] if (beside / "ggml.h").exists() else includes(source(None))
+    headers = includes(source(None))
     own = [path for folder in (*HEADERS, NATIVE / "tests") for path in sorted(folder.glob("*.h"))]
     files = [*SOURCES, *own, NATIVE / "BASE", Path(__file__)]
     cxx = compiler()

@@ -13,6 +13,7 @@ from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver, piece_of
 from afterword.gateway.dialects.completions import (
     CompletionsDialect,
     body_of,
+    dry_fields,
     extensions_of,
 )
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts
@@ -87,15 +88,7 @@ class AfterwordDialect(CompletionsDialect):
         if sampling.xtc_probability:
             body["xtc_probability"] = sampling.xtc_probability
             body["xtc_threshold"] = sampling.xtc_threshold
-        repetition = sampling.repetition
-        if repetition is not None:
-            body |= {
-                "dry_multiplier": repetition.multiplier,
-                "dry_base": repetition.base,
-                "dry_allowed_length": repetition.allowed_length,
-                "dry_penalty_last_n": repetition.window,
-                "dry_sequence_breakers": repetition.breaker_texts,
-            }
+        body |= dry_fields(sampling)
         if job.prompt_ranks:
             # The echo has the other scores.
             body["prompt_logprobs"] = 0

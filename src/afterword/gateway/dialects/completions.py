@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afterword.core.job import Job, OutputGrammar
+from afterword.core.job import Job, OutputGrammar, SamplingParams
 from afterword.gateway.dialects.chunks import ChunkReader, IdResolver
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, Reader
 from afterword.gateway.dialects.routes import encode
@@ -92,3 +92,17 @@ def extensions_of(job: Job) -> dict[str, Any]:
         text = json.loads(grammar.text) if grammar.kind == "choice" else grammar.text
         body["structured_outputs"] = {grammar.kind: text}
     return body
+
+
+def dry_fields(sampling: SamplingParams) -> dict[str, Any]:
+    """Returns the fields of the DRY penalty, by llama.cpp's names; none if it is off."""
+    repetition = sampling.repetition
+    if repetition is None:
+        return {}
+    return {
+        "dry_multiplier": repetition.multiplier,
+        "dry_base": repetition.base,
+        "dry_allowed_length": repetition.allowed_length,
+        "dry_penalty_last_n": repetition.window,
+        "dry_sequence_breakers": repetition.breaker_texts,
+    }

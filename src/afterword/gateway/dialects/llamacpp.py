@@ -13,6 +13,7 @@ import msgspec
 
 from afterword.core.draws import mix64
 from afterword.core.job import Event, Job, OutputGrammar
+from afterword.gateway.dialects.completions import dry_fields
 from afterword.gateway.dialects.dialect import (
     AnyTokenizer,
     Facts,
@@ -215,15 +216,7 @@ class LlamacppDialect:
             body["logit_bias"] = [
                 [token, False if bias <= -100 else bias] for token, bias in sampling.logit_bias
             ]
-        repetition = sampling.repetition
-        if repetition is not None:
-            body |= {
-                "dry_multiplier": repetition.multiplier,
-                "dry_base": repetition.base,
-                "dry_allowed_length": repetition.allowed_length,
-                "dry_penalty_last_n": repetition.window,
-                "dry_sequence_breakers": repetition.breaker_texts,
-            }
+        body |= dry_fields(sampling)
         if job.constraint is not None:
             body |= _grammar(job.constraint.grammar)
         if job.logprobs is not None:

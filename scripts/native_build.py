@@ -79,7 +79,6 @@ _OPENING = re.compile(
     r"^# Specify the base name of the shared library.*?^_lib = load_shared_library\(.*?\)\n",
     re.MULTILINE | re.DOTALL,
 )
-_HEADERS = {"ggml.h", "ggml-alloc.h", "ggml-backend.h", "ggml-cpp.h", "ggml-cpu.h", "gguf.h"}
 _RELATIVE = b"\0GLIBC_ABI_DT_RELR\0"
 _NEEDS = re.compile(rb"(?<=\0)(GLIBC|GLIBCXX|CXXABI|GCC)_(\d+(?:\.\d+)*)(?=\0)")
 # The newest versions of the C++ runtime that systems with a glibc have, as auditwheel says.
@@ -328,14 +327,6 @@ def compile_all(source: Path, folder: Path, way: Way) -> None:
                 shutil.copy(file, target)
     for name in ("llama_cpp.py", "_ctypes_extensions.py"):
         shutil.copy(source / "llama_cpp" / name, folder)
-    # The native tests are compiled with these.
-    headers = source / "vendor" / "llama.cpp" / "ggml" / "include"
-    shutil.copytree(headers, folder / "include", ignore=_other_backends)
-
-
-def _other_backends(_: object, names: Sequence[str]) -> Sequence[str]:
-    """Returns the headers of ggml that nothing here is compiled with."""
-    return [name for name in names if name not in _HEADERS]
 
 
 @contextmanager
@@ -436,8 +427,7 @@ def extensions(text: str) -> str:
 def assemble(libraries: Path, folder: Path, digest: str) -> None:
     """Write the package from what was compiled. ``folder`` is replaced if it is there."""
     with _put_in_place(folder) as part:
-        for name in ("lib", "include"):
-            shutil.copytree(libraries / name, part / name)
+        shutil.copytree(libraries / "lib", part / "lib")
         for file in package_files():
             shutil.copy(file, part)
         part.joinpath("py.typed").touch()

@@ -38,8 +38,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that has the libraries of a portable build: those that are installed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = native_build.cache() / native_build.build_digest("portable")
-    for name in ("lib", "include"):
-        shutil.copytree(INSTALLED / name, folder / name)
+    shutil.copytree(INSTALLED / "lib", folder / "lib")
     (folder / "llama_cpp.py").write_text(BINDINGS)
     (folder / "_ctypes_extensions.py").write_text(TYPES)
     return folder

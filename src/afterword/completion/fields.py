@@ -77,6 +77,8 @@ def object_schema(request: type[msgspec.Struct], limits: Limits, description: st
 def _or_null(schema: Schema) -> Schema:
     if "anyOf" in schema:
         return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
+    if "oneOf" in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
     kind = schema["type"]
     return {**schema, "type": [*kind, "null"] if isinstance(kind, list) else [kind, "null"]}
 

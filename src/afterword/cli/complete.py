@@ -43,8 +43,8 @@ def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings'
         value = given.pop(name)
         if value is not None:
             body[name] = value
-    # One sequence needs one slot; the operator may still set more.
-    given["slots"] = given["slots"] or "1"
+    # One sequence runs; the operator may still say otherwise.
+    given["max_sequences"] = given["slots"] or given["max_sequences"] or "1"
     settings = read_settings(given, os.environ).settings
     asyncio.run(_complete(msgspec.structs.replace(settings, require_model=False), body))
 

@@ -4,6 +4,7 @@
 
 #include "afterword-guard.h"
 #include "afterword.h"
+#include "llama-impl.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-model.h"
 

@@ -1,8 +1,8 @@
-"""Who may take blocks of KV memory: running sequences get all that they may need, idle ones the rest.
+"""Who may take blocks of KV memory: running sequences first, idle slots what they leave.
 
 What a running sequence may need is promised to it when it starts, so nothing that runs is ever
-evicted. Idle slots keep their blocks until they are needed: the least recently used slot gives the
-last of its blocks first, so that the beginning of its tokens, which others may share, stays longest.
+evicted. Idle slots keep their blocks until they are needed. The least recently used slot goes
+first, from its end: the beginning of its tokens, which others may share, stays longest.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 from afterword.engine.batching.block_budget import BlockBudget
 from afterword.engine.batching.blocks import BlockTables
 from afterword.engine.batching.checkpoints import Checkpoints
+from afterword.engine.batching.evicted import Evicted
 from afterword.engine.batching.prefix_cache import Match, PrefixCache, common_prefix
 from afterword.engine.batching.runner import (
     Drop,
@@ -26,6 +27,8 @@ from afterword.engine.batching.sequence import Prompt, Sequence, TokenIds
 from afterword.engine.batching.slots import Checkpoint, Holder, Slot, Slots, Source
 from afterword.engine.batching.step import Span
 
+_REMEMBERED = 4
+"""Evicted blocks that are remembered, for each block that there is."""
 _WORTH_WAITING_TOKENS = 6
 """A sequence waits for a prefix that another slot is computing if it saves at least this much."""
 
@@ -63,6 +66,7 @@ class Memory:
         self._blocks: BlockBudget | None = None
         if runner.blocks:
             tables = BlockTables(runner.blocks, runner.block_tokens)
+            self._evicted = Evicted(runner.block_tokens, _REMEMBERED * runner.blocks)
             self._blocks = BlockBudget(tables, slots, runner.context_tokens, self._cut_off)
         self._checkpoints = Checkpoints(
             first=slots.count,
@@ -174,6 +178,8 @@ class Memory:
         self.slots.occupy(slot, sequence)
         if self._blocks is not None:
             self._blocks.promise(slot, sequence.limit)
+            scope = sequence.prompt.job.cache_scope
+            slot.gives_way = self._evicted.gives_way(ids, reused, scope)
         if self.sharing == "checkpoints":
             self._cut_for_others(sequence, match.tokens, reused)
         slot.scope = sequence.prompt.job.cache_scope
@@ -216,7 +222,7 @@ class Memory:
         slot.tokens = slot.tokens[: slot.computed].copy()
         if self._blocks is not None:
             self._blocks.release(slot)
-        self.slots.vacate(slot)
+        self.slots.vacate(slot, first_to_go=slot.gives_way)
         self.cache.hold(slot, slot.tokens)
         if self._blocks is not None and self.sharing == "none" and slot.computed:
             self.forget(slot)
@@ -272,6 +278,7 @@ class Memory:
 
     def _cut_off(self, slot: Slot, tokens: int) -> None:
         """Keep the first ``tokens`` tokens of an idle slot, to get its last blocks back."""
+        self._evicted.add(slot.tokens, tokens, slot.scope)
         if not tokens or self.sharing != "cells":
             self.forget(slot)
             return

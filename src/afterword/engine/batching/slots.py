@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from enum import Enum, auto
 from heapq import heappop, heappush
@@ -67,16 +68,17 @@ class Slot(Holder):
 
     Invariant: the KV of ``tokens[:computed]`` is in memory. ``awaited`` counts the waiting
     sequences that will continue its prefix. ``promised`` counts the blocks that its sequence may
-    still take.
+    still take. If it ``gives_way``, it is the first to be evicted once its sequence has ended.
     """
 
-    __slots__ = ("awaited", "promised", "tokens")
+    __slots__ = ("awaited", "gives_way", "promised", "tokens")
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
         self.tokens = _NO_TOKENS
         self.awaited = 0
         self.promised = 0
+        self.gives_way = False
 
     @property
     def state(self) -> SlotState:
@@ -99,10 +101,11 @@ class Slots:
         self._slots: list[Slot] = []
         self._active: dict[Slot, None] = {}
         # The least recently used first.
-        self._resident: dict[Slot, None] = {}
+        self._resident: OrderedDict[Slot, None] = OrderedDict()
         # A heap of indices; some may be there twice, or of slots that are not empty any more.
         self._empty: list[int] = []
         self._clock = 0
+        self._oldest = 0
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._slots)
@@ -114,11 +117,6 @@ class Slots:
     def active(self) -> list[Slot]:
         """The slots with a sequence, in the order in which they got it."""
         return list(self._active)
-
-    @property
-    def residents(self) -> list[Slot]:
-        """The idle slots with KV, the least recently used first."""
-        return list(self._resident)
 
     @property
     def left(self) -> int:
@@ -135,8 +133,7 @@ class Slots:
         self._clock += 1
         holder.last_used = self._clock
         if isinstance(holder, Slot) and holder in self._resident:
-            del self._resident[holder]
-            self._resident[holder] = None
+            self._resident.move_to_end(holder)
 
     def occupy(self, slot: Slot, sequence: Sequence) -> None:
         """Put a sequence into an idle slot."""
@@ -145,21 +142,25 @@ class Slots:
         slot.sequence, sequence.slot = sequence, slot.index
         self.touch(slot)
 
-    def vacate(self, slot: Slot) -> None:
-        """Take the sequence out of a slot, which keeps its KV."""
+    def vacate(self, slot: Slot, *, first_to_go: bool = False) -> None:
+        """Take the sequence out of a slot, which keeps its KV; for long, or as the first to go."""
         if slot.sequence is not None:
             slot.sequence.slot = None
             slot.sequence = None
         del self._active[slot]
         self.touch(slot)
         self.settle(slot)
+        if first_to_go and slot in self._resident:
+            self._oldest -= 1
+            slot.last_used = self._oldest
+            self._resident.move_to_end(slot, last=False)
 
     def settle(self, slot: Slot) -> None:
         """Record whether an idle slot is empty, after ``computed`` has changed."""
         if slot in self._active:
             return
         if slot.computed:
-            self._resident.setdefault(slot)
+            self._resident.setdefault(slot, None)
             return
         self._resident.pop(slot, None)
         slot.tokens = _NO_TOKENS

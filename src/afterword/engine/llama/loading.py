@@ -39,8 +39,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The operator's options for an engine; for None the engine chooses a value.
 
     ``kv_bytes`` bounds the KV memory that sequences share in blocks, and ``max_sequences`` says how
-    many run at once; ``slots`` is its old name. ``exact`` asks for batch invariance (D1), and ``probe`` for a test of it at start. A process
-    that computes one request only needs no probe.
+    many run at once; ``slots`` is its old name. ``exact`` asks for batch invariance (D1), and
+    ``probe`` for a test of it at start; a process that computes one request only needs none.
     """
 
     ctx: int | None = None

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.protocols import PrefixSharing
+from afterword.engine.batching.blocks import BlockCopy, BlockTables, NoBlocksError
 from afterword.engine.batching.runner import (
     Batch,
     DecodeError,
@@ -21,7 +22,6 @@ from afterword.engine.batching.runner import (
     Save,
     Trim,
 )
-from afterword.engine.batching.blocks import BlockCopy, BlockTables, NoBlocksError
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.context import (
     BLOCK_TOKENS,

@@ -140,8 +140,8 @@ class LlamaContext:
             raise ConfigError(f"llama.cpp cannot make a context: {error}") from error
         if not self._context:
             raise ConfigError(
-                f"no memory for {options.slots} slots of {options.slot_tokens} tokens; "
-                "try a smaller --ctx or fewer --slots"
+                f"no memory for {options.slots} sequences of {options.slot_tokens} tokens; "
+                "try a smaller --ctx or fewer --max-sequences"
             )
         _attach_threads(self._context, options.threads)
         self._memory: Any = lib.llama_get_memory(self._context)

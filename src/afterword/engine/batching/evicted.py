@@ -1,4 +1,4 @@
-"""Remembers what was evicted, so that a cycle of more prefixes than memory holds keeps most of them.
+"""Remembers what was evicted, so that more prefixes than memory holds keep most of it.
 
 If more prefixes take turns than fit, the least recently used one is always the next to be asked
 for, and evicting it would keep none. So what comes back after it was evicted does not push others

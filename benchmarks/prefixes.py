@@ -1,8 +1,8 @@
 """Measures how much of many prefixes a server keeps, and what it computes them in.
 
 ``python benchmarks/prefixes.py --data FOLDER [--headers 57 500] [--tokens 300 600]``. The folder
-has ``wikitext_a.txt``, of which headers are made. Each header is asked three questions, and all headers
-take turns, as the subjects of MMLU do in harnesses that sort by length.
+has ``wikitext_a.txt``, of which headers are made. Each header is asked three questions, and all
+headers take turns, as the subjects of MMLU do in harnesses that sort by length.
 """
 
 from __future__ import annotations

@@ -64,7 +64,9 @@ def test_slots_that_the_memory_cannot_hold_are_refused_at_start(
     """The system allocates KV memory as it is used, so it would end the process much later."""
     path = make_gguf(tmp_path / "tiny.gguf")
     monkeypatch.setattr("afterword.engine.llama.memory.memory_limit", lambda: 2**20)
-    with pytest.raises(ConfigError, match=r"slots of \d+ tokens take .* GiB of KV memory"):
+    with pytest.raises(
+        ConfigError, match=r"sequences of \d+ tokens, at least 1, take .* GiB of KV"
+    ):
         open_tiny(path, slots=64)
 
 

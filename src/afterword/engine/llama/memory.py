@@ -165,7 +165,7 @@ def open_context(
             largest += ", with fewer --max-sequences a larger one"
     slots = 1 if wanted.blocks else wanted.slots
     raise ConfigError(
-        f"model {name}: {slots} sequences of {wanted.slot_tokens} tokens take "
+        f"model {name}: sequences of {wanted.slot_tokens} tokens, at least {slots}, take "
         f"{memory.slot_bytes(wanted.slot_tokens) * slots / _GIB:.1f} GiB of KV memory, but "
         f"only {max(room, 0) / _GIB:.1f} of {limit / _GIB:.1f} GiB are free for that: {largest}"
     )

@@ -1,0 +1,72 @@
+"""Programs that measure servers report the tokens that the server counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clients.installing import python_client
+from clients.running import Plain, run_client
+from e2e.process import MODEL, Server
+from support.tiny_hf import make_hf
+
+PROMPTS = ["Say this is a test", "Once upon a time", "The sea was"]
+MAX_TOKENS = 6
+
+
+@pytest.fixture(scope="module")
+def counted(plain: Plain) -> dict[str, int]:
+    """What the server counts for each prompt."""
+    return {
+        prompt: plain.complete(prompt=prompt, max_tokens=MAX_TOKENS)["usage"]["prompt_tokens"]
+        for prompt in PROMPTS
+    }
+
+
+def test_guidellm(server: Server, counted: dict[str, int], tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    backend = f"kind=openai_http,target={server.url},model={MODEL},request_format=/v1/completions"
+    run_client(
+        [python_client("guidellm") / "guidellm", "run", "--disable-console",
+         "--backend", f"{backend},max_tokens={MAX_TOKENS}", "--profile", "kind=synchronous",
+         "--data", "kind=json_file,path=prompts.jsonl",
+         "--constraint", f"kind=max_requests,count={len(PROMPTS)}",
+         "--output", "kind=json,path=out.json"],
+        tmp_path,
+    )  # fmt: skip
+    (run,) = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    assert run["metrics"]["request_totals"]["successful"] == len(PROMPTS)
+    assert run["metrics"]["request_totals"]["errored"] == 0
+    for row in run["requests"]["successful"]:
+        sent = json.loads(row["request_args"])["body"]
+        assert row["prompt_tokens"] == counted[sent["prompt"]]
+        # Sampled, so a choice may have ended before.
+        assert 1 <= row["output_tokens"] <= MAX_TOKENS
+        assert row["total_tokens"] == row["prompt_tokens"] + row["output_tokens"]
+    shown = run["metrics"]["prompt_token_count"]["successful"]["total_sum"]
+    assert shown == sum(counted.values())
+
+
+def test_aiperf(server: Server, counted: dict[str, int], tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"text": prompt}) + "\n" for prompt in PROMPTS)
+    (tmp_path / "prompts.jsonl").write_text(lines)
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    make_hf(tokenizer)
+    run_client(
+        [python_client("aiperf") / "aiperf", "profile", "-m", MODEL, "-u", server.url,
+         "--endpoint-type", "completions", "--streaming", "--use-server-token-count",
+         "--tokenizer", tokenizer, "--request-count", str(len(PROMPTS)), "--concurrency", "1",
+         "--input-file", "prompts.jsonl", "--custom-dataset-type", "single_turn", "--ui", "none",
+         "--extra-inputs", f"max_tokens:{MAX_TOKENS}", "--artifact-dir", "out"],
+        tmp_path,
+    )  # fmt: skip
+    (report,) = tmp_path.rglob("profile_export_aiperf.json")
+    shown = json.loads(report.read_text())
+    assert shown["request_count"]["avg"] == len(PROMPTS)
+    mean = sum(counted.values()) / len(counted)
+    assert shown["input_sequence_length"]["avg"] == pytest.approx(mean)
+    assert 1 <= shown["output_sequence_length"]["avg"] <= MAX_TOKENS

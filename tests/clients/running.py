@@ -32,10 +32,16 @@ class Plain:
     """A server over plain HTTP."""
 
     url: str
+    key: str = "unused"
+
+    @property
+    def _headers(self) -> Mapping[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
         """Returns the answer to a body."""
-        reply = httpx2.post(f"{self.url}{path}", json={"model": MODEL, **body}, timeout=None)
+        asked = {"model": MODEL, **body}
+        reply = httpx2.post(f"{self.url}{path}", json=asked, headers=self._headers, timeout=None)
         assert reply.status_code == 200, reply.text
         answer: dict[str, Any] = reply.json()
         return answer
@@ -43,15 +49,16 @@ class Plain:
     def complete(self, **body: Any) -> dict[str, Any]:
         return self.post("/v1/completions", **body)
 
-    def stream(self, **body: Any) -> Iterator[str]:
-        """Yields the texts of a stream's chunks."""
+    def chunks(self, **body: Any) -> Iterator[dict[str, Any]]:
+        """Yields the choices of a stream's chunks."""
         asked = {"model": MODEL, "stream": True, **body}
         url = f"{self.url}/v1/completions"
-        with httpx2.stream("POST", url, json=asked, timeout=None) as reply:
+        with httpx2.stream(
+            "POST", url, json=asked, headers=self._headers, timeout=None
+        ) as reply:  # fmt: skip
             for line in reply.iter_lines():
                 if line.startswith("data: {"):
-                    choices = json.loads(line[6:])["choices"]
-                    yield from (choice["text"] or "" for choice in choices)
+                    yield from json.loads(line[6:])["choices"]
 
     def text(self, prompt: str = PROMPT, **body: Any) -> str:
         """Returns the greedy text after a prompt, or another that the body asks for."""

@@ -1,4 +1,4 @@
-"""Programs that measure servers report the tokens that the server counted."""
+"""A program that measures servers reports the tokens that the server counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from clients.installing import python_client
 from clients.running import Plain, run_client
 from e2e.process import MODEL, Server
-from support.tiny_hf import make_hf
 
 PROMPTS = ["Say this is a test", "Once upon a time", "The sea was"]
 MAX_TOKENS = 6
@@ -47,26 +46,4 @@ def test_guidellm(server: Server, counted: dict[str, int], tmp_path: Path) -> No
         assert 1 <= row["output_tokens"] <= MAX_TOKENS
         assert row["total_tokens"] == row["prompt_tokens"] + row["output_tokens"]
     shown = run["metrics"]["prompt_token_count"]["successful"]["total_sum"]
-    assert shown == sum(counted.values())
-
-
-def test_aiperf(server: Server, counted: dict[str, int], tmp_path: Path) -> None:
-    lines = "".join(json.dumps({"text": prompt}) + "\n" for prompt in PROMPTS)
-    (tmp_path / "prompts.jsonl").write_text(lines)
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    make_hf(tokenizer)
-    run_client(
-        [python_client("aiperf") / "aiperf", "profile", "-m", MODEL, "-u", server.url,
-         "--endpoint-type", "completions", "--streaming", "--use-server-token-count",
-         "--tokenizer", tokenizer, "--request-count", str(len(PROMPTS)), "--concurrency", "1",
-         "--input-file", "prompts.jsonl", "--custom-dataset-type", "single_turn", "--ui", "none",
-         "--extra-inputs", f"max_tokens:{MAX_TOKENS}", "--artifact-dir", "out"],
-        tmp_path,
-    )  # fmt: skip
-    (report,) = tmp_path.rglob("profile_export_aiperf.json")
-    shown = json.loads(report.read_text())
-    assert shown["request_count"]["avg"] == len(PROMPTS)
-    mean = sum(counted.values()) / len(counted)
-    assert shown["input_sequence_length"]["avg"] == pytest.approx(mean)
-    assert 1 <= shown["output_sequence_length"]["avg"] <= MAX_TOKENS
+    assert shown == pytest.approx(sum(counted.values()))

@@ -53,6 +53,15 @@ WRITERS: Mapping[str, Mapping[str, Any]] = {
     "Tapestry Loom": {
         "logprobs": 20, "return_token_ids": True, "max_tokens": 8, "temperature": 1.0,
     },
+    "SillyTavern, generic, every switch": {
+        "temperature": 1.5, "top_p": 0.95, "frequency_penalty": 0.1, "presence_penalty": 0.1,
+        "stop": ["\n\n"], "n": 1, "seed": -1, "logprobs": 10, "logit_bias": {}, "stream": True,
+        "include_reasoning": False, "max_tokens": 12,
+    },
+    "RisuAI": {
+        "temperature": 0.8, "top_p": 0.9, "presence_penalty": 0.7, "frequency_penalty": 0.7,
+        "stop": ["User:", " User:", "user:", " user:"], "stream": False, "max_tokens": 8,
+    },
     "KoboldAI Lite": {"logprobs": 5, "stop": ["\nUser:"], "presence_penalty": 0.05, **STREAM},
 }  # fmt: skip
 PROGRAMS: Mapping[str, Mapping[str, Any]] = {
@@ -67,6 +76,11 @@ PROGRAMS: Mapping[str, Mapping[str, Any]] = {
     "LiteLLM": {
         "metadata": {}, "tools": None, "tool_choice": None, "functions": None, "store": False,
         "parallel_tool_calls": None, "service_tier": None, "max_tokens": 8,
+    },
+    "go-openai": {
+        "best_of": 1, "echo": False, "frequency_penalty": 0.1, "logit_bias": None, "store": False,
+        "metadata": None, "logprobs": 0, "max_tokens": 8, "n": 1, "seed": None, "suffix": "",
+        "stop": ["x"], "stream": False, "temperature": 0.1, "top_p": 0.1, "user": "u",
     },
     "promptfoo": {"best_of": 1, "stop": ["<|im_end|>", "<|endoftext|>"], "max_tokens": 8},
     "simonw/llm with a schema": {
@@ -105,6 +119,15 @@ EVALUATIONS: Mapping[str, Mapping[str, Any]] = {
         "stream": True, "ignore_eos": True, "stop": None, "max_tokens": 8,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     },
+    "AIPerf": {"prompt": ["a"], "stream": True, "max_tokens": 8, **STREAM},
+    "genai-perf": {
+        "prompt": ["a"], "stream": True, "max_tokens": 8, "min_tokens": 8, "ignore_eos": True,
+        "stream_options": {"include_usage": True},
+    },
+    "EvalScope": {
+        "max_tokens": 8, "min_tokens": 8, "temperature": 0.0, "ignore_eos": True, "seed": 0,
+        "top_k": 0, "repetition_penalty": 1.0, "n": 1, "logprobs": False, "top_logprobs": None,
+    },
     "SGLang bench": {"best_of": 1, "ignore_eos": True, "max_tokens": 8, "stream": True},
     "verifiers": {
         "prompt": [97, 98], "logprobs": True, "n": 2, "top_k": -1, "min_p": 0.0,
@@ -125,6 +148,12 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "Tabby": {"suffix": "b", "temperature": 0.1, "stream": True, "presence_penalty": 0.0},
     "ProxyAI": {"suffix": "b", "stream": False, "temperature": 0.0, "stop": ["\n\n"]},
     "minuet": {"suffix": "b", "top_p": 0.9, "max_tokens": 8, "stop": ["\n"], "stream": True},
+    "llm.nvim": {"temperature": 0.2, "top_p": 0.95, "max_tokens": 8, "stop": ["<|endoftext|>"]},
+    "Cody": {
+        "temperature": 0.2, "top_p": 0.95, "top_k": 0, "max_tokens": 8, "stop": ["\n\n"], "n": 1,
+        **STREAM,
+    },
+    "gptel": {"temperature": 1.0, "max_tokens": 8, "stream": True},
     "Void": {"suffix": "b", "stop": ["\n", "\r\n"], "max_tokens": 8},
     "twinny": {"temperature": 0.2, "max_tokens": 8, "stream": True},
 }  # fmt: skip

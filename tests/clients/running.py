@@ -86,7 +86,8 @@ def run_python(
     package: str, program: str, folder: Path, *arguments: str, **environment: str
 ) -> Any:
     """Run a program in the environment of a package. Returns what it printed last, from JSON."""
-    command = [python_client(package) / "python", PROGRAMS / program, *arguments]
+    python = python_client(package) / "python"
+    command: list[str | Path] = [python, PROGRAMS / program, *arguments]
     return last_line(run_client(command, folder, **environment).stdout)
 
 
@@ -100,7 +101,7 @@ def run_node(package: str, program: str, *arguments: str) -> Any:
         return_completed_process=True, capture_output=True, text=True, env={**os.environ, **QUIET},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return last_line(done.stdout)
+    return last_line(str(done.stdout))
 
 
 def last_line(printed: str) -> Any:

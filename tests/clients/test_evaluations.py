@@ -64,7 +64,8 @@ def test_promptfoo(server: Server, plain: Plain, tmp_path: Path) -> None:
         )
     )  # fmt: skip
     program = node_client("promptfoo") / "node_modules" / ".bin" / "promptfoo"
-    command = ["node", program, "eval", "-c", config, "-o", "out.json", "--no-cache", "--no-table"]
+    arguments = ("-c", config, "-o", "out.json", "--no-cache", "--no-table")
+    command: list[str | Path] = ["node", program, "eval", *arguments]
     run_client(command, tmp_path, PROMPTFOO_CONFIG_DIR=str(tmp_path))
     results = json.loads((tmp_path / "out.json").read_text())["results"]
     assert results["stats"]["successes"] == 2

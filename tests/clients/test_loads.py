@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from clients.installing import python_client
@@ -24,10 +26,20 @@ def counted(plain: Plain) -> dict[str, int]:
     }
 
 
+def generated(server: Server) -> int:
+    """How many tokens the server has generated for all answers so far."""
+    text = httpx2.get(f"{server.url}/metrics", timeout=None).text
+    name = rf'afterword_completion_tokens_total{{model="{MODEL}"}}'
+    found = re.search(rf"^{name} (\S+)", text, re.MULTILINE)
+    assert found is not None
+    return int(float(found[1]))
+
+
 def test_guidellm(server: Server, counted: dict[str, int], tmp_path: Path) -> None:
     lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
     (tmp_path / "prompts.jsonl").write_text(lines)
     backend = f"kind=openai_http,target={server.url},model={MODEL},request_format=/v1/completions"
+    before = generated(server)
     run_client(
         [python_client("guidellm") / "guidellm", "run", "--disable-console",
          "--backend", f"{backend},max_tokens={MAX_TOKENS}", "--profile", "kind=synchronous",
@@ -47,3 +59,7 @@ def test_guidellm(server: Server, counted: dict[str, int], tmp_path: Path) -> No
         assert row["total_tokens"] == row["prompt_tokens"] + row["output_tokens"]
     shown = run["metrics"]["prompt_token_count"]["successful"]["total_sum"]
     assert shown == pytest.approx(sum(counted.values()))
+    written = sum(row["output_tokens"] for row in run["requests"]["successful"])
+    assert written == generated(server) - before
+    shown = run["metrics"]["output_token_count"]["successful"]["total_sum"]
+    assert shown == pytest.approx(written)

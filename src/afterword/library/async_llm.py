@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -60,6 +61,8 @@ class AsyncLLM:
 
     def _start(self, opener: Opener) -> None:
         self._session = Session(opener)
+        # A model that is dropped is freed, too. The collector must not wait for it.
+        weakref.finalize(self, self._session.leave).atexit = False
         self._calls = Calls(self._session.ready)
 
     async def facts(self) -> ModelFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -66,6 +67,8 @@ class LLM:
 
     def _start(self, opener: Opener) -> None:
         self._session = Session(opener)
+        # A model that is dropped is freed, too. The collector must not wait for it.
+        weakref.finalize(self, self._session.leave).atexit = False
         self._calls = Calls(self._session.ready)
         try:
             self.facts: ModelFacts = self._session.ready.result().facts

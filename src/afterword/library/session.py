@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
-from collections.abc import Coroutine
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from afterword.core.errors import EngineUnavailable
@@ -18,7 +19,9 @@ _CLOSED = "This model is closed."
 class Session:
     """Opens a backend on a thread, and runs work there for any thread or event loop.
 
-    The backend is opened at once, in the background, and closed in the task that opened it.
+    The backend is opened at once, in the background, and closed in the task that opened it. A
+    program that forgets to close ends as if it had: a thread that computes while the interpreter
+    goes would crash.
     """
 
     def __init__(self, opener: Opener) -> None:
@@ -29,9 +32,10 @@ class Session:
         self._lock = threading.RLock()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
-        # A program that forgets to close still ends.
+        # The interpreter waits for other threads before it asks any of them to end.
         self._thread = threading.Thread(target=self._run, name="afterword-library", daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
     @property
     def ready(self) -> Future[Backend]:
@@ -80,18 +84,29 @@ class Session:
                 raise EngineUnavailable(_CLOSED) from None
             raise
 
+    def leave(self) -> None:
+        """Begin to close, without waiting. Idempotent."""
+        with self._lock:
+            if not self._closing:
+                self._closing = True
+                self._loop.call_soon_threadsafe(self._stop.set)
+
     def close(self) -> None:
         """End running work, close the backend, end the thread. Idempotent."""
-        with self._lock:
-            first, self._closing = not self._closing, True
-        if first:
-            self._loop.call_soon_threadsafe(self._stop.set)
+        self.leave()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            atexit.unregister(self.close)
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._live())
+        executor = LastingExecutor(thread_name_prefix="afterword-library")
+        self._loop.set_default_executor(executor)
+        try:
+            self._loop.run_until_complete(self._live())
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        finally:
+            executor.shutdown()
+            self._loop.close()
 
     async def _live(self) -> None:
         try:
@@ -105,6 +120,22 @@ class Session:
             self._ready.set_exception(error)
             with self._lock:
                 self._closing = True
+
+
+class LastingExecutor(ThreadPoolExecutor):
+    """Threads for blocking calls; at the interpreter's end, when there are none, no thread."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ANN401 - of the base
+        """Returns the future of a call."""
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            done: Future[Any] = Future()
+            try:
+                done.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 - the future has it
+                done.set_exception(error)
+            return done
 
 
 async def _end_others() -> None:

@@ -70,16 +70,6 @@ class LocalChunks:
         await self._stack.aclose()
 
 
-def serving(service: CompletionService) -> Opener:
-    """Returns what opens a service that somebody else closes."""
-
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[LocalBackend]:
-        yield LocalBackend(service)
-
-    return opened
-
-
 def loading(settings: Settings, progress: Progress, *, probe: bool = True) -> Opener:
     """Returns what loads the models of some settings. It raises ``ConfigError``.
 

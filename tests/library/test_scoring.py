@@ -16,7 +16,7 @@ from properties.requests import TEXT
 from support.examples import examples
 from support.library import served
 
-START = "<|endoftext|>"
+START, BOS = "<|endoftext|>", "<|im_start|>"
 PARTS = ["The sea", " was the", " of", "\n\n", "é中文🙂", " 👩‍👩‍👧", "a"]
 
 
@@ -142,7 +142,7 @@ def lm_eval_pair(llm: LLM, context: str, continuation: str) -> tuple[list[int], 
     Returns the tokens of both, and how many are the context's.
     """
     if context == "":
-        return llm.tokenize(START) + llm.tokenize(continuation), 1
+        return llm.tokenize(BOS) + llm.tokenize(continuation), 1
     n_spaces = len(context) - len(context.rstrip())
     if n_spaces > 0:
         continuation = context[-n_spaces:] + continuation

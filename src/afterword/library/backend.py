@@ -22,6 +22,13 @@ class ModelFacts(msgspec.Struct, frozen=True):
     fingerprint: str
 
 
+class SpecialNames(msgspec.Struct, frozen=True):
+    """The names of two special tokens, None if the vocabulary has none."""
+
+    bos_token: str | None
+    eos_token: str | None
+
+
 class ChunkSource(Protocol):
     """An admitted stream. It is pulled and closed from the backend's event loop."""
 
@@ -53,6 +60,9 @@ class Backend(Protocol):
 
     async def detokenize(self, ids: list[int]) -> str:
         """Returns the text of ids."""
+
+    async def special_names(self) -> SpecialNames:
+        """Returns the names of special tokens."""
 
 
 Opener: TypeAlias = Callable[[], AbstractAsyncContextManager[Backend]]

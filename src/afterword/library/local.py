@@ -15,7 +15,7 @@ from afterword.compose.services import load_service
 from afterword.config import Settings
 from afterword.core.wire import Chunk
 from afterword.library.answers import TextChunk, TextCompletion, chunk_of, completion_of
-from afterword.library.backend import ChunkSource, ModelFacts, Opener
+from afterword.library.backend import ChunkSource, ModelFacts, Opener, SpecialNames
 
 
 class LocalBackend:
@@ -50,6 +50,11 @@ class LocalBackend:
         """See ``Backend``."""
         call = await self._service.detokenization(msgspec.json.encode({"tokens": ids}))
         return msgspec.convert(await call.run(), Detokenized, from_attributes=True).prompt
+
+    async def special_names(self) -> SpecialNames:
+        """See ``Backend``."""
+        info = self._service.tokenizer_info()
+        return SpecialNames(info.bos_token, info.eos_token)
 
 
 class LocalChunks:

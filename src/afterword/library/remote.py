@@ -15,7 +15,7 @@ from afterword.core import errors, wire
 from afterword.core.account import Rates
 from afterword.core.errors import ApiError, ConfigError, UpstreamFailed
 from afterword.library.answers import TextChunk, TextCompletion
-from afterword.library.backend import ChunkSource, ModelFacts, Opener
+from afterword.library.backend import ChunkSource, ModelFacts, Opener, SpecialNames
 
 T = TypeVar("T")
 _CONNECT_S = 10.0
@@ -71,6 +71,13 @@ class RemoteBackend:
         body = {"model": self.facts.name, "tokens": ids}
         raw = await _post(self._client, "/detokenize", msgspec.json.encode(body))
         return _read(raw, _Prompt).prompt
+
+    async def special_names(self) -> SpecialNames:
+        """See ``Backend``."""
+        request = self._client.build_request(
+            "GET", "/tokenizer_info", params={"model": self.facts.name}
+        )
+        return _read(await _ask(self._client, request), SpecialNames)
 
     def _named(self, body: bytes) -> bytes:
         """Returns a body with a model, because the server may require one (R1)."""
@@ -150,10 +157,7 @@ async def _connect(
 
 
 async def _facts(client: httpx2.AsyncClient, model: str | None) -> ModelFacts:
-    response = await _send(client, client.build_request("GET", "/v1/models"))
-    raw = await _whole(response)
-    if response.status_code != httpx2.codes.OK:
-        raise error_of(response.status_code, raw)
+    raw = await _ask(client, client.build_request("GET", "/v1/models"))
     served = _read(raw, wire.ModelList).data
     for one in served:
         if model in {None, one.id}:
@@ -164,7 +168,11 @@ async def _facts(client: httpx2.AsyncClient, model: str | None) -> ModelFacts:
 
 
 async def _post(client: httpx2.AsyncClient, path: str, body: bytes) -> bytes:
-    request = client.build_request("POST", path, content=body, headers=_JSON)
+    return await _ask(client, client.build_request("POST", path, content=body, headers=_JSON))
+
+
+async def _ask(client: httpx2.AsyncClient, request: httpx2.Request) -> bytes:
+    """Returns the body of an answer. Raises ``ApiError`` for an error."""
     response = await _send(client, request)
     raw = await _whole(response)
     if response.status_code != httpx2.codes.OK:

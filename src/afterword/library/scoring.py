@@ -28,6 +28,7 @@ class Scorer:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._start: int | None = None
+        self._prefix: list[int] | None = None
 
     async def score(
         self,
@@ -63,7 +64,7 @@ class Scorer:
 
         As lm-evaluation-harness does it: white space at the context's end belongs to the
         continuation, and a continuation's tokens are those of the whole text behind as many as the
-        context alone has. Behind an empty context stands the start of a document.
+        context alone has. An empty context is the BOS, or the EOS of a vocabulary without one.
         """
         if not continuations:
             return []
@@ -72,9 +73,9 @@ class Scorer:
             wholes: list[Any] = [context + text for text in continuations]
             begin = len(await self._backend.tokenize(bare, add_special_tokens=False))
         else:
-            start = await self._start_id()
-            wholes = [[start, *await self._ids(context + text)] for text in continuations]
-            begin = 1
+            prefix = await self._prefix_ids()
+            wholes = [[*prefix, *await self._ids(context + text)] for text in continuations]
+            begin = len(prefix)
         choices = await self._echo(wholes, 1)
         return [
             _continuation(text, choice, begin)
@@ -90,6 +91,16 @@ class Scorer:
                 raise UpstreamFailed("The server did not say which token begins a document.")
             self._start = ids[-1]
         return self._start
+
+    async def _prefix_ids(self) -> list[int]:
+        """Returns what lm-evaluation-harness has in place of an empty context: one token."""
+        if self._prefix is None:
+            names = await self._backend.special_names()
+            name = names.bos_token or names.eos_token
+            if name is None:
+                raise InvalidRequest("This model has no token for an empty context.")
+            self._prefix = await self._backend.tokenize(name, add_special_tokens=False)
+        return self._prefix
 
     async def _ids(self, text: str) -> list[int]:
         """Returns the tokens of a text.

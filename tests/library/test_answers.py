@@ -102,7 +102,7 @@ async def test_refusals_are_the_servers(
 
 def test_what_json_cannot_say_and_the_other_method(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="cannot be written as JSON"):
-        llm.complete("a", logit_bias={1: object()})  # type: ignore[dict-item]
+        llm.complete("a", logit_bias={1: object()})  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match=r"stream\(\)"):
         llm.complete("a", stream=True)  # type: ignore[call-arg]
 

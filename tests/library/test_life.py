@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from afterword.library.backend import Backend
 from support.library import comparable, toy
 from support.tiny_gguf import make_gguf
 
-LONG = {"max_tokens": 250, "ignore_eos": True, "seed": 1}
+LONG: dict[str, Any] = {"max_tokens": 250, "ignore_eos": True, "seed": 1}
 PROMPTS = [f"Once upon {i}" for i in range(12)]
 
 

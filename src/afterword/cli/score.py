@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from afterword.library.answers import TextScore
 from afterword.library.llm import LLM
 
 _MOST_ROWS = 500
-_LONG_CHARACTERS = 20_000
 _STDIN = "-"
 _CSV = ("model", "text", "position", "token", "token_id", "logprob", "probability", "text_offset")
 
@@ -97,13 +97,19 @@ def _scored(
     llm: LLM, texts: Sequence[str], given: tuple[int, int | None, int | None]
 ) -> Sequence[TextScore]:
     top, window, stride = given
-    if sum(map(len, texts)) < _LONG_CHARACTERS:
-        return llm.score(texts, top=top, window=window, stride=stride)
-    total = sum(len(llm.tokenize(text, add_special_tokens=False)) for text in texts)
-    with Terminal().counting(f"{llm.facts.name}: tokens", total) as advance:
-        return llm.score(
-            texts, top=top, window=window, stride=stride, advance=lambda count, _: advance(count)
-        )
+    with ExitStack() as stack:
+        bar: Callable[[int], None] | None = None
+
+        def advance(done: int, total: int) -> None:
+            nonlocal bar
+            # What one request scores needs no progress.
+            if bar is None and done < total:
+                label = f"{llm.facts.name}: tokens"
+                bar = stack.enter_context(Terminal().counting(label, total))
+            if bar is not None:
+                bar(done)
+
+        return llm.score(texts, top=top, window=window, stride=stride, advance=advance)
 
 
 def _json(names: Sequence[str], found: Sequence[ModelScores]) -> Iterator[str]:

@@ -159,7 +159,7 @@ def test_eval_goes_on_and_reports(url: str, tmp_path: Path) -> None:
     assert f"{share['value']:.4f}" in table
     assert f"{share['low']:.4f} to {share['high']:.4f}" in table
     assert "<svg" in page.read_text()
-    state = (tmp_path / "task.toy.state.jsonl").read_text().splitlines()
+    state = (tmp_path / "task.toy.fp_0000000000.state.jsonl").read_text().splitlines()
     assert len(state) == 10
     with pytest.raises(ConfigError, match="two models have the same name"):
         run(*common, "--model", "toy", "--model", "toy")

@@ -69,7 +69,7 @@ async def _run(opener: Opener, task: Task, folder: Path, *, at_once: int) -> Mod
     async with AsyncLLM.opened_by(opener) as llm:
         facts = await llm.facts()
         header = RunHeader(task.name, task.digest, facts.name, facts.fingerprint)
-        with StateFile(folder / _file_name(task.name, facts.name), header) as state:
+        with StateFile(folder / _file_name(header), header) as state:
             done = sum(index in state.outcomes for index in range(len(task.items)))
             label = f"{facts.name}: items"
             with Terminal().counting(label, len(task.items), done) as advance:
@@ -77,8 +77,9 @@ async def _run(opener: Opener, task: Task, folder: Path, *, at_once: int) -> Mod
     return ModelRun(facts.name, facts.fingerprint, outcomes)
 
 
-def _file_name(task: str, model: str) -> str:
-    return f"{_NO_FILE_NAME.sub('-', f'{task}.{model}')}.state.jsonl"
+def _file_name(header: RunHeader) -> str:
+    parts = filter(None, (header.task, header.model, header.fingerprint))
+    return f"{_NO_FILE_NAME.sub('-', '.'.join(parts))}.state.jsonl"
 
 
 def _show(summary: Summary) -> None:

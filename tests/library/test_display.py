@@ -14,7 +14,7 @@ import pytest
 import afterword
 from afterword import LLM, InvalidRequest, TextCompletion
 from afterword.library import tints
-from afterword.library.segments import Segment, segments
+from afterword.library.segments import TextSpan, segments
 
 PAGE = Path(afterword.__file__).parent / "playground" / "files"
 HOSTILE = "<script>alert(1)</script>\"'&\u202e\n"
@@ -65,13 +65,13 @@ def test_segments() -> None:
     # Two tokens share a character; an end token writes nothing; the text begins before the tokens.
     found = list(segments("ab🙂c", [1, 2, 2, 3, 4], [-1.0, -2.0, -3.0, None, -5.0]))
     assert found == [
-        Segment("a", None, 0, 0),
-        Segment("b", -1.0, 0, 1),
-        Segment("🙂", -5.0, 1, 3),
-        Segment("c", None, 3, 4),
+        TextSpan("a", None, 0, 0),
+        TextSpan("b", -1.0, 0, 1),
+        TextSpan("🙂", -5.0, 1, 3),
+        TextSpan("c", None, 3, 4),
     ]
     assert "".join(s.text for s in segments("abc", [10, 12], [0, 0], base=10)) == "abc"
-    assert list(segments("ab", [], [])) == [Segment("ab", None, 0, 0)]
+    assert list(segments("ab", [], [])) == [TextSpan("ab", None, 0, 0)]
     assert list(segments("", [0], [-1.0])) == []
 
 

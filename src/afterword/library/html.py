@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from afterword.library.segments import Segment, segments
+from afterword.library.segments import TextSpan, segments
 from afterword.library.tints import INK, tint_of
 
 _BOX = (
@@ -54,7 +54,7 @@ def figures(values: Mapping[str, object]) -> str:
 
 
 def _title(
-    segment: Segment, tokens: Sequence[str], tops: Sequence[Mapping[str, float] | None]
+    segment: TextSpan, tokens: Sequence[str], tops: Sequence[Mapping[str, float] | None]
 ) -> str:
     """Returns the tokens of a segment, its probability, and the alternatives of its first token."""
     names = " + ".join(map(repr, tokens[segment.first : segment.end]))

@@ -25,11 +25,11 @@ _JSON = {"content-type": "application/json"}
 _SHOWN_CHARACTERS = 200
 
 
-class _Tokens(msgspec.Struct):
+class _IdsAnswer(msgspec.Struct):
     tokens: list[int]
 
 
-class _Prompt(msgspec.Struct):
+class _TextAnswer(msgspec.Struct):
     prompt: str
 
 
@@ -64,13 +64,13 @@ class RemoteBackend:
             "add_special_tokens": add_special_tokens,
         }
         raw = await _post(self._client, "/tokenize", msgspec.json.encode(body))
-        return _read(raw, _Tokens).tokens
+        return _read(raw, _IdsAnswer).tokens
 
     async def detokenize(self, ids: list[int]) -> str:
         """See ``Backend``."""
         body = {"model": self.facts.name, "tokens": ids}
         raw = await _post(self._client, "/detokenize", msgspec.json.encode(body))
-        return _read(raw, _Prompt).prompt
+        return _read(raw, _TextAnswer).prompt
 
     async def special_names(self) -> SpecialNames:
         """See ``Backend``."""

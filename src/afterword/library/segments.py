@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 
-class Segment(msgspec.Struct, frozen=True):
+class TextSpan(msgspec.Struct, frozen=True):
     """A part of a text and the tokens that wrote it, from ``first`` up to ``end``.
 
     ``logprob`` is the sum over these tokens, None if one of them has none.
@@ -21,7 +21,7 @@ class Segment(msgspec.Struct, frozen=True):
 
 def segments(
     text: str, offsets: Sequence[int], logprobs: Sequence[float | None], *, base: int = 0
-) -> Iterator[Segment]:
+) -> Iterator[TextSpan]:
     """Yields the segments of a text whose first character has the offset ``base`` (L5).
 
     ``offsets`` and ``logprobs`` are those of its tokens. Text that no token wrote is a segment
@@ -29,7 +29,7 @@ def segments(
     """
     places = [min(max(offset - base, 0), len(text)) for offset in offsets]
     if text and (not places or places[0] > 0):
-        yield Segment(text[: places[0] if places else None], None, 0, 0)
+        yield TextSpan(text[: places[0] if places else None], None, 0, 0)
     first = 0
     while first < len(places):
         end = first + 1
@@ -38,7 +38,7 @@ def segments(
             end += 1
         piece = text[places[first] : places[end] if end < len(places) else None]
         if piece:
-            yield Segment(piece, _sum(logprobs[first:end]), first, end)
+            yield TextSpan(piece, _sum(logprobs[first:end]), first, end)
         first = end
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from rich.style import Style
@@ -69,11 +68,6 @@ def table_of_tokens(
         cells = [Text(str(i)), token_text(token, values[0]), *map(value_text, values)]
         table.add_row(*cells, *([alternatives(tops[i])] if tops else []))
     return table
-
-
-def probability(logprob: float | None) -> float | None:
-    """Returns the probability of a log-probability, None for none."""
-    return None if logprob is None else math.exp(logprob)
 
 
 def _shown(text: str) -> str:

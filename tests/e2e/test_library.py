@@ -36,8 +36,10 @@ def test_answers_are_the_servers(llm: LLM, server: Server) -> None:
         with llm.stream(**BODIES[0]) as ours, remote.stream(**BODIES[0]) as theirs:
             assert [chunk.choices for chunk in ours] == [chunk.choices for chunk in theirs]
         text = "The harbour was quiet — 🙂 — and nobody had seen the ship. " * 4
-        window = {"window": 40, "stride": 20}
-        assert llm.score(text, **window) == remote.score(text, **window)
+        ours_scored, theirs_scored = (
+            model.score(text, window=40, stride=20) for model in (llm, remote)
+        )
+        assert ours_scored == theirs_scored
         choices = [" Paris", " Rome", " of it"]
         context = "The capital of France is"
         assert llm.score_continuations(context, choices) == (

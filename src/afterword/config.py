@@ -272,6 +272,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "A request must name its model. If this is off, no name means the first model.",
         ),
     ] = _LIMITS.require_model
+    infill_tokens: Annotated[
+        Annotated[int, Meta(ge=64, le=2**20)],
+        _setting(
+            "Limits of a request",
+            "The most tokens that a model without fill-in-the-middle tokens draws and scores to "
+            "find the middle before a suffix. More tokens find better middles.",
+            value="TOKENS",
+        ),
+    ] = _LIMITS.infill_tokens
+    infill_s: Annotated[
+        Count,
+        _setting(
+            "Limits of a request",
+            "Seconds after which such a search ends with the best middle so far.",
+            value="SECONDS",
+        ),
+    ] = _LIMITS.infill_s
     data_dir: Annotated[
         str | None,
         _setting(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from afterword.completion.search import infill_way
 from afterword.core.errors import ModelNotFound
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
@@ -110,7 +111,8 @@ class Catalog:
             "system_fingerprint": card.fingerprint,
             "batch_invariant": card.batch_invariant,
             "prefix_sharing": card.prefix_sharing,
-            "suffix": served.engine.tokenizer.infill is not None,
+            "suffix": infill_way(served.engine) is not None,
+            "infill": infill_way(served.engine),
             "alias_of": served.name if name != served.name else None,
         }
         facts |= {

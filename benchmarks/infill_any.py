@@ -36,6 +36,7 @@ from afterword.engine.llama.loading import EngineOptions
 
 TOKENS = 32
 CONTEXT_TOKENS = 2048
+LIMITS = Limits(infill_s=10**6)
 TEST_LIMIT_S = 10
 TEST_MEMORY_BYTES = 2 << 30
 SENTENCE = re.compile(r"(?<= \.) ")
@@ -51,7 +52,7 @@ class Model:
         self.has_tokens = self.engine.tokenizer.infill is not None
         models = [ServedModel("with", self.engine, 0), ServedModel("bare", Bare(self.engine), 0)]
         self._service = CompletionService(
-            Catalog(models), Limits(), clock=time.time, entropy=os.urandom
+            Catalog(models), LIMITS, clock=time.time, entropy=os.urandom
         )
 
     async def complete(self, **body: Any) -> Any:  # noqa: ANN401 - fields of a request

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
+from afterword.core.alias import Alias
 from afterword.core.errors import ConfigError
 from afterword.core.limits import Limits
 
@@ -68,9 +69,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, str] | None,
         _setting(
             "Models",
-            "Another name for a model. The name * takes every name that is not served. Repeat the "
-            "flag for more.",
-            value="NAME=MODEL",
+            "Another name for a model. The name * takes every name that is not served. With "
+            ",template=chat prompts under this name stand in the model's chat template, so that it "
+            "answers instructions. Repeat the flag for more.",
+            value="NAME=MODEL[,template=chat]",
             default=f"{LEGACY_NAME} for the first model",
         ),
     ] = None
@@ -451,14 +453,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def source_of(self, name: str) -> str:
         """Returns the source of a model's name or alias; any other text is a source itself."""
-        return self.models.get(self.effective_aliases().get(name, name), name)
+        alias = self.effective_aliases().get(name)
+        return self.models.get(name if alias is None else alias.model, name)
 
-    def effective_aliases(self) -> Mapping[str, str]:
-        """Returns the aliases. If none are set, the first model gets the legacy name."""
+    def effective_aliases(self) -> Mapping[str, Alias]:
+        """Returns the aliases. If none are set, the first model gets the legacy name.
+
+        Raises ``ConfigError`` for an option that aliases do not have.
+        """
         if self.aliases is not None:
-            return self.aliases
+            return {name: _alias(name, text) for name, text in self.aliases.items()}
         first = next(iter(self.models))
-        return {} if LEGACY_NAME in self.models else {LEGACY_NAME: first}
+        return {} if LEGACY_NAME in self.models else {LEGACY_NAME: Alias(first)}
+
+
+def _alias(name: str, text: str) -> Alias:
+    """Returns the alias that is written MODEL[,template=chat]. Raises ``ConfigError``."""
+    # The environment separates aliases by commas, so it separates options by semicolons.
+    model, *options = text.replace(";", ",").split(",")
+    for option in options:
+        if option != "template=chat" or len(options) > 1:
+            raise ConfigError(
+                f"alias {name}: {option!r} is not an option of an alias; it takes template=chat"
+            )
+    return Alias(model, "chat" if options else None)
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -641,7 +659,8 @@ def _check_names(settings: Settings, origins: Mapping[str, str]) -> None:
     for name in settings.models:
         if not is_model_name(name):
             raise ConfigError(f"{place}: {name!r} cannot be a model's name")
-    for alias, model in (settings.aliases or {}).items():
+    for alias, text in (settings.aliases or {}).items():
+        model = _alias(alias, text).model
         if model not in settings.models:
             known = ", ".join(settings.models)
             raise ConfigError(

@@ -15,6 +15,7 @@ from afterword.completion.service import CompletionService
 from afterword.core.job import Job
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine, Generation
+from afterword.core.wire import InfillReport
 from afterword.engine.toy import ToyTokenizer, toy_engine
 from contract.test_s_stream import AT_HAND
 from support.asgi import Client, fold
@@ -29,7 +30,8 @@ BODY: dict[str, Any] = {
 async def total(client: Client, text: str) -> float:
     """The log-probability of a text behind its first token."""
     answer = await client.complete(model="plain", prompt=text, max_tokens=0, echo=True, logprobs=0)
-    return sum(answer["choices"][0]["logprobs"]["token_logprobs"][1:])
+    values: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"][1:]
+    return sum(values)
 
 
 @HERE
@@ -207,6 +209,7 @@ async def test_F3_time_ends_a_search_with_what_it_has() -> None:
     async with service.open(plan, clock=lambda: next(ticks)) as answer:
         completion = await answer.completion()
     await engine.aclose()
+    assert isinstance(completion.infill, InfillReport)
     assert completion.infill.cut_by_time is True
     assert completion.infill.scored == 0
     assert completion.choices[0].finish_reason in {"stop", "length"}
@@ -222,6 +225,7 @@ async def test_F3_the_price_is_that_of_unique_tokens() -> None:
         completion = await answer.completion()
     prefilled = inner.stats().prefilled_tokens
     await inner.aclose()
+    assert isinstance(completion.infill, InfillReport)
     places = completion.infill.scored
     prompts = places * len(TOKENIZER.encode(prompt))
     assert prefilled < prompts / 4

@@ -13,6 +13,7 @@ from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.config import Settings
+from afterword.core.errors import ConfigError
 from afterword.core.protocols import Engine
 from afterword.engine.llama.engine import start_engine
 from afterword.gateway.address import Address, is_remote, parse_addresses
@@ -49,7 +50,10 @@ async def open_service(settings: Settings, loading: Loading) -> AsyncIterator[Co
                 created = int(path.stat().st_mtime)
             opened.push_async_callback(engine.aclose)
             served.append(ServedModel(name, engine, created))
-        catalog = Catalog(served, settings.effective_aliases())
+        try:
+            catalog = Catalog(served, settings.effective_aliases())
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         yield CompletionService(catalog, settings.limits(), clock=time.time, entropy=os.urandom)
 
 

@@ -11,6 +11,7 @@ from afterword.completion.answer_weight import AnswerWeight
 from afterword.completion.choice import Presentation
 from afterword.completion.context_budget import ContextBudget
 from afterword.completion.fields import Prompt, shown
+from afterword.completion.framing import Framing
 from afterword.completion.infill import (
     INFILL_TOKENS,
     LaidOut,
@@ -113,7 +114,8 @@ class PlanInputs(msgspec.Struct, frozen=True):
 
     ``constrain`` compiles a grammar; see ``core.protocols.Engine``. ``cache_scope`` is what the
     operator keeps apart; the request's salt divides it further. ``sharing`` says how the engine's
-    prompts share what was computed. ``infill`` is there for a request that fills in a place.
+    prompts share what was computed. ``infill`` is there for a request that fills in a place,
+    ``chat`` for one whose prompts stand in a chat template.
     """
 
     id: str
@@ -126,6 +128,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     sharing: PrefixSharing | None = None
     cache_scope: str = ""
     infill: InfillOptions | None = None
+    chat: Framing | None = None
 
 
 def make_plan(
@@ -139,7 +142,9 @@ def make_plan(
     _refuse_many(request, candidates, budget.limits.max_choices)
     _refuse_contradictions(request)
     _refuse_unsupported(request, inputs.unsupported)
-    asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
+    if inputs.chat is not None:
+        inputs.chat.refuse_fields(request)
+    asked = _asked(request)
     options = request.stream_options or {}
     logprobs, scored = _log_probabilities(request)
     sampling = sampling_params(request, tokenizer, budget.context_tokens)
@@ -158,13 +163,9 @@ def make_plan(
     weight = AnswerWeight(request, n, logprobs, budget.limits)
     jobs, prompts, sizes = [], [], list[SearchSize]()
     for prompt in request.prompt or ("",):
-        if infill is None:
-            ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
-            most = budget.completion_tokens(len(ids), asked)
-        else:
-            laid_out = _place(prompt, request, infill.place, tokenizer, budget, asked)
-            ids, cut, text = laid_out.ids, laid_out.cut, PromptText(laid_out.ids, 0, "")
-            most = budget.completion_tokens(len(ids), _at_most(budget, len(ids), asked))
+        ids, text, cut = _laid_out(prompt, request, tokenizer, budget, vocab, inputs)
+        fits = asked if infill is None else _at_most(budget, len(ids), asked)
+        most = budget.completion_tokens(len(ids), fits)
         if searched and most:
             sizes.append(search_size(asked, (n, candidates), len(ids), budget))
             most = sizes[-1].middle_tokens
@@ -249,6 +250,8 @@ def _extra_end_ids(
     request: CompletionRequest, tokenizer: Tokenizer, inputs: PlanInputs
 ) -> tuple[int, ...]:
     """Returns the tokens that end a middle beside the vocabulary's end tokens."""
+    if inputs.chat is not None:
+        return inputs.chat.end_ids(tokenizer)
     if inputs.infill is not None:
         return infill_tokens(tokenizer, "input_suffix").end_ids
     if request.suffix and tokenizer.infill is not None:
@@ -402,6 +405,25 @@ def _too_many_at_least(least: int, most: int, asked: int | None) -> InvalidReque
         param="min_tokens",
         code="invalid_value",
     )
+
+
+def _laid_out(
+    prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer, budget: ContextBudget,
+    vocab: VocabView, inputs: PlanInputs,
+) -> tuple[tuple[int, ...], PromptText, bool]:  # fmt: skip
+    """Returns the ids to compute, the prompt as its choices show it, and whether it was cut."""
+    asked = _asked(request)
+    if inputs.chat is not None:
+        return *inputs.chat.prompt(prompt, request, tokenizer, vocab), False
+    if inputs.infill is None:
+        return *_prompt(prompt, request, tokenizer, budget, vocab, asked), False
+    placed = _place(prompt, request, inputs.infill.place, tokenizer, budget, asked)
+    return placed.ids, PromptText(placed.ids, 0, ""), placed.cut
+
+
+def _asked(request: CompletionRequest) -> int | None:
+    """Returns the request's limit on generated tokens, under either name."""
+    return request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
 
 
 def _prompt(

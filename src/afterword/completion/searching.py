@@ -15,6 +15,7 @@ from afterword.core.job import (
     Counted,
     Ended,
     Event,
+    FinishReason,
     Job,
     Prefilled,
     Sampled,
@@ -210,7 +211,7 @@ class Searching:
             if ids:
                 events.append(middle_event(prompt, choice, ids, scored.get((prompt, choice))))
             used[prompt] += len(ids)
-            reason = "length" if joint.at_limit else "stop"
+            reason: FinishReason = "length" if joint.at_limit else "stop"
             events.append(Ended(prompt, choice, reason, len(ids)))
         return [*events, *(self._counted(prompt, used[prompt]) for prompt in range(len(chosen)))]
 

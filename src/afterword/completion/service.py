@@ -18,6 +18,7 @@ from afterword.completion import ranking, tokens
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.choice import ChoiceBuilder, Delta, EndedBy
 from afterword.completion.context_budget import ContextBudget
+from afterword.completion.framing import Framing
 from afterword.completion.infill import texts_around
 from afterword.completion.logprobs import prompt_logprobs
 from afterword.completion.plan import (
@@ -35,7 +36,7 @@ from afterword.core.fair_pool import FairPool
 from afterword.core.job import Counted, Ended, Event, Prefilled, Sampled, ScoredPrompt
 from afterword.core.limits import Limits
 from afterword.core.pace import SLICE_COST, Pace
-from afterword.core.protocols import Engine, Generation, Tokenizer
+from afterword.core.protocols import Engine, Generation
 from afterword.core.wire import (
     Choice,
     Chunk,
@@ -167,25 +168,17 @@ class CompletionService:
         tokenizer = served.engine.tokenizer
         cut = infill is not None or request.truncate_prompt_tokens is not None
         place = None if infill is None else infill.place
-        texts = budget.fitting(texts_of(request, place), tokenizer, cut=cut)
+        chat = None
+        wanted = texts_of(request, place)
+        if served.chat is not None:
+            chat = Framing(request.model or served.name, served.chat, int(self._clock()))
+            chat.refuse_fields(request)
+            wanted = chat.texts(request)
+        texts = budget.fitting(wanted, tokenizer, cut=cut)
         if place is not None:
             around = ((text, False) for text in texts_around(place))
             texts += budget.fitting(around, tokenizer)
         tokenizer = await tokenizer.prepare(texts)
-        decide = partial(
-            self._decide, request, served, tokenizer, budget, caller.cache_scope, infill
-        )
-        return await do(decide, prompts=len(request.prompt))
-
-    def _decide(
-        self,
-        request: CompletionRequest,
-        served: ServedModel,
-        tokenizer: Tokenizer,
-        budget: ContextBudget,
-        cache_scope: str,
-        infill: InfillOptions | None,
-    ) -> Plan:
         inputs = PlanInputs(
             id=self._id("cmpl"),
             model=request.model or served.name,
@@ -195,10 +188,12 @@ class CompletionService:
             unsupported=served.engine.card.unsupported,
             sharing=served.engine.card.prefix_sharing,
             seed=int.from_bytes(self._entropy(8), "big") >> 1,
-            cache_scope=cache_scope,
+            cache_scope=caller.cache_scope,
             infill=infill,
+            chat=chat,
         )
-        return make_plan(request, tokenizer, budget, inputs)
+        decide = partial(make_plan, request, tokenizer, budget, inputs)
+        return await do(decide, prompts=len(request.prompt))
 
     def _id(self, kind: str) -> str:
         return f"{kind}-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}"
@@ -279,7 +274,10 @@ class CompletionStream:
         self._generation = generation
         self._entropy = entropy
         # Prompt tokens and cached tokens of each job.
-        self._prompts = [(len(job.prompt_ids), 0) for job in plan.jobs]
+        self._prompts = [
+            (len(job.prompt_ids) - prompt.framed, 0)
+            for job, prompt in zip(plan.jobs, plan.prompts, strict=True)
+        ]
         self._scored: dict[int, ScoredPrompt | None] = {}
         self._discarded = 0
         self.on_first_token: Callable[[], None] | None = None
@@ -416,13 +414,22 @@ class CompletionStream:
                     builder.ended(ended)
                 case Prefilled(job=job) as prefilled:
                     queue.popleft()
-                    self._prompts[job] = (prefilled.prompt_tokens, prefilled.cached_tokens)
+                    self._count(job, prefilled)
                     self._scored[job] = prefilled.scored
                 case Counted(job=job) as counted:
                     queue.popleft()
-                    self._prompts[job] = (counted.prompt_tokens, counted.cached_tokens)
+                    self._count(job, counted)
                     self._discarded += counted.discarded_tokens
         return changed
+
+    def _count(self, job: int, event: Prefilled | Counted) -> None:
+        """Note the tokens of a prompt, without those of a chat template around it."""
+        prompt = self.plan.prompts[job]
+        tokens, cached = event.prompt_tokens, event.cached_tokens
+        if prompt.framed:
+            tokens -= prompt.framed
+            cached = min(max(cached - prompt.hidden, 0), tokens)
+        self._prompts[job] = (tokens, cached)
 
     def _is_late(self, events: Iterable[Event]) -> bool:
         """Note the time. Returns whether the generation took as long as it may."""
@@ -483,7 +490,8 @@ class CompletionStream:
         if shown.token_ids:
             more["token_ids"] = delta.token_ids
         if delta.first:
-            prompt_ids = plan.jobs[job].prompt_ids
+            prompt = plan.prompts[job]
+            prompt_ids = prompt.ids if prompt.framed else plan.jobs[job].prompt_ids
             if shown.token_ids:
                 more["prompt_token_ids"] = list(prompt_ids)
             if shown.prompt_logprobs is not None:

@@ -71,9 +71,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "Models",
             "Another name for a model. The name * takes every name that is not served. With "
             ",template=chat prompts under this name stand in the model's chat template, so that it "
-            "answers instructions. Repeat the flag for more.",
-            value="NAME=MODEL[,template=chat]",
+            "answers instructions. With ,tokens=cl100k_base or ,tokens=p50k_base token ids in "
+            "requests are OpenAI's (tiktoken_dir). Repeat the flag for more.",
+            value="NAME=MODEL[,OPTION]",
             default=f"{LEGACY_NAME} for the first model",
+        ),
+    ] = None
+    tiktoken_dir: Annotated[
+        str | None,
+        _setting(
+            "Models",
+            "Folder with OpenAI's vocabularies, as tiktoken keeps them, for aliases with tokens.",
+            value="FOLDER",
+            default="TIKTOKEN_CACHE_DIR",
         ),
     ] = None
     models_dir: Annotated[
@@ -471,12 +481,18 @@ def _alias(name: str, text: str) -> Alias:
     """Returns the alias that is written MODEL[,template=chat]. Raises ``ConfigError``."""
     # The environment separates aliases by commas, so it separates options by semicolons.
     model, *options = text.replace(";", ",").split(",")
+    given: dict[str, str] = {}
     for option in options:
-        if option != "template=chat" or len(options) > 1:
-            raise ConfigError(
-                f"alias {name}: {option!r} is not an option of an alias; it takes template=chat"
-            )
-    return Alias(model, "chat" if options else None)
+        key, _, value = option.partition("=")
+        if key not in {"template", "tokens"} or key in given:
+            raise ConfigError(f"alias {name}: {option!r} is not an option of an alias")
+        given[key] = value
+    try:
+        return msgspec.convert({"model": model, **given}, Alias)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"alias {name}: {text!r} is not MODEL[,template=chat][,tokens=cl100k_base|p50k_base]"
+        ) from error
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -625,7 +641,9 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], d
 
 
 def _unknown(environment: Mapping[str, str]) -> tuple[str, ...]:
-    known = {ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, "config", *_OF_THE_LIBRARY)}
+    known = {
+        ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, "config", "key", *_OF_THE_LIBRARY)
+    }
     return tuple(
         name
         for name in sorted(environment)

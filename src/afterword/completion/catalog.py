@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from afterword.completion.chat_template import ChatTemplate, TemplateUnusable
+from afterword.completion.old_tokens import OldTokens, TokenTranslation
 from afterword.completion.search import infill_way
 from afterword.core.alias import Alias
 from afterword.core.errors import ModelNotFound
@@ -21,27 +22,35 @@ CATCH_ALL = "*"
 class ServedModel(msgspec.Struct, frozen=True):
     """An engine and the name that it is served under. ``created`` is Unix seconds.
 
-    ``chat`` is the template around the prompts of an alias that answers instructions.
+    ``chat`` is the template around the prompts of an alias that answers instructions, and ``old``
+    the translation of token ids of an alias for clients that send OpenAI's.
     """
 
     name: str
     engine: Engine
     created: int
     chat: ChatTemplate | None = None
+    old: TokenTranslation | None = None
 
 
-def _as_meant(served: ServedModel, name: str, alias: Alias) -> ServedModel:
+def _as_meant(
+    served: ServedModel, name: str, alias: Alias, vocabularies: Mapping[str, OldTokens]
+) -> ServedModel:
     """Returns a model as an alias means it. Raises ``ValueError``."""
-    if alias.template is None:
+    if alias.template is None and alias.tokens is None:
         return served
     reason = served.engine.card.unsupported.get("token_ids")
     if reason is not None:
-        raise ValueError(f"alias {name}: template=chat needs token ids, and {reason}")
-    try:
-        template = ChatTemplate.of(served.engine.tokenizer)
-    except TemplateUnusable as error:
-        raise ValueError(f"alias {name}: {error}") from error
-    return msgspec.structs.replace(served, chat=template)
+        raise ValueError(f"alias {name}: {alias.written} needs token ids, and {reason}")
+    tokenizer, template, old = served.engine.tokenizer, None, None
+    if alias.template is not None:
+        try:
+            template = ChatTemplate.of(tokenizer)
+        except TemplateUnusable as error:
+            raise ValueError(f"alias {name}: {error}") from error
+    if alias.tokens is not None:
+        old = vocabularies[alias.tokens].translation(tokenizer)
+    return msgspec.structs.replace(served, chat=template, old=old)
 
 
 class Catalog:
@@ -53,7 +62,10 @@ class Catalog:
     """
 
     def __init__(
-        self, models: Sequence[ServedModel], aliases: Mapping[str, Alias | str] | None = None
+        self,
+        models: Sequence[ServedModel],
+        aliases: Mapping[str, Alias | str] | None = None,
+        vocabularies: Mapping[str, OldTokens] | None = None,
     ) -> None:
         self.engines: Sequence[ServedModel] = tuple(models)
         """All models, without aliases, also in a restricted catalog. Never empty."""
@@ -66,7 +78,7 @@ class Catalog:
             known = meant if isinstance(meant, Alias) else Alias(meant)
             if known.model not in self._names or alias in self._names:
                 raise ValueError(f"alias {alias}={known.model} names no model, or is one itself")
-            served = _as_meant(self._names[known.model], alias, known)
+            served = _as_meant(self._names[known.model], alias, known, vocabularies or {})
             if alias == CATCH_ALL:
                 self._caught = served
             else:
@@ -138,6 +150,7 @@ class Catalog:
             "infill": way,
             "alias_of": served.name if name != served.name else None,
             "template": None if served.chat is None else "chat",
+            "tokens": None if served.old is None else served.old.old.name,
         }
         facts |= {
             field: getattr(limits, field)

@@ -164,6 +164,8 @@ class CompletionService:
         """Returns the plan of a request that came in ``size`` bytes. Raises ``ApiError``."""
         do = partial(self._planning.plan, caller.owner, size)
         served = self._served(request.model, infills=infill is not None)
+        if served.old is not None:
+            request = served.old.translate(request)
         budget = ContextBudget(served.engine.card.context_tokens, self.limits)
         tokenizer = served.engine.tokenizer
         cut = infill is not None or request.truncate_prompt_tokens is not None

@@ -1,6 +1,7 @@
 # `make serve` and `make test` install everything that they need.
 PORT ?= 8000
 ARGS ?=
+MODEL ?=
 # The first interpreter that is new enough.
 ifndef PYTHON
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -14,8 +15,8 @@ RUN := .venv/bin
 help: ## List all targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-serve: install ## Start the server on PORT (8000), with ARGS
-	@exec $(RUN)/afterword serve --port $(PORT) $(ARGS)
+serve: install ## Start the server on PORT (8000), with a MODEL (NAME=SOURCE) and ARGS
+	@exec $(RUN)/afterword serve --port $(PORT) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 install: python ## Install afterword into .venv, and fetch the embedded model
 	@$(PYTHON) scripts/install.py

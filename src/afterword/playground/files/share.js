@@ -34,7 +34,6 @@ export class Share {
       "aria-selected": i === 0, tabindex: i === 0 ? 0 : -1,
     }, NAMES[name])));
     this.#tabs = new Tabs(list, () => this.#draw());
-    find("#share-close").addEventListener("click", () => this.#dialog.close());
     find("#share-copy").addEventListener("click", () => this.#copy(find("#share-code").textContent));
     find("#share-link").addEventListener("click", () => void this.#copyLink());
   }

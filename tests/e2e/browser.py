@@ -133,7 +133,9 @@ def forget(tab: Playground, url: str) -> None:
     page = tab.page
     page.unroute_all()
     page.context.unroute_all()
-    page.evaluate("sessionStorage.clear()")
+    # The page keeps a draft when it goes, so the clearing begins on a path without scripts.
+    page.goto(f"{url}/health")
+    page.evaluate("sessionStorage.clear(); localStorage.clear()")
     page.goto("about:blank")
     browser = page.context.new_cdp_session(page)
     browser.send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "all"})

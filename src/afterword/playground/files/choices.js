@@ -1,6 +1,6 @@
 /** Choices side by side, while the model writes them. */
 
-import { eachFrame, h } from "./dom.js";
+import { eachFrame, find, h } from "./dom.js";
 import { number, percent, t } from "./i18n.js";
 import { tooltip } from "./keys.js";
 import { figures } from "./tokens.js";
@@ -40,7 +40,11 @@ export class Choices {
     const text = h("p", { class: "choice-text", dir: "auto" });
     const note = h("span", { class: "choice-note" });
     const take = h("button", {
-      type: "button", title: t("choices.tip"), onclick: () => this.#session.choose(i),
+      type: "button", title: t("choices.tip"), onclick: () => {
+        // The button goes, so the focus needs a place.
+        find("#text").focus({ preventScroll: true });
+        this.#session.choose(i);
+      },
     }, t("choices.take", { number: i + 1 }));
     const box = h("article", { class: "choice" }, text, h("footer", {}, note, take));
     return { box, text, note, take };

@@ -105,7 +105,7 @@ export class Editor {
     this.#strip.addEventListener("go", ({ detail: index }) => {
       const { start } = this.#session.groups[index];
       area.focus();
-      area.setSelectionRange(start, start);
+      input.select(start, start);
       input.reveal(start);
       this.#open(index);
     });

@@ -56,7 +56,7 @@ export function translate(root) {
   for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
   for (const element of root.querySelectorAll("[data-t-label]")) {
     element.setAttribute("aria-label", t(element.dataset.tLabel));
-    element.title = t(element.dataset.tLabel);
+    element.title = tooltip(t(element.dataset.tLabel), element.dataset.key);
   }
   for (const element of root.querySelectorAll("[data-t-title]")) {
     element.title = tooltip(t(element.dataset.tTitle), element.dataset.key);

@@ -23,6 +23,8 @@ export class Input extends EventTarget {
   #valid = 0;
   #pointed = -1;
   #gap = null;
+  // Browsers move the caret of a text area that has not the focus to its start.
+  #kept = [0, 0];
   #marks;
   // What the last painting was made from; the same values paint nothing.
   #painted = [];
@@ -44,6 +46,10 @@ export class Input extends EventTarget {
       this.#sync();
       this.point(-1);
       this.dispatchEvent(new Event("edit"));
+    });
+    area.addEventListener("focus", () => area.setSelectionRange(...this.#kept));
+    area.addEventListener("blur", () => {
+      this.#kept = [area.selectionStart, area.selectionEnd];
     });
     view.addEventListener("scroll", this.#paintLater, { passive: true });
     new ResizeObserver(this.#paintLater).observe(overlay);
@@ -68,13 +74,20 @@ export class Input extends EventTarget {
   }
 
   get selection() {
-    return [this.#area.selectionStart, this.#area.selectionEnd];
+    const area = this.#area;
+    if (document.activeElement === area) this.#kept = [area.selectionStart, area.selectionEnd];
+    return this.#kept;
+  }
+
+  select(start, end) {
+    this.#area.setSelectionRange(start, end);
+    this.#kept = [start, end];
   }
 
   /** Replace the text. The caret goes to `caret`, by default the end. */
   show(text, caret = text.length) {
     if (text !== this.#area.value) this.#area.value = text;
-    this.#area.setSelectionRange(caret, caret);
+    this.select(caret, caret);
     this.#sync();
   }
 
@@ -83,6 +96,7 @@ export class Input extends EventTarget {
     const near = this.#view.scrollHeight - this.#view.scrollTop - this.#view.clientHeight < 120;
     const atEnd = at === this.#area.value.length;
     this.#area.setRangeText(text, at, at, "end");
+    this.select(at + text.length, at + text.length);
     this.#sync();
     if (near && atEnd) this.#view.scrollTop = this.#view.scrollHeight;
   }

@@ -13,7 +13,7 @@ export function passagesOf(tree, id) {
   let parts = [];
   for (const node of pathOf(tree, id)) {
     parts = cut(parts, node.from);
-    const end = node.text.length - (node.tail ?? 0);
+    const end = node.text.length - node.tail;
     push(parts, node.by, node.text.slice(0, end));
     // The text after a filled gap is the reader's.
     push(parts, "you", node.text.slice(end));

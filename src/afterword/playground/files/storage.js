@@ -37,7 +37,8 @@ function upgrade({ target: { result: base, transaction } }) {
       base.deleteObjectStore("nodes");
       return;
     }
-    branches.put({ document: FIRST, ...cursor.value });
+    const { id, order, node } = cursor.value;
+    branches.put({ document: FIRST, id, order, node: { lead: 0, tail: 0, mark: false, ...node } });
     cursor.continue();
   };
   transaction.objectStore("page").get("page").onsuccess = ({ target: { result: page } }) => {

@@ -28,6 +28,8 @@ export function spansOf(groups, first, end, text) {
     if (logprob === null || group.start === group.end) continue;
     const whole = text.slice(group.start, group.end);
     const words = whole.trim();
+    // Only a line end may stand alone; it takes no room.
+    if (words === "" && !whole.includes("\n")) continue;
     const start = group.start + (words === "" ? 0 : whole.indexOf(words));
     const stop = words === "" ? group.end : start + words.length;
     const before = spans.at(-1);

@@ -218,16 +218,24 @@ export class TreeMap {
     pen.lineWidth = onPath ? 2 : 1;
     pen.stroke();
     if (this.#zoom < WORDS_ZOOM) return;
-    pen.save();
-    pen.beginPath();
-    pen.rect(x, y, width - PAD * this.#zoom, height);
-    pen.clip();
     pen.font = `${node.name === "" ? 400 : 600} ${13 * this.#zoom}px ${face}`;
     pen.fillStyle = isAt ? colours.raised : onPath ? colours.ink : colours["ink-2"];
     pen.textBaseline = "middle";
-    pen.fillText(wordsOf(node), x + PAD * this.#zoom * 1.2, y + height / 2);
-    pen.restore();
+    const room = width - 2.4 * PAD * this.#zoom;
+    pen.fillText(fitted(pen, wordsOf(node), room), x + PAD * this.#zoom * 1.2, y + height / 2);
   }
+}
+
+/** Returns the beginning of words that has room, with an ellipsis if it is not all. */
+function fitted(pen, words, room) {
+  if (pen.measureText(words).width <= room) return words;
+  let [low, high] = [0, words.length];
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (pen.measureText(`${words.slice(0, middle)}…`).width <= room) low = middle;
+    else high = middle - 1;
+  }
+  return `${words.slice(0, low).toWellFormed().trimEnd()}…`;
 }
 
 /** Returns the words of a node in one line. */

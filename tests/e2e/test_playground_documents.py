@@ -312,6 +312,19 @@ def test_a_key_is_offered_only_where_the_server_wants_one(visit: Open) -> None:
     expect(page.locator("#key-open")).to_be_visible()
 
 
+def test_the_reference_asks_for_the_key(visit: Open) -> None:
+    editor = visit()
+    page = editor.page
+    lock(page, "sk-right", "/openapi.json")
+    editor.view("server")
+    page.click("#docs-open")
+    page.fill("#key-value", "sk-right")
+    page.keyboard.press("Enter")
+    expect(page.locator("#stage")).to_contain_text("POST /v1/completions")
+    expect(page.locator("#reference dt").filter(has_text="temperature").first).to_be_visible()
+    assert page.url.endswith("/")
+
+
 def test_dialogs_and_stage_for_axe(visit: Open) -> None:
     editor = visit(locale="zh-CN")
     page = editor.page

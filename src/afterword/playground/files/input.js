@@ -12,7 +12,6 @@ import { COUNT, spansOf, VARIANTS } from "./tint.js";
 import { groupAt } from "./tokens.js";
 
 const POINTED = "pointed";
-const FILLED = "filled";
 const MARGIN_PX = 200;
 
 export class Input extends EventTarget {
@@ -178,10 +177,7 @@ export class Input extends EventTarget {
   #placeGap() {
     const gap = this.#gap;
     for (const mark of this.#marks) mark.hidden = gap === null;
-    if (gap === null) {
-      CSS.highlights.delete(FILLED);
-      return;
-    }
+    if (gap === null) return;
     const box = this.#overlay.box.getBoundingClientRect();
     const offsets = [gap.start, gap.end];
     this.#marks.forEach((mark, i) => {
@@ -191,8 +187,6 @@ export class Input extends EventTarget {
       mark.style.height = `${bottom - top}px`;
     });
     this.#marks[1].hidden = gap.start === gap.end;
-    if (gap.start === gap.end) CSS.highlights.delete(FILLED);
-    else CSS.highlights.set(FILLED, new Highlight(this.#overlay.range(gap.start, gap.end)));
   }
 
   /** Returns the indexes of the first group to tint, and of the one after the last. */

@@ -22,6 +22,7 @@ import { Live } from "./live.js";
 import { Models } from "./models.js";
 import { Notice } from "./notice.js";
 import { Panel } from "./panel.js";
+import { Reference } from "./reference.js";
 import { defaults } from "./request.js";
 import { Session } from "./session.js";
 import { Share } from "./share.js";
@@ -130,6 +131,7 @@ const share = new Share(() => {
   const end = gap?.end ?? text.length;
   return { body: session.body, keyed: key.get() !== null, settings, text: text.slice(0, gap?.start ?? end), suffix: text.slice(end) };
 });
+new Reference(stage, () => attempt(() => api.json("/openapi.json")));
 const commands = new Commands({ session, editor, controls, panel, stage, notice, share, branches, map, keeper, live });
 
 const followText = settled(SETTLE_MS, () => {

@@ -98,6 +98,7 @@ export class Session extends EventTarget {
     // Another tab may have pruned the parent of a node.
     for (const node of nodes) if (node.id !== ROOT && tree.has(node.parent)) tree = add(tree, node);
     this.#history = new History();
+    this.#runner.meter = null;
     this.tree = tree;
     this.at = tree.has(at) ? at : ROOT;
     this.#dropChoices();

@@ -14,6 +14,8 @@ const MOST_ZOOM = 1.5;
 const LEAST_ZOOM = 0.08;
 /** Words smaller than this cannot be read, so they are not drawn. */
 const WORDS_ZOOM = 0.45;
+/** A map that does not fit is shown at this size, around the current node. */
+const READ_ZOOM = 0.8;
 const DRAG_PX = 4;
 
 export class TreeMap {
@@ -68,9 +70,9 @@ export class TreeMap {
     const across = (Math.max(...all.map(({ column }) => column)) + 1) * COLUMN;
     const down = (Math.max(...all.map(({ row }) => row)) + 1) * ROW;
     const whole = Math.min(1, (width - 80) / across, (height - 80) / down);
-    this.#zoom = Math.max(WORDS_ZOOM, whole);
+    this.#zoom = Math.max(READ_ZOOM, whole);
     this.#shift = { x: (width - across * this.#zoom) / 2, y: (height - down * this.#zoom) / 2 };
-    if (whole < WORDS_ZOOM) this.#center();
+    if (whole < READ_ZOOM) this.#center();
     this.#draw();
   }
 

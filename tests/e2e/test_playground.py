@@ -332,6 +332,16 @@ def test_tokens_as_you_type(editor: Playground) -> None:
     assert any("F0 9F" in text for text in tokens.locator("bdi").all_inner_texts())
 
 
+def export(editor: Playground, folder: Path) -> Path:
+    """Returns the file that the page makes of all branches."""
+    editor.page.click("#export-open")
+    editor.page.check("#export input[value=tree]")
+    with editor.page.expect_download() as saved:
+        editor.page.click("#export-save")
+    saved.value.save_as(folder / "branches.json")
+    return folder / "branches.json"
+
+
 def test_the_tree(written: Playground, tmp_path: Path) -> None:
     page = written.page
     first = written.text
@@ -378,12 +388,7 @@ def test_the_tree(written: Playground, tmp_path: Path) -> None:
     expect(page.locator("#comparison")).to_be_hidden()
 
     # Export, prune, import.
-    page.click("#export-open")
-    page.check("#export input[value=tree]")
-    with page.expect_download() as saved:
-        page.click("#export-save")
-    file = tmp_path / "branches.json"
-    saved.value.save_as(file)
+    file = export(written, tmp_path)
     exported = json.loads(file.read_text())
     assert [node["name"] for node in exported["nodes"]].count("The second way") == 1
     rows.nth(3).focus()

@@ -230,8 +230,8 @@ def test_two_tabs_and_a_link_overwrite_nothing(visit: Open) -> None:
 
 
 SMALL = """() => [...document.querySelectorAll("button, select, input, a")].filter((element) => {
-    const { width, height } = element.getBoundingClientRect();
-    const hidden = width === 0 || element.closest(".skip") || getComputedStyle(element).opacity === "0";
+    const { width } = element.getBoundingClientRect();
+    const hidden = width === 0 || element.closest(".skip");
     const isMark = element.matches("[type=radio], [type=checkbox]");
     const box = (isMark ? element.labels[0] : element).getBoundingClientRect();
     return !hidden && element.type !== "range" && (box.height < 44 || box.width < 44);
@@ -366,7 +366,9 @@ def test_chinese_has_a_chinese_font(visit: Open) -> None:
 
 def test_a_hundred_thousand_characters(editor: Playground) -> None:
     page = editor.page
-    text = ("The keeper wrote a letter to his daughter every day of the long winter. " * 7 + "\n") * 200
+    text = (
+        "The keeper wrote a letter to his daughter every day of the long winter. " * 7 + "\n"
+    ) * 200
     assert len(text) > 100_000
     page.focus("#text")
     page.keyboard.insert_text(text)

@@ -1,10 +1,10 @@
-"""The playground for writers: beginnings, the caret, versions, gaps, a quiet look, honest numbers."""
+"""The playground for writers: the caret, versions, gaps, a quiet look, honest numbers."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,7 +135,9 @@ def test_what_is_shown_is_what_is_sent(editor: Playground) -> None:
     expect(page.locator(".choice")).to_have_count(2)
     editor.settle()
     (body,) = bodies
-    assert {name: body[name] for name in wrong} == {name: good for name, (*_, good) in wrong.items()}
+    assert {name: body[name] for name in wrong} == {
+        name: good for name, (*_, good) in wrong.items()
+    }
     assert body["stop"] == ["zq"]
 
 
@@ -408,14 +410,15 @@ def test_numbers_are_honest(editor: Playground) -> None:
     assert all(hint.endswith(".") for hint in hints)
 
 
-def test_drawing_fits(written: Playground, tmp_path: Path) -> None:
+def test_the_foot_of_the_page_fits(written: Playground) -> None:
     """Nothing in the foot of the page runs into its neighbour, at any width with a panel."""
     page = written.page
     for width in (1280, 1000, 961):
         page.set_viewport_size({"width": width, "height": 700})
         boxes = page.evaluate(
-            """() => [...document.querySelectorAll(".dock > *")].map((e) => e.getBoundingClientRect())
+            """() => [...document.querySelectorAll(".dock > *")]
+                .map((each) => each.getBoundingClientRect())
                 .filter((box) => box.width > 0).map(({ left, right }) => [left, right])"""
         )
-        for (_, right), (left, _) in zip(boxes, boxes[1:], strict=False):
+        for (_, right), (left, _) in itertools.pairwise(boxes):
             assert right <= left

@@ -13,8 +13,8 @@ export class Commands {
     regenerate: () => this.#write(() => this.#parts.session.regenerate()),
     score: () => this.#write(() => this.#parts.session.score()),
     stop: () => this.#stop(),
-    back: () => this.#parts.session.walk(-1),
-    next: () => this.#parts.session.walk(1),
+    back: () => this.#walk(-1),
+    next: () => this.#walk(1),
     parent: () => this.#parts.session.climb(),
     gap: () => this.#turnGap(),
     map: () => this.#turnMap(),
@@ -97,10 +97,18 @@ export class Commands {
   }
 
   #turnGap() {
-    const { session, editor } = this.#parts;
+    const { session, editor, notice } = this.#parts;
     if (find("#gap").disabled) return;
     session.turnGap();
+    notice.say(t(session.gap === null ? "said.joined" : "said.gap"));
     editor.area.focus();
+  }
+
+  #walk(step) {
+    const { session, notice } = this.#parts;
+    session.walk(step);
+    const { fork } = session;
+    if (fork !== null) notice.say(t("said.version", { number: fork.index + 1, count: fork.ids.length }));
   }
 
   #turnMap() {

@@ -77,8 +77,9 @@ export class Keeper extends EventTarget {
     return true;
   }
 
-  /** Show a new document with a text. */
+  /** Show a new document with a text. A running request is stopped first. */
   async create(text = "", gap = null) {
+    await this.#rest();
     await this.flush();
     this.#store?.create();
     this.name = "";
@@ -121,6 +122,19 @@ export class Keeper extends EventTarget {
     } catch (error) {
       this.#fail(error);
     }
+  }
+
+  /** Stop a running request, and wait until the session has kept what came. */
+  async #rest() {
+    if (this.#session.running === null) return;
+    const ended = new Promise((resolve) => {
+      this.#session.addEventListener("running", resolve, { once: true });
+    });
+    this.#session.stop();
+    await ended;
+    await new Promise((resolve) => {
+      setTimeout(resolve);
+    });
   }
 
   get #isBlank() {

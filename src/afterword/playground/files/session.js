@@ -13,7 +13,7 @@ import { movedGap, placeOf } from "./place.js";
 import { completionBody, scoringBody } from "./request.js";
 import { commonPrefix, TokenReader } from "./tokens.js";
 import {
-  add, bookmark, emptyTree, forkBefore, groupsOf, makeNode, merge, ownerOf, prune, rename, ROOT, textOf,
+  add, bookmark, emptyTree, filledGapOf, forkBefore, groupsOf, makeNode, merge, ownerOf, prune, rename, ROOT, textOf,
   upTo, withScores, write,
 } from "./tree.js";
 
@@ -138,7 +138,7 @@ export class Session extends EventTarget {
     this.at = id;
     this.#leave();
     this.#show(textOf(this.tree, id), caret);
-    if (open) this.#setGap(filledGap(this.tree, id));
+    if (open) this.#setGap(filledGapOf(this.tree, id));
     this.#tell("tree");
   }
 
@@ -417,10 +417,4 @@ export class Session extends EventTarget {
   #tell(type, detail = undefined) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
-}
-
-/** Returns the gap that a node filled, or null if it filled none. */
-function filledGap(tree, id) {
-  const { from, lead, tail } = tree.get(id);
-  return tail === 0 ? null : { start: from + lead, end: textOf(tree, id).length - tail };
 }

@@ -150,6 +150,12 @@ export function forkBefore(tree, id, offset) {
   return { from, ids, index: ids.indexOf(taken) };
 }
 
+/** Returns the gap that a node filled, or null if it filled none. */
+export function filledGapOf(tree, id) {
+  const { from, lead, tail } = tree.get(id);
+  return tail === 0 ? null : { start: from + lead, end: textOf(tree, id).length - tail };
+}
+
 /**
  * Put a text into the tree that was edited at node `at`. Returns the tree, and the text's node.
  *

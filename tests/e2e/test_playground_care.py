@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ def envelope(message: str, code: str) -> str:
     return json.dumps({"error": error})
 
 
-def lock(page: Page, key: str, *more: str) -> None:
-    """Refuse requests without this key, as a server with keys does; on more paths, too."""
+KEYED = ("/v1/**", "/tokenize", "/metrics", "/openapi.json")
+
+
+def lock(page: Page, key: str, paths: Sequence[str] = KEYED) -> None:
+    """Refuse requests without this key, as a server with keys does."""
 
     def check(route: Route) -> None:
         given = route.request.headers.get("authorization", "")
@@ -40,7 +43,7 @@ def lock(page: Page, key: str, *more: str) -> None:
             status=401, content_type="application/json", body=envelope(words, "invalid_api_key")
         )
 
-    for path in ("/v1/**", "/tokenize", "/metrics", *more):
+    for path in paths:
         page.context.route(f"**{path}", check)
 
 

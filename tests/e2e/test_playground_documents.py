@@ -315,7 +315,7 @@ def test_a_key_is_offered_only_where_the_server_wants_one(visit: Open) -> None:
 def test_the_reference_asks_for_the_key(visit: Open) -> None:
     editor = visit()
     page = editor.page
-    lock(page, "sk-right", "/openapi.json")
+    lock(page, "sk-right", ["/openapi.json"])
     editor.view("server")
     page.click("#docs-open")
     page.fill("#key-value", "sk-right")

@@ -33,7 +33,7 @@ export class Keeper extends EventTarget {
     this.#settings = settings;
     window.addEventListener("pagehide", () => this.#leave());
     window.addEventListener("pageshow", ({ persisted }) => {
-      if (persisted) this.#store?.dropDraft();
+      if (persisted) this.#store?.dropDrafts();
     });
   }
 
@@ -65,25 +65,30 @@ export class Keeper extends EventTarget {
 
   /** Show a stored document. Resolves to false if there is none of this id. */
   async open(id) {
-    await this.flush();
+    void this.flush();
     const stored = await this.#store.load(id);
     if (stored === null) return false;
+    await this.#rest();
+    // The reader may have typed meanwhile.
+    void this.flush();
+    stored.open();
     const { nodes, page, name } = stored;
     this.name = name;
     Object.assign(this.#settings, readSettings(page?.settings, this.#settings));
     this.#session.resume(nodes, { at: page?.at ?? ROOT, text: page?.text, gap: page?.gap ?? null });
-    this.#dirty = false;
+    this.#forget();
     this.dispatchEvent(new Event("opened"));
     return true;
   }
 
   /** Show a new document with a text. A running request is stopped first. */
   async create(text = "", gap = null) {
-    await this.#rest();
-    await this.flush();
+    if (this.#session.running !== null) await this.#rest();
+    void this.flush();
     this.#store?.create();
     this.name = "";
     this.#session.resume([]);
+    this.#forget();
     if (text !== "") this.#session.begin(text, gap);
     this.dispatchEvent(new Event("opened"));
   }
@@ -109,7 +114,10 @@ export class Keeper extends EventTarget {
     this.#timer ??= setTimeout(() => void this.flush(), SAVE_AFTER_MS);
   }
 
-  /** Save now what is not saved. While a request runs, the page saves at its end. */
+  /**
+   * Save now what is not saved: the page as it is at the call. While a request runs, the page saves at
+   * its end.
+   */
   async flush() {
     clearTimeout(this.#timer);
     this.#timer = null;
@@ -147,10 +155,12 @@ export class Keeper extends EventTarget {
   }
 
   #leave() {
-    if (this.#store === null || (!this.#dirty && this.#session.running === null)) return;
-    if (this.#isBlank && !this.#store.isStored) return;
+    if (this.#store === null) return;
+    const isSaved = !this.#dirty && this.#session.running === null;
+    const state = isSaved || (this.#isBlank && !this.#store.isStored) ? null
+      : { tree: this.#session.tree, page: this.#page, name: this.name };
     try {
-      this.#store.draft(this.#session.tree, this.#page, this.name);
+      this.#store.draft(state);
     } catch (error) {
       // The draft is larger than what localStorage takes; a save may still get through.
       if (error.name !== "QuotaExceededError") throw error;

@@ -57,22 +57,41 @@ function rowOf(id, name, page, stamp = freshId()) {
 
 const ofDocument = (id) => IDBKeyRange.bound([id], [id, []]);
 
+/** What is stored of a document: its rows of nodes, and who wrote it last. */
+class Stored {
+  /** How many nodes it ever had. */
+  made = 0;
+
+  /** The stamp of a save that is under way. */
+  next = null;
+
+  constructor(id, rows = [], stamp = null) {
+    this.id = id;
+    this.rows = new Map(rows.map((row) => [row.id, row]));
+    this.made = rows.at(-1)?.order ?? 0;
+    this.stamp = stamp;
+  }
+
+  /** Begin again: everything is written by the next save. */
+  forget(id) {
+    this.id = id;
+    this.rows = new Map();
+    this.made = 0;
+    this.stamp = null;
+  }
+}
+
 /**
  * Documents, one of them open. Nodes are immutable, so a save writes only new, changed and removed
  * ones. If another tab saved the open document meanwhile, a save makes a copy instead.
  */
 export class PageStorage {
   #base;
-  // The stored row of each node of the open document, and how many nodes it ever had.
-  #saved = new Map();
-  #made = 0;
-  #stamp = null;
-  #next = null;
+  #open = new Stored(freshId());
   #queue = Promise.resolve();
+  // The saves that are not through yet, by their documents.
+  #pending = new Map();
   #visit = freshId();
-
-  /** The open document. */
-  id = freshId();
 
   constructor(base) {
     this.#base = base;
@@ -89,14 +108,29 @@ export class PageStorage {
     return new PageStorage(base);
   }
 
+  /** The id of the open document. */
+  get id() {
+    return this.#open.id;
+  }
+
+  /** Whether the open document was saved before. */
+  get isStored() {
+    return this.#open.stamp !== null;
+  }
+
   /** Returns all documents, the one edited last first. */
   async list() {
+    await this.#queue;
     const rows = await done(this.#base.transaction("documents").objectStore("documents").getAll());
     return rows.sort((a, b) => b.edited - a.edited);
   }
 
-  /** Open a document. Returns its nodes in order of creation, its page and name; or null. */
+  /**
+   * Read a document. Returns its nodes in order of creation, its page and name, and `open`, which
+   * makes it the open one; or null.
+   */
   async load(id) {
+    await this.#queue;
     const stores = this.#base.transaction(["documents", "branches"]);
     const [row, rows] = await Promise.all([
       done(stores.objectStore("documents").get(id)),
@@ -104,80 +138,90 @@ export class PageStorage {
     ]);
     if (row === undefined) return null;
     rows.sort((a, b) => a.order - b.order);
-    this.#begin(id, rows, row.stamp);
-    return { nodes: rows.map(({ node }) => node), page: row.page, name: row.name };
-  }
-
-  /** Whether the open document was saved before. */
-  get isStored() {
-    return this.#stamp !== null;
+    const open = () => this.#begin(new Stored(id, rows, row.stamp));
+    return { nodes: rows.map(({ node }) => node), page: row.page, name: row.name, stamp: row.stamp, open };
   }
 
   /** Open a new document. It is stored by its first save. */
   create() {
-    this.#begin(freshId(), [], null);
+    this.#begin(new Stored(freshId()));
   }
 
-  #begin(id, rows, stamp) {
-    this.id = id;
-    this.#saved = new Map(rows.map((row) => [row.id, row]));
-    this.#made = rows.at(-1)?.order ?? 0;
-    this.#stamp = stamp;
-    openDocument.set(id);
+  #begin(document) {
+    this.#open = document;
+    openDocument.set(document.id);
   }
 
   /**
-   * Save the open document. Saves run one after another.
+   * Save the open document. Saves run one after another, each of the document that was open then.
    * @returns {Promise<boolean>} false if another tab had changed it, so that this is a copy
    */
   save(tree, page, name) {
-    const saving = this.#queue.then(() => this.#save(tree, page, name));
+    const document = this.#open;
+    const state = { tree, page, name };
+    document.next ??= freshId();
+    this.#pending.set(document, state);
+    const saving = this.#queue.then(() => this.#save(document, state)).finally(() => {
+      if (this.#pending.get(document) === state) this.#pending.delete(document);
+    });
     this.#queue = saving.catch(() => undefined);
     return saving;
   }
 
-  async #save(tree, page, name) {
+  async #save(document, { tree, page, name }) {
     const change = this.#base.transaction(["documents", "branches"], "readwrite");
     const [documents, branches] = ["documents", "branches"].map((store) => change.objectStore(store));
-    const row = await done(documents.get(this.id));
-    const stolen = row !== undefined && row.stamp !== this.#stamp;
+    const row = await done(documents.get(document.id));
+    const stolen = row !== undefined && row.stamp !== document.stamp;
     // A document that another tab changed or removed is written whole.
-    if (row?.stamp !== this.#stamp) this.#begin(stolen ? freshId() : this.id, [], null);
-    this.#next = freshId();
+    if (row?.stamp !== document.stamp) document.forget(stolen ? freshId() : document.id);
+    if (document === this.#open) openDocument.set(document.id);
+    document.next ??= freshId();
     const saved = new Map();
     for (const [id, node] of tree) {
-      let kept = this.#saved.get(id);
+      let kept = document.rows.get(id);
       if (kept?.node !== node) {
-        this.#made += 1;
-        kept = { document: this.id, id, order: kept?.order ?? this.#made, node };
+        document.made += 1;
+        kept = { document: document.id, id, order: kept?.order ?? document.made, node };
         branches.put(kept);
       }
       saved.set(id, kept);
     }
-    for (const id of this.#saved.keys()) if (!tree.has(id)) branches.delete([this.id, id]);
-    documents.put(rowOf(this.id, name, page, this.#next));
+    for (const id of document.rows.keys()) if (!tree.has(id)) branches.delete([document.id, id]);
+    documents.put(rowOf(document.id, name, page, document.next));
     await committed(change);
-    this.#saved = saved;
-    this.#stamp = this.#next;
+    document.rows = saved;
+    [document.stamp, document.next] = [document.next, null];
     return !stolen;
   }
 
   async remove(id) {
+    await this.#queue;
     const change = this.#base.transaction(["documents", "branches"], "readwrite");
     change.objectStore("documents").delete(id);
     change.objectStore("branches").delete(ofDocument(id));
     await committed(change);
   }
 
-  /** Keep what is not saved yet, at once: the page is about to go. */
-  draft(tree, page, name) {
-    const nodes = [...tree.values()].filter((node) => this.#saved.get(node.id)?.node !== node);
-    const stamps = [this.#stamp, this.#next];
-    localStorage.setItem(DRAFT + this.#visit, JSON.stringify({ id: this.id, stamps, nodes, page, name }));
+  /**
+   * Keep what is not saved yet, at once: the page is about to go. `state` is what the open document
+   * is now, or null if all of it was given to `save`.
+   * @param {{tree: import("./tree.js").Tree, page: object, name: string}|null} state
+   */
+  draft(state) {
+    const states = new Map(this.#pending);
+    if (state !== null) states.set(this.#open, state);
+    for (const [{ id, rows, stamp, next }, { tree, page, name }] of states) {
+      const nodes = [...tree.values()].filter((node) => rows.get(node.id)?.node !== node);
+      const draft = { id, stamps: [stamp, next], nodes, page, name };
+      localStorage.setItem(`${DRAFT}${this.#visit}.${id}`, JSON.stringify(draft));
+    }
   }
 
-  dropDraft() {
-    localStorage.removeItem(DRAFT + this.#visit);
+  dropDrafts() {
+    for (const name of Object.keys(localStorage)) {
+      if (name.startsWith(DRAFT + this.#visit)) localStorage.removeItem(name);
+    }
   }
 
   /** Save the drafts of pages that went. A draft of a document that changed since is a copy. */
@@ -186,8 +230,9 @@ export class PageStorage {
     for (const name of Object.keys(localStorage).filter((each) => each.startsWith(DRAFT))) {
       const { id, stamps, nodes, page, name: title } = JSON.parse(localStorage.getItem(name));
       const stored = await this.load(id);
-      if (stored === null) this.#begin(id, [], null);
-      else if (!stamps.includes(this.#stamp)) this.#stamp = null;
+      if (stored === null) this.#begin(new Stored(id));
+      else if (stamps.includes(stored.stamp)) stored.open();
+      else this.create();
       const tree = new Map([...(stored?.nodes ?? []), ...nodes].map((node) => [node.id, node]));
       await this.save(tree, page, title);
       localStorage.removeItem(name);

@@ -63,7 +63,8 @@ def test_a_language_is_a_file() -> None:
     assert len(files) >= 2
     for path in files:
         name = path[len("lang/") : -len(".js")]
-        assert re.search(rf'import \* as (\w+) from "\./{name}\.js";.*"{name}": \1', listed, re.DOTALL)
+        pattern = rf'import \* as (\w+) from "\./{name}\.js";.*"{name}": \1'
+        assert re.search(pattern, listed, re.DOTALL)
         source = ASSETS[path].body.decode()
         assert re.search(r'^export const name = "[^"]+";$', source, re.MULTILINE)
         assert re.search(r'^export const tag = "[^"]+";$', source, re.MULTILINE)

@@ -51,8 +51,10 @@ export class Keeper extends EventTarget {
     try {
       this.#store = await PageStorage.open();
       await this.#store.recover();
-      const id = openDocument.get() ?? (await this.#store.list())[0]?.id;
-      if (id === undefined || !(await this.open(id))) this.#store.create();
+      const mine = openDocument.get();
+      if (mine !== null && (await this.open(mine))) return;
+      const [last] = await this.#store.list();
+      if (last === undefined || !(await this.open(last.id))) this.#store.create();
     } catch (error) {
       this.#fail(error);
     }

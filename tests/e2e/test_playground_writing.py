@@ -53,8 +53,13 @@ def test_the_first_ten_seconds(editor: Playground) -> None:
     expect(start).to_contain_text("It is not a chat")
     expect(page.locator(".how-card")).to_be_visible()
     expect(page.locator(".beginning")).to_have_count(6)
-    # This model has no tokens for gaps.
-    expect(page.locator("[data-beginning=gap]")).to_be_disabled()
+    # The gap is offered where the model can fill it.
+    fills = page.evaluate(
+        """fetch("/v1/models").then((reply) => reply.json())
+            .then(({ data: [model] }) => model.afterword.suffix)"""
+    )
+    assert page.locator("[data-beginning=gap]").is_enabled() == fills
+    assert page.locator("#gap").is_visible() == fills
     # What matters shows; everything else is folded, and has a name of its field.
     fields = page.locator("#controls > .group:first-child .field")
     names = fields.evaluate_all("(all) => all.map((field) => field.dataset.field)")
@@ -147,7 +152,7 @@ def test_continue_goes_on_from_the_caret(written: Playground) -> None:
     expect(label).to_have_text("Continue")
     bodies = sent(written)
     caret(written, len(START))
-    expect(label).to_have_text("Continue from the caret")
+    expect(label).to_have_text("Continue here")
     written.set("seed", 8)
     page.focus("#text")
     page.keyboard.press("Control+Enter")

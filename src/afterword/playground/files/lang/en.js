@@ -21,7 +21,7 @@ export const words = {
   "action.join": "Join",
   "action.regenerate": "Regenerate",
   "action.continue": "Continue",
-  "action.here": "Continue from the caret",
+  "action.here": "Continue here",
   "action.fill": "Fill the gap",
   "action.stop": "Stop",
   "tip.new": "New document",

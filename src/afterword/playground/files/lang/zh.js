@@ -21,7 +21,7 @@ export const words = {
   "action.join": "合并",
   "action.regenerate": "重写",
   "action.continue": "续写",
-  "action.here": "从光标处续写",
+  "action.here": "从此处续写",
   "action.fill": "填补空缺",
   "action.stop": "停止",
   "tip.new": "新建文档",

@@ -1,6 +1,6 @@
 /** The foot of the page: what a press does now, how much is written, and how fast. */
 
-import { eachFrame, find } from "./dom.js";
+import { eachFrame, find, write } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { severalOf } from "./request.js";
 
@@ -50,11 +50,11 @@ export class Dock {
     find("#undo").disabled = busy || !canUndo;
     find("#regenerate").disabled = busy || !canRegenerate;
     find("#several").disabled = busy;
-    find("#several").textContent = t("branches.several", { count: number(severalOf(this.#settings)) });
+    write("#several", t("branches.several", { count: number(severalOf(this.#settings)) }));
     find("#gap").hidden = !this.#models.fills && gap === null;
     find("#gap").disabled = busy;
     find("#gap").setAttribute("aria-pressed", String(gap !== null));
-    find("#gap").textContent = t(gap === null ? "action.gap" : "action.join");
+    write("#gap", t(gap === null ? "action.gap" : "action.join"));
     this.#drawContinue();
     this.#drawWalk(busy);
     this.#drawCount();
@@ -64,27 +64,28 @@ export class Dock {
     const { place, text, choices } = this.#session;
     const key = place.fills ? "action.fill"
       : place.start < text.length && choices.length === 0 ? "action.here" : "action.continue";
-    find("#continue-words").textContent = t(key);
+    write("#continue-words", t(key));
   }
 
   #drawWalk(busy) {
     const fork = busy || this.#session.choices.length > 0 ? null : this.#session.fork;
     find("#walk").hidden = fork === null;
     if (fork === null) return;
-    find("#walk-where").textContent = `${number(fork.index + 1)}\u2009/\u2009${number(fork.ids.length)}`;
+    write("#walk-where", `${number(fork.index + 1)}\u2009/\u2009${number(fork.ids.length)}`);
   }
 
   #drawCount() {
     const { meter } = this.#session;
     const found = this.#found();
     const written = this.#awaited ? (meter?.tokens ?? 0) : 0;
-    find("#count").textContent = found === null ? "" : t("count.of", {
+    write("#count", found === null ? "" : t("count.of", {
       count: number(found.count + written), context: number(found.max_model_len),
-    });
-    find("#speed").textContent = meter === null || meter.first_s === null ? "" : [
+    }));
+    write("#speed", meter === null || meter.first_s === null ? "" : [
       t("count.tokens", { count: number(meter.tokens) }),
-      meter.tokens_per_s === null ? "" : t("speed.rate", { rate: number(meter.tokens_per_s, meter.tokens_per_s < 10 ? 1 : 0) }),
+      meter.tokens_per_s === null ? ""
+        : t("speed.rate", { rate: number(meter.tokens_per_s, meter.tokens_per_s < 10 ? 1 : 0) }),
       t("speed.first", { seconds: number(meter.first_s, 2) }),
-    ].filter(Boolean).join(" · ");
+    ].filter(Boolean).join(" · "));
   }
 }

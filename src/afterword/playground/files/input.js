@@ -170,7 +170,9 @@ export class Input extends EventTarget {
     }
     ranges.forEach((list, i) => {
       const name = `tint-${Math.floor(i / VARIANTS.length)}${VARIANTS[i % VARIANTS.length]}`;
-      CSS.highlights.set(name, new Highlight(...list));
+      // Each highlight costs a style for every line, so there are none without ranges.
+      if (list.length === 0) CSS.highlights.delete(name);
+      else CSS.highlights.set(name, new Highlight(...list));
     });
   }
 
@@ -187,6 +189,7 @@ export class Input extends EventTarget {
       mark.style.height = `${bottom - top}px`;
     });
     this.#marks[1].hidden = gap.start === gap.end;
+    this.#marks[0].classList.toggle("empty", gap.start === gap.end);
   }
 
   /** Returns the indexes of the first group to tint, and of the one after the last. */

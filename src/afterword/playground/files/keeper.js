@@ -4,7 +4,7 @@ import { readSettings } from "./request.js";
 import { openDocument, PageStorage } from "./storage.js";
 import { ROOT } from "./tree.js";
 
-const SAVE_AFTER_MS = 250;
+const SAVE_AFTER_MS = 1000;
 const SHOWN_CHARACTERS = 60;
 
 /** Returns the first words of a text, for a document without a name. */

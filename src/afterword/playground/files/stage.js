@@ -23,6 +23,7 @@ export class Stage extends EventTarget {
     find("#stage-title").textContent = title;
     element.hidden = false;
     this.#box.hidden = false;
+    document.body.dataset.stage = element.id;
   }
 
   /** Returns false if nothing was on the stage. */
@@ -31,6 +32,7 @@ export class Stage extends EventTarget {
     this.#shown.hidden = true;
     this.#shown = null;
     this.#box.hidden = true;
+    delete document.body.dataset.stage;
     this.dispatchEvent(new Event("closed"));
     return true;
   }

@@ -33,7 +33,11 @@ export class Start extends EventTarget {
   /** Show the beginnings if the page is empty. */
   follow() {
     const { text, running, choices } = this.#session;
-    this.#box.hidden = text !== "" || running !== null || choices.length > 0;
+    const hidden = text !== "" || running !== null || choices.length > 0;
+    if (hidden === this.#box.hidden) return;
+    this.#box.hidden = hidden;
+    if (hidden) delete document.body.dataset.empty;
+    else document.body.dataset.empty = "";
   }
 
   /** Build the beginnings in the current language. */

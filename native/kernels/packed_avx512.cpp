@@ -9,6 +9,7 @@ namespace {
 struct avx512 {
     static constexpr int LANES            = 16;
     static constexpr int COLUMNS          = 12;   // that share a panel's unpacked weights
+    static constexpr int PANELS           = 1;    // that are read side by side for few columns
     static constexpr int EIGHT_BIT_OFFSET = 128;  // its product wants unsigned weights
 
     using ints   = __m512i;
@@ -43,9 +44,10 @@ struct avx512 {
 
     // out[c * out_stride + row] for the rows of a panel and N columns. A block's weights stay in registers while
     // column after column is multiplied.
-    template <class F, int N>
+    template <class F, int N, int P>
     static void multiply_quants(
         const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
+        static_assert(P == PANELS);
         constexpr int                        N_GROUPS = GROUPS / F::SCALES;
         const panel_parts<F, const uint8_t> parts(panel, blocks);
         floats                               sums[N];

@@ -96,6 +96,36 @@ def test_cores_are_those_of_the_machine_elsewhere(
     assert usable_cores() == cores
 
 
+@pytest.mark.parametrize(
+    ("own", "limits", "cores"),
+    [
+        ("0::/\n", {"": "max 100000\n"}, 4),
+        ("0::/\n", {"": "100000 100000\n"}, 1),
+        ("0::/\n", {"": "20000 100000\n"}, 1),
+        ("0::/\n", {"": "140000 100000\n"}, 1),
+        ("0::/\n", {"": "150000 100000\n"}, 2),
+        ("0::/\n", {"": "350000 100000\n"}, 4),
+        ("0::/\n", {"": "900000 100000\n"}, 4),
+        ("0::/a/b\n", {"a/b": "300000 100000\n", "a": "100000 50000\n"}, 2),
+        ("0::/a/b\n", {"a/b": "100000 50000\n", "a": "max 100000\n"}, 2),
+        ("2:cpu:/a\n", {"a": "100000 100000\n"}, 4),
+        ("0::/elsewhere\n", {}, 4),
+    ],
+)
+def test_cores_follow_the_quota_of_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, limits: Mapping[str, str], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path / "groups")
+    monkeypatch.setattr(machine, "_PROC", tmp_path / "proc")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(own)
+    for group, text in limits.items():
+        (tmp_path / "groups" / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / group / "cpu.max").write_text(text)
+    assert usable_cores() == cores
+
+
 # Memory.
 
 

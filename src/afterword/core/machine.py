@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import math
 import os
 import platform
 import re
@@ -52,10 +53,34 @@ _NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY}
 
 
 def usable_cores() -> int:
-    """Returns the cores that this process may use; all if the system does not tell."""
+    """Returns the cores that this process may use; all if the system does not tell.
+
+    They are at most the processor time that its group may take: a quota of 1.5 cores counts as 2.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, int(min(cores, _quota() + 0.5)))
+
+
+def _quota() -> float:
+    """Returns the cores' worth of time that cgroup v2 grants; infinite without a limit.
+
+    Each group above the process's own limits it, too. A container sees its own as the first.
+    """
+    own = _PROC / "self/cgroup"
+    named = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE) if own.is_file() else None
+    folder = _CGROUP / named[1] if named else _CGROUP
+    least = math.inf
+    for group in (folder, *folder.parents):
+        file = group / "cpu.max"
+        quota, _, period = file.read_text().partition(" ") if file.is_file() else ("max", "", "")
+        if quota.isdecimal():
+            least = min(least, int(quota) / int(period))
+        if group == _CGROUP:
+            break
+    return least
 
 
 def memory_limit() -> int:

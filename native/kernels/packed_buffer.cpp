@@ -76,7 +76,7 @@ class traits : public ggml::cpu::tensor_traits {
     }
 
     // Few columns are prepared by each thread for itself, more by all threads before they multiply.
-    static bool few_columns(const ggml_tensor * op) { return ggml_nrows(op->src[1]) <= 4; }
+    static bool few_columns(const ggml_tensor * op) { return ggml_nrows(op->src[1]) <= FEW; }
 
     static int stages(const ggml_tensor * op) { return few_columns(op) ? 1 : 2; }
 
@@ -140,12 +140,15 @@ class traits : public ggml::cpu::tensor_traits {
         }
     }
 
-    // Some portions for each thread, of whole groups of the panels that are read side by side.
+    // Some portions for each thread, so small that a thread that stops holds up little. Few columns read several panels
+    // side by side.
     static int64_t panels_of_portion(int64_t panels, int64_t threads, int64_t columns) {
-        constexpr int64_t OF_A_THREAD = 4, TOGETHER = 4, MANY_COLUMNS = 16;
-        const int64_t     even = panels / (OF_A_THREAD * (columns < MANY_COLUMNS ? 1 : 4) * threads);
-        return std::max(columns < MANY_COLUMNS ? TOGETHER : 1, even / TOGETHER * TOGETHER);
+        const int64_t together = columns <= FEW ? 4 : 1;
+        const int64_t portions = columns < MANY ? 4 : 16;
+        return std::max<int64_t>(1, panels / (portions * threads) / together) * together;
     }
+
+    static constexpr int64_t FEW = 4, MANY = 16;  // columns
 
     const packed_kernel & kernel;
 };

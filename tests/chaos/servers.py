@@ -18,7 +18,7 @@ from support.processes import free_port
 
 _TESTS = Path(__file__).parents[1]
 _READY = re.compile(rb"ready on http")
-_START_S = 120.0
+_START_S = 600.0
 _AGAIN_S = 0.5
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from afterword.engine.toy import ToyTokenizer, toy_engine
+from contract.conftest import Lacks
 from contract.test_s_stream import AT_HAND, NO_END, Gate, slots_free
 from support.asgi import Client, chunks_of, fold
 
@@ -356,7 +357,7 @@ async def test_F5_a_model_without_infill_tokens(client: Client) -> None:
         ({"samplers": "kfypmxt"}, "samplers"),
         ({"samplers": ["infill"]}, "samplers"),
         ({"cache_prompt": False}, "cache_prompt"),
-        ({"repeat_penalty": 1.1, "repeat_last_n": 64}, "repeat_last_n"),
+        ({"presence_penalty": 1.1, "repeat_last_n": 64}, "repeat_last_n"),
         ({"mirostat": 2}, "mirostat"),
         ({"grammar": "root ::= x"}, "grammar"),
         ({"n_cmpl": 2}, "n_cmpl"),
@@ -383,6 +384,25 @@ async def test_F5_what_asks_for_nothing_is_honoured(client: Client) -> None:
                "mirostat": 0, "n_probs": 0, "grammar": "", "user": None}  # fmt: skip
     answer = await infill(client, n_predict=5, temperature=0, **neutral)
     assert answer["content"] == (await infill(client, n_predict=5, temperature=0))["content"]
+
+
+@pytest.mark.parametrize(("last", "window"), [(None, 64), (8, 8), (-1, -1), (200, 200)])
+async def test_F5_infill_penalties_see_the_last_tokens(
+    client: Client, lacks: Lacks, last: int | None, window: int
+) -> None:
+    """`repeat_last_n` is `repetition_penalty_range` here, and 64 without it, as in llama-server."""
+    head, tail = "ab" * 40, "cd" * 40
+    more = {"n_predict": 30, "temperature": 0, "repeat_penalty": 1.8, "repeat_last_n": last}
+    place = {"input_prefix": head, "input_suffix": tail}
+    if "penalty_range" in lacks:
+        await refused(client, "/infill", {**PLACE, **place, **more, "repeat_last_n": 8})
+        return
+    answer = await infill(client, **place, **more)
+    by_hand = await client.complete(
+        prompt=head, suffix=tail, max_tokens=30, temperature=0, repetition_penalty=1.8,
+        repetition_penalty_range=window,
+    )  # fmt: skip
+    assert answer["content"] == by_hand["choices"][0]["text"]
 
 
 @AT_HAND

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from afterword.engine.toy import ToyTokenizer, toy_engine
+from afterword.engine.toy import ToyTokenizer
 from contract.conftest import Lacks
 from support.asgi import Client, fold
 
@@ -359,14 +358,16 @@ async def test_R18_camel_case_beside_the_same_value(client: Client) -> None:
     assert error["message"] == "Unrecognized request argument supplied: unknownName"
 
 
-@HERE
-async def test_R17_the_range_of_the_repetition_penalty(serve: Callable[..., Client]) -> None:
+async def test_R17_the_range_of_the_repetition_penalty(client: Client, lacks: Lacks) -> None:
     """With a range the penalty sees the end of the prompt alone."""
-    here = serve(toy_engine())
     body = {"prompt": "a" + "c" * 9, "max_tokens": 1, "repetition_penalty": 100}
     bias = {**NO_END, str(A): 90, str(B): 50}
+    if "penalty_range" in lacks:
+        error = await client.refuse(**body, repetition_penalty_range=9)
+        assert error["param"].startswith("repetition_penalty")
+        return
     for given, text in ((None, "b"), (0, "b"), (-1, "b"), (10, "b"), (2**60, "b"), (9, "a")):
-        choice = await choice_of(here, **body, logit_bias=bias, repetition_penalty_range=given)
+        choice = await choice_of(client, **body, logit_bias=bias, repetition_penalty_range=given)
         assert choice["text"] == text, given
 
 

@@ -96,37 +96,75 @@ def test_cores_are_those_of_the_machine_elsewhere(
     assert usable_cores() == cores
 
 
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
+    """Sets what a file of a control group says, and the groups of this process."""
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_PROC", tmp_path / "proc")
+
+    def say(groups: str, name: str, text: str) -> None:
+        for file, content in (
+            (tmp_path / "proc/self/cgroup", groups), (tmp_path / "cgroup" / name, text),
+        ):  # fmt: skip
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content)
+
+    return say
+
+
+SERVICE = "0::/system.slice/afterword.service\n"
+OF_BOTH = "4:memory:/user/one\n2:cpu,cpuacct:/user/one\n0::/\n"
+OUTSIDE = "0::/../../elsewhere\n"
+"""What a process sees whose group is not below the root that it was given."""
+
+
+@linux
 @pytest.mark.parametrize(
-    ("own", "limits", "cores"),
+    ("groups", "name", "text", "cores"),
     [
-        ("0::/\n", {"": "max 100000\n"}, 4),
-        ("0::/\n", {"": "100000 100000\n"}, 1),
-        ("0::/\n", {"": "20000 100000\n"}, 1),
-        ("0::/\n", {"": "140000 100000\n"}, 1),
-        ("0::/\n", {"": "150000 100000\n"}, 2),
-        ("0::/\n", {"": "350000 100000\n"}, 4),
-        ("0::/\n", {"": "900000 100000\n"}, 4),
-        ("0::/a/b\n", {"a/b": "300000 100000\n", "a": "100000 50000\n"}, 2),
-        ("0::/a/b\n", {"a/b": "100000 50000\n", "a": "max 100000\n"}, 2),
-        ("2:cpu:/a\n", {"a": "100000 100000\n"}, 4),
-        ("0::/elsewhere\n", {}, 4),
+        ("0::/\n", "cpu.max", "100000 100000", 1),
+        ("0::/\n", "cpu.max", "max 100000", 8),
+        ("0::/\n", "cpu.max", "250000 100000", 3),
+        ("0::/\n", "cpu.max", "1000 100000", 1),
+        (OUTSIDE, "cpu.max", "200000 100000", 2),
+        (SERVICE, "system.slice/afterword.service/cpu.max", "200000 100000", 2),
+        (SERVICE, "system.slice/cpu.max", "150000 100000", 2),
+        (SERVICE, "another.slice/cpu.max", "100000 100000", 8),
+        (OF_BOTH, "cpu/user/one/cpu.cfs_quota_us", "200000", 2),
+        (OF_BOTH, "cpu/user/one/cpu.cfs_quota_us", "-1", 8),
+        (OF_BOTH, "cpu/cpu.cfs_quota_us", "100000", 1),
     ],
 )
-def test_cores_follow_the_quota_of_the_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, limits: Mapping[str, str], cores: int
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path / "groups")
-    monkeypatch.setattr(machine, "_PROC", tmp_path / "proc")
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(own)
-    for group, text in limits.items():
-        (tmp_path / "groups" / group).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "groups" / group / "cpu.max").write_text(text)
+def test_cores_are_those_of_the_quota(
+    group: Callable[[str, str, str], None], monkeypatch: pytest.MonkeyPatch,
+    groups: str, name: str, text: str, cores: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    group(groups, name, text)
+    if name.endswith("quota_us"):
+        group(groups, name.replace("quota", "period"), "100000")
     assert usable_cores() == cores
 
 
 # Memory.
+
+
+@pytest.mark.parametrize(
+    ("groups", "name"),
+    [
+        (SERVICE, "system.slice/afterword.service/memory.max"),
+        (SERVICE, "system.slice/memory.max"),
+        (OF_BOTH, "memory/user/memory.limit_in_bytes"),
+        (OUTSIDE, "memory.max"),
+    ],
+)
+def test_memory_is_limited_by_the_groups_around(
+    group: Callable[[str, str, str], None], groups: str, name: str
+) -> None:
+    group(groups, name, "max")
+    whole = memory_limit()
+    group(groups, name, "4096000")
+    assert memory_limit() == 4096000 < whole
 
 
 @pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +28,7 @@ from afterword.ledger.keys import KeyStore
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import processes, reservations
 from afterword.ledger.writer import FLUSH_S
-from e2e.process import Server, run, serving
+from e2e.process import AFTERWORD, Server, run, serving
 from e2e.wire import Stream
 from standins.services import Postgres
 
@@ -59,11 +60,15 @@ class House:
         return secret
 
     def serving(
-        self, *flags: str, name: str = "stderr", inherit: socket.socket | None = None
+        self,
+        *flags: str,
+        name: str = "stderr",
+        inherit: socket.socket | None = None,
+        program: Sequence[str | Path] = (AFTERWORD,),
     ) -> AbstractContextManager[Server]:
         return serving(
             self.folder / name, "--model", f"tiny={self.model}", "--slots", "8", "--threads", "1",
-            *self.ledger, *flags, inherit=inherit,
+            *self.ledger, *flags, inherit=inherit, program=program,
         )  # fmt: skip
 
     def records(self) -> dict[str, UsageRecord]:
@@ -474,6 +479,30 @@ def test_hundreds_of_bad_connections_harm_nobody(lite: House) -> None:
         more = [opened.enter_context(BadConnection(server.port, "silent")) for _ in range(750)]
         assert sum(connection.is_closed_at_once() for connection in more[-40:]) == 40
         assert server.stop() == 0
+
+
+def test_more_connections_than_files_leave_the_ledger_its_own(lite: House) -> None:
+    """200 files: 128 are kept back, so 72 connections are taken, and the others are closed."""
+    key = lite.create("a", budget_tokens=10**6)
+    limited = ("sh", "-c", 'ulimit -n 200; exec "$0" "$@"', AFTERWORD)
+    with lite.serving(program=limited) as server, ExitStack() as opened:
+        assert "at most 72 are taken" in (lite.folder / "stderr").read_text()
+        client = opened.enter_context(
+            httpx2.Client(headers={"authorization": f"Bearer {key}"}, timeout=60)
+        )
+        asked = partial(client.post, f"{server.url}/v1/completions", json={**BODY, "max_tokens": 3})
+        ids = [asked().json()["id"]]
+        silent = [opened.enter_context(BadConnection(server.port, "silent")) for _ in range(300)]
+        assert all(connection.is_closed_at_once() for connection in silent[80:])
+        ids += [asked().json()["id"] for _ in range(3)]
+        for connection in silent:
+            connection.__exit__()
+        # There is room as soon as the server has seen that they left.
+        while len(ids) < 5:
+            with suppress(httpx2.TransportError):
+                ids.append(complete(server, key).json()["id"])
+        assert server.stop() == 0
+    assert set(ids) <= lite.records().keys()
 
 
 def taken_ms(server: Server, key: str) -> float:

@@ -46,6 +46,7 @@ EVERYTHING = Job(
     seed=1,
     sampling=SamplingParams(
         repetition_penalty=1.5,
+        repetition_window=32,
         typical_p=0.9,
         xtc_probability=0.5,
         xtc_threshold=0.2,
@@ -94,10 +95,10 @@ CUTS = {"typical_p": 0.9, "xtc_probability": 0.5, "xtc_threshold": 0.2}
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("afterword", {**VLLM, **CUTS, **DRY}),
+        ("afterword", {**VLLM, **CUTS, **DRY, "repetition_penalty_range": 32}),
         ("vllm", VLLM),
         ("llamacpp", {
-            **CUTS, **DRY, "repeat_penalty": 1.5, "repeat_last_n": 256,
+            **CUTS, **DRY, "repeat_penalty": 1.5, "repeat_last_n": 32,
             "grammar": 'root ::= "a" | "b"',
         }),
     ],
@@ -105,6 +106,13 @@ CUTS = {"typical_p": 0.9, "xtc_probability": 0.5, "xtc_threshold": 0.2}
 def test_what_is_passed_on(name: str, expected: dict[str, Any]) -> None:
     body = body_for(name, EVERYTHING)
     assert {field: body.get(field) for field in expected} == expected
+
+
+@pytest.mark.parametrize("window", [0, 256, 2**60])
+def test_a_penalty_of_all_tokens_is_one_of_the_whole_context(window: int) -> None:
+    sampling = SamplingParams(repetition_penalty=1.5, repetition_window=window)
+    job = msgspec.structs.replace(EVERYTHING, sampling=sampling)
+    assert body_for("llamacpp", job)["repeat_last_n"] == 256
 
 
 def test_sglang_has_them_among_its_sampling_params() -> None:
@@ -374,6 +382,7 @@ async def test_structured_output_behind_sglang(sglang: tuple[str, list[Facts]]) 
     ("body", "param"),
     [
         ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"repetition_penalty": 1.1, "repetition_penalty_range": 9}, "repetition_penalty"),
         ({"typical_p": 0.5}, "typical_p"),
         ({"xtc_probability": 0.5}, "xtc_probability"),
         ({"dry_multiplier": 1}, "dry_multiplier"),

@@ -38,6 +38,8 @@ _SHARED = {
 _DEFAULTS: Mapping[str, Json] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 """llama-server's defaults where they are not those of ``/v1/completions``."""
 _ALIASES = {"max_tokens": "n_predict", "max_completion_tokens": "n_predict", "logprobs": "n_probs"}
+_LAST_TOKENS = 64
+"""What ``repeat_penalty`` sees without ``repeat_last_n``, as in llama-server."""
 _NOTHING = "this server does not have it"
 _NEUTRAL: Mapping[str, Foreign] = {
     "cache_prompt": Foreign({"enum": [True]}, "prefixes are always cached"),
@@ -178,7 +180,9 @@ class InfillRequest(msgspec.Struct, frozen=True, kw_only=True):
         int | None,
         Field(
             fields.integer(-1, _MOST),
-            "0 turns the penalties off. Otherwise only -1, all tokens, is offered.",
+            "repeat_penalty sees this many tokens at the end. -1 means all. 0 turns all penalties "
+            "off.",
+            _LAST_TOKENS,
         ),
     ] = None
     samplers: Annotated[
@@ -278,7 +282,7 @@ def _translated(own: InfillRequest, theirs: Mapping[str, Any]) -> Infill:
         # Entries by id, because llama-server's answer has ids and bytes.
         return_tokens_as_token_ids=True,
         return_token_ids=own.return_tokens,
-        **{_SHARED[name]: value for name, value in settings.items()},
+        **{_SHARED.get(name, name): value for name, value in settings.items()},
     )
     options = InfillOptions(
         place=Place(own.input_extra, own.prompt),
@@ -297,19 +301,20 @@ def _translated(own: InfillRequest, theirs: Mapping[str, Any]) -> Infill:
 
 
 def _with_penalties(own: InfillRequest, theirs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the shared fields without penalties if these see no tokens."""
+    """Returns the shared fields with penalties that see the last ``repeat_last_n`` tokens."""
     off = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-    if own.repeat_last_n == 0:
+    last = own.repeat_last_n
+    if last == 0:
         return {**theirs, **off}
-    on = any(theirs.get(name, value) != value for name, value in off.items())
-    if on and own.repeat_last_n not in {None, -1}:
+    of_answer = any(theirs.get(name, 0.0) for name in ("presence_penalty", "frequency_penalty"))
+    if of_answer and last not in {None, -1}:
         raise InvalidRequest(
-            "Invalid value for 'repeat_last_n': penalties see all tokens here; its values are -1 "
-            f"and 0, but got {own.repeat_last_n} instead.",
+            "Invalid value for 'repeat_last_n': presence_penalty and frequency_penalty see all "
+            f"tokens of the answer; its values with them are -1 and 0, but got {last} instead.",
             param="repeat_last_n",
             code="invalid_value",
         )
-    return theirs
+    return {**theirs, "repetition_penalty_range": _LAST_TOKENS if last is None else last}
 
 
 def _with_names(raw: Mapping[str, Json]) -> dict[str, Json]:

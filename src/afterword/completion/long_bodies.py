@@ -1,107 +1,241 @@
-"""Takes token ids out of a long body in slices, because a parser holds the GIL to its end.
+"""Parses long JSON in slices, because a parser in C holds the GIL to its end.
 
-What is not plain arrays of numbers stays where it is, for the parser and its errors.
+``msgspec`` parses each slice. What stands between slices is read here, so its cost is counted:
+a body of more values than any request needs is refused where it has one too many.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from afterword.completion.fields import Json
 from afterword.core.errors import InvalidRequest
 
 _SLICE_BYTES = 1 << 15
+_MOST_VALUES = 1 << 16
+"""The most values that are no numbers in an array, and no numbers by name."""
+_MOST_BIASES = 1 << 19
+"""No vocabulary has so many tokens."""
 _MOST_IDS = 1 << 21
 """No model has so long a context, and to free more objects at once would hold the GIL."""
-_NAME = b'"prompt"'
-_NUMBERS = re.compile(rb"\s*:\s*(?=\[\s*[\[\d-])")
-_INNER = re.compile(rb"\s*\[")
-_NEXT = re.compile(rb"\s*([,\]])")
-_MARK = b"[]"
+_MOST_NUMBERS = 1 << 22
+_DEPTH = 100
+_SPACES = re.compile(rb"[ \t\n\r]{0,65536}")
+_OTHERS = re.compile(rb"true|false|null|[-+0-9.eE]{1,4096}")
+_NUMBER = re.compile(rb"[-\d]")
+# Whole characters and escapes; what a surrogate pair is made of stays together.
+_UNITS = re.compile(
+    rb'(?:[^\\"]{1,512}+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|\\u[0-9a-fA-F]{4}'
+    rb"|\\[^u]){1,512}+"
+)
+_NAMED_NUMBERS = re.compile(rb'\s{0,64}"[^"\\]{0,64}"\s{0,64}:\s{0,64}-?\d')
 
 
-class Lifted(msgspec.Struct, frozen=True):
-    """A body whose ``prompt`` is ``[]``, and the prompt that it had there."""
-
-    rest: bytes
-    prompt: list[Any]
+class Unreadable(ValueError):
+    """The text is no JSON."""
 
 
-def lift_ids(body: bytes, most_prompts: int) -> Lifted | None:
-    """Take the token ids of the first ``prompt`` out of a body; None if it has none.
+def read_object(body: bytes) -> dict[str, Json]:
+    """Returns the object that a body is, as ``msgspec`` does.
 
-    Raises ``InvalidRequest`` for more than ``most_prompts`` arrays, and for more ids in one than
-    any context has. It does not look at the rest.
+    Raises ``InvalidRequest`` for a repeated key in any object (R19) and for more values than any
+    request needs, and ``Unreadable`` for what is no object.
     """
-    # Within a string a quote has a backslash, so this is a whole string.
-    named = body.find(_NAME)
-    begun = None if named < 0 else _NUMBERS.match(body, named + len(_NAME))
-    if begun is None:
-        return None
-    start = begun.end()
-    try:
-        nested = _INNER.match(body, start + 1)
-        if nested is None:
-            end = body.index(b"]", start)
-            ids = _ids(body, start + 1, end)
-        else:
-            ids, end = _arrays(body, nested.end(), most_prompts)
-    except (ValueError, msgspec.DecodeError):
-        return None
-    return Lifted(b"%b%b%b" % (body[:start], _MARK, body[end + 1 :]), ids)
+    return _Reader(body).read()
 
 
-def _arrays(body: bytes, at: int, most: int) -> tuple[list[Any], int]:
-    """Returns the arrays from the inside of the first on, and where their array ends.
+class _Reader:
+    """One body and how much of it was read. Values are counted by kind."""
 
-    Raises ``ValueError`` if the body has something else.
-    """
-    arrays: list[Any] = []
-    while True:
-        end = body.index(b"]", at)
-        arrays.append(_ids(body, at, end))
-        if len(arrays) > most:
-            raise _too_many(f"an array of at most {most} prompts")
-        after = _NEXT.match(body, end + 1)
-        if after is None:
-            raise ValueError("an array is followed by something else")
-        if after[1] == b"]":
-            return arrays, after.start(1)
-        inner = _INNER.match(body, after.end())
-        if inner is None:
-            raise ValueError("an array is followed by something else")
-        at = inner.end()
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._at = 0
+        self._field = ""
+        self._values = 0
+        self._numbers = 0
+
+    def read(self) -> dict[str, Json]:
+        try:
+            if self._sign() != b"{":
+                raise Unreadable
+            whole = self._object(0)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Unreadable from error
+        if self._sign():
+            raise Unreadable
+        return whole
+
+    def _sign(self) -> bytes:
+        """Returns the next byte that is no space; nothing at the end."""
+        while True:
+            spaces = _SPACES.match(self._body, self._at)
+            if spaces is None or spaces.end() == self._at:
+                return self._body[self._at : self._at + 1]
+            self._at = spaces.end()
+
+    def _expect(self, signs: bytes) -> bytes:
+        """Returns the next sign, which is one of these, and steps over it."""
+        sign = self._sign()
+        if not sign or sign not in signs:
+            raise Unreadable
+        self._at += 1
+        return sign
+
+    def _value(self, depth: int) -> Json:
+        sign = self._sign()
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise self._refused(f"more than {_MOST_VALUES} values")
+        if sign == b'"':
+            return self._string()
+        if sign in (b"{", b"["):
+            if depth == _DEPTH:
+                raise Unreadable
+            return self._object(depth + 1) if sign == b"{" else self._array(depth + 1)
+        other = _OTHERS.match(self._body, self._at)
+        if other is None:
+            raise Unreadable
+        self._at = other.end()
+        return msgspec.json.decode(other[0])
+
+    def _object(self, depth: int) -> dict[str, Json]:
+        self._at += 1
+        values: dict[str, Json] = {}
+        if self._sign() == b"}":
+            self._at += 1
+            return values
+        if depth == 1 and _NAMED_NUMBERS.match(self._body, self._at):
+            named = self._named_numbers()
+            if named is not None:
+                return named
+        while True:
+            if self._sign() != b'"':
+                raise Unreadable
+            name = self._string()
+            if depth == 0:
+                self._field = name
+            if name in values:
+                raise self._repeated(name, depth)
+            self._expect(b":")
+            values[name] = self._value(depth)
+            if self._expect(b",}") == b"}":
+                return values
+
+    def _named_numbers(self) -> dict[str, Json] | None:
+        """Returns an object of numbers, each with its own name; None if it is another."""
+        end = self._body.find(b"}", self._at)
+        named: dict[str, Json] = {}
+        for part in self._slices(self._at, end):
+            try:
+                values = msgspec.json.decode(b"{%b}" % part)
+            except msgspec.DecodeError:
+                return None
+            if not values or not _are_numbers(values.values()):
+                return None
+            # A name that stands twice is found where names are read one by one.
+            if part.count(b'"') != 2 * len(values) or not named.keys().isdisjoint(values):
+                return None
+            named |= values
+            if len(named) > _MOST_BIASES:
+                raise self._refused(f"more than {_MOST_BIASES} numbers by name")
+        self._at = end + 1
+        return named
+
+    def _array(self, depth: int) -> list[Json]:
+        self._at += 1
+        if self._sign() == b"]":
+            self._at += 1
+            return []
+        if _NUMBER.match(self._body, self._at):
+            numbers = self._plain_numbers()
+            if numbers is not None:
+                return numbers
+        values: list[Json] = []
+        while True:
+            values.append(self._value(depth))
+            if self._expect(b",]") == b"]":
+                return values
+
+    def _plain_numbers(self) -> list[Json] | None:
+        """Returns an array of numbers; None if there is something else in it."""
+        end = self._body.find(b"]", self._at)
+        numbers: list[Json] = []
+        for part in self._slices(self._at, end):
+            try:
+                values = msgspec.json.decode(b"[%b]" % part)
+            except msgspec.DecodeError:
+                return None
+            if not values or not _are_numbers(values):
+                return None
+            numbers += values
+            if len(numbers) > _MOST_IDS:
+                raise self._refused(f"more than {_MOST_IDS} numbers in an array")
+        self._numbers += len(numbers)
+        if self._numbers > _MOST_NUMBERS:
+            raise self._refused(f"more than {_MOST_NUMBERS} numbers")
+        self._at = end + 1
+        return numbers
+
+    def _slices(self, start: int, end: int) -> Iterator[bytes]:
+        """Yields the text between two places, cut at commas; an empty one if there is no end."""
+        while True:
+            comma = self._body.find(b",", start + _SLICE_BYTES, end)
+            if comma < 0:
+                yield self._body[start:end] if end >= 0 else b""
+                return
+            yield self._body[start:comma]
+            start = comma + 1
+
+    def _string(self) -> str:
+        body, start = self._body, self._at + 1
+        quote = body.find(b'"', start)
+        if quote < 0:
+            raise Unreadable
+        if body.find(b"\\", start, quote) < 0:
+            self._at = quote + 1
+            return "".join(
+                msgspec.json.decode(b'"%b"' % part) for part in self._characters(start, quote)
+            )
+        parts: list[str] = []
+        while body[start : start + 1] != b'"':
+            units = _UNITS.match(body, start)
+            if units is None:
+                raise Unreadable
+            end = self._whole(units.end())
+            parts.append(msgspec.json.decode(b'"%b"' % body[start:end]))
+            start = end
+        self._at = start + 1
+        return "".join(parts)
+
+    def _characters(self, start: int, end: int) -> Iterator[bytes]:
+        """Yields text without escapes in slices of whole characters."""
+        while start < end:
+            cut = min(self._whole(start + _SLICE_BYTES), end)
+            yield self._body[start:cut]
+            start = cut
+
+    def _whole(self, at: int) -> int:
+        """Returns where the character ends that a place is in: 0 to 3 bytes on."""
+        for place in range(at, min(at + 3, len(self._body))):
+            if self._body[place] & 0xC0 != 0x80:  # as UTF-8 marks them
+                return place
+        return min(at + 3, len(self._body))
+
+    def _refused(self, what: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"Invalid value for '{self._field[:40]}': the request has {what}.",
+            param=self._field[:40],
+            code="invalid_value",
+        )
+
+    def _repeated(self, name: str, depth: int) -> InvalidRequest:
+        field = self._field[:40]
+        short = f"{field}.{name[:40]}" if depth else field
+        return InvalidRequest(f"Duplicate request argument supplied: {short}", param=field)
 
 
-def _ids(body: bytes, start: int, end: int) -> list[Any]:
-    ids: list[Any] = []
-    for part in _slices(body, start, end):
-        values = msgspec.json.decode(b"[%b]" % part)
-        if ids and not values:
-            raise ValueError("a comma without a value")
-        ids += values
-        if len(ids) > _MOST_IDS:
-            raise _too_many(f"at most {_MOST_IDS} token ids in a prompt")
-    return ids
-
-
-def _too_many(wanted: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Invalid value for 'prompt': expected {wanted}, but got more.",
-        param="prompt",
-        code="invalid_value",
-    )
-
-
-def _slices(body: bytes, start: int, end: int) -> Iterator[bytes]:
-    """Yields the text between two places, cut at commas."""
-    while True:
-        comma = body.find(b",", start + _SLICE_BYTES, end)
-        if comma < 0:
-            yield body[start:end]
-            return
-        yield body[start:comma]
-        start = comma + 1
+def _are_numbers(values: Iterable[Json]) -> bool:
+    return {type(value) for value in values} <= {int, float}

@@ -555,7 +555,6 @@ def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature
     """Raises ``InvalidRequest`` for what the engine cannot take."""
     asked_features: tuple[tuple[str, bool, Feature], ...] = (
         ("cache_salt", request.cache_salt is not None, "cache_salt"),
-        ("repetition_penalty_range", _has_penalty_range(request), "penalty_range"),
         ("return_token_ids", bool(request.return_token_ids), "returned_ids"),
     )
     for name, asked, feature in asked_features:
@@ -572,12 +571,6 @@ def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature
             raise InvalidRequest(f"Token ids in '{name}': {reason}", param=name)
     if any(not isinstance(prompt, str) for prompt in request.prompt):
         raise InvalidRequest(f"Token ids in 'prompt': {reason}", param="prompt")
-
-
-def _has_penalty_range(request: CompletionRequest) -> bool:
-    return request.repetition_penalty not in {None, 1} and (
-        (request.repetition_penalty_range or 0) > 0
-    )
 
 
 def texts_of(request: CompletionRequest, place: Place | None = None) -> Iterator[tuple[str, bool]]:

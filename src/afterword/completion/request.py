@@ -10,7 +10,7 @@ import msgspec
 
 from afterword.completion import fields, foreign
 from afterword.completion.fields import Field, Json, Parser, Prompt, Schema
-from afterword.completion.long_bodies import lift_ids
+from afterword.completion.long_bodies import Unreadable, read_object
 from afterword.completion.structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 from afterword.core.errors import InvalidRequest
 from afterword.core.job import OutputGrammar
@@ -35,7 +35,6 @@ BREAKERS = ("\n", ":", '"', "*")
 """The usual ``dry_sequence_breakers``; source: llama.cpp."""
 _MOST = _INT64 - 1
 _LONG_BODY_BYTES = 64 * 1024
-_MOST_BIASES = 1 << 19
 _PENALTY = fields.number(-2, 2)
 _STREAM_OPTIONS = fields.switches(
     {
@@ -380,17 +379,7 @@ def decode(body: bytes, limits: Limits, *, model: str | None = None) -> Completi
     Raises ``InvalidRequest``.
     """
     table = parsers(limits)
-    lifted = lift_ids(body, limits.max_prompts) if len(body) > _LONG_BODY_BYTES else None
-    if lifted is None:
-        raw = parse_object(body, table)
-    else:
-        raw = parse_object(lifted.rest, table)
-        if raw.get("prompt") == []:
-            raw["prompt"] = lifted.prompt
-        else:
-            # The array that was taken out is not the request's prompt.
-            raw = parse_object(body, table)
-    parsed = parse_fields(raw, table)
+    parsed = parse_fields(parse_object(body, table), table)
     if model is not None:
         if parsed.get("model", model) != model:
             raise InvalidRequest("The body names another 'model' than the path.", param="model")
@@ -427,9 +416,9 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
     """
     try:
         if len(body) > _LONG_BODY_BYTES:
-            _refuse_unseen(msgspec.json.decode(body, type=dict[str, msgspec.Raw]), known)
+            return read_object(body)
         raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (Unreadable, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest(_UNPARSABLE) from None
     if not isinstance(raw, dict):
         raise InvalidRequest(_UNPARSABLE)
@@ -441,20 +430,6 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
         for name in inner:
             _refuse_duplicates(bytes(written[name]), name)
     return raw
-
-
-def _refuse_unseen(written: Mapping[str, msgspec.Raw], known: Mapping[str, Parser]) -> None:
-    """Raises ``InvalidRequest`` for long values that would be made to be refused."""
-    unknown = written.keys() - known.keys()
-    if unknown:
-        raise fields.unrecognized(min(unknown))
-    biases = bytes(written.get("logit_bias", b"")).count(b":")
-    if biases > _MOST_BIASES:
-        raise InvalidRequest(
-            f"Invalid value for 'logit_bias': {biases} token ids are more than a vocabulary has.",
-            param="logit_bias",
-            code="invalid_value",
-        )
 
 
 def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import math
 import os
 import platform
 import re
 import resource
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -55,46 +54,59 @@ _NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY}
 def usable_cores() -> int:
     """Returns the cores that this process may use; all if the system does not tell.
 
-    They are at most the processor time that its group may take: a quota of 1.5 cores counts as 2.
+    A group's quota counts: threads beyond it stand still in the middle of a step.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return max(1, int(min(cores, _quota() + 0.5)))
-
-
-def _quota() -> float:
-    """Returns the cores' worth of time that cgroup v2 grants; infinite without a limit.
-
-    Each group above the process's own limits it, too. A container sees its own as the first.
-    """
-    own = _PROC / "self/cgroup"
-    named = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE) if own.is_file() else None
-    folder = _CGROUP / named[1] if named else _CGROUP
-    least = math.inf
-    for group in (folder, *folder.parents):
-        file = group / "cpu.max"
-        quota, _, period = file.read_text().partition(" ") if file.is_file() else ("max", "", "")
-        if quota.isdecimal():
-            least = min(least, int(quota) / int(period))
-        if group == _CGROUP:
-            break
-    return least
+    for folder in _group_folders("cpu"):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if not quota:
+            quota, period = (_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if quota.isdecimal() and period.isdecimal():
+            # The last core may be one in part.
+            cores = min(cores, max(1, -(-int(quota) // max(1, int(period)))))
+    return cores
 
 
 def memory_limit() -> int:
-    """Returns the bytes that this process may use: the machine's memory, or its group's limit.
+    """Returns the bytes that this process may use: the machine's memory, or its groups' limit.
 
     Raises ``ConfigError`` if the system tells neither.
     """
     limit = _memory_bytes()
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        path = _CGROUP / name
-        text = path.read_text().strip() if path.is_file() else ""
-        if text.isdecimal():
-            limit = min(limit, int(text))
+    for folder in _group_folders("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _text(folder / name)
+            if text.isdecimal():
+                limit = min(limit, int(text))
     return limit
+
+
+def _text(file: Path) -> str:
+    """Returns what a small file says, and nothing if it is not there."""
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _group_folders(controller: str) -> Iterator[Path]:
+    """Yields the folders of this process's control groups, of either version, innermost first.
+
+    A container may see its own group as the root, whatever ``/proc`` names; so the root counts.
+    """
+    yield from (_CGROUP, _CGROUP / controller)
+    for line in _text(_PROC / "self/cgroup").splitlines():
+        _, controllers, inner = line.split(":", 2)
+        # A group of the second version names no controllers: it has all of them.
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = _CGROUP / controller if controllers else _CGROUP
+        parts = Path(inner.strip("/")).parts
+        if ".." not in parts:
+            yield from (base.joinpath(*parts[:depth]) for depth in range(len(parts), 0, -1))
 
 
 def _memory_bytes() -> int:

@@ -106,12 +106,11 @@ answers.
 """
 
 
-Feature: TypeAlias = Literal["token_ids", "cache_salt", "returned_ids", "penalty_range"]
+Feature: TypeAlias = Literal["token_ids", "cache_salt", "returned_ids"]
 """What an engine may be unable to take.
 
 ``token_ids``: in prompts, biases and tokenising. ``cache_salt``: to keep prefixes apart by scope.
-``returned_ids``: to say which tokens it generated. ``penalty_range``: a repetition penalty of the
-last tokens alone.
+``returned_ids``: to say which tokens it generated.
 """
 
 

@@ -90,7 +90,6 @@ class RemoteEngine:
 
     def _unsupported(self) -> Mapping[Feature, str]:
         dialect, reasons = self.pool.dialect, dict[Feature, str]()
-        reasons["penalty_range"] = "it is not passed on to other servers."
         if self._facts.vocabulary is None:
             reasons["token_ids"] = f"{dialect.title} has no tokenizer."
         for feature in _OF_ENGINES:

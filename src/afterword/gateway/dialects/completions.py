@@ -81,6 +81,8 @@ def extensions_of(job: Job) -> dict[str, Any]:
     body: dict[str, Any] = {}
     if sampling.repetition_penalty != 1:
         body["repetition_penalty"] = sampling.repetition_penalty
+        if sampling.repetition_window:
+            body["repetition_penalty_range"] = sampling.repetition_window
     if sampling.allowed_ids:
         body["allowed_token_ids"] = sampling.allowed_ids
     if job.stop_ids:

@@ -26,6 +26,9 @@ FEATURES: Mapping[str, Callable[[Job], bool]] = {
     "min_tokens": lambda job: job.sampling.min_tokens > 0,
     "ignore_eos": lambda job: job.sampling.ignore_eos,
     "repetition_penalty": lambda job: job.sampling.repetition_penalty != 1,
+    "penalty_range": lambda job: (
+        job.sampling.repetition_penalty != 1 and job.sampling.repetition_window > 0
+    ),
     "typical_p": lambda job: job.sampling.typical_p < 1,
     "typical_min_p": lambda job: job.sampling.typical_p < 1 and job.sampling.min_p > 0,
     "xtc": lambda job: job.sampling.xtc_probability > 0,
@@ -48,6 +51,7 @@ FEATURES: Mapping[str, Callable[[Job], bool]] = {
 _PARAMS = {
     "scoring": "echo",
     "penalties": "presence_penalty",
+    "penalty_range": "repetition_penalty_range",
     "typical_min_p": "typical_p",
     "xtc": "xtc_probability",
     "dry": "dry_multiplier",

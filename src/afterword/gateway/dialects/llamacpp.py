@@ -189,7 +189,7 @@ class LlamacppDialect:
         tokenizer: AnyTokenizer,  # noqa: ARG002 - the prompt is ids
     ) -> tuple[str, object]:
         """See ``Dialect``."""
-        sampling = job.sampling
+        sampling, most = job.sampling, facts.context_tokens
         typical = sampling.typical_p < 1 and not is_greedy(job)
         body: dict[str, Any] = {
             "prompt": list(job.prompt_ids),
@@ -206,8 +206,8 @@ class LlamacppDialect:
             "xtc_probability": sampling.xtc_probability,
             "xtc_threshold": sampling.xtc_threshold,
             "repeat_penalty": sampling.repetition_penalty,
-            # Prompt and choice, whole. Not every version knows -1.
-            "repeat_last_n": facts.context_tokens,
+            # Not every version knows -1 for prompt and choice, whole.
+            "repeat_last_n": min(sampling.repetition_window or most, most),
             "dry_multiplier": 0,
             # Siblings need different seeds. A seed has 32 bits; the highest value means "random".
             "seed": mix64(mix64(job.seed) ^ seqs[0]) % (2**32 - 1),

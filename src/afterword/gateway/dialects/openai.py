@@ -47,6 +47,7 @@ class OpenaiDialect(CompletionsDialect):
         "min_tokens": "has no such parameter",
         "ignore_eos": "has no such parameter",
         "repetition_penalty": "has no such parameter",
+        "penalty_range": "has no such parameter",
         "typical_p": "has no such parameter",
         "typical_min_p": "has no such parameter",
         "xtc": "has no such parameter",

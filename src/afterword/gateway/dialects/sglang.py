@@ -77,6 +77,7 @@ class SglangDialect:
     takes_names_as_text = False
     lacks: Mapping[str, str] = {
         "repetition_penalty": "does not count the prompt's tokens",
+        "penalty_range": "has no such parameter",
         "typical_p": "has no such parameter",
         "typical_min_p": "has no such parameter",
         "xtc": "has no such parameter",

@@ -19,6 +19,7 @@ ROWS: Mapping[str, str] = {
     "min_tokens": "`min_tokens`",
     "ignore_eos": "`ignore_eos`",
     "repetition_penalty": "`repetition_penalty`",
+    "penalty_range": "`repetition_penalty_range`",
     "typical_p": "`typical_p`",
     "typical_min_p": "`typical_p` with `min_p`",
     "xtc": "`xtc_probability`, `xtc_threshold`",

@@ -40,6 +40,7 @@ class VllmDialect(CompletionsDialect):
     name = "vllm"
     title = "vLLM"
     lacks: Mapping[str, str] = {
+        "penalty_range": "has no such parameter",
         "typical_p": "has no such parameter",
         "typical_min_p": "has no such parameter",
         "xtc": "has no such parameter",

@@ -69,6 +69,7 @@ chaos: python ## Break servers on purpose for MINUTES (60) and check what is pro
 bench: python ## Measure against peers (PEERS=folder of llama-server, DATA=folder of choices)
 	@$(PYTHON) scripts/install.py --test
 	$(RUN)/python benchmarks/run.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+	$(if $(DATA),$(RUN)/python benchmarks/prefixes.py --data $(DATA))
 	$(if $(and $(PEERS),$(DATA)),$(RUN)/python benchmarks/sharing.py --peers $(PEERS) --data $(DATA))
 
 bench-plots: python ## Plot the cost of a step into docs/images (MODELS='--model NAME=FILE ...')

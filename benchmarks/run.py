@@ -51,7 +51,7 @@ def serve_command(model: Path, port: int, args: argparse.Namespace, slots: int) 
     """Returns the command that serves a file."""
     return [
         str(Path(sys.executable).parent / "afterword"), "serve", "--model", f"bench={model}",
-        "--port", str(port), "--ctx", str(args.ctx), "--slots", str(slots),
+        "--port", str(port), "--ctx", str(args.ctx), "--max-sequences", str(slots),
         "--threads", str(args.threads), "--kv", args.kv,
     ]  # fmt: skip
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
     parser.add_argument("--peers", type=Path, help="folder of llama-server and llama-bench")
     parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--ctx", type=int, default=2048, help="tokens of context for each slot")
+    parser.add_argument("--ctx", type=int, default=2048, help="tokens of context for each sequence")
     parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()

@@ -33,11 +33,14 @@ class FreeRunner:
     max_rows = 512
     vocabulary = VOCABULARY
     least_shared_tokens = 4
+    block_tokens = 64
     sharing: PrefixSharing = "cells"
     exponentials = staticmethod(exponentials)
 
     def __init__(self, slots: int) -> None:
-        self.slots = slots
+        self.sequences = slots
+        self.blocks = slots * self.context_tokens // self.block_tokens
+        self.slots = slots + self.blocks
         rng = np.random.default_rng(0)
         self._rows = (3 * rng.standard_normal((slots, VOCABULARY))).astype(np.float32)
 

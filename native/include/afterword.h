@@ -86,6 +86,22 @@ LLAMA_API int32_t llama_afterword_memory(const struct llama_context * context, u
 // Whether a batch is computed at once if its sequences have unequal numbers of tokens.
 LLAMA_API bool llama_afterword_ragged(llama_memory_t memory);
 
+// The next context that this thread makes has one pool of n_cells cells for all of its sequences, in blocks of 64, if the
+// model's memory is cells of keys and values alone; else each sequence has a stream, as without this call. n_cells is a
+// multiple of 64, and not less than what one sequence may have.
+LLAMA_API void llama_afterword_want_blocks(uint32_t n_cells);
+
+// Whether a context got a pool of blocks. The caller then gives blocks to sequences, and no sequence has any of its own.
+LLAMA_API bool llama_afterword_has_blocks(llama_memory_t memory);
+
+// Sequences 0 to n_sequences - 1 have these tables of blocks, and so many tokens. A table has a block for each 64 tokens
+// that the sequence has or gets in the next batch. It is read until the batch is computed.
+LLAMA_API void llama_afterword_bind(
+    llama_memory_t memory, int32_t n_sequences, const int32_t * const * tables, const int32_t * lengths);
+
+// Copies the first n_cells cells of a block to another block.
+LLAMA_API void llama_afterword_copy_cells(llama_memory_t memory, int32_t from, int32_t to, int32_t n_cells);
+
 // Makes an empty sequence the first n_pos positions of another one. The result is false if that is not possible.
 LLAMA_API int32_t llama_afterword_fork(
     llama_memory_t memory, llama_seq_id from, llama_seq_id to, llama_pos n_pos, bool * result);

@@ -19,6 +19,8 @@
 namespace afterword {
 namespace {
 
+static_assert(TILE_CELLS == BLOCK_CELLS, "a tile is a block");
+
 // Rows that share K and V, with what is known of them so far.
 struct tile {
     tile(const attention_op & op, float * scratch)
@@ -39,7 +41,8 @@ struct tile {
     float   total[TILE_ROWS];    // of exp(score - largest)
     float   largest[TILE_ROWS];  // score
 
-    const char *        keys;  // of the first cell
+    const int32_t *     table;  // of blocks, or nullptr
+    const char *        keys;   // of the first cell
     const char *        values;
     const ggml_fp16_t * seen[TILE_ROWS];  // the mask of each row, or nullptr
 
@@ -68,11 +71,11 @@ void take_rows(const attention_op & op, int64_t begin, int64_t end, tile & t) {
     int64_t end_row   = op.n_rows;
     if (op.mixed()) {
         first_row = end_row = offset / heads;
-        const int stream    = op.stream(first_row);
-        while (first_row > 0 && op.stream(first_row - 1) == stream) {
+        const int64_t mine  = op.sequence(first_row);
+        while (first_row > 0 && op.sequence(first_row - 1) == mine) {
             first_row--;
         }
-        while (end_row < op.n_rows && op.stream(end_row) == stream) {
+        while (end_row < op.n_rows && op.sequence(end_row) == mine) {
             end_row++;
         }
     }
@@ -91,6 +94,7 @@ void take_rows(const attention_op & op, int64_t begin, int64_t end, tile & t) {
         t.largest[i] = -INFINITY;
         std::memcpy(t.queries + i * op.key_size, op.query(t.row[i], t.head[i], t.batch), op.key_size * sizeof(float));
     }
+    t.table  = op.table(t.row[0]);
     t.keys   = op.keys(t.row[0], t.head[0], t.batch);
     t.values = op.values(t.row[0], t.head[0], t.batch);
     std::memset(t.sums, 0, t.n * op.value_size * sizeof(float));
@@ -174,7 +178,7 @@ void add_cells(const attention_op & op, int64_t first_cell, tile & t) {
         return;
     }
     const auto cells = [&](const ggml_tensor * cache, const char * first, int count) {
-        return tile_cells{first + first_cell * cache->nb[1], cache->nb[1], cache->type == GGML_TYPE_F16, count};
+        return tile_cells{first + op.place(t.table, first_cell) * cache->nb[1], cache->nb[1], cache->type == GGML_TYPE_F16, count};
     };
     tile_scores(t.scores, t.queries, t.n, op.key_size, cells(op.k, t.keys, n), t.key_buffer);
     ggml_vec_scale_f32(t.n * TILE_CELLS, t.scores, op.scale);

@@ -1,6 +1,7 @@
 // The operands of one GGML_OP_FLASH_ATTN_EXT by their names.
 //
 // A row is a token of the batch. A stream is one of the caches that K and V hold one after another (their dimension 3).
+// A block is BLOCK_CELLS cells of one cache; the cells of a sequence are in blocks anywhere in it.
 #pragma once
 
 #include "common.h"
@@ -11,6 +12,8 @@
 #include <cstring>
 
 namespace afterword {
+
+constexpr int64_t BLOCK_CELLS = 64;
 
 struct attention_op {
     explicit attention_op(ggml_tensor * dst)
@@ -40,14 +43,29 @@ struct attention_op {
         }
     }
 
-    // Whether rows of several streams are in the batch. Then src[5] has the cell of each row, counted over all streams.
+    // Whether rows of several sequences are in the batch. Then src[5] has the cell of each row, counted over all streams.
     bool mixed() const {
         return cells != nullptr;
     }
 
-    // The stream of a row in a mixed batch.
-    int stream(int64_t row) const {
-        return ((const int64_t *) cells->data)[row] / (int64_t) (k->nb[3] / k->nb[1]);
+    // Whether cells are in blocks. Then src[5] has the table of each row, too: which block has the cells from 0, 64, 128
+    // and so on of the row's sequence. All streams are one.
+    bool in_blocks() const {
+        return mixed() && cells->ne[1] > 1;
+    }
+
+    const int32_t * table(int64_t row) const {
+        return in_blocks() ? (const int32_t *) (intptr_t) ((const int64_t *) cells->data)[n_rows + row] : nullptr;
+    }
+
+    // A number that rows of a mixed batch have in common if they are of one sequence.
+    int64_t sequence(int64_t row) const {
+        return in_blocks() ? (int64_t) (intptr_t) table(row) : stream(row);
+    }
+
+    // Where a cell of a sequence is, counted from the first of the memory that its row sees.
+    static int64_t place(const int32_t * table, int64_t cell) {
+        return table ? table[cell / BLOCK_CELLS] * BLOCK_CELLS + cell % BLOCK_CELLS : cell;
     }
 
     // The slope of ALiBi.
@@ -65,7 +83,7 @@ struct attention_op {
         return (const float *) ((const char *) q->data + row * q->nb[1] + head * q->nb[2] + batch * q->nb[3]);
     }
 
-    // The first of the cells that a row sees with a head. The next cell is nb[1] bytes on.
+    // The first of the cells that a row may see with a head. The next is nb[1] bytes on; see place().
     const char * keys(int64_t row, int64_t head, int64_t batch) const {
         return first_cell(k, row, head, batch);
     }
@@ -112,9 +130,14 @@ struct attention_op {
     float softcap;
 
 private:
+    // The stream of a row in a mixed batch without blocks.
+    int64_t stream(int64_t row) const {
+        return ((const int64_t *) cells->data)[row] / (int64_t) (k->nb[3] / k->nb[1]);
+    }
+
     const char * first_cell(const ggml_tensor * cache, int64_t row, int64_t head, int64_t batch) const {
         const int64_t cache_head   = head / (n_heads / cache->ne[2]);
-        const int64_t cache_stream = mixed() ? stream(row) : batch / (n_batches / cache->ne[3]);
+        const int64_t cache_stream = in_blocks() ? 0 : mixed() ? stream(row) : batch / (n_batches / cache->ne[3]);
         return (const char *) cache->data + cache_head * cache->nb[2] + cache_stream * cache->nb[3];
     }
 };

@@ -106,6 +106,7 @@ void attention_by_rows(const attention_op & op, int64_t begin, int64_t end, floa
 
         const float         slope  = op.slope(head);
         const ggml_fp16_t * mask   = op.mask_of(row, head, batch);
+        const int32_t *     table  = op.table(row);
         const char *        keys   = op.keys(row, head, batch);
         const char *        values = op.values(row, head, batch);
 
@@ -118,12 +119,12 @@ void attention_by_rows(const attention_op & op, int64_t begin, int64_t end, floa
                 continue;
             }
             float score;
-            dot(op.key_size, &score, 0, keys + cell * op.k->nb[1], 0, query, 0, 1);
+            dot(op.key_size, &score, 0, keys + op.place(table, cell) * op.k->nb[1], 0, query, 0, 1);
             score = score * op.scale;
             if (op.softcap != 0.0f) {
                 score = op.softcap * tanhf(score);
             }
-            sums.add(score + bias, values + cell * op.v->nb[1]);
+            sums.add(score + bias, values + op.place(table, cell) * op.v->nb[1]);
         }
         if (op.sinks) {
             sums.add_sink(op.sink(head));

@@ -17,11 +17,12 @@ std::vector<uint32_t> afterword_tokens_by_stream(const llama_ubatch & ubatch, ui
 void afterword_input_cells(
     int64_t * cells, const llama_ubatch & ubatch, const llama_kv_cache::slot_info & slots, uint32_t stream_size);
 
-// The cells of each row, by which attention finds its stream, if the sequences of a batch are of unequal lengths.
+// The cells of each row, by which attention finds its stream or its table of blocks. Without them, the rows of a batch
+// belong to one stream after another, all with equally many.
 inline ggml_tensor * afterword_row_cells(
     const llama_cparams & cparams, const llama_ubatch & ubatch, ggml_tensor * cells) {
     const bool ragged = !cparams.kv_unified && !ubatch.equal_seqs() && cparams.n_seq_max > 1;
-    return ragged ? cells : nullptr;
+    return ragged || cells->ne[1] > 1 ? cells : nullptr;
 }
 
 // Fills new memory with zeros. Pages that nobody has written yet read as zeros, and are not taken.

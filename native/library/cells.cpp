@@ -36,7 +36,7 @@ void afterword_clear_pages(ggml_backend_buffer_t buffer) {
 bool llama_kv_cache::fork(llama_seq_id from, llama_seq_id to, llama_pos n_pos) {
     const auto s0 = seq_to_stream[from];
     const auto s1 = seq_to_stream[to];
-    if (v_trans || other || !model.devices.empty() || s0 == s1 || v_cells[s0].get_has_shift()) {
+    if (blocks || v_trans || other || !model.devices.empty() || s0 == s1 || v_cells[s0].get_has_shift()) {
         return false;
     }
 

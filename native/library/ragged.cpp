@@ -37,8 +37,8 @@ llama_ubatch llama_batch_allocr::split_ragged(uint32_t n_ubatch) {
 
 // The processor's flash attention finds the stream of each row by itself; nothing else does.
 bool llama_kv_cache::computes_by_stream() const {
-    return n_stream > 1 && !v_trans && !other && !hparams.is_mla() && model.devices.empty() &&
-        model.arch != LLM_ARCH_T5 && model.arch != LLM_ARCH_MINIMAX_M3;
+    return blocks || (n_stream > 1 && !v_trans && !other && !hparams.is_mla() && model.devices.empty() &&
+        model.arch != LLM_ARCH_T5 && model.arch != LLM_ARCH_MINIMAX_M3);
 }
 
 bool llama_kv_cache_iswa::computes_by_stream() const {

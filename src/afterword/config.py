@@ -133,18 +133,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Count | None,
         _setting(
             "Engine",
-            "Tokens of context for each slot, prompt and completion together.",
+            "Tokens of context for each sequence, prompt and completion together.",
             value="TOKENS",
             default="the model's, or what memory allows",
         ),
     ] = None
+    kv_mib: Annotated[
+        Annotated[int, Meta(ge=1, le=2**53)] | None,
+        _setting(
+            "Engine",
+            "Memory for keys and values, in MiB: of running sequences, and of prefixes that later "
+            "prompts use again. It is taken when it is used. The least recently used prefix gives "
+            "way.",
+            default="an eighth of the memory",
+        ),
+    ] = None
+    max_sequences: Annotated[
+        Annotated[int, Meta(ge=1, le=256)],
+        _setting(
+            "Engine",
+            "Sequences computed at once; others wait in line. With four or more, one extra is for "
+            "a request that has none yet. Models with recurrent or latent layers get at most 8 "
+            "unless slots says more, because each sequence has memory of its own there.",
+        ),
+    ] = 64
     slots: Annotated[
         Annotated[int, Meta(ge=1, le=256)] | None,
         _setting(
             "Engine",
-            "Sequences computed at once; others wait in line. Four slots or more come with one "
-            "extra, for a request that has none yet.",
-            default="what memory allows, at most 8",
+            "The old name of max-sequences; it goes first.",
+            default="max-sequences",
         ),
     ] = None
     threads: Annotated[
@@ -170,7 +188,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 200
     max_waiting: Annotated[
         Count,
-        _setting("Engine", "Requests that may wait for a slot. The next one gets a 503."),
+        _setting("Engine", "Requests that may wait for memory. The next one gets a 503."),
     ] = 256
     score_cache_mib: Annotated[
         Annotated[int, Meta(ge=0, le=2**53)],

@@ -92,7 +92,8 @@ def test_print_config_says_where_values_came_from(tmp_path: Path) -> None:
 def test_help_names_every_option() -> None:
     done = run("serve", "--help")
     assert done.returncode == 0
-    for option in ("--model", "--alias", "--host", "--port", "--ctx", "--slots", "--threads",
+    for option in ("--model", "--alias", "--host", "--port", "--ctx", "--kv-mib",
+                   "--max-sequences", "--slots", "--threads",
                    "--config", "--print-config"):  # fmt: skip
         assert option in done.stdout
     commands = run("--help").stdout
@@ -114,7 +115,7 @@ def test_doctor_says_whether_batch_invariance_holds(tiny_model: Path) -> None:
     done = run("doctor", "--model", f"m={tiny_model}", "--slots", "2")
     assert done.returncode == 0, done.stderr
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line)
-    assert rows["slots"] == "2"
+    assert rows["max_sequences"] == "2"
     assert "kept: answers do not depend" in done.stdout
     assert rows["ledger"].startswith("sqlite")
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -66,9 +66,9 @@ class Law(RuleBasedStateMachine):
         self.fewer: dict[int, set[Place]] = {}
         self.row_share: float | None = None
 
-    @initialize(slots=st.sampled_from((3, 1, 2, 5)))
-    def start(self, slots: int) -> None:
-        self._serving = self.model.server(slots)
+    @initialize(slots=st.sampled_from((3, 1, 2, 5)), contexts=st.sampled_from((4, 1, 2)))
+    def start(self, slots: int, contexts: int) -> None:
+        self._serving = self.model.server(slots, contexts)
         self.server: Server = self._serving.__enter__()
 
     @rule(one=single_jobs())

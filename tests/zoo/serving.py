@@ -15,15 +15,21 @@ from afterword.core.job import Ended, Event, Job, Prefilled, Sampled, ScoredProm
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.context import ContextOptions
 from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.loading import EngineOptions, Loaded, load
+from afterword.engine.llama.memory import model_memory
 from afterword.engine.sampler import Sampler
 from zoo.architectures import CONTEXT
 
 SLOTS = 3
+CONTEXTS = 4
 BUDGET = 128
 """Default number of prompt tokens in a step."""
 _MOST_STEPS = 20_000
+_SMALL = ContextOptions(
+    slots=1, slot_tokens=256, batch_tokens=64, max_rows=32, threads=1, exact=True
+)
 _SCORE_BYTES = 2**20
 _STRETCH_IDS = range(260, 388)
 _CHECKPOINT_BYTES = 2**22
@@ -164,8 +170,10 @@ class Model:
         self.path = path
         self.stretch = stretch
         self._ctx: int | None = None
+        self._token_bytes = 0
         self.loaded: Loaded = load(path, self.options(SLOTS))
         self._ctx = min(stretch * CONTEXT, self.loaded.model.context_tokens)
+        self._token_bytes = model_memory(self.loaded.model, _SMALL).token
         self._fresh: dict[Request, Answer] = {}
 
     def close(self) -> None:
@@ -177,21 +185,22 @@ class Model:
         """Whether the probe confirmed batch invariance."""
         return self.loaded.batch_invariant
 
-    def options(self, slots: int) -> EngineOptions:
+    def options(self, slots: int, contexts: int = CONTEXTS) -> EngineOptions:
         """Returns the options with which the model is opened."""
-        return EngineOptions(ctx=self._ctx, slots=slots, threads=1)
+        kv_bytes = contexts * (self._ctx or 0) * self._token_bytes
+        return EngineOptions(ctx=self._ctx, slots=slots, kv_bytes=kv_bytes or None, threads=1)
 
-    def open(self, slots: int) -> OpenModel:
+    def open(self, slots: int, contexts: int = CONTEXTS) -> OpenModel:
         """Open the file again, with the kernels that the first load chose."""
         model = LlamaModel(self.path, repack=self.loaded.model.repack)
         loaded = msgspec.structs.replace(self.loaded, model=model)
-        name, options = self.path.stem, self.options(slots)
+        name, options = self.path.stem, self.options(slots, contexts)
         return open_model(loaded, digest="0" * 64, name=name, options=options)
 
     @contextmanager
-    def server(self, slots: int = SLOTS) -> Iterator[Server]:
-        """A fresh server."""
-        opened = self.open(slots)
+    def server(self, slots: int = SLOTS, contexts: int = CONTEXTS) -> Iterator[Server]:
+        """A fresh server; if its memory is blocks, ``contexts`` whole contexts fit into it."""
+        opened = self.open(slots, contexts)
         try:
             yield Server(opened, stretch=self.stretch)
         finally:

@@ -43,6 +43,18 @@ def test_any_order(model: Model, law_examples: int) -> None:
     )
 
 
+def test_many_prefixes_are_kept_and_evicted(model: Model) -> None:
+    """Four times as many as memory holds, asked in turn, give the answers of a fresh server."""
+    requests = [
+        (job(prompt(stem, 150 + 9 * cut, 9, branch=cut), max_tokens=2),)
+        for cut in range(5)
+        for stem in range(3)
+    ]
+    with model.server(2, contexts=1) as server:
+        for request in (*requests, *requests[::2]):
+            assert difference(server.ask(request), model.fresh(request)) is None
+
+
 def test_a_header_is_computed_once_for_all_questions_behind_it(model: Model) -> None:
     """The second prompt, at the latest, shows where the header ends."""
     if not model.batch_invariant:

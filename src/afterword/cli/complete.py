@@ -40,8 +40,8 @@ def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings'
         prompt = sys.stdin.read()
     stop = list(given.pop("stop"))
     fields: Any = {name: given.pop(name) for name in _FIELDS} | {"stop": stop}
-    # One sequence needs one slot; the operator may still set more.
-    (opener, *_) = openers(given, probe=False, usual={"slots": "1"})
+    # One sequence runs; the operator may still say otherwise.
+    (opener, *_) = openers(given, probe=False, usual={"max_sequences": "1"})
     chunks = []
     with LLM.opened_by(opener) as llm, llm.stream(prompt, **fields) as stream:
         for chunk in stream:

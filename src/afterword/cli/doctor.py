@@ -24,10 +24,10 @@ from afterword.gateway.address import is_remote
 from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT
 
 _MEMORY = {
-    "kv_bytes": ("kv memory", " for all slots"),
+    "kv_bytes": ("kv memory", " at most"),
     "weights_bytes": ("memory of weights", ""),
     "buffer_bytes": ("buffers", ""),
-    "process_bytes": ("process", " at most, when all slots are full"),
+    "process_bytes": ("process", " at most, when all KV memory is used"),
 }
 _GIB = 2**30
 
@@ -111,7 +111,7 @@ _SHARING: Mapping[PrefixSharing, str] = {
 
 def _context(tokens: int, *, remote: bool) -> str:
     if not remote:
-        return f"{tokens} tokens a slot"
+        return f"{tokens} tokens a sequence"
     # Upstreams have slots of their own, and some do not report their context.
     return f"{tokens} tokens a request" if tokens < UNKNOWN_CONTEXT else "not reported"
 

@@ -115,6 +115,8 @@ class Loading:
         return EngineOptions(
             ctx=settings.ctx,
             slots=settings.slots,
+            max_sequences=settings.max_sequences,
+            kv_bytes=settings.kv_mib * 2**20 if settings.kv_mib is not None else None,
             threads=settings.threads,
             exact=settings.kv == "exact",
             probe=self._probe,

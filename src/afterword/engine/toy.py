@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from afterword.core.draws import mix64
 from afterword.core.protocols import EngineCard, InfillTokens, PrefixSharing
+from afterword.engine.batching.blocks import BlockCopy, BlockTables
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.runner import (
     Batch,
@@ -105,10 +106,35 @@ class ToyTokenizer:
         return ids
 
 
+class _ToyBlocks:
+    """The cells of slots in blocks, for a runner that knows what each slot should have."""
+
+    def __init__(self, blocks: int, block_tokens: int) -> None:
+        self.tables = BlockTables(blocks, block_tokens)
+        self._cells = [[-1] * block_tokens for _ in range(blocks)]
+
+    def copy(self, copied: BlockCopy | None) -> None:
+        """Copy cells, and spoil those behind them."""
+        if copied is not None:
+            source, cells = self._cells[copied.source], self._cells[copied.destination]
+            cells[:] = [*source[: copied.tokens], *[-1] * (len(cells) - copied.tokens)]
+
+    def write(self, slot: int, position: int, token: int) -> None:
+        """Put the token of a slot into its cell."""
+        self.tables.grow(slot, position + 1)
+        whole, rest = divmod(position, self.tables.block_tokens)
+        self._cells[self.tables.table(slot)[whole]][rest] = token
+
+    def read(self, slot: int, tokens: int) -> list[int]:
+        """Returns the tokens of a slot as its blocks have them."""
+        return [token for block in self.tables.table(slot) for token in self._cells[block]][:tokens]
+
+
 class ToyRunner:
     """A ``ModelRunner`` whose memory is lists of tokens and whose rows are hashes of them.
 
-    ``before_decode`` is called with each batch, so that tests can inspect it, wait or raise.
+    With ``blocks``, up to ``sequences`` slots run at once. ``before_decode`` is called with each
+    batch, so that tests can inspect it, wait or raise.
     """
 
     least_shared_tokens = 1
@@ -123,11 +149,18 @@ class ToyRunner:
         max_batch_tokens: int = 64,
         end_ids: Sequence[int] = (),
         sharing: PrefixSharing = "cells",
+        sequences: int | None = None,
+        blocks: int = 0,
+        block_tokens: int = 4,
         before_decode: Callable[[Batch], None] | None = None,
     ) -> None:
         self.sharing = sharing
         self.vocabulary = vocabulary
         self.slots = slots
+        self.sequences = slots if sequences is None else sequences
+        self.blocks = blocks
+        self.block_tokens = block_tokens
+        self._blocks = _ToyBlocks(blocks, block_tokens) if blocks else None
         self.context_tokens = context_tokens
         self.max_batch_tokens = max_batch_tokens
         self.max_rows = max_batch_tokens
@@ -146,6 +179,8 @@ class ToyRunner:
         for instruction in instructions:
             if not self._allows(instruction):
                 raise AssertionError(f"cannot {instruction}")
+            if self._blocks is not None:
+                self._move_blocks(self._blocks, instruction)
             match instruction:
                 case Fork(source, destination, tokens):
                     self._cells[destination] = self._cells[source][:tokens]
@@ -160,6 +195,15 @@ class ToyRunner:
                     self._cells[slot], self._hashes[slot] = cells[:], hashes[:]
                 case Drop(number):
                     self._checkpoints.pop(number, None)
+
+    def _move_blocks(self, blocks: _ToyBlocks, instruction: KVInstruction) -> None:
+        match instruction:
+            case Fork(source, destination, tokens):
+                blocks.copy(blocks.tables.fork(source, destination, tokens))
+            case Trim(slot, tokens):
+                blocks.copy(blocks.tables.trim(slot, tokens))
+            case _:
+                raise AssertionError(f"blocks cannot {instruction}")
 
     def _allows(self, instruction: KVInstruction) -> bool:
         whole = self.sharing != "cells"
@@ -192,6 +236,10 @@ class ToyRunner:
             if position != len(cells) or position >= self.context_tokens:
                 raise DecodeError(f"slot {slot} has {len(cells)} cells, not {position}")
             cells.append(token)
+            if self._blocks is not None:
+                self._blocks.write(slot, position, token)
+                if wanted and self._blocks.read(slot, len(cells)) != cells:
+                    raise AssertionError(f"blocks of slot {slot} have tokens of others")
             hashes.append(mix64((hashes[-1] if hashes else 1) ^ (token + 1)))
             if wanted:
                 rows.append(self.row(hashes[-1]))

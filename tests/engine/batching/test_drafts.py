@@ -113,8 +113,8 @@ def test_rows_that_cost_nothing_are_always_worth_it() -> None:
 def a_sequence(ids: list[int], *, max_tokens: int, likely: float) -> tuple[Slot, Sequence]:
     job = Job(prompt_ids=tuple(ids), n=1, max_tokens=max_tokens, sampling=SamplingParams(), seed=0)
     sequence = Request(0, [job], frozenset(), 0.0).look_ahead(1)[0]
-    slot = Slot(0, 100)
-    slot.tokens[: len(ids)] = ids
+    slot = Slot(0)
+    slot.tokens = np.resize(np.array(ids, np.int32), sequence.limit)
     sequence.draft.first = [likely] * len(sequence.draft.first)
     sequence.draft.next = likely
     return slot, sequence

@@ -42,7 +42,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = PrefixCache(BUDGET_BYTES)
-        self.slots = [Slot(i, 16) for i in range(SLOTS)]
+        self.slots = [Slot(i) for i in range(SLOTS)]
         self.held: list[list[int]] = [[] for _ in range(SLOTS)]
         self.kept: set[tuple[str, int]] = set()
 
@@ -110,7 +110,7 @@ TestPrefixCache.settings = settings(
 
 def test_a_scope_is_forgotten_with_its_last_node() -> None:
     """So requests with a salt of their own leave nothing behind."""
-    cache, slot = PrefixCache(BUDGET_BYTES), Slot(0, 16)
+    cache, slot = PrefixCache(BUDGET_BYTES), Slot(0)
     for number in range(1000):
         slot.scope = str(number)
         cache.hold(slot, array([1, 2, 3]))

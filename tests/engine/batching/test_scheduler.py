@@ -169,6 +169,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         score_bytes=st.sampled_from((0, 500, 100_000)),
         sharing=st.sampled_from(("cells", "checkpoints", "none")),
         checkpoint_bytes=st.sampled_from((0, 300, 100_000)),
+        blocks=st.sampled_from((0, 0, 16, 17, 40, 300)),
     )
     def begin(
         self,
@@ -177,10 +178,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         score_bytes: int,
         sharing: PrefixSharing,
         checkpoint_bytes: int,
+        blocks: int,
     ) -> None:
+        if sharing == "checkpoints":
+            blocks = 0
         self.runner = ToyRunner(
-            VOCABULARY, slots=slots, context_tokens=CONTEXT, max_batch_tokens=batch,
-            end_ids=sorted(TOKENIZER.end_ids), sharing=sharing,
+            VOCABULARY, slots=slots + blocks, context_tokens=CONTEXT, max_batch_tokens=batch,
+            end_ids=sorted(TOKENIZER.end_ids), sharing=sharing, sequences=slots,
+            blocks=blocks,
         )  # fmt: skip
         self.scheduler = Scheduler(
             self.runner, TOKENIZER.end_ids,

@@ -26,6 +26,7 @@ ASKED = ContextOptions(
 )
 F16 = 2
 HAS_TOKENS = ("llama", "gemma3", "gpt-oss", "deepseek2", "jamba", "falcon-h1", "lfm2", "qwen3next")
+IN_BLOCKS = ("llama", "gemma3", "gpt-oss")
 HAS_STATE = ("jamba", "falcon-h1", "lfm2", "mamba2", "rwkv7", "qwen3next")
 ARCHITECTURES = (*HAS_TOKENS, "mamba2", "rwkv7")
 
@@ -45,6 +46,7 @@ def test_computed_sizes_equal_what_the_library_allocates(model: tuple[str, Llama
     asked = model_memory(loaded, ASKED)
     assert (asked.token > 0) == (name in HAS_TOKENS)
     assert (asked.sequence > 0) == (name in HAS_STATE)
+    assert asked.in_blocks == (name in IN_BLOCKS)
     for slots, tokens in ((1, 768), (3, 512), (5, 1024)):
         made = msgspec.structs.replace(ASKED, slots=slots, slot_tokens=tokens)
         context = LlamaContext(loaded, made)
@@ -70,7 +72,9 @@ def test_a_saved_state_is_at_most_as_large_as_computed(
 def test_bytes_of_a_token_are_those_computed_by_hand(tmp_path: Path) -> None:
     """The model has two layers with two heads for keys and values, each 16 wide."""
     model = LlamaModel(make_gguf(tmp_path / "x.gguf"))
-    assert model_memory(model, ASKED) == ModelMemory(token=2 * 2 * (16 + 16) * F16, sequence=0)
+    assert model_memory(model, ASKED) == ModelMemory(
+        token=2 * 2 * (16 + 16) * F16, sequence=0, in_blocks=True
+    )
     model.close()
 
 
@@ -85,8 +89,10 @@ class Machine:
         monkeypatch.setattr(engine, "memory_limit", lambda: limit)
 
 
-def opened(path: Path, *, ctx: int | None = None, slots: int | None = None) -> OpenModel:
-    given = EngineOptions(threads=1, exact=False, ctx=ctx, slots=slots)
+def opened(
+    path: Path, *, ctx: int | None = None, slots: int | None = None, kv_bytes: int | None = None
+) -> OpenModel:
+    given = EngineOptions(threads=1, exact=False, ctx=ctx, slots=slots, kv_bytes=kv_bytes)
     return open_model(load(path, given), digest="0" * 64, name="x", options=given)
 
 
@@ -105,7 +111,8 @@ def test_the_default_context_is_the_largest_that_fits(
         context = one.card.context_tokens
         taken = int(one.card.details["process_bytes"])
         one.runner.close()
-    assert one.card.details["slots"] == 1
+    assert one.card.details["max_sequences"] == 64
+    assert one.card.details["kv_bytes"] == context * 256
     assert context % 256 == 0
     assert 256 <= context < 65536
     assert taken <= 12 * 2**20
@@ -113,10 +120,6 @@ def test_the_default_context_is_the_largest_that_fits(
     assert taken > 12 * 2**20 * 0.9
     assert f"a context of {context} tokens is the largest that fits" in caplog.text
     assert "the model's own is 65536" in caplog.text
-    # With more slots, each has less room.
-    two = opened(large, slots=2)
-    assert 256 <= two.card.context_tokens < context
-    two.runner.close()
 
 
 def test_a_requested_context_fits_or_is_refused(
@@ -131,8 +134,8 @@ def test_a_requested_context_fits_or_is_refused(
     exact.runner.close()
     with pytest.raises(ConfigError, match=rf"the largest --ctx that fits is {context}$"):
         opened(large, ctx=65536, slots=1)
-    with pytest.raises(ConfigError, match=r"fits is \d+, with fewer --slots a larger one$"):
-        opened(large, ctx=65536, slots=3)
+    with pytest.raises(ConfigError, match=r"--kv-mib 1 is too little .* which takes 2 MiB"):
+        opened(large, ctx=8192, kv_bytes=2**20)
     Machine(monkeypatch, 2**16)
     with pytest.raises(ConfigError, match=r"no context fits$"):
         opened(large)
@@ -158,13 +161,25 @@ def test_a_context_that_the_library_cannot_make_does_not_fit(
 
 
 def test_a_model_that_fits_has_its_own_context(tmp_path: Path) -> None:
-    whole = opened(make_gguf(tmp_path / "x.gguf"))
+    whole = opened(make_gguf(tmp_path / "x.gguf"), slots=8, kv_bytes=9 * CONTEXT * 256)
     details = whole.card.details
     assert whole.card.context_tokens == CONTEXT
-    assert details["slots"] == 8
+    assert details["max_sequences"] == 8
     assert details["kv_bytes"] == 9 * CONTEXT * 256
     assert int(details["process_bytes"]) > int(details["kv_bytes"])
     whole.runner.close()
+
+
+def test_blocks_are_fewer_if_memory_is_short(
+    large: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Machine(monkeypatch, 12 * 2**20)
+    with caplog.at_level(logging.INFO, "afterword.engine"):
+        few = opened(large, ctx=2048, kv_bytes=64 * 2**20)
+    assert 2048 * 256 <= int(few.card.details["kv_bytes"]) < 12 * 2**20
+    assert int(few.card.details["process_bytes"]) <= 12 * 2**20
+    assert "there is memory for" in caplog.text
+    few.runner.close()
 
 
 def test_pages_of_a_mapped_file_are_released(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ def choose_spans(
 ) -> list[Span]:
     """Returns every row that decodes and up to ``budget_tokens`` of prefill, ordered by slot.
 
+    ``slots`` are the active ones.
+
     Each row that decodes is followed by ``drafted`` tokens of a draft, taken from the slot. Half
     of the budget goes to the prompt that has waited longest, the rest to the shortest first: no
     prompt is stuck behind a long one, and a long one still advances.

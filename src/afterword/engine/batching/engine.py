@@ -48,8 +48,10 @@ class BatchingEngine:
         self._tokenizer = tokenizer
         self._card = card
         self._max_waiting = max_waiting
-        self._slots = runner.slots
+        self._slots = runner.sequences
         self._cells_total = runner.slots * runner.context_tokens
+        if runner.blocks:
+            self._cells_total = runner.blocks * runner.block_tokens
         self._mailboxes: dict[int, Mailbox] = {}
         self._unstarted: dict[int, int] = {}
         self._keys = itertools.count()

@@ -9,7 +9,10 @@ from collections.abc import Sequence as SequenceOf
 import msgspec
 import numpy as np
 
+from afterword.engine.batching.block_budget import BlockBudget
+from afterword.engine.batching.blocks import BlockTables
 from afterword.engine.batching.checkpoints import Checkpoints
+from afterword.engine.batching.evicted import Evicted
 from afterword.engine.batching.prefix_cache import Match, PrefixCache, common_prefix
 from afterword.engine.batching.runner import (
     Drop,
@@ -22,7 +25,10 @@ from afterword.engine.batching.runner import (
 )
 from afterword.engine.batching.sequence import Prompt, Sequence, TokenIds
 from afterword.engine.batching.slots import Checkpoint, Holder, Slot, Slots, Source
+from afterword.engine.batching.step import Span
 
+_REMEMBERED = 4
+"""Evicted blocks that are remembered, for each block that there is."""
 _WORTH_WAITING_TOKENS = 6
 """A sequence waits for a prefix that another slot is computing if it saves at least this much."""
 
@@ -57,13 +63,25 @@ class Memory:
         self.cache = PrefixCache(score_budget_bytes)
         self.sharing = runner.sharing
         self._least_shared_tokens = runner.least_shared_tokens
+        self._blocks: BlockBudget | None = None
+        if runner.blocks:
+            tables = BlockTables(runner.blocks, runner.block_tokens)
+            self._evicted = Evicted(runner.block_tokens, _REMEMBERED * runner.blocks)
+            self._blocks = BlockBudget(tables, slots, runner.context_tokens, self._cut_off)
         self._checkpoints = Checkpoints(
-            first=len(slots),
+            first=slots.count,
             size_bytes=runner.checkpoint_bytes,
             budget_bytes=checkpoint_budget_bytes,
         )
         self._nothing: TokenIds = np.empty(0, np.int32)
         self._instructions: list[KVInstruction] = []
+
+    @property
+    def used_tokens(self) -> int:
+        """How many tokens have KV in memory; whole blocks count."""
+        if self._blocks is not None:
+            return self._blocks.used_tokens
+        return sum(slot.computed for slot in self.slots)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -127,32 +145,58 @@ class Memory:
             self._cut(owner, tokens)
         return Wait(slot, owner, tokens)
 
+    def admits(self, sequence: Sequence, source: Source | None) -> bool:
+        """Whether there are blocks for all tokens that a sequence may ever have.
+
+        Some are kept for requests of which no sequence runs yet.
+        """
+        if self._blocks is None:
+            return True
+        return self._blocks.admits(sequence.limit, source, more=bool(sequence.request.running))
+
     def claim(self, sequence: Sequence, slot: Slot, source: Source | None, match: Match) -> int:
-        """Give an idle slot with the KV of ``source`` to a sequence; returns the reused tokens."""
+        """Give an idle slot with the KV of ``source`` to a sequence; returns the reused tokens.
+
+        The sequence gets another slot if blocks are so few that it has to continue its source.
+        """
         reused = source.tokens if source is not None else 0
+        if self._blocks is not None:
+            slot = self._blocks.make_way(slot, source)
         if source is not None and source.holder is slot:
             if reused < slot.computed:
-                self._instructions.append(Trim(slot.index, reused))
+                self._instruct(Trim(slot.index, reused))
         else:
             if slot.computed:
-                self._instructions.append(Trim(slot.index, 0))
+                self._instruct(Trim(slot.index, 0))
             if source is not None:
-                self._instructions.append(_copy(source, slot))
+                self._instruct(_copy(source, slot))
                 self.slots.touch(source.holder)
         ids = sequence.prompt.ids
         slot.computed = reused
+        slot.tokens = np.empty(sequence.limit, np.int32)
         slot.tokens[: len(ids)] = ids
-        slot.sequence, sequence.slot = sequence, slot.index
+        self.slots.occupy(slot, sequence)
+        if self._blocks is not None:
+            self._blocks.promise(slot, sequence.limit)
+            scope = sequence.prompt.job.cache_scope
+            slot.gives_way = self._evicted.gives_way(ids, reused, scope)
         if self.sharing == "checkpoints":
             self._cut_for_others(sequence, match.tokens, reused)
         slot.scope = sequence.prompt.job.cache_scope
         self.cache.hold(slot, ids)
-        self.slots.touch(slot)
         return reused
+
+    def make_room(self, spans: Iterable[Span]) -> None:
+        """Give the slots of a step the blocks of the tokens that it computes."""
+        if self._blocks is not None:
+            for span in spans:
+                self._blocks.grow(span.slot, span.start + span.tokens)
 
     def keep_states(self) -> None:
         """Save a checkpoint of every slot that has just reached one of its cuts."""
-        for slot in self.slots:
+        if self.sharing != "checkpoints":
+            return
+        for slot in self.slots.active:
             cuts = slot.sequence.cuts if slot.sequence is not None else []
             if not cuts or cuts[0] > slot.computed:
                 continue
@@ -166,7 +210,7 @@ class Memory:
         if self.sharing != "cells":
             self.forget(slot)
             return
-        self._instructions.append(Trim(slot.index, tokens))
+        self._instruct(Trim(slot.index, tokens))
         slot.computed = tokens
 
     def leave(self, sequence: Sequence) -> None:
@@ -174,16 +218,22 @@ class Memory:
         if sequence.slot is None:
             return
         slot = self.slots[sequence.slot]
-        slot.sequence = sequence.slot = None
-        self.slots.touch(slot)
-        self.cache.hold(slot, slot.tokens[: slot.computed])
+        # A long limit may have left much room that nobody will use.
+        slot.tokens = slot.tokens[: slot.computed].copy()
+        if self._blocks is not None:
+            self._blocks.release(slot)
+        self.slots.vacate(slot, first_to_go=slot.gives_way)
+        self.cache.hold(slot, slot.tokens)
+        if self._blocks is not None and self.sharing == "none" and slot.computed:
+            self.forget(slot)
 
     def forget(self, slot: Slot) -> None:
         """Drop the KV of a slot. A sequence in it then has no cached tokens."""
-        self._instructions.append(Trim(slot.index, 0))
+        self._instruct(Trim(slot.index, 0))
         slot.computed = 0
         if slot.sequence is None:
-            self.cache.hold(slot, slot.tokens[:0])
+            self.cache.hold(slot, self._nothing)
+            self.slots.settle(slot)
         else:
             slot.sequence.prompt.cached_tokens = 0
 
@@ -200,9 +250,8 @@ class Memory:
                         self._lose(kept)
                 case Drop(_):
                     self._instructions.append(instruction)
-        for lost in self.slots:
-            if lost.index in touched:
-                self.forget(lost)
+        for index in sorted(touched):
+            self.forget(self.slots[index])
 
     def start_afresh(self) -> None:
         """Reset every slot to its state at the start; none may be in use."""
@@ -215,9 +264,28 @@ class Memory:
         """Raise ``AssertionError`` if an invariant does not hold."""
         self.cache.check()
         self._checkpoints.check()
+        self.slots.check()
+        if self._blocks is not None:
+            self._blocks.check()
         for holder in (*self.slots, *self._checkpoints):
             if self.cache.held_tokens(holder) < holder.computed and holder.sequence is None:
                 raise AssertionError(f"the cache does not know the tokens of {holder.index}")
+
+    def _instruct(self, instruction: Fork | Trim | Restore) -> None:
+        self._instructions.append(instruction)
+        if self._blocks is not None:
+            self._blocks.carry_out(instruction)
+
+    def _cut_off(self, slot: Slot, tokens: int) -> None:
+        """Keep the first ``tokens`` tokens of an idle slot, to get its last blocks back."""
+        self._evicted.add(slot.tokens, tokens, slot.scope)
+        if not tokens or self.sharing != "cells":
+            self.forget(slot)
+            return
+        self._instruct(Trim(slot.index, tokens))
+        slot.computed = tokens
+        slot.tokens = slot.tokens[:tokens]
+        self.cache.hold(slot, slot.tokens)
 
     def _cut(self, owner: Sequence, tokens: int) -> None:
         if tokens not in owner.cuts:
@@ -267,7 +335,7 @@ def _whole(holder: Holder, room: int) -> int:
     return holder.computed if holder.computed <= room else 0
 
 
-def _copy(source: Source, slot: Slot) -> KVInstruction:
+def _copy(source: Source, slot: Slot) -> Fork | Restore:
     if isinstance(source.holder, Checkpoint):
         return Restore(source.holder.index, slot.index, source.tokens)
     return Fork(source.holder.index, slot.index, source.tokens)

@@ -89,7 +89,7 @@ class PrefixCache:
 
         ``usable(holder, depth)`` returns how many of the ``depth`` tokens that a holder shares
         with the match can be reused, at most ``depth``. On a tie an idle holder wins, because it
-        can be continued in place, then the lowest index.
+        can be continued in place; of those the one that has held the tokens longest.
         """
         best: Source | None = None
         for node in reversed(match.nodes):
@@ -101,6 +101,8 @@ class PrefixCache:
                 found = Source(holder, usable(holder, depth))
                 if best is None or _rank(found) > _rank(best):
                     best = found
+                if found.tokens == depth and holder.sequence is None:
+                    break  # thousands may hold the beginning that all prompts have
         return best if best is not None and best.tokens else None
 
     @staticmethod

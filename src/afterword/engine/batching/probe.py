@@ -62,7 +62,7 @@ def batch_difference(runner: ModelRunner) -> float:
     if prompt <= _CHUNKS[-1]:
         return float("inf")
     alone = _rows_alone(runner, tokens)
-    mine = runner.slots - 1
+    mine = runner.sequences - 1
     others = range(max(0, mine - _NEIGHBOURS), mine)
     together: Rows = []
     edges = (0, *_CHUNKS, *range(prompt, len(tokens) + 1))
@@ -89,7 +89,7 @@ def proven_sharing(runner: ModelRunner) -> PrefixSharing:
     again. Takes about 200 tokens of prefill. ``runner`` must be unused and batch invariant, and is
     left empty.
     """
-    if runner.slots < 2:
+    if runner.sequences < 2:
         return "none"
     tokens = _tokens(runner)
     alone = _rows_alone(runner, tokens)

@@ -1,7 +1,8 @@
 """What the scheduler expects of a model: KV instructions and batches in, rows of logits out.
 
 Instructions name only slots, lengths and numbered checkpoints, so that a runner can turn them
-into copies of cells, sequence ids or block tables, whatever its memory is made of.
+into copies of cells, sequence ids or block tables, whatever its memory is made of. A slot is a
+name for the KV of one sequence, running or not; if memory is blocks, there are many slots.
 """
 
 from __future__ import annotations
@@ -87,11 +88,23 @@ class ModelRunner(Protocol):
 
     @property
     def slots(self) -> int:
-        """Number of sequences that can have KV at once."""
+        """Number of sequences that can have KV at once, running or not."""
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences that can run at once, at most ``slots``."""
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that all slots share; 0 if each slot has memory of its own."""
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that a block has room for."""
 
     @property
     def context_tokens(self) -> int:
-        """Tokens that each slot can hold, independent of the other slots."""
+        """Tokens that a slot can hold; without blocks, independent of the other slots."""
 
     @property
     def max_batch_tokens(self) -> int:

@@ -18,7 +18,7 @@ from afterword.engine.batching.outcome import Outcome, PromptScore, SampledToken
 from afterword.engine.batching.prefix_cache import Match
 from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.sequence import Prompt, Request, Sequence, State
-from afterword.engine.batching.slots import Slot, Slots, SlotState, Source
+from afterword.engine.batching.slots import Slot, Slots, Source
 from afterword.engine.batching.step import Step, make_batch
 from afterword.engine.sampler import RowError
 
@@ -54,20 +54,22 @@ class Scheduler:
         score_budget_bytes: int,
         checkpoint_budget_bytes: int = 0,
     ) -> None:
-        self._slots = Slots(runner.slots, runner.context_tokens)
+        self._slots = Slots(runner.slots, runner.sequences)
         self._memory = Memory(
             runner,
             self._slots,
             score_budget_bytes=score_budget_bytes,
             checkpoint_budget_bytes=checkpoint_budget_bytes,
         )
-        self._kept_slots = kept_slots(runner.slots - 1)
+        self._kept_slots = kept_slots(runner.sequences - 1)
         self._max_batch_tokens = runner.max_batch_tokens
         self._max_rows = runner.max_rows
         self._end_ids = end_ids
         self._requests: dict[int, Request] = {}
         self._line = FairLine()
         self._waits: dict[Sequence, Wait] = {}
+        # The request that memory was too short for. Nobody starts before it.
+        self._starved: Request | None = None
         self._events: list[tuple[int, Event]] = []
         self._failures: list[tuple[int, RowError]] = []
         self._now_s = 0.0
@@ -150,7 +152,7 @@ class Scheduler:
         self._memory.keep_states()
         self._place()
         spans = choose_spans(
-            self._slots,
+            self._slots.active,
             drafted=0 if row_share is None else self._draft(row_share),
             budget_tokens=budget_tokens,
             most_tokens=self._max_batch_tokens,
@@ -159,6 +161,7 @@ class Scheduler:
         if not spans:
             # Instructions stay queued and reach the runner before the next batch.
             return None
+        self._memory.make_room(spans)
         return Step(self._memory.take_instructions(), spans, make_batch(spans))
 
     def update(self, step: Step, outcomes: SequenceOf[Outcome]) -> None:
@@ -211,10 +214,12 @@ class Scheduler:
         them still prefills. Only sharing "cells" allows drafts: with "checkpoints" a rejected
         draft could not be trimmed, and with "none" a row may depend on the rest of the batch.
         """
-        running = [(slot, slot.sequence) for slot in self._slots if slot.sequence is not None]
-        count = len(running)
+        count, _ = self._slots.counts
         if self._memory.sharing != "cells" or not 0 < count <= MOST_SEQUENCES:
             return 0
+        running = [
+            (slot, slot.sequence) for slot in self._slots.active if slot.sequence is not None
+        ]
         if not all(sequence.generated for _, sequence in running):
             return 0
         most = min(self._max_batch_tokens, self._max_rows) // count - 1
@@ -234,13 +239,21 @@ class Scheduler:
         """
 
         def place(request: Request) -> bool:
-            barred = bool(request.running) and len(self._slots.idle()) <= self._kept_slots
+            barred = bool(request.running) and self._slots.left <= self._kept_slots
             return not barred and self._place_one(request)
 
+        def has_room() -> bool:
+            return (
+                self._answering < _ANSWERS_COST and self._slots.left > 0 and self._starved is None
+            )
+
         self._answering = 0.0
-        self._line.serve(
-            lambda: self._answering < _ANSWERS_COST and bool(self._slots.idle()), place
-        )
+        starved, self._starved = self._starved, None
+        if starved is not None and starved in self._line:
+            place(starved)
+            if not starved.waiting:
+                self._line.leave(starved)
+        self._line.serve(has_room, place)
 
     def _place_one(self, request: Request) -> bool:
         """Start the first sequence of the request that can start now; False if there is none."""
@@ -263,12 +276,24 @@ class Scheduler:
                 continue
             # An awaited slot goes to those that wait for it, unless this request has no slot yet.
             slot = self._slots.victim(source, over_awaited=not request.running)
-            if slot is None:
+            if slot is None or not self._may_start(sequence, source):
                 continue
             self._stop_waiting(sequence)
             del head[at]
             self._start(sequence, slot, source, match)
             return True
+        return False
+
+    def _may_start(self, sequence: Sequence, source: Source | None) -> bool:
+        """Whether there is memory for a sequence.
+
+        A request that gets none at all is the next to get some: else shorter ones that come later
+        could keep it waiting for ever.
+        """
+        if self._memory.admits(sequence, source):
+            return True
+        if not sequence.request.running:
+            self._starved = sequence.request
         return False
 
     def _stop_waiting(self, sequence: Sequence) -> None:
@@ -384,12 +409,12 @@ class Scheduler:
     @property
     def decoding(self) -> bool:
         """Whether a running sequence generates, so that a client waits for its next token."""
-        return any(slot.sequence is not None and slot.sequence.generated for slot in self._slots)
+        return any(slot.sequence and slot.sequence.generated for slot in self._slots.active)
 
     @property
     def running(self) -> int:
         """Sequences that have a slot."""
-        return sum(slot.sequence is not None for slot in self._slots)
+        return self._slots.counts[0]
 
     @property
     def waiting(self) -> int:
@@ -413,9 +438,7 @@ class Scheduler:
 
     def cells(self) -> tuple[int, int, int]:
         """Returns the numbers of used cells, active slots and resident slots."""
-        states = [slot.state for slot in self._slots]
-        used = sum(slot.computed for slot in self._slots)
-        return used, states.count(SlotState.ACTIVE), states.count(SlotState.RESIDENT)
+        return self._memory.used_tokens, *self._slots.counts
 
     def check(self) -> None:
         """Raise ``AssertionError`` if an invariant does not hold."""
@@ -431,7 +454,7 @@ class Scheduler:
                 and sequence.state is State.RUNNING
                 and sequence in sequence.request.running
                 and sequence.request.key in self._requests
-                and 0 <= slot.computed <= sequence.length <= sequence.limit <= len(slot.tokens)
+                and 0 <= slot.computed <= sequence.length <= sequence.limit == len(slot.tokens)
             )
             if not sound:
                 raise AssertionError(f"slot {slot.index} and its sequence disagree")

@@ -28,14 +28,25 @@ THREW = -100
 """The code that ``decode`` returns for an exception of the library."""
 _WHOLE = 1 << 16
 """Flag: a saved state includes cells behind a sliding window. Unchanged libraries ignore it."""
+_ROUND = 256
+"""The library rounds the tokens of a sequence up to a multiple of this."""
 _GGML_TYPE_F16 = 1
 _GGML_TYPE_BF16 = 30
+
+BLOCK_TOKENS = 64
+"""Tokens of a block of KV memory, as the library has it: the tile of attention."""
+MOST_SEQUENCES = 256
+"""The library's limit for the sequences of a batch."""
 
 ATTENTION_BY_ROWS = bool(CHANGES)
 """Whether the library's attention gives identical rows in batches of any size."""
 _fork = returning(additions, "llama_afterword_fork", ctypes.c_bool)
 _sizes = returning(additions, "llama_afterword_memory", Sizes)
 _ragged = additions.get("llama_afterword_ragged")
+_want_blocks = additions.get("llama_afterword_want_blocks")
+_has_blocks = additions.get("llama_afterword_has_blocks")
+_bind: Any = additions.get("llama_afterword_bind")
+_copy_cells: Any = additions.get("llama_afterword_copy_cells")
 _make_pool = additions.get("ggml_afterword_thread_pool")
 _attach_pool = additions.get("llama_afterword_attach_thread_pool")
 _exponentials: Any = additions.get("ggml_afterword_exponentials")
@@ -62,15 +73,24 @@ def _by_library(row: Row, largest: float, out: Row) -> float:
 exponentials: Exponentials = _by_numpy if _exponentials is None else _by_library
 
 
+def context_blocks(tokens: int) -> int:
+    """Returns how many blocks one sequence of so many tokens takes, as the library rounds it."""
+    return -(-tokens // _ROUND) * (_ROUND // BLOCK_TOKENS)
+
+
 class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a context; all of them reach the kernels.
 
     With ``exact``, a library without ``ATTENTION_BY_ROWS`` keeps keys and values in different
     formats. This rules out kernels that compute a row differently if its batch or context is large.
+
+    A batch has up to ``slots`` sequences, each of up to ``slot_tokens`` tokens. With ``blocks`` (of
+    64 tokens) they share one memory, if the model's memory can be blocks; else each has its own.
     """
 
     slots: int
     slot_tokens: int
+    blocks: int = 0
     batch_tokens: int
     max_rows: int
     threads: int
@@ -99,6 +119,8 @@ class LlamaContext:
         self._slack = options.slots if options.slots > 1 else 0
         params = lib.llama_context_default_params()
         params.n_ctx = options.slots * options.slot_tokens
+        if _want_blocks is not None:
+            _want_blocks(options.blocks * BLOCK_TOKENS)
         # A runner may add one token for each slot to a full batch.
         params.n_batch = options.batch_tokens + options.slots
         params.n_ubatch = options.batch_tokens
@@ -118,13 +140,15 @@ class LlamaContext:
             raise ConfigError(f"llama.cpp cannot make a context: {error}") from error
         if not self._context:
             raise ConfigError(
-                f"no memory for {options.slots} slots of {options.slot_tokens} tokens; "
-                "try a smaller --ctx or fewer --slots"
+                f"no memory for {options.slots} sequences of {options.slot_tokens} tokens; "
+                "try a smaller --ctx or fewer --max-sequences"
             )
         _attach_threads(self._context, options.threads)
         self._memory: Any = lib.llama_get_memory(self._context)
         self.ragged = _ragged is not None and bool(_ragged(self._memory))
         """Whether a batch is computed at once if its slots have different numbers of tokens."""
+        self.in_blocks = _has_blocks is not None and bool(_has_blocks(self._memory))
+        """Whether the slots share one memory of blocks."""
         size = options.batch_tokens + options.slots
         self._tokens = np.zeros(size, np.int32)
         self._positions = np.zeros(size, np.int32)
@@ -190,6 +214,17 @@ class LlamaContext:
             except NativeError as error:
                 _log.warning("llama_decode threw: %s", error)
                 return THREW
+
+    def bind(self, tables: npt.NDArray[np.uintp], lengths: npt.NDArray[np.int32]) -> None:
+        """Give sequences 0, 1, 2 ... of the next batch their blocks, and so many tokens each.
+
+        ``tables`` [sequences] are addresses of int32 arrays that stay until the batch is computed.
+        """
+        _bind(self._memory, len(tables), tables.ctypes.data, lengths.ctypes.data)
+
+    def copy_cells(self, source: int, destination: int, tokens: int) -> None:
+        """Copy the first cells of a block to another block."""
+        _copy_cells(self._memory, source, destination, tokens)
 
     def rows(self, count: int) -> npt.NDArray[np.float32]:
         """Returns the wanted rows [count, vocabulary] as a view that the next batch overwrites."""

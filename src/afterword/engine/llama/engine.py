@@ -14,7 +14,7 @@ from afterword.core.protocols import EngineCard
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.scheduler import kept_slots
 from afterword.engine.llama.binding import LIBRARY, LlamaModel
-from afterword.engine.llama.context import ContextOptions
+from afterword.engine.llama.context import MOST_SEQUENCES, ContextOptions, context_blocks
 from afterword.engine.llama.loading import EngineOptions, Loaded, kernels, load
 from afterword.engine.llama.memory import ModelMemory, Opened, model_memory, open_context
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, most_rows
@@ -23,8 +23,9 @@ from afterword.models.notes import Notes
 
 _log = logging.getLogger("afterword.engine")
 _MOST_SLOTS = 8
+"""By default, as many sequences of models whose memory is not blocks."""
 _MEMORY_SHARE = 8
-"""By default, slots take at most one part in this many of the memory."""
+"""By default, KV takes at most one part in this many of the memory."""
 _CHECKPOINT_SHARE = 16
 """By default, checkpoints take at most one part in this many of the memory."""
 _NUMERICS = 5
@@ -95,8 +96,13 @@ def open_model(
             exact=options.exact,
         )
         memory = _memory(model, wanted, digest, notes)
-        slots = options.slots or _default_slots(memory, context) if loaded.together else 1
-        wanted = msgspec.structs.replace(wanted, slots=slots + kept_slots(slots))
+        slots = _sequences(memory, loaded, options, context)
+        wanted = msgspec.structs.replace(
+            wanted,
+            slots=min(slots + kept_slots(slots), MOST_SEQUENCES),
+            max_rows=max(wanted.max_rows, slots + 1),
+            blocks=_blocks(memory, loaded, options, context, name),
+        )
         opened = open_context(model, memory, wanted, may_shrink=options.ctx is None, name=name)
         made, sizes = opened.options, opened.sizes
         runner = LlamaRunner(model, opened.context, made, sharing, memory)
@@ -112,7 +118,7 @@ def open_model(
         prefix_sharing=sharing,
         details={
             "format": model.describe(),
-            "slots": slots,
+            "max_sequences": slots,
             "threads": made.threads,
             "kv": "exact" if made.exact else "fast",
             "kv_bytes": sizes.kv,
@@ -143,13 +149,21 @@ def _say_memory(name: str, wanted: ContextOptions, opened: Opened) -> None:
     if made.slot_tokens < wanted.slot_tokens:
         _log.warning(
             "model %s: a context of %d tokens is the largest that fits into this memory; the "
-            "model's own is %d (fewer --slots leave more for each)",
+            "model's own is %d",
             name,
             made.slot_tokens,
             wanted.slot_tokens,
         )
+    if wanted.blocks > made.blocks >= context_blocks(wanted.slot_tokens):
+        _log.warning(
+            "model %s: there is memory for %d of %d blocks of KV; fewer prefixes are kept",
+            name,
+            made.blocks,
+            wanted.blocks,
+        )
     _log.info(
-        "model %s: %d slots of %d tokens; %.2f GiB of weights, %.2f GiB of KV memory and states, "
+        "model %s: up to %d sequences of %d tokens; %.2f GiB of weights, %.2f GiB of KV memory and "
+        "states, "
         "%.2f GiB of buffers: at most %.2f GiB for the process",
         name,
         made.slots,
@@ -182,9 +196,47 @@ def _checkpoint_bytes(options: EngineOptions) -> int:
     return memory_limit() // _CHECKPOINT_SHARE
 
 
-def _default_slots(memory: ModelMemory, context: int) -> int:
+def _kv_bytes(options: EngineOptions) -> int:
+    """Returns the bound of KV memory; by default a share of the memory."""
+    return options.kv_bytes or memory_limit() // _MEMORY_SHARE
+
+
+def _in_blocks(memory: ModelMemory, loaded: Loaded) -> bool:
+    # States are copied whole, and blocks have none.
+    return memory.in_blocks and loaded.sharing != "checkpoints"
+
+
+def _sequences(memory: ModelMemory, loaded: Loaded, options: EngineOptions, context: int) -> int:
+    """Returns how many sequences may run at once, without the one kept for new requests.
+
+    If each has memory of its own, the default is what the bound of KV memory holds.
+    """
+    if not loaded.together:
+        return 1
+    if _in_blocks(memory, loaded) or options.slots:
+        return options.sequences
     slot_bytes = max(memory.slot_bytes(context), 1)
-    return max(1, min(_MOST_SLOTS, memory_limit() // _MEMORY_SHARE // slot_bytes))
+    return max(1, min(_MOST_SLOTS, options.max_sequences, _kv_bytes(options) // slot_bytes))
+
+
+def _blocks(
+    memory: ModelMemory, loaded: Loaded, options: EngineOptions, context: int, name: str
+) -> int:
+    """Returns how many blocks the bound of KV memory holds; 0 for a memory that is not blocks.
+
+    By default there are always enough for one sequence. Raises ``ConfigError`` if a bound was
+    given that has not enough.
+    """
+    if not _in_blocks(memory, loaded):
+        return 0
+    blocks, least = _kv_bytes(options) // memory.block_bytes, context_blocks(context)
+    if blocks < least and options.kv_bytes:
+        least_mib = -(-least * memory.block_bytes // 2**20)
+        raise ConfigError(
+            f"model {name}: --kv-mib {options.kv_bytes // 2**20} is too little for one sequence of "
+            f"{context} tokens, which takes {least_mib} MiB; a smaller --ctx takes less"
+        )
+    return max(blocks, least)
 
 
 def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
@@ -215,6 +267,7 @@ def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
 
 def _fingerprint(digest: str, options: ContextOptions, *, repack: bool) -> str:
     """Returns ``fp_`` and ten hex digits of a digest of all that may change an answer (D3)."""
-    made = msgspec.json.encode(options).decode()
+    # How much memory there is for prefixes changes no answer.
+    made = msgspec.json.encode(msgspec.structs.replace(options, blocks=0)).decode()
     parts = (digest, f"{kernels()} {repack}", str(_NUMERICS), made)
     return f"fp_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"

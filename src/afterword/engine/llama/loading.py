@@ -38,12 +38,15 @@ _PROBE_TOKENS = 256
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The operator's options for an engine; for None the engine chooses a value.
 
-    ``exact`` asks for batch invariance (D1), and ``probe`` for a test of it at start. A process
-    that computes one request only needs no probe.
+    ``kv_bytes`` bounds the KV memory that sequences share in blocks, and ``max_sequences`` says how
+    many run at once; ``slots`` is its old name. ``exact`` asks for batch invariance (D1), and
+    ``probe`` for a test of it at start; a process that computes one request only needs none.
     """
 
     ctx: int | None = None
     slots: int | None = None
+    max_sequences: int = 64
+    kv_bytes: int | None = None
     threads: int | None = None
     exact: bool = True
     probe: bool = True
@@ -52,6 +55,11 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_bytes: int | None = None
     target_gap_ms: int = 200
     prompt_lookup: bool = True
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences may run at once."""
+        return self.slots or self.max_sequences
 
     @property
     def compute_threads(self) -> int:

@@ -7,7 +7,12 @@ import msgspec
 from afterword.core.errors import ConfigError
 from afterword.core.machine import memory_limit, release_pages, resident_bytes
 from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.context import ContextOptions, LlamaContext
+from afterword.engine.llama.context import (
+    BLOCK_TOKENS,
+    ContextOptions,
+    LlamaContext,
+    context_blocks,
+)
 
 _GIB = 2**30
 _ROUND = 256
@@ -38,10 +43,25 @@ class Sizes(msgspec.Struct, frozen=True):
 
 
 class ModelMemory(msgspec.Struct, frozen=True):
-    """Bytes of a model's state over all layers: for each ``token`` and for each ``sequence``."""
+    """Bytes of a model's state over all layers: for each ``token`` and for each ``sequence``.
+
+    ``in_blocks`` tells whether sequences can share one memory of blocks.
+    """
 
     token: int
     sequence: int
+    in_blocks: bool = False
+
+    @property
+    def block_bytes(self) -> int:
+        """Returns the bytes of a block."""
+        return BLOCK_TOKENS * self.token
+
+    def kv_bytes(self, options: ContextOptions) -> int:
+        """Returns the bytes of the KV memory of a context."""
+        if options.blocks:
+            return options.blocks * self.block_bytes
+        return options.slots * self.slot_bytes(options.slot_tokens)
 
     def slot_bytes(self, tokens: int) -> int:
         """Returns the bytes of a slot with room for ``tokens`` tokens."""
@@ -74,18 +94,24 @@ def sizes_of(model: LlamaModel, context: LlamaContext, options: ContextOptions) 
 
 def model_memory(model: LlamaModel, options: ContextOptions) -> ModelMemory:
     """Measure two small contexts, whose KV memory differs only in the number of tokens."""
-    few, many = (
-        _kv_bytes(model, msgspec.structs.replace(options, slots=1, slot_tokens=tokens))
-        for tokens in (_ROUND, 2 * _ROUND)
+    (few, in_blocks), (many, _) = (
+        _kv_bytes(
+            model, msgspec.structs.replace(options, slots=1, slot_tokens=tokens, blocks=blocks)
+        )
+        for tokens, blocks in (
+            (_ROUND, context_blocks(_ROUND)),
+            (2 * _ROUND, context_blocks(2 * _ROUND)),
+        )
     )
     token = (many - few) // _ROUND
-    return ModelMemory(token, few - _ROUND * token)
+    return ModelMemory(token, few - _ROUND * token, in_blocks)
 
 
-def _kv_bytes(model: LlamaModel, options: ContextOptions) -> int:
+def _kv_bytes(model: LlamaModel, options: ContextOptions) -> tuple[int, bool]:
+    """Returns the bytes of a context's KV memory, and whether it is blocks."""
     context = LlamaContext(model, options)
     try:
-        return sizes_of(model, context, options).kv
+        return sizes_of(model, context, options).kv, context.in_blocks
     finally:
         context.close()
 
@@ -118,6 +144,7 @@ def open_context(
 ) -> Opened:
     """Open the ``wanted`` context, or the largest that fits if it ``may_shrink``.
 
+    If memory is short, there are fewer blocks than wanted, but always enough for one sequence.
     Raises ``ConfigError`` if it does not fit; the message names the largest that does.
     """
     # Packed weights are not read from the file again; the library counts those that are.
@@ -134,11 +161,12 @@ def open_context(
     if fitting is not None:
         fitting.context.close()
         largest = f"the largest --ctx that fits is {fitting.options.slot_tokens}"
-        if wanted.slots > 1:
-            largest += ", with fewer --slots a larger one"
+        if wanted.slots > 1 and not wanted.blocks:
+            largest += ", with fewer --max-sequences a larger one"
+    slots = 1 if wanted.blocks else wanted.slots
     raise ConfigError(
-        f"model {name}: {wanted.slots} slots of {wanted.slot_tokens} tokens take "
-        f"{memory.slot_bytes(wanted.slot_tokens) * wanted.slots / _GIB:.1f} GiB of KV memory, but "
+        f"model {name}: {slots} sequences of {wanted.slot_tokens} tokens take "
+        f"{memory.slot_bytes(wanted.slot_tokens) * slots / _GIB:.1f} GiB of KV memory, but "
         f"only {max(room, 0) / _GIB:.1f} of {limit / _GIB:.1f} GiB are free for that: {largest}"
     )
 
@@ -153,7 +181,7 @@ def _largest(
     """
 
     def takes(tokens: int) -> int | None:
-        made = msgspec.structs.replace(wanted, slot_tokens=tokens)
+        made = _of_length(wanted, tokens)
         try:
             context = LlamaContext(model, made)
         except ConfigError:
@@ -163,7 +191,8 @@ def _largest(
         finally:
             context.close()
 
-    high = min(memory.most_tokens(wanted.slots, room), wanted.slot_tokens) // _ROUND * _ROUND
+    slots = 1 if wanted.blocks else wanted.slots
+    high = min(memory.most_tokens(slots, room), wanted.slot_tokens) // _ROUND * _ROUND
     low = min(2 * _ROUND, high)
     if not low or (least := takes(low)) is None or least > room:
         return None
@@ -180,15 +209,28 @@ def _largest(
             low, least = middle, taken
         else:
             high, most = middle, taken
-    opened = _try(model, memory, msgspec.structs.replace(wanted, slot_tokens=low), room)
+    opened = _try(model, memory, _of_length(wanted, low), room)
     return opened if isinstance(opened, Opened) else None
+
+
+def _of_length(options: ContextOptions, tokens: int) -> ContextOptions:
+    """Returns options for shorter sequences; with blocks, for as many as one sequence takes."""
+    blocks = context_blocks(tokens) if options.blocks else 0
+    return msgspec.structs.replace(options, slot_tokens=tokens, blocks=blocks)
 
 
 def _try(
     model: LlamaModel, memory: ModelMemory, options: ContextOptions, room: int
 ) -> Opened | int:
-    """Returns a context if it fits, else a lower bound of the bytes that are missing."""
-    excess = memory.slot_bytes(options.slot_tokens) * options.slots - room
+    """Returns a context if it fits, else a lower bound of the bytes that are missing.
+
+    It has fewer blocks if that is enough to make it fit.
+    """
+    excess = memory.kv_bytes(options) - room
+    least = context_blocks(options.slot_tokens)
+    if excess > 0 and options.blocks > least:
+        fewer = max(options.blocks - -(-excess // memory.block_bytes), least)
+        return _try(model, memory, msgspec.structs.replace(options, blocks=fewer), room)
     if excess > 0:
         return excess
     try:
@@ -199,5 +241,8 @@ def _try(
     excess = sizes.bytes - room
     if excess > 0:
         context.close()
+        if options.blocks > least:
+            fewer = max(options.blocks - -(-excess // memory.block_bytes), least)
+            return _try(model, memory, msgspec.structs.replace(options, blocks=fewer), room)
         return excess
     return Opened(context, options, sizes, 0)

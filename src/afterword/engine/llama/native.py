@@ -60,6 +60,16 @@ def signatures(lib: Any) -> Mapping[str, Signature]:  # noqa: ANN401 - the modul
         ),
         "llama_afterword_memory": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(Sizes)]),
         "llama_afterword_ragged": (ctypes.c_bool, [ctypes.c_void_p]),
+        "llama_afterword_want_blocks": (None, [ctypes.c_uint32]),
+        "llama_afterword_has_blocks": (ctypes.c_bool, [ctypes.c_void_p]),
+        "llama_afterword_bind": (
+            None,
+            [ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p],
+        ),
+        "llama_afterword_copy_cells": (
+            None,
+            [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32],
+        ),
         "llama_afterword_fork": (
             ctypes.c_int32,
             [

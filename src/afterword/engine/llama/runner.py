@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from afterword.core.protocols import PrefixSharing
+from afterword.engine.batching.blocks import BlockCopy, BlockTables, NoBlocksError
 from afterword.engine.batching.runner import (
     Batch,
     DecodeError,
@@ -21,7 +23,14 @@ from afterword.engine.batching.runner import (
     Trim,
 )
 from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.context import ContextOptions, LlamaContext, State, exponentials
+from afterword.engine.llama.context import (
+    BLOCK_TOKENS,
+    ContextOptions,
+    LlamaContext,
+    State,
+    context_blocks,
+    exponentials,
+)
 from afterword.engine.llama.guard import NativeError
 from afterword.engine.llama.memory import ModelMemory, model_memory
 
@@ -39,8 +48,62 @@ def _failing_alone() -> Iterator[None]:
     """Turn an exception of the library, or a lack of memory, into ``DecodeError``."""
     try:
         yield
-    except (NativeError, MemoryError) as error:
+    except (NativeError, MemoryError, NoBlocksError) as error:
         raise DecodeError(str(error) or "there is no memory left") from error
+
+
+class _Tables:
+    """The blocks of all slots, as arrays that the library reads."""
+
+    def __init__(self, context: LlamaContext, blocks: int, slots: int, table_blocks: int) -> None:
+        self._context = context
+        self._tables = BlockTables(blocks, BLOCK_TOKENS)
+        # Pages of slots that were never used take no memory.
+        self._rows = np.zeros((slots, table_blocks), np.int32)
+        self._counts = np.zeros(slots, np.int32)
+        self._first = self._rows.ctypes.data
+        self._stride = self._rows.strides[0]
+
+    def carry_out(self, instruction: KVInstruction) -> None:
+        """Carry out a fork or a trim. Raises ``DecodeError`` for states, which blocks have not."""
+        copied: BlockCopy | None
+        match instruction:
+            case Fork(source, slot, tokens):
+                copied = self._tables.fork(source, slot, tokens)
+            case Trim(slot, tokens):
+                copied = self._tables.trim(slot, tokens)
+            case Save() | Restore():
+                raise DecodeError("slots of blocks have no states to copy")
+            case Drop():
+                return
+        if copied is not None:
+            self._context.copy_cells(copied.source, copied.destination, copied.tokens)
+        self._write(slot)
+
+    def bind(self, batch: Batch) -> npt.NDArray[np.int32]:
+        """Give the slots of a batch blocks for its tokens, and tell the library where they are.
+
+        Returns the library's number for the slot of each token, 0, 1, 2 and so on.
+        """
+        slots = batch.slots
+        begins = np.empty(len(slots), np.bool_)
+        begins[0] = True
+        np.not_equal(slots[1:], slots[:-1], out=begins[1:])
+        firsts = np.flatnonzero(begins)
+        lasts = np.append(firsts[1:], len(slots)) - 1
+        mine = slots[firsts]
+        needed = batch.positions[lasts] // BLOCK_TOKENS + 1
+        for at in np.flatnonzero(needed > self._counts[mine]).tolist():
+            self._tables.grow(int(mine[at]), int(batch.positions[lasts[at]]) + 1)
+            self._write(int(mine[at]))
+        addresses = (self._first + mine.astype(np.uintp) * self._stride).astype(np.uintp)
+        self._context.bind(addresses, batch.positions[firsts])
+        return begins.cumsum(dtype=np.int32) - 1
+
+    def _write(self, slot: int) -> None:
+        table = self._tables.table(slot)
+        self._counts[slot] = len(table)
+        self._rows[slot, : len(table)] = table
 
 
 class LlamaRunner:
@@ -69,9 +132,17 @@ class LlamaRunner:
         self._model = model
         self._context = context
         self._states: dict[int, State] = {}
-        self._lengths = np.zeros(options.slots, np.int64)
         self._failures = 0
-        self.slots = options.slots
+        self.sequences = options.slots
+        self.blocks = options.blocks if context.in_blocks else 0
+        self.block_tokens = BLOCK_TOKENS
+        # With blocks there may be as many slots as blocks, each with a prefix of its own.
+        self.slots = options.slots + self.blocks
+        self._lengths = np.zeros(self.slots, np.int64)
+        self._tables: _Tables | None = None
+        if self.blocks:
+            most = -(-min(options.slot_tokens, context.slot_tokens) // BLOCK_TOKENS)
+            self._tables = _Tables(context, self.blocks, self.slots, most)
         self.context_tokens = min(options.slot_tokens, self._context.slot_tokens)
         self.max_batch_tokens = self._context.batch_tokens
         self.max_rows = options.max_rows
@@ -89,6 +160,9 @@ class LlamaRunner:
     def apply(self, instructions: Sequence[KVInstruction]) -> None:
         """Carry out instructions in order. Raises ``DecodeError``."""
         for instruction in instructions:
+            if self._tables is not None:
+                self._tables.carry_out(instruction)
+                continue
             match instruction:
                 case Fork(source, destination, tokens):
                     if not self._context.fork(source, destination, tokens):
@@ -126,6 +200,9 @@ class LlamaRunner:
 
         Raises ``DecodeError``, and ``FatalDecodeError`` after repeated failures.
         """
+        if self._tables is not None:
+            slots = self._tables.bind(batch)
+            batch = msgspec.structs.replace(batch, slots=slots)
         filler = self._filler(batch) if self._fills_gaps else []
         if filler:
             at = np.searchsorted(batch.slots, filler)
@@ -144,7 +221,8 @@ class LlamaRunner:
             kind = FatalDecodeError if self._failures >= _FATAL_AFTER else DecodeError
             raise kind(f"llama_decode returned {code}")
         self._failures = 0
-        np.maximum.at(self._lengths, batch.slots, batch.positions.astype(np.int64) + 1)
+        if self._fills_gaps:
+            np.maximum.at(self._lengths, batch.slots, batch.positions.astype(np.int64) + 1)
         return self._context.rows(int(batch.wanted.sum()))
 
     def close(self) -> None:
@@ -177,9 +255,11 @@ def temporary_runner(
     model: LlamaModel, threads: int, *, exact: bool, slots: int, room: int
 ) -> Iterator[LlamaRunner]:
     """A runner with room for up to ``room`` tokens a slot; it leaves the model open."""
+    tokens = min(room, model.context_tokens)
     made = ContextOptions(
         slots=slots,
-        slot_tokens=min(room, model.context_tokens),
+        slot_tokens=tokens,
+        blocks=slots * context_blocks(tokens),
         batch_tokens=BATCH_TOKENS,
         max_rows=most_rows(model),
         threads=threads,

@@ -32,7 +32,7 @@ from support.asgi import Client
 from support.embedded import embedded_file
 
 CREATED = 1_700_000_000
-FOLDERS = {"concurrency": "slow", "e2e": "e2e", "zoo": "slow"}
+FOLDERS = {"clients": "e2e", "concurrency": "slow", "e2e": "e2e", "zoo": "slow"}
 """Folders below tests/ whose tests all have a marker."""
 FIXTURES = {
     "browser": "browser",

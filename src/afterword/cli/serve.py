@@ -66,7 +66,7 @@ def _serve(
     # Imports take most of a start. --help does not wait for them, and weights load meanwhile if
     # the server needs no keys.
     with importing():
-        from afterword.cli.loading import Loading  # noqa: PLC0415
+        from afterword.compose.loading import Loading  # noqa: PLC0415
 
     with Loading(settings, terminal) as loading:
         if settings.no_auth or is_loopback(bound):

@@ -9,17 +9,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afterword.cli.loading import Loading
-from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.old_tokens import OldTokens
 from afterword.completion.service import CompletionService
+from afterword.compose.loading import Loading
 from afterword.config import Settings
 from afterword.core.alias import Alias
 from afterword.core.errors import ConfigError
 from afterword.core.protocols import Engine
 from afterword.engine.llama.engine import start_engine
 from afterword.gateway.address import Address, is_remote, parse_addresses
+from afterword.models.package import Progress
 from afterword.models.tiktoken_files import read_tiktoken
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def load_service(
-    settings: Settings, terminal: Terminal, *, probe: bool = True, fresh: bool = False
+    settings: Settings, progress: Progress, *, probe: bool = True, fresh: bool = False
 ) -> AsyncIterator[CompletionService]:
     """Load and open the models; see ``Loading`` and ``open_service``. Raises ``ConfigError``."""
-    with Loading(settings, terminal, probe=probe, fresh=fresh) as loading:
+    with Loading(settings, progress, probe=probe, fresh=fresh) as loading:
         async with open_service(settings, loading) as service:
             yield service
 

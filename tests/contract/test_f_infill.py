@@ -329,8 +329,6 @@ async def test_F5_a_model_without_infill_tokens(client: Client) -> None:
     error = await refused(client, "/infill", {**PLACE, "model": "plain"})
     assert error["param"] == "input_suffix"
     assert "fill-in-the-middle" in error["message"]
-    body = {"model": "plain", "prompt": "a", "suffix": "b"}
-    assert (await refused(client, FIM, body))["param"] == "suffix"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 # `make serve` and `make test` install everything that they need.
 PORT ?= 8000
 ARGS ?=
+MODEL ?=
 # The first interpreter that is new enough.
 ifndef PYTHON
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -8,14 +9,14 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 RUN := .venv/bin
 
-.PHONY: help serve install wheel test test-fast check native-check native-test zoo chaos bench bench-plots typing screenshots lock clean
+.PHONY: help serve install wheel test test-fast test-clients check native-check native-test zoo chaos bench bench-plots typing screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## List all targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-serve: install ## Start the server on PORT (8000), with ARGS
-	@exec $(RUN)/afterword serve --port $(PORT) $(ARGS)
+serve: install ## Start the server on PORT (8000), with a MODEL (NAME=SOURCE) and ARGS
+	@exec $(RUN)/afterword serve --port $(PORT) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 install: python ## Install afterword into .venv, and fetch the embedded model
 	@$(PYTHON) scripts/install.py
@@ -31,6 +32,11 @@ test-fast: python ## Run the tests that need no browser, database or model: less
 	@$(PYTHON) scripts/install.py --fast
 	@$(RUN)/python -m pytest -m "not (browser or database or e2e or model or slow)" --hypothesis-profile fast $(ARGS)
 
+test-clients: python ## Install real clients in versions of their own, and run them (ARGS)
+	@$(PYTHON) scripts/install.py --test
+	@$(RUN)/python -m pytest -rs tests/clients tests/e2e/test_sdks.py tests/e2e/test_frameworks.py \
+		tests/e2e/test_lm_eval.py tests/e2e/test_pages.py $(ARGS)
+
 check: python ## Check style, types and import rules
 	@$(PYTHON) scripts/install.py --fast
 	$(RUN)/ruff check .
@@ -39,7 +45,12 @@ check: python ## Check style, types and import rules
 	$(RUN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(RUN)/lint-imports
 
-native-check: python ## Say what of native/ fits a llama-cpp-python (VERSION=, ARGS=--build to compile and test it)
+native-test-clients: python ## Install real clients in versions of their own, and run them (ARGS)
+	@$(PYTHON) scripts/install.py --test
+	@$(RUN)/python -m pytest -rs tests/clients tests/e2e/test_sdks.py tests/e2e/test_frameworks.py \
+		tests/e2e/test_lm_eval.py tests/e2e/test_pages.py $(ARGS)
+
+check: python ## Say what of native/ fits a llama-cpp-python (VERSION=, ARGS=--build to compile and test it)
 	@$(PYTHON) scripts/install.py --test
 	@$(RUN)/python scripts/native_check.py $(VERSION) $(ARGS)
 

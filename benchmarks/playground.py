@@ -54,7 +54,7 @@ def main() -> None:
                 file.write_text(json.dumps(branches_of(tokens)))
                 with playground(browser, server.url) as editor:
                     editor.view("branches")
-                    editor.page.set_input_files("#branch-bar input[type=file]", file)
+                    editor.page.set_input_files("#import-file", file)
                     editor.until("document.querySelector('#text').value.length > 400")
                     editor.page.evaluate(MEASURE)
                     slow = editor.page.context.new_cdp_session(editor.page)

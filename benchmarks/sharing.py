@@ -52,6 +52,13 @@ def one_stream_s(port: int, seed: int) -> float:
     return 1 / rate(stream_all(port, [body("bench", seed)]))
 
 
+def free_stream_s(port: int, seed: int) -> float:
+    """Returns the seconds a token of one sampled stream, whose text no draft foretells."""
+    return 1 / rate(stream_all(
+        port, [workloads.sampled(seed, prompt_words=PROMPT_WORDS, tokens=2 * TOKENS)]
+    ))  # fmt: skip
+
+
 def sampled_streams_s(port: int, seed: int) -> float:
     """Returns the seconds until the last of the sampled streams has ended."""
     return workloads.many_streams_s(
@@ -95,6 +102,16 @@ class Bench(Servers):
             peer = self.rounds(partial(one_stream_s, port))
         line("one greedy stream, ms a token | llama-server", f"{1e3 * ours:.1f}",
              f"{1e3 * peer:.1f}", peer / ours, ">= 1.0")  # fmt: skip
+
+    def free(self) -> None:
+        """One sampled stream."""
+        with self.ours(slots=4, ctx=1024) as port, self.llama_server(slots=4, ctx=1024) as other:
+            pairs = [
+                (free_stream_s(port, i), free_stream_s(other, i)) for i in range(ROUNDS_IN_TURN)
+            ]
+        ours, peer = map(statistics.median, zip(*pairs, strict=True))
+        line("one sampled stream, ms a token | llama-server", f"{1e3 * ours:.1f}",
+             f"{1e3 * peer:.1f}", peer / ours, ">= 1.25")  # fmt: skip
 
     def prompt(self) -> None:
         """Time to the first token after a new prompt of 2,000 tokens."""
@@ -291,6 +308,7 @@ class Bench(Servers):
 
 ROWS = (
     "one",
+    "free",
     "start",
     "prompt",
     "rewrite",

@@ -111,7 +111,7 @@ def install_browser() -> None:
     say("installing chromium for the tests of the playground")
     options = ("-o", "DPkg::Lock::Timeout=300", "-qq", "-y", "--no-install-recommends")
     run([*prefix, apt, "update", "-qq"])
-    run([*prefix, apt, "install", *options, "chromium", "fonts-dejavu-core"])
+    run([*prefix, apt, "install", *options, "chromium", "fonts-dejavu-core", "fonts-noto-cjk"])
 
 
 def stamp(purpose: str) -> str:

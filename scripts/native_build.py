@@ -44,6 +44,8 @@ CMAKE_FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release", "-DLLAVA_BUILD=OFF", "-DLLAMA_BUILD_TOOLS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF", "-DGGML_OPENMP=OFF", "-DGGML_CCACHE=OFF",
+    # Off is what other systems do anyway; macOS would take these in place of our kernels.
+    "-DGGML_METAL=OFF", "-DGGML_BLAS=OFF", "-DGGML_ACCELERATE=OFF",
     f"-DCMAKE_PROJECT_INCLUDE={NATIVE / 'afterword.cmake'}",
 )  # fmt: skip
 _INSTRUCTIONS = ("SSE42", "AVX", "AVX2", "BMI2", "F16C", "FMA", "AVX512")

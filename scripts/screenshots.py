@@ -30,7 +30,11 @@ def write(editor: Playground) -> None:
     count = editor.page.locator("#count")
     editor.set("seed", 20)
     editor.set("temperature", 0.8)
+    editor.set("min_p", 0)
     editor.set("max_tokens", 110)
+    editor.page.evaluate(
+        "for (const group of document.querySelectorAll('details')) group.open = false"
+    )
     editor.page.keyboard.press("Escape")
     editor.write(START)
     expect(count).to_have_text(re.compile(r"^[1-9]"))
@@ -64,6 +68,25 @@ def wide(browser: Browser, url: str, scheme: str) -> None:
         editor.view("branches")
         expect(editor.page.locator("#branches > li")).to_have_count(6)
         shoot(editor, f"choices-wide-{scheme}")
+        grow(editor)
+        editor.page.keyboard.press("Alt+m")
+        shoot(editor, f"map-wide-{scheme}")
+
+
+def grow(editor: Playground) -> None:
+    """Make a tree of some size: versions of versions, one of them bookmarked."""
+    page = editor.page
+    editor.set("n", 1)
+    editor.set("max_tokens", 12)
+    page.locator(".choice").nth(1).get_by_role("button").click()
+    editor.proceed()
+    page.keyboard.press("Alt+r")
+    editor.settle()
+    page.keyboard.press("Control+Shift+Enter")
+    editor.settle()
+    page.locator(".choice").nth(2).get_by_role("button").click()
+    page.keyboard.press("Alt+b")
+    editor.view("branches")
 
 
 def narrow(browser: Browser, url: str, scheme: str) -> None:
@@ -78,9 +101,10 @@ def narrow(browser: Browser, url: str, scheme: str) -> None:
 
 
 def shoot(editor: Playground, name: str) -> None:
-    """Save one picture."""
+    """Save one picture, without the speed of this machine."""
     expect(editor.page.locator("#count")).not_to_be_empty()
     editor.tints()
+    editor.page.evaluate("document.querySelector('#speed').textContent = ''")
     editor.page.screenshot(path=IMAGES / f"{name}.png", caret="initial", animations="disabled")
     print(f"docs/images/{name}.png")
 

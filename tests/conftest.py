@@ -16,6 +16,7 @@ from hypothesis import settings
 from afterword import playground
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
+from afterword.core.alias import Alias
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
 from afterword.engine.toy import toy_engine
@@ -31,7 +32,7 @@ from support.asgi import Client
 from support.embedded import embedded_file
 
 CREATED = 1_700_000_000
-FOLDERS = {"concurrency": "slow", "e2e": "e2e", "zoo": "slow"}
+FOLDERS = {"clients": "e2e", "concurrency": "slow", "e2e": "e2e", "zoo": "slow"}
 """Folders below tests/ whose tests all have a marker."""
 FIXTURES = {
     "browser": "browser",
@@ -82,7 +83,7 @@ def make_client(
     keep_alive_s: float = 15.0,
     access: Access | None = None,
     observe: Observer | None = None,
-    aliases: Mapping[str, str] | None = None,
+    aliases: Mapping[str, Alias | str] | None = None,
 ) -> Client:
     """An app over these engines, with a clock and an entropy that repeat."""
     ticks = itertools.count()

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from afterword.config import EMBEDDED_MODEL, EMBEDDED_SOURCE, LEGACY_NAME, Settings, resolve
+from afterword.core.alias import Alias
 from afterword.core.errors import ConfigError
 from afterword.core.limits import Limits
 
@@ -17,7 +18,7 @@ from afterword.core.limits import Limits
 def test_defaults_serve_the_embedded_model_under_the_legacy_name() -> None:
     resolved = resolve({}, {})
     assert resolved.settings.models == {EMBEDDED_MODEL: EMBEDDED_SOURCE}
-    assert resolved.settings.effective_aliases() == {LEGACY_NAME: EMBEDDED_MODEL}
+    assert resolved.settings.effective_aliases() == {LEGACY_NAME: Alias(EMBEDDED_MODEL)}
     assert set(resolved.origins.values()) == {"default"}
 
 
@@ -60,11 +61,11 @@ def test_a_flag_names_the_file_before_the_environment_does(tmp_path: Path) -> No
 def test_tables_can_be_set_by_the_environment() -> None:
     environment = {
         "AFTERWORD_MODELS": "a=/x.gguf, b=hf:o/r/f.gguf",
-        "AFTERWORD_ALIASES": "davinci=b",
+        "AFTERWORD_ALIASES": "davinci=b, old=a;template=chat",
     }
     settings = resolve({}, environment).settings
     assert settings.models == {"a": "/x.gguf", "b": "hf:o/r/f.gguf"}
-    assert settings.effective_aliases() == {"davinci": "b"}
+    assert settings.effective_aliases() == {"davinci": Alias("b"), "old": Alias("a", "chat")}
 
 
 def test_a_variable_that_is_no_setting_is_reported() -> None:
@@ -135,3 +136,9 @@ def test_every_setting_can_be_set_by_each_layer(tmp_path: Path) -> None:
         assert resolve({}, {variable: text}).origins[name] == variable
         assert resolve({}, {}, str(file)).origins[name] == str(file)
         assert getattr(resolve({name: text}, {}).settings, name) == default
+
+
+def test_an_option_that_aliases_do_not_have_is_refused() -> None:
+    for text in ("a,template=jinja", "a,tokens", "a,template=chat,template=chat"):
+        with pytest.raises(ConfigError, match=r"alias old: .* is not "):
+            resolve({"models": {"a": "/x.gguf"}, "aliases": {"old": text}}, {})

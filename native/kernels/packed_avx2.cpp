@@ -14,6 +14,7 @@ inline void keep(__m256i & sum) { __asm__("" : "+x"(sum)); }
 struct avx2 {
     static constexpr int LANES            = 8;
     static constexpr int COLUMNS          = 4;
+    static constexpr int PANELS           = 4;  // that are read side by side for few columns
     static constexpr int EIGHT_BIT_OFFSET = 0;
 
     using ints   = __m256i;
@@ -60,65 +61,79 @@ struct avx2 {
             : _mm256_maddubs_epi16(weights, column);
     }
 
-    // out[c * out_stride + row] for the rows of a panel and N columns. AVX2 has half the registers of AVX-512, half as
-    // long: the sums of a block stay in them, and weights come group by group.
+    // One block of a panel and N columns, added to sums. AVX2 has half the registers of AVX-512, half as long: the sums
+    // of a block stay in them, and weights come group by group.
     template <class F, int N>
-    static void multiply_quants(
-        const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
+    static inline __attribute__((always_inline)) void add_block(
+        const panel_parts<F, const uint8_t> & parts, int64_t b, int64_t blocks, const column_block * columns,
+        floats (&sums)[N][PARTS<avx2>]) {
         constexpr int N_GROUPS = GROUPS / F::SCALES;
         constexpr int TWO      = PARTS<avx2>;
         // So many pairs fit 16 bits: 2 * 15 * 127 each at most, 2 * 31 * 127, 2 * 63 * 127 or 2 * 128 * 127.
         constexpr int FOLD = F::BITS == 4 ? 8 : F::BITS == 5 ? 4 : F::BITS == 6 ? 2 : 1;
         constexpr int STEP = FOLD < N_GROUPS ? FOLD : N_GROUPS;
-        const panel_parts<F, const uint8_t> parts(panel, blocks);
-        floats                              sums[N][TWO];
-        for (int i = 0; i < N * TWO; i++) {
-            sums[i / TWO][i % TWO] = set1(0.0f);
-        }
-        for (int64_t b = 0; b < blocks; b++, columns++) {
-            const uint8_t *        quants       = parts.quants_of(b);
-            const factors<avx2, F> of_rows[TWO] = { { parts, b, 0 }, { parts, b, 1 } };
-            for (int s = 0; s < F::SCALES; s++) {
-                ints dots[N][TWO];
+        const uint8_t *        quants       = parts.quants_of(b);
+        const factors<avx2, F> of_rows[TWO] = { { parts, b, 0 }, { parts, b, 1 } };
+#pragma GCC unroll 2
+        for (int s = 0; s < F::SCALES; s++) {
+            ints dots[N][TWO];
+#pragma GCC unroll 8
+            for (int i = 0; i < N * TWO; i++) {
+                dots[i / TWO][i % TWO] = set1(F::OFFSET ? columns[i / TWO * blocks].start[s] : 0);
+            }
+            ints folded[N][TWO];
+#pragma GCC unroll 8
+            for (int g = s * N_GROUPS; g < (s + 1) * N_GROUPS; g++) {
+                const ints weights[TWO] = { unpack<avx2, F>(quants, 0, g), unpack<avx2, F>(quants, 1, g) };
 #pragma GCC unroll 8
                 for (int i = 0; i < N * TWO; i++) {
-                    dots[i / TWO][i % TWO] = set1(F::OFFSET ? columns[i / TWO * blocks].start[s] : 0);
-                }
-                ints folded[N][TWO];
-#pragma GCC unroll 8
-                for (int g = s * N_GROUPS; g < (s + 1) * N_GROUPS; g++) {
-                    const ints weights[TWO] = { unpack<avx2, F>(quants, 0, g), unpack<avx2, F>(quants, 1, g) };
-#pragma GCC unroll 8
-                    for (int i = 0; i < N * TWO; i++) {
-                        ints &     fold   = folded[i / TWO][i % TWO];
-                        ints &     sum    = dots[i / TWO][i % TWO];
-                        const ints values = four<avx2>(columns[i / TWO * blocks].quants + 4 * g);
-                        const ints products = pairs<F>(weights[i % TWO], values);
-                        fold = g % STEP ? _mm256_add_epi16(fold, products) : products;
-                        keep(fold);
-                        if (g % STEP == STEP - 1) {
-                            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(fold, _mm256_set1_epi16(1)));
-                            keep(sum);
-                        }
+                    ints &     fold   = folded[i / TWO][i % TWO];
+                    ints &     sum    = dots[i / TWO][i % TWO];
+                    const ints values = four<avx2>(columns[i / TWO * blocks].quants + 4 * g);
+                    const ints products = pairs<F>(weights[i % TWO], values);
+                    fold = g % STEP ? _mm256_add_epi16(fold, products) : products;
+                    keep(fold);
+                    if (g % STEP == STEP - 1) {
+                        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(fold, _mm256_set1_epi16(1)));
+                        keep(sum);
                     }
                 }
-#pragma GCC unroll 8
-                for (int i = 0; i < N * TWO; i++) {
-                    const int    c = i / TWO, part = i % TWO;
-                    const floats scale = mul(of_rows[part].scales[s], set1(columns[c * blocks].scale));
-                    sums[c][part]      = fma(to_float(dots[c][part]), scale, sums[c][part]);
-                }
             }
-            if constexpr (F::MIN) {
 #pragma GCC unroll 8
-                for (int i = 0; i < N * TWO; i++) {
-                    const int c = i / TWO, part = i % TWO;
-                    sums[c][part] = fma(of_rows[part].min, set1(columns[c * blocks].sum), sums[c][part]);
-                }
+            for (int i = 0; i < N * TWO; i++) {
+                const int    c = i / TWO, part = i % TWO;
+                const floats scale = mul(of_rows[part].scales[s], set1(columns[c * blocks].scale));
+                sums[c][part]      = fma(to_float(dots[c][part]), scale, sums[c][part]);
             }
         }
-        for (int i = 0; i < N * TWO; i++) {
-            store(out + i / TWO * out_stride + i % TWO * LANES, sums[i / TWO][i % TWO]);
+        if constexpr (F::MIN) {
+#pragma GCC unroll 8
+            for (int i = 0; i < N * TWO; i++) {
+                const int c = i / TWO, part = i % TWO;
+                sums[c][part] = fma(of_rows[part].min, set1(columns[c * blocks].sum), sums[c][part]);
+            }
+        }
+    }
+
+    // out[c * out_stride + row] for the rows of P panels and N columns.
+    template <class F, int N, int P>
+    static void multiply_quants(
+        const uint8_t * panels, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
+        constexpr int TWO = PARTS<avx2>;
+        const size_t  stride = panel_bytes<F>(blocks * VALUES);
+        floats        sums[P][N][TWO];
+        for (int i = 0; i < P * N * TWO; i++) {
+            sums[i / TWO / N][i / TWO % N][i % TWO] = set1(0.0f);
+        }
+        for (int64_t b = 0; b < blocks; b++, columns++) {
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) {
+                add_block<F, N>({ panels + p * stride, blocks }, b, blocks, columns, sums[p]);
+            }
+        }
+        for (int i = 0; i < P * N * TWO; i++) {
+            const int p = i / TWO / N, c = i / TWO % N, part = i % TWO;
+            store(out + c * out_stride + p * ROWS + part * LANES, sums[p][c][part]);
         }
     }
 };

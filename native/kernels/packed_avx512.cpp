@@ -9,6 +9,7 @@ namespace {
 struct avx512 {
     static constexpr int LANES            = 16;
     static constexpr int COLUMNS          = 12;   // that share a panel's unpacked weights
+    static constexpr int PANELS           = 4;    // that are read side by side for few columns
     static constexpr int EIGHT_BIT_OFFSET = 128;  // its product wants unsigned weights
 
     using ints   = __m512i;
@@ -41,42 +42,53 @@ struct avx512 {
     static floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
     static void   store(float * p, floats v) { _mm512_storeu_ps(p, v); }
 
-    // out[c * out_stride + row] for the rows of a panel and N columns. A block's weights stay in registers while
-    // column after column is multiplied.
+    // One block of a panel and N columns, added to sums. The block's weights stay in registers while column after column
+    // is multiplied.
     template <class F, int N>
-    static void multiply_quants(
-        const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
-        constexpr int                        N_GROUPS = GROUPS / F::SCALES;
-        const panel_parts<F, const uint8_t> parts(panel, blocks);
-        floats                               sums[N];
+    static inline __attribute__((always_inline)) void add_block(
+        const panel_parts<F, const uint8_t> & parts, int64_t b, int64_t blocks, const column_block * columns,
+        floats (&sums)[N]) {
+        constexpr int N_GROUPS = GROUPS / F::SCALES;
+        ints          weights[GROUPS];
+        for (int g = 0; g < GROUPS; g++) {
+            weights[g] = unpack<avx512, F>(parts.quants_of(b), 0, g);
+        }
+        const factors<avx512, F> of_rows(parts, b, 0);
 #pragma GCC unroll 16
         for (int c = 0; c < N; c++) {
-            sums[c] = set1(0.0f);
+            const column_block & column = columns[c * blocks + b];
+            for (int s = 0; s < F::SCALES; s++) {
+                ints dots = set1(F::OFFSET ? column.start[s] : 0);
+                for (int g = s * N_GROUPS; g < (s + 1) * N_GROUPS; g++) {
+                    dots = _mm512_dpbusd_epi32(dots, weights[g], four<avx512>(column.quants + 4 * g));
+                }
+                sums[c] = fma(to_float(dots), mul(of_rows.scales[s], set1(column.scale)), sums[c]);
+            }
+            if constexpr (F::MIN) {
+                sums[c] = fma(of_rows.min, set1(column.sum), sums[c]);
+            }
+        }
+    }
+
+    // out[c * out_stride + row] for the rows of P panels and N columns.
+    template <class F, int N, int P>
+    static void multiply_quants(
+        const uint8_t * panels, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
+        const size_t stride = panel_bytes<F>(blocks * VALUES);
+        floats       sums[P][N];
+#pragma GCC unroll 16
+        for (int i = 0; i < P * N; i++) {
+            sums[i / N][i % N] = set1(0.0f);
         }
         for (int64_t b = 0; b < blocks; b++) {
-            ints weights[GROUPS];
-            for (int g = 0; g < GROUPS; g++) {
-                weights[g] = unpack<avx512, F>(parts.quants_of(b), 0, g);
-            }
-            const factors<avx512, F> of_rows(parts, b, 0);
-#pragma GCC unroll 16
-            for (int c = 0; c < N; c++) {
-                const column_block & column = columns[c * blocks + b];
-                for (int s = 0; s < F::SCALES; s++) {
-                    ints dots = set1(F::OFFSET ? column.start[s] : 0);
-                    for (int g = s * N_GROUPS; g < (s + 1) * N_GROUPS; g++) {
-                        dots = _mm512_dpbusd_epi32(dots, weights[g], four<avx512>(column.quants + 4 * g));
-                    }
-                    sums[c] = fma(to_float(dots), mul(of_rows.scales[s], set1(column.scale)), sums[c]);
-                }
-                if constexpr (F::MIN) {
-                    sums[c] = fma(of_rows.min, set1(column.sum), sums[c]);
-                }
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) {
+                add_block<F, N>({ panels + p * stride, blocks }, b, blocks, columns, sums[p]);
             }
         }
 #pragma GCC unroll 16
-        for (int c = 0; c < N; c++) {
-            store(out + c * out_stride, sums[c]);
+        for (int i = 0; i < P * N; i++) {
+            store(out + i % N * out_stride + i / N * ROWS, sums[i / N][i % N]);
         }
     }
 };

@@ -24,9 +24,11 @@ struct packed_kernel {
     // Bring one column of floats into the form that `multiply` reads.
     void (*prepare)(const float * column, void * prepared, int64_t values);
 
-    // out[c * out_stride + row] = the product of a panel's row and column c, for `count` prepared columns.
+    // out[c * out_stride + row] = the product of a row and column c, for the rows of `n_panels` panels that follow each
+    // other, and `count` prepared columns.
     void (*multiply)(
-        const uint8_t * panel, int64_t values, const void * columns, int64_t count, float * out, size_t out_stride);
+        const uint8_t * panels, int64_t n_panels, int64_t values, const void * columns, int64_t count, float * out,
+        size_t out_stride);
 };
 
 // The kernels for one kind of processor.

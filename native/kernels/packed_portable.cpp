@@ -225,19 +225,23 @@ void multiply_floats(const uint8_t * panel, int64_t values, const float * column
 }
 
 template <class F>
-void multiply(const uint8_t * panel, int64_t values, const void * columns, int64_t n, float * out, size_t out_stride) {
+void multiply(
+    const uint8_t * panels, int64_t n_panels, int64_t values, const void * columns, int64_t n, float * out,
+    size_t out_stride) {
     const int64_t blocks = values / F::WIDTH;
     const auto *  from   = (const column<F> *) columns;
-    for (int64_t first = 0; first < n; first += COLUMNS) {
-        const int       count          = n - first < COLUMNS ? (int) (n - first) : COLUMNS;
-        lanes_of_floats sums[COLUMNS] = {};
-        if constexpr (F::WIDTH > 1) {
-            multiply_quants<F>(panel, blocks, from + first * blocks, count, sums);
-        } else {
-            multiply_floats<F>(panel, values, from + first * blocks, count, sums);
-        }
-        for (int c = 0; c < count; c++) {
-            std::memcpy(out + (first + c) * out_stride, sums[c], sizeof(sums[c]));
+    for (; n_panels > 0; n_panels--, panels += panel_bytes<F>(values), out += ROWS) {
+        for (int64_t first = 0; first < n; first += COLUMNS) {
+            const int       count          = n - first < COLUMNS ? (int) (n - first) : COLUMNS;
+            lanes_of_floats sums[COLUMNS] = {};
+            if constexpr (F::WIDTH > 1) {
+                multiply_quants<F>(panels, blocks, from + first * blocks, count, sums);
+            } else {
+                multiply_floats<F>(panels, values, from + first * blocks, count, sums);
+            }
+            for (int c = 0; c < count; c++) {
+                std::memcpy(out + (first + c) * out_stride, sums[c], sizeof(sums[c]));
+            }
         }
     }
 }

@@ -65,25 +65,44 @@ __attribute__((noinline)) void multiply_floats(
     }
 }
 
-// Any number of columns: as many as possible at once.
-template <class V, class F, int N>
+// Any number of columns of P panels: as many columns as possible at once.
+template <class V, class F, int N, int P>
 void multiply_all(
-    const uint8_t * panel, int64_t blocks, const column<F> * columns, int64_t n, float * out, size_t out_stride) {
+    const uint8_t * panels, int64_t blocks, const column<F> * columns, int64_t n, float * out, size_t out_stride) {
     for (; n >= N; n -= N, columns += N * blocks, out += N * out_stride) {
         if constexpr (F::WIDTH > 1) {
-            V::template multiply_quants<F, N>(panel, blocks, columns, out, out_stride);
+            V::template multiply_quants<F, N, P>(panels, blocks, columns, out, out_stride);
         } else {
-            multiply_floats<V, F, N>(panel, blocks, columns, out, out_stride);
+            multiply_floats<V, F, N>(panels, blocks, columns, out, out_stride);
         }
     }
     if constexpr (N > 1) {
-        multiply_all<V, F, N == 12 ? 8 : N == 8 ? 4 : N - 1>(panel, blocks, columns, n, out, out_stride);
+        multiply_all<V, F, N == 12 ? 8 : N == 8 ? 4 : N - 1, P>(panels, blocks, columns, n, out, out_stride);
     }
 }
 
+// So few columns leave registers for several panels of quants. These are read side by side: processors read several
+// streams quicker than one.
+constexpr int FEW_COLUMNS = 2;
+
 template <class V, class F>
-void multiply(const uint8_t * panel, int64_t values, const void * columns, int64_t n, float * out, size_t out_stride) {
-    multiply_all<V, F, V::COLUMNS>(panel, values / F::WIDTH, (const column<F> *) columns, n, out, out_stride);
+void multiply(
+    const uint8_t * panels, int64_t n_panels, int64_t values, const void * prepared, int64_t n, float * out,
+    size_t out_stride) {
+    constexpr int TOGETHER = F::WIDTH > 1 ? V::PANELS : 1;
+    const auto *  columns  = (const column<F> *) prepared;
+    const int64_t blocks   = values / F::WIDTH;
+    const size_t  bytes    = panel_bytes<F>(values);
+    int64_t       at       = 0;
+    if constexpr (TOGETHER > 1) {
+        for (; n <= FEW_COLUMNS && at + TOGETHER <= n_panels; at += TOGETHER) {
+            multiply_all<V, F, FEW_COLUMNS, TOGETHER>(
+                panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride);
+        }
+    }
+    for (; at < n_panels; at++) {
+        multiply_all<V, F, V::COLUMNS, 1>(panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride);
+    }
 }
 
 // Without a sign: sums of a column that is infinite somewhere wrap.

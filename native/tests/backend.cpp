@@ -110,12 +110,22 @@ std::vector<float> tensors::compute(ggml_tensor * result, int threads) {
     return compute(result, cpu_backend(threads));
 }
 
-std::vector<float> tensors::compute(ggml_tensor * result, ggml_backend_t backend) {
-    take_memory(result);
-    // What the kernel does not write is no number.
-    std::memset(result->data, 0xff, ggml_nbytes(result));
+ggml_cgraph * tensors::graph_of(ggml_tensor * result) {
     ggml_cgraph * graph = ggml_new_graph(context());
     ggml_build_forward_expand(graph, result);
+    for (int i = 0; i < ggml_graph_n_nodes(graph); i++) {
+        ggml_tensor * node = ggml_graph_node(graph, i);
+        if (!node->data && !node->view_src) {
+            take_memory(node);
+            // What the kernel does not write is no number.
+            std::memset(node->data, 0xff, ggml_nbytes(node));
+        }
+    }
+    return graph;
+}
+
+std::vector<float> tensors::compute(ggml_tensor * result, ggml_backend_t backend) {
+    ggml_cgraph * graph = graph_of(result);
     check(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS, "the graph was not computed");
     const float * values = (const float *) result->data;
     return { values, values + ggml_nelements(result) };

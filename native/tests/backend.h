@@ -49,6 +49,9 @@ public:
     ggml_tensor * make(
         ggml_backend_buffer_type_t kind, ggml_type type, std::initializer_list<int64_t> shape, const void * data);
 
+    // The graph of a result, with memory for all that it computes.
+    ggml_cgraph * graph_of(ggml_tensor * result);
+
     // Computes a result, whose memory is made here.
     std::vector<float> compute(ggml_tensor * result, int threads);
     std::vector<float> compute(ggml_tensor * result, ggml_backend_t backend);

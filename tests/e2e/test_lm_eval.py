@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from e2e.environments import environment
@@ -76,8 +77,11 @@ def reference(embedded_model: Path) -> Iterator[Reference]:
 
 def evaluate(
     lm_eval: Path, folder: Path, kind: str, names: str, **arguments: object
-) -> dict[str, list[Any]]:
-    """Run the harness. Returns the responses of each task, in the order of its documents."""
+) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """Run the harness. Returns the responses of each task, in the order of its documents.
+
+    The second value are the results that it reports, by task.
+    """
     out = folder / f"out-{abs(hash((kind, str(arguments))))}"
     given = ",".join(f"{name}={value}" for name, value in arguments.items())
     done = subprocess.run(
@@ -94,7 +98,8 @@ def evaluate(
         samples = [json.loads(line) for line in file.read_text().splitlines()]
         samples.sort(key=lambda sample: sample["doc_id"])
         found[name] = [sample["resps"] for sample in samples]
-    return found
+    (summary,) = out.rglob("results_*.json")
+    return found, json.loads(summary.read_text())["results"]
 
 
 def direct(reference: Reference, context: str, continuation: str) -> tuple[float, bool]:
@@ -116,18 +121,35 @@ def check_choices(reference: Reference, responses: list[Any]) -> None:
             assert str(greedy) == str(expected[1])
 
 
+def accuracy_by_hand(server: Server) -> float:
+    """How often the label's choice is the likeliest, by sums over plain answers."""
+    right = 0
+    for question in QUESTIONS:
+        sums = []
+        for choice in question["choices"]:
+            context = question["context"]
+            body = {"model": MODEL, "prompt": [context, context + choice], "echo": True,
+                    "logprobs": 0, "max_tokens": 0}  # fmt: skip
+            reply = httpx2.post(f"{server.url}/v1/completions", json=body, timeout=None)
+            short, whole = (found["logprobs"] for found in reply.json()["choices"])
+            sums.append(sum(whole["token_logprobs"][len(short["tokens"]) :]))
+        right += sums.index(max(sums)) == question["label"]
+    return right / len(QUESTIONS)
+
+
 @pytest.mark.parametrize("as_tokens", [True, False])
 def test_local_completions(
     lm_eval: Path, tasks: Path, server: Server, reference: Reference, as_tokens: bool,
 ) -> None:  # fmt: skip
     """With the server's tokenizer, and requests as token ids or as text."""
-    responses = evaluate(
+    responses, results = evaluate(
         lm_eval, tasks, "local-completions",
         "afterword_choice,afterword_rolling,afterword_generate",
         model=MODEL, base_url=f"{server.url}/v1/completions", tokenizer_backend="remote",
         tokenized_requests=as_tokens, num_concurrent=2,
     )  # fmt: skip
     check_choices(reference, responses["afterword_choice"])
+    assert results["afterword_choice"]["acc,none"] == pytest.approx(accuracy_by_hand(server))
     ((rolling,),) = responses["afterword_rolling"]
     ids = [reference.start, *reference.tokenize(TEXT)]
     rows = reference.log_softmax(ids)
@@ -146,7 +168,7 @@ def until(text: str) -> str:
 
 def test_gguf(lm_eval: Path, tasks: Path, limited: Server, reference: Reference) -> None:
     """The harness's older model type, which sends ``logprobs: 10`` and no model."""
-    responses = evaluate(
+    responses, _ = evaluate(
         lm_eval, tasks, "gguf", "afterword_choice,afterword_generate", base_url=limited.url
     )
     check_choices(reference, responses["afterword_choice"])

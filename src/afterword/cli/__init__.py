@@ -15,7 +15,9 @@ import rich_click as click
 from afterword import __version__
 from afterword.core.errors import ApiError, ConfigError, InvalidRequest
 
-_COMMANDS = ("serve", "complete", "models", "keys", "usage", "db", "doctor")
+_COMMANDS = (
+    "serve", "complete", "score", "eval", "replay", "models", "keys", "usage", "db", "doctor",
+)  # fmt: skip
 
 
 @contextmanager

@@ -1,25 +1,23 @@
-"""``afterword complete``: one completion in the terminal, without a server."""
+"""``afterword complete``: one completion in the terminal, of a file or a server."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import rich_click as click
 
-from afterword.cli.compose import load_service
-from afterword.cli.options import SettingsCommand, read_settings, setting_flags
-from afterword.cli.terminal import Terminal
-from afterword.config import Settings
+from afterword.cli.options import SettingsCommand
+from afterword.cli.served import model_flags, openers
+from afterword.library.answers import TextChunk
+from afterword.library.llm import LLM
 
-_FIELDS = ("max_tokens", "temperature", "top_p", "seed", "suffix", "echo")
+_FIELDS = ("max_tokens", "temperature", "top_p", "seed", "suffix", "echo", "logprobs")
 
 
 @click.command(cls=SettingsCommand, short_help="Complete a prompt in the terminal.")
-@setting_flags("Models", "Engine")
+@model_flags
 @click.argument("prompt")
 @click.option(
     "--max-tokens",
@@ -33,27 +31,39 @@ _FIELDS = ("max_tokens", "temperature", "top_p", "seed", "suffix", "echo")
 @click.option("--seed", type=int, help="Makes the answer reproducible.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends the answer. May be repeated.")
 @click.option("--suffix", metavar="TEXT", help="Write the text between PROMPT and TEXT.")
-@click.option("--echo", is_flag=True, help="Print the prompt first.")
+@click.option("--echo", is_flag=True, default=None, help="Print the prompt first.")
+@click.option("--logprobs", type=int, metavar="N",
+              help="Then show each token with the N likeliest ones.")  # fmt: skip
 def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """Complete PROMPT and print the answer as it streams. PROMPT "-" reads standard input."""
     if prompt == "-":
         prompt = sys.stdin.read()
-    body: dict[str, Any] = {"prompt": prompt, "stream": True, "stop": list(given.pop("stop"))}
-    for name in _FIELDS:
-        value = given.pop(name)
-        if value is not None:
-            body[name] = value
+    stop = list(given.pop("stop"))
+    fields: Any = {name: given.pop(name) for name in _FIELDS} | {"stop": stop}
     # One sequence runs; the operator may still say otherwise.
-    given["max_sequences"] = given["slots"] or given["max_sequences"] or "1"
-    settings = read_settings(given, os.environ).settings
-    asyncio.run(_complete(msgspec.structs.replace(settings, require_model=False), body))
+    (opener, *_) = openers(given, probe=False, usual={"max_sequences": "1"})
+    chunks = []
+    with LLM.opened_by(opener) as llm, llm.stream(prompt, **fields) as stream:
+        for chunk in stream:
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+            chunks.append(chunk)
+    sys.stdout.write("\n")
+    if fields["logprobs"] is not None:
+        _show(chunks)
 
 
-async def _complete(settings: Settings, body: dict[str, Any]) -> None:
-    async with load_service(settings, Terminal(), probe=False) as service:
-        plan = await service.plan(msgspec.json.encode(body))
-        async with service.open(plan) as answer:
-            async for chunks in answer.chunks():
-                sys.stdout.write("".join(chunk.choices[0].text for chunk in chunks))
-                sys.stdout.flush()
-        sys.stdout.write("\n")
+def _show(chunks: list[TextChunk]) -> None:
+    # Drawing takes longer to import than a short answer to write.
+    from afterword.cli.terminal import print_table  # noqa: PLC0415
+    from afterword.cli.tinted import table_of_tokens  # noqa: PLC0415
+
+    tokens: list[str] = []
+    values: list[float | None] = []
+    tops: list[Mapping[str, float] | None] = []
+    for choice in (choice for chunk in chunks for choice in chunk.choices):
+        if choice.logprobs is not None:
+            tokens += choice.logprobs.tokens
+            values += choice.logprobs.token_logprobs
+            tops += choice.logprobs.top_logprobs
+    print_table(table_of_tokens(tokens, {"LOGPROB": values}, tops))

@@ -13,10 +13,10 @@ import rich_click as click
 
 from afterword import __version__
 from afterword.cli import checkup
-from afterword.cli.compose import load_service
 from afterword.cli.options import SettingsCommand, read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import ServedModel
+from afterword.compose.services import load_service
 from afterword.config import Settings
 from afterword.core.machine import memory_limit, usable_cores
 from afterword.core.protocols import PrefixSharing

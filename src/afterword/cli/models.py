@@ -1,4 +1,4 @@
-"""``afterword models``: list, fetch, describe, convert and prune models."""
+"""``afterword models``: list, recommend, fetch, describe, convert and prune models."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from afterword.cli.options import read_settings
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
-from afterword.core.machine import usable_cores
+from afterword.core.machine import memory_limit, usable_cores
 from afterword.gateway.address import is_remote
 from afterword.models.gguf import Header
 from afterword.models.parts import part_name, read_header
+from afterword.models.recommended import USES, Use, recommended
 from afterword.models.source import Source, parse_source
 from afterword.models.store import Store
 
@@ -30,6 +31,31 @@ _models_dir = click.option("--models-dir", metavar="FOLDER", help="Where models 
 @click.group(short_help="List, fetch, describe, convert and prune models.")
 def models() -> None:
     """List, fetch, describe, convert and prune models."""
+
+
+@models.command(short_help="List models to begin with.")
+@click.option("--for", "use", type=click.Choice(USES), help="What the model is for.")
+@click.option(
+    "--memory",
+    "memory_gib",
+    type=click.FloatRange(min=0),
+    metavar="GIB",
+    help="The memory that the server may take. [default: this machine's]",
+)
+def recommend(use: Use | None, memory_gib: float | None) -> None:
+    """List models by use and memory, with what is known of each.
+
+    MEMORY is the most that a server takes with eight slots of 2,048 tokens. An estimate has a ~.
+    """
+    most_gib = memory_limit() / 2**30 if memory_gib is None else memory_gib
+    found = recommended(use, most_gib)
+    if not found:
+        raise ConfigError(f"no model that is known here takes at most {most_gib:.1f} GiB")
+    table = Table("SOURCE", "FOR", "MEMORY", "KNOWN", box=None, pad_edge=False, header_style="")
+    for model in found:
+        memory = f"{'' if model.measured else '~'}{model.process_gib:.1f} GiB"
+        table.add_row(model.source, ", ".join(model.uses), memory, model.known)
+    Console(soft_wrap=True).print(table)
 
 
 @models.command("list", short_help="List configured and fetched models.")

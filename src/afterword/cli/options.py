@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import rich_click as click
 
-from afterword.config import SETTINGS, Resolved, Setting, is_model_name, resolve
+from afterword.compose.naming import named_model
+from afterword.config import SETTINGS, Resolved, Setting, resolve
 from afterword.core.errors import ConfigError
 from afterword.gateway.address import is_remote
-from afterword.models.source import has_own_name, source_label
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -87,10 +86,8 @@ def _pairs(setting: Setting, values: Sequence[str]) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for value in values:
         left, _, right = value.partition("=")
-        if name == "model" and is_remote(value):
-            raise ConfigError(f"--model {value!r}: a model behind other servers needs a NAME=")
-        if name == "model" and _is_source(value):
-            left, right = source_label(value), value
+        if name == "model":
+            left, right = named_model(value)
         if not left or not right:
             raise ConfigError(f"--{name} {value!r} is not {setting.value}")
         if name == "model" and is_remote(right) and is_remote(pairs.get(left, "")):
@@ -99,14 +96,6 @@ def _pairs(setting: Setting, values: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--{name} {left!r} is given twice")
         pairs[left] = right
     return pairs
-
-
-def _is_source(value: str) -> bool:
-    """Whether a model's flag is a source without a name. Paths may have equal signs."""
-    left, equals, _ = value.partition("=")
-    if not value or not equals or has_own_name(value):
-        return bool(value)
-    return Path(value).expanduser().is_file() or (not is_model_name(left) and "/" in left)
 
 
 def settings_table(panel: str) -> str:

@@ -66,7 +66,7 @@ def _serve(
     # Imports take most of a start. --help does not wait for them, and weights load meanwhile if
     # the server needs no keys.
     with importing():
-        from afterword.cli.loading import Loading  # noqa: PLC0415
+        from afterword.compose.loading import Loading  # noqa: PLC0415
 
     with Loading(settings, terminal) as loading:
         if settings.no_auth or is_loopback(bound):
@@ -91,7 +91,9 @@ def _settings_table(resolved: Resolved) -> str:
         values["redis"] = without_password(values["redis"])
     if resolved.settings.upstream_keys is not None:
         values["upstream_keys"] = dict.fromkeys(resolved.settings.upstream_keys, "***")
-    values["aliases"] = dict(resolved.settings.effective_aliases())
+    values["aliases"] = {
+        name: alias.written for name, alias in resolved.settings.effective_aliases().items()
+    }
     shown = {name: "-" if value is None else json.dumps(value) for name, value in values.items()}
     wide = max(map(len, shown))
     widest = max(map(len, shown.values()))

@@ -18,15 +18,15 @@ import uvloop
 
 from afterword import playground
 from afterword.cli import importing
-from afterword.cli.compose import open_service, retarget, upstream_stats
 from afterword.cli.files import allow_connections
 from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options, places
-from afterword.cli.loading import Loading
 from afterword.cli.logs import ready_line
 from afterword.cli.server import Server, ServerOptions
 from afterword.cli.sockets import is_loopback, url_of
 from afterword.cli.terminal import Terminal
 from afterword.completion.service import CompletionService
+from afterword.compose.loading import Loading
+from afterword.compose.services import open_service, retarget, upstream_stats
 from afterword.config import Resolved, Settings
 from afterword.core.errors import ConfigError
 from afterword.gateway.address import is_remote

@@ -63,13 +63,38 @@ class Terminal:
             return
         yield self.quarters(label, total_bytes)
 
-    def quarters(self, label: str, total_bytes: int) -> Callable[[int], None]:
-        """Returns ``advance(bytes)``, which says each quarter."""
+    @contextmanager
+    def counting(self, label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """Show how many of ``total`` things are done, and the time left; yields ``advance(n)``.
+
+        Without a terminal it writes plain lines. ``done`` were done before.
+        """
+        if not sys.stderr.isatty():
+            advance = self.quarters(label, total)
+            advance(done)
+            yield advance
+            return
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+            bar = bars.add_task(label, total=total, completed=done)
+            yield lambda count: bars.advance(bar, count)
+
+    def quarters(self, label: str, total: int) -> Callable[[int], None]:
+        """Returns ``advance(count)``, which says each quarter of a total of bytes or things."""
         done = said = 0.0
 
-        def advance(size: int) -> None:
+        def advance(count: int) -> None:
             nonlocal done, said
-            done += size / max(total_bytes, 1)
+            done += count / max(total, 1)
             if done >= said + _LINE_EVERY:
                 said = done // _LINE_EVERY * _LINE_EVERY
                 self.say(f"{label}: {said:.0%}")

@@ -6,6 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from afterword.completion.chat_template import ChatTemplate, TemplateUnusable
+from afterword.completion.old_tokens import OldTokens, TokenTranslation
+from afterword.completion.search import infill_way
+from afterword.core.alias import Alias
 from afterword.core.errors import ModelNotFound
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
@@ -16,11 +20,37 @@ CATCH_ALL = "*"
 
 
 class ServedModel(msgspec.Struct, frozen=True):
-    """An engine and the name that it is served under. ``created`` is Unix seconds."""
+    """An engine and the name that it is served under. ``created`` is Unix seconds.
+
+    ``chat`` is the template around the prompts of an alias that answers instructions, and ``old``
+    the translation of token ids of an alias for clients that send OpenAI's.
+    """
 
     name: str
     engine: Engine
     created: int
+    chat: ChatTemplate | None = None
+    old: TokenTranslation | None = None
+
+
+def _as_meant(
+    served: ServedModel, name: str, alias: Alias, vocabularies: Mapping[str, OldTokens]
+) -> ServedModel:
+    """Returns a model as an alias means it. Raises ``ValueError``."""
+    if alias.template is None and alias.tokens is None:
+        return served
+    reason = served.engine.card.unsupported.get("token_ids")
+    if reason is not None:
+        raise ValueError(f"alias {name}: {alias.written} needs token ids, and {reason}")
+    tokenizer, template, old = served.engine.tokenizer, None, None
+    if alias.template is not None:
+        try:
+            template = ChatTemplate.of(tokenizer)
+        except TemplateUnusable as error:
+            raise ValueError(f"alias {name}: {error}") from error
+    if alias.tokens is not None:
+        old = vocabularies[alias.tokens].translation(tokenizer)
+    return msgspec.structs.replace(served, chat=template, old=old)
 
 
 class Catalog:
@@ -32,7 +62,10 @@ class Catalog:
     """
 
     def __init__(
-        self, models: Sequence[ServedModel], aliases: Mapping[str, str] | None = None
+        self,
+        models: Sequence[ServedModel],
+        aliases: Mapping[str, Alias | str] | None = None,
+        vocabularies: Mapping[str, OldTokens] | None = None,
     ) -> None:
         self.engines: Sequence[ServedModel] = tuple(models)
         """All models, without aliases, also in a restricted catalog. Never empty."""
@@ -41,13 +74,15 @@ class Catalog:
             raise ValueError("there must be at least one model, and no two of the same name")
         self._all_names = self._names
         self._caught: ServedModel | None = None
-        for alias, name in (aliases or {}).items():
-            if name not in self._names or alias in self._names:
-                raise ValueError(f"alias {alias}={name} names no model, or is one itself")
+        for alias, meant in (aliases or {}).items():
+            known = meant if isinstance(meant, Alias) else Alias(meant)
+            if known.model not in self._names or alias in self._names:
+                raise ValueError(f"alias {alias}={known.model} names no model, or is one itself")
+            served = _as_meant(self._names[known.model], alias, known, vocabularies or {})
             if alias == CATCH_ALL:
-                self._caught = self._names[name]
+                self._caught = served
             else:
-                self._names[alias] = self._names[name]
+                self._names[alias] = served
 
     def restricted_to(self, allowed: Collection[str]) -> Catalog:
         """Returns the catalog of a key for these names. A model's name includes its aliases.
@@ -105,13 +140,17 @@ class Catalog:
         """Returns a model as clients see it, with the limits of a request."""
         served = self.resolve(name)
         card = served.engine.card
+        way = infill_way(served.engine) if served.chat is None else None
         facts: dict[str, str | int | bool | None] = {
             "context_tokens": card.context_tokens,
             "system_fingerprint": card.fingerprint,
             "batch_invariant": card.batch_invariant,
             "prefix_sharing": card.prefix_sharing,
-            "suffix": served.engine.tokenizer.infill is not None,
+            "suffix": way is not None,
+            "infill": way,
             "alias_of": served.name if name != served.name else None,
+            "template": None if served.chat is None else "chat",
+            "tokens": None if served.old is None else served.old.old.name,
         }
         facts |= {
             field: getattr(limits, field)

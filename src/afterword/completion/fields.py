@@ -124,20 +124,21 @@ def out_of_range(name: str, value: Json, wanted: str) -> InvalidRequest:
     )
 
 
-def integer(least: int, most: int) -> Kind:
-    """An integer from ``least`` to ``most``."""
+def integer(least: int, most: int, *, hint: str = "") -> Kind:
+    """An integer from ``least`` to ``most``. A refusal of others ends with the hint."""
+    expected = f"an integer from {least} to {most}{hint}"
 
     def parse(name: str, value: Json) -> int:
         if type(value) is float:
             # Integers beyond 64 bits arrive as floats, too.
             if abs(value) >= _INT64:
-                raise out_of_range(name, value, f"an integer from {least} to {most}")
+                raise out_of_range(name, value, expected)
             # A number without a fraction is an integer (R19).
             value = int(value) if value.is_integer() else value
         if type(value) is not int:
             raise wrong_type(name, value, "an integer")
         if not least <= value <= most:
-            raise out_of_range(name, value, f"an integer from {least} to {most}")
+            raise out_of_range(name, value, expected)
         return value
 
     return Kind(parse, {"type": "integer", "minimum": least, "maximum": most})

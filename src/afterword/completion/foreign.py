@@ -83,6 +83,7 @@ _OFF = "the sampler is off at this value, and this server does not have it"
 _COMPANION = "it only tunes a sampler that is off"
 _NONE = "this server does not have it"
 _CHAT = "completions call no tools"
+_EXPERTS = "see return_routed_experts, which this server does not have"
 
 _FIELDS: Mapping[str, Foreign] = {
     "use_beam_search": _only((False,), reason="there are no beams"),
@@ -131,7 +132,7 @@ _FIELDS: Mapping[str, Foreign] = {
     "request_id": _only((), reason="the server names requests; see x-request-id"),
     "metadata": _only(({},), reason=_NONE),
     "session_id": _only((), reason=_NONE),
-    # Of vLLM, SGLang and TensorRT-LLM.
+    # Of vLLM, SGLang and TensorRT-LLM. Routers in front of them send every field of their class.
     "truncation_side": _only(("left",), reason="truncate_prompt_tokens keeps the end"),
     "detokenize": _only((True,), reason="answers have text; see return_token_ids"),
     "ec_transfer_params": _only((), reason=_NONE),
@@ -145,11 +146,56 @@ _FIELDS: Mapping[str, Foreign] = {
     "ebnf": _only((), reason="see structured_outputs"),
     "return_hidden_states": _only((False,), reason=_NONE),
     "rid": _only((), reason="the server names requests; see x-request-id"),
+    "watermarking": _only((False,), reason=_NONE),
+    "stream_interval": _only((1,), reason="each token is sent at once"),
+    "return_token_offsets": _only((False,), reason="see text_offset in logprobs"),
+    "return_mm_kwargs": _only((True, False), reason="completions have no images"),
+    "images_config": _only((), reason="completions have no images"),
+    "return_routed_experts": _only((False,), reason=_NONE),
+    "routed_experts_start_len": _only((0,), reason=_EXPERTS),
+    "routed_experts_prompt_start": _only((0,), reason=_EXPERTS),
+    "return_cached_tokens_details": _only((False,), reason="see prompt_tokens_details in usage"),
+    "return_context_logits": _only((False,), reason="see echo and prompt_logprobs"),
+    "top_p_min": _only((0,), reason=_OFF),
+    "prompt_ignore_length": _only((0,), reason=_NONE),
+    "custom_params": _only((), reason=_NONE),
+    "custom_labels": _only((), reason=_NONE),
+    "extra_key": _only((), reason="see cache_salt"),
+    "ngram_corpus_id": _only((), reason="see the setting prompt_lookup"),
+    "session_params": _only((), reason=_NONE),
+    "conversation_params": _only((), reason=_NONE),
+    "lora_request": _only((), reason="no adapters are served"),
+    **dict.fromkeys(
+        (
+            "bootstrap_host",
+            "bootstrap_port",
+            "bootstrap_room",
+            "routed_dp_rank",
+            "disagg_prefill_dp_rank",
+            "data_parallel_rank",
+            "disaggregated_params",
+        ),
+        _only((), reason="one server computes the whole of an answer"),
+    ),
     # Of TabbyAPI and Aphrodite.
     "nsigma": _only((0,), reason=_OFF),
     "skew": _only((0,), reason=_OFF),
     "cfg_scale": _only((1,), reason="there is one prompt, and no negative one"),
     "token_healing": _only((False,), reason=_NONE),
+    "temperature_last": _only((False,), reason="the temperature comes before the filters"),
+    "max_temp": _only((1,), reason=_OFF),
+    "min_temp": _only((1,), reason=_OFF),
+    "temp_exponent": _a_number(_COMPANION),
+    "repetition_decay": _only((0,), reason="repetition_penalty_range has no slope"),
+    "generate_window": _only((), reason="see truncate_prompt_tokens"),
+    "allowed_tokens": _only(([],), reason="see allowed_token_ids"),
+    "negative_prompt": _only(("",), reason="there is one prompt, and no negative one"),
+    "regex_pattern": _only(("",), reason="see structured_outputs"),
+    "grammar_string": _only(("",), reason="see structured_outputs"),
+    "speculative_ngram": _only((True, False), reason="drafts change no answer"),
+    # Of llama.cpp, llama-cpp-python and KoboldAI: other names of repetition_penalty.
+    "repeat_penalty": _only((1,), reason="1 is off; see repetition_penalty"),
+    "rep_pen": _only((1,), reason="1 is off; see repetition_penalty"),
     # Of Fireworks, Together, OpenRouter.
     "context_length_exceeded_behavior": _only(
         ("error",), reason="a request that does not fit is refused"
@@ -171,6 +217,7 @@ _FIELDS: Mapping[str, Foreign] = {
         },
         reason="there is one provider, which honours every parameter or refuses it",
     ),
+    "usage": _members({"include": (False,)}, reason="see stream_options.include_usage"),
     "transforms": _only(([],), reason="prompts are taken as they are"),
     "models": _only(([],), reason="a request has one model"),
     "route": _only(("fallback",), reason="a request has one model"),
@@ -201,11 +248,18 @@ _DIALECTS: Mapping[str, str] = {
     **dict.fromkeys(
         ("max_new_tokens", "auto_max_new_tokens", "stopping_strings", "sampler_seed",
          "encoder_repetition_penalty", "no_repeat_ngram_size", "guidance_scale", "add_bos_token",
-         "truncation_length", "rep_pen_size", "sampler_priority", "custom_token_bans"),
+         "truncation_length", "rep_pen_size", "sampler_priority", "custom_token_bans",
+         "do_sample", "penalty_alpha", "preset", "dynamic_temperature", "dynatemp_low",
+         "dynatemp_high", "dynatemp_min", "dynatemp_max", "max_tokens_second",
+         "prompt_lookup_num_tokens"),
         "text-generation-webui's; choose the client's type \"OpenAI compatible\" or \"vLLM\"",
     ),
     **dict.fromkeys(
-        ("max_context_length", "max_length", "rep_pen", "rep_pen_range", "rep_pen_slope",
+        ("penalty_range", "repetition_range", "dry_range"),
+        "TabbyAPI's; choose the client's type \"OpenAI compatible\" or \"vLLM\"",
+    ),
+    **dict.fromkeys(
+        ("max_context_length", "max_length", "rep_pen_range", "rep_pen_slope",
          "sampler_order", "quiet", "trim_stop", "genkey", "render_special", "bypass_eos"),
         "KoboldAI's; choose the client's type \"OpenAI compatible\", without extra fields",
     ),
@@ -218,7 +272,7 @@ _DIALECTS: Mapping[str, str] = {
         "text-generation-inference's; choose the client's type \"OpenAI compatible\"",
     ),
     **dict.fromkeys(
-        ("n_predict", "repeat_penalty", "repeat_last_n", "samplers", "id_slot", "n_keep",
+        ("n_predict", "repeat_last_n", "samplers", "id_slot", "n_keep",
          "t_max_predict_ms", "t_max_prompt_ms", "n_indent", "response_fields", "input_prefix",
          "input_suffix", "input_extra", "timings_per_token"),
         "llama-server's; choose the client's type \"OpenAI compatible\", or use POST /infill",

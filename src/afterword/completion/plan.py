@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from afterword.completion.answer_weight import AnswerWeight
 from afterword.completion.choice import Presentation
+from afterword.completion.context_budget import ContextBudget
 from afterword.completion.fields import Prompt, shown
+from afterword.completion.framing import Framing
 from afterword.completion.infill import (
     INFILL_TOKENS,
     LaidOut,
@@ -27,26 +30,28 @@ from afterword.completion.prompt_text import (
 )
 from afterword.completion.request import CompletionRequest
 from afterword.completion.sampling import sampling_params, vocabulary_ids
-from afterword.completion.tokens import encode, least_tokens
-from afterword.core.errors import ContextLengthExceeded, InvalidRequest, UnusableGrammar
-from afterword.core.job import Constraint, GrammarKind, InfillFilter, Job, OutputGrammar
-from afterword.core.limits import Limits
-from afterword.core.protocols import Feature, Tokenizer
+from afterword.completion.search import (
+    BEHIND_TOKENS,
+    Around,
+    Search,
+    SearchSize,
+    plan_search,
+    refuse_search,
+    search_size,
+)
+from afterword.completion.tokens import encode
+from afterword.core.errors import InvalidRequest, UnusableGrammar
+from afterword.core.job import (
+    Constraint,
+    GrammarKind,
+    InfillFilter,
+    Job,
+    OutputGrammar,
+)
+from afterword.core.protocols import Feature, PrefixSharing, Tokenizer
 
 _WHAT_FITS = -1
 """The value of ``truncate_prompt_tokens`` that keeps as many tokens as fit."""
-_CUT_CONTEXTS = 16
-"""How many contexts a prompt may be long that is cut to its end."""
-
-_CHOICE_BYTES = 80
-_TOKEN_BYTES = 5
-_POSITION_BYTES = 48
-_TOP_BYTES = 28
-_ID_BYTES = 7
-_RANKED_BYTES = 72
-"""Typical sizes in JSON: of a choice, a token's text, a position without top entries, a top entry,
-an id, and an entry of vLLM's prompt log-probabilities."""
-_SHORT_TEXT = 64
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +60,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ``model`` is the name that the client asked for. Job i makes ``candidates`` sequences of prompt
     i; the answer shows ``n`` of them. ``shown`` says what the answer shows, not what is computed.
     ``open_ended``: the request gave no max_tokens. ``cut``: not all of the text around a place fits
-    the context. ``timed``: the answer says how long its parts took.
+    the context. ``timed``: the answer says how long its parts took. ``search`` is how the middles
+    are found if the model has no tokens for that (F3).
     """
 
     id: str
@@ -76,11 +82,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     open_ended: bool = False
     cut: bool = False
     timed: bool = False
+    search: Search | None = None
 
     @property
     def ranked(self) -> bool:
         """Whether candidates are ranked. Then none can be shown before the last has ended."""
         return self.candidates > self.n
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that it uses: each prompt once, and every candidate in full (A5)."""
+        if self.search is not None:
+            return self.search.most_tokens
+        return sum(len(job.prompt_ids) + job.n * job.max_tokens for job in self.jobs)
 
 
 class InfillOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,8 +113,9 @@ class PlanInputs(msgspec.Struct, frozen=True):
     """What a plan takes over. ``seed`` is for a request without one.
 
     ``constrain`` compiles a grammar; see ``core.protocols.Engine``. ``cache_scope`` is what the
-    operator keeps apart; the request's salt divides it further. ``infill`` is there for a request
-    that fills in a place.
+    operator keeps apart; the request's salt divides it further. ``sharing`` says how the engine's
+    prompts share what was computed. ``infill`` is there for a request that fills in a place,
+    ``chat`` for one whose prompts stand in a chat template.
     """
 
     id: str
@@ -110,122 +125,10 @@ class PlanInputs(msgspec.Struct, frozen=True):
     seed: int
     constrain: Callable[[OutputGrammar], Constraint]
     unsupported: Mapping[Feature, str] = {}
+    sharing: PrefixSharing | None = None
     cache_scope: str = ""
     infill: InfillOptions | None = None
-
-
-class ContextBudget(msgspec.Struct, frozen=True):
-    """The context, and the limits on how much a request may generate."""
-
-    context_tokens: int
-    limits: Limits
-
-    def refuse_endless(
-        self, prompt: Prompt, tokenizer: Tokenizer, asked: int | None, *, cut: bool = False
-    ) -> None:
-        """Raises ``ContextLengthExceeded`` if no tokenisation of the prompt can fit (H12).
-
-        A prompt that will be ``cut`` may be several times as long.
-        """
-        least = least_tokens(prompt, tokenizer)
-        if least > self.context_tokens * (_CUT_CONTEXTS if cut else 1):
-            raise ContextLengthExceeded(
-                context=self.context_tokens, prompt=least, completion=asked or 0
-            )
-
-    def fitting(
-        self, texts: Iterable[tuple[str, bool]], tokenizer: Tokenizer, *, cut: bool = False
-    ) -> list[tuple[str, bool]]:
-        """Returns the texts that ``refuse_endless`` lets through."""
-        most = self.context_tokens * (_CUT_CONTEXTS if cut else 1)
-        return [text for text in texts if least_tokens(text[0], tokenizer) <= most]
-
-    def room(self, asked: int | None) -> int:
-        """Returns how many prompt tokens leave room for the completion."""
-        wanted = self.limits.default_max_tokens or 1 if asked is None else asked
-        return max(self.context_tokens - wanted, 0)
-
-    def completion_tokens(self, prompt_tokens: int, asked: int | None) -> int:
-        """Returns how many tokens may be generated. Raises ``ContextLengthExceeded``."""
-        left = self.context_tokens - prompt_tokens
-        if asked is None:
-            if left < 1:
-                raise ContextLengthExceeded(
-                    context=self.context_tokens, prompt=prompt_tokens, completion=1
-                )
-            default = self.limits.default_max_tokens
-            return left if default is None else min(left, default)
-        if asked > left:
-            raise ContextLengthExceeded(
-                context=self.context_tokens, prompt=prompt_tokens, completion=asked
-            )
-        return asked
-
-
-class AnswerWeight:
-    """The estimated size of an answer in bytes, which grows prompt by prompt (R7).
-
-    It counts what the answer repeats of its prompts and what ``max_tokens`` asks for. Without
-    ``max_tokens`` generated tokens do not count: the model ends them, and each takes a step.
-    ``logprobs`` is what the answer shows, with those that only ``logprob_token_ids`` ask for.
-    """
-
-    def __init__(
-        self, request: CompletionRequest, n: int, logprobs: int | None, limits: Limits
-    ) -> None:
-        self._request = request
-        self._n = n
-        self._most_bytes = limits.max_answer_mib * 2**20
-        self._entry_bytes = 0
-        if logprobs is not None:
-            tops = logprobs + 1 + len(request.logprob_token_ids or ())
-            self._entry_bytes = _POSITION_BYTES + _TOP_BYTES * tops
-        self._id_bytes = _ID_BYTES if request.return_token_ids else 0
-        self._prompt_bytes = self._id_bytes
-        if request.prompt_logprobs is not None:
-            self._prompt_bytes += _RANKED_BYTES * (request.prompt_logprobs + 1)
-        self.bytes = 0
-
-    def add(self, prompt: PromptText) -> None:
-        """Count the choices of a prompt. Raises ``InvalidRequest`` over the limit."""
-        request = self._request
-        tokens = request.max_tokens or request.max_completion_tokens or 0
-        weight = _CHOICE_BYTES + tokens * (_TOKEN_BYTES + self._entry_bytes + self._id_bytes)
-        weight += len(prompt.ids) * self._prompt_bytes
-        if request.echo:
-            weight += _json_bytes(prompt.text) + len(prompt.ids) * self._entry_bytes
-        self.bytes += self._n * weight
-        if self.bytes > self._most_bytes:
-            raise self._refusal()
-
-    def _refusal(self) -> InvalidRequest:
-        request, causes = self._request, []
-        if len(request.prompt) > 1:
-            causes.append(f"{len(request.prompt)} prompts")
-        if self._n > 1:
-            causes.append(f"n {self._n}")
-        if request.max_tokens:
-            causes.append(f"max_tokens {request.max_tokens}")
-        if request.echo:
-            causes.append("echo")
-        if request.logprobs is not None:
-            causes.append(f"logprobs {request.logprobs}")
-        if request.prompt_logprobs is not None:
-            causes.append(f"prompt_logprobs {request.prompt_logprobs}")
-        if request.logprob_token_ids:
-            causes.append(f"{len(request.logprob_token_ids)} logprob_token_ids")
-        name = "logprobs" if request.logprobs is not None else "echo" if request.echo else "n"
-        return InvalidRequest(
-            f"Invalid value for '{name}': the answer would have more than "
-            f"{self._most_bytes // 2**20} MiB (max_answer_mib), because of "
-            f"{', '.join(causes)}. Ask for it in several requests.",
-            param=name,
-            code="invalid_value",
-        )
-
-
-def _json_bytes(text: str) -> int:
-    return len(msgspec.json.encode(text)) if len(text) > _SHORT_TEXT else 6 * len(text)
+    chat: Framing | None = None
 
 
 def make_plan(
@@ -239,21 +142,15 @@ def make_plan(
     _refuse_many(request, candidates, budget.limits.max_choices)
     _refuse_contradictions(request)
     _refuse_unsupported(request, inputs.unsupported)
-    asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
+    if inputs.chat is not None:
+        inputs.chat.refuse_fields(request)
+    asked = _asked(request)
     options = request.stream_options or {}
-    logprobs = request.logprobs
-    if logprobs is None and request.logprob_token_ids:
-        logprobs = 0
-    scored = logprobs if request.echo else None
-    if request.prompt_logprobs is not None:
-        scored = max(scored or 0, request.prompt_logprobs)
+    logprobs, scored = _log_probabilities(request)
     sampling = sampling_params(request, tokenizer, budget.context_tokens)
     stop_ids = vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer)
-    extra_end_ids: tuple[int, ...] = ()
-    if inputs.infill is not None:
-        extra_end_ids = infill_tokens(tokenizer, "input_suffix").end_ids
-    elif request.suffix:
-        extra_end_ids = infill_tokens(tokenizer).end_ids
+    searched = _is_searched(request, tokenizer, inputs, budget)
+    extra_end_ids = _extra_end_ids(request, tokenizer, inputs)
     end_ids = tokenizer.end_ids.union(extra_end_ids)
     vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after, tokenizer.aliases)
     infill = inputs.infill
@@ -264,26 +161,25 @@ def make_plan(
     constraint = _constraint(request, inputs)
     scope = _cache_scope(inputs.cache_scope, request.cache_salt)
     weight = AnswerWeight(request, n, logprobs, budget.limits)
-    jobs, prompts = [], []
+    jobs, prompts, sizes = [], [], list[SearchSize]()
     for prompt in request.prompt or ("",):
-        if infill is None:
-            ids, text = _prompt(prompt, request, tokenizer, budget, vocab, asked)
-            most = budget.completion_tokens(len(ids), asked)
-        else:
-            laid_out = _place(prompt, request, infill.place, tokenizer, budget, asked)
-            ids, cut, text = laid_out.ids, laid_out.cut, PromptText(laid_out.ids, 0, "")
-            most = budget.completion_tokens(len(ids), _at_most(budget, len(ids), asked))
+        ids, text, cut = _laid_out(prompt, request, tokenizer, budget, vocab, inputs)
+        fits = asked if infill is None else _at_most(budget, len(ids), asked)
+        most = budget.completion_tokens(len(ids), fits)
+        if searched and most:
+            sizes.append(search_size(asked, (n, candidates), len(ids), budget))
+            most = sizes[-1].middle_tokens
         if sampling.min_tokens > most:
             raise _too_many_at_least(sampling.min_tokens, most, asked)
         weight.add(text)
         jobs.append(
             Job(
                 prompt_ids=ids,
-                n=candidates,
+                n=candidates if not sizes else n,
                 max_tokens=most,
                 sampling=sampling,
                 seed=inputs.seed if request.seed is None else request.seed,
-                logprobs=0 if logprobs is None and candidates > n else logprobs,
+                logprobs=0 if logprobs is None and candidates > n and not sizes else logprobs,
                 prompt_logprobs=scored,
                 prompt_ranks=request.prompt_logprobs is not None,
                 scored_ids=vocabulary_ids(
@@ -300,6 +196,12 @@ def make_plan(
     silent = end_ids.union(() if request.include_stop_str_in_output else stop_ids)
     if request.skip_special_tokens:
         silent = silent.union(tokenizer.special_ids)
+    presentation = _presentation(request, logprobs, silent, infill)
+    search = None
+    if sizes:
+        around = Around(request.suffix or "", presentation, tokenizer, vocab, budget)
+        search = plan_search(jobs, around, sizes)
+        presentation = search.presentation
     return Plan(
         id=inputs.id,
         model=inputs.model,
@@ -309,20 +211,8 @@ def make_plan(
         prompts=tuple(prompts),
         vocab=vocab,
         n=n,
-        candidates=candidates,
-        shown=Presentation(
-            echo=bool(request.echo),
-            logprobs=logprobs,
-            prompt_logprobs=request.prompt_logprobs,
-            stops=request.stop or (),
-            include_stop=bool(request.include_stop_str_in_output),
-            min_tokens=sampling.min_tokens,
-            silent_ids=silent,
-            token_ids=bool(request.return_token_ids),
-            tokens_as_ids=bool(request.return_tokens_as_token_ids),
-            least_indent=0 if infill is None else infill.least_indent,
-            most_ms=None if infill is None else infill.most_ms,
-        ),
+        candidates=n if sizes else candidates,
+        shown=presentation,
         stream=bool(request.stream),
         include_usage=options.get("include_usage", False),
         continuous_usage=options.get("continuous_usage_stats", False),
@@ -331,6 +221,63 @@ def make_plan(
         open_ended=asked is None,
         cut=cut,
         timed=infill is not None,
+        search=search,
+    )
+
+
+def _log_probabilities(request: CompletionRequest) -> tuple[int | None, int | None]:
+    """Returns the alternatives of generated tokens and of the prompt's; None for none."""
+    logprobs = request.logprobs
+    if logprobs is None and request.logprob_token_ids:
+        logprobs = 0
+    scored = logprobs if request.echo else None
+    if request.prompt_logprobs is not None:
+        scored = max(scored or 0, request.prompt_logprobs)
+    return logprobs, scored
+
+
+def _is_searched(
+    request: CompletionRequest, tokenizer: Tokenizer, inputs: PlanInputs, budget: ContextBudget
+) -> bool:
+    """Whether middles are searched for (F3). Raises ``InvalidRequest`` if they cannot be."""
+    if not request.suffix or inputs.infill is not None or tokenizer.infill is not None:
+        return False
+    refuse_search(inputs.sharing, len(request.prompt), budget.limits)
+    return True
+
+
+def _extra_end_ids(
+    request: CompletionRequest, tokenizer: Tokenizer, inputs: PlanInputs
+) -> tuple[int, ...]:
+    """Returns the tokens that end a middle beside the vocabulary's end tokens."""
+    if inputs.chat is not None:
+        return inputs.chat.end_ids(tokenizer)
+    if inputs.infill is not None:
+        return infill_tokens(tokenizer, "input_suffix").end_ids
+    if request.suffix and tokenizer.infill is not None:
+        return tokenizer.infill.end_ids
+    return ()
+
+
+def _presentation(
+    request: CompletionRequest,
+    logprobs: int | None,
+    silent: frozenset[int],
+    infill: InfillOptions | None,
+) -> Presentation:
+    """Returns what the answer shows."""
+    return Presentation(
+        echo=bool(request.echo),
+        logprobs=logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+        stops=request.stop or (),
+        include_stop=bool(request.include_stop_str_in_output),
+        min_tokens=request.min_tokens or 0,
+        silent_ids=silent,
+        token_ids=bool(request.return_token_ids),
+        tokens_as_ids=bool(request.return_tokens_as_token_ids),
+        least_indent=0 if infill is None else infill.least_indent,
+        most_ms=None if infill is None else infill.most_ms,
     )
 
 
@@ -460,6 +407,25 @@ def _too_many_at_least(least: int, most: int, asked: int | None) -> InvalidReque
     )
 
 
+def _laid_out(
+    prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer, budget: ContextBudget,
+    vocab: VocabView, inputs: PlanInputs,
+) -> tuple[tuple[int, ...], PromptText, bool]:  # fmt: skip
+    """Returns the ids to compute, the prompt as its choices show it, and whether it was cut."""
+    asked = _asked(request)
+    if inputs.chat is not None:
+        return *inputs.chat.prompt(prompt, request, tokenizer, vocab), False
+    if inputs.infill is None:
+        return *_prompt(prompt, request, tokenizer, budget, vocab, asked), False
+    placed = _place(prompt, request, inputs.infill.place, tokenizer, budget, asked)
+    return placed.ids, PromptText(placed.ids, 0, ""), placed.cut
+
+
+def _asked(request: CompletionRequest) -> int | None:
+    """Returns the request's limit on generated tokens, under either name."""
+    return request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
+
+
 def _prompt(
     prompt: Prompt,
     request: CompletionRequest,
@@ -470,6 +436,7 @@ def _prompt(
 ) -> tuple[tuple[int, ...], PromptText]:
     """Returns the ids to compute, and the prompt as its choices show it (R2, E2)."""
     suffix = request.suffix or ""
+    laid_out = bool(suffix) and tokenizer.infill is not None
     kept = request.truncate_prompt_tokens
     budget.refuse_endless(prompt, tokenizer, asked, cut=kept is not None)
     budget.refuse_endless(suffix, tokenizer, asked)
@@ -478,11 +445,11 @@ def _prompt(
     shown = Shown(text=echo or scored, offsets=echo and scored)
     visible = _ids(prompt, tokenizer, parse_special=not suffix)
     after: Sequence[int] = ()
-    if suffix:
+    if laid_out:
         after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
     bos = tokenizer.bos_id
     adds_bos = (
-        not suffix
+        not laid_out
         and isinstance(prompt, str)
         and bos is not None
         and request.add_special_tokens is not False
@@ -490,7 +457,9 @@ def _prompt(
     )
     is_text = isinstance(prompt, str)
     if kept is not None:
-        added = len(after) + INFILL_TOKENS if suffix else int(adds_bos)
+        added = len(after) + INFILL_TOKENS if laid_out else int(adds_bos)
+        if suffix and not laid_out:
+            added += BEHIND_TOKENS
         most = budget.room(asked) if kept == _WHAT_FITS else kept
         if len(visible) > max(most - added, 0):
             visible = visible[len(visible) - max(most - added, 0) :]
@@ -500,9 +469,10 @@ def _prompt(
     else:
         text = prompt_of_ids(visible, vocab, shown)
     if suffix:
-        ids = lay_out(infill_tokens(tokenizer), bos, visible, after)
         # The middle continues the prefix, so no space of the tokenizer comes between them.
-        return ids, msgspec.structs.replace(text, fresh=False)
+        text = msgspec.structs.replace(text, fresh=False)
+    if laid_out:
+        return lay_out(infill_tokens(tokenizer), bos, visible, after), text
     if adds_bos and bos is not None and visible:
         return (bos, *visible), msgspec.structs.replace(text, hidden=1)
     if not visible:

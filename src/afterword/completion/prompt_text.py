@@ -54,7 +54,8 @@ class PromptText(msgspec.Struct, frozen=True):
     ``text`` is what the client sent. Of token ids it is the complete characters of their bytes, and
     ``dangling`` has the bytes after the last one. ``text`` is empty if the answer shows neither
     text nor offsets. ``offsets`` has one offset for each visible token, if they are shown.
-    ``fresh``: a tokenizer would put a space before text that follows.
+    ``fresh``: a tokenizer would put a space before text that follows. ``framed`` counts the tokens
+    of a chat template around the prompt, which no count shows.
     """
 
     ids: tuple[int, ...]
@@ -63,6 +64,7 @@ class PromptText(msgspec.Struct, frozen=True):
     dangling: bytes = b""
     offsets: tuple[int, ...] = ()
     fresh: bool = False
+    framed: int = 0
 
 
 class Shown(msgspec.Struct, frozen=True):

@@ -70,7 +70,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: Annotated[
         int | None,
         Field(
-            fields.integer(0, _MOST),
+            # Other servers take -1 for no limit.
+            fields.integer(0, _MOST, hint=" (leave it out for no limit)"),
             "The most tokens to generate; 0 generates none. Without a limit, the model or a full "
             "context ends the completion.",
             lambda limits: limits.default_max_tokens,

@@ -17,10 +17,11 @@ import msgspec
 from afterword.completion import ranking, tokens
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.choice import ChoiceBuilder, Delta, EndedBy
+from afterword.completion.context_budget import ContextBudget
+from afterword.completion.framing import Framing
 from afterword.completion.infill import texts_around
 from afterword.completion.logprobs import prompt_logprobs
 from afterword.completion.plan import (
-    ContextBudget,
     InfillOptions,
     Plan,
     PlanInputs,
@@ -28,13 +29,22 @@ from afterword.completion.plan import (
     texts_of,
 )
 from afterword.completion.request import CompletionRequest, decode
+from afterword.completion.searching import Searching
+from afterword.completion.stopwatch import Stopwatch
 from afterword.core.errors import ApiError
 from afterword.core.fair_pool import FairPool
 from afterword.core.job import Counted, Ended, Event, Prefilled, Sampled, ScoredPrompt
 from afterword.core.limits import Limits
 from afterword.core.pace import SLICE_COST, Pace
-from afterword.core.protocols import Engine, Generation, Tokenizer
-from afterword.core.wire import Choice, Chunk, Completion, PromptTokensDetails, Usage
+from afterword.core.protocols import Engine, Generation
+from afterword.core.wire import (
+    Choice,
+    Chunk,
+    Completion,
+    InfillReport,
+    PromptTokensDetails,
+    Usage,
+)
 
 T = TypeVar("T")
 
@@ -154,29 +164,23 @@ class CompletionService:
         """Returns the plan of a request that came in ``size`` bytes. Raises ``ApiError``."""
         do = partial(self._planning.plan, caller.owner, size)
         served = self._served(request.model, infills=infill is not None)
+        if served.old is not None:
+            request = served.old.translate(request)
         budget = ContextBudget(served.engine.card.context_tokens, self.limits)
         tokenizer = served.engine.tokenizer
         cut = infill is not None or request.truncate_prompt_tokens is not None
         place = None if infill is None else infill.place
-        texts = budget.fitting(texts_of(request, place), tokenizer, cut=cut)
+        chat = None
+        wanted = texts_of(request, place)
+        if served.chat is not None:
+            chat = Framing(request.model or served.name, served.chat, int(self._clock()))
+            chat.refuse_fields(request)
+            wanted = chat.texts(request)
+        texts = budget.fitting(wanted, tokenizer, cut=cut)
         if place is not None:
             around = ((text, False) for text in texts_around(place))
             texts += budget.fitting(around, tokenizer)
         tokenizer = await tokenizer.prepare(texts)
-        decide = partial(
-            self._decide, request, served, tokenizer, budget, caller.cache_scope, infill
-        )
-        return await do(decide, prompts=len(request.prompt))
-
-    def _decide(
-        self,
-        request: CompletionRequest,
-        served: ServedModel,
-        tokenizer: Tokenizer,
-        budget: ContextBudget,
-        cache_scope: str,
-        infill: InfillOptions | None,
-    ) -> Plan:
         inputs = PlanInputs(
             id=self._id("cmpl"),
             model=request.model or served.name,
@@ -184,11 +188,14 @@ class CompletionService:
             fingerprint=served.engine.card.fingerprint,
             constrain=served.engine.constraint,
             unsupported=served.engine.card.unsupported,
+            sharing=served.engine.card.prefix_sharing,
             seed=int.from_bytes(self._entropy(8), "big") >> 1,
-            cache_scope=cache_scope,
+            cache_scope=caller.cache_scope,
             infill=infill,
+            chat=chat,
         )
-        return make_plan(request, tokenizer, budget, inputs)
+        decide = partial(make_plan, request, tokenizer, budget, inputs)
+        return await do(decide, prompts=len(request.prompt))
 
     def _id(self, kind: str) -> str:
         return f"{kind}-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}"
@@ -204,7 +211,10 @@ class CompletionService:
         """
         engine: Engine = self.catalog.resolve(plan.model).engine
         watch = Stopwatch(clock) if plan.timed else None
-        return CompletionStream(plan, engine.open(plan.jobs), self._entropy, watch)
+        if plan.search is None:
+            return CompletionStream(plan, engine.open(plan.jobs), self._entropy, watch)
+        searching = Searching(plan.search, engine.open, clock)
+        return CompletionStream(plan, searching, self._entropy, watch, lambda: searching.report)
 
     async def tokenization(self, body: bytes, owner: str = "") -> TokenizerCall:
         """Parse the body of POST /tokenize. Raises ``ApiError``."""
@@ -246,40 +256,6 @@ class CompletionService:
         return self.catalog.default_of_infills if infills else self.catalog.default
 
 
-class Stopwatch:
-    """How long a request's prompt took, and its generation so far (F5).
-
-    ``clock`` returns monotonic seconds. The prompt's time begins when its engine takes it and ends
-    with the first token; the generation's time begins there.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._taken_s = self._first_s = self._last_s = 0.0
-        self._generates = False
-
-    def taken(self) -> None:
-        """Note that an engine computes the request now."""
-        self._taken_s = self._first_s = self._last_s = self._clock()
-
-    def read(self, *, generates: bool) -> None:
-        """Note the time of events that came. ``generates``: there are tokens by now."""
-        self._last_s = self._clock()
-        if not self._generates:
-            self._generates = generates
-            self._first_s = self._last_s
-
-    @property
-    def prompt_ms(self) -> float:
-        """The milliseconds from the start to the first token."""
-        return (self._first_s - self._taken_s) * 1000
-
-    @property
-    def generated_ms(self) -> float:
-        """The milliseconds from the first token to the last one."""
-        return (self._last_s - self._first_s) * 1000
-
-
 class CompletionStream:
     """A running plan: one stream of events, a builder for each candidate, two ways to fold.
 
@@ -292,14 +268,20 @@ class CompletionStream:
         generation: Generation,
         entropy: Callable[[int], bytes],
         watch: Stopwatch | None = None,
+        report: Callable[[], InfillReport] | None = None,
     ) -> None:
         self.plan = plan
         self.watch = watch
+        self._report = report
         self._generation = generation
         self._entropy = entropy
         # Prompt tokens and cached tokens of each job.
-        self._prompts = [(len(job.prompt_ids), 0) for job in plan.jobs]
+        self._prompts = [
+            (len(job.prompt_ids) - prompt.framed, 0)
+            for job, prompt in zip(plan.jobs, plan.prompts, strict=True)
+        ]
         self._scored: dict[int, ScoredPrompt | None] = {}
+        self._discarded = 0
         self.on_first_token: Callable[[], None] | None = None
         # A builder is made at its sequence's first event: a request may have thousands.
         self._builders: dict[tuple[int, int], ChoiceBuilder] = {}
@@ -335,7 +317,8 @@ class CompletionStream:
     @property
     def usage(self) -> Usage:
         """What the request has used so far (A5)."""
-        completion = sum(builder.completion_tokens for builder in self._builders.values())
+        shown = sum(builder.completion_tokens for builder in self._builders.values())
+        completion = shown + self._discarded
         prompt = sum(tokens for tokens, _ in self._prompts)
         cached = sum(cached for _, cached in self._prompts)
         return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
@@ -349,7 +332,14 @@ class CompletionStream:
     def whole(self, choices: list[Choice]) -> Completion:
         """Returns the answer with these choices, and the usage so far."""
         plan = self.plan
-        return Completion(plan.id, plan.created, plan.model, choices, self.usage, plan.fingerprint)
+        return Completion(
+            plan.id, plan.created, plan.model, choices, self.usage, plan.fingerprint, self.infill
+        )
+
+    @property
+    def infill(self) -> InfillReport | msgspec.UnsetType:
+        """How the middles were found, if a search found them (F3)."""
+        return msgspec.UNSET if self._report is None else self._report()
 
     async def choices(self) -> AsyncIterator[Choice]:
         """Yields the choices of each prompt as soon as all of its candidates have ended.
@@ -426,12 +416,22 @@ class CompletionStream:
                     builder.ended(ended)
                 case Prefilled(job=job) as prefilled:
                     queue.popleft()
-                    self._prompts[job] = (prefilled.prompt_tokens, prefilled.cached_tokens)
+                    self._count(job, prefilled)
                     self._scored[job] = prefilled.scored
                 case Counted(job=job) as counted:
                     queue.popleft()
-                    self._prompts[job] = (counted.prompt_tokens, counted.cached_tokens)
+                    self._count(job, counted)
+                    self._discarded += counted.discarded_tokens
         return changed
+
+    def _count(self, job: int, event: Prefilled | Counted) -> None:
+        """Note the tokens of a prompt, without those of a chat template around it."""
+        prompt = self.plan.prompts[job]
+        tokens, cached = event.prompt_tokens, event.cached_tokens
+        if prompt.framed:
+            tokens -= prompt.framed
+            cached = min(max(cached - prompt.hidden, 0), tokens)
+        self._prompts[job] = (tokens, cached)
 
     def _is_late(self, events: Iterable[Event]) -> bool:
         """Note the time. Returns whether the generation took as long as it may."""
@@ -492,7 +492,8 @@ class CompletionStream:
         if shown.token_ids:
             more["token_ids"] = delta.token_ids
         if delta.first:
-            prompt_ids = plan.jobs[job].prompt_ids
+            prompt = plan.prompts[job]
+            prompt_ids = prompt.ids if prompt.framed else plan.jobs[job].prompt_ids
             if shown.token_ids:
                 more["prompt_token_ids"] = list(prompt_ids)
             if shown.prompt_logprobs is not None:
@@ -507,7 +508,14 @@ class CompletionStream:
         if plan.include_obfuscation and choices:
             obfuscation = self._padding(len(choices[0].text))
         return Chunk(
-            plan.id, plan.created, plan.model, choices, plan.fingerprint, usage, obfuscation
+            plan.id,
+            plan.created,
+            plan.model,
+            choices,
+            plan.fingerprint,
+            usage,
+            obfuscation,
+            self.infill,
         )
 
     def _padding(self, text_characters: int) -> str:

@@ -187,11 +187,13 @@ class Counted(msgspec.Struct, frozen=True):
     """The token counts of a job's prompt, from an engine that learns them after ``Prefilled``.
 
     They replace the counts of ``Prefilled``. Engines that know them by then send no ``Counted``.
+    ``discarded_tokens`` were generated for texts that no sequence shows.
     """
 
     job: int
     prompt_tokens: int
     cached_tokens: int
+    discarded_tokens: int = 0
 
 
 class Ended(msgspec.Struct, frozen=True):

@@ -22,7 +22,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     ``max_choices`` bounds prompts times max(n, best_of), ``max_answer_mib`` the estimated size of
     an answer (R7). ``default_max_tokens`` None means "until the context is full". If
-    ``require_model`` is False, a request without ``model`` means the first served model.
+    ``require_model`` is False, a request without ``model`` means the first served model. A search
+    for a middle computes at most ``infill_tokens`` and takes at most ``infill_s`` seconds for each
+    request (F3).
     """
 
     max_logprobs: int = 20
@@ -35,3 +37,5 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 16 * 1024 * 1024
     default_max_tokens: int | None = None
     require_model: bool = True
+    infill_tokens: int = 2048
+    infill_s: int = 60

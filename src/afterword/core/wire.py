@@ -1,7 +1,7 @@
 """The JSON shapes of the answers. Field order is the order on the wire."""
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -61,8 +61,22 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptTokensDetails
 
 
+class InfillReport(msgspec.Struct, frozen=True):
+    """How the middles of an answer were found, if not by fill-in-the-middle tokens (F3).
+
+    ``places`` in the text of ``candidates`` were looked at, and ``scored`` with the suffix.
+    ``cut_by_time``: the search ended early, so the same request may find another middle.
+    """
+
+    found_by: Literal["search"]
+    candidates: int
+    places: int
+    scored: int
+    cut_by_time: bool
+
+
 class Completion(msgspec.Struct, frozen=True, tag_field="object", tag="text_completion"):
-    """A whole answer (A1, A2)."""
+    """A whole answer (A1, A2). ``infill`` is there if a search found the middles (F3)."""
 
     id: str
     created: int
@@ -70,6 +84,7 @@ class Completion(msgspec.Struct, frozen=True, tag_field="object", tag="text_comp
     choices: list[Choice]
     usage: Usage
     system_fingerprint: str
+    infill: InfillReport | msgspec.UnsetType = msgspec.UNSET
 
 
 class Chunk(msgspec.Struct, frozen=True, tag_field="object", tag="text_completion"):
@@ -82,6 +97,7 @@ class Chunk(msgspec.Struct, frozen=True, tag_field="object", tag="text_completio
     system_fingerprint: str
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     obfuscation: str | msgspec.UnsetType = msgspec.UNSET
+    infill: InfillReport | msgspec.UnsetType = msgspec.UNSET
 
 
 class Vocabulary(msgspec.Struct, frozen=True):

@@ -284,6 +284,7 @@ def toy_engine(  # noqa: PLR0913 - one argument for each property that a test ma
         context_tokens=context_tokens,
         fingerprint="fp_0000000000",
         batch_invariant=True,
+        prefix_sharing="cells",
         details={"model": "toy", "slots": slots},
     )
     return BatchingEngine(

@@ -58,6 +58,7 @@ class FimCompletion(msgspec.Struct, frozen=True, tag_field="object", tag="chat.c
     choices: list[FimChoice]
     usage: wire.Usage
     system_fingerprint: str
+    infill: wire.InfillReport | msgspec.UnsetType = msgspec.UNSET
 
 
 class FimChunk(msgspec.Struct, frozen=True, tag_field="object", tag="chat.completion.chunk"):
@@ -70,6 +71,7 @@ class FimChunk(msgspec.Struct, frozen=True, tag_field="object", tag="chat.comple
     system_fingerprint: str
     usage: wire.Usage | msgspec.UnsetType | None = msgspec.UNSET
     obfuscation: str | msgspec.UnsetType = msgspec.UNSET
+    infill: wire.InfillReport | msgspec.UnsetType = msgspec.UNSET
 
 
 class FimShape:
@@ -96,6 +98,7 @@ class FimShape:
                     choices,
                     completion.usage,
                     completion.system_fingerprint,
+                    completion.infill,
                 )
             )
         ]
@@ -122,6 +125,7 @@ class FimShape:
             chunk.system_fingerprint,
             usage,
             chunk.obfuscation,
+            chunk.infill,
         )
 
 

@@ -198,13 +198,13 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 def _ask(plan: Plan, model: str) -> Ask:
-    """Returns what a plan may use at most: each prompt once, and every candidate in full (A5)."""
+    """Returns what a plan may use at most."""
     return Ask(
         id=plan.id,
         model=model,
         user=plan.user,
         stream=plan.stream,
-        most_tokens=sum(len(job.prompt_ids) + job.n * job.max_tokens for job in plan.jobs),
+        most_tokens=plan.most_tokens,
         prompt_tokens=sum(len(job.prompt_ids) for job in plan.jobs),
         candidates=sum(job.n for job in plan.jobs),
         open_ended=plan.open_ended,

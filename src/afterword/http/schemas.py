@@ -33,6 +33,7 @@ def all_schemas(limits: Limits) -> Mapping[str, Schema]:
         "Choice": _choice(),
         "Logprobs": _logprobs(),
         "Usage": _usage(),
+        "InfillReport": _infill_report(),
         "Error": _error(),
         "ErrorBody": _error_body(),
         "Model": _model(),
@@ -74,9 +75,12 @@ def _head() -> dict[str, Schema]:
 
 
 def _completion() -> Schema:
-    return _closed(
+    """``infill`` is there only if a search found the middles (F3)."""
+    schema = _closed(
         {**_head(), "choices": _array(ref("Choice")), "usage": ref("Usage")}, "A whole answer."
     )
+    schema["properties"] |= {"infill": ref("InfillReport")}
+    return schema
 
 
 def _chunk() -> Schema:
@@ -87,8 +91,22 @@ def _chunk() -> Schema:
     schema["properties"] |= {
         "usage": {"anyOf": [ref("Usage"), {"type": "null"}]},
         "obfuscation": _TEXT,
+        "infill": ref("InfillReport"),
     }
     return schema
+
+
+def _infill_report() -> Schema:
+    return _closed(
+        {
+            "found_by": {"const": "search"},
+            "candidates": _COUNT,
+            "places": _COUNT,
+            "scored": _COUNT,
+            "cut_by_time": {"type": "boolean"},
+        },
+        "How a model without fill-in-the-middle tokens found the middles.",
+    )
 
 
 def _choice() -> Schema:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -39,6 +39,8 @@ _HEADERS = {
 }
 _TAG = re.compile(r'"[^"]*"')
 PAGE = "index.html"
+# The list of languages. It is made from the folder, so a new language is one file.
+LANGUAGES = "lang/index.js"
 
 
 class Asset(msgspec.Struct, frozen=True):
@@ -50,8 +52,17 @@ class Asset(msgspec.Struct, frozen=True):
 
 
 def load() -> Mapping[str, Asset]:
-    """Read every file of the page. Returns them by path, relative to ``files/``."""
-    return dict(_walk(files(__name__) / "files", ""))
+    """Read every file of the page, and list the languages. Returns the files by path."""
+    found = dict(_walk(files(__name__) / "files", ""))
+    return found | {LANGUAGES: _asset(LANGUAGES, _languages(found))}
+
+
+def _languages(paths: Iterable[str]) -> bytes:
+    """Returns a module with the modules of all languages by their names."""
+    names = [path[len("lang/") : -len(".js")] for path in paths if path.startswith("lang/")]
+    lines = [f'import * as l{i} from "./{name}.js";' for i, name in enumerate(names)]
+    table = ", ".join(f'"{name}": l{i}' for i, name in enumerate(names))
+    return "\n".join([*lines, f"export const LANGUAGES = {{ {table} }};", ""]).encode()
 
 
 def _walk(folder: Traversable, prefix: str) -> list[tuple[str, Asset]]:
@@ -61,10 +72,13 @@ def _walk(folder: Traversable, prefix: str) -> list[tuple[str, Asset]]:
         if entry.is_dir():
             found.extend(_walk(entry, f"{path}/"))
             continue
-        body = entry.read_bytes()
-        kind = _CONTENT_TYPES[path.rsplit(".", 1)[1]]
-        found.append((path, Asset(body, kind, f'"{hashlib.sha256(body).hexdigest()[:20]}"')))
+        found.append((path, _asset(path, entry.read_bytes())))
     return found
+
+
+def _asset(path: str, body: bytes) -> Asset:
+    kind = _CONTENT_TYPES[path.rsplit(".", 1)[1]]
+    return Asset(body, kind, f'"{hashlib.sha256(body).hexdigest()[:20]}"')
 
 
 def routes() -> list[Route]:

@@ -1,30 +1,43 @@
-/** The tree of continuations: move, rename, compare, delete, export, import. */
+/** The tree of continuations as a list: move, search, name, bookmark, pick, delete. */
 
-import { eachFrame, h } from "./dom.js";
-import { number, percent, t } from "./i18n.js";
-import { compare } from "./diff.js";
+import { eachFrame, find, h } from "./dom.js";
+import { percent, t } from "./i18n.js";
+import { search } from "./search.js";
 import { figures } from "./tokens.js";
-import { BadTree, fromJson, pathOf, ROOT, textOf, toJson } from "./tree.js";
+import { childrenOf, pathOf, ROOT } from "./tree.js";
 
 const SHOWN_CHARACTERS = 90;
-const MOST_BYTES = 64 * 1024 * 1024;
+const MOST_HITS = 200;
 
+/** Dispatches `compare` with two ids, and `uncompared`. */
 export class Branches extends EventTarget {
-  #parts;
+  #list = find("#branches");
+  #query = find("#branch-search");
   #session;
   #focus = ROOT;
   #picked = [];
   #renaming = false;
+  #onlyMarked = false;
+  #means = new WeakMap();
 
-  /** @param {{list: HTMLElement, bar: HTMLElement, comparison: HTMLElement}} parts */
-  constructor(parts, session) {
+  constructor(session) {
     super();
-    this.#parts = parts;
     this.#session = session;
-    session.addEventListener("tree", eachFrame(() => this.draw()));
-    parts.list.addEventListener("keydown", (event) => this.#key(event));
-    parts.list.addEventListener("focusin", ({ target }) => {
+    const draw = eachFrame(() => this.draw());
+    session.addEventListener("tree", draw);
+    this.#query.addEventListener("input", draw);
+    this.#list.addEventListener("keydown", (event) => this.#key(event));
+    this.#list.addEventListener("focusin", ({ target }) => {
       if (target.getAttribute("role") === "treeitem") this.#focus = target.dataset.id;
+    });
+    const here = (run) => () => run(this.#session.at);
+    find("#branch-rename").addEventListener("click", here((id) => this.#rename(id)));
+    find("#branch-mark").addEventListener("click", here((id) => this.#mark(id)));
+    find("#branch-pick").addEventListener("click", here((id) => this.#pick(id)));
+    find("#branch-prune").addEventListener("click", here((id) => this.#prune(id)));
+    find("#branch-marked").addEventListener("click", () => {
+      this.#onlyMarked = !this.#onlyMarked;
+      this.draw();
     });
   }
 
@@ -34,69 +47,103 @@ export class Branches extends EventTarget {
     const { tree, at } = this.#session;
     this.#picked = this.#picked.filter((id) => tree.has(id));
     if (!tree.has(this.#focus)) this.#focus = at;
-    const held = this.#parts.list.contains(document.activeElement);
-    const children = new Map();
-    for (const node of tree.values()) {
-      if (!children.has(node.parent)) children.set(node.parent, []);
-      children.get(node.parent).push(node);
-    }
+    const held = this.#list.contains(document.activeElement);
+    const query = this.#query.value.trim();
+    const rows = query !== "" ? this.#hits(query) : this.#onlyMarked ? this.#bookmarks() : this.#tree();
+    this.#list.replaceChildren(...rows);
+    find("#branches-none").hidden = rows.length > 0;
+    if (rows.length > 0 && this.#rowOf(this.#focus) === undefined) rows[0].tabIndex = 0;
+    if (held) this.#rowOf(this.#focus)?.focus();
+    this.#drawBar();
+  }
+
+  /** Forget which branches were picked for comparison. */
+  unpick() {
+    this.#picked = [];
+    this.draw();
+  }
+
+  /** Bookmark the branch of the text, or remove its bookmark. */
+  markHere() {
+    this.#session.keep();
+    this.#mark(this.#session.at);
+  }
+
+  #tree() {
+    const { tree, at } = this.#session;
     const onPath = new Set(pathOf(tree, at).map((node) => node.id));
     const rows = [];
-    // No recursion, because trees are deep. An only child is not indented, so rows stay wide.
+    // No recursion, because trees are deep.
     const stack = [[tree.get(ROOT), 0]];
     while (stack.length > 0) {
       const [node, level] = stack.pop();
-      rows.push(this.#row(node, level, onPath));
-      const under = children.get(node.id) ?? [];
-      const deeper = under.length > 1 || node.id === ROOT ? level + 1 : level;
-      for (const child of [...under].reverse()) stack.push([child, deeper]);
+      rows.push(this.#row(node, { level, current: onPath.has(node.id), words: [this.#wordsOf(node)] }));
+      for (const child of [...childrenOf(tree, node.id)].reverse()) stack.push([child, level + 1]);
     }
-    this.#parts.list.replaceChildren(...rows);
-    if (held) this.#rowOf(this.#focus)?.focus();
-    this.#drawBar();
-    this.#drawComparison();
+    return rows;
   }
 
-  #row(node, level, onPath) {
-    const { at } = this.#session;
-    const own = node.text.trim().replace(/\s+/g, " ").slice(0, SHOWN_CHARACTERS);
-    const words = node.id === ROOT ? t("branches.root") : own || t("branches.blank");
-    const { mean } = figures(node.groups, node.from);
+  #hits(query) {
+    return search(this.#session.tree, query).slice(0, MOST_HITS).map(({ id, end, before, found, after }) => {
+      const words = found === "" ? [after] : [before.slice(-24), h("mark", {}, found), after];
+      return this.#row(this.#session.tree.get(id), { words, caret: found === "" ? null : end });
+    });
+  }
+
+  #bookmarks() {
+    const marked = [...this.#session.tree.values()].filter((node) => node.mark);
+    return marked.map((node) => this.#row(node, { words: [this.#wordsOf(node)] }));
+  }
+
+  #wordsOf({ id, text, tail }) {
+    const own = text.slice(0, text.length - tail).trim().slice(0, SHOWN_CHARACTERS).replace(/\s+/g, " ");
+    return id === ROOT ? t("branches.root") : own || t("branches.blank");
+  }
+
+  #row(node, { words, level = 0, current = false, caret = null }) {
     const picked = this.#picked.includes(node.id);
+    const mean = this.#meanOf(node);
     const row = h("li", {
       role: "treeitem", class: "branch", "data-id": node.id, "data-by": node.by,
-      "aria-level": level + 1, "aria-selected": node.id === at,
-      "aria-current": onPath.has(node.id) ? "true" : null,
+      "aria-level": level + 1, "aria-selected": node.id === this.#session.at,
+      "aria-current": current ? "true" : null,
       tabindex: node.id === this.#focus ? 0 : -1,
       onclick: () => {
         this.#focus = node.id;
-        this.#session.go(node.id);
+        this.#session.go(node.id, caret);
       },
     },
     h("span", { class: "branch-dot", "aria-hidden": "true" }),
     h("span", { class: "branch-words" },
-      node.name === "" ? null : h("strong", {}, h("bdi", {}, node.name)),
-      h("bdi", {}, words)),
-    h("span", { class: "branch-note" }, picked ? t("branches.picked") : mean === null ? "" : percent(Math.exp(mean))));
+      node.name === "" ? null : h("strong", {}, h("bdi", {}, node.name)), h("bdi", {}, ...words)),
+    h("span", { class: "branch-note" },
+      node.mark ? h("span", { role: "img", "aria-label": t("branches.marked") }, "★") : null,
+      picked ? t("branches.picked") : mean === null ? "" : percent(Math.exp(mean))));
     row.style.setProperty("--level", level);
     return row;
   }
 
+  #meanOf(node) {
+    if (!this.#means.has(node)) this.#means.set(node, figures(node.groups, node.from).mean);
+    return this.#means.get(node);
+  }
+
   #rowOf(id) {
-    return [...this.#parts.list.children].find((row) => row.dataset.id === id);
+    return [...this.#list.children].find((row) => row.dataset.id === id);
   }
 
   #key(event) {
-    if (event.target.getAttribute("role") !== "treeitem") return;
-    const rows = [...this.#parts.list.children];
+    if (event.target.getAttribute("role") !== "treeitem" || event.altKey || event.ctrlKey) return;
+    const rows = [...this.#list.children];
     const here = rows.indexOf(event.target);
     const to = {
       ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: rows.length - 1,
     }[event.key];
     const run = {
-      Enter: () => this.#session.go(this.#focus), " ": () => this.#session.go(this.#focus),
-      F2: () => this.#rename(), Delete: () => this.#prune(), c: () => this.#pick(),
+      Enter: () => event.target.click(), " ": () => event.target.click(),
+      F2: () => this.#rename(), Delete: () => this.#prune(), c: () => this.#pick(), b: () => this.#mark(),
       ArrowLeft: () => this.#moveTo(this.#session.tree.get(this.#focus).parent),
+      ArrowRight: () => this.#moveTo(childrenOf(this.#session.tree, this.#focus)[0]?.id ?? null),
     }[event.key];
     if (to !== undefined) this.#moveTo(rows[Math.max(0, Math.min(rows.length - 1, to))].dataset.id);
     else if (run !== undefined) run();
@@ -105,32 +152,18 @@ export class Branches extends EventTarget {
   }
 
   #moveTo(id) {
-    if (id === null) return;
+    if (id === null || this.#rowOf(id) === undefined) return;
     this.#focus = id;
-    for (const row of this.#parts.list.children) row.tabIndex = row.dataset.id === id ? 0 : -1;
+    for (const row of this.#list.children) row.tabIndex = row.dataset.id === id ? 0 : -1;
     this.#rowOf(id).focus();
-    this.#drawBar();
   }
 
   #drawBar() {
-    const { at } = this.#session;
-    const root = at === ROOT;
-    const action = (key, run, more = {}) => h("button", {
-      type: "button", class: "quiet", onclick: run, ...more,
-    }, t(key));
-    const file = h("input", { type: "file", accept: "application/json,.json", hidden: true, "aria-label": t("branches.import") });
-    file.addEventListener("change", () => {
-      void this.#import(file.files[0]);
-      // The reader can choose the same file again after a repair.
-      file.value = "";
-    });
-    this.#parts.bar.replaceChildren(
-      action("branches.rename", () => this.#rename(at), { disabled: root }),
-      action("branches.pick", () => this.#pick(at), { "aria-pressed": this.#picked.includes(at) }),
-      action("branches.prune", () => this.#prune(at), { disabled: root }),
-      action("branches.export", () => this.#export()),
-      action("branches.import", () => file.click()), file,
-    );
+    const { at, tree } = this.#session;
+    for (const name of ["rename", "mark", "prune"]) find(`#branch-${name}`).disabled = at === ROOT;
+    find("#branch-mark").setAttribute("aria-pressed", String(tree.get(at).mark));
+    find("#branch-pick").setAttribute("aria-pressed", String(this.#picked.includes(at)));
+    find("#branch-marked").setAttribute("aria-pressed", String(this.#onlyMarked));
   }
 
   #rename(id = this.#focus) {
@@ -159,60 +192,22 @@ export class Branches extends EventTarget {
     input.select();
   }
 
+  #mark(id = this.#focus) {
+    if (id !== ROOT) this.#session.bookmark(id);
+  }
+
   #prune(id = this.#focus) {
     if (id === ROOT || this.#session.running !== null) return;
     this.#focus = this.#session.tree.get(id).parent;
     this.#session.prune(id);
   }
 
-  /** Pick a branch for comparison. A third pick replaces the first. */
+  /** Pick a branch for comparison. The second one starts it; a third replaces the first. */
   #pick(id = this.#focus) {
     if (this.#picked.includes(id)) this.#picked = this.#picked.filter((other) => other !== id);
     else this.#picked = [...this.#picked, id].slice(-2);
     this.draw();
-  }
-
-  #drawComparison() {
-    const box = this.#parts.comparison;
-    box.hidden = this.#picked.length !== 2;
-    if (box.hidden) return;
-    const { tree } = this.#session;
-    const sides = compare(...this.#picked.map((id) => textOf(tree, id)));
-    const marks = ["del", "ins"];
-    box.replaceChildren(
-      h("header", {}, h("h3", {}, t("compare.title")), h("button", {
-        type: "button", class: "quiet",
-        onclick: () => {
-          this.#picked = [];
-          this.draw();
-        },
-      }, t("compare.close"))),
-      ...sides.map((parts, i) => h("section", { class: "side" },
-        h("h4", {}, h("bdi", {}, tree.get(this.#picked[i]).name || t("compare.side", { number: i + 1 }))),
-        h("p", { dir: "auto" }, ...parts.map(({ same, text }) => (same ? text : h(marks[i], {}, text)))))),
-    );
-  }
-
-  #export() {
-    this.#session.keep();
-    const blob = new Blob([toJson(this.#session.tree)], { type: "application/json" });
-    const url = URL.createObjectURL(blob);
-    h("a", { href: url, download: "branches.json" }).click();
-    // The download has started by then.
-    setTimeout(() => URL.revokeObjectURL(url), 10_000);
-  }
-
-  async #import(file) {
-    if (file === undefined) return;
-    try {
-      if (file.size > MOST_BYTES) throw new BadTree("import.tooLong", { most: number(MOST_BYTES) });
-      const tree = fromJson(await file.text());
-      this.#picked = [];
-      const last = [...tree.keys()].at(-1);
-      this.dispatchEvent(new CustomEvent("imported", { detail: { tree, at: last } }));
-    } catch (error) {
-      if (!(error instanceof BadTree)) throw error;
-      this.dispatchEvent(new CustomEvent("refused", { detail: t(error.key, error.values) }));
-    }
+    if (this.#picked.length === 2) this.dispatchEvent(new CustomEvent("compare", { detail: this.#picked }));
+    else this.dispatchEvent(new Event("uncompared"));
   }
 }

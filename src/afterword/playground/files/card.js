@@ -33,8 +33,9 @@ export class Card extends EventTarget {
     clearTimeout(this.#closing);
     if (index === this.#index && !this.#box.hidden) return;
     this.#index = index;
-    this.#box.replaceChildren(...this.#content(group));
+    this.#box.replaceChildren(this.#closer(), ...this.#content(group));
     this.#box.hidden = false;
+    if (this.isSheet) return;
     const { offsetWidth: width, offsetHeight: height } = this.#box;
     const [below, above] = [place.bottom + GAP_PX, place.top - GAP_PX - height];
     const [top, bottom] = place.inView;
@@ -43,8 +44,19 @@ export class Card extends EventTarget {
     this.#box.style.top = `${fits ? below : above}px`;
   }
 
+  /** Whether the card is a sheet at the foot of a small screen. */
+  get isSheet() {
+    return matchMedia("(max-width: 40rem)").matches;
+  }
+
+  get height() {
+    return this.#box.offsetHeight;
+  }
+
   closeSoon() {
     clearTimeout(this.#closing);
+    // A sheet has a close button, and no pointer that could leave.
+    if (this.isSheet) return;
     this.#closing = setTimeout(() => {
       if (!this.#box.contains(document.activeElement)) this.close();
     }, CLOSE_AFTER_MS);
@@ -60,14 +72,24 @@ export class Card extends EventTarget {
 
   /** Focus the first alternative. Returns false if there is none to take. */
   enter() {
-    const first = this.#box.querySelector("button:not([disabled])");
+    const first = this.#box.querySelector("button.bar:not([disabled])");
     first?.focus();
     return first !== null;
   }
 
   /** Take the alternative with this number, counted from 1. */
   take(number) {
-    this.#box.querySelectorAll("button")[number - 1]?.click();
+    this.#box.querySelectorAll("button.bar")[number - 1]?.click();
+  }
+
+  #closer() {
+    return h("button", {
+      type: "button", class: "remove card-close", "aria-label": t("dialog.close"), title: t("dialog.close"),
+      onclick: () => {
+        this.close();
+        this.dispatchEvent(new Event("back"));
+      },
+    }, "×");
   }
 
   #content(group) {
@@ -117,7 +139,7 @@ export class Card extends EventTarget {
   }
 
   #key(event) {
-    const buttons = [...this.#box.querySelectorAll("button:not([disabled])")];
+    const buttons = [...this.#box.querySelectorAll("button.bar:not([disabled])")];
     const here = buttons.indexOf(document.activeElement);
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step !== undefined) {

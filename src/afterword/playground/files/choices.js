@@ -1,7 +1,8 @@
 /** Choices side by side, while the model writes them. */
 
-import { eachFrame, h } from "./dom.js";
+import { eachFrame, find, h } from "./dom.js";
 import { number, percent, t } from "./i18n.js";
+import { tooltip } from "./keys.js";
 import { figures } from "./tokens.js";
 
 export class Choices {
@@ -21,12 +22,15 @@ export class Choices {
     this.#box.hidden = choices.length === 0;
     if (this.#made.length !== choices.length) {
       this.#made = choices.map((_, i) => this.#column(i));
+      const title = t("choices.title", { count: choices.length });
       const close = h("button", {
-        type: "button", class: "quiet", onclick: () => this.#session.choose(-1),
+        type: "button", class: "quiet", title: tooltip(t("choices.close"), "stop"),
+        onclick: () => this.#session.choose(-1),
       }, t("choices.close"));
       this.#box.replaceChildren(
-        h("header", {}, h("h2", {}, t("choices.title", { count: choices.length })), close),
-        h("div", { class: "columns" }, ...this.#made.map((made) => made.box)),
+        h("header", {}, h("h2", {}, title), close),
+        // It scrolls on small screens, so the keyboard needs a way in.
+        h("div", { class: "columns", tabindex: 0, role: "group", "aria-label": title }, ...this.#made.map((made) => made.box)),
       );
     }
     choices.forEach((choice, i) => this.#fill(this.#made[i], choice));
@@ -36,7 +40,11 @@ export class Choices {
     const text = h("p", { class: "choice-text", dir: "auto" });
     const note = h("span", { class: "choice-note" });
     const take = h("button", {
-      type: "button", onclick: () => this.#session.choose(i),
+      type: "button", title: t("choices.tip"), onclick: () => {
+        // The button goes, so the focus needs a place.
+        find("#text").focus({ preventScroll: true });
+        this.#session.choose(i);
+      },
     }, t("choices.take", { number: i + 1 }));
     const box = h("article", { class: "choice" }, text, h("footer", {}, note, take));
     return { box, text, note, take };

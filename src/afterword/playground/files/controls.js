@@ -2,23 +2,31 @@
 
 import { h } from "./dom.js";
 import { t } from "./i18n.js";
-import { accepts, FIELDS, rangeOf } from "./request.js";
+import { accepts, fieldOf, FIELDS, fit, problems, rangeOf } from "./request.js";
 import { BiasList, StopList } from "./lists.js";
 
 const SLIDERS = ["temperature", "top_p"];
+/** What always shows; everything else starts folded. */
+const FIRST = ["temperature", "max_tokens", "stop"];
 const GROUPS = [
-  { key: "sampling", open: true, fields: ["temperature", "top_p", "max_tokens", "seed"] },
-  { key: "choices", open: true, fields: ["n", "best_of", "logprobs"] },
-  { key: "penalties", open: false, fields: ["presence_penalty", "frequency_penalty"] },
-  { key: "advanced", open: false, fields: ["top_k", "min_p", "min_tokens"] },
+  { key: "sampling", fields: ["top_p", "min_p", "top_k", "seed"] },
+  { key: "penalties", fields: ["presence_penalty", "frequency_penalty", "logit_bias"] },
+  { key: "choices", fields: ["n", "best_of"] },
+  { key: "logprobs", fields: ["logprobs"] },
+  { key: "infill", fields: ["infill"] },
+  { key: "advanced", fields: ["min_tokens", "ignore_eos"] },
 ];
+const CHECKS = ["ignore_eos", "infill"];
 
 export class Controls extends EventTarget {
   #form;
   #settings;
   #limits = {};
+  #fills = true;
   #inputs = new Map();
   #errors = new Map();
+  // Fields whose input is no value that can be sent. The settings keep the value before it.
+  #wrong = new Set();
   #lists;
 
   /**
@@ -42,18 +50,13 @@ export class Controls extends EventTarget {
     const open = new Set(
       [...this.#form.querySelectorAll("details[open]")].map((group) => group.dataset.group),
     );
-    const first = this.#form.childElementCount === 0;
-    const groups = GROUPS.map((group) => {
-      const fields = group.fields.map((name) => this.#number(fieldOf(name)));
-      if (group.key === "sampling") fields.push(this.#list("stop"));
-      if (group.key === "advanced") fields.push(this.#check("ignore_eos"));
-      if (group.key === "penalties") fields.push(this.#list("logit_bias"));
-      const isOpen = first ? group.open : open.has(group.key);
-      return h("details", { open: isOpen, "data-group": group.key, class: "group" },
-        h("summary", {}, t(`group.${group.key}`)), ...fields);
-    });
-    this.#form.replaceChildren(...groups);
-    this.limit(this.#limits);
+    this.#wrong.clear();
+    this.#form.replaceChildren(
+      h("div", { class: "group" }, ...FIRST.map((name) => this.#field(name))),
+      ...GROUPS.map(({ key, fields }) => h("details", { open: open.has(key), "data-group": key, class: "group" },
+        h("summary", {}, t(`group.${key}`)), ...fields.map((name) => this.#field(name)))),
+    );
+    this.limit(this.#limits, this.#fills);
   }
 
   /** Show the settings after a change from outside. */
@@ -61,18 +64,47 @@ export class Controls extends EventTarget {
     for (const field of FIELDS) {
       for (const input of this.#inputs.get(field.name)) input.value = this.#settings[field.name] ?? "";
     }
-    this.#inputs.get("ignore_eos")[0].checked = this.#settings.ignore_eos;
+    for (const name of CHECKS) this.#inputs.get(name)[0].checked = this.#settings[name];
+    this.#wrong.clear();
     for (const list of Object.values(this.#lists)) list.draw();
     this.clearErrors();
   }
 
-  /** Apply the operator's limits of the chosen model. */
-  limit(limits) {
+  /** Apply the operator's limits of the chosen model, and whether it can infill. */
+  limit(limits, fills) {
     this.#limits = limits;
+    this.#fills = fills;
     for (const field of FIELDS) {
       const { max } = rangeOf(field, limits);
-      for (const input of this.#inputs.get(field.name) ?? []) input.max = max;
+      for (const input of this.#inputs.get(field.name)) input.max = max;
     }
+    this.#inputs.get("infill")[0].disabled = !fills;
+    this.#form.querySelector("#hint-infill").textContent = t(fills ? "hint.infill" : "infill.none");
+    if (fit(this.#settings, limits)) this.refresh();
+  }
+
+  /**
+   * Put what is typed into the settings. Resolves to whether they can be sent; if not, every field
+   * that is wrong says why.
+   */
+  async commit() {
+    await this.#lists.logit_bias.commit();
+    this.#lists.stop.commit();
+    const wrong = problems(this.#settings, this.#limits).filter(({ name }) => !this.#wrong.has(name));
+    for (const { name, key, values } of wrong) this.#say(name, t(key, values));
+    for (const name of this.#wrong) this.#say(name, this.#whyWrong(fieldOf(name)));
+    return this.#wrong.size === 0 && wrong.length === 0;
+  }
+
+  /** Open the group of the first field that is wrong, and focus the field. */
+  focusWrong() {
+    const input = this.#form.querySelector('[aria-invalid="true"]:not([type="range"])');
+    input?.closest("details")?.setAttribute("open", "");
+    input?.focus();
+  }
+
+  get settings() {
+    return this.#settings;
   }
 
   /** Show an error at its control. Returns false if no control has this name. */
@@ -81,7 +113,7 @@ export class Controls extends EventTarget {
     const slot = this.#errors.get(name);
     if (slot === undefined) return false;
     slot.textContent = message;
-    slot.closest("details").open = true;
+    slot.closest("details")?.setAttribute("open", "");
     for (const input of this.#inputs.get(name) ?? []) input.setAttribute("aria-invalid", "true");
     slot.scrollIntoView({ block: "nearest" });
     return true;
@@ -92,6 +124,23 @@ export class Controls extends EventTarget {
     for (const inputs of this.#inputs.values()) {
       for (const input of inputs) input.removeAttribute("aria-invalid");
     }
+  }
+
+  #whyWrong(field) {
+    return t(field.whole ? "error.whole" : "error.range", rangeOf(field, this.#limits));
+  }
+
+  #say(name, message) {
+    this.#errors.get(name).textContent = message;
+    for (const input of this.#inputs.get(name)) {
+      if (message === "") input.removeAttribute("aria-invalid");
+      else input.setAttribute("aria-invalid", "true");
+    }
+  }
+
+  #field(name) {
+    if (CHECKS.includes(name)) return this.#check(name);
+    return name in this.#lists ? this.#frame(name, this.#lists[name].build()) : this.#number(fieldOf(name));
   }
 
   #frame(name, ...content) {
@@ -127,14 +176,13 @@ export class Controls extends EventTarget {
     const value = input.value === "" ? null : Number(input.value);
     // If the text is no number the value is empty; only `badInput` tells the two apart.
     const wrong = input.validity.badInput || (value !== null && !accepts(field, value, range));
-    const message = wrong ? t(field.whole ? "error.whole" : "error.range", range) : "";
-    this.#errors.get(name).textContent = message;
-    for (const other of this.#inputs.get(name)) {
-      if (wrong) other.setAttribute("aria-invalid", "true");
-      else other.removeAttribute("aria-invalid");
-      if (other !== input) other.value = input.value;
+    this.#say(name, wrong ? this.#whyWrong(field) : "");
+    for (const other of this.#inputs.get(name)) if (other !== input) other.value = input.value;
+    if (wrong) {
+      this.#wrong.add(name);
+      return;
     }
-    if (wrong) return;
+    this.#wrong.delete(name);
     this.#settings[name] = value ?? (field.page === null ? null : field.api);
     this.#changed();
   }
@@ -153,15 +201,7 @@ export class Controls extends EventTarget {
       h("label", { for: box.id }, t(`field.${name}`)), box));
   }
 
-  #list(name) {
-    return this.#frame(name, this.#lists[name].build());
-  }
-
   #changed() {
     this.dispatchEvent(new Event("change"));
   }
-}
-
-function fieldOf(name) {
-  return FIELDS.find((field) => field.name === name);
 }

@@ -20,6 +20,12 @@ export function find(selector) {
   return element;
 }
 
+/** Set the text of an element if it is another one: the same text again would cost a layout. */
+export function write(selector, text) {
+  const element = find(selector);
+  if (element.textContent !== text) element.textContent = text;
+}
+
 /** Clear a canvas at the screen's resolution. Returns its pen, and its size in CSS pixels. */
 export function cleared(canvas) {
   const ratio = devicePixelRatio || 1;

@@ -15,7 +15,6 @@ export class Editor {
   #session;
   #notice;
   #input;
-  #suffix = find("#suffix");
   #strip = new Strip(find("#strip"));
   #card = new Card(find("#card"));
   #run = 0;
@@ -32,6 +31,7 @@ export class Editor {
     this.#notice = notice;
     this.#input = new Input({
       area: find("#text"), overlay: find("#overlay"), view: find("#view"),
+      marks: [find("#gap-start"), find("#gap-end")],
     });
     this.#followSession();
     this.#followReader();
@@ -39,6 +39,11 @@ export class Editor {
 
   get area() {
     return this.#input.area;
+  }
+
+  /** The selection in the text, as two offsets. */
+  get selection() {
+    return this.#input.selection;
   }
 
   /** Draw again after colours or words have changed. */
@@ -49,15 +54,16 @@ export class Editor {
 
   #followSession() {
     const { area } = this.#input;
-    this.#session.addEventListener("text", () => {
-      this.#input.show(this.#session.text);
-      this.#suffix.value = this.#session.suffix;
+    this.#session.addEventListener("text", ({ detail: caret }) => {
+      this.#input.show(this.#session.text, caret ?? undefined);
+      if (caret !== null) this.#input.reveal(caret);
       this.#card.close();
     });
-    this.#session.addEventListener("grown", ({ detail }) => {
-      this.#input.append(detail);
+    this.#session.addEventListener("grown", ({ detail: { at, text } }) => {
+      this.#input.insert(at, text);
       this.#drawLater();
     });
+    this.#session.addEventListener("gap", () => this.#input.showGap(this.#session.gap));
     this.#session.addEventListener("marks", this.#drawLater);
     this.#session.addEventListener("running", () => {
       const { running } = this.#session;
@@ -73,10 +79,6 @@ export class Editor {
     input.addEventListener("edit", () => {
       this.#card.close();
       this.#session.edit(input.value, `typing ${this.#run}`);
-      this.#pauseLater();
-    });
-    this.#suffix.addEventListener("input", () => {
-      this.#session.editSuffix(this.#suffix.value, `suffix ${this.#run}`);
       this.#pauseLater();
     });
     input.addEventListener("hover", ({ detail: index }) => {
@@ -103,7 +105,7 @@ export class Editor {
     this.#strip.addEventListener("go", ({ detail: index }) => {
       const { start } = this.#session.groups[index];
       area.focus();
-      area.setSelectionRange(start, start);
+      input.select(start, start);
       input.reveal(start);
       this.#open(index);
     });
@@ -155,7 +157,10 @@ export class Editor {
 
   #open(index) {
     if (this.#session.running !== null) return;
+    const { start, end } = this.#session.groups[index];
     this.#card.open(index, this.#session.groups[index], this.#input.place(index));
+    // On small screens the card lies over the end of the page.
+    if (this.#card.isSheet) this.#input.reveal(start, end > start ? this.#card.height : 0);
     this.#input.point(index);
   }
 

@@ -1,23 +1,28 @@
-/** The page's words in the reader's language. */
+/** The page's words in the reader's language. Each file in `lang/` is a language. */
 
-import { en } from "./lang/en.js";
-import { zh } from "./lang/zh.js";
 import { preference } from "./storage.js";
+import { tooltip } from "./keys.js";
 
-const LANGUAGES = { en, zh };
-const TAGS = { en: "en", zh: "zh-Hans" };
+const BASE = "en";
 
-let current = "en";
+/** @type {Record<string, {name: string, tag: string, words: Record<string, string>}>} */
+let known = {};
+let current = BASE;
 const listeners = [];
 
+/** Set the languages: the modules of `lang/` by their names. */
+export function learn(languages) {
+  known = languages;
+}
+
 /** Returns the chosen language, else the first known one of the browser's, else English. */
-export function preferred(chosen, offered) {
-  if (chosen !== null && Object.hasOwn(LANGUAGES, chosen)) return chosen;
+export function preferred(chosen, offered, languages = known) {
+  if (chosen !== null && Object.hasOwn(languages, chosen)) return chosen;
   for (const tag of offered) {
     const short = tag.toLowerCase().split("-")[0];
-    if (Object.hasOwn(LANGUAGES, short)) return short;
+    if (Object.hasOwn(languages, short)) return short;
   }
-  return "en";
+  return BASE;
 }
 
 export function language() {
@@ -26,7 +31,8 @@ export function language() {
 
 /** Returns the words of a key, with each `{name}` replaced by its value. */
 export function t(key, values = {}) {
-  const words = LANGUAGES[current][key];
+  // A language that is new may lack words.
+  const words = known[current].words[key] ?? known[BASE].words[key];
   if (words === undefined) throw new Error(`no words for ${key}`);
   return words.replace(/\{(\w+)\}/g, (whole, name) => String(values[name] ?? whole));
 }
@@ -40,17 +46,20 @@ export function onLanguage(run) {
 export function choose(name, { keep }) {
   current = name;
   if (keep) preference.set("language", name);
-  document.documentElement.lang = TAGS[name];
+  document.documentElement.lang = known[name].tag;
   translate(document);
   for (const run of listeners) run();
 }
 
-/** Set the words of all elements that name a key. */
+/** Set the words of all elements that name a key. `data-key` names the command of a button. */
 export function translate(root) {
   for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
   for (const element of root.querySelectorAll("[data-t-label]")) {
     element.setAttribute("aria-label", t(element.dataset.tLabel));
-    element.title = t(element.dataset.tLabel);
+    element.title = tooltip(t(element.dataset.tLabel), element.dataset.key);
+  }
+  for (const element of root.querySelectorAll("[data-t-title]")) {
+    element.title = tooltip(t(element.dataset.tTitle), element.dataset.key);
   }
   for (const element of root.querySelectorAll("[data-t-placeholder]")) {
     element.placeholder = t(element.dataset.tPlaceholder);
@@ -62,10 +71,15 @@ const digits = {};
 /** Format a number in the current language. */
 export function number(value, places = 0) {
   const name = `${current}${places}`;
-  digits[name] ??= new Intl.NumberFormat(TAGS[current], {
+  digits[name] ??= new Intl.NumberFormat(known[current].tag, {
     minimumFractionDigits: places, maximumFractionDigits: places,
   });
   return digits[name].format(value).replace("-", "−");
+}
+
+/** Format a moment in the current language. */
+export function moment(at_ms) {
+  return new Intl.DateTimeFormat(known[current].tag, { dateStyle: "medium", timeStyle: "short" }).format(at_ms);
 }
 
 /** Format a probability in percent, with more decimals if it is small. */

@@ -8,8 +8,8 @@
 
 import { eachFrame } from "./dom.js";
 import { Overlay } from "./overlay.js";
-import { COUNT, stepOf } from "./tint.js";
-import { groupAt, logprobOf } from "./tokens.js";
+import { COUNT, spansOf, VARIANTS } from "./tint.js";
+import { groupAt } from "./tokens.js";
 
 const POINTED = "pointed";
 const MARGIN_PX = 200;
@@ -21,15 +21,23 @@ export class Input extends EventTarget {
   #groups = [];
   #valid = 0;
   #pointed = -1;
+  #gap = null;
+  // Browsers move the caret of a text area that has not the focus to its start.
+  #kept = [0, 0];
+  #marks;
   // What the last painting was made from; the same values paint nothing.
   #painted = [];
   #paintLater = eachFrame(() => this.#paint());
   #pointLater;
   #pointer = null;
 
-  /** @param {{area: HTMLTextAreaElement, overlay: HTMLElement, view: HTMLElement}} parts */
-  constructor({ area, overlay, view }) {
+  /**
+   * @param {{area: HTMLTextAreaElement, overlay: HTMLElement, view: HTMLElement,
+   *   marks: [HTMLElement, HTMLElement]}} parts `marks` stand at the ends of the gap
+   */
+  constructor({ area, overlay, view, marks }) {
     super();
+    this.#marks = marks;
     this.#area = area;
     this.#overlay = new Overlay(overlay);
     this.#view = view;
@@ -37,6 +45,10 @@ export class Input extends EventTarget {
       this.#sync();
       this.point(-1);
       this.dispatchEvent(new Event("edit"));
+    });
+    area.addEventListener("focus", () => area.setSelectionRange(...this.#kept));
+    area.addEventListener("blur", () => {
+      this.#kept = [area.selectionStart, area.selectionEnd];
     });
     view.addEventListener("scroll", this.#paintLater, { passive: true });
     new ResizeObserver(this.#paintLater).observe(overlay);
@@ -61,23 +73,37 @@ export class Input extends EventTarget {
   }
 
   get selection() {
-    return [this.#area.selectionStart, this.#area.selectionEnd];
+    const area = this.#area;
+    if (document.activeElement === area) this.#kept = [area.selectionStart, area.selectionEnd];
+    return this.#kept;
+  }
+
+  select(start, end) {
+    this.#area.setSelectionRange(start, end);
+    this.#kept = [start, end];
   }
 
   /** Replace the text. The caret goes to `caret`, by default the end. */
   show(text, caret = text.length) {
     if (text !== this.#area.value) this.#area.value = text;
-    this.#area.setSelectionRange(caret, caret);
+    this.select(caret, caret);
     this.#sync();
   }
 
-  /** Append text of a stream. If the end is in view, it stays in view. */
-  append(text) {
+  /** Insert text of a stream, with the caret after it. If the end is in view, it stays in view. */
+  insert(at, text) {
     const near = this.#view.scrollHeight - this.#view.scrollTop - this.#view.clientHeight < 120;
-    const end = this.#area.value.length;
-    this.#area.setRangeText(text, end, end, "end");
+    const atEnd = at === this.#area.value.length;
+    this.#area.setRangeText(text, at, at, "end");
+    this.select(at + text.length, at + text.length);
     this.#sync();
-    if (near) this.#view.scrollTop = this.#view.scrollHeight;
+    if (near && atEnd) this.#view.scrollTop = this.#view.scrollHeight;
+  }
+
+  /** Show the ends of a gap; null shows none. */
+  showGap(gap) {
+    this.#gap = gap;
+    this.#paintLater();
   }
 
   /** Tint the groups that end at or before the offset `valid`. */
@@ -109,11 +135,11 @@ export class Input extends EventTarget {
     };
   }
 
-  reveal(offset) {
-    const rect = this.#overlay.rects(offset, offset + 1)[0];
-    if (rect === undefined) return;
+  /** Scroll an offset into view. Something lies over the last `covered_px` of the view. */
+  reveal(offset, covered_px = 0) {
+    const rect = this.#overlay.caret(offset);
     const view = this.#view.getBoundingClientRect();
-    if (rect.top < view.top + 40 || rect.bottom > view.bottom - 40) {
+    if (rect.top < view.top + 40 || rect.bottom > Math.min(view.bottom, innerHeight - covered_px) - 40) {
       this.#view.scrollTop += rect.top - view.top - view.height / 3;
     }
   }
@@ -132,19 +158,38 @@ export class Input extends EventTarget {
   }
 
   #paint() {
+    this.#placeGap();
     const groups = this.#groups;
     const [first, end] = this.#inView();
     const now = [groups, this.#overlay.version, first, end, groups[end - 1]?.end];
     if (now.every((part, i) => part === this.#painted[i])) return;
     this.#painted = now;
-    const steps = Array.from({ length: COUNT }, () => []);
-    for (let i = first; i < end; i += 1) {
-      const group = groups[i];
-      const logprob = logprobOf(group);
-      if (logprob === null || group.start === group.end) continue;
-      steps[stepOf(logprob)].push(this.#overlay.range(group.start, group.end));
+    const ranges = Array.from({ length: COUNT * VARIANTS.length }, () => []);
+    for (const { start, end: stop, step, variant } of spansOf(groups, first, end, this.#area.value)) {
+      ranges[step * VARIANTS.length + variant].push(this.#overlay.range(start, stop));
     }
-    steps.forEach((ranges, step) => CSS.highlights.set(`tint-${step}`, new Highlight(...ranges)));
+    ranges.forEach((list, i) => {
+      const name = `tint-${Math.floor(i / VARIANTS.length)}${VARIANTS[i % VARIANTS.length]}`;
+      // Each highlight costs a style for every line, so there are none without ranges.
+      if (list.length === 0) CSS.highlights.delete(name);
+      else CSS.highlights.set(name, new Highlight(...list));
+    });
+  }
+
+  #placeGap() {
+    const gap = this.#gap;
+    for (const mark of this.#marks) mark.hidden = gap === null;
+    if (gap === null) return;
+    const box = this.#overlay.box.getBoundingClientRect();
+    const offsets = [gap.start, gap.end];
+    this.#marks.forEach((mark, i) => {
+      const { left, top, bottom } = this.#overlay.caret(offsets[i]);
+      mark.style.left = `${left - box.left}px`;
+      mark.style.top = `${top - box.top}px`;
+      mark.style.height = `${bottom - top}px`;
+    });
+    this.#marks[1].hidden = gap.start === gap.end;
+    this.#marks[0].classList.toggle("empty", gap.start === gap.end);
   }
 
   /** Returns the indexes of the first group to tint, and of the one after the last. */

@@ -14,6 +14,8 @@ export class KeyDialog {
   /** @param {() => void} changed runs after the key has changed */
   constructor(changed) {
     this.#changed = changed;
+    this.#showButton();
+    find("#key-open").addEventListener("click", () => void this.ask());
     find("#key-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#end(this.#input.value.trim());
@@ -24,6 +26,7 @@ export class KeyDialog {
 
   /** Ask for a key, and show why the last one was refused. Resolves to true if a key is given. */
   ask(refused = null) {
+    if (refused !== null) find("#key-open").hidden = false;
     if (this.#answer === null) {
       this.#answer = new Promise((resolve) => {
         this.#settle = resolve;
@@ -35,6 +38,11 @@ export class KeyDialog {
       this.#dialog.showModal();
     }
     return this.#answer;
+  }
+
+  /** The button is there where a key is kept; a server that wants one makes it appear. */
+  #showButton() {
+    find("#key-open").hidden = key.get() === null;
   }
 
   #end(value) {

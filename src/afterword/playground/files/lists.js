@@ -12,6 +12,7 @@ export function unescaped(typed) {
 export class StopList {
   #settings;
   #changed;
+  #input = null;
   #box = h("ul", { class: "chips" });
 
   constructor(settings, changed) {
@@ -30,8 +31,14 @@ export class StopList {
       },
       onchange: () => this.#add(input),
     });
+    this.#input = input;
     this.draw();
     return h("div", {}, h("label", { for: input.id }, t("field.stop")), input, this.#box);
+  }
+
+  /** Add what is typed and not added yet. */
+  commit() {
+    if (this.#input !== null) this.#add(this.#input);
   }
 
   draw() {
@@ -57,6 +64,7 @@ export class BiasList {
   #settings;
   #tokenize;
   #changed;
+  #input = null;
   #box = h("ul", { class: "chips biases" });
 
   constructor(settings, tokenize, changed) {
@@ -75,8 +83,14 @@ export class BiasList {
         void this.#add(input);
       },
     });
+    this.#input = input;
     this.draw();
     return h("div", {}, h("label", { for: input.id }, t("field.logit_bias")), input, this.#box);
+  }
+
+  /** Add what is typed and not added yet. */
+  async commit() {
+    if (this.#input !== null) await this.#add(this.#input);
   }
 
   draw() {

@@ -1,30 +1,43 @@
 /** The playground: makes the parts and connects them. */
 
 import { Api, ApiError, Unreachable } from "./api.js";
-import { settleLanguage, settleTheme } from "./appearance.js";
+import { Appearance, settleLanguage } from "./appearance.js";
 import { Branches } from "./branches.js";
 import { Choices } from "./choices.js";
+import { Commands } from "./commands.js";
+import { Comparison } from "./comparison.js";
 import { Controls } from "./controls.js";
+import { dressDialogs } from "./dialogs.js";
+import { Dock } from "./dock.js";
+import { Documents } from "./documents.js";
 import { Editor } from "./editor.js";
-import { eachFrame, find, settled } from "./dom.js";
-import { number, onLanguage, t } from "./i18n.js";
+import { Exporting } from "./exporting.js";
+import { find, settled } from "./dom.js";
+import { learn, number, onLanguage, t } from "./i18n.js";
 import { KeyDialog } from "./keydialog.js";
+import { Keeper } from "./keeper.js";
+import { LANGUAGES } from "./lang/index.js";
 import { BadLink, fromFragment } from "./link.js";
 import { Live } from "./live.js";
 import { Models } from "./models.js";
 import { Notice } from "./notice.js";
 import { Panel } from "./panel.js";
-import { TokenView } from "./tokenview.js";
-import { defaults, readSettings } from "./request.js";
+import { Reference } from "./reference.js";
+import { defaults } from "./request.js";
 import { Session } from "./session.js";
 import { Share } from "./share.js";
-import { key, PageStorage } from "./storage.js";
-import { ROOT } from "./tree.js";
+import { Stage } from "./stage.js";
+import { Start } from "./start.js";
+import { key } from "./storage.js";
+import { TokenView } from "./tokenview.js";
+import { TreeMap } from "./treemap.js";
 
-const SAVE_AFTER_MS = 700;
 const LOOK_AGAIN_MS = 2000;
+const SETTLE_MS = 150;
 
+learn(LANGUAGES);
 settleLanguage();
+dressDialogs();
 
 const settings = defaults();
 const notice = new Notice();
@@ -76,22 +89,30 @@ function waitForServer() {
   setTimeout(() => void look(), LOOK_AGAIN_MS);
 }
 
-const tokenize = (text, strings) => attempt(() => api.json("/tokenize", {
-  model: settings.model, prompt: text, add_special_tokens: false, return_token_strs: strings,
+const tokenize = (text) => attempt(() => api.json("/tokenize", {
+  model: settings.model, prompt: text, add_special_tokens: false, return_token_strs: true,
 }));
 
-const session = new Session({ api, settings: () => settings, limits: () => models.limits });
+const session = new Session({
+  api, settings: () => settings, page: () => ({ selection: editor.selection, fills: models.fills }),
+});
+const keeper = new Keeper(session, settings);
 const controls = new Controls(find("#controls"), settings, async (text) => {
-  const found = await tokenize(text, true);
+  const found = await tokenize(text);
   return found && found.tokens.map((id, i) => ({ id, text: found.token_strs[i] }));
 });
 const panel = new Panel(find("#panel"), find("#panel-toggle"));
 const editor = new Editor(session, notice);
+const stage = new Stage();
 new Choices(find("#choices"), session);
-const branches = new Branches({
-  list: find("#branches"), bar: find("#branch-bar"), comparison: find("#comparison"),
-}, session);
-const tokenView = new TokenView(find("#token-view"), (text) => (settings.model === "" || looking ? null : tokenize(text, true)));
+const branches = new Branches(session);
+const comparison = new Comparison(session, stage);
+const map = new TreeMap(session, stage);
+const tokenView = new TokenView(find("#token-view"), (text) => (settings.model === "" || looking ? null : tokenize(text)));
+const dock = new Dock({ session, settings, models, found: () => tokenView.found });
+const start = new Start(session, () => models.fills);
+const documents = new Documents(keeper, session);
+const exporting = new Exporting(session, () => keeper.title || t("document.untitled"));
 const live = new Live(find("#live"), async () => {
   try {
     return await api.text("/metrics");
@@ -101,181 +122,124 @@ const live = new Live(find("#live"), async () => {
     return null;
   }
 });
-const share = new Share(() => ({
-  body: session.body, keyed: key.get() !== null, settings, text: session.text, suffix: session.suffix,
-}));
+const appearance = new Appearance(() => {
+  editor.redraw();
+  map.redraw();
+});
+const share = new Share(() => {
+  const { text, gap } = session;
+  const end = gap?.end ?? text.length;
+  return { body: session.body, keyed: key.get() !== null, settings, text: text.slice(0, gap?.start ?? end), suffix: text.slice(end) };
+});
+new Reference(stage, () => attempt(() => api.json("/openapi.json")));
+const commands = new Commands({ session, editor, controls, panel, stage, notice, share, branches, map, keeper, live });
 
-let storage = null;
-const save = settled(SAVE_AFTER_MS, async () => {
-  if (storage === null || session.running !== null) return;
-  const page = { at: session.at, text: session.text, suffix: session.suffix, settings: structuredClone(settings) };
-  try {
-    await storage.save(session.tree, page);
-  } catch (error) {
-    storage = null;
-    notice.tell(t("news.notKept", { reason: error.message }));
-  }
+const followText = settled(SETTLE_MS, () => {
+  appearance.follow(session.text);
+  documents.follow();
 });
 
-function showInfill() {
-  find("#infill").disabled = !models.fills;
-  find("#infill").checked = settings.infill;
-  find("#infill-none").hidden = models.fills;
-  find("#hint-infill").hidden = !models.fills;
-  find("#gap").hidden = !(settings.infill && models.fills);
-}
-
-const showCount = eachFrame(() => {
-  const { found } = tokenView;
-  find("#count").textContent = found === null ? "" : t("count.of", {
-    count: number(found.count), context: number(found.max_model_len),
-  });
-});
-
-document.body.dataset.running = "";
-const showRunning = eachFrame(() => {
-  const { running } = session;
-  find("#continue").hidden = running !== null;
-  find("#stop").hidden = running === null;
-  find("#score").disabled = running !== null || session.text === "";
-  find("#new").disabled = running !== null;
-  find("#undo").disabled = running !== null || !session.canUndo;
-});
-
-function proceed() {
-  notice.clear();
-  controls.clearErrors();
-  editor.area.focus();
-  void session.continue();
-}
-
-session.addEventListener("problem", ({ detail }) => fail(detail, proceed));
+session.addEventListener("problem", ({ detail }) => fail(detail, () => commands.run("continue")));
 session.addEventListener("running", () => {
   document.body.dataset.running = session.running?.kind ?? "";
-  showRunning();
-  if (session.running !== null) notice.say(t(`said.${session.running.kind}`));
-  else {
+  if (session.running === null) {
     notice.say(t("said.done"));
     tokenView.follow(session.text);
-    save();
-  }
+    keeper.changed();
+  } else notice.say(t(`said.${session.running.kind}`));
 });
-for (const type of ["text", "suffix", "tree", "marks"]) {
+for (const type of ["text", "gap", "tree", "marks"]) {
   session.addEventListener(type, () => {
+    followText();
+    start.follow();
     if (session.running !== null) return;
-    showRunning();
     tokenView.follow(session.text);
-    save();
+    keeper.changed();
   });
 }
-tokenView.addEventListener("counted", showCount);
-controls.addEventListener("change", save);
-branches.addEventListener("imported", ({ detail: { tree, at } }) => {
-  session.take(tree, at);
-  notice.tell(t("news.imported", { count: number(tree.size - 1) }));
+for (const type of ["choices", "running"]) session.addEventListener(type, () => start.follow());
+session.addEventListener("settings", () => controls.refresh());
+tokenView.addEventListener("counted", () => dock.counted());
+controls.addEventListener("change", () => {
+  dock.draw();
+  keeper.changed();
 });
-branches.addEventListener("refused", ({ detail }) => {
-  notice.refuse(detail);
-});
-
-find("#continue").addEventListener("click", proceed);
-find("#stop").addEventListener("click", () => session.stop());
-find("#score").addEventListener("click", () => {
-  notice.clear();
-  editor.area.focus();
-  void session.score();
-});
-find("#undo").addEventListener("click", () => session.undo());
-find("#new").addEventListener("click", () => {
-  session.begin("");
-  editor.area.focus();
-});
-find("#share-open").addEventListener("click", () => share.open());
-find("#key-open").addEventListener("click", () => void keys.ask());
 models.addEventListener("chosen", () => {
-  controls.limit(models.limits);
-  showInfill();
+  controls.limit(models.limits, models.fills);
+  start.build();
+  dock.draw();
   tokenView.follow(session.text);
-  save();
-});
-find("#infill").addEventListener("change", (event) => {
-  settings.infill = event.target.checked;
-  showInfill();
-  save();
+  keeper.changed();
 });
 panel.addEventListener("shown", () => {
   live.open = panel.shown === "server";
   tokenView.draw();
 });
 
-document.addEventListener("keydown", (event) => {
-  const command = event.ctrlKey || event.metaKey;
-  if (document.querySelector("dialog[open]") !== null) return;
-  if (command && event.key === "Enter") {
-    event.preventDefault();
-    proceed();
-  } else if (event.key === "Escape") {
-    if (session.running !== null) session.stop();
-    else if (session.choices.length > 0) session.choose(-1);
-    else panel.closeDrawer();
-  } else if (command && /^[zy]$/i.test(event.key) && isEditable(event.target)) {
-    event.preventDefault();
-    if (event.key.toLowerCase() === "y" || event.shiftKey) session.redo();
-    else session.undo();
-  }
+branches.addEventListener("compare", ({ detail }) => comparison.show(detail));
+branches.addEventListener("uncompared", () => comparison.hide());
+stage.addEventListener("closed", () => branches.unpick());
+find("#map-open").addEventListener("click", () => commands.run("map"));
+exporting.addEventListener("imported", ({ detail: { tree, at } }) => {
+  session.take(tree, at);
+  notice.tell(t("news.imported", { count: number(tree.size - 1) }));
 });
+exporting.addEventListener("refused", ({ detail }) => notice.refuse(detail));
 
-function isEditable(target) {
-  return target === document.body || target.id === "text" || target.id === "suffix";
-}
+start.addEventListener("chosen", ({ detail: { text, gap, score } }) => {
+  session.begin(text, gap);
+  commands.run(score ? "score" : "continue");
+});
+find("#new").addEventListener("click", () => void keeper.create());
+keeper.addEventListener("opened", () => {
+  notice.clear();
+  stage.close();
+  controls.refresh();
+  models.refresh();
+  branches.unpick();
+  editor.area.focus();
+});
+keeper.addEventListener("copied", () => {
+  documents.follow();
+  notice.tell(t("news.copied"));
+});
+keeper.addEventListener("failed", ({ detail }) => notice.tell(t("news.notKept", { reason: detail.message })));
 
-// A text area's own undo does not know what the model wrote.
-for (const area of [editor.area, find("#suffix")]) {
-  area.addEventListener("beforeinput", (event) => {
-    if (event.inputType !== "historyUndo" && event.inputType !== "historyRedo") return;
-    event.preventDefault();
-    if (event.inputType === "historyUndo") session.undo();
-    else session.redo();
-  });
-}
-
+document.body.dataset.running = "";
 onLanguage(() => {
   controls.build();
+  appearance.build();
+  start.build();
   branches.draw();
   live.build();
   tokenView.draw();
   editor.redraw();
-  showCount();
+  map.redraw();
+  dock.draw();
+  documents.follow();
 });
 
-settleTheme(() => editor.redraw());
-
-/** Restore the last visit, then apply the link in the address if there is one. */
+/** Show the document of this tab, then the link in the address if there is one. */
 async function arrive() {
-  try {
-    storage = await PageStorage.open();
-    const { nodes, page } = await storage.load();
-    if (nodes.length > 0) {
-      Object.assign(settings, readSettings(page?.settings));
-      session.resume(nodes, page?.at ?? ROOT, page?.text, page?.suffix ?? "");
-    }
-  } catch (error) {
-    // Private windows may refuse storage. The page works without it.
-    notice.tell(t("news.notKept", { reason: error.message }));
-  }
+  await keeper.arrive();
   await readLink();
+  start.follow();
   controls.refresh();
   await loadModels();
   document.body.dataset.ready = "true";
   editor.area.focus();
 }
 
+/** A link becomes a new document, so it takes the place of nothing. */
 async function readLink() {
   try {
     const carried = await fromFragment(location.hash);
     if (carried === null) return;
+    const { text, suffix } = carried;
+    await keeper.create(text + suffix, suffix === "" ? null : { start: text.length, end: text.length });
     Object.assign(settings, carried.settings);
-    session.begin(carried.text, carried.suffix);
+    controls.refresh();
+    models.refresh();
     // From here on the page can differ from the link.
     history.replaceState(null, "", location.pathname);
   } catch (error) {
@@ -284,10 +248,5 @@ async function readLink() {
   }
 }
 
-window.addEventListener("hashchange", () => {
-  void readLink().then(() => {
-    controls.refresh();
-    models.refresh();
-  });
-});
+window.addEventListener("hashchange", () => void readLink());
 void arrive();

@@ -36,14 +36,14 @@ export class Models extends EventTarget {
   /** Show the models of an answer of `/v1/models`. */
   take({ data }) {
     this.#known = data;
-    if (this.#chosen === undefined && data.length > 0) this.#settings.model = data[0].id;
     this.#select.replaceChildren(...data.map(({ id, afterword }) => h("option", { value: id },
       afterword?.alias_of ? t("model.alias", { id, model: afterword.alias_of }) : id)));
     this.refresh();
   }
 
-  /** Show the chosen model after a change from outside. */
+  /** Show the chosen model after a change from outside; the first one if it is not served here. */
   refresh() {
+    if (this.#chosen === undefined && this.#known.length > 0) this.#settings.model = this.#known[0].id;
     this.#select.value = this.#settings.model;
     this.dispatchEvent(new Event("chosen"));
   }

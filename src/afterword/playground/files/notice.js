@@ -64,9 +64,9 @@ export class Notice {
     this.#box.hidden = false;
     this.#box.replaceChildren(
       h("p", {}, h("strong", {}, h("bdi", {}, what)), todo === "" ? null : h("span", {}, ` ${todo}`)),
-      retry === null ? "" : h("button", { type: "button", onclick: retry }, t("notice.retry")),
+      retry === null ? "" : h("button", { type: "button", title: t("notice.retry"), onclick: retry }, t("notice.retry")),
       h("button", {
-        type: "button", class: "remove", "aria-label": t("notice.close"), onclick: () => this.clear(),
+        type: "button", class: "remove", "aria-label": t("notice.close"), title: t("notice.close"), onclick: () => this.clear(),
       }, "×"),
     );
   }

@@ -75,6 +75,20 @@ export class Overlay {
     return [...this.#probe.getClientRects()];
   }
 
+  /** Returns the place of a caret at an offset: `{left, top, bottom}` in pixels of the window. */
+  caret(offset) {
+    if (offset > 0 && this.#text[offset - 1] !== "\n") {
+      const before = this.rects(offset - 1, offset).at(-1);
+      if (before !== undefined) return { left: before.right, top: before.top, bottom: before.bottom };
+    }
+    const after = this.rects(offset, offset + 1)[0];
+    if (after !== undefined) return { left: after.left, top: after.top, bottom: after.bottom };
+    // After a line end at the end of the text.
+    const { left, bottom } = this.#blocks.at(-1).element.getBoundingClientRect();
+    const height = parseFloat(getComputedStyle(this.#box).lineHeight);
+    return { left, top: bottom - height, bottom };
+  }
+
   /** Returns the first offset whose line ends below `y`, in pixels of the window. */
   offsetBelow(y) {
     const bottomOf = (block) => this.#blocks[block].element.getBoundingClientRect().bottom;

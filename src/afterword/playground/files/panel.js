@@ -13,8 +13,14 @@ export class Panel extends EventTarget {
     this.#toggle = toggle;
     this.#tabs = new Tabs(box.querySelector('[role="tablist"]'), (tab) => this.#show(tab));
     toggle.addEventListener("click", () => this.#turn(!this.#isOpen));
-    this.#turn(!this.#isDrawer);
-    matchMedia("(max-width: 60rem)").addEventListener("change", () => this.#turn(!this.#isDrawer));
+    box.querySelector("#panel-close").addEventListener("click", () => this.closeDrawer());
+    document.addEventListener("pointerdown", ({ target }) => {
+      // A press outside closes a drawer, and does there what it does anyway.
+      if (this.isDrawer && this.#isOpen && !box.contains(target) && !toggle.contains(target)
+        && target.closest("dialog") === null) this.#turn(false);
+    });
+    this.#turn(!this.isDrawer);
+    matchMedia("(max-width: 60rem)").addEventListener("change", () => this.#turn(!this.isDrawer));
   }
 
   /** The name of the visible view, or null. */
@@ -29,7 +35,7 @@ export class Panel extends EventTarget {
 
   /** Close the panel if it covers the page. */
   closeDrawer() {
-    if (this.#isDrawer && this.#isOpen) {
+    if (this.isDrawer && this.#isOpen) {
       this.#turn(false);
       this.#toggle.focus();
     }
@@ -39,7 +45,8 @@ export class Panel extends EventTarget {
     return this.#toggle.getAttribute("aria-expanded") === "true";
   }
 
-  get #isDrawer() {
+  /** Whether the panel covers the page while it is open. */
+  get isDrawer() {
     return matchMedia("(max-width: 60rem)").matches;
   }
 

@@ -5,7 +5,7 @@
  * that is empty or at the server's default is not sent.
  */
 export const FIELDS = [
-  { name: "temperature", min: 0, max: 2, step: 0.05, page: 1, api: 1 },
+  { name: "temperature", min: 0, max: 2, step: 0.05, page: 0.8, api: 1 },
   { name: "top_p", min: 0, max: 1, step: 0.01, page: 1, api: 1 },
   { name: "max_tokens", min: 0, max: 100000, step: 1, page: 48, api: null, whole: true },
   { name: "n", min: 1, max: 128, step: 1, page: 1, api: 1, whole: true, limit: "max_n" },
@@ -14,10 +14,12 @@ export const FIELDS = [
   { name: "presence_penalty", min: -2, max: 2, step: 0.1, page: 0, api: 0 },
   { name: "frequency_penalty", min: -2, max: 2, step: 0.1, page: 0, api: 0 },
   { name: "top_k", min: 0, max: 100000, step: 1, page: 0, api: 0, whole: true },
-  { name: "min_p", min: 0, max: 1, step: 0.01, page: 0, api: 0 },
+  { name: "min_p", min: 0, max: 1, step: 0.01, page: 0.05, api: 0 },
   { name: "min_tokens", min: 0, max: 100000, step: 1, page: 0, api: 0, whole: true },
   { name: "logprobs", min: 0, max: 5, step: 1, page: 5, api: null, whole: true, limit: "max_logprobs" },
 ];
+
+const SEVERAL = 3;
 
 /**
  * @typedef {{model: string, stop: string[], logit_bias: {id: number, text: string, bias: number}[],
@@ -72,20 +74,55 @@ export function accepts(field, value, range = rangeOf(field)) {
   return kind && value >= range.min && value <= range.max;
 }
 
+/** Lower the number of alternatives to what the operator allows. Returns true if it changed. */
+export function fit(settings, limits) {
+  const { max } = rangeOf(fieldOf("logprobs"), limits);
+  if (settings.logprobs === null || settings.logprobs <= max) return false;
+  settings.logprobs = max;
+  return true;
+}
+
 /**
- * Returns the request body that continues `text`, without `stream`.
+ * Returns what keeps the settings from being sent: the name of a field, with the key and the values
+ * of a message.
+ * @returns {{name: string, key: string, values: object}[]}
+ */
+export function problems(settings, limits = {}) {
+  const found = [];
+  for (const field of FIELDS) {
+    const value = settings[field.name];
+    const range = rangeOf(field, limits);
+    if (value === null || accepts(field, value, range)) continue;
+    found.push({ name: field.name, key: field.whole ? "error.whole" : "error.range", values: range });
+  }
+  const { n, best_of: best, min_tokens: least, max_tokens: most } = settings;
+  if (best !== null && best < (n ?? 1)) {
+    found.push({ name: "best_of", key: "error.bestOf", values: { n: n ?? 1 } });
+  }
+  if (most !== null && least > most) {
+    found.push({ name: "min_tokens", key: "error.minTokens", values: { most } });
+  }
+  return found;
+}
+
+/** Returns the field of a name. */
+export function fieldOf(name) {
+  return FIELDS.find((field) => field.name === name);
+}
+
+/**
+ * Returns the request body that continues `text`, without `stream`. An empty suffix asks for no
+ * infill.
  * @param {Settings} settings
  */
-export function completionBody(settings, text, suffix, limits = {}) {
+export function completionBody(settings, text, suffix) {
   const body = { model: settings.model, prompt: text };
-  if (settings.infill && suffix !== "") body.suffix = suffix;
+  if (suffix !== "") body.suffix = suffix;
   for (const field of FIELDS) {
-    let value = settings[field.name];
+    const value = settings[field.name];
     if (value === null || value === undefined) continue;
-    if (field.name === "logprobs") value = Math.min(value, rangeOf(field, limits).max);
     // The temperature is always sent, so that a copied request shows it.
     if (value === field.api && field.name !== "temperature") continue;
-    if (field.name === "best_of" && value <= (settings.n ?? 1)) continue;
     body[field.name] = value;
   }
   if (settings.stop.length > 0) body.stop = [...settings.stop];
@@ -96,14 +133,17 @@ export function completionBody(settings, text, suffix, limits = {}) {
   return body;
 }
 
+/** Returns how many versions the reader gets who asks for several. */
+export function severalOf({ n }) {
+  return (n ?? 1) > 1 ? n : SEVERAL;
+}
+
 /** Whether an answer can be streamed. Ranked candidates cannot. */
 export function canStream(body) {
   return (body.best_of ?? 1) <= (body.n ?? 1);
 }
 
 /** Returns the request body that scores a text and generates nothing. */
-export function scoringBody(settings, text, limits = {}) {
-  const logprobs = FIELDS.find((field) => field.name === "logprobs");
-  const most = Math.min(settings.logprobs ?? 0, rangeOf(logprobs, limits).max);
-  return { model: settings.model, prompt: text, max_tokens: 0, echo: true, logprobs: most };
+export function scoringBody(settings, text) {
+  return { model: settings.model, prompt: text, max_tokens: 0, echo: true, logprobs: settings.logprobs ?? 0 };
 }

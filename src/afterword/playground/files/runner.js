@@ -1,6 +1,7 @@
 /** Runs one request at a time, and can stop it. Does not know the text. */
 
 import { ApiError, Interrupted, Unreachable } from "./api.js";
+import { Meter } from "./meter.js";
 import { canStream } from "./request.js";
 import { TokenReader } from "./tokens.js";
 
@@ -8,11 +9,16 @@ import { TokenReader } from "./tokens.js";
 export class ChangedText extends Error {}
 
 const KNOWN = [ApiError, Interrupted, Unreachable, ChangedText];
+// The server then counts the tokens of each chunk, also without log-probabilities.
+const COUNTED = { stream_options: { include_usage: true, continuous_usage_stats: true } };
 
 /** Dispatches `running` when a request starts and when it ends, and `problem` with an error. */
 export class Runner extends EventTarget {
   /** @type {{kind: "writing"|"scoring", abort: AbortController}|null} */
   running = null;
+
+  /** Tokens and time of the last completion, or null before the first one. */
+  meter = null;
 
   #api;
 
@@ -51,10 +57,16 @@ export class Runner extends EventTarget {
   }
 
   async *#choices(body, signal) {
+    this.meter = new Meter(performance.now());
     if (canStream(body)) {
-      for await (const chunk of this.#api.stream(body, signal)) yield* chunk.choices;
+      for await (const chunk of this.#api.stream({ ...body, ...COUNTED }, signal)) {
+        this.meter.add(chunk, performance.now());
+        yield* chunk.choices;
+      }
     } else {
-      yield* (await this.#api.json("/v1/completions", body, signal)).choices;
+      const answer = await this.#api.json("/v1/completions", body, signal);
+      this.meter.add(answer, performance.now());
+      yield* answer.choices;
     }
   }
 

@@ -31,10 +31,9 @@ export class Share {
     const list = find("#share-tabs");
     list.append(...Object.keys(LANGUAGES).map((name, i) => h("button", {
       type: "button", role: "tab", id: `share-${name}`, "data-view": name, "aria-controls": "share-code",
-      "aria-selected": i === 0, tabindex: i === 0 ? 0 : -1,
+      "aria-selected": i === 0, tabindex: i === 0 ? 0 : -1, title: NAMES[name],
     }, NAMES[name])));
     this.#tabs = new Tabs(list, () => this.#draw());
-    find("#share-close").addEventListener("click", () => this.#dialog.close());
     find("#share-copy").addEventListener("click", () => this.#copy(find("#share-code").textContent));
     find("#share-link").addEventListener("click", () => void this.#copyLink());
   }

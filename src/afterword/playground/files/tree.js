@@ -18,9 +18,12 @@ const FINISHES = ["stop", "length", "stopped", "interrupted"];
 /**
  * @typedef {import("./tokens.js").Group} Group
  * @typedef {{id: string, parent: string|null, from: number, text: string, by: "you"|"model",
- *   groups: Group[], whole: boolean, name: string, finish: string|null}} Node
+ *   groups: Group[], whole: boolean, name: string, finish: string|null, lead: number, tail: number,
+ *   mark: boolean}} Node
  * `groups` have offsets in the node's whole text. With `whole` (the text was scored) they cover all
- * of the text, otherwise only the part after `from`.
+ * of the text, otherwise only the part after `from`. The first `lead` units of `text` are a token
+ * that the reader took, the last `tail` units stood after a gap that the model filled. `mark` is a
+ * bookmark.
  * @typedef {ReadonlyMap<string, Node>} Tree children come after their parents
  */
 
@@ -35,7 +38,8 @@ export class BadTree extends Error {
 
 export function makeNode(id, parent, from, text, more = {}) {
   return Object.freeze({
-    id, parent, from, text, by: "you", groups: [], whole: false, name: "", finish: null, ...more,
+    id, parent, from, text, by: "you", groups: [], whole: false, name: "", finish: null,
+    lead: 0, tail: 0, mark: false, ...more,
   });
 }
 
@@ -91,8 +95,65 @@ export function upTo(groups, offset) {
   return groups.slice(0, groupAt(groups, offset));
 }
 
+const indexes = new WeakMap();
+
+/** Returns the children of a node in order of creation. */
 export function childrenOf(tree, id) {
-  return [...tree.values()].filter((node) => node.parent === id);
+  let index = indexes.get(tree);
+  if (index === undefined) {
+    index = new Map();
+    for (const node of tree.values()) {
+      if (index.has(node.parent)) index.get(node.parent).push(node);
+      else index.set(node.parent, [node]);
+    }
+    indexes.set(tree, index);
+  }
+  return index.get(id) ?? [];
+}
+
+/**
+ * Returns the node on the path of `id` to hang a text on that keeps `from` units: the first one
+ * whose own text is needed. A scored node keeps its scores, so the walk ends there.
+ */
+export function ownerOf(tree, id, from) {
+  let node = tree.get(id);
+  while (node.parent !== null && from <= node.from && !node.whole) node = tree.get(node.parent);
+  return node.id;
+}
+
+/**
+ * Returns the last fork at or before an offset of a node's text: the ids of the nodes that differ
+ * from there on, and the index of the one in the text. Null if the text has no fork there.
+ */
+export function forkBefore(tree, id, offset) {
+  const path = pathOf(tree, id);
+  let found = null;
+  path.forEach((owner, i) => {
+    const next = path[i + 1];
+    const length = textOf(tree, owner.id).length;
+    const end = next?.from ?? length;
+    const children = childrenOf(tree, owner.id);
+    for (const { from } of children) {
+      // A child in the middle of a text is an alternative to the rest of that text.
+      if (from < end && from <= offset && from >= (found?.from ?? 0)) {
+        found = { from, owner, taken: owner.id };
+      }
+    }
+    if (next === undefined || end > offset) return;
+    const several = end < length || children.filter(({ from }) => from === end).length > 1;
+    if (several && end >= (found?.from ?? 0)) found = { from: end, owner, taken: next.id };
+  });
+  if (found === null) return null;
+  const { from, owner, taken } = found;
+  const ids = childrenOf(tree, owner.id).filter((node) => node.from === from).map((node) => node.id);
+  if (from < textOf(tree, owner.id).length) ids.unshift(owner.id);
+  return { from, ids, index: ids.indexOf(taken) };
+}
+
+/** Returns the gap that a node filled, or null if it filled none. */
+export function filledGapOf(tree, id) {
+  const { from, lead, tail } = tree.get(id);
+  return tail === 0 ? null : { start: from + lead, end: textOf(tree, id).length - tail };
 }
 
 /**
@@ -106,7 +167,7 @@ export function write(tree, at, text, id) {
   const own = here.parent !== null && here.by === "you" && here.name === "" && !here.whole;
   const base = own && childrenOf(tree, at).length === 0 ? here.parent : at;
   const kept = commonPrefix(textOf(tree, base), text);
-  const node = makeNode(id, base, kept, text.slice(kept));
+  const node = makeNode(id, ownerOf(tree, base, kept), kept, text.slice(kept));
   if (base === at) return { tree: add(tree, node), at: id };
   const next = new Map(tree);
   next.delete(at);
@@ -120,6 +181,11 @@ export function withScores(tree, id, groups) {
 
 export function rename(tree, id, name) {
   return replace(tree, id, { name: name.trim().slice(0, MOST_NAME) });
+}
+
+/** Set or remove a bookmark. */
+export function bookmark(tree, id, mark) {
+  return replace(tree, id, { mark });
 }
 
 function replace(tree, id, changes) {
@@ -189,6 +255,7 @@ function readNodes(nodes) {
     tree.set(node.id, node);
     const length = textOf(tree, node.id).length;
     units += length;
+    if (node.lead + node.tail > node.text.length) throw wrong("tail");
     if (units > MOST_UNITS) throw new BadTree("import.tooLong", { most: MOST_UNITS });
     let end = node.whole ? 0 : node.from;
     for (const group of node.groups) {
@@ -215,12 +282,18 @@ function readNode(raw, wrong) {
     whole: (v) => typeof v === "boolean",
     name: (v) => isText(v) && v.length <= MOST_NAME,
     finish: (v) => v === null || FINISHES.includes(v),
+    lead: isCount,
+    tail: isCount,
+    mark: (v) => typeof v === "boolean",
   };
+  // Files of the first release have no such fields.
+  const before = { lead: 0, tail: 0, mark: false };
   if (raw === null || typeof raw !== "object") throw wrong("node");
   const node = {};
   for (const [field, check] of Object.entries(checks)) {
-    if (!check(raw[field])) throw wrong(field);
-    node[field] = raw[field];
+    const value = raw[field] ?? before[field] ?? raw[field];
+    if (!check(value)) throw wrong(field);
+    node[field] = value;
   }
   node.groups = node.groups.map(({ start, end, tokens }) => ({
     start,

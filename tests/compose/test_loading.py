@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from afterword.cli.loading import Loading
 from afterword.cli.terminal import Terminal
+from afterword.compose.loading import Loading
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.engine import OpenModel, open_model
@@ -75,7 +75,7 @@ async def test_an_error_is_raised_when_the_model_is_taken(
 def test_what_is_wrong_is_said_before_anything_is_loaded(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("afterword.cli.loading.load", None)
+    monkeypatch.setattr("afterword.compose.loading.load", None)
     (tmp_path / "b.gguf").write_bytes(b"GGUF")
     with Loading(settings, Terminal()) as models, pytest.raises(ConfigError, match="truncated"):
         models.begin()

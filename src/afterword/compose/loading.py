@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.loading import EngineOptions, load
 from afterword.gateway.address import is_remote, parse_addresses
+from afterword.models.package import Progress
 from afterword.models.source import parse_source
 from afterword.models.store import ModelFile, Store
 
@@ -37,13 +37,13 @@ class Loading:
     """
 
     def __init__(
-        self, settings: Settings, terminal: Terminal, *, probe: bool = True, fresh: bool = False
+        self, settings: Settings, progress: Progress, *, probe: bool = True, fresh: bool = False
     ) -> None:
         self.addresses = {
             name: parse_addresses(text) for name, text in settings.models.items() if is_remote(text)
         }
         self._settings = settings
-        self._store = Store(settings.models_dir, terminal)
+        self._store = Store(settings.models_dir, progress)
         self._probe = probe
         self._notes = None if fresh else self._store.notes
         self._thread = ThreadPoolExecutor(1, "afterword-loading")

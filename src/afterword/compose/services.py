@@ -6,16 +6,21 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from afterword.cli.loading import Loading
-from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import Catalog, ServedModel
+from afterword.completion.old_tokens import OldTokens
 from afterword.completion.service import CompletionService
+from afterword.compose.loading import Loading
 from afterword.config import Settings
+from afterword.core.alias import Alias
+from afterword.core.errors import ConfigError
 from afterword.core.protocols import Engine
 from afterword.engine.llama.engine import start_engine
 from afterword.gateway.address import Address, is_remote, parse_addresses
+from afterword.models.package import Progress
+from afterword.models.tiktoken_files import read_tiktoken
 
 if TYPE_CHECKING:
     from afterword.gateway.engine import RemoteEngine
@@ -24,10 +29,10 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def load_service(
-    settings: Settings, terminal: Terminal, *, probe: bool = True, fresh: bool = False
+    settings: Settings, progress: Progress, *, probe: bool = True, fresh: bool = False
 ) -> AsyncIterator[CompletionService]:
     """Load and open the models; see ``Loading`` and ``open_service``. Raises ``ConfigError``."""
-    with Loading(settings, terminal, probe=probe, fresh=fresh) as loading:
+    with Loading(settings, progress, probe=probe, fresh=fresh) as loading:
         async with open_service(settings, loading) as service:
             yield service
 
@@ -35,6 +40,8 @@ async def load_service(
 @asynccontextmanager
 async def open_service(settings: Settings, loading: Loading) -> AsyncIterator[CompletionService]:
     """Open every model in order and close them at the end. Raises ``ConfigError``."""
+    aliases = settings.effective_aliases()
+    vocabularies = _vocabularies(settings, aliases)
     loading.begin()
     async with AsyncExitStack() as opened:
         served: list[ServedModel] = []
@@ -49,8 +56,26 @@ async def open_service(settings: Settings, loading: Loading) -> AsyncIterator[Co
                 created = int(path.stat().st_mtime)
             opened.push_async_callback(engine.aclose)
             served.append(ServedModel(name, engine, created))
-        catalog = Catalog(served, settings.effective_aliases())
+        try:
+            catalog = Catalog(served, aliases, vocabularies)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         yield CompletionService(catalog, settings.limits(), clock=time.time, entropy=os.urandom)
+
+
+def _vocabularies(settings: Settings, aliases: Mapping[str, Alias]) -> Mapping[str, OldTokens]:
+    """Returns OpenAI's vocabularies that aliases name. Raises ``ConfigError``."""
+    names = dict.fromkeys(alias.tokens for alias in aliases.values() if alias.tokens is not None)
+    if not names:
+        return {}
+    folder = settings.tiktoken_dir or os.environ.get("TIKTOKEN_CACHE_DIR")
+    if folder is None:
+        raise ConfigError(
+            f"tokens={next(iter(names))}: name the folder of tiktoken's files (--tiktoken-dir or "
+            "TIKTOKEN_CACHE_DIR)"
+        )
+    path = Path(folder).expanduser()
+    return {name: OldTokens(name, read_tiktoken(name, path)) for name in names}
 
 
 def upstream_stats(

@@ -1,0 +1,19 @@
+<?php
+// Complete a prompt with PHP's streams: php complete.php
+$base = getenv("AFTERWORD_URL") ?: "http://127.0.0.1:8000/v1";
+$body = [
+    "model" => getenv("AFTERWORD_MODEL") ?: "smollm2-135m-instruct",
+    "prompt" => "Say this is a test",
+    "max_tokens" => 7,
+    "temperature" => 0,
+];
+$context = stream_context_create(["http" => [
+    "method" => "POST",
+    "header" => "Content-Type: application/json\r\nAuthorization: Bearer unused",
+    "content" => json_encode($body),
+]]);
+$answer = file_get_contents("$base/completions", false, $context);
+if ($answer === false) {
+    exit(1);
+}
+echo json_decode($answer)->choices[0]->text, "\n";

@@ -1,0 +1,65 @@
+"""How two JSON answers differ in shape: keys, and kinds of values. Values are not compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_MAPS = frozenset(("top_logprobs", "prompt_logprobs"))
+"""Objects whose keys are data."""
+
+
+def differences(recorded: Any, here: Any, path: str = "answer") -> Iterator[str]:  # noqa: ANN401 - JSON
+    """Yields a line for each place where ``here`` has another shape than what was recorded.
+
+    Arrays are compared by their first elements that are not null.
+    """
+    theirs, ours = _kind(recorded), _kind(here)
+    if theirs != ours:
+        yield f"{path}: {theirs} was recorded, here it is {ours}"
+        return
+    if isinstance(recorded, Mapping):
+        yield from _of_objects(recorded, here, path)
+    elif isinstance(recorded, Sequence) and not isinstance(recorded, str):
+        yield from _of_arrays(recorded, here, path)
+
+
+def _of_objects(recorded: Mapping[str, Any], here: Mapping[str, Any], path: str) -> Iterator[str]:
+    if path.removesuffix("[]").rpartition(".")[2] in _MAPS:
+        first, second = next(iter(recorded.values()), None), next(iter(here.values()), None)
+        if first is not None and second is not None:
+            yield from differences(first, second, f"{path}.*")
+        return
+    for name, value in recorded.items():
+        if name in here:
+            yield from differences(value, here[name], f"{path}.{name}")
+        else:
+            yield f"{path}.{name}: was recorded, here it is missing"
+    for name in here:
+        if name not in recorded:
+            yield f"{path}.{name}: is new here"
+
+
+def _of_arrays(recorded: Sequence[Any], here: Sequence[Any], path: str) -> Iterator[str]:
+    first = next((value for value in recorded if value is not None), None)
+    second = next((value for value in here if value is not None), None)
+    if first is not None and second is not None:
+        yield from differences(first, second, f"{path}[]")
+
+
+def _kind(value: Any) -> str:  # noqa: ANN401 - JSON
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "a boolean"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "an object" if isinstance(value, Mapping) else "an array"
+
+
+def folded(events: Sequence[Any]) -> dict[str, Any]:
+    """Returns the shape of a stream: its first chunk with choices, and the last one's usage."""
+    chunks = [event for event in events if isinstance(event, Mapping)]
+    first = next((chunk for chunk in chunks if chunk.get("choices")), {})
+    last = chunks[-1] if chunks else {}
+    return {"chunk": first, "usage": last.get("usage")}

@@ -1,0 +1,127 @@
+"""``afterword replay``: sends recorded requests, and says what differs in shape."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import rich_click as click
+
+from afterword.cli.answer_shape import differences, folded
+from afterword.core.errors import ConfigError
+
+_KEY = "AFTERWORD_KEY"
+_PATH = "/v1/completions"
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """A line of the file: the ``request`` that was sent, and the ``response`` if it was kept.
+
+    Of a streamed answer the response is an array of its chunks.
+    """
+
+    request: dict[str, Any]
+    response: dict[str, Any] | list[Any] | None = None
+    path: str = _PATH
+
+
+@click.command(short_help="Send recorded requests and compare the answers' shapes.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--url",
+    default="http://127.0.0.1:8000",
+    show_default=True,
+    help="The server, with or without /v1.",
+)
+@click.option("--model", metavar="NAME", help="Ask for this model. [default: the recorded one]")
+@click.option(
+    "--timeout", "timeout_s", default=300.0, show_default=True, metavar="SECONDS",
+    help="How long to wait for an answer.",
+)  # fmt: skip
+def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:
+    """Send the requests of FILE, and say what differs in shape.
+
+    A line of FILE is {"request": {…}, "response": {…}}: the body of a completions request, and what
+    another server answered, if that was kept. A line can also be the body alone. The key comes from
+    the environment (AFTERWORD_KEY). Values are not compared: another model says something else.
+
+    Exits with 1 if a request was refused or an answer differs.
+    """
+    server = urlsplit(url)
+    if server.scheme not in {"http", "https"} or not server.hostname:
+        raise ConfigError(f"--url {url}: is not the address of a server")
+    total = different = 0
+    for number, recording in _recordings(file):
+        total += 1
+        body = recording.request if model is None else {**recording.request, "model": model}
+        lines = list(_compare(recording, url, body, timeout_s))
+        different += bool(lines)
+        for line in lines:
+            click.echo(f"line {number}: {line}")
+    click.echo(f"{total} requests, {total - different} as recorded, {different} not")
+    sys.exit(1 if different else 0)
+
+
+def _recordings(file: Path) -> Iterator[tuple[int, Recording]]:
+    """Yields each recording with its line's number. Raises ``ConfigError``."""
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            found = msgspec.json.decode(line, type=dict[str, Any])
+            if not isinstance(found.get("request"), dict):
+                found = {"request": found}
+            yield number, msgspec.convert(found, Recording)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{file}, line {number}: is not a recorded request: {error}"
+            ) from error
+
+
+def _compare(
+    recording: Recording, url: str, body: Mapping[str, Any], timeout_s: float
+) -> Iterator[str]:
+    status, answer = _ask(url, recording.path, body, timeout_s)
+    failed = isinstance(recording.response, dict) and "error" in recording.response
+    if status != http.HTTPStatus.OK and not failed:
+        error = answer.get("error", {}) if isinstance(answer, dict) else {}
+        yield f"refused with {status}: {error.get('message', 'no message')}"
+    elif recording.response is not None:
+        recorded: Any = recording.response
+        if isinstance(recorded, list) and isinstance(answer, list):
+            recorded, answer = folded(recorded), folded(answer)
+        yield from differences(recorded, answer)
+
+
+def _ask(url: str, path: str, body: Mapping[str, Any], timeout_s: float) -> tuple[int, Any]:
+    """Returns the status and the answer; of a stream its events. Raises ``ConfigError``."""
+    server = urlsplit(url)
+    kind = http.client.HTTPSConnection if server.scheme == "https" else http.client.HTTPConnection
+    headers = {"Content-Type": "application/json"}
+    if os.environ.get(_KEY):
+        headers["Authorization"] = f"Bearer {os.environ[_KEY]}"
+    connection = kind(server.hostname or "", server.port, timeout=timeout_s)
+    try:
+        connection.request(
+            "POST", server.path.rstrip("/").removesuffix("/v1") + path, json.dumps(body), headers
+        )
+        reply = connection.getresponse()
+        raw = reply.read().decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise ConfigError(f"{url}: does not answer: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+    if reply.headers.get_content_type() == "text/event-stream":
+        frames = [line[6:] for line in raw.splitlines() if line.startswith("data: ")]
+        return reply.status, [json.loads(frame) for frame in frames if frame != "[DONE]"]
+    try:
+        return reply.status, json.loads(raw)
+    except ValueError:
+        return reply.status, {}

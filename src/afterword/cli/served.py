@@ -1,0 +1,65 @@
+"""The models of a command: files that it opens, or those of a server at ``--url``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import rich_click as click
+
+from afterword.cli.options import read_settings, setting_flags
+from afterword.cli.terminal import Terminal
+from afterword.config import Settings
+from afterword.library.backend import Opener
+from afterword.library.llm import TIMEOUT_S
+from afterword.library.local import loading
+
+KEY_VARIABLE = "AFTERWORD_KEY"
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model_flags(command: Command) -> Command:
+    """Add the flags that say which models a command asks."""
+    command = click.option(
+        "--key",
+        envvar=KEY_VARIABLE,
+        metavar="KEY",
+        help=f"The key for --url. {KEY_VARIABLE} keeps it out of the list of processes.",
+    )(command)
+    command = click.option(
+        "--url",
+        metavar="URL",
+        help="Ask the Afterword server there. --model then names models of the server, and "
+        "settings of engines have no effect.",
+    )(command)
+    return setting_flags("Models", "Engine")(command)
+
+
+def openers(
+    given: dict[str, Any], *, probe: bool = True, usual: Mapping[str, str] | None = None
+) -> Sequence[Opener]:
+    """Returns what opens each model that the flags name, in order. Takes its flags out of given.
+
+    ``usual`` are flags for those that were not given. Raises ``ConfigError``.
+    """
+    url, key = given.pop("url"), given.pop("key")
+    if url is not None:
+        # A server's start needs no client of HTTP.
+        from afterword.library.remote import connecting  # noqa: PLC0415
+
+        names: Sequence[str | None] = given["models"] or (None,)
+        return [connecting(url, key=key, model=name, timeout_s=TIMEOUT_S) for name in names]
+    for name, value in (usual or {}).items():
+        given[name] = given[name] or value
+    settings = read_settings(given, os.environ).settings
+    return [one_loading(settings, name, probe=probe) for name in settings.models]
+
+
+def one_loading(settings: Settings, name: str, *, probe: bool) -> Opener:
+    """Returns what loads one model of some settings."""
+    alone = msgspec.structs.replace(
+        settings, models={name: settings.models[name]}, aliases={}, require_model=False
+    )
+    return loading(alone, Terminal(), probe=probe)

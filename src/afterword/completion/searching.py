@@ -1,0 +1,239 @@
+"""Runs a search for middles as a generation: no event comes before its end (F3)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from itertools import zip_longest
+from types import TracebackType
+from typing import Self
+
+from afterword.completion.joints import Candidate, Joint, Trial, joints, promising, trial
+from afterword.completion.search import Draw, Search, best_of, middle_event
+from afterword.completion.tokens import encode
+from afterword.core.job import (
+    Counted,
+    Ended,
+    Event,
+    FinishReason,
+    Job,
+    Prefilled,
+    Sampled,
+    ScoredPrompt,
+)
+from afterword.core.protocols import Generation
+from afterword.core.wire import InfillReport
+
+_WAVE = 32
+"""How many places are scored between two looks at the clock."""
+
+
+class Searching:
+    """A running search, in the shape of a ``Generation``.
+
+    The engine computes the prompts first, then draws candidates, then scores places in them, each
+    as jobs of its own, which share the prompts through the prefix cache. ``clock`` returns
+    monotonic seconds. When the time is over, drawing and scoring end, and the best so far is the
+    answer; nothing else depends on the clock.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        open_jobs: Callable[[Sequence[Job]], Generation],
+        clock: Callable[[], float],
+    ) -> None:
+        self._search = search
+        self._open = open_jobs
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        # Refused here or when it is entered, as any other generation.
+        self._first = open_jobs(search.opening_jobs())
+        self._begun = self._over = False
+        self._ends_s = 0.0
+        self._late = False
+        prompts = range(len(search.jobs))
+        self._prefilled: dict[int, Prefilled] = {}
+        self._drawn = [0 for _ in prompts]
+        self._scored = [0 for _ in prompts]
+        self._places = 0
+        self._trials = 0
+
+    async def __aenter__(self) -> Self:
+        """Enter the first jobs: they are admitted, or refused."""
+        await self._stack.enter_async_context(self._first)
+        self._ends_s = self._clock() + self._search.most_s
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Abort what still runs."""
+        await self._stack.__aexit__(exc_type, exc, traceback)
+
+    def __aiter__(self) -> AsyncIterator[list[Event]]:
+        """Returns itself."""
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        """Returns all events at once. After an interruption, the counts so far."""
+        if self._over:
+            raise StopAsyncIteration
+        if self._begun:
+            self._over = True
+            return [self._counted(prompt, 0) for prompt in self._prefilled]
+        self._begun = True
+        events = await self._run()
+        self._over = True
+        return events
+
+    def abort(self, job: int, seq: int) -> None:
+        """Do nothing: a choice that comes is whole."""
+
+    @property
+    def report(self) -> InfillReport:
+        """What the search did so far."""
+        return InfillReport(
+            found_by="search",
+            candidates=self._search.size.candidates,
+            places=self._places,
+            scored=self._trials,
+            cut_by_time=self._late,
+        )
+
+    async def _run(self) -> list[Event]:
+        async for events in self._first:
+            for event in events:
+                if isinstance(event, Prefilled):
+                    self._prefilled[event.job] = event
+        found = await self._draw(self._search.draws())
+        self._places = sum(map(len, found))
+        scores = await self._score(found)
+        chosen = [
+            best_of(scored, job.n) for job, scored in zip(self._search.jobs, scores, strict=True)
+        ]
+        return await self._events(chosen)
+
+    async def _draw(self, draws: Sequence[Draw]) -> list[list[Joint]]:
+        """Returns the places of each prompt that look best."""
+        search = self._search
+        candidates: dict[tuple[int, int], Candidate] = {}
+        async with self._open([draw.job for draw in draws]) as generation:
+            async for events in generation:
+                for event in events:
+                    if isinstance(event, Sampled):
+                        key = event.job, event.seq
+                        candidates.setdefault(key, Candidate()).add(event)
+                        self._drawn[draws[event.job].prompt] += len(event.tokens)
+                if self._is_late():
+                    break
+        found: list[list[Joint]] = [[] for _ in search.jobs]
+        for (job, _), candidate in sorted(candidates.items(), key=lambda item: item[0]):
+            draw = draws[job]
+            found[draw.prompt] += joints(
+                candidate,
+                search.seams[draw.prompt],
+                search.vocab,
+                search.shown,
+                search.size.middle_tokens,
+                begun=draw.begun,
+            )
+        return [promising(places, search.size.places) for places in found]
+
+    async def _score(self, found: list[list[Joint]]) -> list[list[tuple[Joint, float]]]:
+        """Returns the scored places of each prompt, the most promising first.
+
+        Each prompt has at least one: if there was no time, its most promising one.
+        """
+        search = self._search
+        # In turns, so that a cut by time leaves each prompt its best.
+        trials = [
+            (prompt, trial(joint, search.seams[prompt], search.tokenizer))
+            for row in zip_longest(*found)
+            for prompt, joint in enumerate(row)
+            if joint is not None
+        ]
+        scores: list[list[tuple[Joint, float]]] = [[] for _ in found]
+        for start in range(0, len(trials), _WAVE):
+            if self._is_late():
+                break
+            wave = trials[start : start + _WAVE]
+            jobs = [search.scoring(prompt, one.ids) for prompt, one in wave]
+            for (prompt, one), scored in zip(wave, await self._scores(jobs), strict=True):
+                self._count(prompt, one)
+                scores[prompt].append((one.joint, one.score(scored)))
+        return [
+            scored or [(places[0] if places else Joint("", 0.0), 0.0)]
+            for scored, places in zip(scores, found, strict=True)
+        ]
+
+    def _count(self, prompt: int, one: Trial) -> None:
+        self._trials += 1
+        self._scored[prompt] += one.suffix_tokens
+
+    async def _scores(self, jobs: Sequence[Job]) -> list[ScoredPrompt]:
+        """Returns the scores of jobs that generate nothing."""
+        found: dict[int, ScoredPrompt] = {}
+        async with self._open(jobs) as generation:
+            async for events in generation:
+                for event in events:
+                    if isinstance(event, Prefilled) and event.scored is not None:
+                        found[event.job] = event.scored
+        return [found[at] for at in range(len(jobs))]
+
+    async def _events(self, chosen: list[list[Joint]]) -> list[Event]:
+        """Returns the events of an answer whose choices are these middles."""
+        search = self._search
+        listed = [
+            (prompt, choice, joint, _ids(joint.text, search))
+            for prompt, middles in enumerate(chosen)
+            for choice, joint in enumerate(middles)
+        ]
+        shown = [one for one in listed if one[3] and search.jobs[one[0]].logprobs is not None]
+        scored: dict[tuple[int, int], ScoredPrompt] = {}
+        if shown:
+            jobs = [search.entries_job(prompt, ids) for prompt, _, _, ids in shown]
+            for (prompt, choice, _, _), scores in zip(shown, await self._scores(jobs), strict=True):
+                scored[prompt, choice] = scores
+        events: list[Event] = []
+        for prompt, job in enumerate(search.jobs):
+            prefilled = self._prefilled[prompt]
+            if job.prompt_logprobs is None:
+                prefilled = Prefilled(
+                    prompt, prefilled.prompt_tokens, prefilled.cached_tokens, None
+                )
+            events.append(prefilled)
+        used = [0 for _ in chosen]
+        for prompt, choice, joint, ids in listed:
+            if ids:
+                events.append(middle_event(prompt, choice, ids, scored.get((prompt, choice))))
+            used[prompt] += len(ids)
+            reason: FinishReason = "length" if joint.at_limit else "stop"
+            events.append(Ended(prompt, choice, reason, len(ids)))
+        return [*events, *(self._counted(prompt, used[prompt]) for prompt in range(len(chosen)))]
+
+    def _counted(self, prompt: int, shown_tokens: int) -> Counted:
+        """Returns what a prompt took: all that was computed for it but once (A5)."""
+        prefilled = self._prefilled[prompt]
+        drew = self._search.shown_suffix_tokens(prompt) if self._drawn[prompt] else 0
+        return Counted(
+            prompt,
+            prefilled.prompt_tokens + drew + self._scored[prompt],
+            prefilled.cached_tokens,
+            max(self._drawn[prompt] - shown_tokens, 0),
+        )
+
+    def _is_late(self) -> bool:
+        if self._clock() > self._ends_s:
+            self._late = True
+        return self._late
+
+
+def _ids(text: str, search: Search) -> list[int]:
+    """Returns the tokens of a middle."""
+    if not text:
+        return []
+    return encode("suffix", text, search.tokenizer, parse_special=False, continues=True)

@@ -1,0 +1,1 @@
+"""The composition root: settings become engines, a service, an application."""

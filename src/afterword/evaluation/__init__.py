@@ -1,0 +1,1 @@
+"""Evaluations of models on tasks in files, through the library."""

@@ -1,0 +1,82 @@
+"""What a model made of an item, and which measures it meets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from afterword.evaluation.tasks import ChoiceItem, GenerationItem
+from afterword.library.answers import ContinuationScore
+
+CHOICE_MEASURES = ("acc", "acc_norm", "acc_bytes")
+"""Of multiple choice: by log-probability, by that per character, and by that per byte."""
+GENERATION_MEASURES = ("exact_match", "exact_match_stripped", "regex_match")
+"""Of generation: equal, equal but for white space around, and equal to what the regex finds."""
+
+
+class ChoiceOutcome(msgspec.Struct, frozen=True, tag="choice"):
+    """The log-probability of each choice, and whether it is greedy. ``met`` says each measure."""
+
+    index: int
+    logprobs: list[float]
+    greedy: list[bool]
+    met: dict[str, bool]
+
+
+class GenerationOutcome(msgspec.Struct, frozen=True, tag="generation"):
+    """The text that a model wrote. ``met`` says each measure that the item has."""
+
+    index: int
+    text: str
+    met: dict[str, bool]
+
+
+Outcome: TypeAlias = ChoiceOutcome | GenerationOutcome
+
+
+def judge_choices(
+    index: int, item: ChoiceItem, scores: Sequence[ContinuationScore]
+) -> ChoiceOutcome:
+    """Returns the outcome of an item; the first choice wins a tie.
+
+    Source: lm-evaluation-harness 0.4.13, ``ConfigurableTask.process_results``.
+    """
+    values = [score.logprob for score in scores]
+    by_character = [value / len(text) for value, text in zip(values, item.choices, strict=True)]
+    by_byte = [value / len(text.encode()) for value, text in zip(values, item.choices, strict=True)]
+    met = {
+        name: best(each) == item.label
+        for name, each in zip(CHOICE_MEASURES, (values, by_character, by_byte), strict=True)
+    }
+    return ChoiceOutcome(index, values, [score.is_greedy for score in scores], met)
+
+
+def best(values: Sequence[float]) -> int:
+    """Returns the place of the largest value, the first of several."""
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def judge_text(index: int, item: GenerationItem, text: str) -> GenerationOutcome:
+    """Returns the outcome of an item for a text that was written."""
+    met: dict[str, bool] = {
+        "exact_match": text in item.targets,
+        "exact_match_stripped": text.strip() in [target.strip() for target in item.targets],
+    }
+    if item.regex is not None:
+        found = re.search(item.regex, text)
+        answer = "" if found is None else found[1] if found.re.groups else found[0]
+        met["regex_match"] = found is not None and answer in item.targets
+    return GenerationOutcome(index, text, met)
+
+
+def measures_of(outcomes: Sequence[Outcome]) -> Mapping[str, list[bool]]:
+    """Returns for each measure whether each outcome that has it meets it, in their order."""
+    found: dict[str, list[bool]] = {}
+    for name in (*CHOICE_MEASURES, *GENERATION_MEASURES):
+        values = [outcome.met[name] for outcome in outcomes if name in outcome.met]
+        if values:
+            found[name] = values
+    return found

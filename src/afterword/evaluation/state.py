@@ -1,0 +1,76 @@
+"""The state of an evaluation: a file that grows by a line for each item."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from afterword.core.errors import ConfigError
+from afterword.evaluation.outcomes import Outcome
+
+_encode = msgspec.json.Encoder().encode
+
+
+class RunHeader(msgspec.Struct, frozen=True, tag="evaluation"):
+    """What an evaluation is of. ``task_digest`` is the SHA-256 of the task's file in hex."""
+
+    task: str
+    task_digest: str
+    model: str
+    fingerprint: str
+
+
+class StateFile:
+    """The outcomes so far, in a file; a context manager.
+
+    A run that breaks off loses the items under way. A last line that was half written is dropped.
+    Raises ``ConfigError`` if the file belongs to another task or model, or cannot be used.
+    """
+
+    def __init__(self, path: Path, header: RunHeader) -> None:
+        self.path = path
+        self.outcomes: dict[int, Outcome] = {}
+        try:
+            raw = path.read_bytes() if path.exists() else b""
+            whole = raw[: raw.rfind(b"\n") + 1]
+            self._read(whole.splitlines(), header)
+            path.write_bytes(whole or _encode(header) + b"\n")
+            self._file = path.open("ab")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be used: {error.strerror}") from error
+
+    def _read(self, lines: list[bytes], header: RunHeader) -> None:
+        try:
+            found = msgspec.json.decode(lines[0], type=RunHeader) if lines else header
+            for line in lines[1:]:
+                outcome: Outcome = msgspec.json.decode(line, type=Outcome)
+                self.outcomes[outcome.index] = outcome
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.path}: is no state of an evaluation: {error}") from error
+        for field in RunHeader.__struct_fields__:
+            there, here = getattr(found, field), getattr(header, field)
+            if there != here:
+                raise ConfigError(
+                    f"{self.path}: belongs to another evaluation: its {field} is {there!r}, not "
+                    f"{here!r}. Remove it, or name another folder with --state"
+                )
+
+    def add(self, outcome: Outcome) -> None:
+        """Write down an outcome."""
+        self.outcomes[outcome.index] = outcome
+        self._file.write(_encode(outcome) + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()

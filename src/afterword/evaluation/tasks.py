@@ -1,0 +1,121 @@
+"""Tasks: files with one item a line, multiple choice or generation."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from afterword.core.errors import ConfigError
+
+MOST_TOKENS = 256
+"""Of a generated answer, unless its item says otherwise; as in lm-evaluation-harness."""
+
+
+class ChoiceItem(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+    """A context and its possible continuations, of which ``choices[label]`` is right.
+
+    A space between the two belongs to the choices.
+    """
+
+    context: str
+    choices: list[str]
+    label: int
+
+
+class GenerationItem(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+    """A prompt whose greedy completion, up to one of ``until``, is compared with ``target``.
+
+    With several targets one of them has to match. ``regex`` finds the answer in the completion: its
+    first group, or all that it matches.
+    """
+
+    prompt: str
+    target: str | list[str]
+    until: str | list[str] = []
+    regex: str | None = None
+    max_tokens: int = MOST_TOKENS
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """The right answers."""
+        return [self.target] if isinstance(self.target, str) else self.target
+
+    @property
+    def stops(self) -> list[str]:
+        """The strings that end the completion."""
+        return [self.until] if isinstance(self.until, str) else self.until
+
+
+Item: TypeAlias = ChoiceItem | GenerationItem
+
+
+class Task(msgspec.Struct, frozen=True):
+    """The items of a file, all of one kind. ``digest`` is the file's SHA-256 in hex."""
+
+    name: str
+    digest: str
+    kind: type[ChoiceItem | GenerationItem]
+    items: Sequence[Item]
+
+
+def read_task(path: Path, *, first: int | None = None) -> Task:
+    """Returns the task in a file, or its ``first`` items.
+
+    Raises ``ConfigError`` that names line and field of what cannot be used.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    lines = [(number, line) for number, line in enumerate(raw.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise ConfigError(f"{path}: has no items")
+    kind = _kind_of(path, lines[0][1])
+    items = [_item(f"{path}:{number}", line, kind) for number, line in lines[:first]]
+    return Task(path.stem, hashlib.sha256(raw).hexdigest(), kind, items)
+
+
+def _kind_of(path: Path, line: bytes) -> type[ChoiceItem | GenerationItem]:
+    try:
+        keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw]).keys()
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}:1: is no JSON object: {error}") from error
+    if "choices" in keys:
+        return ChoiceItem
+    if "target" in keys:
+        return GenerationItem
+    raise ConfigError(
+        f"{path}:1: is neither multiple choice (context, choices, label) nor generation (prompt, "
+        "until, target)"
+    )
+
+
+def _item(place: str, line: bytes, kind: type[ChoiceItem | GenerationItem]) -> Item:
+    item: Item
+    try:
+        item = msgspec.json.decode(line, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{place}: {error}") from error
+    if isinstance(item, ChoiceItem):
+        if not 0 <= item.label < len(item.choices):
+            raise ConfigError(
+                f"{place}: label {item.label} is none of the {len(item.choices)} choices"
+            )
+        if "" in item.choices:
+            raise ConfigError(f"{place}: a choice is empty")
+        return item
+    if not item.targets:
+        raise ConfigError(f"{place}: target is empty")
+    if item.max_tokens < 1:
+        raise ConfigError(f"{place}: max_tokens {item.max_tokens} is less than 1")
+    if item.regex is not None:
+        try:
+            re.compile(item.regex)
+        except re.error as error:
+            raise ConfigError(f"{place}: regex: {error}") from error
+    return item

@@ -1,0 +1,1 @@
+"""The library: a model in this process, or a server, behind one interface."""

@@ -1,0 +1,91 @@
+"""A model in this process: the server's own completion service, without HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import msgspec
+
+from afterword.completion.service import CompletionService, CompletionStream
+from afterword.completion.tokens import Detokenized, Tokenized
+from afterword.compose.progress import Progress
+from afterword.compose.services import load_service
+from afterword.config import Settings
+from afterword.core.wire import Chunk
+from afterword.library.answers import TextChunk, TextCompletion, chunk_of, completion_of
+from afterword.library.backend import ChunkSource, ModelFacts, Opener, SpecialNames
+
+
+class LocalBackend:
+    """Answers by a service, with the plans and the errors of the server."""
+
+    def __init__(self, service: CompletionService) -> None:
+        self._service = service
+        served = service.catalog.default
+        card = served.engine.card
+        self.facts = ModelFacts(served.name, card.context_tokens, card.fingerprint)
+
+    async def complete(self, body: bytes) -> TextCompletion:
+        """See ``Backend``."""
+        plan = await self._service.plan(body)
+        async with self._service.open(plan) as answer:
+            return completion_of(await answer.completion())
+
+    async def open(self, body: bytes) -> ChunkSource:
+        """See ``Backend``."""
+        plan = await self._service.plan(body)
+        stack = AsyncExitStack()
+        answer = await stack.enter_async_context(self._service.open(plan))
+        return LocalChunks(stack, answer)
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """See ``Backend``."""
+        body = {"prompt": text, "add_special_tokens": add_special_tokens}
+        call = await self._service.tokenization(msgspec.json.encode(body))
+        return msgspec.convert(await call.run(), Tokenized, from_attributes=True).tokens
+
+    async def detokenize(self, ids: list[int]) -> str:
+        """See ``Backend``."""
+        call = await self._service.detokenization(msgspec.json.encode({"tokens": ids}))
+        return msgspec.convert(await call.run(), Detokenized, from_attributes=True).prompt
+
+    async def special_names(self) -> SpecialNames:
+        """See ``Backend``."""
+        info = self._service.tokenizer_info()
+        return SpecialNames(info.bos_token, info.eos_token)
+
+
+class LocalChunks:
+    """The chunks of one running plan."""
+
+    def __init__(self, stack: AsyncExitStack, answer: CompletionStream) -> None:
+        self._stack = stack
+        self._chunks: AsyncIterator[list[Chunk]] = answer.chunks()
+
+    async def pull(self) -> list[TextChunk]:
+        """See ``ChunkSource``."""
+        async for chunks in self._chunks:
+            return [chunk_of(chunk) for chunk in chunks]
+        return []
+
+    async def close(self) -> None:
+        """See ``ChunkSource``."""
+        await self._stack.aclose()
+
+
+def loading(settings: Settings, progress: Progress, *, probe: bool = True) -> Opener:
+    """Returns what loads the models of some settings. It raises ``ConfigError``.
+
+    ``probe`` tests each model's batch invariance, once on a machine, as the server does.
+    """
+    return partial(_load, settings, progress, probe=probe)
+
+
+@asynccontextmanager
+async def _load(
+    settings: Settings, progress: Progress, *, probe: bool
+) -> AsyncIterator[LocalBackend]:
+    async with load_service(settings, progress, probe=probe) as service:
+        yield LocalBackend(service)

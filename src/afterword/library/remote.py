@@ -1,0 +1,238 @@
+"""A model behind HTTP: an Afterword server with the library's interface."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
+
+import httpx2
+import msgspec
+
+from afterword.core import errors, wire
+from afterword.core.account import Rates
+from afterword.core.errors import ApiError, ConfigError, UpstreamFailed
+from afterword.library.answers import TextChunk, TextCompletion
+from afterword.library.backend import ChunkSource, ModelFacts, Opener, SpecialNames
+
+T = TypeVar("T")
+_CONNECT_S = 10.0
+_END = b"[DONE]"
+_DATA = b"data:"
+_JSON = {"content-type": "application/json"}
+_SHOWN_CHARACTERS = 200
+
+
+class _IdsAnswer(msgspec.Struct):
+    tokens: list[int]
+
+
+class _TextAnswer(msgspec.Struct):
+    prompt: str
+
+
+class RemoteBackend:
+    """Answers by a server's routes. Errors are those that the server sent."""
+
+    def __init__(self, client: httpx2.AsyncClient, facts: ModelFacts) -> None:
+        self._client = client
+        self.facts = facts
+
+    async def complete(self, body: bytes) -> TextCompletion:
+        """See ``Backend``."""
+        answer = await _post(self._client, "/v1/completions", self._named(body))
+        return _read(answer, TextCompletion)
+
+    async def open(self, body: bytes) -> ChunkSource:
+        """See ``Backend``."""
+        request = self._client.build_request(
+            "POST", "/v1/completions", content=self._named(body), headers=_JSON
+        )
+        response = await _send(self._client, request, stream=True)
+        if response.status_code != httpx2.codes.OK:
+            raw = await _whole(response)
+            raise error_of(response.status_code, raw)
+        return RemoteChunks(response)
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """See ``Backend``."""
+        body = {
+            "model": self.facts.name,
+            "prompt": text,
+            "add_special_tokens": add_special_tokens,
+        }
+        raw = await _post(self._client, "/tokenize", msgspec.json.encode(body))
+        return _read(raw, _IdsAnswer).tokens
+
+    async def detokenize(self, ids: list[int]) -> str:
+        """See ``Backend``."""
+        body = {"model": self.facts.name, "tokens": ids}
+        raw = await _post(self._client, "/detokenize", msgspec.json.encode(body))
+        return _read(raw, _TextAnswer).prompt
+
+    async def special_names(self) -> SpecialNames:
+        """See ``Backend``."""
+        request = self._client.build_request(
+            "GET", "/tokenizer_info", params={"model": self.facts.name}
+        )
+        return _read(await _ask(self._client, request), SpecialNames)
+
+    def _named(self, body: bytes) -> bytes:
+        """Returns a body with a model, because the server may require one (R1)."""
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        if "model" in fields and bytes(fields["model"]) != b"null":
+            return body
+        name = msgspec.Raw(msgspec.json.encode(self.facts.name))
+        return msgspec.json.encode({**fields, "model": name})
+
+
+class RemoteChunks:
+    """The events of one response. A stream that ends without ``[DONE]`` is an error (S6)."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self._response = response
+        self._parts = response.aiter_bytes()
+        self._rest = b""
+        self._over = False
+
+    async def pull(self) -> list[TextChunk]:
+        """See ``ChunkSource``."""
+        while not self._over:
+            try:
+                part = await anext(self._parts, None)
+            except httpx2.HTTPError as error:
+                raise _broken(error) from error
+            if part is None:
+                raise UpstreamFailed("The server's stream broke off before its end.")
+            *lines, self._rest = (self._rest + part).split(b"\n")
+            chunks = [chunk for line in lines for chunk in self._chunks(line)]
+            if chunks:
+                return chunks
+        return []
+
+    def _chunks(self, line: bytes) -> list[TextChunk]:
+        """Returns the chunk of a line, if it has one. Comments and blank lines have none."""
+        data = line.removeprefix(_DATA).strip()
+        if not line.startswith(_DATA) or not data or self._over:
+            return []
+        if data == _END:
+            self._over = True
+            return []
+        if data.startswith(b'{"error"'):
+            raise error_of(self._response.status_code, data)
+        return [_read(data, TextChunk)]
+
+    async def close(self) -> None:
+        """See ``ChunkSource``."""
+        self._over = True
+        await self._response.aclose()
+
+
+def connecting(url: str, *, key: str | None, model: str | None, timeout_s: float) -> Opener:
+    """Returns what connects to the server at ``url``.
+
+    It raises ``ConfigError`` for an address that is none, and ``ApiError`` if the server cannot be
+    reached, refuses the key or does not serve ``model``.
+    """
+    return partial(_connect, url, key, model, timeout_s)
+
+
+@asynccontextmanager
+async def _connect(
+    url: str, key: str | None, model: str | None, timeout_s: float
+) -> AsyncIterator[RemoteBackend]:
+    if not re.match(r"https?://[^/]", url):
+        raise ConfigError(f"{url!r} is no address of a server, as in http://127.0.0.1:8000")
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    async with httpx2.AsyncClient(
+        base_url=url.rstrip("/").removesuffix("/v1"),
+        headers=headers,
+        timeout=httpx2.Timeout(timeout_s, connect=_CONNECT_S),
+        # Each request has a connection; the server decides how many sequences run.
+        limits=httpx2.Limits(max_connections=None),
+    ) as client:
+        yield RemoteBackend(client, await _facts(client, model))
+
+
+async def _facts(client: httpx2.AsyncClient, model: str | None) -> ModelFacts:
+    raw = await _ask(client, client.build_request("GET", "/v1/models"))
+    served = _read(raw, wire.ModelList).data
+    for one in served:
+        if model in {None, one.id}:
+            return ModelFacts(
+                one.id, one.max_model_len, str(one.afterword.get("system_fingerprint", ""))
+            )
+    raise errors.ModelNotFound(model or "-")
+
+
+async def _post(client: httpx2.AsyncClient, path: str, body: bytes) -> bytes:
+    return await _ask(client, client.build_request("POST", path, content=body, headers=_JSON))
+
+
+async def _ask(client: httpx2.AsyncClient, request: httpx2.Request) -> bytes:
+    """Returns the body of an answer. Raises ``ApiError`` for an error."""
+    response = await _send(client, request)
+    raw = await _whole(response)
+    if response.status_code != httpx2.codes.OK:
+        raise error_of(response.status_code, raw)
+    return raw
+
+
+async def _send(
+    client: httpx2.AsyncClient, request: httpx2.Request, *, stream: bool = False
+) -> httpx2.Response:
+    try:
+        return await client.send(request, stream=stream)
+    except httpx2.HTTPError as error:
+        raise _broken(error) from error
+
+
+async def _whole(response: httpx2.Response) -> bytes:
+    try:
+        return await response.aread()
+    except httpx2.HTTPError as error:
+        raise _broken(error) from error
+    finally:
+        await response.aclose()
+
+
+def _broken(error: httpx2.HTTPError) -> UpstreamFailed:
+    return UpstreamFailed(f"The server cannot be reached, or broke off: {error!r}")
+
+
+def _read(raw: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.MsgspecError as error:
+        raise UpstreamFailed(f"The answer is not that of an Afterword server: {error}") from error
+
+
+def error_of(status: int, raw: bytes) -> ApiError:
+    """Returns the error of an answer: the class that the server raised, with all that it said."""
+    try:
+        body = msgspec.json.decode(raw, type=wire.ErrorEnvelope).error
+    except msgspec.MsgspecError:
+        shown = raw[:_SHOWN_CHARACTERS].decode(errors="replace")
+        return UpstreamFailed(f"The server answered with status {status}: {shown}")
+    kind = _KINDS.get((status, body.code)) or _BY_STATUS.get(status, ApiError)
+    # Some classes write their own message; this one is the server's.
+    error = kind.__new__(kind)
+    ApiError.__init__(error, body.message, param=body.param, code=body.code)
+    if isinstance(error, errors.RateLimited):
+        error.limit, error.rates = "", Rates()
+    return error
+
+
+def _kinds() -> list[type[ApiError]]:
+    found: list[type[ApiError]] = [ApiError]
+    for kind in found:
+        found += kind.__subclasses__()
+    return found
+
+
+_KINDS: Mapping[tuple[int, str | None], type[ApiError]] = {
+    (kind.status, kind.default_code): kind for kind in reversed(_kinds())
+}
+_BY_STATUS: Mapping[int, type[ApiError]] = {kind.status: kind for kind in reversed(_kinds())}

@@ -1,0 +1,56 @@
+/** The path of a text as passages, and as files for other programs. */
+
+import { markdown } from "./prose.js";
+import { pathOf, textOf } from "./tree.js";
+
+export const FORMATS = ["text", "markdown", "path", "tree"];
+
+/**
+ * Returns the parts of a node's text with who wrote them, in order. Neighbours of one writer are
+ * one part.
+ */
+export function passagesOf(tree, id) {
+  let parts = [];
+  for (const node of pathOf(tree, id)) {
+    parts = cut(parts, node.from);
+    const end = node.text.length - node.tail;
+    push(parts, node.by, node.text.slice(0, end));
+    // The text after a filled gap is the reader's.
+    push(parts, "you", node.text.slice(end));
+  }
+  return parts;
+}
+
+function push(parts, by, text) {
+  if (text === "") return;
+  if (parts.at(-1)?.by === by) parts.at(-1).text += text;
+  else parts.push({ by, text });
+}
+
+function cut(parts, units) {
+  const kept = [];
+  let left = units;
+  for (const { by, text } of parts) {
+    if (left > 0) kept.push({ by, text: text.slice(0, left) });
+    left -= text.length;
+  }
+  return kept;
+}
+
+/** Returns `{name, type, text}` of a file. `tree` as JSON is the caller's. */
+export function fileOf(format, { tree, at, title }) {
+  const base = title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "text";
+  if (format === "text") {
+    return { name: `${base}.txt`, type: "text/plain", text: textOf(tree, at) };
+  }
+  const passages = passagesOf(tree, at);
+  if (format === "markdown") {
+    return { name: `${base}.md`, type: "text/markdown", text: markdown(title, passages) };
+  }
+  const steps = pathOf(tree, at).slice(1).map(({ by, from, text, groups, name, finish }) => ({
+    by, from, text, name, finish,
+    tokens: groups.flatMap(({ tokens }) => tokens.map(({ text: token, logprob }) => ({ token, logprob }))),
+  }));
+  const file = { format: "afterword-path", version: 1, title, text: textOf(tree, at), passages, steps };
+  return { name: `${base}.json`, type: "application/json", text: JSON.stringify(file, null, 2) };
+}

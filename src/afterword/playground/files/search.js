@@ -1,0 +1,33 @@
+/** Search through all branches. */
+
+import { ROOT, textOf } from "./tree.js";
+
+const AROUND = 40;
+
+/**
+ * Returns the places of a text in the branches, one for each node: in its own part of the text, or
+ * in its name. Letters match in either case.
+ * @returns {{id: string, end: number, before: string, found: string, after: string}[]} `end` is the
+ *   offset after the match in the node's whole text
+ */
+export function search(tree, query) {
+  const wanted = query.toLowerCase();
+  const hits = [];
+  for (const { id, from, name } of tree.values()) {
+    if (id === ROOT) continue;
+    const text = textOf(tree, id);
+    // A match may begin in the text before the node. It ends in its own.
+    const first = Math.max(0, from - wanted.length + 1);
+    const at = text.slice(first).toLowerCase().indexOf(wanted);
+    if (at === -1 && !name.toLowerCase().includes(wanted)) continue;
+    const start = at === -1 ? from : first + at;
+    const end = at === -1 ? from : start + wanted.length;
+    hits.push({
+      id, end,
+      before: text.slice(Math.max(0, start - AROUND), start),
+      found: text.slice(start, end),
+      after: text.slice(end, end + AROUND),
+    });
+  }
+  return hits;
+}

@@ -1,0 +1,71 @@
+/** What an empty page offers: beginnings to try, gone with the first key. */
+
+import { find, h } from "./dom.js";
+import { t } from "./i18n.js";
+
+/**
+ * @typedef {{name: string, gap?: boolean, score?: boolean}} Beginning
+ * `gap`: its text has a gap where `|` stands; `score`: it is scored and not continued
+ */
+
+/** @type {Beginning[]} */
+const BEGINNINGS = [
+  { name: "story" }, { name: "dialogue" }, { name: "list" }, { name: "few" },
+  { name: "gap", gap: true }, { name: "score", score: true },
+];
+
+/** Dispatches `chosen` with `{text, gap, score}`. */
+export class Start extends EventTarget {
+  #box = find("#start");
+  #session;
+  #fills = () => true;
+
+  /**
+   * @param {import("./session.js").Session} session
+   * @param {() => boolean} fills whether the chosen model can infill
+   */
+  constructor(session, fills) {
+    super();
+    this.#session = session;
+    this.#fills = fills;
+  }
+
+  /** Show the beginnings if the page is empty. */
+  follow() {
+    const { text, running, choices } = this.#session;
+    const hidden = text !== "" || running !== null || choices.length > 0;
+    if (hidden === this.#box.hidden) return;
+    this.#box.hidden = hidden;
+    if (hidden) delete document.body.dataset.empty;
+    else document.body.dataset.empty = "";
+  }
+
+  /** Build the beginnings in the current language. */
+  build() {
+    find("#beginnings").replaceChildren(...BEGINNINGS.map((beginning) => {
+      const { name, gap = false } = beginning;
+      const off = gap && !this.#fills();
+      return h("li", {}, h("button", {
+        type: "button", class: "beginning", disabled: off, "data-beginning": name,
+        title: t(off ? "infill.none" : "start.try"), onclick: () => this.#choose(beginning),
+      },
+      h("strong", {}, t(`start.${name}`)),
+      h("span", { class: "beginning-text" }, h("bdi", {}, shown(t(`start.${name}.text`))))));
+    }));
+  }
+
+  #choose({ name, gap = false, score = false }) {
+    const raw = t(`start.${name}.text`);
+    const at = raw.indexOf("|");
+    this.dispatchEvent(new CustomEvent("chosen", {
+      detail: {
+        text: gap ? raw.replace("|", "") : raw, gap: gap ? { start: at, end: at } : null, score,
+      },
+    }));
+  }
+}
+
+/** Returns a text in one line, with its gap as a box. */
+function shown(text) {
+  return text.replace("|", "▯").replace(/\s+/g, " ");
+}

@@ -1,0 +1,97 @@
+"""``afterword replay`` against a server in this process, and the comparison of shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from afterword.cli.answer_shape import differences
+from afterword.cli.models import models
+from afterword.cli.replay import replay
+from afterword.core.errors import ConfigError
+from afterword.engine.toy import toy_engine
+from conftest import make_client
+from standins.upstreams import listening
+
+REQUEST = {"model": "toy", "prompt": "Once", "max_tokens": 3, "temperature": 0}
+ANSWER: dict[str, Any] = {
+    "id": "cmpl-1", "object": "text_completion", "created": 1, "model": "gpt-3.5-turbo-instruct",
+    "choices": [{"text": "x", "index": 0, "logprobs": None, "finish_reason": "length"}],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}  # fmt: skip
+
+
+def run(file: Path, *lines: dict[str, Any]) -> tuple[int, list[str]]:
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with listening(make_client({"toy": toy_engine()}).app) as base:
+        done = CliRunner().invoke(replay, [str(file), "--url", base])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output.splitlines()
+
+
+def test_what_differs_in_shape_is_said(tmp_path: Path) -> None:
+    status, lines = run(
+        tmp_path / "requests.jsonl",
+        REQUEST,
+        {"request": REQUEST, "response": ANSWER},
+        {"request": {**REQUEST, "logprobs": 1}, "response": ANSWER},
+        {"request": {**REQUEST, "best_of": -1}, "response": ANSWER},
+        {"request": {**REQUEST, "best_of": -1}, "response": {"error": {"message": "no"}}},
+    )
+    assert status == 1
+    assert "line 2: answer.system_fingerprint: is new here" in lines
+    assert "line 3: answer.choices[].logprobs: null was recorded, here it is an object" in lines
+    assert any(line.startswith("line 4: refused with 400: ") for line in lines)
+    assert not any(line.startswith("line 1:") for line in lines)
+
+
+def test_what_is_alike_exits_with_0(tmp_path: Path) -> None:
+    chunk = {**ANSWER, "system_fingerprint": "fp_1"}
+    del chunk["usage"]
+    status, lines = run(
+        tmp_path / "requests.jsonl",
+        REQUEST,
+        {"request": {**REQUEST, "stream": True}, "response": [chunk, chunk]},
+    )
+    assert lines == ["2 requests, 2 as recorded, 0 not"]
+    assert status == 0
+
+
+def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text('{"prompt": "a"}\n[1]\n')
+    with listening(make_client({"toy": toy_engine()}).app) as base:
+        done = CliRunner().invoke(replay, [str(file), "--url", base])
+    assert isinstance(done.exception, ConfigError)
+    assert "line 2" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "here", "lines"),
+    [
+        ({"a": 1}, {"a": 2.5}, []),
+        ({"a": 1}, {"a": "x"}, ["answer.a: a number was recorded, here it is a string"]),
+        ({"a": 1}, {}, ["answer.a: was recorded, here it is missing"]),
+        ({"a": [None, {"b": 1}]}, {"a": [{"b": True}]},
+         ["answer.a[].b: a number was recorded, here it is a boolean"]),
+        ({"top_logprobs": [{" a": -1.0}]}, {"top_logprobs": [{" b": -2.0}]}, []),
+        ({"a": []}, {"a": [1]}, []),
+    ],
+)  # fmt: skip
+def test_differences(recorded: Any, here: Any, lines: list[str]) -> None:
+    assert list(differences(recorded, here)) == lines
+
+
+def test_models_are_recommended_by_use_and_memory() -> None:
+    small = CliRunner().invoke(models, ["recommend", "--memory", "1"])
+    assert "smollm2-135m-instruct" in small.output
+    assert "7B" not in small.output
+    code = CliRunner().invoke(models, ["recommend", "--for", "code", "--memory", "99"])
+    assert "Coder" in code.output
+    assert "gemma" not in code.output
+    none = CliRunner().invoke(models, ["recommend", "--memory", "0.1"])
+    assert isinstance(none.exception, ConfigError)

@@ -1,0 +1,165 @@
+"""``afterword score``, ``eval`` and ``complete``: what they print, of a server's models."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from afterword import LLM
+from afterword.cli import cli
+from afterword.core.errors import AfterwordError, ConfigError
+from afterword.library.tints import TINTS, step_of
+from support.library import served
+
+TEXT = "Once upon the <b> é中🙂\n"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with served() as there:
+        yield there
+
+
+@pytest.fixture(scope="module")
+def llm(url: str) -> Iterator[LLM]:
+    with LLM.connect(url) as opened:
+        yield opened
+
+
+def run(*arguments: str | Path, text: str | None = None, tty: bool = False) -> Result:
+    environment = {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "COLUMNS": "200"} if tty else {}
+    done = CliRunner().invoke(cli, [str(each) for each in arguments], input=text, env=environment)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def test_score_prints_each_token_and_the_totals(url: str, llm: LLM) -> None:
+    (wanted,) = llm.score(TEXT)
+    done = run("score", TEXT, "--url", url)
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    for position, value in enumerate(wanted.token_logprobs):
+        row = next(line for line in lines if line.split()[:1] == [str(position)])
+        assert f"{value:.4f}" in row
+    totals = lines[-1].split()
+    assert totals[0] == "toy"
+    figures = (wanted.total_logprob, wanted.mean_logprob, wanted.perplexity, wanted.bits_per_byte)
+    assert totals[1:6] == [str(len(wanted.tokens)), *(f"{value:.4f}" for value in figures)]
+    assert "\x1b" not in done.stdout
+
+
+def test_a_terminal_gets_the_pages_tints(url: str, llm: LLM) -> None:
+    (wanted,) = llm.score(TEXT)
+    shown = run("score", TEXT, "--url", url, tty=True).stdout
+    for value in wanted.token_logprobs:
+        red, green, blue = bytes.fromhex(TINTS[step_of(value)][1:])
+        assert f"48;2;{red};{green};{blue}" in shown
+
+
+def test_score_reads_files_and_standard_input(url: str, llm: LLM, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(TEXT * 10)
+    window = ("--window", "40", "--stride", "30")
+    done = run("score", "-", "--file", file, "--url", url, "--json", *window, text="a b")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["text"] for row in rows] == ["standard input", str(file)]
+    for row, score in zip(rows, llm.score(["a b", TEXT * 10], window=40, stride=30), strict=True):
+        assert [token["logprob"] for token in row["tokens"]] == list(score.token_logprobs)
+        assert row["total_logprob"] == score.total_logprob
+        assert row["bits_per_byte"] == score.bits_per_byte
+        assert (row["windows"], row["overlap_tokens"]) == (score.windows, 10)
+    assert rows[1]["windows"] > 1
+    shown = run("score", "--file", file, "--url", url, *window).stdout
+    assert f"{rows[1]['windows']} of 40 tokens, 30 apart, 10 overlap" in shown
+    assert run("score", "--url", url, "--json", text="a b").stdout == (
+        run("score", "-", "--url", url, "--json", text="a b").stdout
+    )
+
+
+def test_score_as_csv_is_read_back(url: str, llm: LLM) -> None:
+    text = '=1+1,"\n\r' + TEXT
+    done = run("score", text, "--url", url, "--csv")
+    rows = list(csv.DictReader(io.StringIO(done.stdout, newline="")))
+    (score,) = llm.score(text)
+    assert [json.loads(row["token"]) for row in rows] == list(score.tokens)
+    assert [float(row["logprob"]) for row in rows] == list(score.token_logprobs)
+    # No cell is a formula for a spreadsheet.
+    assert not any(row["token"].startswith(tuple("=+-@")) for row in rows)
+
+
+def test_models_side_by_side(url: str, llm: LLM) -> None:
+    models = ("--model", "toy", "--model", "toy")
+    done = run("score", "a b", "--url", url, *models, "--top", "2")
+    header = next(line for line in done.stdout.splitlines() if "TOKEN " in line)
+    assert "LIKELIEST" in header
+    assert len(run("score", "a", "--url", url, *models, "--json").stdout.splitlines()) == 2
+
+
+def test_progress_on_long_input(url: str) -> None:
+    done = run("score", "a" * 20_001, "--url", url, "--window", "256", "--stride", "255", "--json")
+    assert "toy: tokens: " in done.stderr
+    assert "toy: tokens: 100%" in done.stderr
+    assert run("score", "a", "--url", url).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("score", "a", "--window", "999"), "'window': expected 2 to 256"),
+        (("score", "a", "--top", "99"), "'logprobs': expected"),
+        (("score", "a", "--model", "other"), "`other` does not exist"),
+        (("score", "--file", "/no/such/file"), "cannot be read"),
+        (("complete", "a", "--temperature", "9"), "'temperature'"),
+        (("eval", "/no/such/file"), "cannot be read"),
+    ],
+)
+def test_mistakes_are_named(url: str, arguments: Sequence[str], message: str) -> None:
+    with pytest.raises(AfterwordError, match=message) as refused:
+        run(*arguments, "--url", url)
+    assert "Traceback" not in str(refused.value)
+
+
+def test_complete_shows_log_probabilities(url: str, llm: LLM) -> None:
+    words = ("--max-tokens", "6", "--temperature", "0")
+    plain = run("complete", "Once", "--url", url, *words).stdout
+    answer = llm.complete("Once", max_tokens=6, temperature=0, logprobs=3)
+    assert plain == answer.text + "\n"
+    done = run("complete", "Once", "--url", url, *words, "--logprobs", "3").stdout
+    assert done.startswith(plain)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    table = done[len(plain) :].splitlines()[1:]
+    assert len(table) == 6
+    for row, value in zip(table, logprobs.token_logprobs, strict=True):
+        assert f"{value:.4f}" in row
+        assert row.count("%") >= 4
+
+
+def test_eval_goes_on_and_reports(url: str, tmp_path: Path) -> None:
+    task = tmp_path / "task.jsonl"
+    items = [{"context": f"Once {i}", "choices": [" a", " the"], "label": 0} for i in range(9)]
+    task.write_text("".join(json.dumps(item) + "\n" for item in items))
+    common = ("eval", task, "--url", url, "--state", tmp_path)
+    first = run(*common, "--first", "4")
+    assert "toy: items: 100%" in first.stderr
+    page = tmp_path / "report.html"
+    done = run(*common, "--report", page, "--json")
+    assert "toy: items: 25%" in done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["items"] == 9
+    table = run(*common).stdout
+    share = summary["models"]["toy"]["acc"]
+    assert f"{share['value']:.4f}" in table
+    assert f"{share['low']:.4f} to {share['high']:.4f}" in table
+    assert "<svg" in page.read_text()
+    state = (tmp_path / "task.toy.fp_0000000000.state.jsonl").read_text().splitlines()
+    assert len(state) == 10
+    with pytest.raises(ConfigError, match="two models have the same name"):
+        run(*common, "--model", "toy", "--model", "toy")

@@ -1,0 +1,264 @@
+"""F3: models without fill-in-the-middle tokens search for the middle. On the toy model."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from afterword.completion.catalog import Catalog, ServedModel
+from afterword.completion.service import CompletionService
+from afterword.core.job import Job
+from afterword.core.limits import Limits
+from afterword.core.protocols import Engine, Generation
+from afterword.core.wire import InfillReport
+from afterword.engine.toy import ToyTokenizer, toy_engine
+from contract.test_s_stream import AT_HAND
+from support.asgi import Client, fold
+
+HERE = pytest.mark.parametrize("client", ["here"], indirect=True)
+TOKENIZER = ToyTokenizer(infill=False)
+BODY: dict[str, Any] = {
+    "model": "plain", "prompt": "Once upon a\n", "suffix": "\n  time", "max_tokens": 9, "seed": 5,
+}  # fmt: skip
+
+
+async def total(client: Client, text: str) -> float:
+    """The log-probability of a text behind its first token."""
+    answer = await client.complete(model="plain", prompt=text, max_tokens=0, echo=True, logprobs=0)
+    values: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"][1:]
+    return sum(values)
+
+
+@HERE
+async def test_F3_the_middle_makes_the_whole_likelier_than_an_answer_that_ignores_the_suffix(
+    client: Client,
+) -> None:
+    for seed in range(2):
+        body = {**BODY, "seed": seed}
+        found = (await client.complete(**body))["choices"][0]["text"]
+        del body["suffix"]
+        ignoring = (await client.complete(**body))["choices"][0]["text"]
+        before, after = BODY["prompt"], BODY["suffix"]
+        assert await total(client, before + found + after) > await total(
+            client, before + ignoring + after
+        )
+
+
+@HERE
+async def test_F3_the_answer_says_how_it_was_found_and_counts_all(client: Client) -> None:
+    answer = await client.complete(**BODY)
+    report = answer["infill"]
+    assert report["found_by"] == "search"
+    assert report["scored"] <= report["places"] <= 64
+    assert report["cut_by_time"] is False
+    # Each candidate draws one token more, which says how likely the suffix is behind the last one.
+    assert answer["usage"]["completion_tokens"] <= report["candidates"] * 10
+    assert answer["usage"]["completion_tokens"] > report["candidates"]
+    scored = len(TOKENIZER.encode(BODY["suffix"]))
+    prompt = len(TOKENIZER.encode(BODY["prompt"]))
+    assert answer["usage"]["prompt_tokens"] >= prompt + scored * report["scored"] * 0.5
+    assert "infill" not in await client.complete(**{**BODY, "model": "toy"})
+    assert "infill" not in await client.complete(**{**BODY, "suffix": None})
+
+
+@HERE
+async def test_F3_the_same_seed_finds_the_same_middle(client: Client) -> None:
+    first = await client.complete(**BODY)
+    assert (await client.complete(**BODY))["choices"] == first["choices"]
+    other = await client.complete(**{**BODY, "seed": 6, "n": 4})
+    assert other["choices"] != (await client.complete(**BODY, n=4))["choices"]
+    greedy = {**BODY, "temperature": 0, "seed": None}
+    assert (await client.complete(**greedy))["choices"] == (await client.complete(**greedy))[
+        "choices"
+    ]
+
+
+@HERE
+async def test_D2_a_prompt_finds_the_same_middle_in_an_array(client: Client) -> None:
+    alone = await client.complete(**BODY)
+    several = await client.complete(**{**BODY, "prompt": ["x", BODY["prompt"]]})
+    assert several["choices"][1]["text"] == alone["choices"][0]["text"]
+    ids = await client.complete(**{**BODY, "prompt": TOKENIZER.encode(BODY["prompt"])})
+    assert ids["choices"] == alone["choices"]
+
+
+@HERE
+async def test_F3_n_middles_differ_and_the_best_comes_first(client: Client) -> None:
+    one = await client.complete(**BODY)
+    three = await client.complete(**BODY, n=3)
+    texts = [choice["text"] for choice in three["choices"]]
+    assert texts[0] == one["choices"][0]["text"]
+    assert len(set(texts)) == 3
+    totals = [await total(client, BODY["prompt"] + text + BODY["suffix"]) for text in texts]
+    assert totals == sorted(totals, reverse=True)
+
+
+@HERE
+async def test_F3_streamed_at_the_end(client: Client) -> None:
+    body = {**BODY, "n": 2, "logprobs": 2, "echo": False}
+    answer = await client.complete(**body)
+    folded = fold(await client.stream(**body, stream_options={"include_usage": True}), usage=True)
+    assert folded["choices"] == answer["choices"]
+    assert folded["infill"] == answer["infill"]
+    assert folded["usage"]["completion_tokens"] == answer["usage"]["completion_tokens"]
+
+
+@HERE
+async def test_F3_log_probabilities_are_those_of_the_middle_behind_the_prompt(
+    client: Client,
+) -> None:
+    (choice,) = (await client.complete(**BODY, logprobs=1))["choices"]
+    middle = choice["logprobs"]
+    assert "".join(middle["tokens"]) == choice["text"]
+    prompt = TOKENIZER.encode(BODY["prompt"])
+    forced = await client.complete(
+        model="plain", prompt=[*prompt, *TOKENIZER.encode(choice["text"])], max_tokens=0,
+        echo=True, logprobs=1,
+    )  # fmt: skip
+    for name, values in middle.items():
+        assert values == forced["choices"][0]["logprobs"][name][len(prompt) :]
+
+
+@HERE
+async def test_F3_a_middle_ends_before_a_stop_string(client: Client) -> None:
+    free = (await client.complete(**BODY, n=8))["choices"]
+    stop = next(choice["text"] for choice in free if len(choice["text"]) > 1)[1]
+    for choice in (await client.complete(**BODY, n=8, stop=[stop]))["choices"]:
+        assert stop not in choice["text"]
+
+
+@HERE
+async def test_F3_empty_lines_alone_are_no_middle(client: Client) -> None:
+    for choice in (await client.complete(**BODY, n=12))["choices"]:
+        assert choice["text"].strip()
+
+
+@HERE
+async def test_F3_F4_echo_and_max_tokens_0(client: Client) -> None:
+    bare = await client.complete(**BODY)
+    echoed = await client.complete(**BODY, echo=True)
+    assert echoed["choices"][0]["text"] == BODY["prompt"] + bare["choices"][0]["text"]
+    nothing = await client.complete(**{**BODY, "max_tokens": 0})
+    assert nothing["choices"][0]["text"] == ""
+    assert nothing["usage"]["completion_tokens"] == 0
+
+
+@HERE
+async def test_F3_mistrals_route_says_it_too(client: Client) -> None:
+    body = {**BODY, "random_seed": BODY["seed"]}
+    del body["seed"]
+    answer = (await client.post("/v1/fim/completions", body)).json()
+    plain = await client.complete(**BODY)
+    assert answer["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
+    assert answer["infill"] == plain["infill"]
+
+
+@HERE
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"max_tokens": 250}, None),
+        ({"n": 100, "max_tokens": 60}, "n"),
+        ({"prompt": ["a"] * 40}, "prompt"),
+        ({"echo": True, "logprobs": 1}, "suffix"),
+        ({"min_tokens": 10}, "min_tokens"),
+    ],
+)
+async def test_F3_refused_by_name(client: Client, more: dict[str, Any], param: str | None) -> None:
+    error = await client.refuse(**{**BODY, **more})
+    assert error["param"] == param or error["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("client", ["behind afterword"], indirect=True)
+async def test_F3_refused_where_prompts_are_not_known_to_be_shared(client: Client) -> None:
+    error = await client.refuse(**BODY)
+    assert error["param"] == "suffix"
+    assert "fill-in-the-middle" in error["message"]
+
+
+@HERE
+async def test_F3_the_infill_route_refuses_it(client: Client) -> None:
+    reply = await client.post(
+        "/infill", {"model": "plain", "input_prefix": "a", "input_suffix": "b"}
+    )
+    assert reply.error["param"] == "input_suffix"
+
+
+@AT_HAND
+async def test_D1_other_requests_change_no_middle(serve: Callable[..., Client]) -> None:
+    client = serve(toy_engine(infill=False))
+    body = {**BODY, "model": "toy"}
+    alone = await client.complete(**body)
+    noise = [{"prompt": "Once upon a" + "b" * i, "max_tokens": 20} for i in range(6)]
+    together = await asyncio.gather(
+        *(client.complete(**one) for one in noise), client.complete(**body)
+    )
+    assert together[-1]["choices"] == alone["choices"]
+
+
+async def test_F3_time_ends_a_search_with_what_it_has() -> None:
+    """A clock that runs out at once still gives a middle, and the answer says so."""
+    service, engine = _service(toy_engine(infill=False))
+    plan = await service.plan(json.dumps(BODY).encode())
+    ticks = itertools.chain([0.0], itertools.repeat(1e9))
+    async with service.open(plan, clock=lambda: next(ticks)) as answer:
+        completion = await answer.completion()
+    await engine.aclose()
+    assert isinstance(completion.infill, InfillReport)
+    assert completion.infill.cut_by_time is True
+    assert completion.infill.scored == 0
+    assert completion.choices[0].finish_reason in {"stop", "length"}
+
+
+async def test_F3_the_price_is_that_of_unique_tokens() -> None:
+    """All places together compute little more than their suffixes: the prompt is shared."""
+    inner = toy_engine(infill=False, context_tokens=512, slots=8)
+    service, _ = _service(inner)
+    prompt = "model says " * 20
+    plan = await service.plan(json.dumps({**BODY, "prompt": prompt}).encode())
+    async with service.open(plan) as answer:
+        completion = await answer.completion()
+    prefilled = inner.stats().prefilled_tokens
+    await inner.aclose()
+    assert isinstance(completion.infill, InfillReport)
+    places = completion.infill.scored
+    prompts = places * len(TOKENIZER.encode(prompt))
+    assert prefilled < prompts / 4
+    assert completion.usage.total_tokens <= plan.most_tokens
+
+
+async def test_S8_leaving_a_search_ends_its_jobs_and_counts_them() -> None:
+    inner = toy_engine(infill=False)
+    opened: list[Generation] = []
+    service, _ = _service(inner, opened)
+    plan = await service.plan(json.dumps(BODY).encode())
+    with pytest.raises(TimeoutError):
+        async with service.open(plan) as answer, asyncio.timeout(0):
+            await answer.completion()
+    while inner.stats().running_sequences or inner.stats().waiting_sequences:
+        await asyncio.sleep(0)
+    assert answer.usage.total_tokens <= plan.most_tokens
+    await inner.aclose()
+
+
+def _service(
+    engine: Any, opened: list[Generation] | None = None
+) -> tuple[CompletionService, Engine]:
+    """Returns a service of one engine. ``opened`` gets what it opens."""
+    open_jobs = engine.open
+
+    def note(jobs: Sequence[Job]) -> Generation:
+        generation: Generation = open_jobs(jobs)
+        if opened is not None:
+            opened.append(generation)
+        return generation
+
+    engine.open = note
+    catalog = Catalog([ServedModel("plain", engine, 0)])
+    service = CompletionService(catalog, Limits(), clock=lambda: 0.0, entropy=bytes)
+    return service, engine

@@ -1,0 +1,204 @@
+"""Threads, event loops, cancellation, and the end: nothing runs on that nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afterword import LLM, AsyncLLM, ConfigError, EngineUnavailable, InvalidRequest
+from afterword.engine.batching.engine import BatchingEngine
+from afterword.engine.batching.runner import Batch
+from afterword.engine.toy import toy_engine
+from afterword.library.backend import Backend
+from support.library import comparable, toy
+from support.tiny_gguf import make_gguf
+
+LONG: dict[str, Any] = {"max_tokens": 250, "ignore_eos": True, "seed": 1}
+PROMPTS = [f"Once upon {i}" for i in range(12)]
+
+
+class Gate:
+    """Holds the engine before each batch while it is closed."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.reached = threading.Event()
+
+    def __call__(self, batch: Batch) -> None:
+        self.reached.set()
+        self.open.wait()
+
+
+def idle(engine: BatchingEngine) -> bool:
+    return engine.stats().running_sequences == 0
+
+
+async def until_idle(engine: BatchingEngine) -> None:
+    while not idle(engine):
+        await asyncio.sleep(0)
+
+
+def test_threads_share_a_model(llm: LLM) -> None:
+    def ask(prompt: str) -> object:
+        return comparable(llm.complete(prompt, max_tokens=20, seed=3))
+
+    alone = [ask(prompt) for prompt in PROMPTS]
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(ask, PROMPTS)) == alone
+
+
+async def test_an_event_loop_gets_what_a_thread_gets(llm: LLM) -> None:
+    async with AsyncLLM.opened_by(toy()) as model:
+        assert (await model.facts()) == llm.facts
+        asked = [model.complete(prompt, max_tokens=20, seed=3) for prompt in PROMPTS]
+        for prompt, answer in zip(PROMPTS, await asyncio.gather(*asked), strict=True):
+            wanted = llm.complete(prompt, max_tokens=20, seed=3)
+            assert comparable(answer) == comparable(wanted)
+        async with await model.stream("Once", max_tokens=9, seed=1) as stream:
+            text = "".join([chunk.text async for chunk in stream])
+        assert text == llm.complete("Once", max_tokens=9, seed=1).text
+        assert await model.score("a b") == llm.score("a b")
+        assert await model.score_continuations("a", [" b"]) == llm.score_continuations("a", [" b"])
+        assert (await model.infill("a", "b", max_tokens=3, seed=1)).text == (
+            llm.infill("a", "b", max_tokens=3, seed=1).text
+        )
+        ids = await model.tokenize("a b")
+        assert await model.detokenize(ids) == "a b"
+        with pytest.raises(InvalidRequest, match="'temperature'"):
+            await model.stream("a", temperature=9)
+
+
+async def test_a_cancelled_task_ends_its_request() -> None:
+    gate = Gate()
+    engine = toy_engine(before_decode=gate)
+    async with AsyncLLM.opened_by(toy(engine)) as model:
+        task = asyncio.create_task(model.complete("a", **LONG))
+        await asyncio.to_thread(gate.reached.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.open.set()
+        await until_idle(engine)
+        assert engine.stats().generated_tokens < LONG["max_tokens"]
+        # Others go on.
+        assert (await model.complete("a", max_tokens=1)).usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("how", ["close", "drop", "leave"])
+async def test_a_stream_that_is_left_ends(how: str) -> None:
+    engine = toy_engine()
+    with LLM.opened_by(toy(engine)) as llm:
+        stream = llm.stream("a", **LONG)
+        next(stream)
+        if how == "close":
+            stream.close()
+            assert list(stream) == []
+        elif how == "drop":
+            del stream
+            gc.collect()
+        else:
+            with stream:
+                next(stream)
+        await until_idle(engine)
+
+
+def test_a_closed_model_refuses_and_ends_what_runs() -> None:
+    gate, before = Gate(), set(threading.enumerate())
+    llm = LLM.opened_by(toy(toy_engine(before_decode=gate)))
+    with ThreadPoolExecutor(2) as threads:
+        running = threads.submit(llm.complete, "a", **LONG)
+        gate.reached.wait()
+        closing = threads.submit(llm.close)
+        with pytest.raises(EngineUnavailable):
+            running.result()
+        gate.open.set()
+        closing.result()
+    llm.close()
+    with pytest.raises(EngineUnavailable, match="closed"):
+        llm.complete("a")
+    assert set(threading.enumerate()) <= before
+
+
+async def test_what_runs_in_an_event_loop_ends_with_an_error_not_a_cancellation() -> None:
+    gate = Gate()
+    model = AsyncLLM.opened_by(toy(toy_engine(before_decode=gate)))
+    task = asyncio.create_task(model.complete("a", **LONG))
+    await asyncio.to_thread(gate.reached.wait)
+    closing = asyncio.create_task(model.aclose())
+    with pytest.raises(EngineUnavailable):
+        await task
+    gate.open.set()
+    await closing
+
+
+def test_a_callback_may_not_wait_for_the_library(llm: LLM) -> None:
+    def advance(done: int, total: int) -> None:
+        llm.complete("a", max_tokens=1)
+
+    with pytest.raises(RuntimeError, match="may not wait"):
+        llm.score("a b", advance=advance)
+
+
+@asynccontextmanager
+async def broken() -> AsyncIterator[Backend]:
+    raise ConfigError("no such model")
+    yield
+
+
+async def test_a_model_that_cannot_be_opened() -> None:
+    with pytest.raises(ConfigError, match="no such model"):
+        LLM.opened_by(broken)
+    model = AsyncLLM.opened_by(broken)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no such model"):
+            await model.complete("a")
+    await model.aclose()
+    with pytest.raises(ConfigError, match="no such model"):
+        async with AsyncLLM.opened_by(broken):
+            pytest.fail("it was not opened")
+
+
+def test_models_are_named_as_on_the_command_line(tmp_path: Path) -> None:
+    for name, message in (
+        (str(tmp_path / "none.gguf"), "no such file"),
+        ("pypi:x", "is not pypi:PACKAGE==VERSION"),
+        ("hf:a", "is not hf:ORG"),
+        ("vllm+http://127.0.0.1:9", "needs a NAME="),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LLM(name)
+    with pytest.raises(ConfigError, match="'slot' is not a setting"):
+        LLM(slot=1)
+    with pytest.raises(ConfigError, match="slots = 0"):
+        LLM(slots=0)
+    file = make_gguf(tmp_path / "tiny.gguf")
+    with LLM(f"mine={file}", slots=1, threads=1) as llm:
+        assert llm.facts.name == "mine"
+        assert llm.complete("a", max_tokens=2, temperature=0).model == "mine"
+
+
+def test_a_program_that_forgets_to_close_ends_well(tmp_path: Path) -> None:
+    program = (
+        "import atexit, threading, afterword\n"
+        # The last one that runs: what was registered first.
+        "atexit.register(lambda: print([t.name for t in threading.enumerate()]))\n"
+        f"llm = afterword.LLM({str(make_gguf(tmp_path / 'tiny.gguf', context=8192))!r})\n"
+        "stream = llm.stream('a', max_tokens=8000, ignore_eos=True)\n"
+        "print(repr(next(stream).text) != '')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True", "['MainThread']"]
+    assert done.stderr == ""

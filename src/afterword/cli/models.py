@@ -45,7 +45,7 @@ def models() -> None:
 def recommend(use: Use | None, memory_gib: float | None) -> None:
     """List models by use and memory, with what is known of each.
 
-    MEMORY is the most that a server takes with eight slots of 2,048 tokens. An estimate has a ~.
+    MEMORY is the most that a server takes with room for 16,384 tokens. An estimate has a ~.
     """
     most_gib = memory_limit() / 2**30 if memory_gib is None else memory_gib
     found = recommended(use, most_gib)

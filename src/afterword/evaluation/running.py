@@ -12,7 +12,7 @@ from afterword.evaluation.tasks import ChoiceItem, Item, Task
 from afterword.library.async_llm import AsyncLLM
 
 AT_ONCE = 8
-"""Items under way: enough to fill the batches of a server with eight slots."""
+"""Items under way: enough to fill the batches of a server."""
 
 
 async def evaluate(

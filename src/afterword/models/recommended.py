@@ -14,7 +14,7 @@ USES: Sequence[Use] = ("try", "instructions", "text", "code")
 class RecommendedModel(msgspec.Struct, frozen=True):
     """A model, what it is for, and what is known.
 
-    ``process_gib`` is the most memory of a server with eight slots of 2,048 tokens. It is
+    ``process_gib`` is the most memory of a server with room for 16,384 tokens. It is
     ``measured``, or estimated from the file's size.
     """
 

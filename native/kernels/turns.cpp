@@ -19,6 +19,8 @@
 #include <mutex>
 #include <thread>
 
+#include <pthread.h>
+
 #if defined(__x86_64__) || defined(_M_X64)
 #    include <immintrin.h>
 #endif
@@ -108,7 +110,10 @@ struct afterword_turns {
         }
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_.fetch_add(1);
-        changed_.wait(lock, [&] { return now_.load() != old.bits(); });
+        while (now_.load() == old.bits()) {
+            // The wait() of the standard library needs a libstdc++ of 2022.
+            pthread_cond_wait(changed_.native_handle(), mutex_.native_handle());
+        }
         sleepers_.fetch_sub(1);
     }
 

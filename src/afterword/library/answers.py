@@ -11,7 +11,7 @@ import msgspec
 
 from afterword.core import wire
 from afterword.core.job import FinishReason
-from afterword.core.wire import Logprobs, PromptLogprobs, Usage
+from afterword.core.wire import InfillReport, Logprobs, PromptLogprobs, Usage
 from afterword.library import html
 from afterword.library.tables import Row, frame
 
@@ -70,7 +70,10 @@ class TextChoice(msgspec.Struct, frozen=True):
 
 
 class TextCompletion(msgspec.Struct, frozen=True, tag_field="object", tag="text_completion"):
-    """A whole answer (A1, A2). ``text`` is the text of the first choice."""
+    """A whole answer (A1, A2). ``text`` is the text of the first choice.
+
+    ``infill`` says how middles were found if a search found them (F3).
+    """
 
     id: str
     created: int
@@ -78,6 +81,7 @@ class TextCompletion(msgspec.Struct, frozen=True, tag_field="object", tag="text_
     choices: list[TextChoice]
     usage: Usage
     system_fingerprint: str
+    infill: InfillReport | None = None
 
     @property
     def text(self) -> str:
@@ -111,6 +115,7 @@ class TextChunk(msgspec.Struct, frozen=True, tag_field="object", tag="text_compl
     system_fingerprint: str
     usage: Usage | None = None
     obfuscation: str | None = None
+    infill: InfillReport | None = None
 
     @property
     def text(self) -> str:
@@ -218,6 +223,7 @@ def completion_of(answer: wire.Completion) -> TextCompletion:
         [_choice_of(choice) for choice in answer.choices],
         answer.usage,
         answer.system_fingerprint,
+        None if answer.infill is _UNSET else answer.infill,
     )
 
 
@@ -231,6 +237,7 @@ def chunk_of(chunk: wire.Chunk) -> TextChunk:
         chunk.system_fingerprint,
         None if chunk.usage is _UNSET else chunk.usage,
         None if chunk.obfuscation is _UNSET else chunk.obfuscation,
+        None if chunk.infill is _UNSET else chunk.infill,
     )
 
 

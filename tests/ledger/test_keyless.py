@@ -275,8 +275,9 @@ async def test_a_database_that_cannot_be_opened(
     await server.complete(1)
     await asyncio.sleep(0.1)
     assert caplog.text.count("cannot be opened") == 1
-    file.unlink()
-    create(server.folder, "a")
+    # Whole at once: the server looks for it all the time.
+    create(server.folder / "made", "a")
+    (server.folder / "made" / "ledger.db").replace(file)
     await server.opened()
     assert (await server.client.get("/v1/models")).status == 401
     assert len(recorded(server.folder)) == 1

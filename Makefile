@@ -45,12 +45,7 @@ check: python ## Check style, types and import rules
 	$(RUN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(RUN)/lint-imports
 
-native-test-clients: python ## Install real clients in versions of their own, and run them (ARGS)
-	@$(PYTHON) scripts/install.py --test
-	@$(RUN)/python -m pytest -rs tests/clients tests/e2e/test_sdks.py tests/e2e/test_frameworks.py \
-		tests/e2e/test_lm_eval.py tests/e2e/test_pages.py $(ARGS)
-
-check: python ## Say what of native/ fits a llama-cpp-python (VERSION=, ARGS=--build to compile and test it)
+native-check: python ## Say what of native/ fits a llama-cpp-python (VERSION=, ARGS=--build to compile and test it)
 	@$(PYTHON) scripts/install.py --test
 	@$(RUN)/python scripts/native_check.py $(VERSION) $(ARGS)
 

@@ -14,10 +14,14 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from afterword.core.account import UsageRecord
+from afterword.core.limits import Limits
 from chaos.wire import Reply
 
 Ending: TypeAlias = Literal["open", "whole", "refused", "failed", "cut"]
 """``open``: the client left or still waits. ``cut``: the server's end broke the connection."""
+
+_SEARCH_TOKENS = 2 * Limits().infill_tokens
+"""More than a search takes for a prompt: it draws as many, and reads ends of the suffix."""
 
 
 class Entry(msgspec.Struct, kw_only=True):
@@ -143,7 +147,9 @@ def worst_tokens(body: Mapping[str, Any]) -> int:
     inputs += len(prompts) * len((body.get("suffix") or "").encode())
     each = max(body.get("n") or 1, body.get("best_of") or 1)
     made: int = len(prompts) * each * body["max_tokens"]
-    return inputs + made
+    # The small model has no tokens for infills, and searches for a middle.
+    searched = len(prompts) * _SEARCH_TOKENS if body.get("suffix") else 0
+    return inputs + made + searched
 
 
 def _prompts(body: Mapping[str, Any]) -> Sequence[Any]:

@@ -15,18 +15,21 @@ GROWTH = 0.05
 """The most that memory, files and threads may grow between the ends of the time compared."""
 SHORTEST_S = 600.0
 """Over less time nothing is said: caches are still filling."""
-_SLACK = {"pss_mib": 4.0, "files": 2.0, "threads": 1.0}
+_SLACK = {"anonymous_mib": 4.0, "files": 2.0, "threads": 1.0}
 """Growth by less is noise, whatever the share."""
 
 
 class Sample(msgspec.Struct, kw_only=True):
-    """One look at one process. ``health_ms`` is None if the server was made not to answer."""
+    """One look at one process. ``health_ms`` is None if the server was made not to answer.
+
+    ``anonymous_mib`` is memory of its own. Pages of files come and go as the machine likes.
+    """
 
     server: str
     start: int
     at_s: float
     age_s: float
-    pss_mib: float
+    anonymous_mib: float
     files: int
     threads: int
     health_ms: float | None = None
@@ -57,13 +60,13 @@ def look(member: Member, began_s: float) -> Sample | None:
         files = len(list((process / "fd").iterdir()))
     except (FileNotFoundError, ProcessLookupError):
         return None
-    if "Pss:" not in rollup:
+    if "Pss_Anon:" not in rollup:
         return None
     now_s = time.monotonic()
     return Sample(
         server=member.name, start=member.starts, at_s=now_s - began_s,
-        age_s=now_s - member.ready_s, pss_mib=_number(rollup, "Pss:") / 1024, files=files,
-        threads=_number(status, "Threads:"),
+        age_s=now_s - member.ready_s, anonymous_mib=_number(rollup, "Pss_Anon:") / 1024,
+        files=files, threads=_number(status, "Threads:"),
     )  # fmt: skip
 
 
@@ -119,7 +122,7 @@ def _low(values: Sequence[float]) -> float:
 
 
 _FIGURES: dict[str, Callable[[Sequence[Sample]], float]] = {
-    "pss_mib": lambda samples: statistics.median(one.pss_mib for one in samples),
+    "anonymous_mib": lambda samples: statistics.median(one.anonymous_mib for one in samples),
     "files": lambda samples: _low([one.files for one in samples]),
     "threads": lambda samples: _low([one.threads for one in samples]),
 }

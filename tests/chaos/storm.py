@@ -111,8 +111,9 @@ class Storm:
         common = ["--data-dir", str(self._data), "--read-timeout-s", "5"]
         if plan.database is not None:
             common += ["--database", plan.database]
-        embedded = ["--model", f"small={plan.model}", "--slots", "4", "--threads", "1"]
-        embedded += ["--ctx", "1024", *common]
+        embedded = ["--model", f"small={plan.model}", "--max-sequences", "4", "--threads", "1"]
+        # Small caches are soon full, and growth after that is a leak.
+        embedded += ["--ctx", "1024", "--kv-mib", "96", "--score-cache-mib", "4", *common]
         addresses = [f"--model={MODEL}={upstream.address}" for upstream in self._upstreams]
         # Short, so that a silent upstream is met often.
         patience = ["--upstream-silence-s", "5", "--upstream-first-token-s", "20",

@@ -179,9 +179,9 @@ def test_logs_and_files(tmp_path: Path) -> None:
     assert "p-000000.journal stayed after the servers had stopped" in list(of_files(tmp_path, keys))
 
 
-def sample(at_s: float, pss_mib: float, *, start: int = 1, age_s: float = 0.0) -> Sample:
-    return Sample(server="steady", start=start, at_s=at_s, age_s=age_s, pss_mib=pss_mib, files=30,
-                  threads=5)  # fmt: skip
+def sample(at_s: float, anonymous_mib: float, *, start: int = 1, age_s: float = 0.0) -> Sample:
+    return Sample(server="steady", start=start, at_s=at_s, age_s=age_s,
+                  anonymous_mib=anonymous_mib, files=30, threads=5)  # fmt: skip
 
 
 @pytest.mark.parametrize(("last_mib", "flat"), [(310.0, True), (340.0, False), (200.0, True)])
@@ -194,7 +194,7 @@ def test_growth_within_a_process(last_mib: float, flat: bool) -> None:
     ]
     found = list(growths(first + later, 3600.0))
     assert [(g.what, g.judged, g.flat) for g in found] == [
-        ("pss_mib", True, flat), ("files", True, True), ("threads", True, True),
+        ("anonymous_mib", True, flat), ("files", True, True), ("threads", True, True),
     ]  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def test_growth_from_process_to_process() -> None:
     ]
     between = [g for g in growths(samples, 3600.0) if "processes" in g.over]
     assert [(g.what, g.judged, g.flat) for g in between] == [
-        ("pss_mib", True, False), ("files", True, True), ("threads", True, True),
+        ("anonymous_mib", True, False), ("files", True, True), ("threads", True, True),
     ]  # fmt: skip
 
 

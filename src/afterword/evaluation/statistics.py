@@ -47,7 +47,10 @@ def share(met: Sequence[bool]) -> Share:
         value * (1 - value) / count + square / (4 * count * count)
     )  # fmt: skip
     stderr = math.sqrt(value * (1 - value) / (count - 1)) if count > 1 else None
-    return Share(value, max(middle - half, 0.0), min(middle + half, 1.0), stderr, count)
+    # Of none and of all, the bound is exact; the formula leaves a rounding error.
+    low = max(middle - half, 0.0) if value else 0.0
+    high = min(middle + half, 1.0) if value < 1 else 1.0
+    return Share(value, low, high, stderr, count)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:

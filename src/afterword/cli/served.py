@@ -13,8 +13,8 @@ from afterword.cli.options import read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.library.backend import Opener
-from afterword.library.llm import TIMEOUT_S
 from afterword.library.local import loading
+from afterword.library.opened import TIMEOUT_S
 
 KEY_VARIABLE = "AFTERWORD_KEY"
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -434,7 +434,7 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
 
 
 def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:
-    """Whether a known key may stand twice. Cheap for long bodies, so True in doubt."""
+    """Whether a known key may stand twice. Cheap, so True in doubt."""
     if b"\\" in body:
         return b"\\u" in body or any(body.count(b'"%b"' % name) > 1 for name in known)
     # Without escapes every second part between quotes is a string.

@@ -15,8 +15,11 @@ namespace afterword {
 
 constexpr int64_t BLOCK_CELLS = 64;
 
+// A split is so many cells of a row's stream, counted from the first. It has a soft-max of its own.
+constexpr int64_t SPLIT_CELLS = 512;
+
 struct attention_op {
-    explicit attention_op(ggml_tensor * dst)
+    explicit attention_op(const ggml_tensor * dst)
         : dst(dst), q(dst->src[0]), k(dst->src[1]), v(dst->src[2]), mask(dst->src[3]), sinks(dst->src[4]),
           cells(dst->src[5]), key_size(k->ne[0]), value_size(v->ne[0]), n_rows(q->ne[1]), n_heads(q->ne[2]),
           n_batches(q->ne[3]), n_cells(k->ne[1]) {
@@ -68,6 +71,14 @@ struct attention_op {
         return table ? table[cell / BLOCK_CELLS] * BLOCK_CELLS + cell % BLOCK_CELLS : cell;
     }
 
+    int64_t n_splits() const { return (n_cells + SPLIT_CELLS - 1) / SPLIT_CELLS; }
+
+    // Rows of q, counted over batches, heads and rows.
+    int64_t rows_and_heads() const { return n_rows * n_heads * n_batches; }
+
+    // Heads that share K and V.
+    int64_t heads_of_group() const { return std::min(n_heads / k->ne[2], n_heads / v->ne[2]); }
+
     // The slope of ALiBi.
     float slope(uint32_t head) const {
         if (max_bias <= 0.0f) {
@@ -110,7 +121,7 @@ struct attention_op {
         std::memcpy((char *) dst->data + place * dst->nb[1], values, dst->nb[1]);
     }
 
-    ggml_tensor *       dst;
+    const ggml_tensor * dst;
     const ggml_tensor * q;
     const ggml_tensor * k;
     const ggml_tensor * v;
@@ -141,6 +152,18 @@ private:
         return (const char *) cache->data + cache_head * cache->nb[2] + cache_stream * cache->nb[3];
     }
 };
+
+// Computes rows [begin, end) of q, counted over batches, groups of heads, streams, heads of the group, and rows of the
+// stream. K and V are halves or floats. scratch: scratch_of_tiles(op) floats. (attention_by_tiles.cpp)
+void    attention_by_tiles(const attention_op & op, int64_t begin, int64_t end, float * scratch);
+int64_t scratch_of_tiles(const attention_op & op);
+
+// Computes one split of these rows. parts: a part for each split of each row of the operation.
+void attention_of_split(
+    const attention_op & op, int64_t begin, int64_t end, int64_t split, float * parts, float * scratch);
+
+// Makes rows [begin, end) of all of their parts, and writes them. Overwrites the parts.
+void merge_splits(const attention_op & op, int64_t begin, int64_t end, float * parts, float * scratch);
 
 // Computes rows [begin, end) of q, counted over batches, heads and rows, one after another, with K and V of any type.
 // scratch: key_size + 2 * value_size floats. (attention_rows.cpp)

@@ -6,6 +6,7 @@
 #include "attention_tiles.h"
 
 #include "attention_lanes.h"
+#include "ops.h"
 #include "vec.h"
 
 #include <type_traits>
@@ -102,12 +103,24 @@ void multiply(float * c, const float * a, const float * b, int n_rows, int64_t d
 
 // ---- products of a few rows: halves become floats in registers
 
+// Rows compute faster than memory answers, and cells of one head are too far apart for the processor to foresee.
+inline void ask_for(const tile_cells & cells, int cell, int64_t size) {
+#if defined(__GNUC__)
+    for (int64_t at = 0; cells.next && at < size; at += CACHE_LINE_SIZE / sizeof(ggml_fp16_t)) {
+        __builtin_prefetch(cells.next + cell * cells.stride + at * sizeof(ggml_fp16_t));
+    }
+#endif
+}
+
 template <class L, int ROWS>
 void few_scores(float * scores, const float * queries, int64_t size, const tile_cells & keys) {
     for (int cell = 0; cell < TILE_CELLS; cell += L::WIDTH) {
         typename L::vec sums[ROWS];
         for (int i = 0; i < ROWS; i++) {
             sums[i] = L::zero();
+        }
+        for (int ahead = cell; ahead < cell + L::WIDTH; ahead++) {
+            ask_for(keys, ahead, size);
         }
         for (int64_t d = 0; d < size; d += L::WIDTH) {
             typename L::vec columns[L::WIDTH];
@@ -136,6 +149,9 @@ void few_values(float * sums_of_rows, const float * weights, int64_t size, const
             sums[i / COLUMNS][i % COLUMNS] = L::load(sums_of_rows + i / COLUMNS * size + d + i % COLUMNS * L::WIDTH);
         }
         for (int cell = 0; cell < values.n; cell++) {
+            if (d == 0) {
+                ask_for(values, cell, size);
+            }
             const ggml_fp16_t * halves = (const ggml_fp16_t *) (values.data + cell * values.stride) + d;
             for (int j = 0; j < COLUMNS; j++) {
                 const typename L::vec value = L::load(halves + j * L::WIDTH);
@@ -166,6 +182,9 @@ void read_columns(float * columns, const tile_cells & keys, int64_t size) {
     int cell = 0;
     if (keys.halves && size % L::WIDTH == 0) {
         for (; cell + L::WIDTH <= keys.n; cell += L::WIDTH) {
+            for (int ahead = cell; ahead < cell + L::WIDTH; ahead++) {
+                ask_for(keys, ahead, size);
+            }
             for (int64_t d = 0; d < size; d += L::WIDTH) {
                 L::transpose(
                     keys.data + cell * keys.stride + d * sizeof(ggml_fp16_t), keys.stride,
@@ -247,6 +266,7 @@ void tile_values(
     }
     for (int cell = 0; cell < values.n; cell++) {
         float * row = buffer + cell * size;
+        ask_for(values, cell, size);
         read_floats(row, values.data + cell * values.stride, values.halves, size);
         if (mask == nullptr || are_numbers(row, size)) {
             continue;

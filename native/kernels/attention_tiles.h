@@ -7,7 +7,7 @@
 
 namespace afterword {
 
-constexpr int TILE_ROWS  = ggml_fa_tile_config::Q;
+constexpr int TILE_ROWS  = 3 * ggml_fa_tile_config::Q;
 constexpr int TILE_CELLS = ggml_fa_tile_config::KV;
 
 // Keys or values of cells next to each other, as halves or as floats.
@@ -16,6 +16,7 @@ struct tile_cells {
     size_t       stride;  // bytes from cell to cell
     bool         halves;
     int          n;       // up to TILE_CELLS
+    const char * next;    // cells that are read after these, or nullptr; memory is asked for them early
 };
 
 // scores[n_rows x TILE_CELLS] = queries[n_rows x size] * keys[n x size]^T. What is written behind n cells has no

@@ -61,18 +61,21 @@ bool is_small(const ggml_tensor * op) { return ggml_nelements(op) <= SMALL; }
 struct plan {
     int  seats;
     int  stages;
-    bool apart;  // no seat waits for another
+    bool apart;       // no seat waits for another
+    bool last_alone;  // the last stage has one seat
+
+    int seats_of(int stage) const { return last_alone && stages > 1 && stage == stages - 1 ? 1 : seats; }
 };
 
 plan plan_of(const ggml_tensor * op, int threads, bool reference) {
     switch (op->op) {
         case GGML_OP_MUL_MAT: {
             const int stages = afterword_packed_stages(op);
-            return { threads, stages ? stages : 1, stages > 0 };
+            return { threads, stages ? stages : 1, stages > 0, false };
         }
         case GGML_OP_FLASH_ATTN_EXT:
             // The attention of ours waits only until its chunks are counted anew, which is done here.
-            return { threads, 1, !reference };
+            return { threads, reference ? 1 : afterword_attention_stages(op, threads), !reference, true };
         // These divide rows or values among threads, and wait for nothing.
         case GGML_OP_ADD:
         case GGML_OP_CONCAT:
@@ -91,9 +94,9 @@ plan plan_of(const ggml_tensor * op, int threads, bool reference) {
         case GGML_OP_SOFT_MAX:
         case GGML_OP_SUB:
         case GGML_OP_UNARY:
-            return { is_small(op) ? 1 : threads, 1, true };
+            return { is_small(op) ? 1 : threads, 1, true, false };
         default:
-            return { threads, 1, false };
+            return { threads, 1, false, false };
     }
 }
 
@@ -149,7 +152,7 @@ struct afterword_turns {
                 }
                 seat = seen.next();
             }
-            const int with = afterword_pool_compute(pool, node_, seat, plan_.seats);
+            const int with = afterword_pool_compute(pool, node_, seat, plan_.seats_of(stage_));
             // Nobody holds a seat when the last one is done, and nobody else writes what belongs to the turn.
             leads = left_.fetch_sub(1, std::memory_order_acq_rel) == 1;
             if (leads) {
@@ -166,15 +169,15 @@ struct afterword_turns {
                 stage_ = 0;
                 plan_  = plan_of(op, threads_, reference_);
             }
-            if (plan_.seats > 1) {
-                afterword_pool_chunk(pool, plan_.seats);
-                left_.store(plan_.seats, std::memory_order_relaxed);
-                show(plan_.seats, 1);
-                return true;
-            }
             int with = 0;
             for (; stage_ < plan_.stages; stage_++) {
-                afterword_pool_chunk(pool, 1);
+                const int seats = plan_.seats_of(stage_);
+                afterword_pool_chunk(pool, seats);
+                if (seats > 1) {
+                    left_.store(seats, std::memory_order_relaxed);
+                    show(seats, 1);
+                    return true;
+                }
                 with = afterword_pool_compute(pool, node, 0, 1);
             }
             node += 1 + with;
@@ -201,7 +204,7 @@ private:
     // Of the turn at hand. Written while no seat is taken; read by those who have one.
     int      node_  = -1;
     int      stage_ = 0;
-    plan     plan_  = { 1, 1, false };
+    plan     plan_  = { 1, 1, false, false };
     uint64_t turn_  = 0;
     int      threads_   = 1;
     bool     reference_ = false;

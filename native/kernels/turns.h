@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,6 +33,12 @@ void afterword_turns_pause(int times);
 
 // Of packed_buffer.cpp: in how many stages a product is computed; 0 if its weights are not packed.
 int afterword_packed_stages(const struct ggml_tensor * op);
+
+// Of attention.cpp: in how many stages it is computed; 2 where threads share the context of a row. The last has one seat.
+int afterword_attention_stages(const struct ggml_tensor * op, int threads);
+
+// Of attention.cpp: bytes of scratch memory that it needs.
+size_t afterword_attention_bytes(const struct ggml_tensor * op, int threads);
 
 // What ggml-cpu.c does for them.
 

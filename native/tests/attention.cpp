@@ -10,6 +10,8 @@
 namespace tests {
 namespace {
 
+constexpr int64_t BLOCK = 64;  // cells
+
 struct options {
     ggml_type keys = GGML_TYPE_F16, values = GGML_TYPE_F16;
     int64_t   key_size = 64, value_size = 64;
@@ -18,11 +20,13 @@ struct options {
     int64_t   batches  = 1;      // each with a stream of its own
     bool      masked   = true;   // each row sees cells up to its own, a few rows see none
     bool      unequal  = false;  // rows of three streams in one batch
+    bool      blocks   = false;  // these streams are in blocks anywhere in one memory
     float     max_bias = 0, softcap = 0;
     bool      sinks    = false;
     bool      infinite = false;  // cells that nobody sees hold infinities and what is no number
 
     int64_t streams() const { return unequal ? 3 : batches; }
+    int64_t blocks_of_stream() const { return (cells + BLOCK - 1) / BLOCK; }
     bool    by_tiles() const {
         return keys == values && (keys == GGML_TYPE_F16 || keys == GGML_TYPE_F32);
     }
@@ -48,6 +52,12 @@ public:
         for (int64_t row = 0; row < of.rows; row++) {
             stream_of_row.push_back(of.unequal ? std::min<int64_t>(2, row * 3 / std::max<int64_t>(1, of.rows - 1)) : 0);
         }
+        if (of.blocks) {
+            for (int64_t i = 0; i < of.streams() * of.blocks_of_stream(); i++) {
+                tables.push_back((int32_t) i);
+                std::swap(tables[random.below(i + 1)], tables.back());
+            }
+        }
     }
 
     // Rows [first, first + n) of each batch, as [batch][row][head][value].
@@ -67,17 +77,23 @@ public:
         for (int64_t row = first; row < first + n; row++) {
             cells.push_back(stream_of_row[row] * of.cells + row % of.cells);
         }
+        for (int64_t row = first; of.blocks && row < first + n; row++) {
+            cells.push_back((int64_t) (intptr_t) &tables[stream_of_row[row] * of.blocks_of_stream()]);
+        }
+        const std::vector<uint8_t> held_keys   = held(keys, of.keys, of.key_size);
+        const std::vector<uint8_t> held_values = held(values, of.values, of.value_size);
         const auto heads_outside = [&](ggml_tensor * tensor) { return ggml_permute(context, tensor, 0, 2, 1, 3); };
 
         ggml_tensor * q =
             heads_outside(all.make(GGML_TYPE_F32, { of.key_size, of.heads, n, of.batches }, some.data()));
         ggml_tensor * k =
-            heads_outside(all.make(of.keys, { of.key_size, of.cache_heads, of.cells, of.streams() }, keys.data()));
+            heads_outside(all.make(of.keys, { of.key_size, of.cache_heads, held_cells(), held_streams() }, held_keys.data()));
         ggml_tensor * v =
-            heads_outside(all.make(of.values, { of.value_size, of.cache_heads, of.cells, of.streams() }, values.data()));
+            heads_outside(
+                all.make(of.values, { of.value_size, of.cache_heads, held_cells(), held_streams() }, held_values.data()));
         if (of.unequal) {
-            k = ggml_view_3d(context, k, k->ne[0], k->ne[1], k->ne[2], k->nb[1], k->nb[2], 0);
-            v = ggml_view_3d(context, v, v->ne[0], v->ne[1], v->ne[2], v->nb[1], v->nb[2], 0);
+            k = ggml_view_3d(context, k, k->ne[0], of.cells, k->ne[2], k->nb[1], k->nb[2], 0);
+            v = ggml_view_3d(context, v, v->ne[0], of.cells, v->ne[2], v->nb[1], v->nb[2], 0);
             k->nb[3] = of.cells * k->nb[1];
             v->nb[3] = of.cells * v->nb[1];
         }
@@ -89,7 +105,7 @@ public:
             ggml_flash_attn_ext_add_sinks(result, all.make(GGML_TYPE_F32, { of.heads }, sinks.data()));
         }
         if (of.unequal) {
-            result->src[5] = all.make(GGML_TYPE_I64, { n }, cells.data());
+            result->src[5] = all.make(GGML_TYPE_I64, { n, of.blocks ? 2 : 1 }, cells.data());
         }
         return all.compute(result, threads);
     }
@@ -107,6 +123,24 @@ public:
     }
 
 private:
+    int64_t held_cells() const { return of.blocks ? of.streams() * of.blocks_of_stream() * BLOCK : of.cells; }
+    int64_t held_streams() const { return of.blocks ? 1 : of.streams(); }
+
+    // The cells as they are in memory.
+    std::vector<uint8_t> held(const std::vector<uint8_t> & cache, ggml_type type, int64_t size) const {
+        if (!of.blocks) {
+            return cache;
+        }
+        const size_t         cell_bytes = of.cache_heads * ggml_row_size(type, size);
+        std::vector<uint8_t> memory(held_cells() * cell_bytes);
+        for (int64_t cell = 0; cell < of.streams() * of.cells; cell++) {
+            const int64_t stream = cell / of.cells, at = cell % of.cells;
+            const int64_t place  = tables[stream * of.blocks_of_stream() + at / BLOCK] * BLOCK + at % BLOCK;
+            std::copy_n(cache.begin() + cell * cell_bytes, cell_bytes, memory.begin() + place * cell_bytes);
+        }
+        return memory;
+    }
+
     float scale() const { return 1.0f / std::sqrt((float) of.key_size); }
 
     void make_mask() {
@@ -215,6 +249,7 @@ private:
     std::vector<uint8_t>     keys, values;
     std::vector<float>       sinks;
     std::vector<int64_t>     stream_of_row;
+    std::vector<int32_t>     tables;  // blocks of the first stream, of the second, and so on
 };
 
 // How exact the kernel is for these formats.
@@ -265,6 +300,17 @@ void shapes(options of) {
         of.cells = cells;
         agrees(of, cells);
     }
+    of.rows = 3;
+    for (const int64_t cells : { 511, 512, 513, 1024, 1500, 2049 }) {
+        of.cells = cells;
+        agrees(of, cells);
+    }
+    of.cells = 700;
+    for (const int64_t rows : { 1, 70 }) {
+        of.rows = rows;
+        agrees(of, rows);
+    }
+    of.cells = 300;
     for (const int64_t rows : { 1, 2, 3, 4, 6, 7, 63, 64, 65, 70 }) {
         of.rows = rows;
         agrees(of, rows);
@@ -291,7 +337,11 @@ void add_format(test_cases & cases, const std::string & name, const options & of
     add("streams of equal length", [](options & o) { o.batches = 3; });
     add("streams of unequal lengths", [](options & o) { o.unequal = true, o.rows = 11; });
     add("unequal lengths and many rows", [](options & o) { o.unequal = true, o.rows = 150, o.heads = 2; });
+    add("blocks", [](options & o) { o.unequal = o.blocks = true, o.rows = 11, o.cells = 200; });
+    add("blocks and many rows", [](options & o) { o.unequal = o.blocks = true, o.rows = 150, o.heads = 2; });
+    add("blocks and long contexts", [](options & o) { o.unequal = o.blocks = true, o.rows = 7, o.cells = 1100; });
     add("infinities that nobody sees", [](options & o) { o.infinite = true, o.rows = 9; });
+    add("infinities behind a long context", [](options & o) { o.infinite = true, o.cells = 1300, o.sinks = true; });
     add("infinities, many rows", [](options & o) { o.infinite = true, o.rows = 70, o.sinks = true; });
 }
 

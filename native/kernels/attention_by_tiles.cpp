@@ -1,0 +1,289 @@
+// Attention of rows that share K and V, by tiles: for K and V of halves or of floats.
+//
+// Cells are taken in tiles that begin at the first cell of the row's stream, with one soft-max over the tiles of a split
+// (https://arxiv.org/pdf/2112.05682.pdf). The splits of a row are merged from the first to the last, whether one thread
+// computes them or several.
+//
+// The tiles of scores, their scratch memory and the order of the soft-max come from
+// ggml_compute_forward_flash_attn_ext_tiled of llama.cpp (Copyright (c) 2023-2026 The ggml authors, MIT licence).
+
+#include "attention_lanes.h"
+#include "attention_op.h"
+#include "attention_parts.h"
+#include "attention_tiles.h"
+#include "ops.h"
+#include "vec.h"
+
+namespace afterword {
+
+static_assert(TILE_CELLS == BLOCK_CELLS, "a tile is a block");
+static_assert(SPLIT_CELLS % TILE_CELLS == 0, "a split is tiles");
+
+namespace {
+
+// Rows that share K and V, with what is known of them in the split at hand.
+struct tile {
+    tile(const attention_op & op, float * scratch)
+        : queries(scratch), scores(queries + TILE_ROWS * op.key_size), mask(scores + TILE_ROWS * TILE_CELLS),
+          sums(mask + TILE_ROWS * TILE_CELLS), merged(sums + TILE_ROWS * op.value_size),
+          value_buffer(merged + TILE_ROWS * part_floats(op)), key_buffer(value_buffer + TILE_CELLS * op.value_size) {}
+
+    int     n;
+    int64_t batch;
+    int     row[TILE_ROWS];
+    int     head[TILE_ROWS];
+    float   slope[TILE_ROWS];
+    float   total[TILE_ROWS];    // of exp(score - largest)
+    float   largest[TILE_ROWS];  // score
+
+    const int32_t *     table;  // of blocks, or nullptr
+    const char *        keys;   // of the first cell
+    const char *        values;
+    const ggml_fp16_t * seen[TILE_ROWS];  // the mask of each row, or nullptr
+
+    float * queries;  // [TILE_ROWS x key_size]
+    float * scores;   // [TILE_ROWS x TILE_CELLS], then weights
+    float * mask;     // [TILE_ROWS x TILE_CELLS]
+    float * sums;     // [TILE_ROWS x value_size]
+    float * merged;   // a part of each row, of the splits before
+    float * value_buffer;
+    float * key_buffer;
+};
+
+// Takes the first rows of [begin, end), as many as share K and V and fit. Rows are counted over batches, groups of heads,
+// streams, heads of the group, and rows of the stream.
+void take_rows(const attention_op & op, int64_t begin, int64_t end, tile & t) {
+    const int64_t heads  = op.heads_of_group();
+    const int64_t group  = begin / (heads * op.n_rows);
+    const int64_t offset = begin - group * heads * op.n_rows;
+    const int64_t head   = group % (op.n_heads / heads) * heads;
+
+    int64_t first_row = 0;
+    int64_t end_row   = op.n_rows;
+    if (op.mixed()) {
+        first_row = end_row = offset / heads;
+        const int64_t mine  = op.sequence(first_row);
+        while (first_row > 0 && op.sequence(first_row - 1) == mine) {
+            first_row--;
+        }
+        while (end_row < op.n_rows && op.sequence(end_row) == mine) {
+            end_row++;
+        }
+    }
+    const int64_t rows  = end_row - first_row;
+    const int64_t first = offset - heads * first_row;
+
+    t.batch = group / (op.n_heads / heads);
+    t.n     = std::min<int64_t>({TILE_ROWS, end - begin, heads * rows - first});
+    GGML_ASSERT(t.n > 0);
+    for (int i = 0; i < t.n; i++) {
+        t.row[i]     = first_row + (first + i) % rows;
+        t.head[i]    = head + (first + i) / rows;
+        t.seen[i]    = op.mask_of(t.row[i], t.head[i], t.batch);
+        t.slope[i]   = op.slope(t.head[i]);
+        std::memcpy(t.queries + i * op.key_size, op.query(t.row[i], t.head[i], t.batch), op.key_size * sizeof(float));
+    }
+    t.table  = op.table(t.row[0]);
+    t.keys   = op.keys(t.row[0], t.head[0], t.batch);
+    t.values = op.values(t.row[0], t.head[0], t.batch);
+}
+
+// The rows of a tile that see any of some cells are from `begin` to `end`. With `all`, each of them sees each cell.
+struct seeing {
+    int  begin;
+    int  end;
+    bool all;
+};
+
+bool are_zero(const ggml_fp16_t * halves, int n) {
+    uint16_t any = 0;
+    for (int i = 0; i < n; i++) {
+        any |= halves[i];
+    }
+    return any == 0;
+}
+
+// Reads what the rows see of n cells.
+seeing read_mask(const attention_op & op, int64_t first_cell, int n, tile & t) {
+    if (op.mask == nullptr) {
+        return {0, t.n, true};
+    }
+    seeing found = {t.n, 0, true};
+    for (int i = 0; i < t.n; i++) {
+        const ggml_fp16_t * halves = t.seen[i] + first_cell;
+        float *             mask   = t.mask + i * TILE_CELLS;
+        const bool          whole  = are_zero(halves, n);
+        bool                sees   = true;
+        if (whole) {
+            std::memset(mask, 0, TILE_CELLS * sizeof(float));
+        } else {
+            ggml_cpu_fp16_to_fp32(halves, mask, n);
+            if (t.slope[i] != 1.0f) {
+                ggml_vec_scale_f32(n, mask, t.slope[i]);
+            }
+            std::fill(mask + n, mask + TILE_CELLS, -INFINITY);
+            sees = largest<lanes>(mask, n) != -INFINITY;
+        }
+        if (sees) {
+            const bool gap = found.begin < i && found.end < i;
+            found.all      = found.all && whole && !gap;
+            found.begin = std::min(found.begin, i);
+            found.end   = i + 1;
+        }
+    }
+    return found;
+}
+
+// Adds the mask. Returns the number of cells up to the last that a row sees.
+// A cell that a row does not see may hold a NaN, from a later token of the batch or from an earlier user of the cell: its
+// score is set, because a NaN stays a NaN whatever is added.
+int add_mask(int n, const seeing & rows, tile & t) {
+    int seen = 0;
+    for (int i = rows.begin; i < rows.end; i++) {
+        const float * mask   = t.mask + i * TILE_CELLS;
+        float *       scores = t.scores + i * TILE_CELLS;
+        for (int cell = 0; cell < TILE_CELLS; cell++) {
+            scores[cell] = mask[cell] == -INFINITY ? -INFINITY : scores[cell] + mask[cell];
+        }
+        int last = n;
+        while (last > seen && mask[last - 1] == -INFINITY) {
+            last--;
+        }
+        seen = std::max(seen, last);
+    }
+    return seen;
+}
+
+// Scores become weights, relative to the largest score so far.
+void weigh(const attention_op & op, const seeing & rows, tile & t) {
+    for (int i = rows.begin; i < rows.end; i++) {
+        float *     scores = t.scores + i * TILE_CELLS;
+        const float most   = largest<lanes>(scores, TILE_CELLS);
+        if (most == -INFINITY) {
+            std::memset(scores, 0, TILE_CELLS * sizeof(float));
+            continue;
+        }
+        const float before = t.largest[i];
+        const float now    = fmaxf(before, most);
+        if (now > before) {
+            const float shrink = expf(before - now);
+            ggml_vec_scale_f32(op.value_size, t.sums + i * op.value_size, shrink);
+            t.total[i] *= shrink;
+        }
+        t.largest[i] = now;
+        t.total[i] += ggml_vec_soft_max_f32(TILE_CELLS, scores, scores, now);
+    }
+}
+
+void add_cells(const attention_op & op, int64_t first_cell, tile & t) {
+    const int    n    = std::min<int64_t>(TILE_CELLS, op.n_cells - first_cell);
+    const seeing rows = read_mask(op, first_cell, n, t);
+    if (rows.begin >= rows.end) {
+        return;
+    }
+    const int     n_rows    = rows.end - rows.begin;
+    float * const scores    = t.scores + rows.begin * TILE_CELLS;
+    const int64_t next_cell = std::min(first_cell + TILE_CELLS, (op.n_cells - 1) / TILE_CELLS * TILE_CELLS);
+    const auto    cells     = [&](const ggml_tensor * cache, const char * first, int count) {
+        return tile_cells{
+            first + op.place(t.table, first_cell) * cache->nb[1], cache->nb[1], cache->type == GGML_TYPE_F16, count,
+            next_cell > first_cell ? first + op.place(t.table, next_cell) * cache->nb[1] : nullptr};
+    };
+    tile_scores(
+        scores, t.queries + rows.begin * op.key_size, n_rows, op.key_size, cells(op.k, t.keys, n), t.key_buffer);
+    ggml_vec_scale_f32(n_rows * TILE_CELLS, scores, op.scale);
+    if (op.softcap != 0.0f) {
+        ggml_vec_tanh_f32(n_rows * TILE_CELLS, scores, scores);
+        ggml_vec_scale_f32(n_rows * TILE_CELLS, scores, op.softcap);
+    }
+    for (int i = 0; i < n_rows && n < TILE_CELLS; i++) {
+        std::fill(scores + i * TILE_CELLS + n, scores + (i + 1) * TILE_CELLS, -INFINITY);
+    }
+    const int last = rows.all ? n : add_mask(n, rows, t);
+
+    weigh(op, rows, t);
+    tile_values(
+        t.sums + rows.begin * op.value_size, scores, n_rows, op.value_size, cells(op.v, t.values, last),
+        rows.all ? nullptr : t.mask + rows.begin * TILE_CELLS, t.value_buffer);
+}
+
+void add_split(const attention_op & op, int64_t split, tile & t) {
+    std::fill_n(t.total, t.n, 0.0f);
+    std::fill_n(t.largest, t.n, -INFINITY);
+    std::memset(t.sums, 0, t.n * op.value_size * sizeof(float));
+    const int64_t end = std::min(op.n_cells, (split + 1) * SPLIT_CELLS);
+    for (int64_t cell = split * SPLIT_CELLS; cell < end; cell += TILE_CELLS) {
+        add_cells(op, cell, t);
+    }
+}
+
+void write_part(const attention_op & op, const tile & t, int i, float * part) {
+    std::memcpy(part, t.sums + i * op.value_size, op.value_size * sizeof(float));
+    part[op.value_size]     = t.total[i];
+    part[op.value_size + 1] = t.largest[i];
+}
+
+void finish(const attention_op & op, const tile & t, int i, float * part) {
+    if (op.sinks) {
+        add_sink(op, t.head[i], part);
+    }
+    const float total = part[op.value_size];
+    ggml_vec_scale_f32(op.value_size, part, total == 0.0f ? 0.0f : 1.0f / total);
+    op.write(t.row[i], t.head[i], t.batch, part);
+}
+
+}  // namespace
+
+int64_t scratch_of_tiles(const attention_op & op) {
+    return TILE_ROWS * (op.key_size + 2 * TILE_CELLS + op.value_size + part_floats(op)) +
+           TILE_CELLS * (op.value_size + op.key_size) + CACHE_LINE_SIZE_F32;
+}
+
+void attention_by_tiles(const attention_op & op, int64_t begin, int64_t end, float * scratch) {
+    tile          t(op, scratch);
+    const int64_t size = part_floats(op);
+    float * const next = t.value_buffer;
+    for (; begin < end; begin += t.n) {
+        take_rows(op, begin, end, t);
+        for (int64_t split = 0; split < op.n_splits(); split++) {
+            add_split(op, split, t);
+            for (int i = 0; i < t.n; i++) {
+                write_part(op, t, i, split == 0 ? t.merged + i * size : next);
+                if (split > 0) {
+                    merge(t.merged + i * size, next, op.value_size);
+                }
+            }
+        }
+        for (int i = 0; i < t.n; i++) {
+            finish(op, t, i, t.merged + i * size);
+        }
+    }
+}
+
+void attention_of_split(
+    const attention_op & op, int64_t begin, int64_t end, int64_t split, float * parts, float * scratch) {
+    tile t(op, scratch);
+    for (; begin < end; begin += t.n) {
+        take_rows(op, begin, end, t);
+        add_split(op, split, t);
+        for (int i = 0; i < t.n; i++) {
+            write_part(op, t, i, parts + ((begin + i) * op.n_splits() + split) * part_floats(op));
+        }
+    }
+}
+
+void merge_splits(const attention_op & op, int64_t begin, int64_t end, float * parts, float * scratch) {
+    tile t(op, scratch);
+    for (; begin < end; begin += t.n) {
+        take_rows(op, begin, end, t);
+        for (int i = 0; i < t.n; i++) {
+            float * part = parts + (begin + i) * op.n_splits() * part_floats(op);
+            for (int64_t split = 1; split < op.n_splits(); split++) {
+                merge(part, part + split * part_floats(op), op.value_size);
+            }
+            finish(op, t, i, part);
+        }
+    }
+}
+
+}  // namespace afterword

@@ -1,0 +1,81 @@
+"""Measures streams behind long contexts as ratios to llama-server, in turn.
+
+``python benchmarks/contexts.py --peers FOLDER [--model FILE] [--words 1000 4000 7700]``. The folder
+of peers has llama-server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tests_path  # noqa: F401 - where support is
+import workloads
+from afterword.core.machine import usable_cores
+from run import line, rate
+from servers import Servers
+from support.load import stream_all
+
+TOKENS = 64
+STREAMS = 8
+STREAM_WORDS = 3900
+GOALS = {1000: ">= 1.3", 4000: ">= 1.8", 7700: ">= 2.5"}
+
+
+def ms_a_token(port: int, requests: Sequence[dict[str, Any]]) -> float:
+    """Returns the milliseconds between tokens of all streams together."""
+    return 1e3 / rate(stream_all(port, requests))
+
+
+def one_stream(servers: Servers, words: int, rounds: int) -> None:
+    """Print the first token of a cold prompt, then the speed of a sampled stream behind it."""
+    request = workloads.sampled(words, prompt_words=words, tokens=TOKENS)
+    with servers.ours(slots=1, ctx=8192) as ours, servers.llama_server(slots=1, ctx=8192) as peer:
+        cold = [stream_all(port, [request])[0] for port in (ours, peer)]
+        pairs = [[ms_a_token(port, [request]) for port in (ours, peer)] for _ in range(rounds)]
+    mine, theirs = (timed.first - timed.started for timed in cold)
+    line(f"first token of {words} words, s | llama-server", f"{mine:.2f}", f"{theirs:.2f}",
+         theirs / mine, ">= 3" if words == max(GOALS) else "")  # fmt: skip
+    mine, theirs = map(statistics.median, zip(*pairs, strict=True))
+    line(f"one stream behind {words} words, ms | llama-server", f"{mine:.1f}", f"{theirs:.1f}",
+         theirs / mine, GOALS.get(words, ""))  # fmt: skip
+
+
+def several_streams(servers: Servers, rounds: int) -> None:
+    """Print the speed of sampled streams, each behind a long prompt of its own, computed before."""
+    requests = [
+        workloads.sampled(i, prompt_words=STREAM_WORDS, tokens=TOKENS) for i in range(STREAMS)
+    ]
+    with servers.ours(slots=STREAMS, ctx=4608) as ours:
+        stream_all(ours, requests)
+        mine = statistics.median(ms_a_token(ours, requests) for _ in range(rounds))
+    with servers.llama_server(slots=STREAMS, ctx=4608) as peer:
+        stream_all(peer, requests)
+        theirs = statistics.median(ms_a_token(peer, requests) for _ in range(rounds))
+    line(f"{STREAMS} streams behind {STREAM_WORDS} words, ms a token | llama-server",
+         f"{mine:.1f}", f"{theirs:.1f}", theirs / mine, ">= 2")  # fmt: skip
+
+
+def main() -> None:
+    """Parse arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
+    parser.add_argument("--peers", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
+    parser.add_argument("--words", type=int, nargs="+", default=list(GOALS))
+    parser.add_argument("--streams", action="store_true", help="also eight streams")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    servers = Servers(args)
+    for words in args.words:
+        one_stream(servers, words, args.rounds)
+    if args.streams:
+        several_streams(servers, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

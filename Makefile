@@ -65,6 +65,7 @@ bench: python ## Measure against peers (PEERS=folder of llama-server, DATA=folde
 	@$(PYTHON) scripts/install.py --test
 	$(RUN)/python benchmarks/run.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(if $(DATA),$(RUN)/python benchmarks/prefixes.py --data $(DATA))
+	$(RUN)/python benchmarks/busy.py $(if $(PEERS),--peers $(PEERS))
 	$(if $(PEERS),$(RUN)/python benchmarks/contexts.py --streams --peers $(PEERS))
 	$(if $(and $(PEERS),$(DATA)),$(RUN)/python benchmarks/sharing.py --peers $(PEERS) --data $(DATA))
 

@@ -1,6 +1,6 @@
 /** What an empty page offers: beginnings to try, gone with the first key. */
 
-import { find, h } from "./dom.js";
+import { find, h, write } from "./dom.js";
 import { t } from "./i18n.js";
 
 /**
@@ -18,16 +18,16 @@ const BEGINNINGS = [
 export class Start extends EventTarget {
   #box = find("#start");
   #session;
-  #fills = () => true;
+  #models;
 
   /**
    * @param {import("./session.js").Session} session
-   * @param {() => boolean} fills whether the chosen model can infill
+   * @param {import("./models.js").Models} models
    */
-  constructor(session, fills) {
+  constructor(session, models) {
     super();
     this.#session = session;
-    this.#fills = fills;
+    this.#models = models;
   }
 
   /** Show the beginnings if the page is empty. */
@@ -42,12 +42,14 @@ export class Start extends EventTarget {
 
   /** Build the beginnings in the current language. */
   build() {
+    const { wraps, gapless } = this.#models;
+    write("#start-title", t(wraps ? "start.asks" : "start.what"));
     find("#beginnings").replaceChildren(...BEGINNINGS.map((beginning) => {
       const { name, gap = false } = beginning;
-      const off = gap && !this.#fills();
+      const off = gap && gapless !== null;
       return h("li", {}, h("button", {
         type: "button", class: "beginning", disabled: off, "data-beginning": name,
-        title: t(off ? "infill.none" : "start.try"), onclick: () => this.#choose(beginning),
+        title: t(off ? gapless : "start.try"), onclick: () => this.#choose(beginning),
       },
       h("strong", {}, t(`start.${name}`)),
       h("span", { class: "beginning-text" }, h("bdi", {}, shown(t(`start.${name}.text`))))));

@@ -293,6 +293,8 @@ EDITS = """async () => {
         document.querySelector("#view").prepend(element);
         return element;
     });
+    // Paragraphs have their own direction here, also while the text has one direction only.
+    whole.dataset.bidi = "";
     const line = whole.appendChild(document.createElement("div"));
     const overlay = new Overlay(box);
     let state = 7;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def shows(editor: Playground, prompt: str) -> None:
 def test_an_instruction_is_answered_and_what_is_sent_is_shown(chat: Playground, ask: Ask) -> None:
     page, bodies = chat.page, sent(chat)
     expect(page.locator("#start")).to_contain_text("The chat template is on")
+    expect(page.locator("[data-beginning=list]")).to_contain_text("List ten things")
+    expect(page.locator("#text")).to_have_attribute("placeholder", re.compile("an instruction"))
     chat.write(ASKED)
     shows(chat, framed(ASKED))
     assert page.locator(".sent strong").all_inner_texts() == [ASKED]
@@ -105,6 +108,9 @@ def test_an_instruction_is_answered_and_what_is_sent_is_shown(chat: Playground, 
     # The foot of the page counts what is sent.
     tokens = page.locator("#count")
     expect(tokens).to_have_text("37 of 8,192 tokens")
+    chat.view("tokens")
+    expect(page.locator(".token-sum")).to_contain_text(f"{len(framed(ASKED))} characters")
+    chat.view("settings")
     added = chat.proceed()
     assert bodies[0]["prompt"] == framed(ASKED)
     assert "suffix" not in bodies[0]
@@ -236,11 +242,8 @@ def test_names_that_have_the_template_and_models_without_one(blank: Playground) 
     blank.proceed()
     assert bodies[0]["prompt"] == f"{ASKED}\n"
     page.select_option("#model", "base")
-    expect(page.locator("#field-chat_template")).to_be_disabled()
-    expect(page.locator("#hint-chat_template")).to_have_text(
-        "The chosen model has no chat template."
-    )
-    expect(page.locator(".sent")).to_be_hidden()
+    expect(page.locator("[data-group=chat_template]")).to_be_hidden()
+    expect(page.locator("#continue-words")).to_have_text("Continue")
     # The switch stays as the reader left it.
     page.select_option("#model", MODEL)
     expect(page.locator("#field-chat_template")).to_be_checked()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 import pytest
@@ -15,7 +16,7 @@ from e2e.test_playground_care import serious
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_is_asked_for_the_key(
-    browser: Browser, tiny_model: Path, tmp_path: Path, scheme: str
+    browser: Browser, tiny_model: Path, tmp_path: Path, scheme: Literal["light", "dark"]
 ) -> None:
     ledger = ("--data-dir", str(tmp_path / "data"))
     made = run("keys", "create", "one", *ledger)

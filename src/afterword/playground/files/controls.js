@@ -17,8 +17,6 @@ const GROUPS = [
   { key: "infill", fields: ["infill"] },
   { key: "advanced", fields: ["min_tokens", "ignore_eos"] },
 ];
-/** Why the switch is off; null if the reader can turn it on. */
-const TEMPLATE_HINTS = { offered: null, server: "template.server", none: "template.none" };
 const CHECKS = ["ignore_eos", "infill", "chat_template"];
 
 export class Controls extends EventTarget {
@@ -86,7 +84,8 @@ export class Controls extends EventTarget {
       for (const input of this.#inputs.get(field.name)) input.max = max;
     }
     this.#able("infill", gapless);
-    this.#able("chat_template", TEMPLATE_HINTS[template]);
+    this.#able("chat_template", template === "server" ? "template.server" : null);
+    this.#form.querySelector('[data-group="chat_template"]').hidden = template === "none";
     if (fit(this.#settings, limits)) this.refresh();
   }
 

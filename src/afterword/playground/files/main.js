@@ -92,9 +92,12 @@ function waitForServer() {
   setTimeout(() => void look(), LOOK_AGAIN_MS);
 }
 
-const tokenize = (text) => attempt(() => api.json("/tokenize", {
-  model: settings.model, prompt: text, add_special_tokens: false, return_token_strs: true,
-}));
+async function tokenize(prompt) {
+  const found = await attempt(() => api.json("/tokenize", {
+    model: settings.model, prompt, add_special_tokens: false, return_token_strs: true,
+  }));
+  return found && { ...found, prompt };
+}
 
 const ask = remembering((model, messages) => attempt(() => rendered(api, model, messages)));
 const render = (messages) => ask(settings.model, messages);

@@ -4,13 +4,15 @@ import { find, h, write } from "./dom.js";
 import { t } from "./i18n.js";
 
 /**
- * @typedef {{name: string, gap?: boolean, score?: boolean}} Beginning
- * `gap`: its text has a gap where `|` stands; `score`: it is scored and not continued
+ * @typedef {{name: string, asks?: boolean, gap?: boolean, score?: boolean}} Beginning
+ * `asks`: in a chat template it has another text, an instruction; `gap`: its text has a gap where `|`
+ * stands; `score`: it is scored and not continued
  */
 
 /** @type {Beginning[]} */
 const BEGINNINGS = [
-  { name: "story" }, { name: "dialogue" }, { name: "list" }, { name: "few" },
+  { name: "story", asks: true }, { name: "dialogue", asks: true }, { name: "list", asks: true },
+  { name: "few", asks: true },
   { name: "gap", gap: true }, { name: "score", score: true },
 ];
 
@@ -44,6 +46,7 @@ export class Start extends EventTarget {
   build() {
     const { wraps, gapless } = this.#models;
     write("#start-title", t(wraps ? "start.asks" : "start.what"));
+    find("#text").placeholder = t(wraps ? "text.asks" : "text.placeholder");
     find("#beginnings").replaceChildren(...BEGINNINGS.map((beginning) => {
       const { name, gap = false } = beginning;
       const off = gap && gapless !== null;
@@ -52,12 +55,17 @@ export class Start extends EventTarget {
         title: t(off ? gapless : "start.try"), onclick: () => this.#choose(beginning),
       },
       h("strong", {}, t(`start.${name}`)),
-      h("span", { class: "beginning-text" }, h("bdi", {}, shown(t(`start.${name}.text`))))));
+      h("span", { class: "beginning-text" }, h("bdi", {}, shown(this.#textOf(beginning))))));
     }));
   }
 
-  #choose({ name, gap = false, score = false }) {
-    const raw = t(`start.${name}.text`);
+  #textOf({ name, asks = false }) {
+    return t(`start.${name}.${asks && this.#models.wraps ? "asks" : "text"}`);
+  }
+
+  #choose(beginning) {
+    const { gap = false, score = false } = beginning;
+    const raw = this.#textOf(beginning);
     const at = raw.indexOf("|");
     this.dispatchEvent(new CustomEvent("chosen", {
       detail: {

@@ -14,6 +14,7 @@ from afterword.cli.models import models
 from afterword.cli.replay import replay
 from afterword.core.errors import ConfigError
 from afterword.engine.toy import toy_engine
+from afterword.models.recommended import RECOMMENDED
 from conftest import make_client
 from standins.upstreams import listening
 
@@ -93,5 +94,10 @@ def test_models_are_recommended_by_use_and_memory() -> None:
     code = CliRunner().invoke(models, ["recommend", "--for", "code", "--memory", "99"])
     assert "Coder" in code.output
     assert "gemma" not in code.output
+    # Each source can be copied, and what was not tried says so.
+    whole = CliRunner().invoke(models, ["recommend", "--memory", "99"]).output
+    for model in RECOMMENDED:
+        assert model.source in whole.splitlines()
+        assert model.measured != ("not tried" in model.known)
     none = CliRunner().invoke(models, ["recommend", "--memory", "0.1"])
     assert isinstance(none.exception, ConfigError)

@@ -160,7 +160,7 @@ REFUSALS = {
 def test_refusals_say_what_to_do(editor: Playground) -> None:
     editor.write("One")
     for code, (status, advice) in REFUSALS.items():
-        editor.page.unroute_all()
+        # The newest route answers. Without any for a moment, a request could reach the server.
         editor.page.route("**/v1/completions", refusing(status, envelope("No.", code)))
         editor.page.keyboard.press("Control+Enter")
         expect(editor.page.locator("#notice")).to_contain_text(advice)
@@ -293,6 +293,8 @@ EDITS = """async () => {
         document.querySelector("#view").prepend(element);
         return element;
     });
+    // Paragraphs have their own direction here, also while the text has one direction only.
+    whole.dataset.bidi = "";
     const line = whole.appendChild(document.createElement("div"));
     const overlay = new Overlay(box);
     let state = 7;

@@ -106,6 +106,32 @@ async def test_with_a_key_every_route_but_health_needs_one(lite: Callable[..., A
         assert (await running.client.get("/playground/none.js")).status == 404
 
 
+async def test_the_reference_asks_a_browser_for_the_key(lite: Callable[..., Any]) -> None:
+    """It says nothing that needs a key. Programs, and browsers that sent a key, are refused."""
+    browser = {"accept": "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"}
+    async with lite() as running:
+        known, client = running.key(), running.client
+        for path in ("/docs", "/docs/"):
+            reply = await client.request("GET", path, b"", browser)
+            assert (reply.status, reply.headers["content-type"]) == (
+                200,
+                "text/html; charset=utf-8",
+            )
+            assert reply.body == (await client.get("/playground/docs.html")).body
+            assert "default-src 'none'" in reply.headers["content-security-policy"]
+            assert b"toy" not in reply.body
+            assert b"max_tokens" not in reply.body
+        assert b"max_tokens" in (await known.request("GET", "/docs", b"", browser)).body
+        wrong = {**browser, "authorization": "Bearer sk-wrong"}
+        for path, headers in (
+            ("/docs", {}), ("/docs", {"accept": "application/json"}), ("/docs", wrong),
+            ("/openapi.json", browser), ("/metrics", browser), ("/docs/x", browser),
+        ):  # fmt: skip
+            reply = await client.request("GET", path, b"", headers)
+            assert (reply.status, reply.error["code"]) == (401, "invalid_api_key"), path
+        assert (await client.request("POST", "/docs", b"", browser)).status == 401
+
+
 async def test_health_names_models_only_to_who_may_use_them(lite: Callable[..., Any]) -> None:
     """Everybody sees the status and the probe's outcome. A wrong key waits as elsewhere."""
     async with lite(guarded=True) as running:

@@ -8,6 +8,8 @@ const load = (name) => import(new URL(name, FILES));
 
 const tokens = await load("tokens.js");
 const trees = await load("tree.js");
+const files = await load("treefile.js");
+const template = await load("template.js");
 const { compare, words } = await load("diff.js");
 const { events, Interrupted } = await load("sse.js");
 const { History } = await load("history.js");
@@ -160,12 +162,12 @@ test("tree: texts and groups along a path", () => {
 
 test("tree: nothing that is there changes", () => {
   const tree = grove();
-  const before = trees.toJson(tree);
+  const before = files.toJson(tree);
   trees.prune(tree, "a");
   trees.rename(tree, "b", "x");
   trees.write(tree, "b", "other", "n");
   trees.withScores(tree, "b", []);
-  assert.equal(trees.toJson(tree), before);
+  assert.equal(files.toJson(tree), before);
   assert.throws(() => {
     tree.get("a").text = "changed";
   });
@@ -198,7 +200,7 @@ test("tree: pruning takes all that grew from it", () => {
 
 test("tree: there and back again", () => {
   const tree = trees.rename(grove(), "b", "  named ");
-  const back = trees.fromJson(trees.toJson(tree));
+  const back = files.fromJson(files.toJson(tree));
   assert.deepEqual([...back], [...tree]);
   assert.equal(back.get("b").name, "named");
 });
@@ -215,7 +217,7 @@ test("tree: a very deep one", () => {
 
 test("tree: merging keeps both", () => {
   const mine = grove();
-  const again = trees.merge(mine, trees.fromJson(trees.toJson(mine)), () => "never");
+  const again = trees.merge(mine, files.fromJson(files.toJson(mine)), () => "never");
   assert.deepEqual([...again.tree.keys()], [...mine.keys()]);
   let other = trees.emptyTree();
   other = trees.add(other, trees.makeNode("a", trees.ROOT, 0, "else"));
@@ -227,7 +229,7 @@ test("tree: merging keeps both", () => {
 
 test("tree: hostile files say what is wrong", () => {
   const file = (change) => {
-    const made = JSON.parse(trees.toJson(grove()));
+    const made = JSON.parse(files.toJson(grove()));
     change(made);
     return JSON.stringify(made);
   };
@@ -257,8 +259,8 @@ test("tree: hostile files say what is wrong", () => {
     [file((f) => { f.nodes[2] = null; }), "import.node", "node"],
   ];
   for (const [json, key, field] of cases) {
-    assert.throws(() => trees.fromJson(json), (error) => {
-      assert.ok(error instanceof trees.BadTree, `${json}: ${error}`);
+    assert.throws(() => files.fromJson(json), (error) => {
+      assert.ok(error instanceof files.BadTree, `${json}: ${error}`);
       assert.equal(error.key, key);
       if (field !== undefined) assert.equal(error.values.field, field);
       return true;
@@ -267,13 +269,13 @@ test("tree: hostile files say what is wrong", () => {
 });
 
 test("tree: short files of long texts are refused", () => {
-  const nodes = JSON.parse(trees.toJson(trees.emptyTree())).nodes;
+  const nodes = JSON.parse(files.toJson(trees.emptyTree())).nodes;
   const [root] = nodes;
   for (let i = 0; i < 300; i += 1) {
     nodes.push({ ...root, id: `n${i}`, parent: i === 0 ? "root" : `n${i - 1}`, from: i * 1000, text: "x".repeat(1000) });
   }
   const json = JSON.stringify({ format: "afterword-branches", version: 1, nodes });
-  assert.throws(() => trees.fromJson(json), (error) => error.key === "import.tooLong");
+  assert.throws(() => files.fromJson(json), (error) => error.key === "import.tooLong");
 });
 
 test("diff: parts add up to the texts, and what is the same is the same", () => {
@@ -532,11 +534,11 @@ test("tree: the fork before the caret, from every side", () => {
 });
 
 test("tree: a file of the first release is read", () => {
-  const file = JSON.parse(trees.toJson(grove()));
+  const file = JSON.parse(files.toJson(grove()));
   for (const node of file.nodes) for (const field of ["lead", "tail", "mark"]) delete node[field];
-  assert.deepEqual([...trees.fromJson(JSON.stringify(file))], [...grove()]);
+  assert.deepEqual([...files.fromJson(JSON.stringify(file))], [...grove()]);
   file.nodes[2].tail = 99;
-  assert.throws(() => trees.fromJson(JSON.stringify(file)), (error) => error.values.field === "tail");
+  assert.throws(() => files.fromJson(JSON.stringify(file)), (error) => error.values.field === "tail");
 });
 
 test("passages: who wrote what, and files of it", () => {
@@ -589,4 +591,83 @@ test("tint: neighbours of one step stay apart, and white space has no tint", () 
   const spans = spansOf(groups, 0, groups.length, text);
   assert.deepEqual(spans.map(({ start, end }) => text.slice(start, end)), ["b", "c", "d", "\n\n"]);
   assert.deepEqual(spans.map(({ variant }) => variant), [0, 1, 0, 0]);
+});
+
+const said = (...passages) => template.messagesOf(passages.map(([by, text]) => ({ by, text })))
+  .map(({ role, content, at }) => [role, content, at]);
+
+test("template: who wrote a passage says whose message it is", () => {
+  assert.deepEqual(said(), [["user", "", 0]]);
+  assert.deepEqual(said(["you", "  Ask\n\n"]), [["user", "Ask", 2]]);
+  assert.deepEqual(
+    said(["you", "Ask\n\n"], ["model", "It is"], ["model", " so.\n"], ["you", "\nMore? "], ["model", " Yes"]),
+    [["user", "Ask", 0], ["assistant", "It is so.\n", 5], ["user", "More?", 16], ["assistant", " Yes", 22]],
+  );
+  // A text that the model began alone.
+  assert.deepEqual(said(["model", "It is"]), [["user", "", 0], ["assistant", "It is", 0]]);
+});
+
+test("template: words in the last line of an answer are the answer's", () => {
+  const asked = ["you", "A\n\n"];
+  assert.deepEqual(said(asked, ["model", "b"], ["you", " c"]), [["user", "A", 0], ["assistant", "b c", 3]]);
+  assert.deepEqual(said(asked, ["model", "b"], ["you", " c"], ["model", " d"]).at(-1), ["assistant", "b c d", 3]);
+  assert.deepEqual(
+    said(asked, ["model", "b"], ["you", " c\n\nE"]),
+    [["user", "A", 0], ["assistant", "b c", 3], ["user", "E", 8]],
+  );
+  assert.deepEqual(said(asked, ["model", "b\n"], ["you", "E"]).at(-1), ["user", "E", 5]);
+  // White space says nothing.
+  assert.deepEqual(said(asked, ["model", "b"], ["you", "\n\n "]).at(-1), ["assistant", "b\n\n ", 3]);
+  assert.equal(template.asks(template.messagesOf([])), true);
+  assert.equal(template.asks(template.messagesOf([{ by: "model", text: "b" }])), false);
+});
+
+test("template: parts of a prompt have their places in the text", () => {
+  const messages = template.messagesOf([{ by: "you", text: "🦜a\n\n" }, { by: "model", text: "b🦜" }]);
+  const prompt = "<🦜><🦜a><b🦜";
+  const parts = template.partsOf({ prompt, offsets: [4, 8] }, messages);
+  assert.deepEqual(parts.map(({ text, at }) => [text, at]), [
+    ["<🦜><", null], ["🦜a", 0], ["><", null], ["b🦜", 5],
+  ]);
+  assert.equal(parts.map(({ text }) => text).join(""), prompt);
+  for (const { start, text } of parts) assert.equal(prompt.slice(start, start + text.length), text);
+  const group = (start, end) => ({ start, end, tokens: [] });
+  // One token before, one inside each, one that reaches out, one behind.
+  const groups = [group(0, 1), group(5, 7), group(7, 9), group(10, 11), group(11, 13)];
+  const found = template.groupsInText(groups, parts);
+  assert.deepEqual(found.map(({ start, end }) => [start, end]), [[0, 2], [5, 6], [6, 8]]);
+  // A text that the template changes has no place.
+  const changed = template.partsOf({ prompt: "xAy", offsets: [null, null] }, messages);
+  assert.deepEqual(changed.map(({ text, at }) => [text, at]), [["xAy", null]]);
+});
+
+test("template: the prompt of a request is rendered, and its ends are sent", async () => {
+  const asked = [];
+  const api = {
+    json: async (...given) => {
+      asked.push(given);
+      return { prompt: "<a>", offsets: [1], stop_token_ids: asked.length > 1 ? [7] : [] };
+    },
+  };
+  const body = { model: "m", prompt: "a\ud800", n: 2 };
+  assert.deepEqual(await template.bodyOf(api, { body, messages: null }), body);
+  const messages = template.messagesOf([{ by: "you", text: "a\ud800" }]);
+  assert.deepEqual(await template.bodyOf(api, { body, messages }), { ...body, prompt: "<a>" });
+  assert.deepEqual(await template.bodyOf(api, { body, messages }), { ...body, prompt: "<a>", stop_token_ids: [7] });
+  const [path, sent] = asked[0];
+  assert.equal(path, "/apply-template");
+  assert.deepEqual(sent, { model: "m", messages: [{ role: "user", content: "a\ufffd" }] });
+});
+
+test("passages: a blank line before an answer is the page's", () => {
+  const group = (start, end) => ({ start, end, tokens: [{ text: "x", logprob: -1, top: [] }] });
+  const texts = (node) => passagesOf(trees.add(trees.add(trees.emptyTree(), trees.makeNode("a", "root", 0, "Ask")), node), "b")
+    .map(({ by, text }) => [by, text]);
+  const model = { by: "model", lead: 2 };
+  const answer = trees.makeNode("b", "a", 3, "\n\nYes", { ...model, groups: [group(5, 8)] });
+  assert.deepEqual(texts(answer), [["you", "Ask\n\n"], ["model", "Yes"]]);
+  // Without log-probabilities there are no tokens; a token that the reader took is the model's.
+  assert.deepEqual(texts(trees.makeNode("b", "a", 3, "\n\nYes", model)), [["you", "Ask\n\n"], ["model", "Yes"]]);
+  const taken = trees.makeNode("b", "a", 3, "\n\nYes", { ...model, groups: [group(3, 5), group(5, 8)] });
+  assert.deepEqual(texts(taken), [["you", "Ask"], ["model", "\n\nYes"]]);
 });

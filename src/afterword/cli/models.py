@@ -51,11 +51,10 @@ def recommend(use: Use | None, memory_gib: float | None) -> None:
     found = recommended(use, most_gib)
     if not found:
         raise ConfigError(f"no model that is known here takes at most {most_gib:.1f} GiB")
-    table = Table("SOURCE", "FOR", "MEMORY", "KNOWN", box=None, pad_edge=False, header_style="")
     for model in found:
         memory = f"{'' if model.measured else '~'}{model.process_gib:.1f} GiB"
-        table.add_row(model.source, ", ".join(model.uses), memory, model.known)
-    Console(soft_wrap=True).print(table)
+        # Not a table: its columns would cut the source, which is there to be copied.
+        click.echo(f"{model.source}\n  {', '.join(model.uses)}; {memory}; {model.known}")
 
 
 @models.command("list", short_help="List configured and fetched models.")

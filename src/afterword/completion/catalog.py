@@ -53,6 +53,11 @@ def _as_meant(
     return msgspec.structs.replace(served, chat=template, old=old)
 
 
+def _has_template(engine: Engine) -> bool:
+    """Whether POST /apply-template has a template for a model."""
+    return bool(engine.tokenizer.chat_template) and "token_ids" not in engine.card.unsupported
+
+
 class Catalog:
     """Names and aliases of engines, in the given order.
 
@@ -150,6 +155,7 @@ class Catalog:
             "infill": way,
             "alias_of": served.name if name != served.name else None,
             "template": None if served.chat is None else "chat",
+            "chat_template": _has_template(served.engine),
             "tokens": None if served.old is None else served.old.old.name,
         }
         facts |= {

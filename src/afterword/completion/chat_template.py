@@ -40,6 +40,13 @@ class Framed(msgspec.Struct, frozen=True):
     skipped: int
 
 
+class Message(msgspec.Struct, frozen=True):
+    """What somebody says in a conversation. ``role``: system, user or assistant."""
+
+    role: str
+    content: str
+
+
 class ChatTemplate:
     """A compiled template with the special tokens of its model. Immutable."""
 
@@ -56,8 +63,11 @@ class ChatTemplate:
         self._names = {"bos_token": bos, "eos_token": eos}
 
     @staticmethod
-    def of(tokenizer: Tokenizer) -> ChatTemplate:
-        """Returns the template of a model. Raises ``TemplateUnusable``."""
+    def source_of(tokenizer: Tokenizer) -> tuple[str, str, str]:
+        """Returns a model's template, and the names of its BOS and EOS.
+
+        Raises ``TemplateUnusable`` if it has no template.
+        """
         if not tokenizer.chat_template:
             raise TemplateUnusable("the model's file has no chat template")
 
@@ -65,7 +75,13 @@ class ChatTemplate:
             token = tokenizer.roles.get(role)
             return "" if token is None else tokenizer.pieces[token].decode(errors="replace")
 
-        template = ChatTemplate(tokenizer.chat_template, bos=name("bos"), eos=name("eos"))
+        return tokenizer.chat_template, name("bos"), name("eos")
+
+    @staticmethod
+    def of(tokenizer: Tokenizer) -> ChatTemplate:
+        """Returns the template of a model. Raises ``TemplateUnusable``."""
+        source, bos, eos = ChatTemplate.source_of(tokenizer)
+        template = ChatTemplate(source, bos=bos, eos=eos)
         template.frame("x", 0)
         return template
 
@@ -75,27 +91,62 @@ class ChatTemplate:
         Raises ``TemplateUnusable`` if the template fails, or writes another text than the prompt
         without the white space around it.
         """
-        rendered = self._render([("user", prompt)], now)
-        parts = self._render([("user", _MARK)], now).split(_MARK)
+        rendered = self._render([Message("user", prompt)], now)
+        parts = self._render([Message("user", _MARK)], now).split(_MARK)
         for content in (prompt, prompt.strip()):
             if len(parts) == 2 and rendered == content.join(parts):
                 skipped = len(prompt) - len(prompt.lstrip()) if content != prompt else 0
                 return Framed(parts[0], content, parts[1], skipped)
         raise TemplateUnusable("the chat template changes the text of a message")
 
+    def converse(self, messages: Sequence[Message], now: int) -> tuple[str, Sequence[int | None]]:
+        """Returns a conversation as a prompt, and where the text of each message begins in it.
+
+        The model's message comes next. If the last message is the assistant's, it has begun with
+        that text. A text that the template changes has None. Raises ``TemplateUnusable``.
+        """
+        *before, last = messages
+        begun = last.content if last.role == "assistant" else ""
+        said = before if last.role == "assistant" else messages
+        rendered = self._render(said, now)
+        offsets = self._offsets(said, rendered, now)
+        if last.role == "assistant":
+            offsets.append(len(rendered))
+        return rendered + begun, offsets
+
+    def _offsets(self, messages: Sequence[Message], rendered: str, now: int) -> list[int | None]:
+        """Returns where the texts begin. Marks in their places say what stands between them."""
+        unknown: list[int | None] = [None] * len(messages)
+        marked = [msgspec.structs.replace(message, content=_MARK) for message in messages]
+        try:
+            parts = self._render(marked, now).split(_MARK)
+        except TemplateUnusable:
+            return unknown
+        if len(parts) != len(messages) + 1:
+            return unknown
+        offsets: list[int | None] = []
+        end = len(parts[0])
+        for message, part in zip(messages, parts[1:], strict=True):
+            texts = (message.content, message.content.strip())
+            fitting = [text for text in texts if rendered.startswith(text + part, end)]
+            if not fitting:
+                return unknown
+            offsets.append(end if fitting[0] == message.content else None)
+            end += len(fitting[0]) + len(part)
+        return offsets if end == len(rendered) else unknown
+
     def end_of_turn(self, now: int) -> str:
         """Returns the text that the template puts behind a model's message; empty if unknown."""
         try:
-            rendered = self._render([("user", "x"), ("assistant", _MARK)], now, answers=False)
+            said = [Message("user", "x"), Message("assistant", _MARK)]
+            rendered = self._render(said, now, answers=False)
         except TemplateUnusable:
             # Some templates write no answers. The vocabulary's end tokens still end a text.
             return ""
         return rendered.rpartition(_MARK)[2] if _MARK in rendered else ""
 
-    def _render(
-        self, messages: Sequence[tuple[str, str]], now: int, *, answers: bool = True
-    ) -> str:
-        said = [{"role": role, "content": content} for role, content in messages]
+    def _render(self, messages: Sequence[Message], now: int, *, answers: bool = True) -> str:
+        said = [{"role": each.role, "content": each.content} for each in messages]
         moment = datetime.fromtimestamp(now, UTC)
         try:
             return self._template.render(

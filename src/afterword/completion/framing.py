@@ -66,9 +66,7 @@ class Framing(msgspec.Struct, frozen=True):
 
     def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Returns the token that ends the model's turn, if the template has one."""
-        text = self.template.end_of_turn(self.now)
-        ids = encode("prompt", text, tokenizer) if text else []
-        return tuple(ids[:1]) if ids[:1] and ids[0] in tokenizer.special_ids else ()
+        return end_of_turn_ids(self.template, self.now, tokenizer)
 
     def prompt(
         self, prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer, vocab: VocabView
@@ -101,3 +99,10 @@ class Framing(msgspec.Struct, frozen=True):
             fresh=False,
         )
         return (*before, *content, *after), text
+
+
+def end_of_turn_ids(template: ChatTemplate, now: int, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the token that ends the model's turn, if the template has one."""
+    text = template.end_of_turn(now)
+    ids = encode("prompt", text, tokenizer) if text else []
+    return tuple(ids[:1]) if ids[:1] and ids[0] in tokenizer.special_ids else ()

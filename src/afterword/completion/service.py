@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from afterword.completion import ranking, tokens
+from afterword.completion import ranking, templating, tokens
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.choice import ChoiceBuilder, Delta, EndedBy
 from afterword.completion.context_budget import ContextBudget
@@ -99,13 +99,20 @@ class Planning:
             return work()
         return await self._tokens.run(owner, work)
 
+    async def render(self, owner: str, work: Callable[[], T]) -> T:
+        """Returns the result of work with a chat template, which may be long."""
+        return await self._tokens.run(owner, work)
+
 
 class TokenizerCall(msgspec.Struct, frozen=True):
-    """A parsed request to tokenise or detokenise. ``run`` does the work and raises ``ApiError``."""
+    """A parsed request to tokenise, detokenise or apply a template.
+
+    ``run`` does the work and raises ``ApiError``.
+    """
 
     id: str
     model: str
-    run: Callable[[], Awaitable[tokens.Tokenized | tokens.Detokenized]]
+    run: Callable[[], Awaitable[tokens.Tokenized | tokens.Detokenized | templating.Templated]]
 
 
 class CompletionService:
@@ -242,6 +249,23 @@ class CompletionService:
             return await do(partial(tokens.detokenize, request, engine.tokenizer))
 
         return TokenizerCall(self._id("tok"), request.model or served.name, run)
+
+    async def templating(self, body: bytes, owner: str = "") -> TokenizerCall:
+        """Parse the body of POST /apply-template. Raises ``ApiError``."""
+        parse = partial(templating.decode_template, body)
+        request = await self._planning.tokenize(owner, len(body), parse)
+        served = self._served(request.model)
+        engine = served.engine
+        templating.refuse_long_messages(request, engine.tokenizer, engine.card)
+        now = int(self._clock())
+        do = partial(self._planning.render, owner)
+
+        async def run() -> templating.Templated:
+            texts = await do(lambda: list(templating.ending(engine.tokenizer, now)))
+            tokenizer = await engine.tokenizer.prepare(texts)
+            return await do(partial(templating.apply, request, tokenizer, now))
+
+        return TokenizerCall(self._id("tpl"), request.model or served.name, run)
 
     def tokenizer_info(
         self, model: str | None = None, *, vocabulary: bool = False

@@ -17,16 +17,14 @@ from afterword.core.limits import Limits
 from afterword.core.protocols import EngineCard, Tokenizer
 from afterword.core.wire import Vocabulary
 
-_MODEL = Field(
-    fields.STRING, "The name or an alias of a served model. Without it, the first model."
-)
+MODEL = Field(fields.STRING, "The name or an alias of a served model. Without it, the first model.")
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /tokenize, and the declaration of each field."""
 
     prompt: Annotated[str, Field(fields.STRING, "The text to tokenise.", required=True)]
-    model: Annotated[str | None, _MODEL] = None
+    model: Annotated[str | None, MODEL] = None
     add_special_tokens: Annotated[
         bool,
         Field(fields.BOOLEAN, "Put a BOS in front, if the model adds one.", True),  # noqa: FBT003 - the default
@@ -43,7 +41,7 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Annotated[
         tuple[int, ...], Field(fields.TOKEN_IDS, "The token ids to turn into text.", required=True)
     ]
-    model: Annotated[str | None, _MODEL] = None
+    model: Annotated[str | None, MODEL] = None
 
 
 class Tokenized(msgspec.Struct, frozen=True):
@@ -77,15 +75,16 @@ class TokenizerInfo(msgspec.Struct, frozen=True):
 
 def decode_tokenize(body: bytes) -> TokenizeRequest:
     """Parse the body of POST /tokenize. Raises ``InvalidRequest``."""
-    return TokenizeRequest(**_decode(body, TokenizeRequest))
+    return TokenizeRequest(**decode_object(body, TokenizeRequest))
 
 
 def decode_detokenize(body: bytes) -> DetokenizeRequest:
     """Parse the body of POST /detokenize. Raises ``InvalidRequest``."""
-    return DetokenizeRequest(**_decode(body, DetokenizeRequest))
+    return DetokenizeRequest(**decode_object(body, DetokenizeRequest))
 
 
-def _decode(body: bytes, request: type[msgspec.Struct]) -> dict[str, Any]:
+def decode_object(body: bytes, request: type[msgspec.Struct]) -> dict[str, Any]:
+    """Returns the fields of a body by their names. Raises ``InvalidRequest``."""
     declared = fields.declared(request)
     table = {name: field.kind_with(Limits()).parse for name, field in declared.items()}
     parsed: dict[str, Any] = {}
@@ -134,7 +133,7 @@ def refuse_long_text(request: TokenizeRequest, tokenizer: Tokenizer, card: Engin
 
     Text that takes a few more tokens than the context has is counted, so that clients can cut it.
     """
-    _refuse_without_ids(card, "prompt")
+    refuse_without_ids(card, "prompt")
     least = least_tokens(request.prompt, tokenizer)
     if least > card.context_tokens:
         raise ContextLengthExceeded(context=card.context_tokens, prompt=least, completion=0)
@@ -142,7 +141,7 @@ def refuse_long_text(request: TokenizeRequest, tokenizer: Tokenizer, card: Engin
 
 def refuse_long_ids(request: DetokenizeRequest, card: EngineCard) -> None:
     """Raises ``ContextLengthExceeded`` for more ids than the context has."""
-    _refuse_without_ids(card, "tokens")
+    refuse_without_ids(card, "tokens")
     if len(request.tokens) > card.context_tokens:
         raise ContextLengthExceeded(
             context=card.context_tokens, prompt=len(request.tokens), completion=0
@@ -179,7 +178,7 @@ def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer) -> Detokenized:
 
 def describe(tokenizer: Tokenizer, card: EngineCard, *, vocabulary: bool = False) -> TokenizerInfo:
     """Returns what a remote user of the tokenizer needs to know."""
-    _refuse_without_ids(card, None)
+    refuse_without_ids(card, None)
 
     def name(role: str) -> str | None:
         token = tokenizer.roles.get(role)
@@ -211,7 +210,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     )
 
 
-def _refuse_without_ids(card: EngineCard, param: str | None) -> None:
+def refuse_without_ids(card: EngineCard, param: str | None) -> None:
     """Raises ``InvalidRequest`` if the engine does not take token ids."""
     reason = card.unsupported.get("token_ids")
     if reason is not None:

@@ -25,6 +25,7 @@ from afterword.http.upstreams import Upstreams
 
 _OPEN_PATHS = frozenset({"/ready"})
 _DISCREET_PATHS = frozenset({"/health"})
+_ASKING_PATHS = {"/docs": "/playground/docs.html"}
 _EXPOSED_HEADERS = (
     "x-request-id", "openai-processing-ms", "openai-version", "retry-after",
     *(f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens")
@@ -79,6 +80,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
     servers behind this one.
     """
     access = access or Access()
+    has_page = any(route.path == "/" for route in public)
     metrics = Metrics(service.catalog.engines, access.ledger, upstreams)
     routes = Routes(
         service,
@@ -88,7 +90,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         clock=clock,
         keep_alive_s=keep_alive_s,
         cache_scope=access.cache_scope,
-        page=any(route.path == "/" for route in public),
+        page=has_page,
     )
     administration = Administration(access.queries)
     router = Router([*routes.table(), *public, *administration.table()], redirect_slashes=False)
@@ -97,6 +99,7 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         access.ledger,
         is_open=partial(is_open, public=public),
         discreet=_DISCREET_PATHS,
+        asking=_ASKING_PATHS if has_page else {},
         guarded=access.guarded,
         origins=access.origins,
     )

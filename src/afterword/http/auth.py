@@ -26,15 +26,19 @@ class Authentication:
     pages of other sites in its browser, even if their host name leads here.
 
     ``discreet`` paths are open, but tell more to a request that other paths would admit.
+
+    ``asking`` maps paths to open ones whose page asks for a key. A browser that has sent none gets
+    that page in place of the refusal, because it cannot send a key by itself.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what only the composition root knows
         self,
         routes: ASGIApp,
         ledger: Ledger,
         *,
         is_open: Callable[[str], bool],
         discreet: Container[str] = (),
+        asking: Mapping[str, str] | None = None,
         guarded: bool,
         origins: Container[str] = (),
     ) -> None:
@@ -42,6 +46,7 @@ class Authentication:
         self._ledger = ledger
         self._is_open = is_open
         self._discreet = discreet
+        self._asking = asking or {}
         self._guarded = guarded
         self._origins = origins
 
@@ -53,7 +58,12 @@ class Authentication:
                 with suppress(AuthenticationFailed):
                     exchange.principal = await self._principal(scope)
             elif not self._is_open(path):
-                exchange.principal = await self._principal(scope)
+                try:
+                    exchange.principal = await self._principal(scope)
+                except AuthenticationFailed:
+                    if path not in self._asking or not _is_browser_without_key(scope):
+                        raise
+                    scope = {**scope, "path": self._asking[path]}
         await self.routes(scope, receive, send)
 
     async def _principal(self, scope: Scope) -> Principal:
@@ -64,6 +74,12 @@ class Authentication:
         if principal.key_id is None and self._guarded:
             _refuse_strangers(headers, self._origins)
         return principal
+
+
+def _is_browser_without_key(scope: Scope) -> bool:
+    headers = dict(scope["headers"])
+    wants_page = scope["method"] in {"GET", "HEAD"} and b"text/html" in headers.get(b"accept", b"")
+    return wants_page and b"authorization" not in headers
 
 
 def bearer(headers: Mapping[bytes, bytes]) -> str | None:

@@ -93,6 +93,13 @@ def document(limits: Limits, *, model: str, version: str, page: bool) -> Mapping
             "/detokenize": {
                 "post": _post("Turn token ids into text.", "DetokenizeRequest", _json("Text"))
             },
+            "/apply-template": {
+                "post": _post(
+                    "Turn a conversation into a prompt, by the model's chat template.",
+                    "TemplateRequest",
+                    _json("Templated"),
+                )
+            },
             "/tokenizer_info": {
                 "get": {
                     **_get("The tokenizer.", "TokenizerInfo", also=(400, 404)),

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 _WITHOUT_VERSION = ("/completions", "/engines", "/models", "/chat/completions")
 _CHAT = (
-    "This server completes text and knows no chats: put the conversation into a text as the "
-    "model's chat template has it, and send the text as the prompt of POST /v1/completions."
+    "This server completes text and knows no chats: POST /apply-template turns the conversation "
+    "into a text as the model's chat template has it, which you send as the prompt of POST "
+    "/v1/completions."
 )
 _OTHER_KIND = (
     "This is a route of {}: send POST /v1/completions instead, or choose the kind "
@@ -28,7 +29,7 @@ _TOKENS = "Use POST /tokenize with a prompt instead; it answers with the count a
 INSTEAD: Mapping[str, str] = {
     **dict.fromkeys(
         ("/v1/chat/completions", "/api/chat", "/api/v1/chat", "/v1/responses", "/responses",
-         "/v1/messages", "/messages", "/v1/messages/count_tokens", "/apply-template", "/api/show"),
+         "/v1/messages", "/messages", "/v1/messages/count_tokens", "/api/show"),
         _CHAT,
     ),
     **dict.fromkeys(("/completion",), _LLAMA),

@@ -261,6 +261,7 @@ class Routes:
             Route("/v1/models/{model:path}", self.model, methods=get),
             Route("/tokenize", self._tokenizing.tokenize, methods=post),
             Route("/detokenize", self._tokenizing.detokenize, methods=post),
+            Route("/apply-template", self._tokenizing.apply_template, methods=post),
             Route("/tokenizer_info", self.tokenizer_info, methods=get),
             Route("/health", self.health, methods=get),
             Route("/ready", self.ready, methods=get),

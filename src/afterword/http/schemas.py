@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from afterword.completion import request
 from afterword.completion.fields import Schema, object_schema
+from afterword.completion.templating import TemplateRequest
 from afterword.completion.tokens import DetokenizeRequest, TokenizeRequest
 from afterword.core.limits import Limits
 
@@ -256,6 +257,22 @@ def _tokenization(limits: Limits) -> Mapping[str, Schema]:
         ),
         "DetokenizeRequest": object_schema(DetokenizeRequest, limits),
         "Text": _closed({"prompt": _TEXT}),
+        "TemplateRequest": object_schema(TemplateRequest, limits),
+        "Templated": _closed(
+            {
+                "prompt": _TEXT,
+                "offsets": {
+                    "type": "array",
+                    "items": {"type": ["integer", "null"], "minimum": 0},
+                    "description": "Where the text of each message begins in the prompt, in "
+                    "characters. null if the template changes a text.",
+                },
+                "stop_token_ids": {
+                    **_IDS,
+                    "description": "End the model's turn; for the field of this name.",
+                },
+            }
+        ),
         "TokenizerInfo": _tokenizer_info(),
     }
 

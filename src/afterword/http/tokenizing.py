@@ -1,4 +1,4 @@
-"""``POST /tokenize`` and ``POST /detokenize``: parse, reserve, work, settle."""
+"""``POST /tokenize``, ``/detokenize`` and ``/apply-template``: parse, reserve, work, settle."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ class Tokenizing:
     async def detokenize(self, request: Request) -> Response:
         """Turn ids into text."""
         return await self._answer(request, self._for(request).detokenization)
+
+    async def apply_template(self, request: Request) -> Response:
+        """Turn a conversation into a prompt."""
+        return await self._answer(request, self._for(request).templating)
 
     def _for(self, request: Request) -> CompletionService:
         return self._service.restricted_to(exchange_of(request.scope).principal.models)

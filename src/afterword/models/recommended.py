@@ -52,14 +52,14 @@ RECOMMENDED: Sequence[RecommendedModel] = (
         ("instructions", "text"),
         1.9,
         measured=False,
-        known="has a chat template; not tried here",
+        known="a chat template, by its maker's word; not tried here, memory estimated",
     ),
     RecommendedModel(
         "hf:Qwen/Qwen2.5-7B-Instruct-GGUF:Q4_K_M",
         ("instructions", "text"),
         6.1,
         measured=False,
-        known="has a chat template; not tried here",
+        known="a chat template, by its maker's word; not tried here, memory estimated",
     ),
 )
 """Smallest first."""

@@ -122,7 +122,9 @@ export class Commands {
   }
 
   async #share() {
-    if (await this.#ready()) this.#parts.share.open();
+    if (!(await this.#ready())) return;
+    const body = await this.#parts.body();
+    if (body !== null) this.#parts.share.open(body);
   }
 
   #showKeys() {

@@ -9,6 +9,7 @@ const SLIDERS = ["temperature", "top_p"];
 /** What always shows; everything else starts folded. */
 const FIRST = ["temperature", "max_tokens", "stop"];
 const GROUPS = [
+  { key: "chat_template", fields: ["chat_template"] },
   { key: "sampling", fields: ["top_p", "min_p", "top_k", "seed"] },
   { key: "penalties", fields: ["presence_penalty", "frequency_penalty", "logit_bias"] },
   { key: "choices", fields: ["n", "best_of"] },
@@ -16,13 +17,13 @@ const GROUPS = [
   { key: "infill", fields: ["infill"] },
   { key: "advanced", fields: ["min_tokens", "ignore_eos"] },
 ];
-const CHECKS = ["ignore_eos", "infill"];
+const CHECKS = ["ignore_eos", "infill", "chat_template"];
 
 export class Controls extends EventTarget {
   #form;
   #settings;
-  #limits = {};
-  #fills = true;
+  #model = { limits: {}, gapless: null, template: "none" };
+  #sent;
   #inputs = new Map();
   #errors = new Map();
   // Fields whose input is no value that can be sent. The settings keep the value before it.
@@ -33,10 +34,12 @@ export class Controls extends EventTarget {
    * @param {HTMLElement} form
    * @param {object} settings changed in place
    * @param {(text: string) => Promise<{id: number, text: string}[]>} tokenize
+   * @param {HTMLElement} sent shows the prompt below the switch of the chat template
    */
-  constructor(form, settings, tokenize) {
+  constructor(form, settings, tokenize, sent) {
     super();
     this.#form = form;
+    this.#sent = sent;
     this.#settings = settings;
     this.#lists = {
       stop: new StopList(settings, () => this.#changed()),
@@ -56,7 +59,7 @@ export class Controls extends EventTarget {
       ...GROUPS.map(({ key, fields }) => h("details", { open: open.has(key), "data-group": key, class: "group" },
         h("summary", {}, t(`group.${key}`)), ...fields.map((name) => this.#field(name)))),
     );
-    this.limit(this.#limits, this.#fills);
+    this.follow(this.#model);
   }
 
   /** Show the settings after a change from outside. */
@@ -70,17 +73,26 @@ export class Controls extends EventTarget {
     this.clearErrors();
   }
 
-  /** Apply the operator's limits of the chosen model, and whether it can infill. */
-  limit(limits, fills) {
-    this.#limits = limits;
-    this.#fills = fills;
+  /**
+   * Apply the operator's limits of the chosen model, and what it can.
+   * @param {{limits: object, gapless: string|null, template: "offered"|"server"|"none"}} model
+   */
+  follow({ limits, gapless, template }) {
+    this.#model = { limits, gapless, template };
     for (const field of FIELDS) {
       const { max } = rangeOf(field, limits);
       for (const input of this.#inputs.get(field.name)) input.max = max;
     }
-    this.#inputs.get("infill")[0].disabled = !fills;
-    this.#form.querySelector("#hint-infill").textContent = t(fills ? "hint.infill" : "infill.none");
+    this.#able("infill", gapless);
+    this.#able("chat_template", template === "server" ? "template.server" : null);
+    this.#form.querySelector('[data-group="chat_template"]').hidden = template === "none";
     if (fit(this.#settings, limits)) this.refresh();
+  }
+
+  /** Enable a switch, or disable it with the words that say why. */
+  #able(name, why) {
+    this.#inputs.get(name)[0].disabled = why !== null;
+    this.#form.querySelector(`#hint-${name}`).textContent = t(why ?? `hint.${name}`);
   }
 
   /**
@@ -90,7 +102,7 @@ export class Controls extends EventTarget {
   async commit() {
     await this.#lists.logit_bias.commit();
     this.#lists.stop.commit();
-    const wrong = problems(this.#settings, this.#limits).filter(({ name }) => !this.#wrong.has(name));
+    const wrong = problems(this.#settings, this.#model.limits).filter(({ name }) => !this.#wrong.has(name));
     for (const { name, key, values } of wrong) this.#say(name, t(key, values));
     for (const name of this.#wrong) this.#say(name, this.#whyWrong(fieldOf(name)));
     return this.#wrong.size === 0 && wrong.length === 0;
@@ -127,7 +139,7 @@ export class Controls extends EventTarget {
   }
 
   #whyWrong(field) {
-    return t(field.whole ? "error.whole" : "error.range", rangeOf(field, this.#limits));
+    return t(field.whole ? "error.whole" : "error.range", rangeOf(field, this.#model.limits));
   }
 
   #say(name, message) {
@@ -139,6 +151,7 @@ export class Controls extends EventTarget {
   }
 
   #field(name) {
+    if (name === "chat_template") return h("div", {}, this.#check(name), this.#sent);
     if (CHECKS.includes(name)) return this.#check(name);
     return name in this.#lists ? this.#frame(name, this.#lists[name].build()) : this.#number(fieldOf(name));
   }
@@ -172,7 +185,7 @@ export class Controls extends EventTarget {
 
   #set(field, input) {
     const { name } = field;
-    const range = rangeOf(field, this.#limits);
+    const range = rangeOf(field, this.#model.limits);
     const value = input.value === "" ? null : Number(input.value);
     // If the text is no number the value is empty; only `badInput` tells the two apart.
     const wrong = input.validity.badInput || (value !== null && !accepts(field, value, range));

@@ -61,8 +61,8 @@ export class Dock {
   }
 
   #drawContinue() {
-    const { place, text, choices } = this.#session;
-    const key = place.fills ? "action.fill"
+    const { place, text, choices, answers } = this.#session;
+    const key = place.fills ? "action.fill" : answers ? "action.answer"
       : place.start < text.length && choices.length === 0 ? "action.here" : "action.continue";
     write("#continue-words", t(key));
   }

@@ -4,7 +4,7 @@ import { find, h } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { fileOf, FORMATS } from "./passages.js";
 import { copy } from "./share.js";
-import { BadTree, fromJson, toJson } from "./tree.js";
+import { BadTree, fromJson, toJson } from "./treefile.js";
 
 const MOST_BYTES = 64 * 1024 * 1024;
 

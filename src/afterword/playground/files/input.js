@@ -154,6 +154,7 @@ export class Input extends EventTarget {
 
   #sync() {
     this.#overlay.show(this.#area.value);
+    this.#area.toggleAttribute("data-bidi", this.#overlay.isBidi);
     this.#paintLater();
   }
 

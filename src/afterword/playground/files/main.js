@@ -24,11 +24,13 @@ import { Notice } from "./notice.js";
 import { Panel } from "./panel.js";
 import { Reference } from "./reference.js";
 import { defaults } from "./request.js";
+import { remembering, Sent } from "./sent.js";
 import { Session } from "./session.js";
 import { Share } from "./share.js";
 import { Stage } from "./stage.js";
 import { Start } from "./start.js";
 import { key } from "./storage.js";
+import { bodyOf, rendered } from "./template.js";
 import { TokenView } from "./tokenview.js";
 import { TreeMap } from "./treemap.js";
 
@@ -68,6 +70,7 @@ function fail(error, retry = null) {
 
 /** Returns the field of an error. A full context names no field; fewer `max_tokens` can fix it. */
 function fieldOf({ param, code }) {
+  if (param?.startsWith("messages")) return "chat_template";
   return code === "context_length_exceeded" && settings.max_tokens !== null ? "max_tokens" : param;
 }
 
@@ -89,18 +92,30 @@ function waitForServer() {
   setTimeout(() => void look(), LOOK_AGAIN_MS);
 }
 
-const tokenize = (text) => attempt(() => api.json("/tokenize", {
-  model: settings.model, prompt: text, add_special_tokens: false, return_token_strs: true,
-}));
+async function tokenize(prompt) {
+  const found = await attempt(() => api.json("/tokenize", {
+    model: settings.model, prompt, add_special_tokens: false, return_token_strs: true,
+  }));
+  return found && { ...found, prompt };
+}
 
+const ask = remembering((model, messages) => attempt(() => rendered(api, model, messages)));
+const render = (messages) => ask(settings.model, messages);
+const sent = new Sent(() => {
+  if (settings.model === "" || looking || session.busy) return undefined;
+  if (models.template !== "server") return session.request.messages;
+  // Under this name the server wraps the text as one message.
+  return [{ role: "user", content: session.text.slice(0, session.place.start), at: 0 }];
+}, render);
 const session = new Session({
-  api, settings: () => settings, page: () => ({ selection: editor.selection, fills: models.fills }),
+  api, settings: () => settings,
+  page: () => ({ selection: editor.selection, fills: models.fills, wraps: models.wraps }),
 });
 const keeper = new Keeper(session, settings);
 const controls = new Controls(find("#controls"), settings, async (text) => {
   const found = await tokenize(text);
   return found && found.tokens.map((id, i) => ({ id, text: found.token_strs[i] }));
-});
+}, sent.box);
 const panel = new Panel(find("#panel"), find("#panel-toggle"));
 const editor = new Editor(session, notice);
 const stage = new Stage();
@@ -108,9 +123,14 @@ new Choices(find("#choices"), session);
 const branches = new Branches(session);
 const comparison = new Comparison(session, stage);
 const map = new TreeMap(session, stage);
-const tokenView = new TokenView(find("#token-view"), (text) => (settings.model === "" || looking ? null : tokenize(text)));
+const tokenView = new TokenView(find("#token-view"), async (text) => {
+  if (settings.model === "" || looking) return null;
+  const { messages } = session;
+  const sent = messages === null ? { prompt: text } : await render(messages);
+  return sent && tokenize(sent.prompt);
+});
 const dock = new Dock({ session, settings, models, found: () => tokenView.found });
-const start = new Start(session, () => models.fills);
+const start = new Start(session, models);
 const documents = new Documents(keeper, session);
 const exporting = new Exporting(session, () => keeper.title || t("document.untitled"));
 const live = new Live(find("#live"), async () => {
@@ -129,15 +149,17 @@ const appearance = new Appearance(() => {
 const share = new Share(() => {
   const { text, gap } = session;
   const end = gap?.end ?? text.length;
-  return { body: session.body, keyed: key.get() !== null, settings, text: text.slice(0, gap?.start ?? end), suffix: text.slice(end) };
+  return { keyed: key.get() !== null, settings, text: text.slice(0, gap?.start ?? end), suffix: text.slice(end) };
 });
 new Reference(stage, () => attempt(() => api.json("/openapi.json")));
-const commands = new Commands({ session, editor, controls, panel, stage, notice, share, branches, map, keeper, live });
+const body = () => attempt(() => bodyOf(api, session.request));
+const commands = new Commands({ session, editor, controls, panel, stage, notice, share, branches, map, keeper, live, body });
 
 const followText = settled(SETTLE_MS, () => {
   appearance.follow(session.text);
   documents.follow();
 });
+document.addEventListener("selectionchange", () => sent.follow());
 
 session.addEventListener("problem", ({ detail }) => fail(detail, () => commands.run("continue")));
 session.addEventListener("running", () => {
@@ -152,6 +174,7 @@ for (const type of ["text", "gap", "tree", "marks"]) {
   session.addEventListener(type, () => {
     followText();
     start.follow();
+    sent.follow();
     if (session.running !== null) return;
     tokenView.follow(session.text);
     keeper.changed();
@@ -159,21 +182,38 @@ for (const type of ["text", "gap", "tree", "marks"]) {
 }
 for (const type of ["choices", "running"]) session.addEventListener(type, () => start.follow());
 session.addEventListener("settings", () => controls.refresh());
+session.addEventListener("ended", () => notice.tell(t(models.wraps ? "news.endedChat" : "news.ended")));
 tokenView.addEventListener("counted", () => dock.counted());
 controls.addEventListener("change", () => {
+  if (models.wraps !== wrapped) {
+    // A chat has no place for text after a gap.
+    if (session.gap !== null) session.turnGap();
+    followModel();
+  }
   dock.draw();
   keeper.changed();
 });
 models.addEventListener("chosen", () => {
-  controls.limit(models.limits, models.fills);
+  followModel();
+  keeper.changed();
+});
+
+let wrapped = false;
+
+/** Show what the chosen model can, and what is sent to it. */
+function followModel() {
+  wrapped = models.wraps;
+  controls.follow(models);
   start.build();
   dock.draw();
   tokenView.follow(session.text);
-  keeper.changed();
-});
+  sent.follow();
+}
+
 panel.addEventListener("shown", () => {
   live.open = panel.shown === "server";
   tokenView.draw();
+  sent.follow();
 });
 
 branches.addEventListener("compare", ({ detail }) => comparison.show(detail));

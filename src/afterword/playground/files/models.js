@@ -28,9 +28,30 @@ export class Models extends EventTarget {
     return this.#chosen?.afterword ?? {};
   }
 
-  /** Whether the chosen model can infill; true if the server does not say. */
+  /** The key of the words that say why no gap can be filled, or null if one can. */
+  get gapless() {
+    if (this.wraps) return "infill.chat";
+    return this.limits.suffix === false ? "infill.none" : null;
+  }
+
+  /** Whether the chosen model fills gaps here; true if the server does not say. */
   get fills() {
-    return this.limits.suffix !== false;
+    return this.gapless === null;
+  }
+
+  /**
+   * Who puts prompts into the chat template of the chosen model: the page if the reader wants it, the
+   * server under this name, or nobody because the model has none.
+   * @returns {"offered"|"server"|"none"}
+   */
+  get template() {
+    if (this.limits.template === "chat") return "server";
+    return this.limits.chat_template === true ? "offered" : "none";
+  }
+
+  /** Whether the page puts prompts into the chat template. */
+  get wraps() {
+    return this.#settings.chat_template && this.template === "offered";
   }
 
   /** Show the models of an answer of `/v1/models`. */

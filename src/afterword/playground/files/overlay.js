@@ -7,6 +7,8 @@
 
 import { commonPrefix, commonSuffix } from "./tokens.js";
 
+/** Characters written from right to left, and marks that turn the direction. */
+const BIDI = /[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
 /** A block ends at the first line end after this many units. */
 const LEAST_UNITS = 1000;
 
@@ -29,6 +31,11 @@ export class Overlay {
     return this.#box;
   }
 
+  /** Whether the text has a direction of its own in some paragraph. */
+  get isBidi() {
+    return this.#box.dataset.bidi !== undefined;
+  }
+
   /** Changes when blocks are replaced: earlier ranges are invalid then. */
   get version() {
     return this.#version;
@@ -41,6 +48,10 @@ export class Overlay {
     const head = commonPrefix(before, text);
     const gone = before.length - head - commonSuffix(before, text, head);
     this.#text = text;
+    const added = text.slice(head, head + gone + text.length - before.length);
+    // Only then, because it costs the layout of the whole paragraph at each key.
+    if (BIDI.test(added)) this.#box.dataset.bidi = "";
+    else if (this.isBidi && !BIDI.test(text)) delete this.#box.dataset.bidi;
     const first = this.#blockAt(head);
     let last = this.#blockAt(Math.max(head, head + gone - 1));
     const start = this.#starts[first];
@@ -50,7 +61,6 @@ export class Overlay {
     const chunks = chunksOf(text.slice(start, endOf(last)));
     if (first === last && chunks.length === 1) {
       const { node } = this.#blocks[first];
-      const added = text.slice(head, head + gone + text.length - before.length);
       node.replaceData(head - start, gone, added);
     } else {
       this.#replace(first, last, chunks);

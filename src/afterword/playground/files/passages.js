@@ -14,20 +14,30 @@ export function passagesOf(tree, id) {
   for (const node of pathOf(tree, id)) {
     parts = cut(parts, node.from);
     const end = node.text.length - node.tail;
-    push(parts, node.by, node.text.slice(0, end));
+    const blank = blankOf(node);
+    push(parts, "you", node.text.slice(0, blank));
+    push(parts, node.by, node.text.slice(blank, end));
     // The text after a filled gap is the reader's.
     push(parts, "you", node.text.slice(end));
   }
   return parts;
 }
 
-function push(parts, by, text) {
+/** Returns the length of the blank line that the page put before an answer: a lead without tokens. */
+function blankOf({ from, text, groups, lead, whole }) {
+  const hasTokens = !whole && groups.some(({ start }) => start < from + lead);
+  return hasTokens || text.slice(0, lead).trim() !== "" ? 0 : lead;
+}
+
+/** Add a text to passages. */
+export function push(parts, by, text) {
   if (text === "") return;
   if (parts.at(-1)?.by === by) parts.at(-1).text += text;
   else parts.push({ by, text });
 }
 
-function cut(parts, units) {
+/** Returns the passages of the first `units` of a text. */
+export function cut(parts, units) {
   const kept = [];
   let left = units;
   for (const { by, text } of parts) {

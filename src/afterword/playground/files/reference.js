@@ -1,4 +1,4 @@
-/** The API reference on the stage. A link to /docs could not send the key; this page can. */
+/** The API reference, from the OpenAPI document. A link to /docs cannot send the key; a page can. */
 
 import { find, h } from "./dom.js";
 import { t } from "./i18n.js";
@@ -17,26 +17,27 @@ export class Reference {
       event.preventDefault();
       void load().then((document) => {
         if (document === null) return;
-        this.#draw(document);
+        drawReference(this.#box, document);
         stage.show(this.#box, t("server.docs"));
       });
     });
   }
+}
 
-  #draw({ info, paths, components }) {
-    const operations = Object.entries(paths).flatMap(([path, methods]) => (
-      Object.entries(methods).map(([method, { summary }]) => [
-        h("h3", {}, `${method.toUpperCase()} ${path}`), h("p", {}, summary ?? ""),
-      ])));
-    const schemas = Object.entries(components?.schemas ?? {}).map(([name, { description, properties = {} }]) => [
-      h("h3", {}, name), h("p", { class: "hint" }, description ?? ""),
-      h("dl", {}, ...Object.entries(properties).flatMap(([field, schema]) => [
-        h("dt", {}, field), h("dd", {}, [typeOf(schema), schema.description].filter(Boolean).join(". ")),
-      ])),
-    ]);
-    this.#box.replaceChildren(h("p", {}, `${info.title} ${info.version}`), ...operations.flat(), ...schemas.flat());
-    this.#box.scrollTop = 0;
-  }
+/** Draw an OpenAPI document into a box: every operation, every schema, every field. */
+export function drawReference(box, { info, paths, components }) {
+  const operations = Object.entries(paths).flatMap(([path, methods]) => (
+    Object.entries(methods).map(([method, { summary }]) => [
+      h("h3", {}, `${method.toUpperCase()} ${path}`), h("p", {}, summary ?? ""),
+    ])));
+  const schemas = Object.entries(components?.schemas ?? {}).map(([name, { description, properties = {} }]) => [
+    h("h3", {}, name), h("p", { class: "hint" }, description ?? ""),
+    h("dl", {}, ...Object.entries(properties).flatMap(([field, schema]) => [
+      h("dt", {}, field), h("dd", {}, [typeOf(schema), schema.description].filter(Boolean).join(". ")),
+    ])),
+  ]);
+  box.replaceChildren(h("p", {}, `${info.title} ${info.version}`), ...operations.flat(), ...schemas.flat());
+  box.scrollTop = 0;
 }
 
 /** Returns the type of a schema in a few words. */

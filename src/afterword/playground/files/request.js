@@ -23,13 +23,13 @@ const SEVERAL = 3;
 
 /**
  * @typedef {{model: string, stop: string[], logit_bias: {id: number, text: string, bias: number}[],
- *   ignore_eos: boolean, infill: boolean, [name: string]: unknown}} Settings
+ *   ignore_eos: boolean, infill: boolean, chat_template: boolean, [name: string]: unknown}} Settings
  */
 
 /** @returns {Settings} the defaults of the page */
 export function defaults() {
   const numbers = Object.fromEntries(FIELDS.map((field) => [field.name, field.page]));
-  return { model: "", ...numbers, stop: [], logit_bias: [], ignore_eos: false, infill: false };
+  return { model: "", ...numbers, stop: [], logit_bias: [], ignore_eos: false, infill: false, chat_template: false };
 }
 
 /** Returns the range of a field under the operator's limits. */
@@ -57,7 +57,7 @@ export function readSettings(raw, base = defaults()) {
     settings.stop = given.stop.filter((s) => typeof s === "string" && s !== "").slice(0, 64);
   }
   if (Array.isArray(given.logit_bias)) settings.logit_bias = given.logit_bias.filter(isBias);
-  for (const name of ["ignore_eos", "infill"]) {
+  for (const name of ["ignore_eos", "infill", "chat_template"]) {
     if (typeof given[name] === "boolean") settings[name] = given[name];
   }
   return settings;

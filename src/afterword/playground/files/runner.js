@@ -3,6 +3,7 @@
 import { ApiError, Interrupted, Unreachable } from "./api.js";
 import { Meter } from "./meter.js";
 import { canStream } from "./request.js";
+import { bodyOf, groupsInText, partsOf, rendered } from "./template.js";
 import { TokenReader } from "./tokens.js";
 
 /** The tokenizer changes this text, so its tokens have no places in it. */
@@ -34,24 +35,31 @@ export class Runner extends EventTarget {
 
   /**
    * Run a completion. `take` gets every choice, whole or in parts.
+   * @param {import("./template.js").Request} request
    * @returns {Promise<"stopped"|"interrupted"|null>} null if it was not cut short
    */
-  write(body, take) {
+  write(request, take) {
     return this.#run("writing", async (signal) => {
+      const body = await bodyOf(this.#api, request, signal);
       for await (const choice of this.#choices(body, signal)) take(choice);
       return null;
     });
   }
 
-  /** Score the prompt of a body. Resolves to its groups, or to null if there is no answer. */
-  async score(body) {
+  /**
+   * Score a text, in the chat template if the request has messages. Resolves to the text's groups,
+   * or to null if there is no answer.
+   */
+  async score({ body, messages }) {
     let groups = null;
     await this.#run("scoring", async (signal) => {
-      const { choices: [choice] } = await this.#api.json("/v1/completions", body, signal);
+      const wrap = messages && await rendered(this.#api, body.model, messages, signal);
+      const prompt = wrap?.prompt ?? body.prompt;
+      const { choices: [choice] } = await this.#api.json("/v1/completions", { ...body, prompt }, signal);
       const reader = new TokenReader();
       reader.add(choice.text, choice.logprobs);
-      if (reader.text !== body.prompt) throw new ChangedText("the tokenizer changes this text");
-      ({ groups } = reader);
+      if (reader.text !== prompt) throw new ChangedText("the tokenizer changes this text");
+      groups = wrap === null ? reader.groups : groupsInText(reader.groups, partsOf(wrap, messages));
     });
     return groups;
   }

@@ -23,9 +23,10 @@ export async function copy(text) {
 export class Share {
   #dialog = find("#share");
   #page;
+  #body = {};
   #tabs;
 
-  /** @param {() => {body: object, keyed: boolean, settings: object, text: string, suffix: string}} page */
+  /** @param {() => {keyed: boolean, settings: object, text: string, suffix: string}} page */
   constructor(page) {
     this.#page = page;
     const list = find("#share-tabs");
@@ -38,15 +39,18 @@ export class Share {
     find("#share-link").addEventListener("click", () => void this.#copyLink());
   }
 
-  open() {
+  /** Show a request. @param {object} body */
+  open(body) {
+    this.#body = body;
     this.#draw();
     find("#share-said").textContent = "";
     this.#dialog.showModal();
   }
 
   #draw() {
-    const { body, keyed } = this.#page();
-    const code = LANGUAGES[this.#tabs.chosen.dataset.view]({ base: location.origin, body, keyed });
+    const { keyed } = this.#page();
+    const call = { base: location.origin, body: this.#body, keyed };
+    const code = LANGUAGES[this.#tabs.chosen.dataset.view](call);
     find("#share-code").textContent = code;
   }
 

@@ -4,7 +4,7 @@
  * All text becomes a literal of the language, so text of the page cannot become code.
  */
 
-const OWN_FIELDS = ["top_k", "min_p", "min_tokens", "ignore_eos"];
+const OWN_FIELDS = ["top_k", "min_p", "min_tokens", "ignore_eos", "stop_token_ids"];
 const KEY_VARIABLE = "AFTERWORD_API_KEY";
 
 /** @typedef {{base: string, body: Record<string, unknown>, keyed: boolean}} Call */

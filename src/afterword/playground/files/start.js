@@ -1,16 +1,18 @@
 /** What an empty page offers: beginnings to try, gone with the first key. */
 
-import { find, h } from "./dom.js";
+import { find, h, write } from "./dom.js";
 import { t } from "./i18n.js";
 
 /**
- * @typedef {{name: string, gap?: boolean, score?: boolean}} Beginning
- * `gap`: its text has a gap where `|` stands; `score`: it is scored and not continued
+ * @typedef {{name: string, asks?: boolean, gap?: boolean, score?: boolean}} Beginning
+ * `asks`: in a chat template it has another text, an instruction; `gap`: its text has a gap where `|`
+ * stands; `score`: it is scored and not continued
  */
 
 /** @type {Beginning[]} */
 const BEGINNINGS = [
-  { name: "story" }, { name: "dialogue" }, { name: "list" }, { name: "few" },
+  { name: "story", asks: true }, { name: "dialogue", asks: true }, { name: "list", asks: true },
+  { name: "few", asks: true },
   { name: "gap", gap: true }, { name: "score", score: true },
 ];
 
@@ -18,16 +20,16 @@ const BEGINNINGS = [
 export class Start extends EventTarget {
   #box = find("#start");
   #session;
-  #fills = () => true;
+  #models;
 
   /**
    * @param {import("./session.js").Session} session
-   * @param {() => boolean} fills whether the chosen model can infill
+   * @param {import("./models.js").Models} models
    */
-  constructor(session, fills) {
+  constructor(session, models) {
     super();
     this.#session = session;
-    this.#fills = fills;
+    this.#models = models;
   }
 
   /** Show the beginnings if the page is empty. */
@@ -42,20 +44,28 @@ export class Start extends EventTarget {
 
   /** Build the beginnings in the current language. */
   build() {
+    const { wraps, gapless } = this.#models;
+    write("#start-title", t(wraps ? "start.asks" : "start.what"));
+    find("#text").placeholder = t(wraps ? "text.asks" : "text.placeholder");
     find("#beginnings").replaceChildren(...BEGINNINGS.map((beginning) => {
       const { name, gap = false } = beginning;
-      const off = gap && !this.#fills();
+      const off = gap && gapless !== null;
       return h("li", {}, h("button", {
         type: "button", class: "beginning", disabled: off, "data-beginning": name,
-        title: t(off ? "infill.none" : "start.try"), onclick: () => this.#choose(beginning),
+        title: t(off ? gapless : "start.try"), onclick: () => this.#choose(beginning),
       },
       h("strong", {}, t(`start.${name}`)),
-      h("span", { class: "beginning-text" }, h("bdi", {}, shown(t(`start.${name}.text`))))));
+      h("span", { class: "beginning-text" }, h("bdi", {}, shown(this.#textOf(beginning))))));
     }));
   }
 
-  #choose({ name, gap = false, score = false }) {
-    const raw = t(`start.${name}.text`);
+  #textOf({ name, asks = false }) {
+    return t(`start.${name}.${asks && this.#models.wraps ? "asks" : "text"}`);
+  }
+
+  #choose(beginning) {
+    const { gap = false, score = false } = beginning;
+    const raw = this.#textOf(beginning);
     const at = raw.indexOf("|");
     this.dispatchEvent(new CustomEvent("chosen", {
       detail: {

@@ -1,4 +1,4 @@
-/** The token view: ids, texts and number of the tokens of the current text. */
+/** The token view: ids, texts and number of the tokens of the current text, or of its prompt. */
 
 import { h, settled } from "./dom.js";
 import { number, t } from "./i18n.js";
@@ -17,7 +17,8 @@ export class TokenView extends EventTarget {
 
   /**
    * @param {HTMLElement} box
-   * @param {(text: string) => Promise<object|null>} tokenize
+   * @param {(text: string) => Promise<object|null>} tokenize resolves to an answer of /tokenize with
+   *   the `prompt` that was tokenized
    */
   constructor(box, tokenize) {
     super();
@@ -48,12 +49,12 @@ export class TokenView extends EventTarget {
 
   draw() {
     if (this.#box.closest("[hidden]") !== null || this.#found === null) return;
-    const { tokens, token_strs: strings, count, max_model_len: context } = this.#found;
+    const { prompt, tokens, token_strs: strings, count, max_model_len: context } = this.#found;
     const first = Math.max(0, count - SHOWN);
     const rows = strings.slice(first).map((text, i) => h("li", { class: "token" },
       h("bdi", {}, spelled(text)), h("span", { class: "id" }, tokens[first + i])));
     const sum = t("tokens.sum", {
-      count: number(count), characters: number([...this.#text].length), context: number(context),
+      count: number(count), characters: number([...prompt].length), context: number(context),
     });
     const more = first > 0 ? [h("p", { class: "hint" }, t("tokens.last", { count: number(SHOWN) }))] : [];
     this.#box.replaceChildren(h("p", { class: "token-sum" }, sum), ...more,

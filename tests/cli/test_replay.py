@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from afterword.cli.answer_shape import differences
+from afterword.cli.answer_shape import differences, folded
 from afterword.cli.models import models
 from afterword.cli.replay import replay
 from afterword.core.errors import ConfigError
@@ -60,6 +60,18 @@ def test_what_is_alike_exits_with_0(tmp_path: Path) -> None:
     )
     assert lines == ["2 requests, 2 as recorded, 0 not"]
     assert status == 0
+
+
+def test_how_a_stream_is_divided_changes_no_shape() -> None:
+    def chunk(text: str, reason: str | None) -> dict[str, Any]:
+        choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": reason}
+        return {"id": "cmpl-1", "choices": [choice]}
+
+    usage = {"id": "cmpl-1", "choices": [], "usage": {"total_tokens": 3}}
+    several = folded([chunk("a", None), chunk("b", None), chunk("c", "length"), usage, "[DONE]"])
+    assert several["usage"] == {"total_tokens": 3}
+    assert not list(differences(folded([chunk("abc", "length"), usage]), several))
+    assert folded([]) == {"chunk": {}, "usage": None}
 
 
 def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:

@@ -58,8 +58,23 @@ def _kind(value: Any) -> str:  # noqa: ANN401 - JSON
 
 
 def folded(events: Sequence[Any]) -> dict[str, Any]:
-    """Returns the shape of a stream: its first chunk with choices, and the last one's usage."""
+    """Returns the shape of a stream: its chunks with choices as one, and the last one's usage.
+
+    How tokens are divided into chunks is a matter of time, and so is which chunk has a reason to
+    finish. So of each field the first value counts that is not null.
+    """
     chunks = [event for event in events if isinstance(event, Mapping)]
-    first = next((chunk for chunk in chunks if chunk.get("choices")), {})
-    last = chunks[-1] if chunks else {}
-    return {"chunk": first, "usage": last.get("usage")}
+    with_choices = [chunk for chunk in chunks if chunk.get("choices")]
+    choices = [choice for chunk in with_choices for choice in chunk["choices"]]
+    whole = _first_values(with_choices)
+    if whole:
+        whole["choices"] = [_first_values([c for c in choices if isinstance(c, Mapping)])]
+    return {"chunk": whole, "usage": chunks[-1].get("usage") if chunks else None}
+
+
+def _first_values(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in (item for each in objects for item in each.items()):
+        if found.get(name) is None:
+            found[name] = value
+    return found

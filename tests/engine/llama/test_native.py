@@ -70,7 +70,7 @@ def test_header_and_structure_say_the_same() -> None:
     (body,) = re.findall(r"struct afterword_row \{(.*?)\};", text, re.DOTALL)
     fields = []
     for declaration in body.split(";")[:-1]:
-        kind, names = re.fullmatch(r"\s*((?:const )?\w+)\s+(.*)", declaration, re.DOTALL).groups()
+        ((kind, names),) = re.findall(r"^\s*((?:const )?\w+)\s+(.*)$", declaration, re.DOTALL)
         fields += [
             (name.strip("* "), ctypes.c_void_p if "*" in name else _kind(kind))
             for name in names.split(",")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from afterword.core.draws import uniform
 from afterword.core.job import InfillFilter, SamplingParams
 from afterword.engine.llama.binding import CHANGES
-from afterword.engine.llama.context import exponentials
+from afterword.engine.llama.context import exponentials, idle_pool
 from afterword.engine.llama.native_sampler import NativeSampler, make_sampler
 from afterword.engine.row_query import NoNumbersError, RowQuery, RowResult
 from afterword.engine.sampler import Sampler
@@ -197,3 +197,15 @@ def test_a_broken_row_is_an_error_of_its_own() -> None:
     assert isinstance(broken.error, NoNumbersError)
     assert first.error is None
     assert bits(first) == bits(last)
+
+
+def test_rows_are_drawn_alone_while_a_batch_is_computed() -> None:
+    """Another model's step is not waited for, and changes nothing."""
+    rows = np.random.default_rng(2).normal(0, 3, (16, 20_000)).astype(np.float32)
+    asked = [RowQuery(i, SamplingParams(top_p=0.9), uniform(3, 0, i), top=3) for i in range(16)]
+    sampler = make_sampler(20_000, 2)
+    expected = [bits(each) for each in sampler.answer(rows, asked)]
+    with idle_pool(2):
+        assert [bits(each) for each in sampler.answer(rows, asked)] == expected
+        with idle_pool(2) as pool:
+            assert pool is None

@@ -25,7 +25,6 @@ from afterword.engine.batching.runner import Trim
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.llama.binding import multiply_row_by_row
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner
-from afterword.engine.sampler import Sampler
 from stages import Profile, job, kinds
 from support.embedded import embedded_file
 from support.runners import open_runner
@@ -37,7 +36,7 @@ HASHED_JOBS = [job(7, prompt=300, tokens=4), *(job(i, prompt=30 + i, tokens=8) f
 def bits(runner: LlamaRunner, jobs: list[Job]) -> str:
     """Returns a digest of all logits of some jobs, which run together."""
     digest = hashlib.sha256()
-    sampler = Sampler(runner.vocabulary, runner.exponentials)
+    sampler = runner.sampler
     scheduler = Scheduler(runner, frozenset(), score_budget_bytes=0)
     for key, one in enumerate(jobs):
         scheduler.add(key, [one])

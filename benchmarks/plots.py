@@ -19,7 +19,6 @@ from afterword.core.job import SamplingParams
 from afterword.core.machine import usable_cores
 from afterword.engine.batching.runner import Batch, Trim
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner
-from afterword.engine.sampler import Sampler
 from stages import best_s
 from support.embedded import embedded_file
 from support.runners import open_runner
@@ -88,7 +87,7 @@ def drawing_ms(runner: LlamaRunner) -> float:
     """Returns the milliseconds to sample a token from a row with top_p."""
     fill(runner, [0], 64)
     row = runner.decode(step([0], 64, 1))[0].copy()
-    sampler, params = Sampler(runner.vocabulary, runner.exponentials), SamplingParams(top_p=0.95)
+    sampler, params = runner.sampler, SamplingParams(top_p=0.95)
     return 1e3 * best_s(lambda: sampler.draw(row, params, 0.5), ROUNDS)
 
 

@@ -1,5 +1,7 @@
 """What each stage of the sampler costs: microseconds a token at two sizes of vocabulary.
 
+In native code on one thread, and in numpy, which is the reference.
+
     python benchmarks/sampling.py [--model FILE]
 
 Rows are random. The mask of a JSON Schema needs a real vocabulary, so its row is there with
@@ -22,7 +24,9 @@ from afterword.engine.grammar import GrammarMatcher, Grammars
 from afterword.engine.history import History
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.context import exponentials
+from afterword.engine.llama.native_sampler import make_sampler
 from afterword.engine.llama.vocab import LlamaTokenizer
+from afterword.engine.row_query import RowQuery
 from afterword.engine.sampler import Sampler
 
 VOCABULARIES = (49_152, 151_936)
@@ -33,6 +37,8 @@ STAGES = {
     "greedy": SamplingParams(temperature=0),
     "temperature": SamplingParams(temperature=0.8),
     "top_p": SamplingParams(top_p=0.95),
+    "min_p": SamplingParams(min_p=0.05),
+    "top_k": SamplingParams(top_k=40),
     "typical_p": SamplingParams(typical_p=0.9),
     "xtc": SamplingParams(xtc_probability=1.0),
     "repetition_penalty": SamplingParams(temperature=0, repetition_penalty=1.1),
@@ -62,19 +68,23 @@ def median_us(work: Callable[[], object]) -> float:
     return 1e6 * statistics.median(times)
 
 
-def stage_us(vocabulary: int, params: SamplingParams) -> float:
+def stage_us(sampler: Sampler, vocabulary: int, params: SamplingParams) -> float:
     """Returns what one draw costs, with a history of 2,000 tokens."""
     rng = np.random.default_rng(1)
     row = rng.normal(0, 3, vocabulary).astype(np.float32)
-    sampler = Sampler(vocabulary, exponentials)
     history = None
     if History.needed(params):
         history = History(rng.integers(0, 400, PROMPT_TOKENS).astype(np.int32), params)
         history.accept(7)
     allowed = np.array(params.allowed_ids) if params.allowed_ids else None
-    return median_us(
-        lambda: sampler.draw(row, params, 0.5, second=0.1, history=history, allowed=allowed)
-    )
+
+    def draw() -> None:
+        changed = None
+        if history is not None or allowed is not None:
+            changed = sampler.change(row, history=history, allowed=allowed)
+        sampler.answer(row[np.newaxis], [RowQuery(0, params, 0.5, 0.1, changed)])
+
+    return median_us(draw)
 
 
 def mask_us(path: Path) -> tuple[int, float, float]:
@@ -84,7 +94,7 @@ def mask_us(path: Path) -> tuple[int, float, float]:
     vocabulary = len(tokenizer.pieces)
     grammar = OutputGrammar("json", json.dumps(SCHEMA))
     compiled = Grammars(tokenizer).constraint(grammar).compiled
-    sampler = Sampler(vocabulary, exponentials)
+    sampler = make_sampler(vocabulary, 1)
     row = np.random.default_rng(1).normal(0, 3, vocabulary).astype(np.float32)
     masks, draws = [], []
     for _ in range(10):
@@ -93,7 +103,10 @@ def mask_us(path: Path) -> tuple[int, float, float]:
             start = time.perf_counter()
             mask = state.mask()
             made = time.perf_counter()
-            sampler.draw(row, SamplingParams(temperature=0), 0, mask=mask)
+            query = RowQuery(
+                0, SamplingParams(temperature=0), changed=sampler.change(row, mask=mask)
+            )
+            sampler.answer(row[np.newaxis], [query])
             draws.append(time.perf_counter() - made)
             masks.append(made - start)
             state.accept(token)
@@ -106,9 +119,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a GGUF file, for the row of the mask")
     arguments = parser.parse_args()
-    print(f"{'µs a token':<22}" + "".join(f"{size:>10,}" for size in VOCABULARIES))
+    print(f"{'µs a token':<22}" + "".join(f"{size:>10,}{'numpy':>10}" for size in VOCABULARIES))
+    samplers = [
+        (sampler, size)
+        for size in VOCABULARIES
+        for sampler in (make_sampler(size, 1), Sampler(size, exponentials))
+    ]
     for name, params in STAGES.items():
-        costs = [stage_us(size, params) for size in VOCABULARIES]
+        costs = [stage_us(sampler, size, params) for sampler, size in samplers]
         print(f"{name:<22}" + "".join(f"{cost:>10.0f}" for cost in costs))
     if arguments.model:
         vocabulary, mask, draw = mask_us(arguments.model)

@@ -23,7 +23,6 @@ from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Trim
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner
-from afterword.engine.sampler import Sampler
 from support.embedded import embedded_file
 from support.runners import open_runner
 
@@ -62,7 +61,7 @@ class Profile:
 
     def __init__(self, runner: LlamaRunner) -> None:
         self._runner = runner
-        self._sampler = Sampler(runner.vocabulary, runner.exponentials)
+        self._sampler = runner.sampler
 
     def steps(self, jobs: list[Job], *, prefill: bool) -> tuple[dict[str, float], int]:
         """Returns median seconds by stage and median tokens, of steps that prefill or decode."""

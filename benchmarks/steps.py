@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.job import Job, SamplingParams
+from afterword.core.machine import usable_cores
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import Batch, KVInstruction
 from afterword.engine.batching.scheduler import Scheduler
-from afterword.engine.llama.context import exponentials
-from afterword.engine.sampler import Sampler
+from afterword.engine.llama.native_sampler import make_sampler
 
 VOCABULARY = 49_152
 STEPS = 300
@@ -35,12 +35,12 @@ class FreeRunner:
     least_shared_tokens = 4
     block_tokens = 64
     sharing: PrefixSharing = "cells"
-    exponentials = staticmethod(exponentials)
 
     def __init__(self, slots: int) -> None:
         self.sequences = slots
         self.blocks = slots * self.context_tokens // self.block_tokens
         self.slots = slots + self.blocks
+        self.sampler = make_sampler(VOCABULARY, usable_cores())
         rng = np.random.default_rng(0)
         self._rows = (3 * rng.standard_normal((slots, VOCABULARY))).astype(np.float32)
 
@@ -63,7 +63,6 @@ def step_us(sequences: int, sampling: SamplingParams) -> float:
     """Returns the median microseconds of a step in which each sequence generates a token."""
     runner = FreeRunner(sequences)
     scheduler = Scheduler(runner, frozenset(), score_budget_bytes=0)
-    sampler = Sampler(VOCABULARY, runner.exponentials)
     for key in range(sequences):
         prompt = tuple(range(key, key + 8))
         scheduler.add(
@@ -75,7 +74,7 @@ def step_us(sequences: int, sampling: SamplingParams) -> float:
         step = scheduler.schedule(512)
         if step is None:
             raise RuntimeError("the sequences have ended")
-        scheduler.update(step, evaluate(step, runner.decode(step.batch), sampler))
+        scheduler.update(step, evaluate(step, runner.decode(step.batch), runner.sampler))
         scheduler.take_events()
         took_us.append((time.perf_counter() - started) * 1e6)
     return statistics.median(took_us)

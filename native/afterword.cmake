@@ -64,6 +64,10 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
     if(NOT MSVC)
       # A product joined to a sum in one loop and not in another would round otherwise.
       afterword_compile_kernels(packed_portable.cpp -ffp-contract=off)
+      # draw.cpp has none; the others compute what numpy does.
+      foreach(FILE draw_fewest draw_filters draw_row draw_survivors draw_top)
+        afterword_compile_kernels(${FILE}.cpp -ffp-contract=off)
+      endforeach()
     endif()
     # Hundreds of small files include the same large headers: together they compile faster. Files of ours stay apart.
     set_target_properties(llama PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)

@@ -66,6 +66,42 @@ LLAMA_API void llama_afterword_attach_thread_pool(struct llama_context * context
 // Writes exp(row[i] - largest) for size numbers, and returns their sum. out may be row.
 GGML_BACKEND_API double ggml_afterword_exponentials(int32_t size, float * out, const float * row, float largest);
 
+// --- Drawing and scoring ----------------------------------------------------------------------------------------------
+
+// What became of a row.
+enum {
+    AFTERWORD_ROW_DONE    = 0,
+    AFTERWORD_ROW_BROKEN  = 1, // its logits have NaN or plus infinity, or are all minus infinity
+    AFTERWORD_ROW_NOTHING = 2, // no token is left to draw
+};
+
+// A row of logits, what to do with it, and the results. Parameters are those of SamplingParams in Python, where a
+// temperature of 0 takes the highest logit.
+struct afterword_row {
+    const float * logits;     // as the model computed them
+    const float * changed;    // what is drawn from: logits with bias, penalties and bans; NULL for those above
+    double  uniform, second;  // in [0, 1): for the draw, and for whether XTC excludes
+    double  temperature, top_p, min_p, typical_p, xtc_probability, xtc_threshold;
+    int32_t top_k;
+    int32_t top;              // how many of the highest logits are wanted; -1: no score
+    int32_t ranked;           // 1: the rank of the token is wanted
+    int32_t token;            // to be scored; -1: one is drawn, and its id put here
+    int32_t rank;             // result: how many logits are at least that of the token
+    int32_t state;            // result: AFTERWORD_ROW_*; unless DONE, there is no other
+    double  normaliser;       // result: log(sum(exp(logits)))
+    double  logprob;          // result: of the token
+    int64_t * top_ids;        // result: highest first, on a tie the lowest id first; fewer than asked for if the
+    double  * top_logprobs;   // vocabulary is smaller
+};
+
+// How many bytes of memory a thread needs to draw from rows of so many logits.
+GGML_BACKEND_API int64_t ggml_afterword_draw_room(int32_t vocabulary);
+
+// Answers rows, each as if it were alone, with up to so many threads of a pool that computes nothing else meanwhile. rooms
+// has memory for each thread, and its address is a multiple of 64. pool may be NULL: the calling thread then does it all.
+GGML_BACKEND_API void ggml_afterword_draw(
+    ggml_threadpool_t pool, int32_t threads, int32_t vocabulary, struct afterword_row * rows, int32_t count, void * rooms);
+
 // --- Models and their vocabulary --------------------------------------------------------------------------------------
 
 // Contexts of the model that are made from now on have a sliding window of so many tokens. Returns the one before; 0 for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -15,18 +15,20 @@ from hypothesis import strategies as st
 
 from afterword.core.draws import uniform
 from afterword.core.job import SamplingParams
+from afterword.engine.changes import Bias
+from afterword.engine.filters import fewest
 from afterword.engine.history import History
 from afterword.engine.llama.context import exponentials as embedded_exponentials
-from afterword.engine.sampler import (
-    Bias,
-    Exponentials,
-    NoNumbersError,
-    NothingToDrawError,
-    Sampler,
-    _fewest,
-    exponentials,
-)
+from afterword.engine.llama.native_sampler import make_sampler
+from afterword.engine.row_query import NoNumbersError, NothingToDrawError, RowQuery
+from afterword.engine.sampler import Exponentials, Sampler, exponentials
 from support.examples import examples
+
+
+def native_sampler(size: int) -> Sampler:
+    """The sampler of the embedded engine, on two threads."""
+    return make_sampler(size, 2)
+
 
 SIZES = (1, 3, 255, 256, 257, 1000, 5000)
 
@@ -174,15 +176,23 @@ def test_only_allowed_ids_are_drawn_whatever_else_is_asked() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("make", [Sampler, native_sampler])
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
-def test_drawn_tokens_pass_a_chi_square(top_p: float, flat: bool) -> None:
-    size = 300
+@pytest.mark.parametrize("params", [
+    SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(top_p=0.5),
+    SamplingParams(temperature=0.7), SamplingParams(min_p=0.05), SamplingParams(top_k=20),
+    SamplingParams(typical_p=0.8), SamplingParams(xtc_probability=1.0, xtc_threshold=0.01),
+])  # fmt: skip
+def test_drawn_tokens_pass_a_chi_square(
+    make: Callable[[int], Sampler], params: SamplingParams, flat: bool
+) -> None:
+    size, draws, at_once = 300, 20_000, 50
     row = row_of(size, 7, flat=flat)
-    params = SamplingParams(top_p=top_p)
-    sampler = Sampler(size)
-    draws = 20_000
-    counts = Counter(sampler.draw(row, params, uniform(11, 0, i)) for i in range(draws))
+    rows, sampler = np.tile(row, (at_once, 1)), make(size)
+    counts: Counter[int] = Counter()
+    for first in range(0, draws, at_once):
+        asked = [RowQuery(i, params, uniform(11, 0, first + i)) for i in range(at_once)]
+        counts.update(result.token for result in sampler.answer(rows, asked))
     expected = oracle(row, params)
     assert set(counts) <= set(expected)
     common = {t: p for t, p in expected.items() if p * draws >= 5}
@@ -209,7 +219,7 @@ def test_fewest_agrees_with_a_sort(size: int, seed: int, scale: float, share: fl
     weights = np.exp(row - row.max())
     mass = np.sort(weights.astype(np.float64))[::-1].cumsum()
     goal = share * mass[-1]
-    marked = _fewest(weights, goal)
+    marked = fewest(weights, goal)
     order = np.lexsort((np.arange(size), -weights))
     assert set(order[: marked.sum()]) == set(np.flatnonzero(marked))
     # Sums in another order may differ in their last bits.
@@ -217,6 +227,12 @@ def test_fewest_agrees_with_a_sort(size: int, seed: int, scale: float, share: fl
     count = int(marked.sum())
     assert mass[count - 1] >= goal - room
     assert count == 1 or mass[count - 2] < goal + room
+
+
+def test_fewest_of_nothing_is_the_heaviest() -> None:
+    """With top_p 0 behind typical_p, whose likeliest token may be far below 1."""
+    weights = np.linspace(0.1, 0.2, 5000, dtype=np.float32)
+    assert np.flatnonzero(fewest(weights, 0.0)).tolist() == [4999]
 
 
 @given(size=st.sampled_from(SIZES), seed=st.integers(0, 2**32 - 1), k=st.integers(0, 20))

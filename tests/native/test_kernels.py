@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 CHOICE = "AFTERWORD_KERNELS"
 KERNELS = ("avx512", "avx2", "portable")
 # What does not depend on the kernels for packed weights.
-OTHERS = ("attention", "exponentials", "guard", "memory", "regex", "threads", "tokenizers")
+OTHERS = ("attention", "draw", "exponentials", "guard", "memory", "regex", "threads", "tokenizers")
 
 pytestmark = [
     pytest.mark.slow,

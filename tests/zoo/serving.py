@@ -19,7 +19,6 @@ from afterword.engine.llama.context import ContextOptions
 from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.loading import EngineOptions, Loaded, load
 from afterword.engine.llama.memory import model_memory
-from afterword.engine.sampler import Sampler
 from zoo.architectures import CONTEXT
 
 SLOTS = 3
@@ -118,7 +117,7 @@ class Server:
             score_budget_bytes=_SCORE_BYTES,
             checkpoint_budget_bytes=_CHECKPOINT_BYTES,
         )
-        self._sampler = Sampler(self.runner.vocabulary, self.runner.exponentials)
+        self._sampler = self.runner.sampler
         self.answers: dict[int, Answer] = {}
 
     def send(self, request: Request) -> int:

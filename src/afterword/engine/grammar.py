@@ -16,7 +16,8 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 from afterword.core.errors import UnusableGrammar
 from afterword.core.job import Constraint, OutputGrammar
 from afterword.core.protocols import Tokenizer
-from afterword.engine.sampler import GrammarError, Mask
+from afterword.engine.changes import Mask
+from afterword.engine.row_query import GrammarError
 
 _KEPT_GRAMMARS = 64
 _SHOWN_CHARACTERS = 300

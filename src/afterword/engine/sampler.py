@@ -2,80 +2,43 @@
 
 The sampler works on one row at a time, in buffers that stay in the processor's cache. So a result
 cannot depend on other rows, bit for bit (D1), and a row costs only what its parameters need.
+
+native/kernels/draw_row.cpp does the same on all threads. It adds in the order in which numpy adds
+here, so results are equal in all bits, and a seed keeps its tokens.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from afterword.core.job import InfillFilter, SamplingParams
+from afterword.engine.changes import Bias, Mask, change
+from afterword.engine.filters import fewest, typical
 from afterword.engine.history import History
 from afterword.engine.infill_filter import sure_enough
-
-Row = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+from afterword.engine.row_query import (
+    Ids,
+    NoNumbersError,
+    NothingToDrawError,
+    Row,
+    RowError,
+    RowQuery,
+    RowResult,
+    Rows,
+)
 
 _BLOCK = 256
 """Width of the blocks whose maxima and sums replace a sort of the whole row."""
 _FLOORS = tuple(np.float32(2.0**-power) for power in (10, 15, 20))
 """Smallest weights, relative to the likeliest token, that nucleus search tries in turn."""
-_FEW = 2048
-"""Up to this many weights are sorted directly; more are counted into bins first."""
-_CHUNK = 8192
-"""Weights counted into bins at once, so that numpy's temporary arrays stay in the cache."""
-_SHIFT = 16
-"""Low bits of a float32 that its bin ignores: 128 bins for each power of two."""
-_TOP_BIN = int(np.float32(1).view(np.int32)) >> _SHIFT
-_LEAST_BIN = int(np.float32(2.0**-20).view(np.int32)) >> _SHIFT
-
-_TYPICAL_BINS_A_NAT, _TYPICAL_BINS = 256, 8192
-"""Bins of the distance from the entropy: their width, and how many there are."""
+_MOST_CHANGED_ROWS = 32
+"""Rows with bias, penalties or bans that are kept until they are answered together."""
 _MOST_XTC_THRESHOLD = 0.5
 """Above it two tokens cannot both reach the threshold, and XTC is off."""
-
-
-class RowError(ArithmeticError):
-    """No token can be sampled from a row of logits."""
-
-
-class NothingToDrawError(RowError):
-    """Bias and bans leave no token."""
-
-
-class GrammarError(RowError):
-    """A sequence cannot be continued within its grammar, or within the bounds of its cost."""
-
-
-class NoNumbersError(RowError):
-    """The row has NaN or plus infinity, or minus infinity for every token."""
-
-
-class Bias(msgspec.Struct, frozen=True):
-    """``logit_bias`` by meaning: ``values`` to add at ``ids``, ``banned`` and ``forced`` ids."""
-
-    ids: Ids
-    values: Row
-    banned: Ids
-    forced: Ids
-
-    @staticmethod
-    def of(logit_bias: tuple[tuple[int, float], ...]) -> Bias | None:
-        """Returns the bias of (id, value) pairs; None if empty. -100 bans and 100 forces (R14)."""
-        if not logit_bias:
-            return None
-        added = [(i, v) for i, v in logit_bias if -100 < v < 100]
-        return Bias(
-            np.array([i for i, _ in added], np.int64),
-            np.array([v for _, v in added], np.float32),
-            np.array([i for i, v in logit_bias if v <= -100], np.int64),
-            np.array([i for i, v in logit_bias if v >= 100], np.int64),
-        )
 
 
 class Exponentials(Protocol):
@@ -105,7 +68,56 @@ class Sampler:
         # The padding beyond the vocabulary keeps these values.
         self._probabilities = np.zeros(self._blocks * _BLOCK, np.float32)
         self._padded = np.full(self._blocks * _BLOCK, -np.inf, np.float32)
-        self._logits = np.empty(vocabulary, np.float32)
+        # Pages of rows that are never used take no memory.
+        self._changed = np.empty((_MOST_CHANGED_ROWS, vocabulary), np.float32)
+        self._changes = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether there is room for no more changed rows until queries are answered."""
+        return self._changes == _MOST_CHANGED_ROWS
+
+    def change(
+        self,
+        row: Row,
+        *,
+        bias: Bias | None = None,
+        history: History | None = None,
+        allowed: Ids | None = None,
+        mask: Mask | None = None,
+        banned: Ids | None = None,
+    ) -> int:
+        """Returns the number of a changed copy of a row, which stays until the next ``answer``.
+
+        See ``changes.change``.
+        """
+        number = self._changes
+        logits = self._changed[number]
+        np.copyto(logits, row)
+        change(logits, bias=bias, history=history, allowed=allowed, mask=mask, banned=banned)
+        self._changes += 1
+        return number
+
+    def answer(self, rows: Rows, queries: Sequence[RowQuery]) -> list[RowResult]:
+        """Implements ``RowSampler``."""
+        self._changes = 0
+        return [self._answer(rows, query) for query in queries]
+
+    def _answer(self, rows: Rows, query: RowQuery) -> RowResult:
+        row, token = rows[query.row], query.token
+        try:
+            if query.params is not None:
+                changed = None if query.changed is None else self._changed[query.changed]
+                token = self._choose(row, changed, query.params, query.uniform, query.second)
+            if query.top is None:
+                return RowResult(token)
+            ids = self.top(row, query.top)
+            normaliser = self.normaliser(row, ids)
+        except RowError as error:
+            return RowResult(error=error)
+        top = row[ids].astype(np.float64) - normaliser
+        rank = int(np.count_nonzero(row >= row[token])) if query.ranked else 0
+        return RowResult(token, normaliser, float(row[token]) - normaliser, ids, top, rank)
 
     def draw(  # noqa: PLR0913 - what changes the logits, each by its name
         self,
@@ -129,13 +141,26 @@ class Sampler:
         Raises ``NothingToDrawError`` if no token is left, and ``NoNumbersError`` if the row has
         no finite largest logit.
         """
-        wrong: type[RowError] = NoNumbersError
+        changed = None
         if any(given is not None for given in (bias, history, allowed, mask, banned)):
+            changed = row.copy()
+            change(changed, bias=bias, history=history, allowed=allowed, mask=mask, banned=banned)
+        return self._choose(row, changed, params, uniform, second)
+
+    def _choose(
+        self,
+        row: Row,
+        changed: Row | None,
+        params: SamplingParams,
+        uniform: float,
+        second: float,
+    ) -> int:
+        wrong: type[RowError] = NoNumbersError
+        if changed is not None:
             # Bans and forced tokens would hide a broken row, so it is checked before.
             if not math.isfinite(row.max()):
                 raise NoNumbersError
-            wrong = NothingToDrawError
-            row = self._adjusted(row, bias, history, allowed, mask, banned)
+            row, wrong = changed, NothingToDrawError
         keeps_likeliest = params.top_p == 0 and params.typical_p >= 1
         if params.temperature == 0 or keeps_likeliest or params.top_k == 1:
             # numpy treats NaN as the largest value, here and below.
@@ -189,32 +214,6 @@ class Sampler:
         ids = rich[at_block] * _BLOCK + at
         return ids[ids < self._vocabulary]
 
-    def _adjusted(
-        self,
-        row: Row,
-        bias: Bias | None,
-        history: History | None,
-        allowed: Ids | None,
-        mask: Mask | None,
-        banned: Ids | None,
-    ) -> Row:
-        logits = self._logits
-        np.copyto(logits, row)
-        if bias is not None:
-            logits[bias.ids] += bias.values
-            logits[bias.banned] = -np.inf
-        if history is not None:
-            history.penalise(logits)
-        if allowed is not None:
-            _keep_only(logits, allowed)
-        if mask is not None:
-            np.copyto(logits, -np.inf, where=~mask)
-        if banned is not None:
-            logits[banned] = -np.inf
-        if bias is not None and bias.forced.size and (logits[bias.forced] > -np.inf).any():
-            _keep_only(logits, bias.forced)
-        return logits
-
     def _draw_random(
         self, row: Row, largest: float, params: SamplingParams, uniform: float, second: float
     ) -> int:
@@ -222,12 +221,8 @@ class Sampler:
         if params.temperature == 1:
             self._exponentials(row, largest, weights)
         else:
-            np.subtract(row, np.float32(largest), out=weights)
-            # A temperature near zero overflows to -inf, which is the intended limit.
-            with np.errstate(over="ignore"):
-                np.divide(weights, np.float32(max(params.temperature, 1e-30)), out=weights)
-            self._exponentials(weights, 0.0, weights)
-        kept = self._kept(row, weights, params)
+            self._exponentials(_scaled(row, largest, params, weights), 0.0, weights)
+        kept = self._kept(row, largest, weights, params)
         if second < params.xtc_probability:
             kept = self._without_top(weights, kept, params.xtc_threshold)
         if params.infill is not None:
@@ -252,7 +247,7 @@ class Sampler:
             at = int(np.flatnonzero(blocks[block])[-1])
         return block * _BLOCK + at
 
-    def _kept(self, row: Row, weights: Row, params: SamplingParams) -> Ids | None:
+    def _kept(self, row: Row, highest: float, weights: Row, params: SamplingParams) -> Ids | None:
         """Returns the ids that survive top_k, typical_p, top_p and min_p, ascending; at least one.
 
         Returns None if they are many; the weights of all other ids are set to zero then.
@@ -262,7 +257,8 @@ class Sampler:
             ids = np.sort(self.top(row, params.top_k))
         largest = 1.0
         if params.typical_p < 1:
-            ids = _typical(weights, ids, params.typical_p)
+            scaled = _scaled(row, highest, params, np.empty_like(weights))
+            ids = typical(weights, scaled, ids, params.typical_p)
             largest = float(weights[ids].max())
         if params.top_p < 1:
             ids = self._nucleus(weights, ids, params.top_p)
@@ -315,7 +311,7 @@ class Sampler:
         if ids is not None:
             held = weights[ids]
             goal = top_p * float(held.sum(dtype=np.float64))
-            return ids[_fewest(held, goal)]
+            return ids[fewest(held, goal)]
         goal = top_p * float(self._probabilities.reshape(-1, _BLOCK).sum(axis=1).sum(dtype=float))
         for floor in _FLOORS:
             likely = weights >= floor
@@ -324,77 +320,16 @@ class Sampler:
             near = np.flatnonzero(likely)
             held = weights[near]
             if float(held.sum(dtype=np.float64)) >= goal:
-                return near[_fewest(held, goal)]
-        np.multiply(weights, _fewest(weights, goal), out=weights)
+                return near[fewest(held, goal)]
+        np.multiply(weights, fewest(weights, goal), out=weights)
         return None
 
 
-def _keep_only(logits: Row, ids: Ids) -> None:
-    """Set all other logits to minus infinity."""
-    held = logits[ids]
-    logits.fill(-np.inf)
-    logits[ids] = held
-
-
-def _typical(weights: Row, ids: Ids | None, typical_p: float) -> Ids:
-    """Returns the most typical ids whose probabilities add up to more than ``typical_p``.
-
-    A token is the more typical, the nearer its information is to the entropy of ``ids`` (None for
-    all ids). On a tie the lowest id comes first. Source: llama.cpp's sampler of the same name.
-    """
-    ids = np.flatnonzero(weights) if ids is None else ids[weights[ids] > 0]
-    probabilities = weights[ids].astype(np.float64)
-    probabilities /= probabilities.sum()
-    information = -np.log(probabilities)
-    # Not a dot product: numpy's would start threads of its own.
-    distance = np.abs(information - (probabilities * information).sum())
-    bins = np.minimum(distance * _TYPICAL_BINS_A_NAT, _TYPICAL_BINS - 1).astype(np.int64)
-    masses = np.bincount(bins, probabilities, _TYPICAL_BINS).cumsum()
-    # Only the bin in which the sum passes the goal is sorted.
-    edge = min(int(np.searchsorted(masses, typical_p, side="right")), _TYPICAL_BINS - 1)
-    inner = bins < edge
-    at_edge = np.flatnonzero(bins == edge)
-    at_edge = at_edge[np.argsort(distance[at_edge], kind="stable")]
-    before = float(masses[edge - 1]) if edge else 0.0
-    cumulative = before + probabilities[at_edge].cumsum()
-    inner[at_edge[: int(np.searchsorted(cumulative, typical_p, side="right")) + 1]] = True
-    kept: Ids = ids[inner]
-    return kept
-
-
-def _fewest(weights: Row, goal: float) -> npt.NDArray[np.bool_]:
-    """Returns a mask of the fewest highest weights whose sum reaches ``goal``.
-
-    On a tie the first ones are taken. ``weights`` are from 0 to 1.
-    """
-    if len(weights) <= _FEW:
-        edge, before = np.arange(len(weights)), 0.0
-    else:
-        edge, before = _edge(weights, goal)
-    held = weights[edge]
-    descending = np.sort(held)[::-1]
-    cumulative = before + descending.cumsum(dtype=np.float64)
-    count = min(int(np.searchsorted(cumulative, goal, side="left")) + 1, len(held))
-    threshold = descending[count - 1]
-    marked: npt.NDArray[np.bool_] = weights > threshold
-    missing = count - int((held > threshold).sum())
-    marked[edge[np.flatnonzero(held == threshold)[:missing]]] = True
-    return marked
-
-
-def _edge(weights: Row, goal: float) -> tuple[Ids, float]:
-    """Returns the indices of the bin in which the sum reaches ``goal``, and the sum above it.
-
-    Bins are made of the high bits of the floats; nonnegative floats sort as their bits do.
-    """
-    bins = weights.view(np.int32) >> _SHIFT
-    np.maximum(bins, _LEAST_BIN, out=bins)
-    np.subtract(_TOP_BIN, bins, out=bins)
-    masses = np.zeros(_TOP_BIN - _LEAST_BIN + 1)
-    for at in range(0, len(weights), _CHUNK):
-        chunk = slice(at, at + _CHUNK)
-        masses += np.bincount(bins[chunk], weights[chunk], len(masses))
-    cumulative = masses.cumsum()
-    reached = min(int(np.searchsorted(cumulative, goal, side="left")), int(bins.max()))
-    before = float(cumulative[reached - 1]) if reached else 0.0
-    return np.flatnonzero(bins == reached), before
+def _scaled(row: Row, largest: float, params: SamplingParams, out: Row) -> Row:
+    """Write the logits below the largest one, by temperature, into ``out``, and return it."""
+    np.subtract(row, np.float32(largest), out=out)
+    if params.temperature != 1:
+        # A temperature near zero overflows to -inf, which is the intended limit.
+        with np.errstate(over="ignore"):
+            np.divide(out, np.float32(max(params.temperature, 1e-30)), out=out)
+    return out

@@ -26,7 +26,7 @@ from afterword.engine.batching.runner import (
     Save,
     Trim,
 )
-from afterword.engine.sampler import exponentials
+from afterword.engine.sampler import Sampler
 
 _WORDS = (
     " the", " a", " of", " and", " to", "ing", "er", " th", "e ", ". ", ", ", "\n\n", " in",
@@ -138,7 +138,6 @@ class ToyRunner:
     """
 
     least_shared_tokens = 1
-    exponentials = staticmethod(exponentials)
 
     def __init__(  # noqa: PLR0913 - the properties of a runner, each by its name
         self,
@@ -156,6 +155,7 @@ class ToyRunner:
     ) -> None:
         self.sharing = sharing
         self.vocabulary = vocabulary
+        self.sampler = Sampler(vocabulary)
         self.slots = slots
         self.sequences = slots if sequences is None else sequences
         self.blocks = blocks

@@ -25,8 +25,10 @@ from afterword.core.protocols import PrefixSharing
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.batching.step import Step
+from afterword.engine.changes import Bias
 from afterword.engine.history import History
-from afterword.engine.sampler import Bias, Row, Sampler
+from afterword.engine.row_query import Row
+from afterword.engine.sampler import Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
 from support.examples import examples
 

@@ -86,3 +86,30 @@ def test_an_error_releases_it() -> None:
         raise ValueError("decode")
     with lock:
         assert waiting(lock) == 0
+
+
+def test_a_lock_is_acquired_without_waiting_only_if_it_is_free() -> None:
+    lock = FairLock()
+    with lock:
+        assert not lock.acquire_if_free()
+    assert lock.acquire_if_free()
+    assert not lock.acquire_if_free()
+    lock.release()
+    assert lock.acquire_if_free()
+
+
+def test_who_acquired_it_without_waiting_hands_it_to_those_who_wait() -> None:
+    lock, entered = FairLock(), threading.Event()
+    assert lock.acquire_if_free()
+
+    def wait() -> None:
+        with lock:
+            entered.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lock, 1)
+    assert not entered.is_set()
+    lock.release()
+    thread.join(LIMIT_S)
+    assert entered.is_set()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from afterword.engine.llama import binding
-from afterword.engine.llama.native import AbortListener, signatures
+from afterword.engine.llama.native import AbortListener, DrawnRow, signatures
 
 HEADER = Path(__file__).parents[3] / "native" / "include" / "afterword.h"
 COMMENT = re.compile(r"//.*")
@@ -63,6 +63,19 @@ def test_header_and_table_say_the_same() -> None:
         for name, (result, arguments) in signatures(binding.lib).items()
     }
     assert table == _declared()
+
+
+def test_header_and_structure_say_the_same() -> None:
+    text = COMMENT.sub("", HEADER.read_text())
+    (body,) = re.findall(r"struct afterword_row \{(.*?)\};", text, re.DOTALL)
+    fields = []
+    for declaration in body.split(";")[:-1]:
+        ((kind, names),) = re.findall(r"^\s*((?:const )?\w+)\s+(.*)$", declaration, re.DOTALL)
+        fields += [
+            (name.strip("* "), ctypes.c_void_p if "*" in name else _kind(kind))
+            for name in names.split(",")
+        ]
+    assert fields == list(DrawnRow._fields_)
 
 
 def test_every_declaration_was_read() -> None:

@@ -16,7 +16,7 @@ from afterword.core.mailbox import Mailbox, MailboxReader
 from afterword.core.protocols import EngineCard, EngineStats, Tokenizer
 from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.worker import Abort, Add, Report, Worker
-from afterword.engine.sampler import GrammarError, NoNumbersError, NothingToDrawError
+from afterword.engine.row_query import GrammarError, NoNumbersError, NothingToDrawError
 
 if TYPE_CHECKING:
     from afterword.engine.grammar import Grammars

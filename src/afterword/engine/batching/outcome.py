@@ -7,7 +7,6 @@ from collections.abc import Sequence as SequenceOf
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from afterword.core.draws import uniform
 from afterword.core.job import NO_TOKEN, Sampled
@@ -15,7 +14,8 @@ from afterword.engine.batching.scores import Score
 from afterword.engine.batching.sequence import Prompt, Sequence
 from afterword.engine.batching.step import Span, Step
 from afterword.engine.history import History
-from afterword.engine.sampler import Row, RowError, Sampler
+from afterword.engine.row_query import Ids, Row, RowError, RowQuery, RowResult, Rows
+from afterword.engine.sampler import Sampler
 
 
 class PromptScore(msgspec.Struct, frozen=True):
@@ -49,109 +49,200 @@ class Outcome(msgspec.Struct, frozen=True):
     error: RowError | None = None
 
 
-def evaluate(step: Step, rows: npt.NDArray[np.float32], sampler: Sampler) -> list[Outcome]:
+def evaluate(step: Step, rows: Rows, sampler: Sampler) -> list[Outcome]:
     """Returns one outcome for each span of ``step``, in order.
 
-    ``rows`` [wanted, vocabulary] are the wanted rows in the batch's order.
+    ``rows`` [wanted, vocabulary] are the wanted rows in the batch's order. Their queries are
+    answered together, but for drafts of sequences whose next query depends on the last answer.
     """
+    answers = _Answers(rows, sampler)
+    at = 0
+    for span in step.spans:
+        _ask(span, at, answers)
+        at += span.rows
+    answers.take()
     outcomes = []
     at = 0
     for span in step.spans:
-        mine = rows[at : at + span.rows]
+        outcomes.append(_outcome(span, at, answers))
         at += span.rows
-        outcomes.append(_evaluate_span(span, mine, sampler))
     return outcomes
 
 
-def _evaluate_span(span: Span, rows: npt.NDArray[np.float32], sampler: Sampler) -> Outcome:
-    sequence = span.sequence
+class _Answers:
+    """The results of a step by row, and the queries that are not answered yet."""
+
+    def __init__(self, rows: Rows, sampler: Sampler) -> None:
+        self._rows = rows
+        self._sampler = sampler
+        self._queries: list[RowQuery] = []
+        self.results: list[RowResult | None] = [None] * len(rows)
+
+    def row(self, row: int) -> Row:
+        """Returns the logits [vocabulary]."""
+        logits: Row = self._rows[row]
+        return logits
+
+    def ask(self, query: RowQuery) -> None:
+        """Add a query; it is answered at the latest when ``take`` is called."""
+        self._queries.append(query)
+
+    def ask_draw(
+        self, sequence: Sequence, ahead: int, row: int, history: History | None
+    ) -> RowResult | None:
+        """Add a query for the token ``ahead`` of the next one; 0 is the next one.
+
+        Returns the result if the query fails at once.
+        """
+        prompt, job = sequence.prompt, sequence.prompt.job
+        sampling, at = job.sampling, sequence.generated + ahead
+        first = second = 0.0
+        if sampling.temperature != 0:
+            first = uniform(job.seed, sequence.sibling, at)
+        if sampling.xtc_probability:
+            second = uniform(job.seed, sequence.sibling, at, second=True)
+        banned = prompt.end_array if at < sampling.min_tokens else None
+        changed = None
+        if _changes(sequence, history, banned):
+            try:
+                mask = None if sequence.grammar is None else sequence.grammar.mask()
+            except RowError as error:
+                return RowResult(error=error)
+            if self._sampler.full:
+                self.take()
+            changed = self._sampler.change(
+                self.row(row),
+                bias=prompt.bias,
+                history=history,
+                allowed=prompt.allowed,
+                mask=mask,
+                banned=banned,
+            )
+        self._queries.append(
+            RowQuery(row, sampling, first, second, changed, NO_TOKEN, job.logprobs)
+        )
+        return None
+
+    def take(self) -> None:
+        """Answer all queries."""
+        queries, self._queries = self._queries, []
+        for query, result in zip(queries, self._sampler.answer(self._rows, queries), strict=True):
+            self.results[query.row] = result
+
+    def result(self, row: int) -> RowResult:
+        """Returns the result of a row. Raises ``RowError`` if that is an error."""
+        result = self.results[row]
+        if result is None:
+            raise AssertionError(f"row {row} was not asked for")
+        if result.error is not None:
+            raise result.error
+        return result
+
+
+def _changes(sequence: Sequence, history: History | None, banned: Ids | None) -> bool:
+    """Whether the logits of a row are changed before a token is drawn."""
     prompt = sequence.prompt
-    # A row predicts the token after its own position.
+    return (
+        history is not None
+        or banned is not None
+        or prompt.bias is not None
+        or prompt.allowed is not None
+        or sequence.grammar is not None
+    )
+
+
+def _is_stepwise(span: Span) -> bool:
+    """Whether what is asked of a row depends on the token of the row before."""
+    sequence = span.sequence
+    return span.drafted > 0 and (sequence.history is not None or sequence.grammar is not None)
+
+
+def _ask(span: Span, row: int, answers: _Answers) -> None:
+    """Ask for all that is wanted of a span, whose first row is number ``row``."""
+    prompt = span.sequence.prompt
+    scored = span.rows - span.drafted - span.samples
+    if scored:
+        job = prompt.job
+        # A row predicts the token after its own position.
+        first = span.start + span.tokens - span.rows + 1
+        tokens = prompt.ids[first : first + scored].tolist()
+        for at, token in enumerate(tokens, row):
+            answers.ask(
+                RowQuery(at, token=token, top=job.prompt_logprobs or 0, ranked=job.prompt_ranks)
+            )
+    if span.samples and not _is_stepwise(span):
+        for ahead in range(span.drafted + 1):
+            at = row + scored + ahead
+            failed = answers.ask_draw(span.sequence, ahead, at, span.sequence.history)
+            if failed is not None:
+                answers.results[at] = failed
+
+
+def _outcome(span: Span, row: int, answers: _Answers) -> Outcome:
+    prompt = span.sequence.prompt
     first = span.start + span.tokens - span.rows + 1
+    scored = span.rows - span.drafted - span.samples
     found: list[PromptScore] = []
     drawn: list[SampledToken] = []
     try:
-        for offset in range(span.rows - span.drafted - span.samples):
-            found.append(_find(prompt, first + offset, rows[offset], sampler))  # noqa: PERF401 - scores found before an error count
+        for ahead in range(scored):
+            found.append(_found(prompt, first + ahead, row + ahead, answers))  # noqa: PERF401 - scores found before an error count
         if span.samples:
-            _draw_along(sequence, span.draft, rows[len(found) :], sampler, drawn)
+            _take_drawn(span, row + scored, answers, drawn)
     except RowError as error:
         return Outcome(found, drawn, error)
     return Outcome(found, drawn)
 
 
-def _draw_along(
-    sequence: Sequence,
-    draft: SequenceOf[int],
-    rows: npt.NDArray[np.float32],
-    sampler: Sampler,
-    drawn: list[SampledToken],
-) -> None:
+def _take_drawn(span: Span, row: int, answers: _Answers, drawn: list[SampledToken]) -> None:
     """Append tokens to ``drawn``, row by row, until a sampled token differs from the draft."""
-    history = sequence.history
-    if history is not None and draft:
-        history = history.copy()
-    wanted = sequence.prompt.job.logprobs
-    for at, row in enumerate(rows):
-        token = _draw(sequence, at, history, row, sampler)
-        score = None
-        if wanted is not None:
-            score, _ = _score(row, token, wanted, sequence.prompt, sampler)
-        drawn.append(SampledToken(token, score))
-        if sequence.grammar is not None:
-            # All that is drawn is kept: an error ends the request.
-            sequence.grammar.accept(token)
-        if sequence.ends_with(token) or at == len(draft) or token != draft[at]:
+    sequence = span.sequence
+    if not span.drafted:
+        _take_token(sequence, row, answers, drawn)
+        return
+    stepwise = _is_stepwise(span)
+    history = None if sequence.history is None else sequence.history.copy()
+    for ahead, drafted in enumerate((*span.draft, NO_TOKEN)):
+        at = row + ahead
+        if stepwise:
+            answers.results[at] = answers.ask_draw(sequence, ahead, at, history)
+            answers.take()
+        token = _take_token(sequence, at, answers, drawn)
+        if sequence.ends_with(token) or token != drafted:
             return
         if history is not None:
             history.accept(token)
 
 
-def _find(prompt: Prompt, position: int, row: Row, sampler: Sampler) -> PromptScore:
-    token, k = int(prompt.ids[position]), prompt.job.prompt_logprobs or 0
-    score, normaliser = _score(row, token, k, prompt, sampler)
-    if prompt.job.prompt_ranks:
-        score = msgspec.structs.replace(score, rank=int(np.count_nonzero(row >= row[token])))
+def _take_token(sequence: Sequence, row: int, answers: _Answers, drawn: list[SampledToken]) -> int:
+    result = answers.result(row)
+    score = None
+    if sequence.prompt.job.logprobs is not None:
+        score = _score(sequence.prompt, row, result, answers)
+    drawn.append(SampledToken(result.token, score))
+    if sequence.grammar is not None:
+        # All that is drawn is kept: an error ends the request.
+        sequence.grammar.accept(result.token)
+    return result.token
+
+
+def _found(prompt: Prompt, position: int, row: int, answers: _Answers) -> PromptScore:
+    result = answers.result(row)
     branches = [
-        (follower, float(row[follower.ids[position]]) - normaliser)
+        (follower, float(answers.row(row)[follower.ids[position]]) - result.normaliser)
         for follower in prompt.followers.get(position, ())
     ]
-    return PromptScore(position, score, branches)
+    return PromptScore(position, _score(prompt, row, result, answers), branches)
 
 
-def _score(row: Row, token: int, k: int, prompt: Prompt, sampler: Sampler) -> tuple[Score, float]:
-    """Returns the score of ``token`` and the row's normaliser."""
-    ids = sampler.top(row, k)
-    normaliser = sampler.normaliser(row, ids)
+def _score(prompt: Prompt, row: int, result: RowResult, answers: _Answers) -> Score:
+    ids, logprobs = result.top_ids, result.top_logprobs
     if prompt.job.scored_ids:
-        others = prompt.scored_ids
-        ids = np.concatenate((ids, np.where(np.isin(others, ids), NO_TOKEN, others)))
-    score = Score(float(row[token]) - normaliser, ids, row[ids].astype(np.float64) - normaliser)
-    return score, normaliser
-
-
-def _draw(
-    sequence: Sequence, ahead: int, history: History | None, row: Row, sampler: Sampler
-) -> int:
-    """Returns the token at the position ``ahead`` after the next one; 0 is the next one."""
-    prompt, job = sequence.prompt, sequence.prompt.job
-    sampling, at = job.sampling, sequence.generated + ahead
-    first = second = 0.0
-    if sampling.temperature != 0:
-        first = uniform(job.seed, sequence.sibling, at)
-    if sampling.xtc_probability:
-        second = uniform(job.seed, sequence.sibling, at, second=True)
-    return sampler.draw(
-        row,
-        sampling,
-        first,
-        second=second,
-        bias=prompt.bias,
-        history=history,
-        allowed=prompt.allowed,
-        mask=None if sequence.grammar is None else sequence.grammar.mask(),
-        banned=prompt.end_array if at < sampling.min_tokens else None,
-    )
+        others = np.where(np.isin(prompt.scored_ids, ids), NO_TOKEN, prompt.scored_ids)
+        logits = answers.row(row)[others].astype(np.float64)
+        ids = np.concatenate((ids, others))
+        logprobs = np.concatenate((logprobs, logits - result.normaliser))
+    return Score(result.logprob, ids, logprobs, result.rank)
 
 
 def sampled_event(sequence: Sequence, drawn: SampledToken) -> Sampled:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.protocols import PrefixSharing
-from afterword.engine.sampler import Exponentials
+from afterword.engine.sampler import Sampler
 
 
 class Fork(msgspec.Struct, frozen=True):
@@ -119,8 +119,8 @@ class ModelRunner(Protocol):
         """Number of tokens in the vocabulary, which is the width of a row."""
 
     @property
-    def exponentials(self) -> Exponentials:
-        """The function that the sampler uses for exponentials of rows."""
+    def sampler(self) -> Sampler:
+        """Draws tokens from rows, and scores them. Used by the same thread."""
 
     @property
     def sharing(self) -> PrefixSharing:

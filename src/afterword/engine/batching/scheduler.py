@@ -20,7 +20,7 @@ from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.sequence import Prompt, Request, Sequence, State
 from afterword.engine.batching.slots import Slot, Slots, Source
 from afterword.engine.batching.step import Step, make_batch
-from afterword.engine.sampler import RowError
+from afterword.engine.row_query import RowError
 
 _LOOK_AHEAD = 64
 """How many waiting sequences of a request are searched for one that can start now."""

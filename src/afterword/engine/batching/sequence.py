@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from afterword.core.job import Job, SamplingParams
 from afterword.engine.batching.scores import Scores
+from afterword.engine.changes import Bias, Mask
 from afterword.engine.history import History
-from afterword.engine.sampler import Bias, Ids, Mask
+from afterword.engine.row_query import Ids
 
 TokenIds = npt.NDArray[np.int32]
 

@@ -24,7 +24,6 @@ from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.runner import DecodeError, FatalDecodeError, ModelRunner
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.batching.step import Step
-from afterword.engine.sampler import Sampler
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +102,6 @@ class Worker:
             score_budget_bytes=score_budget_bytes,
             checkpoint_budget_bytes=checkpoint_budget_bytes,
         )
-        self._sampler = Sampler(runner.vocabulary, runner.exponentials)
         # If rows may depend on how a prompt is cut into chunks, times must not decide the cuts.
         self._budget = ChunkBudget(
             most_tokens=runner.max_batch_tokens,
@@ -208,7 +206,7 @@ class Worker:
         self._budget.observe(
             decoded_rows=decoded, prefilled_tokens=computed - decoded, took_s=took_s
         )
-        outcomes = evaluate(step, rows, self._sampler)
+        outcomes = evaluate(step, rows, self._runner.sampler)
         if decoded == computed:
             drafted = sum(span.drafted for span in step.spans)
             drawn = sum(len(outcome.drawn) for outcome in outcomes)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import msgspec
@@ -19,7 +20,8 @@ from afterword.engine.llama.binding import CHANGES, LlamaModel, additions, lib
 from afterword.engine.llama.fair_lock import FairLock
 from afterword.engine.llama.guard import NativeError, guarded, returning
 from afterword.engine.llama.native import Sizes
-from afterword.engine.sampler import Exponentials, Row
+from afterword.engine.row_query import Row
+from afterword.engine.sampler import Exponentials
 from afterword.engine.sampler import exponentials as _by_numpy
 
 State: TypeAlias = npt.NDArray[np.uint8]
@@ -95,6 +97,22 @@ class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int
     threads: int
     exact: bool
+
+
+@contextmanager
+def idle_pool(threads: int) -> Iterator[int | None]:
+    """The process's pool of ``threads`` threads, for other work than a batch.
+
+    It is None if a batch is computed at the moment, which is not waited for, and if there is no
+    such pool. Batches wait until the block ends.
+    """
+    if not _compute_lock.acquire_if_free():
+        yield None
+        return
+    try:
+        yield _thread_pools.get(threads)
+    finally:
+        _compute_lock.release()
 
 
 def _attach_threads(context: Any, threads: int) -> None:  # noqa: ANN401 - a pointer of the binding

@@ -19,6 +19,20 @@ class FairLock:
         self._taken = False
         self._waiting: deque[threading.Lock] = deque()
 
+    def acquire_if_free(self) -> bool:
+        """Acquire the lock unless a thread has it. Returns whether it did; then ``release`` it."""
+        with self._guard:
+            taken, self._taken = self._taken, True
+            return not taken
+
+    def release(self) -> None:
+        """Let the next thread have the lock."""
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
+
     def __enter__(self) -> None:
         with self._guard:
             if not self._taken:
@@ -35,8 +49,4 @@ class FairLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._guard:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._taken = False
+        self.release()

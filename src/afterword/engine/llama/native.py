@@ -15,6 +15,25 @@ Functions: TypeAlias = Mapping[str, Any]
 
 AbortListener = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 Sizes = ctypes.c_uint64 * 4
+
+
+class DrawnRow(ctypes.Structure):
+    """``struct afterword_row``."""
+
+    _fields_ = (
+        ("logits", ctypes.c_void_p), ("changed", ctypes.c_void_p),
+        ("uniform", ctypes.c_double), ("second", ctypes.c_double),
+        ("temperature", ctypes.c_double), ("top_p", ctypes.c_double),
+        ("min_p", ctypes.c_double), ("typical_p", ctypes.c_double),
+        ("xtc_probability", ctypes.c_double), ("xtc_threshold", ctypes.c_double),
+        ("top_k", ctypes.c_int32), ("top", ctypes.c_int32), ("ranked", ctypes.c_int32),
+        ("token", ctypes.c_int32), ("rank", ctypes.c_int32), ("state", ctypes.c_int32),
+        ("normaliser", ctypes.c_double), ("logprob", ctypes.c_double),
+        ("top_ids", ctypes.c_void_p), ("top_logprobs", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+ROW_DONE, ROW_BROKEN, ROW_NOTHING = range(3)
 GUARDED_PREFIX = "llama_afterword_guarded_"
 _PREFIX = "llama_"
 _GUARDED = (
@@ -46,6 +65,18 @@ def signatures(lib: Any) -> Mapping[str, Signature]:  # noqa: ANN401 - the modul
         "ggml_afterword_exponentials": (
             ctypes.c_double,
             [ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_float],
+        ),
+        "ggml_afterword_draw_room": (ctypes.c_int64, [ctypes.c_int32]),
+        "ggml_afterword_draw": (
+            None,
+            [
+                ctypes.c_void_p,
+                ctypes.c_int32,
+                ctypes.c_int32,
+                ctypes.c_void_p,
+                ctypes.c_int32,
+                ctypes.c_void_p,
+            ],
         ),
         "llama_afterword_window": (ctypes.c_uint32, [ctypes.c_void_p, ctypes.c_uint32]),
         "llama_afterword_pieces": (

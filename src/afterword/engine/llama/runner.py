@@ -29,10 +29,10 @@ from afterword.engine.llama.context import (
     LlamaContext,
     State,
     context_blocks,
-    exponentials,
 )
 from afterword.engine.llama.guard import NativeError
 from afterword.engine.llama.memory import ModelMemory, model_memory
+from afterword.engine.llama.native_sampler import make_sampler
 
 BATCH_TOKENS = 512
 _ROW_BYTES = 64 * 1024 * 1024
@@ -115,7 +115,6 @@ class LlamaRunner:
     Recurrent state cannot remove a token, so gaps stay there.
     """
 
-    exponentials = staticmethod(exponentials)
     least_shared_tokens = 4
 
     def __init__(
@@ -148,6 +147,7 @@ class LlamaRunner:
         self.max_rows = options.max_rows
         self.vocabulary = model.vocabulary
         self.ragged = context.ragged
+        self.sampler = make_sampler(model.vocabulary, options.threads)
         self._fills_gaps = model.can_trim and not context.ragged
 
     def checkpoint_bytes(self, tokens: int) -> int:

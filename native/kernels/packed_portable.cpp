@@ -5,9 +5,11 @@
 // shuffles, and compilers make vectors of them.
 //
 //   four bits    vector v (16 bytes) has value v of the rows in its low halves, value v + 16 in its high halves
-//   fifth bits   after them, vector v has bit i of value v + 4 i;  4 vectors
-//   bits 5 and 6 after them, vector v has bits 2 i and 2 i + 1 of value v + 8 i;  8 vectors
+//   two bits     vector v has bits 2 i and 2 i + 1 of value v + 8 i;  8 vectors
+//   one bit      vector v has bit i of value v + 4 i;  4 vectors
 //   eight bits   vector v has value v
+//
+// Values of three bits are two bits and then one, of five bits four and one, of six bits four and two.
 
 #include "packed_panel.h"
 
@@ -27,10 +29,23 @@ template <int BITS> struct plane {
     static constexpr int MASK    = (1 << BITS) - 1;
 
     static constexpr int shift(int v) { return v / VECTORS * BITS; }
+
+    // Joins the bits from FROM of the values of 16 rows.
+    template <int FROM> static void join(const uint8_t * by_rows, uint8_t * quants) {
+        std::memset(quants, 0, BYTES);
+        for (int v = 0; v < VALUES; v += VECTORS) {
+            for (int i = 0; i < BYTES; i++) {
+                quants[i] |= (by_rows[v * ROWS + i] >> FROM & MASK) << shift(v);
+            }
+        }
+    }
 };
 
-template <class F> using low_plane = plane<F::BITS == 8 ? 8 : 4>;
+template <class F> using low_plane = plane<F::BITS == 8 ? 8 : F::BITS < 4 ? 2 : 4>;
+// Of values with more bits.
 template <class F> using high_plane = plane<F::BITS == 6 ? 2 : 1>;
+template <class F> constexpr bool HAS_HIGH = F::BITS == 3 || F::BITS == 5 || F::BITS == 6;
+template <class F> constexpr int  LOW_BITS = F::BITS < 4 ? 2 : 4;
 
 struct by_value {
     template <class F> static void place(const row_block * rows, uint8_t * quants) {
@@ -45,18 +60,10 @@ struct by_value {
         if constexpr (F::BITS == 8) {
             std::memcpy(quants, by_rows, sizeof(by_rows));
         } else {
-            for (int i = 0; i < low::BYTES; i++) {
-                quants[i] = (by_rows[i] & low::MASK) | (by_rows[i + low::BYTES] & low::MASK) << 4;
-            }
+            low::template join<0>(by_rows, quants);
         }
-        if constexpr (F::BITS == 5 || F::BITS == 6) {
-            uint8_t joined[high::BYTES] = {};
-            for (int v = 0; v < VALUES; v += high::VECTORS) {
-                for (int i = 0; i < high::BYTES; i++) {
-                    joined[i] |= (by_rows[v * ROWS + i] >> 4 & high::MASK) << high::shift(v);
-                }
-            }
-            std::memcpy(quants + low::BYTES, joined, sizeof(joined));
+        if constexpr (HAS_HIGH<F>) {
+            high::template join<LOW_BITS<F>>(by_rows, quants + low::BYTES);
         }
     }
 };
@@ -72,15 +79,16 @@ template <class F> inline void unpack(const uint8_t * quants, int16_t * out) {
             out[i] = (int8_t) quants[i];
         }
     } else {
-        for (int i = 0; i < low::BYTES; i++) {
-            out[i]              = quants[i] & low::MASK;
-            out[i + low::BYTES] = quants[i] >> 4;
+        for (int v = 0; v < VALUES; v += low::VECTORS) {
+            for (int i = 0; i < low::BYTES; i++) {
+                out[v * ROWS + i] = quants[i] >> low::shift(v) & low::MASK;
+            }
         }
     }
-    if constexpr (F::BITS == 5 || F::BITS == 6) {
+    if constexpr (HAS_HIGH<F>) {
         for (int v = 0; v < VALUES; v += high::VECTORS) {
             for (int i = 0; i < high::BYTES; i++) {
-                out[v * ROWS + i] |= (quants[low::BYTES + i] >> high::shift(v) & high::MASK) << 4;
+                out[v * ROWS + i] |= (quants[low::BYTES + i] >> high::shift(v) & high::MASK) << LOW_BITS<F>;
             }
         }
     }
@@ -107,10 +115,10 @@ inline float to_float(ggml_fp16_t value) { return half_to_float(value); }
 inline float to_float(ggml_bf16_t value) { return float_of((uint32_t) value.bits << 16); }
 
 // Compilers that unroll a short loop early make no vectors of it.
-inline void halves_to_floats(const uint8_t * halves, lanes_of_floats & out) {
+template <class Half> inline void halves_to_floats(const Half * halves, lanes_of_floats & out) {
 #pragma GCC unroll 1
     for (int row = 0; row < ROWS; row++) {
-        out[row] = half_to_float(((const ggml_half *) halves)[row]);
+        out[row] = to_float(halves[row]);
     }
 }
 
@@ -121,22 +129,27 @@ inline void multiply_by_bytes(const uint8_t * factors, lanes_of_floats & out) {
     }
 }
 
-// The factors of a block's products, and of a column's sum.
+// The factors of a block's products, and of a column's sums.
 template <class F> struct factors {
     lanes_of_floats scales[F::SCALES];
-    lanes_of_floats min;
+    lanes_of_floats mins[F::SCALES];
 
     factors(const panel_parts<F, const uint8_t> & parts, int64_t b) {
-        const uint8_t * halves = parts.halves_of(b);
-        for (lanes_of_floats & scale : scales) {
-            halves_to_floats(halves, scale);
+        const auto *    halves = (const typename F::half *) parts.halves_of(b);
+        const uint8_t * bytes  = parts.factors_of(b);
+        for (int s = 0; s < F::SCALES; s++) {
+            of_rows(halves, bytes + s * ROWS, scales[s]);
+            if constexpr (F::MIN) {
+                of_rows(halves + ROWS, bytes + (F::SCALES + s) * ROWS, mins[s]);
+            }
         }
-        if constexpr (F::MIN) {
-            halves_to_floats(halves + ROWS * sizeof(ggml_half), min);
-        }
+    }
+
+private:
+    static void of_rows(const typename F::half * halves, const uint8_t * bytes, lanes_of_floats & out) {
+        halves_to_floats(halves, out);
         if constexpr (F::BLOCKS > 1) {
-            multiply_by_bytes(parts.factors_of(b), scales[0]);
-            multiply_by_bytes(parts.factors_of(b) + ROWS, F::MIN ? min : scales[F::SCALES - 1]);
+            multiply_by_bytes(bytes, out);
         }
     }
 };
@@ -148,8 +161,7 @@ inline void add_products(
     const int16_t * weights, const int8_t * quants, int32_t start, const lanes_of_floats & scales, float scale,
     lanes_of_floats & sums) {
     constexpr int COUNT = VALUES / F::SCALES;
-    // So many products fit 16 bits: 15 * 127 each at most, 31 * 127, 63 * 127 or 128 * 127.
-    constexpr int FOLD = F::BITS == 4 ? 16 : F::BITS == 5 ? 8 : F::BITS == 6 ? 4 : 2;
+    constexpr int FOLD  = fitting<F, COUNT>();
     int16_t values[COUNT];
     for (int v = 0; v < COUNT; v++) {
         values[v] = quants[v];
@@ -183,9 +195,9 @@ void multiply_quants(
                     weights + s * SHARE * ROWS, column.quants + s * SHARE, F::OFFSET ? column.start[s] : 0,
                     of_rows.scales[s], column.scale, sums[c]);
             }
-            if constexpr (F::MIN) {
+            for (int s = 0; F::MIN && s < F::SCALES; s++) {
                 for (int row = 0; row < ROWS; row++) {
-                    sums[c][row] += of_rows.min[row] * column.sum;
+                    sums[c][row] += of_rows.mins[s][row] * column.sums[s];
                 }
             }
         }
@@ -262,10 +274,15 @@ template <class F> void quantize(const float * values, column_block * out, int64
             out->quants[v]     = (int8_t) (scaled + TO_EVEN - TO_EVEN);
             sums[v / (VALUES / 2)] += out->quants[v];
         }
-        out->scale    = largest / 127.0f + none;
-        out->sum      = out->scale * (float) (sums[0] + sums[1]);
-        out->start[0] = -F::OFFSET * (F::SCALES == 1 ? sums[0] + sums[1] : sums[0]);
-        out->start[1] = -F::OFFSET * sums[1];
+        sums[0] += F::SCALES == 1 ? sums[1] : 0;
+        out->scale = largest / 127.0f + none;
+        for (int s = 0; s < F::SCALES; s++) {
+            if constexpr (F::MIN) {
+                out->sums[s] = out->scale * (float) sums[s];
+            } else {
+                out->start[s] = -F::OFFSET * sums[s];
+            }
+        }
     }
 }
 
@@ -285,7 +302,8 @@ template <class F> constexpr packed_kernel kernel_of() {
 
 constexpr packed_kernel KERNELS[] = {
     kernel_of<f32>(),  kernel_of<f16>(),  kernel_of<bf16>(),    kernel_of<q4_0>(), kernel_of<q4_1>(), kernel_of<q5_0>(),
-    kernel_of<q5_1>(), kernel_of<q8_0<0>>(), kernel_of<q4_k>(), kernel_of<q5_k>(), kernel_of<q6_k>(),
+    kernel_of<q5_1>(), kernel_of<q8_0<0>>(), kernel_of<q2_k>(), kernel_of<q3_k>(), kernel_of<q4_k>(), kernel_of<q5_k>(),
+    kernel_of<q6_k>(), kernel_of<iq4_nl<8, 0>>(), kernel_of<iq4_xs<8, 0>>(), kernel_of<mxfp4<5>>(),
 };
 
 }  // namespace

@@ -24,12 +24,26 @@ constexpr format FORMATS[] = {
     { GGML_TYPE_F32, 1 },   { GGML_TYPE_F16, 1 },    { GGML_TYPE_BF16, 1 },   { GGML_TYPE_Q4_0, 32 },
     { GGML_TYPE_Q4_1, 32 }, { GGML_TYPE_Q5_0, 32 },  { GGML_TYPE_Q5_1, 32 },  { GGML_TYPE_Q8_0, 32 },
     { GGML_TYPE_Q4_K, 256 }, { GGML_TYPE_Q5_K, 256 }, { GGML_TYPE_Q6_K, 256 },
+    { GGML_TYPE_Q2_K, 256 }, { GGML_TYPE_Q3_K, 256 }, { GGML_TYPE_IQ4_NL, 32 }, { GGML_TYPE_IQ4_XS, 256 },
+    { GGML_TYPE_MXFP4, 32 },
 };
 
 // A half that is neither infinite nor tiny, with any sign.
 uint16_t some_half(random_numbers & random) {
     const uint64_t bits = random.bits();
     return (uint16_t) ((bits & 0x83ff) | (8 + (bits >> 16) % 8) << 10);
+}
+
+// A scale, and a min after it.
+bool has_min(ggml_type type) {
+    return type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q5_1 || type == GGML_TYPE_Q2_K || type == GGML_TYPE_Q4_K ||
+           type == GGML_TYPE_Q5_K;
+}
+
+// Of a block, in bytes.
+size_t place_of_halves(ggml_type type) {
+    const bool behind_quants = type == GGML_TYPE_Q2_K || type == GGML_TYPE_Q3_K || type == GGML_TYPE_Q6_K;
+    return behind_quants ? ggml_type_size(type) - 2 * (1 + has_min(type)) : 0;
 }
 
 // Any bits that a file may have, except in halves.
@@ -42,13 +56,14 @@ std::vector<uint8_t> some_rows(const format & of, int64_t values, int64_t rows, 
         byte = (uint8_t) random.bits();
     }
     const size_t block = ggml_type_size(of.type);
-    // Q6_K has its scale behind the quants; the others have it in front of them, and a min after it.
-    const bool   has_min = of.type == GGML_TYPE_Q4_1 || of.type == GGML_TYPE_Q5_1 || of.type == GGML_TYPE_Q4_K || of.type == GGML_TYPE_Q5_K;
-    const size_t first   = of.type == GGML_TYPE_Q6_K ? block - 2 : 0;
     for (size_t at = 0; at < bytes.size(); at += block) {
-        for (size_t i = 0; i <= has_min; i++) {
+        if (of.type == GGML_TYPE_MXFP4) {  // a power of two in place of a half
+            bytes[at] = (uint8_t) (120 + bytes[at] % 16);
+            continue;
+        }
+        for (size_t i = 0; i <= has_min(of.type); i++) {
             const uint16_t half = some_half(random);
-            std::memcpy(&bytes[at + first + 2 * i], &half, 2);
+            std::memcpy(&bytes[at + place_of_halves(of.type) + 2 * i], &half, 2);
         }
     }
     return bytes;
@@ -219,7 +234,7 @@ void same_everywhere() {
             digest = (digest ^ bits) * 0x100000001b3;
         }
     }
-    check(digest == 0x311f9c624e3e26cb, "the digest is ", std::hex, digest);
+    check(digest == 0x9f4582b6f39534f8, "the digest is ", std::hex, digest);
 }
 
 void only_panels_are_packed() {

@@ -1,5 +1,7 @@
 // Products of packed weights, with the kernels in use.
 
+#include "packed.h"
+
 #include "backend.h"
 #include "tests.h"
 
@@ -9,24 +11,6 @@
 
 namespace tests {
 namespace {
-
-constexpr int64_t BLOCK = 32;  // values of a column with one scale
-
-struct format {
-    ggml_type type;
-    int64_t   width;  // values of a block of the file
-
-    const char * name() const { return ggml_type_name(type); }
-    bool         is_floats() const { return width == 1; }
-};
-
-constexpr format FORMATS[] = {
-    { GGML_TYPE_F32, 1 },   { GGML_TYPE_F16, 1 },    { GGML_TYPE_BF16, 1 },   { GGML_TYPE_Q4_0, 32 },
-    { GGML_TYPE_Q4_1, 32 }, { GGML_TYPE_Q5_0, 32 },  { GGML_TYPE_Q5_1, 32 },  { GGML_TYPE_Q8_0, 32 },
-    { GGML_TYPE_Q4_K, 256 }, { GGML_TYPE_Q5_K, 256 }, { GGML_TYPE_Q6_K, 256 },
-    { GGML_TYPE_Q2_K, 256 }, { GGML_TYPE_Q3_K, 256 }, { GGML_TYPE_IQ4_NL, 32 }, { GGML_TYPE_IQ4_XS, 256 },
-    { GGML_TYPE_MXFP4, 32 },
-};
 
 // A half that is neither infinite nor tiny, with any sign.
 uint16_t some_half(random_numbers & random) {
@@ -46,7 +30,8 @@ size_t place_of_halves(ggml_type type) {
     return behind_quants ? ggml_type_size(type) - 2 * (1 + has_min(type)) : 0;
 }
 
-// Any bits that a file may have, except in halves.
+}  // namespace
+
 std::vector<uint8_t> some_rows(const format & of, int64_t values, int64_t rows, random_numbers & random) {
     if (of.is_floats()) {
         return from_floats(of.type, random.uniform(values * rows), values);
@@ -69,7 +54,6 @@ std::vector<uint8_t> some_rows(const format & of, int64_t values, int64_t rows, 
     return bytes;
 }
 
-// Columns of very different sizes, with blocks of zeros among them.
 std::vector<float> some_columns(int64_t values, int64_t n, random_numbers & random) {
     std::vector<float> columns = random.uniform(values * n);
     for (int64_t c = 0; c < n; c++) {
@@ -82,6 +66,8 @@ std::vector<float> some_columns(int64_t values, int64_t n, random_numbers & rand
     }
     return columns;
 }
+
+namespace {
 
 // What the kernels multiply: columns as they are, or in eight bits with a scale for each 32 values.
 std::vector<double> prepared(const format & of, const std::vector<float> & columns) {

@@ -22,6 +22,7 @@ struct test_case {
 using test_cases = std::vector<test_case>;
 
 void add_attention(test_cases & cases);
+void add_experts(test_cases & cases);
 void add_exponentials(test_cases & cases);
 void add_guard(test_cases & cases);
 void add_memory(test_cases & cases);

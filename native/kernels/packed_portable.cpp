@@ -196,6 +196,7 @@ void multiply_quants(
                     of_rows.scales[s], column.scale, sums[c]);
             }
             for (int s = 0; F::MIN && s < F::SCALES; s++) {
+#pragma GCC unroll 1
                 for (int row = 0; row < ROWS; row++) {
                     sums[c][row] += of_rows.mins[s][row] * column.sums[s];
                 }

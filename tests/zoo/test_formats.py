@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -16,11 +17,10 @@ from zoo.together import Crowd
 
 
 @pytest.fixture(params=get_args(Weights))
-def model_of_format(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
-    made = make_model("qwen3moe", tmp_path / "model.gguf", request.param)
-    model = Model(made)
-    request.addfinalizer(model.close)
-    return model
+def model_of_format(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Model]:
+    made = Model(make_model("qwen3moe", tmp_path / "model.gguf", request.param))
+    yield made
+    made.close()
 
 
 @pytest.mark.skipif(not PACKS_WEIGHTS, reason="llama.cpp's own kernels are not batch invariant")

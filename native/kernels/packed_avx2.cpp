@@ -59,6 +59,10 @@ struct avx2 {
     static floats bytes(const void * p) {
         return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p)));
     }
+    static floats nibbles(const void * p, int shift) {
+        const ints bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) p));
+        return to_float(_mm256_and_si256(_mm256_srli_epi32(bytes, shift), _mm256_set1_epi32(15)));
+    }
     static floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
     static floats fma(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
     static void   store(float * p, floats v) { _mm256_storeu_ps(p, v); }

@@ -50,6 +50,10 @@ struct avx512 {
     static floats bytes(const void * p) {
         return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p)));
     }
+    static floats nibbles(const void * p, int shift) {
+        const ints bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) p));
+        return to_float(_mm512_and_si512(_mm512_srli_epi32(bytes, shift), _mm512_set1_epi32(15)));
+    }
     static floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
     static floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
     static void   store(float * p, floats v) { _mm512_storeu_ps(p, v); }

@@ -82,6 +82,7 @@ struct quantized {
     static constexpr int  WIDTH = VALUES, BITS = BITS_, OFFSET = OFFSET_, SCALES = SCALES_, BLOCKS = BLOCKS_;
     static constexpr bool MIN = MIN_;
     static constexpr int  LARGEST = BITS_ == 8 ? 128 : (1 << BITS_) - 1;  // quant that is multiplied
+    static constexpr bool NIBBLES   = false;  // if factors of scales and mins have four bits, and share bytes
     static constexpr bool LOOKED_UP = false;  // if a quant is TABLE[bits of the panel] + OFFSET
     using half = ggml_half;                           // the type of scales and mins
 };
@@ -154,6 +155,8 @@ struct q6_k : quantized<GGML_TYPE_Q6_K, block_q6_K, 6, 32, false, 2, 8> {
 };
 
 struct q2_k : quantized<GGML_TYPE_Q2_K, block_q2_K, 2, 0, true, 2, 8> {
+    static constexpr bool NIBBLES = true;
+
     static void read(const block & from, int i, row_block & out) {
         read_two_bits(from.qs + VALUES * (i / 4), 2 * (i % 4), out);
         for (int s = 0; s < 2; s++) {

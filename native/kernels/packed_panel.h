@@ -13,7 +13,8 @@
 //              | min of row 0   | ... | min of row 15   |  each a float of 16 bits
 //   factors i  of block i in a format of super-blocks, else nothing:
 //              | scale of row 0 | ... | scale of row 15 |  for each scale, and if the format has a min
-//              | min of row 0   | ... | min of row 15   |  for each scale; each a byte with a sign
+//              | min of row 0   | ... | min of row 15   |  for each scale; each a byte with a sign. Factors of four
+//              bits share bytes: scales are the low halves, mins the high ones
 //
 // All names are local to a file, as in packed_formats.h.
 #pragma once
@@ -29,7 +30,7 @@ namespace {
 
 template <class F> constexpr size_t QUANT_BYTES = ROWS * VALUES * F::BITS / 8;
 template <class F> constexpr size_t HALF_BYTES = ROWS * sizeof(uint16_t) * (1 + F::MIN);
-template <class F> constexpr size_t FACTOR_BYTES = F::BLOCKS == 1 ? 0 : ROWS * F::SCALES * (1 + F::MIN);
+template <class F> constexpr size_t FACTOR_BYTES = F::BLOCKS == 1 ? 0 : ROWS * F::SCALES * (1 + (F::MIN && !F::NIBBLES));
 
 template <class F> size_t panel_bytes(int64_t values) {
     const int64_t blocks = values / F::WIDTH;
@@ -114,7 +115,9 @@ template <class F, class Order> void pack_panel(const void * rows, uint8_t * pan
                 if constexpr (F::BLOCKS > 1) {
                     for (int s = 0; s < F::SCALES; s++) {
                         factors[s * ROWS + row] = from.scales[s];
-                        if constexpr (F::MIN) {
+                        if constexpr (F::NIBBLES) {
+                            factors[s * ROWS + row] |= from.mins[s] << 4;
+                        } else if constexpr (F::MIN) {
                             factors[(F::SCALES + s) * ROWS + row] = from.mins[s];
                         }
                     }

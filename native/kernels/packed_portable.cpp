@@ -129,6 +129,13 @@ inline void multiply_by_bytes(const uint8_t * factors, lanes_of_floats & out) {
     }
 }
 
+template <int SHIFT> inline void multiply_by_nibbles(const uint8_t * factors, lanes_of_floats & out) {
+#pragma GCC unroll 1
+    for (int row = 0; row < ROWS; row++) {
+        out[row] *= factors[row] >> SHIFT & 15;
+    }
+}
+
 // The factors of a block's products, and of a column's sums.
 template <class F> struct factors {
     lanes_of_floats scales[F::SCALES];
@@ -138,18 +145,19 @@ template <class F> struct factors {
         const auto *    halves = (const typename F::half *) parts.halves_of(b);
         const uint8_t * bytes  = parts.factors_of(b);
         for (int s = 0; s < F::SCALES; s++) {
-            of_rows(halves, bytes + s * ROWS, scales[s]);
+            halves_to_floats(halves, scales[s]);
             if constexpr (F::MIN) {
-                of_rows(halves + ROWS, bytes + (F::SCALES + s) * ROWS, mins[s]);
+                halves_to_floats(halves + ROWS, mins[s]);
             }
-        }
-    }
-
-private:
-    static void of_rows(const typename F::half * halves, const uint8_t * bytes, lanes_of_floats & out) {
-        halves_to_floats(halves, out);
-        if constexpr (F::BLOCKS > 1) {
-            multiply_by_bytes(bytes, out);
+            if constexpr (F::NIBBLES) {
+                multiply_by_nibbles<0>(bytes + s * ROWS, scales[s]);
+                multiply_by_nibbles<4>(bytes + s * ROWS, mins[s]);
+            } else if constexpr (F::BLOCKS > 1) {
+                multiply_by_bytes(bytes + s * ROWS, scales[s]);
+                if constexpr (F::MIN) {
+                    multiply_by_bytes(bytes + (F::SCALES + s) * ROWS, mins[s]);
+                }
+            }
         }
     }
 };

@@ -26,18 +26,21 @@ template <class V, class F> struct factors {
     factors(const panel_parts<F, const uint8_t> & parts, int64_t b, int part) {
         const auto *    half   = (const typename F::half *) parts.halves_of(b) + part * V::LANES;
         const uint8_t * factor = parts.factors_of(b) + part * V::LANES;
-        for (int s = F::SCALES - 1; s >= 0; s--) {
-            scales[s] = of_row(half, factor + s * ROWS);
+        for (int s = 0; s < F::SCALES; s++) {
+            scales[s] = V::load_floats(half);
             if constexpr (F::MIN) {
-                mins[s] = of_row(half + ROWS, factor + (F::SCALES + s) * ROWS);
+                mins[s] = V::load_floats(half + ROWS);
+            }
+            if constexpr (F::NIBBLES) {
+                scales[s] = V::mul(scales[s], V::nibbles(factor + s * ROWS, 0));
+                mins[s]   = V::mul(mins[s], V::nibbles(factor + s * ROWS, 4));
+            } else if constexpr (F::BLOCKS > 1) {
+                scales[s] = V::mul(scales[s], V::bytes(factor + s * ROWS));
+                if constexpr (F::MIN) {
+                    mins[s] = V::mul(mins[s], V::bytes(factor + (F::SCALES + s) * ROWS));
+                }
             }
         }
-    }
-
-private:
-    static typename V::floats of_row(const typename F::half * half, const uint8_t * factor) {
-        const typename V::floats whole = V::load_floats(half);
-        return F::BLOCKS > 1 ? V::mul(whole, V::bytes(factor)) : whole;
     }
 };
 

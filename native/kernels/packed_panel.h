@@ -7,7 +7,7 @@
 //   | quants 0 | quants 1 | ... | halves 0 | halves 1 | ... | factors 0 | factors 1 | ...
 //
 //   quants i   16 * 32 * BITS / 8 bytes of block i, in the order that the kernel reads: packed_groups.h for vector
-//              instructions, packed_portable.cpp for any processor
+//              instructions, packed_values.h for any processor
 //   halves i   of block i, or of super-block i:
 //              | scale of row 0 | ... | scale of row 15 |  and if the format has a min
 //              | min of row 0   | ... | min of row 15   |  each a float of 16 bits

@@ -23,13 +23,10 @@ struct avx2 {
     static ints load(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
     static ints low_nibbles(ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
     static ints high_nibbles(ints v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
-    // Set `value` in each of 32 bytes whose bit is set.
-    static ints set_bit(ints v, uint64_t bits, int8_t value) {
-        const ints spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t) bits), _mm256_setr_epi8(
-            0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3));
-        const ints bit = _mm256_set1_epi64x((int64_t) 0x8040201008040201);
-        const ints set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
-        return _mm256_or_si256(v, _mm256_and_si256(set, _mm256_set1_epi8(value)));
+    // Bit `from`, moved to bit `to`.
+    static ints bit(ints v, int from, int to) {
+        const ints moved = from < to ? _mm256_slli_epi16(v, to - from) : _mm256_srli_epi16(v, from - to);
+        return _mm256_and_si256(moved, _mm256_set1_epi8((char) (1 << to)));
     }
     // Two bits at twice `shift`.
     static ints two_bits(ints v, int shift) {

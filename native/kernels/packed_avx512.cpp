@@ -18,9 +18,10 @@ struct avx512 {
     static ints load(const void * p) { return _mm512_loadu_si512(p); }
     static ints low_nibbles(ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
     static ints high_nibbles(ints v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
-    // Add a value to each byte whose bit is set.
-    static ints set_bit(ints v, uint64_t bits, int8_t value) {
-        return _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(value));
+    // Bit `from`, moved to bit `to`.
+    static ints bit(ints v, int from, int to) {
+        const ints moved = from < to ? _mm512_slli_epi16(v, to - from) : _mm512_srli_epi16(v, from - to);
+        return _mm512_and_si512(moved, _mm512_set1_epi8((char) (1 << to)));
     }
     // Two bits at twice `shift`.
     static ints two_bits(ints v, int shift) {

@@ -5,7 +5,7 @@
 //                the low half of byte j has value 4 g + j, the high half value 4 (g + 4) + j;  4 vectors
 //   two bits     vector i for groups 4 i to 4 i + 3: bits 2 g and 2 g + 1 of byte j have value j of group 4 i + g;
 //                2 vectors
-//   one bit      for each of 8 groups 64 bits: bit 4 row + j has value j of the row
+//   one bit      a vector: bit g of byte j has value j of group g
 //   eight bits   vector g for group g: byte j of a row has value 4 g + j;  8 vectors
 //
 // Values of three bits are two bits and then one, of five bits four and one, of six bits four and two.
@@ -57,7 +57,18 @@ template <int SHIFT> inline void place_two_bits(const __m128i (&half)[2], uint8_
     }
 }
 
-// Put a row's block in its lane, all but single bits.
+// The bits at SHIFT of eight groups in a byte.
+template <int SHIFT> inline int join_bits(const __m128i (&half)[2]) {
+    const __m128i one   = _mm_set1_epi8(1);
+    const __m128i low   = _mm_and_si128(_mm_srli_epi16(half[0], SHIFT), one);
+    const __m128i high  = _mm_and_si128(_mm_srli_epi16(half[1], SHIFT), one);
+    const __m128i apart = _mm_or_si128(
+        _mm_sllv_epi32(low, _mm_setr_epi32(0, 1, 2, 3)), _mm_sllv_epi32(high, _mm_setr_epi32(4, 5, 6, 7)));
+    const __m128i pairs = _mm_or_si128(apart, _mm_unpackhi_epi64(apart, apart));
+    return _mm_cvtsi128_si32(_mm_or_si128(pairs, _mm_srli_epi64(pairs, 32)));
+}
+
+// Put a row's block in its lane.
 template <class F> void place_row(const row_block & from, int row, uint8_t * quants) {
     const __m128i half[2] = {
         _mm_loadu_si128((const __m128i *) from.quants), _mm_loadu_si128((const __m128i *) (from.quants + VALUES / 2)),
@@ -76,45 +87,16 @@ template <class F> void place_row(const row_block & from, int row, uint8_t * qua
     if constexpr (F::BITS == 6) {
         place_two_bits<4>(half, quants + HIGH<F>);
     }
-}
-
-// Single bits of 16 rows, 32 a row: 64 bits a group, four of them a row.
-inline void place_single_bits(const uint32_t * rows, uint8_t * high) {
-    __m128i quarter[4];  // of four rows each: their first bytes, their second, ...
-    for (int i = 0; i < 4; i++) {
-        quarter[i] = _mm_shuffle_epi8(
-            _mm_loadu_si128((const __m128i *) rows + i),
-            _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    }
-    const __m128i low[2]  = { _mm_unpacklo_epi32(quarter[0], quarter[1]), _mm_unpacklo_epi32(quarter[2], quarter[3]) };
-    const __m128i rest[2] = { _mm_unpackhi_epi32(quarter[0], quarter[1]), _mm_unpackhi_epi32(quarter[2], quarter[3]) };
-    const __m128i bytes[GROUPS / 2] = {  // of all rows, each with two groups
-        _mm_unpacklo_epi64(low[0], low[1]), _mm_unpackhi_epi64(low[0], low[1]),
-        _mm_unpacklo_epi64(rest[0], rest[1]), _mm_unpackhi_epi64(rest[0], rest[1]),
-    };
-    const __m128i nibble = _mm_set1_epi8(15), neighbours = _mm_set1_epi16(0x1001);
-    for (int i = 0; i < GROUPS / 2; i++) {
-        const __m128i first  = _mm_and_si128(bytes[i], nibble);
-        const __m128i second = _mm_and_si128(_mm_srli_epi16(bytes[i], 4), nibble);
-        const __m128i both   = _mm_packus_epi16(
-            _mm_maddubs_epi16(first, neighbours), _mm_maddubs_epi16(second, neighbours));
-        _mm_storeu_si128((__m128i *) high + i, both);
+    if constexpr (F::BITS == 3 || F::BITS == 5) {
+        const int bits = join_bits<F::BITS - 1>(half);
+        std::memcpy(quants + HIGH<F>, &bits, 4);
     }
 }
 
 struct groups {
     template <class F> static void place(const row_block * rows, uint8_t * quants) {
-        constexpr bool SINGLE = F::BITS == 3 || F::BITS == 5;
-        uint32_t       single[ROWS];
         for (int row = 0; row < ROWS; row++) {
             place_row<F>(rows[row], row, quants);
-            if constexpr (SINGLE) {
-                const __m256i all = _mm256_loadu_si256((const __m256i *) rows[row].quants);
-                single[row]       = (uint32_t) _mm256_movemask_epi8(_mm256_slli_epi16(all, 8 - F::BITS));
-            }
-        }
-        if constexpr (SINGLE) {
-            place_single_bits(single, quants + HIGH<F>);
         }
     }
 };
@@ -133,9 +115,7 @@ template <class V, class F> inline typename V::ints unpack(const uint8_t * quant
         weights = V::two_bits(V::load(quants + group / 4 * VECTOR), group % 4);
     }
     if constexpr (F::BITS == 3 || F::BITS == 5) {
-        uint64_t bits = 0;
-        std::memcpy(&bits, high + group * ROWS / 2 + part * V::LANES / 2, V::LANES / 2);
-        weights = V::set_bit(weights, bits, 1 << (F::BITS - 1));
+        weights = V::either(weights, V::bit(V::load(high + part * V::LANES * 4), group, F::BITS - 1));
     }
     if constexpr (F::BITS == 6) {
         const typename V::ints two = V::load(high + group / 4 * VECTOR + part * V::LANES * 4);

@@ -207,7 +207,7 @@ def run_tests(program: Path, build: Build) -> Mapping[str, int]:
     passed = {}
     for kernels in build.kernels:
         # All tests with the first set; with the others those of packed weights.
-        wanted = () if kernels == build.kernels[0] else ("packed/", "threads/")
+        wanted = () if kernels == build.kernels[0] else ("packed/", "experts/", "threads/")
         done = subprocess.run(
             [*build.emulator, program, *wanted], stdout=subprocess.PIPE, text=True, check=False,
             env={**os.environ, "AFTERWORD_KERNELS": kernels},

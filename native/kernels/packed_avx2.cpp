@@ -23,18 +23,24 @@ struct avx2 {
     static ints load(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
     static ints low_nibbles(ints v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
     static ints high_nibbles(ints v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
-    // 16 in each of 32 bytes whose bit is set.
-    static ints set_bit_4(ints v, uint64_t bits) {
-        const ints spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int32_t) bits), _mm256_setr_epi8(
-            0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3));
-        const ints bit = _mm256_set1_epi64x((int64_t) 0x8040201008040201);
-        const ints set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
-        return _mm256_or_si256(v, _mm256_and_si256(set, _mm256_set1_epi8(16)));
+    // Bit `from`, moved to bit `to`.
+    static ints bit(ints v, int from, int to) {
+        const ints moved = from < to ? _mm256_slli_epi16(v, to - from) : _mm256_srli_epi16(v, from - to);
+        return _mm256_and_si256(moved, _mm256_set1_epi8((char) (1 << to)));
     }
-    // Two bits at twice `shift` to the fifth and sixth.
+    // Two bits at twice `shift`.
+    static ints two_bits(ints v, int shift) {
+        return _mm256_and_si256(_mm256_srli_epi16(v, 2 * shift), _mm256_set1_epi8(3));
+    }
+    // The same, moved to the fifth and sixth bit.
     static ints high_bits(ints v, int shift) {
         const ints moved = shift < 2 ? _mm256_slli_epi16(v, 4 - 2 * shift) : _mm256_srli_epi16(v, 2 * shift - 4);
         return _mm256_and_si256(moved, _mm256_set1_epi8(0x30));
+    }
+    // What 16 values and an offset say for bytes of four bits.
+    static ints look_up(const int8_t * table, int offset, ints v) {
+        const __m128i sums = _mm_add_epi8(_mm_loadu_si128((const __m128i *) table), _mm_set1_epi8((char) offset));
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(sums), v);
     }
     static ints   either(ints a, ints b) { return _mm256_or_si256(a, b); }
     static ints   set1(int32_t v) { return _mm256_set1_epi32(v); }
@@ -50,13 +56,17 @@ struct avx2 {
     static floats bytes(const void * p) {
         return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p)));
     }
+    static floats nibbles(const void * p, int shift) {
+        const ints bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) p));
+        return to_float(_mm256_and_si256(_mm256_srli_epi32(bytes, shift), _mm256_set1_epi32(15)));
+    }
     static floats mul(floats a, floats b) { return _mm256_mul_ps(a, b); }
     static floats fma(floats a, floats b, floats c) { return _mm256_fmadd_ps(a, b, c); }
     static void   store(float * p, floats v) { _mm256_storeu_ps(p, v); }
 
-    // Sums of two products, eight bits each or less.
+    // Sums of two products, eight bits each or less. Weights of eight bits have a sign.
     template <class F> static ints pairs(ints weights, ints column) {
-        return F::BITS == 8
+        return F::LARGEST > 63
             ? _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(column, weights))
             : _mm256_maddubs_epi16(weights, column);
     }
@@ -69,9 +79,7 @@ struct avx2 {
         floats (&sums)[N][PARTS<avx2>]) {
         constexpr int N_GROUPS = GROUPS / F::SCALES;
         constexpr int TWO      = PARTS<avx2>;
-        // So many pairs fit 16 bits: 2 * 15 * 127 each at most, 2 * 31 * 127, 2 * 63 * 127 or 2 * 128 * 127.
-        constexpr int FOLD = F::BITS == 4 ? 8 : F::BITS == 5 ? 4 : F::BITS == 6 ? 2 : 1;
-        constexpr int STEP = FOLD < N_GROUPS ? FOLD : N_GROUPS;
+        constexpr int STEP     = fitting<F, 2 * N_GROUPS>() / 2;  // so many sums of pairs fit 16 bits
         const uint8_t *        quants       = parts.quants_of(b);
         const factors<avx2, F> of_rows[TWO] = { { parts, b, 0 }, { parts, b, 1 } };
 #pragma GCC unroll 2
@@ -110,7 +118,9 @@ struct avx2 {
 #pragma GCC unroll 8
             for (int i = 0; i < N * TWO; i++) {
                 const int c = i / TWO, part = i % TWO;
-                sums[c][part] = fma(of_rows[part].min, set1(columns[c * blocks].sum), sums[c][part]);
+                for (int s = 0; s < F::SCALES; s++) {
+                    sums[c][part] = fma(of_rows[part].mins[s], set1(columns[c * blocks].sums[s]), sums[c][part]);
+                }
             }
         }
     }

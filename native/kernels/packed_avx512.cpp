@@ -18,11 +18,24 @@ struct avx512 {
     static ints load(const void * p) { return _mm512_loadu_si512(p); }
     static ints low_nibbles(ints v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
     static ints high_nibbles(ints v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
-    static ints set_bit_4(ints v, uint64_t bits) { return _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(16)); }
-    // Two bits at twice `shift` to the fifth and sixth.
+    // Bit `from`, moved to bit `to`.
+    static ints bit(ints v, int from, int to) {
+        const ints moved = from < to ? _mm512_slli_epi16(v, to - from) : _mm512_srli_epi16(v, from - to);
+        return _mm512_and_si512(moved, _mm512_set1_epi8((char) (1 << to)));
+    }
+    // Two bits at twice `shift`.
+    static ints two_bits(ints v, int shift) {
+        return _mm512_and_si512(_mm512_srli_epi16(v, 2 * shift), _mm512_set1_epi8(3));
+    }
+    // The same, moved to the fifth and sixth bit.
     static ints high_bits(ints v, int shift) {
         const ints moved = shift < 2 ? _mm512_slli_epi16(v, 4 - 2 * shift) : _mm512_srli_epi16(v, 2 * shift - 4);
         return _mm512_and_si512(moved, _mm512_set1_epi8(0x30));
+    }
+    // What 16 values and an offset say for bytes of four bits.
+    static ints look_up(const int8_t * table, int offset, ints v) {
+        const __m128i sums = _mm_add_epi8(_mm_loadu_si128((const __m128i *) table), _mm_set1_epi8((char) offset));
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(sums), v);
     }
     static ints   either(ints a, ints b) { return _mm512_or_si512(a, b); }
     static ints   set1(int32_t v) { return _mm512_set1_epi32(v); }
@@ -37,6 +50,10 @@ struct avx512 {
     }
     static floats bytes(const void * p) {
         return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p)));
+    }
+    static floats nibbles(const void * p, int shift) {
+        const ints bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) p));
+        return to_float(_mm512_and_si512(_mm512_srli_epi32(bytes, shift), _mm512_set1_epi32(15)));
     }
     static floats mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
     static floats fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
@@ -65,7 +82,9 @@ struct avx512 {
                 sums[c] = fma(to_float(dots), mul(of_rows.scales[s], set1(column.scale)), sums[c]);
             }
             if constexpr (F::MIN) {
-                sums[c] = fma(of_rows.min, set1(column.sum), sums[c]);
+                for (int s = 0; s < F::SCALES; s++) {
+                    sums[c] = fma(of_rows.mins[s], set1(column.sums[s]), sums[c]);
+                }
             }
         }
     }

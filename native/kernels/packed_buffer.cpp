@@ -7,6 +7,7 @@
 #include "packed.h"
 #include "packed_kernels.h"
 #include "packed_memory.h"
+#include "packed_products.h"
 #include "turns.h"
 
 #include "ggml-backend-impl.h"
@@ -50,105 +51,59 @@ template <class Work> void share_out(int64_t count, int64_t bytes, const Work & 
     }
 }
 
-constexpr size_t CACHE_LINE = 64;
-
-// Of a row, counted through all dimensions, in bytes.
-size_t offset_of_row(const ggml_tensor * t, int64_t row) {
-    const int64_t plane = row / t->ne[1];
-    return row % t->ne[1] * t->nb[1] + plane % t->ne[2] * t->nb[2] + plane / t->ne[2] * t->nb[3];
-}
-
 // What ggml calls for a tensor of packed weights: it is the tensor's `extra`.
 class traits : public ggml::cpu::tensor_traits {
   public:
     explicit traits(const packed_kernel & of) : kernel(of) {}
 
     size_t bytes(const ggml_tensor * tensor) const {
-        return tensor->ne[1] / ROWS * kernel.panel_bytes(tensor->ne[0]);
+        return ggml_nrows(tensor) / ROWS * kernel.panel_bytes(tensor->ne[0]);
     }
 
     void pack(const void * file, ggml_tensor * tensor) const {
         const int64_t values = tensor->ne[0];
         const size_t  from   = ROWS * ggml_row_size(tensor->type, values), to = kernel.panel_bytes(values);
-        share_out(tensor->ne[1] / ROWS, bytes(tensor), [&](int64_t panel) {
+        share_out(ggml_nrows(tensor) / ROWS, bytes(tensor), [&](int64_t panel) {
             kernel.pack((const char *) file + panel * from, (uint8_t *) tensor->data + panel * to, values);
         });
     }
 
-    // Few columns are prepared by each thread for itself, more by all threads before they multiply.
-    static bool few_columns(const ggml_tensor * op) { return ggml_nrows(op->src[1]) <= FEW; }
-
-    static int stages(const ggml_tensor * op) { return few_columns(op) ? 1 : 2; }
-
-    size_t work_bytes(const ggml_tensor * op) const {
-        const size_t bytes = ggml_nrows(op->src[1]) * kernel.column_bytes(op->src[1]->ne[0]);
-        return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-    }
-
     bool work_size(int threads, const ggml_tensor * op, size_t & size) override {
-        size = work_bytes(op) * (few_columns(op) ? threads : 1);
-        return op->op == GGML_OP_MUL_MAT;
+        return with_product(const_cast<ggml_tensor *>(op), [&](const auto & product) {
+            size = product.work_bytes() * (few_columns(op) ? threads : 1);
+        });
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
-        if (op->op != GGML_OP_MUL_MAT) {
-            return false;
-        }
-        const ggml_tensor * input = op->src[1];
-        GGML_ASSERT(input->nb[0] == sizeof(float) && op->nb[0] == sizeof(float));
-        if (few_columns(op)) {
-            char * own = (char *) params->wdata + params->ith * work_bytes(op);
-            prepare(input, own, 0, 1);
-            multiply(*params, op, own);
-        } else if (afterword_turns_stage(params->threadpool) == 0) {
-            prepare(input, (char *) params->wdata, params->ith, params->nth);
-        } else {
-            multiply(*params, op, (const char *) params->wdata);
-        }
-        return true;
+        return with_product(op, [&](const auto & product) {
+            GGML_ASSERT(op->src[1]->nb[0] == sizeof(float) && op->nb[0] == sizeof(float));
+            char * work = (char *) params->wdata;
+            if (few_columns(op)) {
+                work += params->ith * product.work_bytes();
+                product.prepare(work, 0, 1);
+                product.multiply(*params, work);
+            } else if (afterword_turns_stage(params->threadpool) == 0) {
+                product.prepare(work, params->ith, params->nth);
+            } else {
+                product.multiply(*params, work);
+            }
+        });
     }
 
   private:
-    // Part `ith` of `nth` of the columns.
-    void prepare(const ggml_tensor * input, char * out, int64_t ith, int64_t nth) const {
-        const int64_t values       = input->ne[0];
-        const size_t  column_bytes = kernel.column_bytes(values);
-        for (int64_t c = ith; c < ggml_nrows(input); c += nth) {
-            const char * column = (const char *) input->data + offset_of_row(input, c);
-            kernel.prepare((const float *) column, out + c * column_bytes, values);
+    // Returns false if the operation is no product.
+    template <class Use> bool with_product(ggml_tensor * op, const Use & use) const {
+        switch (op->op) {
+            case GGML_OP_MUL_MAT:
+                use(matrix_product(kernel, op));
+                return true;
+            case GGML_OP_MUL_MAT_ID:
+                use(expert_product(kernel, op));
+                return true;
+            default:
+                return false;
         }
     }
-
-    // Panels in portions: a thread that is late takes fewer.
-    void multiply(const ggml_compute_params & params, ggml_tensor * op, const char * prepared) const {
-        const ggml_tensor * weights      = op->src[0];
-        const int64_t       values       = weights->ne[0];
-        const int64_t       panels       = weights->ne[1] / ROWS;
-        const int64_t       columns      = ggml_nrows(op->src[1]);
-        const size_t        panel_bytes  = kernel.panel_bytes(values);
-        const size_t        column_bytes = kernel.column_bytes(values);
-        const int64_t       portion      = panels_of_portion(panels, params.nth, columns);
-        for (int64_t at = params.ith; at * portion < panels; at = ggml_threadpool_chunk_add(params.threadpool, 1)) {
-            const int64_t   first  = at * portion;
-            const int64_t   count  = std::min(panels - first, portion);
-            const uint8_t * packed = (const uint8_t *) weights->data + first * panel_bytes;
-            for (int64_t c = 0; c < columns; c += op->ne[1]) {
-                float * out = (float *) ((char *) op->data + offset_of_row(op, c)) + first * ROWS;
-                kernel.multiply(
-                    packed, count, values, prepared + c * column_bytes, op->ne[1], out, op->nb[1] / sizeof(float));
-            }
-        }
-    }
-
-    // Some portions for each thread, so small that a thread that stops holds up little. Few columns read several panels
-    // side by side.
-    static int64_t panels_of_portion(int64_t panels, int64_t threads, int64_t columns) {
-        const int64_t together = columns <= FEW ? 4 : 1;
-        const int64_t portions = columns < MANY ? 4 : 16;
-        return std::max<int64_t>(1, panels / (portions * threads) / together) * together;
-    }
-
-    static constexpr int64_t FEW = 4, MANY = 16;  // columns
 
     const packed_kernel & kernel;
 };
@@ -166,7 +121,7 @@ std::vector<traits *> make_traits() {
 traits * traits_for(const ggml_tensor * tensor) {
     // As long as the process: a thread may still compute while others end it.
     static const auto & of_types = *new std::vector<traits *>(make_traits());
-    return ggml_n_dims(tensor) == 2 && tensor->ne[1] % ROWS == 0 ? of_types[tensor->type] : nullptr;
+    return ggml_n_dims(tensor) >= 2 && tensor->ne[1] % ROWS == 0 ? of_types[tensor->type] : nullptr;
 }
 
 const char * buffer_name(ggml_backend_buffer_type_t) { return "CPU_PACKED"; }
@@ -210,7 +165,7 @@ ggml_backend_buffer_t buffer_alloc(ggml_backend_buffer_type_t type, size_t size)
 
 class buffer_type : public ggml::cpu::extra_buffer_type {
     static bool holds(const ggml_tensor * op) {
-        return op->op == GGML_OP_MUL_MAT && op->src[0]->buffer &&
+        return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID) && op->src[0]->buffer &&
                op->src[0]->buffer->buft == ggml_afterword_packed_buffer_type();
     }
 
@@ -241,5 +196,5 @@ ggml_backend_buffer_type_t ggml_afterword_packed_buffer_type(void) {
 int afterword_packed_stages(const ggml_tensor * op) {
     using namespace afterword;
     const bool packed = op->src[0]->buffer && op->src[0]->buffer->buft == ggml_afterword_packed_buffer_type();
-    return packed ? traits::stages(op) : 0;
+    return packed ? few_columns(op) ? 1 : 2 : 0;
 }

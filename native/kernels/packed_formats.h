@@ -19,11 +19,11 @@ constexpr int VALUES = 32;  // of a block
 
 // 32 values of a row: scale * (quant - OFFSET), or scale * quant + min.
 struct row_block {
-    uint8_t   quants[VALUES];
-    ggml_half scale;
-    ggml_half min;
-    int8_t    scales[2];  // factors of `scale` in a format of super-blocks: one for all values, or one for each half
-    int8_t    mins;       // the factor of `min`
+    uint8_t  quants[VALUES];
+    uint16_t scale;  // a float of 16 bits, of the type F::half
+    uint16_t min;
+    int8_t   scales[2];  // factors of `scale` in a format of super-blocks: one for all values, or one for each half
+    int8_t   mins[2];    // the factors of `min`
 };
 
 // The low and the high halves of 16 bytes.
@@ -57,19 +57,34 @@ template <class B> inline void read_k_nibbles(const B & block, int i, row_block 
         out.quants[l] = block.qs[VALUES * (i / 2) + l] >> 4 * (i % 2) & 15;
     }
     out.scales[0] = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | s[i - 4] >> 6 << 4;
-    out.mins      = i < 4 ? s[i + 4] & 63 : s[i + 4] >> 4 | s[i] >> 6 << 4;
+    out.mins[0]   = i < 4 ? s[i + 4] & 63 : s[i + 4] >> 4 | s[i] >> 6 << 4;
     out.scale     = block.data.data.d;
     out.min       = block.data.data.dmin ^ 0x8000;  // a file's min is subtracted
 }
 
-// A format: bits of a value, its offset, if there is a min, scales of 32 values, blocks of 32 in a super-block (or 1).
-// read(block, i, out) reads the i-th 32 values of a block of the file.
+// The two bits at `shift` of 32 values.
+inline void read_two_bits(const uint8_t * bytes, int shift, row_block & out) {
+    for (int l = 0; l < VALUES; l++) {
+        out.quants[l] = bytes[l] >> shift & 3;
+    }
+}
+
+// What four bits stand for in the formats that have a table.
+constexpr int8_t IQ4_VALUES[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 };
+constexpr int8_t FP4_VALUES[16] = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
+
+// A format: bits of a value in a panel, its offset, if there is a min, scales (and mins) of 32 values, blocks of 32 in a
+// super-block (or 1). read(block, i, out) reads the i-th 32 values of a block of the file.
 template <ggml_type T, class B, int BITS_, int OFFSET_, bool MIN_, int SCALES_ = 1, int BLOCKS_ = 1>
 struct quantized {
     using block = B;
     static constexpr ggml_type TYPE = T;
     static constexpr int  WIDTH = VALUES, BITS = BITS_, OFFSET = OFFSET_, SCALES = SCALES_, BLOCKS = BLOCKS_;
     static constexpr bool MIN = MIN_;
+    static constexpr int  LARGEST = BITS_ == 8 ? 128 : (1 << BITS_) - 1;  // quant that is multiplied
+    static constexpr bool NIBBLES   = false;  // if factors of scales and mins have four bits, and share bytes
+    static constexpr bool LOOKED_UP = false;  // if a quant is TABLE[bits of the panel] + OFFSET
+    using half = ggml_half;                           // the type of scales and mins
 };
 
 struct q4_0 : quantized<GGML_TYPE_Q4_0, block_q4_0, 4, 8, false> {
@@ -136,6 +151,79 @@ struct q6_k : quantized<GGML_TYPE_Q6_K, block_q6_K, 6, 32, false, 2, 8> {
         out.scales[0] = from.scales[2 * i];
         out.scales[1] = from.scales[2 * i + 1];
         out.scale     = from.d;
+    }
+};
+
+struct q2_k : quantized<GGML_TYPE_Q2_K, block_q2_K, 2, 0, true, 2, 8> {
+    static constexpr bool NIBBLES = true;
+
+    static void read(const block & from, int i, row_block & out) {
+        read_two_bits(from.qs + VALUES * (i / 4), 2 * (i % 4), out);
+        for (int s = 0; s < 2; s++) {
+            out.scales[s] = from.scales[2 * i + s] & 15;
+            out.mins[s]   = from.scales[2 * i + s] >> 4;
+        }
+        out.scale = from.data.data.d;
+        out.min   = from.data.data.dmin ^ 0x8000;  // a file's min is subtracted
+    }
+};
+
+struct q3_k : quantized<GGML_TYPE_Q3_K, block_q3_K, 3, 4, false, 2, 8> {
+    static void read(const block & from, int i, row_block & out) {
+        read_two_bits(from.qs + VALUES * (i / 4), 2 * (i % 4), out);
+        for (int l = 0; l < VALUES; l++) {
+            out.quants[l] |= (from.hmask[l] >> i & 1) << 2;
+        }
+        for (int s = 0; s < 2; s++) {  // four bits in the first 8 bytes, two in the others; the offset is 32
+            const int k   = 2 * i + s;
+            const int low = from.scales[k % 8] >> 4 * (k / 8) & 15;
+            out.scales[s] = (int8_t) ((low | (from.scales[8 + k % 4] >> 2 * (k / 4) & 3) << 4) - 32);
+        }
+        out.scale = from.d;
+    }
+};
+
+// A format with a table of 16 values. A panel has four bits of each where vectors look them up, else quants.
+template <ggml_type T, class B, int BITS_, int OFFSET_, int LARGEST_, int BLOCKS_ = 1>
+struct of_table : quantized<T, B, BITS_, OFFSET_, false, 1, BLOCKS_> {
+    static constexpr int  LARGEST   = LARGEST_;
+    static constexpr bool LOOKED_UP = BITS_ == 4;
+
+    static void read_quants(const uint8_t * bytes, const int8_t (&table)[16], row_block & out) {
+        read_nibbles(bytes, out);
+        for (int l = 0; !LOOKED_UP && l < VALUES; l++) {
+            out.quants[l] = (uint8_t) (table[out.quants[l]] + OFFSET_);
+        }
+    }
+};
+
+template <int BITS_, int OFFSET_> struct iq4_nl : of_table<GGML_TYPE_IQ4_NL, block_iq4_nl, BITS_, OFFSET_, 128> {
+    static constexpr const int8_t (&TABLE)[16] = IQ4_VALUES;
+
+    static void read(const block_iq4_nl & from, int, row_block & out) {
+        iq4_nl::read_quants(from.qs, TABLE, out);
+        out.scale = from.d;
+    }
+};
+
+template <int BITS_, int OFFSET_> struct iq4_xs : of_table<GGML_TYPE_IQ4_XS, block_iq4_xs, BITS_, OFFSET_, 128, 8> {
+    static constexpr const int8_t (&TABLE)[16] = IQ4_VALUES;
+
+    static void read(const block_iq4_xs & from, int i, row_block & out) {
+        iq4_xs::read_quants(from.qs + VALUES / 2 * i, TABLE, out);
+        const int low = from.scales_l[i / 2] >> 4 * (i % 2) & 15;
+        out.scales[0] = (int8_t) ((low | (from.scales_h >> 2 * i & 3) << 4) - 32);
+        out.scale     = from.d;
+    }
+};
+
+template <int BITS_> struct mxfp4 : of_table<GGML_TYPE_MXFP4, block_mxfp4, BITS_, 12, 24> {
+    static constexpr const int8_t (&TABLE)[16] = FP4_VALUES;
+    using half = ggml_bf16_t;  // has every power of two of the file
+
+    static void read(const block_mxfp4 & from, int, row_block & out) {
+        mxfp4::read_quants(from.qs, TABLE, out);
+        out.scale = from.e < 2 ? 0x20 << from.e : (from.e - 1) << 7;  // 2^(e - 128), as a float of values in halves
     }
 };
 

@@ -7,13 +7,14 @@
 //   | quants 0 | quants 1 | ... | halves 0 | halves 1 | ... | factors 0 | factors 1 | ...
 //
 //   quants i   16 * 32 * BITS / 8 bytes of block i, in the order that the kernel reads: packed_groups.h for vector
-//              instructions, packed_portable.cpp for any processor
+//              instructions, packed_values.h for any processor
 //   halves i   of block i, or of super-block i:
 //              | scale of row 0 | ... | scale of row 15 |  and if the format has a min
 //              | min of row 0   | ... | min of row 15   |  each a float of 16 bits
 //   factors i  of block i in a format of super-blocks, else nothing:
-//              | scale of row 0           | ... | scale of row 15           |  each a byte with a sign
-//              | min or scale 2 of row 0  | ... | min or scale 2 of row 15  |
+//              | scale of row 0 | ... | scale of row 15 |  for each scale, and if the format has a min
+//              | min of row 0   | ... | min of row 15   |  for each scale; each a byte with a sign. Factors of four
+//              bits share bytes: scales are the low halves, mins the high ones
 //
 // All names are local to a file, as in packed_formats.h.
 #pragma once
@@ -28,8 +29,8 @@ namespace afterword {
 namespace {
 
 template <class F> constexpr size_t QUANT_BYTES = ROWS * VALUES * F::BITS / 8;
-template <class F> constexpr size_t HALF_BYTES = ROWS * sizeof(ggml_half) * (1 + F::MIN);
-template <class F> constexpr size_t FACTOR_BYTES = F::BLOCKS == 1 ? 0 : ROWS * (F::SCALES + F::MIN);
+template <class F> constexpr size_t HALF_BYTES = ROWS * sizeof(uint16_t) * (1 + F::MIN);
+template <class F> constexpr size_t FACTOR_BYTES = F::BLOCKS == 1 ? 0 : ROWS * F::SCALES * (1 + (F::MIN && !F::NIBBLES));
 
 template <class F> size_t panel_bytes(int64_t values) {
     const int64_t blocks = values / F::WIDTH;
@@ -58,10 +59,12 @@ template <class F, class Byte> struct panel_parts {
 
 // 32 values of a column, eight bits each.
 struct column_block {
-    int8_t  quants[VALUES];
-    float   scale;
-    float   sum;       // scale * the sum of the quants: the factor of a row's min
-    int32_t start[2];  // -OFFSET * the sum of the quants that share a scale: what weights with an offset add too much
+    int8_t quants[VALUES];
+    float  scale;
+    union {                // of the quants that share a scale
+        float   sums[2];   // scale * their sum: the factor of a row's min
+        int32_t start[2];  // -OFFSET * their sum: what weights with an offset add too much
+    };
 };
 
 template <class F> struct column_of { using type = column_block; };
@@ -71,6 +74,15 @@ template <> struct column_of<bf16> { using type = float; };
 template <class F> using column = typename column_of<F>::type;
 
 template <class F> size_t column_bytes(int64_t values) { return values / F::WIDTH * sizeof(column<F>); }
+
+// The greatest power of two up to COUNT for which so many products with LARGEST fit 16 bits.
+template <class F, int COUNT> constexpr int fitting() {
+    int n = 1;
+    while (2 * n <= COUNT && 2 * n * F::LARGEST * 127 <= INT16_MAX) {
+        n *= 2;
+    }
+    return n;
+}
 
 constexpr size_t PREFETCH_BYTES = 512;  // processors do not follow 16 rows by themselves
 
@@ -88,7 +100,7 @@ template <class F, class Order> void pack_panel(const void * rows, uint8_t * pan
     } else {
         const panel_parts<F, uint8_t> parts(panel, blocks);
         for (int64_t b = 0; b < blocks; b++) {
-            auto *    halves  = (ggml_half *) parts.halves_of(b);
+            auto *    halves  = (uint16_t *) parts.halves_of(b);
             auto *    factors = (int8_t *) parts.factors_of(b);
             row_block of_rows[ROWS];
             for (int row = 0; row < ROWS; row++) {
@@ -101,8 +113,14 @@ template <class F, class Order> void pack_panel(const void * rows, uint8_t * pan
                     halves[ROWS + row] = from.min;
                 }
                 if constexpr (F::BLOCKS > 1) {
-                    factors[row]        = from.scales[0];
-                    factors[ROWS + row] = F::MIN ? from.mins : from.scales[1];
+                    for (int s = 0; s < F::SCALES; s++) {
+                        factors[s * ROWS + row] = from.scales[s];
+                        if constexpr (F::NIBBLES) {
+                            factors[s * ROWS + row] |= from.mins[s] << 4;
+                        } else if constexpr (F::MIN) {
+                            factors[(F::SCALES + s) * ROWS + row] = from.mins[s];
+                        }
+                    }
                 }
             }
             Order::template place<F>(of_rows, parts.quants_of(b));

@@ -1,15 +1,7 @@
 // Products of packed weights in plain C++, for any processor. CMake forbids the compiler to join products and sums, so
 // the bits are the same on every processor and for any number of columns.
-//
-// The order of a block's quants: a value of each of 16 rows, a byte for each row. Loops over rows then have no
-// shuffles, and compilers make vectors of them.
-//
-//   four bits    vector v (16 bytes) has value v of the rows in its low halves, value v + 16 in its high halves
-//   fifth bits   after them, vector v has bit i of value v + 4 i;  4 vectors
-//   bits 5 and 6 after them, vector v has bits 2 i and 2 i + 1 of value v + 8 i;  8 vectors
-//   eight bits   vector v has value v
 
-#include "packed_panel.h"
+#include "packed_values.h"
 
 #include <cmath>
 #include <cstring>
@@ -20,71 +12,7 @@ namespace {
 
 constexpr int COLUMNS = 16;  // that share a block's unpacked weights
 
-// Where BITS bits of value v of a row are: from `shift(v)` of byte `v % VECTORS * ROWS + row`.
-template <int BITS> struct plane {
-    static constexpr int VECTORS = VALUES * BITS / 8;
-    static constexpr int BYTES   = VECTORS * ROWS;
-    static constexpr int MASK    = (1 << BITS) - 1;
-
-    static constexpr int shift(int v) { return v / VECTORS * BITS; }
-};
-
-template <class F> using low_plane = plane<F::BITS == 8 ? 8 : 4>;
-template <class F> using high_plane = plane<F::BITS == 6 ? 2 : 1>;
-
-struct by_value {
-    template <class F> static void place(const row_block * rows, uint8_t * quants) {
-        using low  = low_plane<F>;
-        using high = high_plane<F>;
-        uint8_t by_rows[VALUES * ROWS];
-        for (int row = 0; row < ROWS; row++) {
-            for (int v = 0; v < VALUES; v++) {
-                by_rows[v * ROWS + row] = rows[row].quants[v];
-            }
-        }
-        if constexpr (F::BITS == 8) {
-            std::memcpy(quants, by_rows, sizeof(by_rows));
-        } else {
-            for (int i = 0; i < low::BYTES; i++) {
-                quants[i] = (by_rows[i] & low::MASK) | (by_rows[i + low::BYTES] & low::MASK) << 4;
-            }
-        }
-        if constexpr (F::BITS == 5 || F::BITS == 6) {
-            uint8_t joined[high::BYTES] = {};
-            for (int v = 0; v < VALUES; v += high::VECTORS) {
-                for (int i = 0; i < high::BYTES; i++) {
-                    joined[i] |= (by_rows[v * ROWS + i] >> 4 & high::MASK) << high::shift(v);
-                }
-            }
-            std::memcpy(quants + low::BYTES, joined, sizeof(joined));
-        }
-    }
-};
-
 using lanes_of_floats = float[ROWS];
-
-// The quants of a block: quant v of a row at v * ROWS + row.
-template <class F> inline void unpack(const uint8_t * quants, int16_t * out) {
-    using low  = low_plane<F>;
-    using high = high_plane<F>;
-    if constexpr (F::BITS == 8) {
-        for (int i = 0; i < low::BYTES; i++) {
-            out[i] = (int8_t) quants[i];
-        }
-    } else {
-        for (int i = 0; i < low::BYTES; i++) {
-            out[i]              = quants[i] & low::MASK;
-            out[i + low::BYTES] = quants[i] >> 4;
-        }
-    }
-    if constexpr (F::BITS == 5 || F::BITS == 6) {
-        for (int v = 0; v < VALUES; v += high::VECTORS) {
-            for (int i = 0; i < high::BYTES; i++) {
-                out[v * ROWS + i] |= (quants[low::BYTES + i] >> high::shift(v) & high::MASK) << 4;
-            }
-        }
-    }
-}
 
 inline float float_of(uint32_t bits) {
     float value;
@@ -107,10 +35,10 @@ inline float to_float(ggml_fp16_t value) { return half_to_float(value); }
 inline float to_float(ggml_bf16_t value) { return float_of((uint32_t) value.bits << 16); }
 
 // Compilers that unroll a short loop early make no vectors of it.
-inline void halves_to_floats(const uint8_t * halves, lanes_of_floats & out) {
+template <class Half> inline void halves_to_floats(const Half * halves, lanes_of_floats & out) {
 #pragma GCC unroll 1
     for (int row = 0; row < ROWS; row++) {
-        out[row] = half_to_float(((const ggml_half *) halves)[row]);
+        out[row] = to_float(halves[row]);
     }
 }
 
@@ -121,22 +49,35 @@ inline void multiply_by_bytes(const uint8_t * factors, lanes_of_floats & out) {
     }
 }
 
-// The factors of a block's products, and of a column's sum.
+template <int SHIFT> inline void multiply_by_nibbles(const uint8_t * factors, lanes_of_floats & out) {
+#pragma GCC unroll 1
+    for (int row = 0; row < ROWS; row++) {
+        out[row] *= factors[row] >> SHIFT & 15;
+    }
+}
+
+// The factors of a block's products, and of a column's sums.
 template <class F> struct factors {
     lanes_of_floats scales[F::SCALES];
-    lanes_of_floats min;
+    lanes_of_floats mins[F::SCALES];
 
     factors(const panel_parts<F, const uint8_t> & parts, int64_t b) {
-        const uint8_t * halves = parts.halves_of(b);
-        for (lanes_of_floats & scale : scales) {
-            halves_to_floats(halves, scale);
-        }
-        if constexpr (F::MIN) {
-            halves_to_floats(halves + ROWS * sizeof(ggml_half), min);
-        }
-        if constexpr (F::BLOCKS > 1) {
-            multiply_by_bytes(parts.factors_of(b), scales[0]);
-            multiply_by_bytes(parts.factors_of(b) + ROWS, F::MIN ? min : scales[F::SCALES - 1]);
+        const auto *    halves = (const typename F::half *) parts.halves_of(b);
+        const uint8_t * bytes  = parts.factors_of(b);
+        for (int s = 0; s < F::SCALES; s++) {
+            halves_to_floats(halves, scales[s]);
+            if constexpr (F::MIN) {
+                halves_to_floats(halves + ROWS, mins[s]);
+            }
+            if constexpr (F::NIBBLES) {
+                multiply_by_nibbles<0>(bytes + s * ROWS, scales[s]);
+                multiply_by_nibbles<4>(bytes + s * ROWS, mins[s]);
+            } else if constexpr (F::BLOCKS > 1) {
+                multiply_by_bytes(bytes + s * ROWS, scales[s]);
+                if constexpr (F::MIN) {
+                    multiply_by_bytes(bytes + (F::SCALES + s) * ROWS, mins[s]);
+                }
+            }
         }
     }
 };
@@ -148,8 +89,7 @@ inline void add_products(
     const int16_t * weights, const int8_t * quants, int32_t start, const lanes_of_floats & scales, float scale,
     lanes_of_floats & sums) {
     constexpr int COUNT = VALUES / F::SCALES;
-    // So many products fit 16 bits: 15 * 127 each at most, 31 * 127, 63 * 127 or 128 * 127.
-    constexpr int FOLD = F::BITS == 4 ? 16 : F::BITS == 5 ? 8 : F::BITS == 6 ? 4 : 2;
+    constexpr int FOLD  = fitting<F, COUNT>();
     int16_t values[COUNT];
     for (int v = 0; v < COUNT; v++) {
         values[v] = quants[v];
@@ -183,9 +123,10 @@ void multiply_quants(
                     weights + s * SHARE * ROWS, column.quants + s * SHARE, F::OFFSET ? column.start[s] : 0,
                     of_rows.scales[s], column.scale, sums[c]);
             }
-            if constexpr (F::MIN) {
+            for (int s = 0; F::MIN && s < F::SCALES; s++) {
+#pragma GCC unroll 1
                 for (int row = 0; row < ROWS; row++) {
-                    sums[c][row] += of_rows.min[row] * column.sum;
+                    sums[c][row] += of_rows.mins[s][row] * column.sums[s];
                 }
             }
         }
@@ -262,10 +203,15 @@ template <class F> void quantize(const float * values, column_block * out, int64
             out->quants[v]     = (int8_t) (scaled + TO_EVEN - TO_EVEN);
             sums[v / (VALUES / 2)] += out->quants[v];
         }
-        out->scale    = largest / 127.0f + none;
-        out->sum      = out->scale * (float) (sums[0] + sums[1]);
-        out->start[0] = -F::OFFSET * (F::SCALES == 1 ? sums[0] + sums[1] : sums[0]);
-        out->start[1] = -F::OFFSET * sums[1];
+        sums[0] += F::SCALES == 1 ? sums[1] : 0;
+        out->scale = largest / 127.0f + none;
+        for (int s = 0; s < F::SCALES; s++) {
+            if constexpr (F::MIN) {
+                out->sums[s] = out->scale * (float) sums[s];
+            } else {
+                out->start[s] = -F::OFFSET * sums[s];
+            }
+        }
     }
 }
 
@@ -285,7 +231,8 @@ template <class F> constexpr packed_kernel kernel_of() {
 
 constexpr packed_kernel KERNELS[] = {
     kernel_of<f32>(),  kernel_of<f16>(),  kernel_of<bf16>(),    kernel_of<q4_0>(), kernel_of<q4_1>(), kernel_of<q5_0>(),
-    kernel_of<q5_1>(), kernel_of<q8_0<0>>(), kernel_of<q4_k>(), kernel_of<q5_k>(), kernel_of<q6_k>(),
+    kernel_of<q5_1>(), kernel_of<q8_0<0>>(), kernel_of<q2_k>(), kernel_of<q3_k>(), kernel_of<q4_k>(), kernel_of<q5_k>(),
+    kernel_of<q6_k>(), kernel_of<iq4_nl<8, 0>>(), kernel_of<iq4_xs<8, 0>>(), kernel_of<mxfp4<5>>(),
 };
 
 }  // namespace

@@ -18,26 +18,28 @@ template <class V> inline typename V::ints four(const int8_t * values) {
     return V::set1(bytes);
 }
 
-// The factors of a part's products, and of a column's sum.
+// The factors of a part's products, and of a column's sums.
 template <class V, class F> struct factors {
     typename V::floats scales[F::SCALES];
-    typename V::floats min = V::set1(0.0f);
+    typename V::floats mins[F::SCALES];
 
     factors(const panel_parts<F, const uint8_t> & parts, int64_t b, int part) {
-        const uint8_t * half   = parts.halves_of(b) + part * V::LANES * 2;
+        const auto *    half   = (const typename F::half *) parts.halves_of(b) + part * V::LANES;
         const uint8_t * factor = parts.factors_of(b) + part * V::LANES;
-        scales[0]              = V::halves(half);
-        if constexpr (F::MIN) {
-            min = V::halves(half + ROWS * 2);
-        }
-        if constexpr (F::BLOCKS > 1) {
+        for (int s = 0; s < F::SCALES; s++) {
+            scales[s] = V::load_floats(half);
             if constexpr (F::MIN) {
-                min = V::mul(min, V::bytes(factor + ROWS));
+                mins[s] = V::load_floats(half + ROWS);
             }
-            if constexpr (F::SCALES == 2) {
-                scales[1] = V::mul(scales[0], V::bytes(factor + ROWS));
+            if constexpr (F::NIBBLES) {
+                scales[s] = V::mul(scales[s], V::nibbles(factor + s * ROWS, 0));
+                mins[s]   = V::mul(mins[s], V::nibbles(factor + s * ROWS, 4));
+            } else if constexpr (F::BLOCKS > 1) {
+                scales[s] = V::mul(scales[s], V::bytes(factor + s * ROWS));
+                if constexpr (F::MIN) {
+                    mins[s] = V::mul(mins[s], V::bytes(factor + (F::SCALES + s) * ROWS));
+                }
             }
-            scales[0] = V::mul(scales[0], V::bytes(factor));
         }
     }
 };
@@ -136,10 +138,15 @@ template <class F> void quantize(const float * values, column_block * out, int64
         constexpr uint32_t NEGATIVE = -F::OFFSET;
         const uint32_t     first    = sum_of(_mm256_add_epi32(q[0], q[1]));
         const uint32_t     second   = sum_of(_mm256_add_epi32(q[2], q[3]));
-        out->scale    = largest / 127.0f;
-        out->sum      = out->scale * (float) (int32_t) (first + second);
-        out->start[0] = (int32_t) (NEGATIVE * (F::SCALES == 1 ? first + second : first));
-        out->start[1] = (int32_t) (NEGATIVE * second);
+        const uint32_t     sums[]   = { F::SCALES == 1 ? first + second : first, second };
+        out->scale                  = largest / 127.0f;
+        for (int s = 0; s < F::SCALES; s++) {
+            if constexpr (F::MIN) {
+                out->sums[s] = out->scale * (float) (int32_t) sums[s];
+            } else {
+                out->start[s] = (int32_t) (NEGATIVE * sums[s]);
+            }
+        }
     }
 }
 
@@ -158,7 +165,9 @@ template <class V, class F> constexpr packed_kernel kernel_of() {
 template <class V> constexpr packed_kernel KERNELS[] = {
     kernel_of<V, f32>(),  kernel_of<V, f16>(),  kernel_of<V, bf16>(), kernel_of<V, q4_0>(),
     kernel_of<V, q4_1>(), kernel_of<V, q5_0>(), kernel_of<V, q5_1>(), kernel_of<V, q8_0<V::EIGHT_BIT_OFFSET>>(),
-    kernel_of<V, q4_k>(), kernel_of<V, q5_k>(), kernel_of<V, q6_k>(),
+    kernel_of<V, q2_k>(), kernel_of<V, q3_k>(), kernel_of<V, q4_k>(), kernel_of<V, q5_k>(), kernel_of<V, q6_k>(),
+    kernel_of<V, iq4_nl<4, V::EIGHT_BIT_OFFSET>>(), kernel_of<V, iq4_xs<4, V::EIGHT_BIT_OFFSET>>(),
+    kernel_of<V, mxfp4<4>>(),
 };
 
 }  // namespace

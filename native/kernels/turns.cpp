@@ -69,7 +69,8 @@ struct plan {
 
 plan plan_of(const ggml_tensor * op, int threads, bool reference) {
     switch (op->op) {
-        case GGML_OP_MUL_MAT: {
+        case GGML_OP_MUL_MAT:
+        case GGML_OP_MUL_MAT_ID: {
             const int stages = afterword_packed_stages(op);
             return { threads, stages ? stages : 1, stages > 0, false };
         }
@@ -78,6 +79,9 @@ plan plan_of(const ggml_tensor * op, int threads, bool reference) {
             return { threads, reference ? 1 : afterword_attention_stages(op, threads), !reference, true };
         // These divide rows or values among threads, and wait for nothing.
         case GGML_OP_ADD:
+        case GGML_OP_ADD_ID:
+        case GGML_OP_ARGSORT:
+        case GGML_OP_CLAMP:
         case GGML_OP_CONCAT:
         case GGML_OP_CONT:
         case GGML_OP_CPY:
@@ -87,12 +91,16 @@ plan plan_of(const ggml_tensor * op, int threads, bool reference) {
         case GGML_OP_L2_NORM:
         case GGML_OP_MUL:
         case GGML_OP_NORM:
+        case GGML_OP_REPEAT:
         case GGML_OP_RMS_NORM:
         case GGML_OP_ROPE:
         case GGML_OP_SCALE:
         case GGML_OP_SET_ROWS:
         case GGML_OP_SOFT_MAX:
+        case GGML_OP_SQR:
+        case GGML_OP_SQRT:
         case GGML_OP_SUB:
+        case GGML_OP_SUM_ROWS:
         case GGML_OP_UNARY:
             return { is_small(op) ? 1 : threads, 1, true, false };
         default:

@@ -46,8 +46,8 @@ int main(int argc, char ** argv) {
 
     tests::test_cases all;
     for (const auto add : {
-             tests::add_attention, tests::add_draw, tests::add_exponentials, tests::add_guard, tests::add_memory, tests::add_packed,
-             tests::add_regex, tests::add_threads, tests::add_tokenizers,
+             tests::add_attention, tests::add_draw, tests::add_experts, tests::add_exponentials, tests::add_guard,
+             tests::add_memory, tests::add_packed, tests::add_regex, tests::add_threads, tests::add_tokenizers,
          }) {
         add(all);
     }

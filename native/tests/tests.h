@@ -23,6 +23,7 @@ using test_cases = std::vector<test_case>;
 
 void add_attention(test_cases & cases);
 void add_draw(test_cases & cases);
+void add_experts(test_cases & cases);
 void add_exponentials(test_cases & cases);
 void add_guard(test_cases & cases);
 void add_memory(test_cases & cases);

@@ -19,6 +19,7 @@ from afterword.engine.llama.binding import CHANGES, lib
 ROOT = Path(__file__).parents[2]
 CHOICE = "AFTERWORD_KERNELS"
 KERNELS = ("avx512", "avx2", "portable")
+PACKED = ("packed", "experts")
 # What does not depend on the kernels for packed weights.
 OTHERS = ("attention", "draw", "exponentials", "guard", "memory", "regex", "threads", "tokenizers")
 
@@ -71,7 +72,7 @@ def check_all(cases: Sequence[str], subtests: pytest.Subtests) -> None:
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_packed_products(program: Path, subtests: pytest.Subtests, kernels: str) -> None:
-    first, *cases, _ = lines(program, "packed/", kernels=kernels)
+    first, *cases, _ = lines(program, *(f"{name}/" for name in PACKED), kernels=kernels)
     if first != f"kernels {kernels}":
         pytest.skip("this processor does not have them")
     check_all(cases, subtests)
@@ -85,4 +86,4 @@ def test_native(program: Path, subtests: pytest.Subtests, name: str) -> None:
 
 def test_every_native_case_runs_here(program: Path) -> None:
     names = {case.partition("/")[0] for case in lines(program, "--list")}
-    assert names == {*OTHERS, "packed"}
+    assert names == {*OTHERS, *PACKED}

@@ -9,7 +9,9 @@ import msgspec
 
 Value: TypeAlias = bool | int | float | str | list[int] | list[bool]
 VocabularyKind: TypeAlias = Literal["bpe", "spm", "rwkv"]
-Weights: TypeAlias = Literal["F16", "Q8_0", "Q4_1"]
+Weights: TypeAlias = Literal[
+    "F16", "Q8_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4"
+]
 
 CONTEXT = 512
 WINDOW = 64
@@ -42,6 +44,8 @@ SHARED_EXPERT: Mapping[str, Value] = {
     "expert_shared_count": 1,
     "expert_shared_feed_forward_length": 128,
 }
+SUPER_BLOCKS: Mapping[str, Value] = {"embedding_length": 256, "expert_feed_forward_length": 256}
+"""Rows of experts are whole blocks of the formats that end in K."""
 HEADS_OF_32: Mapping[str, Value] = {"attention.key_length": 32, "attention.value_length": 32}
 LATENT: Mapping[str, Value] = {
     "attention.head_count_kv": 1,
@@ -104,8 +108,12 @@ class Architecture(msgspec.Struct, frozen=True):
 ARCHITECTURES: Mapping[str, Architecture] = {
     # All layers attend to the whole context.
     "llama": Architecture("llama", weights="Q4_1"),
-    "qwen3moe": Architecture("qwen3moe", {**EXPERTS, **HEADS_OF_32}),
-    "deepseek2": Architecture("deepseek2", {**LATENT, **EXPERTS, **SHARED_EXPERT}),
+    "qwen3moe": Architecture(
+        "qwen3moe", {**EXPERTS, **HEADS_OF_32, **SUPER_BLOCKS}, weights="Q4_K", embeddings=0.2
+    ),
+    "deepseek2": Architecture(
+        "deepseek2", {**LATENT, **EXPERTS, **SHARED_EXPERT}, weights="IQ4_NL"
+    ),
     "mpt": Architecture("mpt", {"attention.head_count_kv": 4, "attention.max_alibi_bias": 8.0}),
     # Some layers attend to the last tokens only.
     "gemma2": Architecture(
@@ -127,7 +135,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         embeddings=0.1,
     ),
     "gpt-oss": Architecture(
-        "gpt-oss", {**SLIDING, **HEADS_OF_32, **EXPERTS, "rope.freq_base": 150000.0}
+        "gpt-oss",
+        {**SLIDING, **HEADS_OF_32, **EXPERTS, "rope.freq_base": 150000.0},
+        weights="MXFP4",
     ),
     "cohere2": Architecture("cohere2", {**SLIDING, "logit_scale": 0.5}),
     "olmo3": Architecture(

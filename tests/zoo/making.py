@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.engine.llama import binding
-from zoo.architectures import ARCHITECTURES, SIZES, Architecture, Value
+from zoo.architectures import ARCHITECTURES, SIZES, Architecture, Value, Weights
 from zoo.others import OTHERS
 from zoo.vocabulary import add_vocabulary
 
@@ -38,9 +38,13 @@ class Tensor(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
 
 
-def make_model(name: str, path: Path) -> Path:
-    """Write a tiny model of one of ``ARCHITECTURES`` or ``OTHERS``; the same bytes each time."""
+def make_model(name: str, path: Path, weights: Weights | None = None) -> Path:
+    """Write a tiny model of one of ``ARCHITECTURES`` or ``OTHERS``; the same bytes each time.
+
+    ``weights`` replaces the format of its matrices.
+    """
     made = ARCHITECTURES.get(name) or OTHERS[name]
+    made = msgspec.structs.replace(made, weights=weights or made.weights)
     asked = path.with_suffix(".metadata")
     _write(_writer(asked, name, made))
     try:
@@ -191,4 +195,24 @@ def _add(writer: gguf.GGUFWriter, tensor: Tensor, values: Values, made: Architec
         writer.add_tensor(tensor.name, values)
         return
     kind = gguf.GGMLQuantizationType[made.weights]
-    writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    if tensor.shape[-1] % block:
+        kind = gguf.GGMLQuantizationType.F16
+    writer.add_tensor(tensor.name, _quantized(values, kind), raw_dtype=kind)
+
+
+def _quantized(values: Values, kind: gguf.GGMLQuantizationType) -> npt.NDArray[np.uint8]:
+    """Returns the bytes of rows in a format of files, as the library writes them."""
+    pointer = ctypes.c_void_p
+    quantize = _function(
+        "ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, pointer, pointer,
+        ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, pointer,
+    )  # fmt: skip
+    values = np.ascontiguousarray(values)
+    out = np.empty(gguf.quant_shape_to_byte_shape(values.shape, kind), np.uint8)
+    length = values.shape[-1]
+    written = quantize(
+        kind, values.ctypes.data, out.ctypes.data, 0, values.size // length, length, None
+    )
+    assert written == out.nbytes
+    return out

@@ -26,7 +26,8 @@ F32, I32 = 0, 26
 PLAIN = "ggml_backend_cpu_buffer_type"
 FLOATS = {"F32": 0, "F16": 1, "BF16": 30}
 FORMATS = FLOATS | {
-    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
+    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12,
+    "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23, "MXFP4": 39,
 }  # fmt: skip
 VALUES, ROWS = 512, 48
 
@@ -200,8 +201,8 @@ def test_a_column_is_identical_alone_and_among_others(ggml: Ggml, kind: str) -> 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_several_threads_pack_the_same_weights_as_one(ggml: Ggml, kind: str) -> None:
     """Two threads pack a megabyte if there are two processors."""
-    parts = [quantized(FORMATS[kind], made(seed, ROWS, VALUES)) for seed in range(5, 90)]
-    columns = made(91, 3, VALUES)
+    parts = [quantized(FORMATS[kind], made(seed, ROWS, VALUES)) for seed in range(5, 150)]
+    columns = made(150, 3, VALUES)
     whole = b"".join(parts)
     assert len(whole) > 2**20
     got = ggml.product(FORMATS[kind], whole, columns, threads=1, rows=ROWS * len(parts))

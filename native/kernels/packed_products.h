@@ -1,0 +1,81 @@
+// Products with packed weights, which threads compute together: columns are prepared, and then multiplied.
+#pragma once
+
+#include "packed_kernels.h"
+
+#include "ggml-cpu-impl.h"
+#include "ggml.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace afterword {
+
+constexpr size_t  CACHE_LINE = 64;
+constexpr int64_t FEW = 4, MANY = 16;  // columns
+
+constexpr size_t whole_lines(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
+
+// Few columns are prepared by each thread for itself, more by all threads before they multiply.
+inline bool few_columns(const ggml_tensor * op) { return ggml_nrows(op->src[1]) <= FEW; }
+
+// Some portions for each thread, so small that a thread that stops holds up little.
+inline int64_t portions_of_thread(int64_t columns) { return columns < MANY ? 4 : 16; }
+
+// MUL_MAT: planes of weights, and planes of columns for each of them.
+class matrix_product {
+public:
+    matrix_product(const packed_kernel & kernel, ggml_tensor * op) : kernel(kernel), op(op) {}
+
+    size_t work_bytes() const;
+
+    // Prepares part `ith` of `nth` of the columns.
+    void prepare(char * work, int64_t ith, int64_t nth) const;
+
+    // Takes portions of panels until there are no more: a thread that is late takes fewer.
+    void multiply(const ggml_compute_params & params, const char * work) const;
+
+private:
+    int64_t panels_of_portion(int64_t threads) const;
+
+    const packed_kernel & kernel;
+    ggml_tensor *         op;
+};
+
+// MUL_MAT_ID: each token has some experts, and each expert is a plane of weights. The columns of an expert are gathered,
+// so that it is read once for all of them. A column's bits do not depend on them.
+class expert_product {
+public:
+    expert_product(const packed_kernel & kernel, ggml_tensor * op) : kernel(kernel), op(op) {}
+
+    size_t work_bytes() const;
+    void   prepare(char * work, int64_t ith, int64_t nth) const;
+    void   multiply(const ggml_compute_params & params, const char * work) const;
+
+private:
+    struct use {  // of an expert: where its product goes
+        int32_t number;  // of the token's experts
+        int32_t token;
+    };
+
+    // Where the parts of the work memory begin.
+    template <class Byte> struct parts {
+        Byte * columns;  // by experts
+        Byte * uses;     // a `use` for each column
+        Byte * begins;   // the first column of each expert, and how many columns there are
+    };
+
+    template <class Byte> parts<Byte> parts_of(Byte * work) const;
+
+    int64_t n_experts() const { return op->src[0]->ne[2]; }
+    int64_t n_uses() const { return ggml_nelements(op->src[2]); }
+    int32_t expert_of(int64_t number, int64_t token) const;
+
+    void multiply_panels(
+        int64_t expert, int64_t first, int64_t panels, const char * columns, const use * uses, int64_t count) const;
+
+    const packed_kernel & kernel;
+    ggml_tensor *         op;
+};
+
+}  // namespace afterword

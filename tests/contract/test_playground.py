@@ -84,8 +84,12 @@ def test_nothing_is_inline_and_nothing_from_elsewhere() -> None:
 
 
 def test_whatever_is_named_is_there() -> None:
-    page = ASSETS["index.html"].body.decode()
-    named = re.findall(r'"/playground/([^"]+)"', page)
+    pages = {name for name in ASSETS if name.endswith(".html")}
+    named = [
+        target
+        for page in pages
+        for target in re.findall(r'"/playground/([^"]+)"', ASSETS[page].body.decode())
+    ]
     assert "main.js" in named
     for path, asset in ASSETS.items():
         folder = path.rpartition("/")[0]
@@ -93,4 +97,4 @@ def test_whatever_is_named_is_there() -> None:
             named.append(f"{folder}/{target}" if folder else target)
     assert set(named) <= set(ASSETS)
     # Every file is used.
-    assert set(ASSETS) - set(named) == {"index.html"}
+    assert set(ASSETS) - set(named) == pages

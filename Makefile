@@ -18,7 +18,7 @@ help: ## List all targets
 serve: install ## Start the server on PORT (8000), with a MODEL (NAME=SOURCE) and ARGS
 	@exec $(RUN)/afterword serve --port $(PORT) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
-install: python ## Install afterword into .venv, and fetch the embedded model
+install: python ## Install afterword into .venv, and fetch the embedded model (GPU=vulkan, cuda, metal, hip or none)
 	@$(PYTHON) scripts/install.py
 
 wheel: python ## Write the wheel, for all x86-64 processors, into dist/

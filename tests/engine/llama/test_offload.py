@@ -245,7 +245,8 @@ def test_layers_on_a_gpu_are_in_card_fingerprint_and_notes(
     monkeypatch.setattr(loading, "LlamaModel", Pretending)
     prints, probes = set(), []
     kept = Notes(tmp_path / "notes")
-    for layers, kv in ((0, True), (1, True), (1, False), ("auto", True)):
+    cases: list[tuple[devices.Layers, bool]] = [(0, True), (1, True), (1, False), ("auto", True)]
+    for layers, kv in cases:
         options = EngineOptions(threads=1, slots=1, gpu_layers=layers, kv_on_gpu=kv)
         loaded = load(tiny, options, digest="a", notes=kept)
         found = open_model(loaded, digest="a", name="tiny", options=options, notes=kept)

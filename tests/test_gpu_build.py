@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import afterword_native
 import pytest
 
+import gpu_test
 import install
 import native_build
 from install import InstallError
@@ -139,3 +141,24 @@ def test_make_install_says_it_before_anything_is_installed(programs: Path, tmp_p
     (line,) = done.stderr.splitlines()
     assert line.startswith("install: GPU=cuda: the CUDA toolkit not found (no nvcc); install it")
     assert not (checkout / ".venv").exists()
+
+
+def test_no_gpu_and_no_kind_of_one_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the libraries that are installed, which are for no GPU."""
+    installed = Path(afterword_native.__file__).parent / "lib"
+    monkeypatch.setattr(gpu_test, "libraries", lambda _way: installed)
+    monkeypatch.delenv("GPU", raising=False)
+    with pytest.raises(SystemExit, match=r"^test-gpu: no GPU found; on Debian and Ubuntu: apt in"):
+        gpu_test.main()
+    monkeypatch.setenv("GPU", "voodoo")
+    with pytest.raises(SystemExit, match=r"^test-gpu: GPU=voodoo is no kind of GPU; there are vu"):
+        gpu_test.main()
+
+
+def test_a_device_that_is_named_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GGML_VK_VISIBLE_DEVICES", raising=False)
+    made = gpu_test.environment(tmp_path)
+    assert made["AFTERWORD_NATIVE_PATH"] == str(tmp_path)
+    assert made["GGML_VK_VISIBLE_DEVICES"] == "0"
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "2")
+    assert gpu_test.environment(tmp_path)["GGML_VK_VISIBLE_DEVICES"] == "2"

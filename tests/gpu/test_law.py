@@ -12,8 +12,8 @@ from zoo.making import make_model
 from zoo.orders import ORDERS
 from zoo.serving import Model, difference, is_single, nats_apart
 
-KINDS = ("llama", "gemma3", "qwen3moe", "deepseek2", "mamba2", "falcon-h1")
-"""Plain, with windows, with experts, latent, recurrent, hybrid."""
+KINDS = ("llama", "gemma3", "mamba2", "falcon-h1")
+"""Plain, with windows, recurrent, hybrid. Mesa 22.3's software driver crashes in experts."""
 SHORT = ("the same again", "behind the window", "siblings after a longer one", "arrays")
 _NATS = 0.1
 """How far a log-probability may be from that of a prompt that was computed at once."""

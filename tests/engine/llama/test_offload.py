@@ -267,9 +267,11 @@ def test_a_probe_that_fails_on_a_gpu_falls_back(
     Machine(monkeypatch, CARD)
     monkeypatch.setattr(loading, "LlamaModel", Pretending)
     ours = loading._probe
+    failed: list[LlamaModel] = []
 
     def probe(model: LlamaModel, options: EngineOptions) -> Probed:
         if model.offload.layers:
+            failed.append(model)
             raise ConfigError("llama.cpp cannot compute with this model: device lost")
         return ours(model, options)
 
@@ -277,4 +279,6 @@ def test_a_probe_that_fails_on_a_gpu_falls_back(
     found = load(tiny, EngineOptions(threads=1, slots=1))
     assert "device lost" in found.model.offload.why_not
     assert found.batch_invariant
+    (gone,) = failed
+    assert gone.pointer is None, "its memory is free again"
     found.model.close()

@@ -152,7 +152,7 @@ def _open(
             "buffer_bytes": sizes.buffers,
             "process_bytes": opened.process_bytes,
             "library": LIBRARY,
-            **_offload_details(model.offload),
+            **(model.offload.details() if backends() else {}),
         },
     )
     return OpenModel(runner, tokenizer, card)
@@ -169,20 +169,6 @@ def _memory(
         if notes is not None:
             notes.write("memory", about, known)
     return known
-
-
-def _offload_details(offload: Offload) -> dict[str, str | int | bool]:
-    """Returns what runs on a GPU; nothing if the library is for none."""
-    if not backends():
-        return {}
-    if not offload.layers:
-        return {"gpu_layers": 0, **({"no_gpu": offload.why_not} if offload.why_not else {})}
-    return {
-        "gpu_layers": offload.layers,
-        "layers": offload.all_layers,
-        "device": ", ".join(f"{one.name} ({one.description})" for one in offload.devices),
-        "kv_on_gpu": offload.kv,
-    }
 
 
 def _say_offload(name: str, offload: Offload) -> None:
@@ -303,7 +289,7 @@ def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
             "model %s: answers may depend on what else is served: the probe did not confirm that "
             "rows are identical alone and in a larger batch%s",
             name,
-            "" if not loaded.model.offload.layers else _ON_GPU,
+            _ON_GPU if loaded.model.offload.layers else "",
         )
     if not loaded.together:
         _log.warning(

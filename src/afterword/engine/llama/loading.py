@@ -164,12 +164,16 @@ def _load_and_probe(
     path: Path, options: EngineOptions, offload: Offload
 ) -> tuple[LlamaModel, Probed]:
     model = LlamaModel(path, offload=offload)
-    found = _probe(model, options)
-    # Other kernels of the processor make no difference to a GPU's.
-    if not found.batch_invariant and not offload.layers:
-        model.close()
-        model = LlamaModel(path, repack=False, offload=offload)
+    try:
         found = _probe(model, options)
+        # Other kernels of the processor make no difference to a GPU's.
+        if not found.batch_invariant and not offload.layers:
+            model.close()
+            model = LlamaModel(path, repack=False, offload=offload)
+            found = _probe(model, options)
+    except BaseException:
+        model.close()
+        raise
     return model, found
 
 

@@ -41,9 +41,23 @@ class Offload(msgspec.Struct, frozen=True):
         """Returns all that may change an answer, in words; empty without a layer on a GPU."""
         if not self.layers:
             return ""
-        where = ", ".join(f"{device.name} ({device.description})" for device in self.devices)
         kv = "KV memory there" if self.kv else "KV memory in main memory"
-        return f"{self.layers} of {self.all_layers} layers on {where}, {kv}"
+        return f"{self.layers} of {self.all_layers} layers on {self._where}, {kv}"
+
+    def details(self) -> dict[str, str | int]:
+        """Returns what runs on a GPU, for a model's card."""
+        if not self.layers:
+            return {"gpu_layers": 0, **({"no_gpu": self.why_not} if self.why_not else {})}
+        return {
+            "gpu_layers": self.layers,
+            "layers": self.all_layers,
+            "device": self._where,
+            "kv_on_gpu": self.kv,
+        }
+
+    @property
+    def _where(self) -> str:
+        return ", ".join(f"{device.name} ({device.description})" for device in self.devices)
 
     @property
     def origin(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 endif
 RUN := .venv/bin
 
-.PHONY: help serve install wheel test test-fast test-clients check native-check native-test zoo chaos bench bench-plots typing screenshots lock clean
+.PHONY: help serve install wheel test test-fast test-clients test-gpu check native-check native-test zoo chaos bench bench-plots typing screenshots lock clean
 .DEFAULT_GOAL := help
 
 help: ## List all targets
@@ -18,7 +18,7 @@ help: ## List all targets
 serve: install ## Start the server on PORT (8000), with a MODEL (NAME=SOURCE) and ARGS
 	@exec $(RUN)/afterword serve --port $(PORT) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
-install: python ## Install afterword into .venv, and fetch the embedded model
+install: python ## Install afterword into .venv, and fetch the embedded model (GPU=vulkan, cuda, metal, hip or none)
 	@$(PYTHON) scripts/install.py
 
 wheel: python ## Write the wheel, for all x86-64 processors, into dist/
@@ -36,6 +36,10 @@ test-clients: python ## Install real clients in versions of their own, and run t
 	@$(PYTHON) scripts/install.py --test
 	@$(RUN)/python -m pytest -rs tests/clients tests/e2e/test_sdks.py tests/e2e/test_frameworks.py \
 		tests/e2e/test_lm_eval.py tests/e2e/test_pages.py $(ARGS)
+
+test-gpu: python ## Compile for a GPU (GPU=vulkan), and test that on a card or lavapipe (ARGS)
+	@GPU= $(PYTHON) scripts/install.py --test
+	@$(RUN)/python scripts/gpu_test.py $(ARGS)
 
 check: python ## Check style, types and import rules
 	@$(PYTHON) scripts/install.py --fast

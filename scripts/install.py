@@ -27,6 +27,8 @@ REQUIREMENTS = ROOT / "requirements"
 WHEELS = ROOT / "dist"
 LEAST_PYTHON = (3, 11)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+INSTALLED_GPU = VENV / "gpu"
+"""The file that keeps the kind of GPU of the last installation."""
 
 
 class InstallError(Exception):
@@ -59,30 +61,51 @@ def add_to_path() -> None:
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(VENV / "bin")])
 
 
-def install_native() -> None:
+def kept_gpu() -> str:
+    """Returns the kind of GPU of the last installation; none if it was for none."""
+    return INSTALLED_GPU.read_text() if INSTALLED_GPU.exists() else "none"
+
+
+def wanted_way() -> native_build.Way:
+    """Returns how to build: for the kind of GPU that the variable GPU names, or without one.
+
+    Without the variable, the kind of the last installation stays. Raises ``InstallError``.
+    """
+    wanted = os.environ.get("GPU") or kept_gpu()
+    if wanted == "none":
+        return "native"
+    for way in native_build.SDKS:
+        if way == wanted:
+            return way
+    kinds = ", ".join(native_build.SDKS)
+    raise InstallError(f"GPU={wanted} is no kind of GPU; there are {kinds}, and none")
+
+
+def install_native(way: native_build.Way) -> None:
     """Put the native half into the environment: from a wheel, from the cache, or compiled.
 
-    A wheel of this checkout is in dist/ after ``make wheel``.
+    A wheel of this checkout is in dist/ after ``make wheel``. It is for no GPU.
     """
     (site,) = VENV.glob("lib/python3*/site-packages")
-    for wheel in WHEELS.glob("*.whl"):
+    for wheel in WHEELS.glob("*.whl") if way == "native" else ():
         if native_build.source_of(wheel) == native_build.source_digest():
             say(f"taking the native half of {wheel.name}")
             native_build.extract(wheel, site / native_build.PACKAGE)
             return
-    if native_build.cached("native") is None:
-        install_compiling()
+    if native_build.cached(way) is None:
+        install_compiling(way)
     # In the environment, whose pip fetches the source. It says itself what went wrong.
     folder = site / native_build.PACKAGE
-    if subprocess.run([PYTHON, native_build.__file__, folder], check=False).returncode:
+    gpu = () if way == "native" else ("--gpu", way)
+    if subprocess.run([PYTHON, native_build.__file__, folder, *gpu], check=False).returncode:
         sys.exit(1)
 
 
-def install_compiling() -> None:
+def install_compiling(way: native_build.Way = "native") -> None:
     """Install the programs that compile, unless this machine has them."""
     if native_build.missing_packages():
         pip("--require-hashes", "--requirement", REQUIREMENTS / "compile.txt")
-    native_build.check_programs()
+    native_build.check_programs(way)
 
 
 def make_wheel() -> None:
@@ -114,18 +137,20 @@ def install_browser() -> None:
     run([*prefix, apt, "install", *options, "chromium", "fonts-dejavu-core", "fonts-noto-cjk"])
 
 
-def stamp(purpose: str) -> str:
+def stamp(purpose: str, way: native_build.Way) -> str:
     """Returns a digest of everything that an installation consists of."""
     files = [
         Path(__file__),
         Path(native_build.__file__),
         *native_build.compiled_files(),
+        *native_build.gpu_files(),
         *native_build.package_files(),
         ROOT / "pyproject.toml",
         *sorted(REQUIREMENTS.glob("*.txt")),
     ]
     parts = [
         purpose,
+        way,
         native_build.cpu_flags(),
         str(VENV.resolve()),
         *(file.read_text() for file in files),
@@ -133,31 +158,37 @@ def stamp(purpose: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def is_installed(purpose: str) -> bool:
+def is_installed(purpose: str, way: native_build.Way) -> bool:
     """Whether an installation for this purpose is there and up to date."""
     mark = VENV / f"installed-{purpose}"
-    return PYTHON.exists() and mark.exists() and mark.read_text() == stamp(purpose)
+    if not PYTHON.exists() or kept_gpu() != ("none" if way == "native" else way):
+        return False
+    return mark.exists() and mark.read_text() == stamp(purpose, way)
 
 
 def install(purpose: str) -> None:
     """Bring .venv up to date: to serve ("base"), for all tests ("test"), for fast ones ("fast")."""
+    way = wanted_way()
     if purpose == "test":
         install_browser()
-    if is_installed(purpose) or (purpose == "fast" and is_installed("test")):
+    if is_installed(purpose, way) or (purpose == "fast" and is_installed("test", way)):
         return
+    if native_build.cached(way) is None:
+        native_build.check_sdk(way)
     make_venv()
     add_to_path()
     packages = "base" if purpose == "base" else "test"
     say(f"installing requirements/{packages}.txt")
     pip("--require-hashes", "--requirement", REQUIREMENTS / f"{packages}.txt")
-    install_native()
+    install_native(way)
+    INSTALLED_GPU.write_text("none" if way == "native" else way)
     say("installing afterword")
     pip("--require-hashes", "--requirement", REQUIREMENTS / "build.txt")
     pip("--no-deps", "--no-build-isolation", "--editable", ROOT)
     if purpose != "fast":
         say("fetching the embedded model")
         run([VENV / "bin" / "afterword", "models", "pull", "smollm2-135m-instruct"])
-    (VENV / f"installed-{purpose}").write_text(stamp(purpose))
+    (VENV / f"installed-{purpose}").write_text(stamp(purpose, way))
 
 
 def main() -> None:

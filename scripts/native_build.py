@@ -25,8 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-Way: TypeAlias = Literal["native", "portable"]
-"""For this processor, or for all processors of its kind."""
+Way: TypeAlias = Literal["native", "portable", "vulkan", "cuda", "metal", "hip"]
+"""For this processor, for all processors of its kind, or for this one and a kind of GPU."""
 
 Version: TypeAlias = tuple[int, ...]
 
@@ -48,6 +48,40 @@ CMAKE_FLAGS = (
     "-DGGML_METAL=OFF", "-DGGML_BLAS=OFF", "-DGGML_ACCELERATE=OFF",
     f"-DCMAKE_PROJECT_INCLUDE={NATIVE / 'afterword.cmake'}",
 )  # fmt: skip
+
+
+class Sdk(NamedTuple):
+    """What llama.cpp needs to be compiled for a kind of GPU.
+
+    ``flags`` replace those of the same name in ``CMAKE_FLAGS``. ``advice`` says how to get it.
+    """
+
+    name: str
+    flags: Sequence[str]
+    program: str
+    headers: Sequence[str]
+    advice: str
+
+
+SDKS: Mapping[Way, Sdk] = {
+    "vulkan": Sdk(
+        "the Vulkan SDK", ("-DGGML_VULKAN=ON",), "glslc",
+        ("vulkan/vulkan.hpp", "spirv/unified1/spirv.hpp"),
+        "on Debian and Ubuntu: apt install glslc libvulkan-dev spirv-headers",
+    ),
+    "cuda": Sdk(
+        "the CUDA toolkit", ("-DGGML_CUDA=ON",), "nvcc", (),
+        "install it from NVIDIA, and put its bin folder into PATH",
+    ),
+    "metal": Sdk(
+        "Metal", ("-DGGML_METAL=ON",), "xcrun", (),
+        "it is part of macOS; there: xcode-select --install",
+    ),
+    "hip": Sdk(
+        "ROCm", ("-DGGML_HIP=ON",), "hipconfig", (),
+        "install it from AMD, and put its bin folder into PATH",
+    ),
+}  # fmt: skip
 _INSTRUCTIONS = ("SSE42", "AVX", "AVX2", "BMI2", "F16C", "FMA", "AVX512")
 # Instructions by the build of ggml's CPU library. The first is also that of the other libraries.
 # VNNI is left out of the last, so that Skylake-X runs it: our kernels look for it themselves.
@@ -149,9 +183,34 @@ def missing_packages() -> Sequence[str]:
     return packages if shutil.which("ninja") else [*packages, "ninja"]
 
 
-def check_programs() -> None:
+def _misses_headers(headers: Sequence[str]) -> bool:
+    sdk = os.environ.get("VULKAN_SDK")
+    done = subprocess.run(
+        [compiler(), "-E", *([f"-I{sdk}/include"] if sdk else []), "-x", "c++", "-"],
+        input="".join(f"#include <{header}>\n" for header in headers),
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.returncode != 0
+
+
+def check_sdk(way: Way) -> None:
+    """Raises ``BuildError`` in one line if the SDK of a GPU is missing; others need none."""
+    sdk = SDKS.get(way)
+    if sdk is None:
+        return
+    missing = None
+    if shutil.which(sdk.program) is None:
+        missing = f"no {sdk.program}"
+    elif sdk.headers and _misses_headers(sdk.headers):
+        missing = f"no {' or no '.join(sdk.headers)}"
+    if missing is not None:
+        raise BuildError(f"GPU={way}: {sdk.name} not found ({missing}); {sdk.advice}")
+
+
+def check_programs(way: Way = "native") -> None:
     """Raises ``BuildError`` with what is missing and how to get it."""
     compiler()
+    check_sdk(way)
     if shutil.which("patch") is None:
         raise BuildError("patch not found; on Debian and Ubuntu: apt install patch")
     packages = missing_packages()
@@ -183,6 +242,10 @@ def variants(way: Way) -> Sequence[Variant]:
     """Returns what is configured and compiled, in this order."""
     if way == "native":
         return (Variant("native", CMAKE_FLAGS, ("llama",), ""),)
+    if way in SDKS:
+        include = f"-DCMAKE_PROJECT_INCLUDE={NATIVE / 'gpu.cmake'}"
+        flags = (*CMAKE_FLAGS, *SDKS[way].flags, include)
+        return (Variant("native", flags, ("llama",), ""),)
     flags = (*CMAKE_FLAGS, "-DGGML_NATIVE=OFF")
     if platform.machine() not in {"x86_64", "AMD64"}:
         return (Variant("portable", flags, ("llama",), ""),)
@@ -205,6 +268,11 @@ def compiled_files() -> Sequence[Path]:
     """Returns the files of this checkout that the libraries depend on."""
     folders = ("patches/*", "kernels/*", "library/*", "include/*")
     return [REQUIREMENT, *_files("BASE", "afterword.cmake", *folders)]
+
+
+def gpu_files() -> Sequence[Path]:
+    """Returns the files that libraries for a GPU depend on, besides ``compiled_files``."""
+    return _files("gpu.cmake", "gpu/*")
 
 
 def package_files() -> Sequence[Path]:
@@ -237,9 +305,10 @@ def build_digest(way: Way) -> str:
         [compiler(), "--version"], check=False, capture_output=True, text=True
     ).stdout.partition("\n")[0]
     surroundings = [os.environ.get(name, "") for name in ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS")]
+    files = [*compiled_files(), *(gpu_files() if way in SDKS else ())]
     return _digest(
-        *_flags_text(way), *(file.read_text() for file in compiled_files()), about,
-        platform.machine(), *platform.libc_ver(), cpu_flags() if way == "native" else "",
+        *_flags_text(way), *(file.read_text() for file in files), about,
+        platform.machine(), *platform.libc_ver(), "" if way == "portable" else cpu_flags(),
         *surroundings,
     )  # fmt: skip
 
@@ -288,9 +357,18 @@ def unpack(file: Path, folder: Path) -> Path:
     return source
 
 
+def _told_by_rocm(flag: str) -> str:
+    program = shutil.which(SDKS["hip"].program) or SDKS["hip"].program
+    done = subprocess.run([program, flag], check=False, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def _environment(way: Way) -> Mapping[str, str]:
-    flags = NO_AMX if way == "native" and amx_is_broken(compiler()) else ""
-    return {name: f"{os.environ.get(name, '')} {flags}".strip() for name in ("CFLAGS", "CXXFLAGS")}
+    flags = NO_AMX if way != "portable" and amx_is_broken(compiler()) else ""
+    made = {name: f"{os.environ.get(name, '')} {flags}".strip() for name in ("CFLAGS", "CXXFLAGS")}
+    if way == "hip":
+        made |= {"HIPCXX": f"{_told_by_rocm('-l')}/clang", "HIP_PATH": _told_by_rocm("-R")}
+    return made
 
 
 def _processors() -> int:
@@ -352,8 +430,9 @@ def compiled(way: Way) -> Path:
     found = cached(way)
     if found is not None:
         return found
-    check_programs()
-    say(f"compiling llama.cpp, {way}: {'4' if way == 'native' else '6'} minutes on 2 cores, once")
+    check_programs(way)
+    minutes = {"native": "4", "portable": "6"}.get(way, "20 or more")
+    say(f"compiling llama.cpp, {way}: {minutes} minutes on 2 cores, once")
     started = time.monotonic()
     folder = cache() / build_digest(way)
     cache().mkdir(parents=True, exist_ok=True)
@@ -497,10 +576,15 @@ def main() -> None:
     """Write the package; exit with the reason if that fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help=f"where {PACKAGE} is written")
-    parser.add_argument("--portable", action="store_true", help="for all processors of this kind")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--portable", dest="way", action="store_const", const="portable", default="native",
+        help="for all processors of this kind",
+    )  # fmt: skip
+    ways.add_argument("--gpu", dest="way", choices=list(SDKS), help="with a kind of GPU")
     arguments = parser.parse_args()
     try:
-        build("portable" if arguments.portable else "native", arguments.folder)
+        build(arguments.way, arguments.folder)
     except BuildError as error:
         sys.exit(f"install: {error}")
 

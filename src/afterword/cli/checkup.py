@@ -15,6 +15,7 @@ from afterword.cli.sockets import bind, is_loopback, load_tls
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.core.machine import processor_features, usable_cores
+from afterword.engine.llama.devices import backends, devices
 from afterword.ledger.database import REVISION, check, reading, revision_of
 from afterword.ledger.folder import has_database, journals_in
 from afterword.ledger.keys import any_key
@@ -41,6 +42,19 @@ def instructions() -> Sequence[str]:
     """Returns the vector instructions of this processor that matrix kernels use."""
     has = processor_features()
     return [name for name in _INSTRUCTIONS if name in has]
+
+
+def gpus() -> str:
+    """Returns the GPUs that the native half finds, with their memory, in one line."""
+    kinds = backends()
+    if not kinds:
+        return "none: this native half is for the processor alone (GPU=vulkan make install)"
+    found = [
+        f"{device.name} ({device.description}), {device.free_bytes / _GIB:.1f} of "
+        f"{device.total_bytes / _GIB:.1f} GiB free"
+        for device in devices()
+    ]
+    return "; ".join(found) or f"none found for {', '.join(kinds)}"
 
 
 def surroundings(settings: Settings) -> Iterator[Finding]:

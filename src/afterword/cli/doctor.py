@@ -76,6 +76,7 @@ def _machine(settings: Settings) -> Iterator[tuple[str, object]]:
     yield "memory", f"{memory_limit() / _GIB:.1f} GiB"
     yield "threads", settings.threads or cores
     yield "kernels", ", ".join(checkup.instructions()) or "no vector instructions known"
+    yield "gpu", checkup.gpus()
 
 
 def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object]]:
@@ -95,6 +96,8 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
         invariance = "kept: answers do not depend on the rest of the batch"
     elif settings.kv == "exact":
         invariance = "NOT kept: rows differ in larger batches"
+        if card.details.get("gpu_layers"):
+            invariance += " (--gpu-layers 0 keeps it, --kv fast gives it up)"
     else:
         invariance = "given up (--kv fast): answers may depend on the rest of the batch"
     yield "batch invariance", invariance

@@ -125,6 +125,9 @@ class Loading:
             checkpoint_bytes=checkpoint_mib * 2**20 if checkpoint_mib is not None else None,
             target_gap_ms=settings.target_gap_ms,
             prompt_lookup=settings.prompt_lookup,
+            gpu_layers=settings.gpu_layers,
+            device=settings.device,
+            kv_on_gpu=settings.kv_on_gpu,
         )
 
 

@@ -24,6 +24,7 @@ from afterword.core.machine import memory_limit
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.guard import NativeError, UnspellableError, guarded
 from afterword.engine.llama.native import AbortListener, declare
+from afterword.engine.llama.offload import ON_PROCESSOR, Offload
 from afterword.models.parts import part_paths
 
 try:
@@ -112,11 +113,17 @@ def multiply_row_by_row() -> None:
     os.environ["GGML_CPU_TILED_MM"] = "0"
 
 
-def _load(path: Path, *, repack: bool) -> Any:  # noqa: ANN401 - a pointer of the binding
+def _load(path: Path, *, repack: bool, offload: Offload) -> Any:  # noqa: ANN401 - a pointer
     """Load a file's weights. Raises ``ConfigError`` with the library's first complaint."""
     global _complaints  # noqa: PLW0603 - the library has one log for the process
     params = lib.llama_model_default_params()
-    params.n_gpu_layers = 0
+    params.n_gpu_layers = offload.layers
+    # A model that knows a device computes in the library's own way, so it knows those it uses.
+    used = [device.pointer for device in offload.devices] if offload.layers else []
+    pointers = (ctypes.c_void_p * (len(used) + 1))(*used)
+    params.devices = ctypes.cast(pointers, ctypes.c_void_p)
+    # Memory that a GPU reads would go before our packed weights, for layers of the processor.
+    params.no_host = bool(used)
     params.use_extra_bufts = repack
     # A mapped file that is truncated or removed would end the process at the next step.
     file_bytes = sum(part.stat().st_size for part in part_paths(path))
@@ -156,7 +163,7 @@ def convert(source: Path, destination: Path, quantization: str, threads: int) ->
     error.
     """
     global _complaints  # noqa: PLW0603 - the library has one log for the process
-    _start()
+    start()
     params = lib.llama_model_quantize_default_params()
     params.ftype = _FILE_TYPES[quantization]
     params.allow_requantize = True
@@ -181,7 +188,7 @@ def convert(source: Path, destination: Path, quantization: str, threads: int) ->
         part.unlink(missing_ok=True)
 
 
-def _start() -> None:
+def start() -> None:
     """Initialise the library, with our callbacks for its log and its aborts. Idempotent."""
     if _grave_lines is None or log.isEnabledFor(logging.DEBUG):
         lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
@@ -269,17 +276,19 @@ class LlamaModel:
     """A GGUF file's weights and vocabulary in memory.
 
     ``repack`` lets the library rearrange weights for faster kernels, which for some formats are
-    not batch invariant. Raises ``ConfigError`` if the library cannot load the file, or if the file
-    has no vocabulary. Check the file's header first, because some broken files crash native code.
+    not batch invariant. ``offload`` says which layers run on a GPU. Raises ``ConfigError`` if the
+    library cannot load the file, or if the file has no vocabulary. Check the file's header first,
+    because some broken files crash native code.
     """
 
-    def __init__(self, path: Path, *, repack: bool = True) -> None:
+    def __init__(self, path: Path, *, repack: bool = True, offload: Offload = ON_PROCESSOR) -> None:
         self.repack = repack
+        self.offload = offload
         self.files = part_paths(path)
         self._readers = 0
         self._unread = threading.Condition()
-        _start()
-        self.pointer: Any = _load(path, repack=repack)
+        start()
+        self.pointer: Any = _load(path, repack=repack, offload=offload)
         self._vocab: Any = lib.llama_model_get_vocab(self.pointer)
         if lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
             self.close()

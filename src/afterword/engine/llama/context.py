@@ -151,6 +151,10 @@ class LlamaContext:
         params.type_k = _GGML_TYPE_BF16 if two_formats else _GGML_TYPE_F16
         params.type_v = _GGML_TYPE_F16
         params.swa_full = True
+        if model.offload.layers:
+            params.offload_kqv = model.offload.kv
+            # Layers stay where they are, whatever the size of the batch.
+            params.op_offload = False
         params.no_perf = True
         try:
             self._context: Any = _new_context(model.pointer, params)

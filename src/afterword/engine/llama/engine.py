@@ -15,8 +15,10 @@ from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.scheduler import kept_slots
 from afterword.engine.llama.binding import LIBRARY, LlamaModel
 from afterword.engine.llama.context import MOST_SEQUENCES, ContextOptions, context_blocks
-from afterword.engine.llama.loading import EngineOptions, Loaded, kernels, load
+from afterword.engine.llama.devices import backends, kv_room
+from afterword.engine.llama.loading import EngineOptions, Loaded, falls_back, kernels, load
 from afterword.engine.llama.memory import ModelMemory, Opened, model_memory, open_context
+from afterword.engine.llama.offload import Offload
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner, most_rows
 from afterword.engine.llama.vocab import LlamaTokenizer
 from afterword.models.notes import Notes
@@ -26,8 +28,14 @@ _MOST_SLOTS = 8
 """By default, as many sequences of models whose memory is not blocks."""
 _MEMORY_SHARE = 8
 """By default, KV takes at most one part in this many of the memory."""
+_GPU_SHARE = 2
+"""By default, KV takes at most one part in this many of the room that a GPU has for it."""
 _CHECKPOINT_SHARE = 16
 """By default, checkpoints take at most one part in this many of the memory."""
+_ON_GPU = (
+    "; kernels of GPUs seldom are: --gpu-layers 0 keeps the promise, and --kv fast gives it up and "
+    "shares prefixes"
+)
 _NUMERICS = 5
 """Increase it when a change of sampling, scoring or end tokens may change an answer."""
 
@@ -80,9 +88,26 @@ def open_model(
     The result owns the model. ``digest`` is the file's SHA-256 in hex. ``notes`` remember the
     model's memory. Without ``options.ctx`` the context is the largest one that fits.
 
+    If a GPU has no room for the context, and nobody named a number of layers, the model is loaded
+    anew and all layers run on the processor.
+
     Raises ``ConfigError`` if the context is larger than the model's, if the model does not
     continue text, or if memory is short; the model is closed then.
     """
+    offload, path = loaded.model.offload, loaded.model.files[0]
+    try:
+        return _open(loaded, digest, name, options, notes)
+    except ConfigError as error:
+        if not falls_back(offload, options):
+            raise
+        instead = Offload(why_not=str(error))
+    loaded = load(path, options, digest=digest, notes=notes, offload=instead)
+    return _open(loaded, digest, name, options, notes)
+
+
+def _open(
+    loaded: Loaded, digest: str, name: str, options: EngineOptions, notes: Notes | None
+) -> OpenModel:
     model, invariant, sharing = loaded.model, loaded.batch_invariant, loaded.sharing
     try:
         context = _context(model, name, options)
@@ -109,11 +134,12 @@ def open_model(
     except BaseException:
         model.close()
         raise
+    _say_offload(name, model.offload)
     _say_memory(name, wanted, opened)
     _say(name, options, loaded)
     card = EngineCard(
         context_tokens=made.slot_tokens,
-        fingerprint=_fingerprint(digest, made, repack=model.repack),
+        fingerprint=_fingerprint(digest, made, model.offload, repack=model.repack),
         batch_invariant=invariant,
         prefix_sharing=sharing,
         details={
@@ -126,6 +152,7 @@ def open_model(
             "buffer_bytes": sizes.buffers,
             "process_bytes": opened.process_bytes,
             "library": LIBRARY,
+            **(model.offload.details() if backends() else {}),
         },
     )
     return OpenModel(runner, tokenizer, card)
@@ -135,13 +162,20 @@ def _memory(
     model: LlamaModel, options: ContextOptions, digest: str, notes: Notes | None
 ) -> ModelMemory:
     """Returns the model's memory, measured once for each file and library."""
-    about = (digest, kernels(), options.exact)
+    about = (digest, kernels(), options.exact, *model.offload.origin)
     known = notes.read("memory", about, ModelMemory) if notes is not None else None
     if known is None:
         known = model_memory(model, options)
         if notes is not None:
             notes.write("memory", about, known)
     return known
+
+
+def _say_offload(name: str, offload: Offload) -> None:
+    if offload.why_not:
+        _log.warning("model %s: all layers run on the processor: %s", name, offload.why_not)
+    elif offload.layers:
+        _log.info("model %s: %s", name, offload)
 
 
 def _say_memory(name: str, wanted: ContextOptions, opened: Opened) -> None:
@@ -196,9 +230,12 @@ def _checkpoint_bytes(options: EngineOptions) -> int:
     return memory_limit() // _CHECKPOINT_SHARE
 
 
-def _kv_bytes(options: EngineOptions) -> int:
-    """Returns the bound of KV memory; by default a share of the memory."""
-    return options.kv_bytes or memory_limit() // _MEMORY_SHARE
+def _kv_bytes(options: EngineOptions, offload: Offload) -> int:
+    """Returns the bound of KV memory; by default a share of the memory, or of a GPU's room."""
+    if options.kv_bytes:
+        return options.kv_bytes
+    room = kv_room(offload)
+    return memory_limit() // _MEMORY_SHARE if room is None else room // _GPU_SHARE
 
 
 def _in_blocks(memory: ModelMemory, loaded: Loaded) -> bool:
@@ -216,7 +253,8 @@ def _sequences(memory: ModelMemory, loaded: Loaded, options: EngineOptions, cont
     if _in_blocks(memory, loaded) or options.slots:
         return options.sequences
     slot_bytes = max(memory.slot_bytes(context), 1)
-    return max(1, min(_MOST_SLOTS, options.max_sequences, _kv_bytes(options) // slot_bytes))
+    kv_bytes = _kv_bytes(options, loaded.model.offload)
+    return max(1, min(_MOST_SLOTS, options.max_sequences, kv_bytes // slot_bytes))
 
 
 def _blocks(
@@ -229,7 +267,8 @@ def _blocks(
     """
     if not _in_blocks(memory, loaded):
         return 0
-    blocks, least = _kv_bytes(options) // memory.block_bytes, context_blocks(context)
+    kv_bytes = _kv_bytes(options, loaded.model.offload)
+    blocks, least = kv_bytes // memory.block_bytes, context_blocks(context)
     if blocks < least and options.kv_bytes:
         least_mib = -(-least * memory.block_bytes // 2**20)
         raise ConfigError(
@@ -248,8 +287,9 @@ def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
     elif options.probe:
         _log.warning(
             "model %s: answers may depend on what else is served: the probe did not confirm that "
-            "rows are identical alone and in a larger batch",
+            "rows are identical alone and in a larger batch%s",
             name,
+            _ON_GPU if loaded.model.offload.layers else "",
         )
     if not loaded.together:
         _log.warning(
@@ -265,9 +305,9 @@ def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
         )
 
 
-def _fingerprint(digest: str, options: ContextOptions, *, repack: bool) -> str:
+def _fingerprint(digest: str, options: ContextOptions, offload: Offload, *, repack: bool) -> str:
     """Returns ``fp_`` and ten hex digits of a digest of all that may change an answer (D3)."""
     # How much memory there is for prefixes changes no answer.
     made = msgspec.json.encode(msgspec.structs.replace(options, blocks=0)).decode()
-    parts = (digest, f"{kernels()} {repack}", str(_NUMERICS), made)
+    parts = (digest, f"{kernels()} {repack}", str(_NUMERICS), made, *offload.origin)
     return f"fp_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from afterword.core.errors import ConfigError
 from afterword.core.machine import processor, usable_cores
 from afterword.core.protocols import PrefixSharing
 from afterword.engine.llama.binding import (
@@ -22,6 +23,8 @@ from afterword.engine.llama.binding import (
     packed_kernels,
     system_info,
 )
+from afterword.engine.llama.devices import Layers, place
+from afterword.engine.llama.offload import Offload
 from afterword.models.notes import Notes
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     ``kv_bytes`` bounds the KV memory that sequences share in blocks, and ``max_sequences`` says how
     many run at once; ``slots`` is its old name. ``exact`` asks for batch invariance (D1), and
     ``probe`` for a test of it at start; a process that computes one request only needs none.
+    ``gpu_layers``, ``device`` and ``kv_on_gpu`` are those of ``devices.place``.
     """
 
     ctx: int | None = None
@@ -55,6 +59,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_bytes: int | None = None
     target_gap_ms: int = 200
     prompt_lookup: bool = True
+    gpu_layers: Layers = "auto"
+    device: str | None = None
+    kv_on_gpu: bool = True
 
     @property
     def sequences(self) -> int:
@@ -94,27 +101,55 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 def load(
-    path: Path, options: EngineOptions, *, digest: str = "", notes: Notes | None = None
+    path: Path,
+    options: EngineOptions,
+    *,
+    digest: str = "",
+    notes: Notes | None = None,
+    offload: Offload | None = None,
 ) -> Loaded:
     """Load a model on the fastest kernels that are batch invariant (D1), if there are any.
 
     With ``notes`` the probe runs once for each ``digest`` (the file's SHA-256 in hex), library,
-    processor and number of threads. Its result depends on nothing else.
+    processor, number of threads, and layers on a GPU. Its result depends on nothing else.
+
+    ``offload`` says which layers run on a GPU, in place of the options. If that fails, and nobody
+    named a number of layers, all run on the processor.
     Raises ``ConfigError`` if the library cannot load the file.
     """
+    if offload is None:
+        offload = place(
+            path, options.gpu_layers, options.device, kv=options.kv_on_gpu, context=options.ctx
+        )
+    try:
+        return _load(path, options, offload, digest, notes)
+    except ConfigError as error:
+        if not falls_back(offload, options):
+            raise
+        return _load(path, options, Offload(why_not=str(error)), digest, notes)
+
+
+def falls_back(offload: Offload, options: EngineOptions) -> bool:
+    """Returns whether the processor computes all layers if a GPU fails."""
+    return bool(offload.layers) and options.gpu_layers == "auto"
+
+
+def _load(
+    path: Path, options: EngineOptions, offload: Offload, digest: str, notes: Notes | None
+) -> Loaded:
     if not options.exact:
-        return _unproven(LlamaModel(path))
+        return _unproven(LlamaModel(path, offload=offload))
     multiply_row_by_row()
-    about = (digest, kernels(), processor(), options.compute_threads, _PROBE)
+    about = (digest, kernels(), processor(), options.compute_threads, _PROBE, *offload.origin)
     known = notes.read("probe", about, Probed) if notes is not None else None
     if known is None and not options.probe:
-        return _unproven(LlamaModel(path))
+        return _unproven(LlamaModel(path, offload=offload))
     if known is None:
-        model, found = _load_and_probe(path, options)
+        model, found = _load_and_probe(path, options, offload)
         if notes is not None:
             notes.write("probe", about, found)
         return _loaded(model, found)
-    return _loaded(LlamaModel(path, repack=known.repack), known)
+    return _loaded(LlamaModel(path, repack=known.repack, offload=offload), known)
 
 
 def _loaded(model: LlamaModel, found: Probed) -> Loaded:
@@ -125,13 +160,20 @@ def _unproven(model: LlamaModel) -> Loaded:
     return Loaded(model, batch_invariant=False, sharing=model.unproven_sharing)
 
 
-def _load_and_probe(path: Path, options: EngineOptions) -> tuple[LlamaModel, Probed]:
-    model = LlamaModel(path)
-    found = _probe(model, options)
-    if not found.batch_invariant:
-        model.close()
-        model = LlamaModel(path, repack=False)
+def _load_and_probe(
+    path: Path, options: EngineOptions, offload: Offload
+) -> tuple[LlamaModel, Probed]:
+    model = LlamaModel(path, offload=offload)
+    try:
         found = _probe(model, options)
+        # Other kernels of the processor make no difference to a GPU's.
+        if not found.batch_invariant and not offload.layers:
+            model.close()
+            model = LlamaModel(path, repack=False, offload=offload)
+            found = _probe(model, options)
+    except BaseException:
+        model.close()
+        raise
     return model, found
 
 
@@ -145,6 +187,7 @@ def _probe(model: LlamaModel, options: EngineOptions) -> Probed:
     cores, none of them spins, and every step takes twice as long.
     """
     from afterword.engine.batching import probe  # noqa: PLC0415
+    from afterword.engine.batching.runner import DecodeError  # noqa: PLC0415
     from afterword.engine.llama.runner import temporary_runner  # noqa: PLC0415
 
     def ask(runner: ModelRunner) -> Probed:
@@ -166,7 +209,10 @@ def _probe(model: LlamaModel, options: EngineOptions) -> Probed:
         ) as runner,
         ThreadPoolExecutor(max_workers=1) as thread,
     ):
-        return thread.submit(ask, runner).result()
+        try:
+            return thread.submit(ask, runner).result()
+        except DecodeError as error:
+            raise ConfigError(f"llama.cpp cannot compute with this model: {error}") from error
 
 
 def kernels() -> str:

@@ -13,6 +13,7 @@ from afterword.engine.llama.context import (
     LlamaContext,
     context_blocks,
 )
+from afterword.engine.llama.devices import kv_room
 
 _GIB = 2**30
 _ROUND = 256
@@ -85,6 +86,9 @@ def sizes_of(model: LlamaModel, context: LlamaContext, options: ContextOptions) 
     if told is None:
         return Sizes(options.slots * options.slot_tokens * _cell_bytes(model), 0, 0, 0)
     kv, buffers, packed, mapped = told
+    if model.offload.layers:
+        # Pages of mapped weights are the system's to drop, and the room may be a device's.
+        packed, mapped = packed + mapped, 0
     # The library's buffers have room for a row of logits for each token of a batch. A step wants
     # ``max_rows`` at most, but the library keeps a second copy of these.
     row = model.vocabulary * _VALUE_BYTES
@@ -151,6 +155,9 @@ def open_context(
     release_pages(model.files)
     taken, limit = resident_bytes(), memory_limit()
     room = limit - limit // _SYSTEM_SHARE - taken
+    on_devices = kv_room(model.offload)
+    if on_devices is not None:
+        room = min(room, on_devices)
     opened = _try(model, memory, wanted, room)
     fitting = opened if isinstance(opened, Opened) else _largest(model, memory, wanted, room)
     if fitting is not None and (may_shrink or isinstance(opened, Opened)):

@@ -1,0 +1,284 @@
+"""Layers on a GPU: how many fit, what falls back to the processor, and what is said about it.
+
+The GPUs are stand-ins, so these tests need none. tests/gpu computes on a real one.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from afterword.cli import checkup
+from afterword.core.errors import ConfigError
+from afterword.engine.llama import devices, engine, loading
+from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.devices import kv_room, layers_that_fit, place
+from afterword.engine.llama.engine import OpenModel, open_model
+from afterword.engine.llama.loading import EngineOptions, Probed, load
+from afterword.engine.llama.offload import ON_PROCESSOR, Device, Offload
+from afterword.models.gguf import Header
+from afterword.models.notes import Notes
+from support.tiny_gguf import make_gguf
+
+GIB = 2**30
+SPARE = 2**28
+CARD = Device("Vulkan0", "a card", 8 * GIB, 8 * GIB, integrated=False, pointer=8)
+SECOND = msgspec.structs.replace(CARD, name="Vulkan1", description="another")
+BOARD = msgspec.structs.replace(CARD, name="Vulkan2", description="a board", integrated=True)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A model of two layers, and an output."""
+    return make_gguf(tmp_path / "tiny.gguf")
+
+
+class Machine:
+    """A library that is built for Vulkan, and the GPUs that it finds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *found: Device) -> None:
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(devices, "backends", lambda: ["Vulkan"])
+        monkeypatch.setattr(engine, "backends", lambda: ["Vulkan"])
+        monkeypatch.setattr(checkup, "backends", lambda: ["Vulkan"])
+        self.finds(*found)
+
+    def finds(self, *found: Device) -> None:
+        """Change what the library finds from now on."""
+        self._monkeypatch.setattr(devices, "devices", lambda: found)
+        self._monkeypatch.setattr(checkup, "devices", lambda: found)
+
+
+def placed(
+    path: Path, wanted: devices.Layers = "auto", names: str | None = None, *, kv: bool = True
+) -> Offload:
+    return place(path, wanted, names, kv=kv, context=None)
+
+
+def opened(path: Path, options: EngineOptions) -> OpenModel:
+    return open_model(load(path, options), digest="0" * 64, name="tiny", options=options)
+
+
+def test_a_library_for_no_gpu_computes_on_the_processor(tiny: Path) -> None:
+    assert devices.backends() == []
+    assert devices.devices() == []
+    assert placed(tiny) == placed(tiny, 0) == ON_PROCESSOR
+    with pytest.raises(ConfigError, match=r"^--gpu-layers 3: this native half is for no GPU; GPU="):
+        placed(tiny, 3)
+    with pytest.raises(ConfigError, match=r"^--device Vulkan0: this native half is for no GPU"):
+        placed(tiny, "auto", "Vulkan0")
+    whole = opened(tiny, EngineOptions(threads=1, slots=1))
+    assert not {"gpu_layers", "device", "no_gpu"} & set(whole.card.details)
+    whole.runner.close()
+    assert checkup.gpus().startswith("none: this native half is for the processor alone")
+
+
+def test_all_layers_run_on_a_card_with_room(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, BOARD, CARD, SECOND)
+    found = placed(tiny)
+    assert (found.layers, found.all_layers, found.kv) == (3, 3, True)
+    # An integrated GPU beside a card slows it down.
+    assert found.devices == (CARD, SECOND)
+    assert found.free_bytes == 16 * GIB
+    assert found.weights_bytes == tiny.stat().st_size
+    assert str(found) == ("3 of 3 layers on Vulkan0 (a card), Vulkan1 (another), KV memory there")
+    assert "KV memory in main memory" in str(placed(tiny, kv=False))
+    assert placed(tiny, 1).layers == 1
+    assert placed(tiny, 99).layers == 3
+    assert placed(tiny, 0) == ON_PROCESSOR
+    Machine(monkeypatch, BOARD)
+    assert placed(tiny).devices == (BOARD,)
+
+
+def test_devices_are_chosen_by_name(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, CARD, SECOND, BOARD)
+    assert placed(tiny, 2, "Vulkan2").devices == (BOARD,)
+    assert placed(tiny, "auto", "Vulkan1, Vulkan0,Vulkan1").devices == (SECOND, CARD)
+    with pytest.raises(ConfigError) as raised:
+        placed(tiny, 2, "Vulkan0,CUDA0")
+    assert str(raised.value) == (
+        "--device Vulkan0,CUDA0: there is no 'CUDA0' (there is: Vulkan0, Vulkan1, Vulkan2)"
+    )
+
+
+def test_no_gpu_is_a_reason_and_a_wanted_one_an_error(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(monkeypatch)
+    assert placed(tiny) == Offload(why_not="no GPU found for Vulkan")
+    with pytest.raises(ConfigError, match=r"^--gpu-layers 3: no GPU found for Vulkan$"):
+        placed(tiny, 3)
+    assert checkup.gpus() == "none found for Vulkan"
+    Machine(monkeypatch, msgspec.structs.replace(CARD, free_bytes=SPARE))
+    assert placed(tiny) == Offload(
+        why_not="Vulkan0 has 0.2 GiB free, which is too little for a layer"
+    )
+    assert checkup.gpus() == "Vulkan0 (a card), 0.2 of 8.0 GiB free"
+    # Who names a number decides.
+    assert placed(tiny, 2).layers == 2
+
+
+HEADER = Header(
+    metadata={
+        "general.architecture": "llama", "llama.block_count": 32, "llama.embedding_length": 4096,
+        "llama.attention.head_count": 32, "llama.attention.head_count_kv": 8,
+        "llama.context_length": 8192,
+    },
+    array_lengths={"tokenizer.ggml.tokens": 128256}, formats={}, tensors=0, file_bytes=0,
+)  # fmt: skip
+BUFFERS = SPARE + 512 * 128256 * 4
+
+
+@pytest.mark.parametrize(
+    ("room", "layers"),
+    [
+        (5 * GIB, 33),
+        (5 * GIB - 1, 31),
+        (5 * GIB // 2, 16),
+        (5 * GIB // 32, 1),
+        (5 * GIB // 32 - 1, 0),
+        (0, 0),
+        (-BUFFERS, 0),
+    ],
+)
+def test_layers_fit_with_their_kv_memory(room: int, layers: int) -> None:
+    assert layers_that_fit(HEADER, 4 * GIB, BUFFERS + room, GIB) == layers
+
+
+def test_layers_of_an_unknown_number_stay_on_the_processor() -> None:
+    unknown = msgspec.structs.replace(HEADER, metadata={"general.architecture": "llama"})
+    assert layers_that_fit(unknown, GIB, 99 * GIB, 0) == 0
+
+
+def test_kv_memory_of_a_sequence_is_computed_by_hand() -> None:
+    """Of 32 layers with eight heads for keys and values, each 128 wide and in float16."""
+    token = 32 * 8 * (128 + 128) * 2
+    assert devices._least_kv_bytes(HEADER, 80 * GIB, 1000) == 1000 * token
+    assert devices._least_kv_bytes(HEADER, 80 * GIB, None) == 8192 * token
+    assert devices._least_kv_bytes(HEADER, GIB, None) == GIB // 4
+
+
+def test_kv_memory_has_the_room_that_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = Offload(
+        layers=16, all_layers=32, devices=(CARD,), free_bytes=8 * GIB, weights_bytes=3 * GIB
+    )
+    assert kv_room(ON_PROCESSOR) is None
+    assert kv_room(msgspec.structs.replace(half, kv=False)) is None
+    # A driver that does not count what was taken.
+    machine = Machine(monkeypatch, CARD, SECOND)
+    assert kv_room(half) == 2 * (5 * GIB - SPARE)
+    machine.finds(msgspec.structs.replace(CARD, free_bytes=2 * GIB), SECOND)
+    assert kv_room(half) == 2 * (2 * GIB - SPARE)
+    machine.finds(msgspec.structs.replace(CARD, free_bytes=1), SECOND)
+    assert kv_room(half) == 0
+
+
+class Broken(LlamaModel):
+    """A model that a GPU cannot load."""
+
+    def __init__(self, path: Path, *, repack: bool = True, offload: Offload = ON_PROCESSOR) -> None:
+        if offload.layers:
+            raise ConfigError("the driver is lost")
+        super().__init__(path, repack=repack, offload=offload)
+
+
+class Pretending(LlamaModel):
+    """A model that says that a GPU computes layers; the processor does."""
+
+    def __init__(self, path: Path, *, repack: bool = True, offload: Offload = ON_PROCESSOR) -> None:
+        super().__init__(path, repack=repack)
+        self.offload = offload
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_gpu_that_fails_is_left_out_loudly(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, exact: bool
+) -> None:
+    plain = opened(tiny, EngineOptions(threads=1, slots=2, exact=exact))
+    plain.runner.close()
+    Machine(monkeypatch, CARD)
+    monkeypatch.setattr(loading, "LlamaModel", Broken)
+    with caplog.at_level(logging.WARNING, "afterword.engine"):
+        found = opened(tiny, EngineOptions(threads=1, slots=2, exact=exact))
+    found.runner.close()
+    assert "model tiny: all layers run on the processor: the driver is lost" in caplog.text
+    assert found.card.details["gpu_layers"] == 0
+    assert found.card.details["no_gpu"] == "the driver is lost"
+    # It is what it would be without a GPU.
+    assert found.card.fingerprint == plain.card.fingerprint
+    assert found.card.batch_invariant == exact
+    with pytest.raises(ConfigError, match=r"^the driver is lost$"):
+        opened(tiny, EngineOptions(threads=1, slots=2, exact=exact, gpu_layers=2))
+
+
+def test_a_gpu_without_room_for_a_context_is_left_out_loudly(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Machine(monkeypatch, CARD)
+    monkeypatch.setattr(loading, "LlamaModel", Pretending)
+    options = EngineOptions(threads=1, slots=1, exact=False)
+    loaded = load(tiny, options)
+    assert loaded.model.offload.layers == 3
+    # Another program has taken its memory.
+    machine.finds(msgspec.structs.replace(CARD, free_bytes=1))
+    with caplog.at_level(logging.WARNING, "afterword.engine"):
+        found = open_model(loaded, digest="0" * 64, name="tiny", options=options)
+    found.runner.close()
+    assert loaded.model.pointer is None
+    assert "all layers run on the processor: model tiny: sequences of" in caplog.text
+    assert found.card.details["gpu_layers"] == 0
+    named = msgspec.structs.replace(options, gpu_layers=3)
+    machine.finds(CARD)
+    loaded = load(tiny, named)
+    machine.finds(msgspec.structs.replace(CARD, free_bytes=1))
+    with pytest.raises(ConfigError, match="no context fits"):
+        open_model(loaded, digest="0" * 64, name="tiny", options=named)
+
+
+def test_layers_on_a_gpu_are_in_card_fingerprint_and_notes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(monkeypatch, CARD)
+    monkeypatch.setattr(loading, "LlamaModel", Pretending)
+    prints, probes = set(), []
+    kept = Notes(tmp_path / "notes")
+    cases: list[tuple[devices.Layers, bool]] = [(0, True), (1, True), (1, False), ("auto", True)]
+    for layers, kv in cases:
+        options = EngineOptions(threads=1, slots=1, gpu_layers=layers, kv_on_gpu=kv)
+        loaded = load(tiny, options, digest="a", notes=kept)
+        found = open_model(loaded, digest="a", name="tiny", options=options, notes=kept)
+        prints.add(found.card.fingerprint)
+        probes.append(len(list((tmp_path / "notes").glob("probe-*"))))
+        details = dict(found.card.details)
+        found.runner.close()
+    assert len(prints) == 4
+    assert probes == [1, 2, 3, 4]
+    assert {name: details[name] for name in ("gpu_layers", "layers", "device", "kv_on_gpu")} == {
+        "gpu_layers": 3, "layers": 3, "device": "Vulkan0 (a card)", "kv_on_gpu": True,
+    }  # fmt: skip
+
+
+def test_a_probe_that_fails_on_a_gpu_falls_back(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(monkeypatch, CARD)
+    monkeypatch.setattr(loading, "LlamaModel", Pretending)
+    ours = loading._probe
+    failed: list[LlamaModel] = []
+
+    def probe(model: LlamaModel, options: EngineOptions) -> Probed:
+        if model.offload.layers:
+            failed.append(model)
+            raise ConfigError("llama.cpp cannot compute with this model: device lost")
+        return ours(model, options)
+
+    monkeypatch.setattr(loading, "_probe", probe)
+    found = load(tiny, EngineOptions(threads=1, slots=1))
+    assert "device lost" in found.model.offload.why_not
+    assert found.batch_invariant
+    (gone,) = failed
+    assert gone.pointer is None, "its memory is free again"
+    found.model.close()

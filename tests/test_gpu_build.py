@@ -1,0 +1,164 @@
+"""A native half for a GPU: what is compiled, what is said if an SDK is missing, what is kept."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import afterword_native
+import pytest
+
+import gpu_test
+import install
+import native_build
+from install import InstallError
+from native_build import SDKS, BuildError, Way
+
+ROOT = Path(__file__).parents[1]
+KINDS = tuple(SDKS)
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without any SDK: its only program is the compiler."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "c++").symlink_to(shutil.which("c++") or "/usr/bin/c++")
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("VULKAN_SDK", raising=False)
+    return folder
+
+
+@pytest.fixture
+def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment of its own, with an interpreter."""
+    folder = tmp_path / "venv"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").touch()
+    monkeypatch.setattr(install, "VENV", folder)
+    monkeypatch.setattr(install, "PYTHON", folder / "bin" / "python")
+    monkeypatch.setattr(install, "INSTALLED_GPU", folder / "gpu")
+    monkeypatch.delenv("GPU", raising=False)
+    return folder
+
+
+@pytest.mark.parametrize("way", KINDS)
+def test_a_gpu_is_one_flag_more(way: Way) -> None:
+    """The last of two flags with one name counts."""
+    (plain,), (made,) = native_build.variants("native"), native_build.variants(way)
+    assert made.flags[: len(plain.flags)] == plain.flags
+    assert made.flags[len(plain.flags)] == f"-DGGML_{way.upper()}=ON"
+    assert made.flags[-1].endswith("native/gpu.cmake")
+    assert (made.name, made.targets, made.folder) == (plain.name, plain.targets, plain.folder)
+
+
+def test_each_kind_has_a_build_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {way: native_build.build_digest(way) for way in ("native", "portable", *KINDS)}
+    assert len(set(before.values())) == len(before)
+    monkeypatch.setattr(native_build, "gpu_files", lambda: [ROOT / "Makefile"])
+    after = {way: native_build.build_digest(way) for way in before}
+    # What is for a GPU changes nothing in the other builds.
+    assert {way for way in before if before[way] != after[way]} == set(KINDS)
+
+
+@pytest.mark.parametrize("way", KINDS)
+def test_a_missing_sdk_is_one_line(way: Way, programs: Path) -> None:
+    assert programs.is_dir()
+    sdk = SDKS[way]
+    with pytest.raises(BuildError) as raised:
+        native_build.check_programs(way)
+    said = str(raised.value)
+    assert said == f"GPU={way}: {sdk.name} not found (no {sdk.program}); {sdk.advice}"
+    assert "\n" not in said
+
+
+def test_missing_headers_are_one_line(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (programs / "glslc").symlink_to(shutil.which("true", path="/usr/bin:/bin") or "/bin/true")
+    there = SDKS["vulkan"]._replace(headers=("vector",))
+    monkeypatch.setattr(native_build, "SDKS", {"vulkan": there})
+    native_build.check_sdk("vulkan")
+    gone = there._replace(headers=("vector", "no/such/header.hpp"))
+    monkeypatch.setattr(native_build, "SDKS", {"vulkan": gone})
+    with pytest.raises(BuildError, match=r"not found \(no vector or no no/such/header.hpp\); on D"):
+        native_build.check_sdk("vulkan")
+
+
+def test_other_builds_need_no_sdk(programs: Path) -> None:
+    assert programs.is_dir()
+    native_build.check_sdk("native")
+    native_build.check_sdk("portable")
+
+
+def test_hip_is_compiled_with_the_compiler_of_rocm(programs: Path) -> None:
+    tool = programs / "hipconfig"
+    tool.write_text('#!/bin/sh\n[ "$1" = -l ] && echo /rocm/llvm/bin || echo /rocm\n')
+    tool.chmod(0o755)
+    native_build.check_sdk("hip")
+    made = native_build._environment("hip")
+    assert (made["HIPCXX"], made["HIP_PATH"]) == ("/rocm/llvm/bin/clang", "/rocm")
+    assert "HIPCXX" not in native_build._environment("native")
+
+
+def test_a_kind_of_gpu_is_kept_until_another_is_named(
+    venv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert install.wanted_way() == "native"
+    (venv / "gpu").write_text("vulkan")
+    assert install.wanted_way() == "vulkan"
+    monkeypatch.setenv("GPU", "cuda")
+    assert install.wanted_way() == "cuda"
+    monkeypatch.setenv("GPU", "none")
+    assert install.wanted_way() == "native"
+    monkeypatch.setenv("GPU", "voodoo")
+    with pytest.raises(InstallError, match=r"^GPU=voodoo is no kind of GPU; there are vulkan, cu"):
+        install.wanted_way()
+
+
+def test_an_installation_for_another_kind_is_not_up_to_date(venv: Path) -> None:
+    """Even if the same purpose was installed before for the wanted kind."""
+    (venv / "installed-test").write_text(install.stamp("test", "native"))
+    assert install.is_installed("test", "native")
+    assert not install.is_installed("test", "vulkan")
+    (venv / "gpu").write_text("vulkan")
+    assert not install.is_installed("test", "native")
+
+
+def test_make_install_says_it_before_anything_is_installed(programs: Path, tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for name in ("scripts", "native", "requirements"):
+        shutil.copytree(ROOT / name, checkout / name)
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    done = subprocess.run(
+        [sys.executable, checkout / "scripts" / "install.py"], check=False, capture_output=True,
+        text=True,
+        env={"PATH": str(programs), "GPU": "cuda", "XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("install: GPU=cuda: the CUDA toolkit not found (no nvcc); install it")
+    assert not (checkout / ".venv").exists()
+
+
+def test_no_gpu_and_no_kind_of_one_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the libraries that are installed, which are for no GPU."""
+    installed = Path(afterword_native.__file__).parent / "lib"
+    monkeypatch.setattr(gpu_test, "libraries", lambda _way: installed)
+    monkeypatch.delenv("GPU", raising=False)
+    with pytest.raises(SystemExit, match=r"^test-gpu: no GPU found; on Debian and Ubuntu: apt in"):
+        gpu_test.main()
+    monkeypatch.setenv("GPU", "voodoo")
+    with pytest.raises(SystemExit, match=r"^test-gpu: GPU=voodoo is no kind of GPU; there are vu"):
+        gpu_test.main()
+
+
+def test_a_device_that_is_named_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GGML_VK_VISIBLE_DEVICES", raising=False)
+    made = gpu_test.environment(tmp_path)
+    assert made["AFTERWORD_NATIVE_PATH"] == str(tmp_path)
+    assert made["GGML_VK_VISIBLE_DEVICES"] == "0"
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "2")
+    assert gpu_test.environment(tmp_path)["GGML_VK_VISIBLE_DEVICES"] == "2"

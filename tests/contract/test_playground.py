@@ -93,8 +93,10 @@ def test_whatever_is_named_is_there() -> None:
     assert "main.js" in named
     for path, asset in ASSETS.items():
         folder = path.rpartition("/")[0]
-        for target in re.findall(r'from "\./([^"]+)"', asset.body.decode()):
-            named.append(f"{folder}/{target}" if folder else target)
+        named += [
+            f"{folder}/{target}" if folder else target
+            for target in re.findall(r'from "\./([^"]+)"', asset.body.decode())
+        ]
     assert set(named) <= set(ASSETS)
     # Every file is used.
     assert set(ASSETS) - set(named) == pages

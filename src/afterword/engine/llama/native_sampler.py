@@ -37,7 +37,7 @@ _MOST_THREADS = 16
 _WORTH_SHARING = 2**16
 """Logits whose exponentials take longer than other threads to learn of the work."""
 _CHEAP = 4
-"""Rows of which only the highest logit is wanted cost as much as one that needs exponentials."""
+"""So many rows of which only the highest logit is wanted cost as much as one with exponentials."""
 
 
 def make_sampler(vocabulary: int, threads: int) -> Sampler:

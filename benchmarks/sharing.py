@@ -29,6 +29,7 @@ from support.load import stream_all
 from support.processes import free_port
 
 STREAMS = 32
+MANY = 256
 CHOICES = 16
 PROMPT_WORDS = 60
 TOKENS = 64
@@ -178,6 +179,22 @@ class Bench(Servers):
         line("the same, s | llama-batched-bench (the limit)", f"{ours:.1f}", f"{limit:.1f}",
              limit / ours, ">= 0.9")  # fmt: skip
 
+    def many(self) -> None:
+        """256 sampled streams against 32, and how much later than most of them the last ends."""
+        with self.ours(slots=MANY, ctx=256) as port:
+            runs = {
+                streams: [stream_all(port, workloads.sampled_streams(streams, TOKENS))
+                          for _ in range(self.args.rounds)]
+                for streams in (MANY, STREAMS)
+            }  # fmt: skip
+        many, few = (statistics.median(map(rate, rounds)) for rounds in runs.values())
+        line(f"{MANY} streams, tokens/s | {STREAMS} streams", f"{many:.0f}", f"{few:.0f}",
+             many / few, ">= 1.0")  # fmt: skip
+        took = [timed.last - timed.started for timed in runs[MANY][-1]]
+        median = statistics.median(took)
+        line("the same, s of the last | of the median", f"{max(took):.1f}", f"{median:.1f}",
+             median / max(took), "")  # fmt: skip
+
     def choices(self) -> None:
         """16 choices of one 512-token prompt; the peer tries ``n`` and separate requests."""
         with self.ours(slots=CHOICES, ctx=1024) as port:
@@ -314,6 +331,7 @@ ROWS = (
     "prompt",
     "rewrite",
     "streams",
+    "many",
     "choices",
     "hellaswag",
     "mmlu",

@@ -42,6 +42,13 @@ def sampled(seed: int, *, prompt_words: int, tokens: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def sampled_streams(
+    streams: int, tokens: int, *, prompt_words: int = 60, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Returns the bodies of so many sampled streams, each with a prompt of its own."""
+    return [sampled(seed + i, prompt_words=prompt_words, tokens=tokens) for i in range(streams)]
+
+
 def post(port: int, path: str, body: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
     """The answer to a POST."""
     request = urllib.request.Request(
@@ -55,7 +62,7 @@ def post(port: int, path: str, body: Mapping[str, Any]) -> Any:  # noqa: ANN401 
 
 def many_streams_s(port: int, streams: int, *, prompt_words: int, tokens: int, seed: int) -> float:
     """Returns the seconds until the last of many sampled streams, sent together, has ended."""
-    bodies = [sampled(seed + i, prompt_words=prompt_words, tokens=tokens) for i in range(streams)]
+    bodies = sampled_streams(streams, tokens, prompt_words=prompt_words, seed=seed)
     started = time.perf_counter()
     timed = load.stream_all(port, bodies)
     if any(each.tokens != tokens for each in timed):

@@ -20,6 +20,9 @@ constexpr int64_t CHUNKS = 4;
 
 constexpr int64_t MOST_PART_FLOATS = 2 * 1024 * 1024;
 
+// So many rows that share K and V are a tile that is worth its copy of them.
+constexpr int64_t FULL_TILE = ggml_fa_tile_config::Q;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool fits_tiles(const attention_op & op) {
@@ -32,7 +35,7 @@ int64_t floats_of_parts(const attention_op & op) { return op.rows_and_heads() * 
 // Whether threads compute splits of a row, which are merged in a stage of its own. Many rows are work enough without.
 bool in_stages(const attention_op & op, int64_t n_threads) {
     return fits_tiles(op) && op.n_splits() > 1 && n_threads > 1 &&
-           op.rows_and_heads() <= CHUNKS * n_threads * ggml_fa_tile_config::Q &&
+           op.rows_and_heads() <= CHUNKS * n_threads * FULL_TILE &&
            floats_of_parts(op) <= MOST_PART_FLOATS;
 }
 
@@ -52,7 +55,7 @@ chunks divide(const attention_op & op, int64_t n_threads, bool tiles, int64_t sp
         n = n_threads;
     }
     int64_t chunk = ceil_div(rows, n);
-    if (tiles && (op.n_rows < ggml_fa_tile_config::Q || op.mixed())) {
+    if (tiles && (op.n_rows < FULL_TILE || op.mixed())) {
         // Heads that share K and V stay together where there are threads for no more.
         const int64_t shared = op.heads_of_group() * (op.mixed() ? 1 : op.n_rows);
         if (rows / shared * splits >= n_threads) {

@@ -72,8 +72,11 @@ class Playground:
         return self.text[before:]
 
     def settle(self) -> None:
-        """Wait until no request runs."""
+        """Wait until no request runs, and what it gave is drawn."""
         expect(self.page.locator("body")).to_have_attribute("data-running", "")
+        self.page.evaluate(
+            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
 
     def until(self, condition: str) -> None:
         """Wait for a condition in the page. Its policy forbids Playwright's own way."""

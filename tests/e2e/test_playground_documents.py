@@ -252,6 +252,7 @@ def test_a_telephone(visit: Open) -> None:
     page.tap("#panel-close")
     expect(page.locator("#panel")).to_be_hidden()
     page.tap("#panel-toggle")
+    expect(page.locator("#panel")).to_be_visible()
     page.touchscreen.tap(180, 100)
     expect(page.locator("#panel")).to_be_hidden()
     # So does every dialog.
@@ -261,6 +262,7 @@ def test_a_telephone(visit: Open) -> None:
         page.tap(f"{dialog} [data-close]")
         expect(page.locator(dialog)).to_be_hidden()
         page.tap(opener)
+        expect(page.locator(dialog)).to_be_visible()
         page.touchscreen.tap(4, 4)
         expect(page.locator(dialog)).to_be_hidden()
     assert page.locator("dialog").count() == page.locator("dialog [data-close]").count()

@@ -136,6 +136,8 @@ export class Editor {
       this.#card.close();
       return false;
     }
+    // The reader may be quicker than the frame that draws what changed.
+    this.#draw();
     const { groups, valid, text } = this.#session;
     let index = this.#input.indexAt(start);
     if (index === -1 && start === text.length && valid === start) index = groups.length - 1;

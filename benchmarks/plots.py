@@ -19,6 +19,7 @@ from afterword.core.job import SamplingParams
 from afterword.core.machine import usable_cores
 from afterword.engine.batching.runner import Batch, Trim
 from afterword.engine.llama.runner import BATCH_TOKENS, LlamaRunner
+from afterword.engine.row_query import RowQuery
 from stages import best_s
 from support.embedded import embedded_file
 from support.runners import open_runner
@@ -86,9 +87,9 @@ def by_rows(runner: LlamaRunner) -> Iterator[tuple[int, float]]:
 def drawing_ms(runner: LlamaRunner) -> float:
     """Returns the milliseconds to sample a token from a row with top_p."""
     fill(runner, [0], 64)
-    row = runner.decode(step([0], 64, 1))[0].copy()
-    sampler, params = runner.sampler, SamplingParams(top_p=0.95)
-    return 1e3 * best_s(lambda: sampler.draw(row, params, 0.5), ROUNDS)
+    rows = runner.decode(step([0], 64, 1)).copy()
+    queries = [RowQuery(0, SamplingParams(top_p=0.95), 0.5)]
+    return 1e3 * best_s(lambda: runner.sampler.answer(rows, queries), ROUNDS)
 
 
 def draw(curves: dict[str, dict[str, Points]], models: Sequence[str], out: Path) -> None:

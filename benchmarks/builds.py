@@ -1,7 +1,9 @@
 """Compares builds of the native half: milliseconds of each kind of step, and bits of the logits.
 
 ``python benchmarks/builds.py NAME=FOLDER[:VARIANT] ... [--model FILE] [--rounds 5]`` measures the
-builds in turn, each in a process of its own, and prints medians, with ratios to the first build.
+builds step by step in turn, each in a process of its own. It prints the median milliseconds of a
+step, and the median of the ratios of a step to the same step of the first build, a moment before or
+after: other work on the machine then slows both.
 ``FOLDER`` has the libraries (``lib`` of the package ``afterword_native``). See docs/native.md.
 """
 
@@ -9,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 import tests_path  # noqa: F401 - where support is
 from afterword.core.job import Job
@@ -30,6 +32,7 @@ from support.embedded import embedded_file
 from support.runners import open_runner
 
 BITS = "bits"
+END = "end"
 HASHED_JOBS = [job(7, prompt=300, tokens=4), *(job(i, prompt=30 + i, tokens=8) for i in range(8))]
 
 
@@ -50,22 +53,64 @@ def bits(runner: LlamaRunner, jobs: list[Job]) -> str:
     return digest.hexdigest()[:12]
 
 
-def measure(path: Path, threads: int) -> Mapping[str, float | str]:
-    """Returns milliseconds by kind of step with this process's build, and its bits."""
+def serve_steps(path: Path, threads: int) -> None:
+    """Prints this build's bits, then the milliseconds of a step for each line that it reads."""
     multiply_row_by_row()
     with open_runner(path, slots=33, slot_tokens=1024, threads=threads) as runner:
         profile = Profile(runner)
-        found: dict[str, float | str] = {BITS: bits(runner, HASHED_JOBS)}
-        for name, (jobs, prefill) in kinds().items():
-            stages, _ = profile.steps(jobs, prefill=prefill)
-            found[name] = 1e3 * sum(stages.values())
-    return found
+        print(bits(runner, HASHED_JOBS), flush=True)
+        for line in sys.stdin:
+            jobs, prefill = kinds()[line.strip()]
+            for seconds, _ in profile.each_step(jobs, prefill=prefill):
+                print(1e3 * sum(seconds), flush=True)
+                sys.stdin.readline()
+            print(END, flush=True)
 
 
-def environment(build: str) -> Mapping[str, str]:
-    """Returns the environment of a process with a build, ``FOLDER[:VARIANT]``."""
-    folder, _, variant = build.partition(":")
-    return {**os.environ, "AFTERWORD_NATIVE_PATH": folder, "AFTERWORD_NATIVE_VARIANT": variant}
+class Build:
+    """A build in a process of its own, which computes a step when it is told to."""
+
+    def __init__(self, build: str, command: list[str]) -> None:
+        folder, _, variant = build.partition(":")
+        chosen = {"AFTERWORD_NATIVE_PATH": folder, "AFTERWORD_NATIVE_VARIANT": variant}
+        self._process = subprocess.Popen(
+            command, env=os.environ | chosen, text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self._stdin = cast("IO[str]", self._process.stdin)
+        self._stdout = cast("IO[str]", self._process.stdout)
+        self.bits = self._read()
+
+    def step(self, line: str) -> float | None:
+        """Returns the milliseconds of the next step, of the kind ``line`` when it is the first.
+
+        Returns None after the last step of a kind.
+        """
+        self._stdin.write(f"{line}\n")
+        answer = self._read()
+        return None if answer == END else float(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def _read(self) -> str:
+        line = self._stdout.readline()
+        if not line:
+            raise RuntimeError("a build's process has ended")
+        return line.strip()
+
+
+def steps_in_turn(builds: list[Build], kind: str) -> Iterator[list[float]]:
+    """Yields the milliseconds of one step of each build, which take turns at being the first."""
+    order = list(range(len(builds)))
+    while True:
+        taken = {i: builds[i].step(kind) for i in order}
+        found = [ms for i in range(len(builds)) if (ms := taken[i]) is not None]
+        if len(found) < len(builds):
+            return
+        yield found
+        order.append(order.pop(0))
 
 
 def main() -> None:
@@ -77,30 +122,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     if not args.builds:
-        print(json.dumps(measure(args.model or embedded_file(), args.threads)))
+        serve_steps(args.model or embedded_file(), args.threads)
         return
-    builds = dict(build.split("=", 1) for build in args.builds)
     command = [sys.executable, __file__, "--threads", str(args.threads)]
     command += ["--model", str(args.model)] if args.model else []
-    took: dict[str, list[dict[str, float | str]]] = {name: [] for name in builds}
-    for _ in range(args.rounds):
-        for name, build in builds.items():
-            done = subprocess.run(
-                command, env=environment(build), check=True, stdout=subprocess.PIPE
-            )
-            took[name].append(json.loads(done.stdout))
-    first, *_ = builds
-    print(f"{'':<20}" + "".join(f"{name:>20}" for name in builds))
+    named = dict(build.split("=", 1) for build in args.builds)
+    builds = [Build(build, command) for build in named.values()]
+    print(f"{'':<20}{'steps':>6}" + "".join(f"{name:>20}" for name in named))
     for kind in kinds():
-        medians = {
-            name: statistics.median(float(one[kind]) for one in runs) for name, runs in took.items()
-        }
+        taken = [ms for _ in range(args.rounds) for ms in steps_in_turn(builds, kind)]
         print(
-            f"{kind:<20}"
-            + "".join(f"{ms:>11.2f} ms {ms / medians[first]:5.3f}" for ms in medians.values())
+            f"{kind:<20}{len(taken):>6}"
+            + "".join(
+                f"{statistics.median(ms):>11.2f} ms "
+                f"{statistics.median(step[i] / step[0] for step in taken):5.3f}"
+                for i, ms in enumerate(zip(*taken, strict=True))
+            ),
+            flush=True,
         )
-    same = "".join(f"{'/'.join(sorted({str(r[BITS]) for r in rs})):>20}" for rs in took.values())
-    print(f"{BITS:<20}{same}")
+    print(f"{BITS:<26}" + "".join(f"{build.bits:>20}" for build in builds))
+    for build in builds:
+        build.close()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,11 +65,15 @@ class Profile:
 
     def steps(self, jobs: list[Job], *, prefill: bool) -> tuple[dict[str, float], int]:
         """Returns median seconds by stage and median tokens, of steps that prefill or decode."""
+        taken = list(self.each_step(jobs, prefill=prefill))
+        medians = [statistics.median(column) for column in zip(*(t for t, _ in taken), strict=True)]
+        return dict(zip(STAGES, medians, strict=True)), int(statistics.median(n for _, n in taken))
+
+    def each_step(self, jobs: list[Job], *, prefill: bool) -> Iterator[tuple[list[float], int]]:
+        """Yields seconds by stage and the tokens of each step that prefills, or that decodes."""
         scheduler = Scheduler(self._runner, frozenset(), score_budget_bytes=0)
         for key, job in enumerate(jobs):
             scheduler.add(key, [job])
-        taken: list[list[float]] = []
-        sizes: list[int] = []
         while not scheduler.idle:
             marks = [time.perf_counter()]
             step = scheduler.schedule(BATCH_TOKENS)
@@ -87,11 +91,8 @@ class Profile:
             scheduler.take_events()
             marks.append(time.perf_counter())
             if computes_prompts == prefill:
-                taken.append([b - a for a, b in itertools.pairwise(marks)])
-                sizes.append(len(step.batch.tokens))
+                yield [b - a for a, b in itertools.pairwise(marks)], len(step.batch.tokens)
         self._runner.apply([Trim(slot, 0) for slot in range(self._runner.slots)])
-        medians = [statistics.median(column) for column in zip(*taken, strict=True)]
-        return dict(zip(STAGES, medians, strict=True)), int(statistics.median(sizes))
 
 
 def job(seed: int, *, prompt: int, tokens: int, sampled: bool = False, scored: bool = False) -> Job:

@@ -63,13 +63,14 @@ def job(
     scored: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
+    endless: bool = False,
 ) -> Job:
-    """Returns a job with log-probabilities of all generated tokens."""
+    """Returns a job with log-probabilities of all its tokens. No token ends an ``endless`` one."""
     return Job(
         prompt_ids=tuple(ids),
         n=n,
         max_tokens=max_tokens,
-        sampling=SamplingParams(temperature=temperature),
+        sampling=SamplingParams(temperature=temperature, ignore_eos=endless),
         seed=seed,
         logprobs=2,
         prompt_logprobs=scored,

@@ -55,6 +55,20 @@ def test_many_prefixes_are_kept_and_evicted(model: Model) -> None:
             assert difference(server.ask(request), model.fresh(request)) is None
 
 
+def test_answers_that_outgrow_memory_are_those_of_a_fresh_server(model: Model) -> None:
+    """Three of 420 tokens do not fit into two contexts of 512: one of them is preempted."""
+    requests = [(job(prompt(stem, 20), max_tokens=400, endless=True),) for stem in range(3)]
+    with model.server(3, contexts=2) as server:
+        keys = [server.send(request) for request in requests]
+        server.run()
+        for key, request in zip(keys, requests, strict=True):
+            assert len(server.answers[key].choices[0, 0].tokens) == 400
+            if model.batch_invariant:
+                assert difference(server.answers[key], model.fresh(request)) is None
+        in_blocks = server.runner.blocks > 0 and server.runner.sharing == "cells"
+        assert (server.scheduler.counters.preemptions > 0) == in_blocks
+
+
 def test_a_header_is_computed_once_for_all_questions_behind_it(model: Model) -> None:
     """The second prompt, at the latest, shows where the header ends."""
     if not model.batch_invariant:

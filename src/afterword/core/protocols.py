@@ -162,6 +162,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     accepted_tokens: int = 0
     started_requests: int = 0
     waited_s: float = 0.0
+    preemptions: int = 0
     engine_cpu_s: float = 0.0
 
 

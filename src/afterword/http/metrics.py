@@ -56,13 +56,14 @@ _ENGINE_GAUGES = {
 _ENGINE_COUNTERS = {
     "steps": "Steps of the engine.",
     "decoded_tokens": "Generated tokens that went through the model to get the next one.",
-    "prefilled_tokens": "Prompt tokens that went through the model.",
+    "prefilled_tokens": "Prompt tokens that went through the model, and those of preemptions.",
     "cached_tokens": "Prompt tokens taken from the prefix cache.",
     "generated_tokens": "Tokens sampled.",
     "drafted_tokens": "Tokens that prompt lookup drafted and the model verified.",
     "accepted_tokens": "Drafted tokens that the model accepted.",
     "started_requests": "Requests that got their first slot, or an answer without one.",
     "waited_s": "Seconds that started requests waited for their first slot, in total.",
+    "preemptions": "Sequences that gave their memory to others and went on later.",
 }
 
 

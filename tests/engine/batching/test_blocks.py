@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from afterword.core.job import Ended, Job, Prefilled, SamplingParams
+from afterword.core.job import Ended, Job, Prefilled, Sampled, SamplingParams
 from afterword.engine.batching.blocks import BlockCopy, BlockTables, NoBlocksError
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
@@ -89,7 +91,9 @@ TestTables.settings = settings(max_examples=examples(150), deadline=None)
 class Engine:
     """A scheduler with blocks on the toy runner, one request at a time unless said otherwise."""
 
-    def __init__(self, blocks: int, *, sequences: int = 4, context: int = 64) -> None:
+    def __init__(
+        self, blocks: int, *, sequences: int = 4, context: int = 64, drafts: bool = False
+    ) -> None:
         self.runner = ToyRunner(
             VOCABULARY, slots=blocks + sequences, sequences=sequences, blocks=blocks,
             context_tokens=context, end_ids=sorted(TOKENIZER.end_ids),
@@ -97,6 +101,8 @@ class Engine:
         self.scheduler = Scheduler(self.runner, TOKENIZER.end_ids, score_budget_bytes=0)
         self.sampler = Sampler(VOCABULARY)
         self.key = 0
+        self.row_share = 0.1 if drafts else None
+        self.drawn: dict[tuple[int, int], list[int]] = {}
 
     def add(self, prompt: list[int], *, n: int = 1, tokens: int = 1) -> int:
         self.key += 1
@@ -106,13 +112,16 @@ class Engine:
         return self.key
 
     def step(self) -> list[tuple[int, Prefilled | Ended]]:
-        step = self.scheduler.schedule(64)
+        step = self.scheduler.schedule(64, row_share=self.row_share)
         if step is not None:
             self.runner.apply(step.instructions)
             rows = self.runner.decode(step.batch)
             self.scheduler.update(step, evaluate(step, rows, self.sampler))
         self.scheduler.check()
         events = self.scheduler.take_events()
+        for key, event in events:
+            if isinstance(event, Sampled):
+                self.drawn.setdefault((key, event.seq), []).extend(event.tokens)
         return [(key, event) for key, event in events if isinstance(event, Prefilled | Ended)]
 
     def run(self) -> list[tuple[int, Prefilled | Ended]]:
@@ -183,13 +192,90 @@ def test_siblings_share_the_blocks_of_their_prompt() -> None:
     assert max(counted) == (5 + 8) * SIZE
 
 
-def test_nothing_that_runs_loses_its_blocks() -> None:
-    """Together the requests want three times the memory; they run as memory comes free."""
-    engine = Engine(16, sequences=8)
+def answers(engine: Engine, jobs: Sequence[Job], *, steps_between: int = 0) -> list[list[int]]:
+    """Run jobs as requests of their own; returns the drawn tokens of each sibling, in order."""
+    drawn: dict[tuple[int, int], list[int]] = {}
+    ended: list[tuple[int, int]] = []
+    engine.drawn = drawn
+    for job in jobs:
+        engine.key += 1
+        engine.scheduler.add(engine.key, [job])
+        for _ in range(steps_between):
+            ended += [(key, event.seq) for key, event in engine.step() if isinstance(event, Ended)]
+    ended += [(key, event.seq) for key, event in engine.run() if isinstance(event, Ended)]
+    assert sorted(ended) == [(key, s) for key, job in enumerate(jobs, 1) for s in range(job.n)]
+    return [drawn[at] for at in sorted(drawn)]
+
+
+def sampled(prompt: Sequence[int], *, n: int, tokens: int, seed: int) -> Job:
+    return Job(
+        prompt_ids=tuple(prompt), n=n, max_tokens=tokens, seed=seed, logprobs=1,
+        sampling=SamplingParams(temperature=1, presence_penalty=0.5),
+    )  # fmt: skip
+
+
+def test_requests_that_may_want_all_memory_run_together_until_they_do() -> None:
+    """Six requests have room for 60 tokens each, and want 12: they need no turns."""
+    engine = Engine(6 * 8, sequences=8)
     for number in range(6):
-        engine.add([20 + number, 1, 2, 3], tokens=28)
-    ended = [event for _, event in engine.run() if isinstance(event, Ended)]
-    assert [event.completion_tokens for event in ended] == [28] * 6
+        engine.add([20 + number, 1, 2, 3], tokens=60)
+    for _ in range(12):
+        engine.step()
+    assert engine.scheduler.running == 6
+    assert engine.scheduler.counters.preemptions == 0
+
+
+def test_a_sequence_that_was_preempted_goes_on_as_if_nothing_had_happened() -> None:
+    jobs = [sampled([20 + i, 1, 2, 3], n=1 + i % 2, tokens=40, seed=i) for i in range(6)]
+    small, large = Engine(16, sequences=9), Engine(200, sequences=9)
+    assert answers(small, jobs) == answers(large, jobs)
+    assert small.scheduler.counters.preemptions > 0
+    assert large.scheduler.counters.preemptions == 0
+    assert small.scheduler.counters.generated_tokens == large.scheduler.counters.generated_tokens
+
+
+def test_a_request_with_many_sequences_gives_way_to_others() -> None:
+    engine = Engine(20, sequences=9)
+    crowd = engine.add([1, 2, 3, 4], n=4, tokens=56)
+    engine.step()
+    one = engine.add([9, 9, 9, 9], tokens=56)
+    order = [key for key, event in engine.run() if isinstance(event, Ended)]
+    assert engine.scheduler.counters.preemptions > 0
+    assert order.index(one) < len(order) - 1 - order[::-1].index(crowd)
+
+
+def test_a_preempted_sequence_can_be_aborted() -> None:
+    engine = Engine(16, sequences=8)
+    keys = [engine.add([20 + number, 1, 2, 3], tokens=60) for number in range(4)]
+    while not engine.scheduler.counters.preemptions:
+        engine.step()
+    for key in keys:
+        engine.scheduler.abort_request(key)
+        engine.scheduler.check()
+    assert engine.scheduler.idle
+
+
+JOBS = st.lists(
+    st.builds(
+        sampled,
+        st.lists(st.integers(10, 14), min_size=1, max_size=20),
+        n=st.integers(1, 3),
+        tokens=st.integers(1, 44),
+        seed=st.integers(0, 3),
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+@given(JOBS, st.integers(16, 40), st.integers(0, 9), st.booleans())
+@settings(max_examples=examples(100), deadline=None)
+def test_the_size_of_memory_changes_no_answer(
+    jobs: list[Job], blocks: int, steps_between: int, drafts: bool
+) -> None:
+    small = Engine(blocks, sequences=9, drafts=drafts)
+    large = Engine(400, sequences=9)
+    assert answers(small, jobs, steps_between=steps_between) == answers(large, jobs)
 
 
 def test_a_request_that_needs_much_memory_goes_before_later_ones() -> None:

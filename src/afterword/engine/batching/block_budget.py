@@ -1,8 +1,9 @@
 """Who may take blocks of KV memory: running sequences first, idle slots what they leave.
 
-What a running sequence may need is promised to it when it starts, so nothing that runs is ever
-evicted. Idle slots keep their blocks until they are needed. The least recently used slot goes
-first, from its end: the beginning of its tokens, which others may share, stays longest.
+A sequence is promised some blocks more than it begins with, and asks for further ones when it needs
+them. If there are none, the scheduler preempts a sequence. Idle slots keep their blocks until they
+are needed. The least recently used slot goes first, from its end: the beginning of its tokens,
+which others may share, stays longest.
 """
 
 from __future__ import annotations
@@ -46,19 +47,18 @@ class BlockBudget:
         """Tokens that all blocks with a name have room for."""
         return (self._tables.blocks - self._tables.free) * self._tables.block_tokens
 
-    def admits(self, limit: int, source: Source | None, *, more: bool) -> bool:
-        """Whether a sequence that continues ``source`` can be promised ``limit`` tokens.
+    def admits(self, tokens: int, source: Source | None, *, more: bool) -> bool:
+        """Whether a sequence that continues ``source`` can be promised room for ``tokens``.
 
         If it is one ``more`` of a request, the blocks of one whole context are left over.
         """
-        wanted = self._tables.blocks_for(limit)
+        wanted = self._tables.blocks_for(tokens)
         if source is not None:
             shared = self._tables.table(source.holder.index)[
                 : source.tokens // self._tables.block_tokens
             ]
             wanted -= sum(block in self._busy for block in shared)
-        kept = self._kept if more else 0
-        return wanted + kept <= self._tables.blocks - len(self._busy) - self._promised
+        return self._has(wanted, more=more)
 
     def make_way(self, slot: Slot, source: Source | None) -> Slot:
         """Free the block that the beginning of a sequence may need, for a part of a block.
@@ -78,18 +78,28 @@ class BlockBudget:
                 return holder
         return slot
 
-    def promise(self, slot: Slot, limit: int) -> None:
-        """Promise a slot that has just become active the blocks of ``limit`` tokens."""
-        table = self._tables.table(slot.index)
-        self._busy.update(table)
-        slot.promised = self._tables.blocks_for(limit) - len(table)
-        self._promised += slot.promised
+    def promise(self, slot: Slot, tokens: int) -> None:
+        """Promise a slot that has just become active room for ``tokens``, which were admitted."""
+        self._busy.update(self._tables.table(slot.index))
+        self._give(slot, tokens)
+
+    def extend(self, slot: Slot, tokens: int, *, more: bool) -> bool:
+        """Promise an active slot room for ``tokens``; False if there are too few blocks.
+
+        If its sequence is one ``more`` of a request, the blocks of one whole context are left over.
+        """
+        missing = self._tables.blocks_for(tokens) - slot.room // self._tables.block_tokens
+        if not self._has(missing, more=more):
+            return False
+        self._give(slot, tokens)
+        return True
 
     def release(self, slot: Slot) -> None:
         """Take the promise back; the slot keeps the blocks that it has."""
         self._unname(self._tables.table(slot.index))
         self._promised -= slot.promised
         slot.promised = 0
+        slot.room = 0
 
     def grow(self, slot: Slot, tokens: int) -> None:
         """Give an active slot the blocks of so many tokens."""
@@ -114,6 +124,18 @@ class BlockBudget:
                 self._trim(self._slots[index], tokens)
             case Restore():
                 raise AssertionError("blocks have no checkpoints")
+
+    def _has(self, blocks: int, *, more: bool) -> bool:
+        """Whether so many blocks can be promised; with ``more``, those of a context stay."""
+        kept = self._kept if more else 0
+        return blocks + kept <= self._tables.blocks - len(self._busy) - self._promised
+
+    def _give(self, slot: Slot, tokens: int) -> None:
+        blocks = self._tables.blocks_for(tokens)
+        promised = blocks - len(self._tables.table(slot.index))
+        self._promised += promised - slot.promised
+        slot.promised = promised
+        slot.room = blocks * self._tables.block_tokens
 
     def _trim(self, slot: Slot, tokens: int) -> None:
         if slot.sequence is None:
@@ -152,10 +174,8 @@ class BlockBudget:
         busy: Counter[int] = Counter()
         for slot in self._slots.active:
             busy.update(self._tables.table(slot.index))
-            limit = slot.sequence.limit if slot.sequence is not None else 0
-            if len(self._tables.table(slot.index)) + slot.promised != self._tables.blocks_for(
-                limit
-            ):
+            blocks = len(self._tables.table(slot.index)) + slot.promised
+            if slot.promised < 0 or slot.room != blocks * self._tables.block_tokens:
                 raise AssertionError(f"slot {slot.index} was promised another number of blocks")
         if busy != self._busy or self._promised != sum(s.promised for s in self._slots.active):
             raise AssertionError("blocks of active slots are counted wrongly")

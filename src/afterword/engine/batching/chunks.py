@@ -30,10 +30,15 @@ def choose_spans(
         sequence = slot.sequence
         if sequence is None:
             continue
-        if sequence.generated:
+        if sequence.decodes(slot.computed):
             tokens = 1 + drafted
             start = slot.computed
-            spans.append(Span(sequence, slot, start, tokens, tokens, samples=True, drafted=drafted))
+            spans.append(
+                Span(
+                    sequence, slot, start, tokens, tokens,
+                    samples=True, drafted=drafted, decodes=True,
+                )
+            )  # fmt: skip
         else:
             prefilling.append(slot)
     if prefilling:
@@ -69,7 +74,7 @@ def _prefill_span(slot: Slot, tokens: int, most_rows: int) -> Span | None:
     if sequence is None or tokens <= 0 or most_rows <= 0:
         return None
     start = slot.computed
-    unread = max(0, sequence.prompt.first_row - start)
+    unread = max(0, sequence.first_row - start)
     end = start + min(tokens, unread + most_rows)
     if sequence.cuts:
         end = min(end, sequence.cuts[0])

@@ -13,6 +13,7 @@ class Counters(msgspec.Struct):
 
     A drafted token counts as decoded, an accepted one also as generated. ``waited_s`` sums the
     seconds that each of ``started_requests`` spent in line before its first slot or its answer.
+    ``preemptions`` counts sequences that gave their memory to others and went on later.
     """
 
     steps: int = 0
@@ -26,6 +27,7 @@ class Counters(msgspec.Struct):
     accepted_tokens: int = 0
     started_requests: int = 0
     waited_s: float = 0.0
+    preemptions: int = 0
 
     def copy(self) -> Counters:
         """Returns a snapshot that does not change any more."""

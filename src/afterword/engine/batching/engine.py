@@ -140,6 +140,7 @@ class BatchingEngine:
             accepted_tokens=counters.accepted_tokens,
             started_requests=counters.started_requests,
             waited_s=counters.waited_s,
+            preemptions=counters.preemptions,
             engine_cpu_s=gauges.cpu_s,
         )
 

@@ -27,6 +27,11 @@ class FairLine:
         """Put a request at the end."""
         self._requests.append(request)
 
+    def rejoin(self, request: Request) -> None:
+        """Put a request that had left at the front."""
+        if request not in self._requests:
+            self._requests.appendleft(request)
+
     def leave(self, request: Request) -> None:
         """Take a request out. Idempotent."""
         if request in self._requests:

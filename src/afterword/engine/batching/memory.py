@@ -23,12 +23,14 @@ from afterword.engine.batching.runner import (
     Save,
     Trim,
 )
-from afterword.engine.batching.sequence import Prompt, Sequence, TokenIds
+from afterword.engine.batching.sequence import Sequence, TokenIds
 from afterword.engine.batching.slots import Checkpoint, Holder, Slot, Slots, Source
 from afterword.engine.batching.step import Span
 
 _REMEMBERED = 4
 """Evicted blocks that are remembered, for each block that there is."""
+_AHEAD_BLOCKS = 4
+"""Blocks that a sequence is promised for the tokens that follow its prompt."""
 _WORTH_WAITING_TOKENS = 6
 """A sequence waits for a prefix that another slot is computing if it saves at least this much."""
 
@@ -63,6 +65,7 @@ class Memory:
         self.cache = PrefixCache(score_budget_bytes)
         self.sharing = runner.sharing
         self._least_shared_tokens = runner.least_shared_tokens
+        self._block_tokens = runner.block_tokens
         self._blocks: BlockBudget | None = None
         if runner.blocks:
             tables = BlockTables(runner.blocks, runner.block_tokens)
@@ -93,17 +96,18 @@ class Memory:
         instructions, self._instructions = self._instructions, []
         return instructions
 
-    def source(self, prompt: Prompt, match: Match) -> Source | None:
-        """Returns the holder whose KV saves most of a prompt now; None if none saves anything.
+    def source(self, sequence: Sequence, match: Match) -> Source | None:
+        """Returns the holder whose KV saves most of a sequence now; None if none saves anything.
 
-        Also copies known scores into the prompt's. ``match`` is the prompt's match in the cache.
+        Also copies known scores into its prompt's. ``match`` is the match of its ids in the cache.
         """
         if self.sharing == "none":
             return None
+        prompt = sequence.prompt
         self.cache.touch(match)
         if prompt.scores is not None and prompt.scores.shared:
             self.cache.read(match, prompt.scores)
-        most = prompt.first_row
+        most = sequence.first_row
         whole = self.sharing == "checkpoints"
 
         def usable(holder: Holder, depth: int) -> int:
@@ -115,15 +119,18 @@ class Memory:
             return None
         return found
 
-    def worth_waiting_for(self, prompt: Prompt, match: Match, source: Source | None) -> Wait | None:
+    def worth_waiting_for(
+        self, sequence: Sequence, match: Match, source: Source | None
+    ) -> Wait | None:
         """Returns a wait for the running slot that will soon save more than ``source`` does.
 
         Returns None if there is no such slot. With checkpoints, the owner stops at that point to
         save one. A prompt to be scored becomes a follower of the owner's prompt, which passes on
         the row at the position where the two differ.
         """
-        if self.sharing == "none":
+        if self.sharing == "none" or sequence.generated:
             return None
+        prompt = sequence.prompt
         coming = self.cache.best(match, lambda holder, depth: min(holder.will_compute, depth))
         if coming is None or not isinstance(coming.holder, Slot):
             return None
@@ -146,13 +153,31 @@ class Memory:
         return Wait(slot, owner, tokens)
 
     def admits(self, sequence: Sequence, source: Source | None) -> bool:
-        """Whether there are blocks for all tokens that a sequence may ever have.
+        """Whether there are blocks for the tokens of a sequence and for some that follow.
 
         Some are kept for requests of which no sequence runs yet.
         """
         if self._blocks is None:
             return True
-        return self._blocks.admits(sequence.limit, source, more=bool(sequence.request.running))
+        more = bool(sequence.request.running)
+        return self._blocks.admits(self._promised(sequence), source, more=more)
+
+    def extend(self, slot: Slot, sequence: Sequence, tokens: int) -> bool:
+        """Make sure that a running sequence can have ``tokens``; False if there are no blocks."""
+        if self._blocks is None:
+            return True
+        return self._blocks.extend(slot, tokens, more=len(sequence.request.running) > 1)
+
+    def _promised(self, sequence: Sequence) -> int:
+        """Returns the tokens that a sequence gets room for when it starts.
+
+        A preempted one gets room to double what it generated, so it is not preempted often.
+        Where its tokens could not be computed again to the same bits, it gets all that it may need.
+        """
+        if self.sharing != "cells":
+            return sequence.limit
+        ahead = max(_AHEAD_BLOCKS * self._block_tokens, sequence.generated)
+        return min(sequence.limit, sequence.length + ahead)
 
     def claim(self, sequence: Sequence, slot: Slot, source: Source | None, match: Match) -> int:
         """Give an idle slot with the KV of ``source`` to a sequence; returns the reused tokens.
@@ -171,13 +196,14 @@ class Memory:
             if source is not None:
                 self._instruct(_copy(source, slot))
                 self.slots.touch(source.holder)
-        ids = sequence.prompt.ids
+        ids = sequence.ids
         slot.computed = reused
+        slot.room = sequence.limit
         slot.tokens = np.empty(sequence.limit, np.int32)
         slot.tokens[: len(ids)] = ids
         self.slots.occupy(slot, sequence)
         if self._blocks is not None:
-            self._blocks.promise(slot, sequence.limit)
+            self._blocks.promise(slot, self._promised(sequence))
             scope = sequence.prompt.job.cache_scope
             slot.gives_way = self._evicted.gives_way(ids, reused, scope)
         if self.sharing == "checkpoints":

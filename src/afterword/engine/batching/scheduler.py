@@ -151,9 +151,11 @@ class Scheduler:
         self._now_s = now_s
         self._memory.keep_states()
         self._place()
+        drafted = 0 if row_share is None else self._draft(row_share)
+        self._find_room(1 + drafted)
         spans = choose_spans(
             self._slots.active,
-            drafted=0 if row_share is None else self._draft(row_share),
+            drafted=drafted,
             budget_tokens=budget_tokens,
             most_tokens=self._max_batch_tokens,
             most_rows=self._max_rows,
@@ -177,7 +179,7 @@ class Scheduler:
             slot.computed = span.start + span.tokens
             if refuted:
                 self._memory.trim(slot, slot.computed - refuted)
-            if sequence.generated:
+            if span.decodes:
                 self.counters.decoded_tokens += span.tokens
                 self.counters.drafted_tokens += span.drafted
                 self.counters.accepted_tokens += span.drafted - refuted
@@ -220,7 +222,7 @@ class Scheduler:
         running = [
             (slot, slot.sequence) for slot in self._slots.active if slot.sequence is not None
         ]
-        if not all(sequence.generated for _, sequence in running):
+        if not all(sequence.decodes(slot.computed) for slot, sequence in running):
             return 0
         most = min(self._max_batch_tokens, self._max_rows) // count - 1
         drafted = min(make_drafts(running, row_share), most)
@@ -262,13 +264,13 @@ class Scheduler:
             pending = self._waits.get(sequence)
             if pending is not None and not pending.over():
                 continue
-            prompt = sequence.prompt
-            match = self._memory.cache.match(prompt.ids, prompt.job.cache_scope)
-            source = self._memory.source(prompt, match)
+            scope = sequence.prompt.job.cache_scope
+            match = self._memory.cache.match(sequence.ids, scope)
+            source = self._memory.source(sequence, match)
             if sequence.answered or _is_warm(sequence, source):
                 self._answer(sequence)
                 return True
-            wait = self._memory.worth_waiting_for(prompt, match, source)
+            wait = self._memory.worth_waiting_for(sequence, match, source)
             if wait is not None:
                 self._stop_waiting(sequence)
                 self._waits[sequence] = wait
@@ -283,6 +285,36 @@ class Scheduler:
             self._start(sequence, slot, source, match)
             return True
         return False
+
+    def _find_room(self, tokens: int) -> None:
+        """Make room for the ``tokens`` that each row that decodes adds.
+
+        While there is too little, a sequence is preempted: one of the request with most of them,
+        the one that started last.
+        """
+        for slot in self._slots.active:
+            most = slot.computed + tokens
+            while most > slot.room:
+                sequence = slot.sequence
+                if sequence is None or not sequence.decodes(slot.computed):
+                    break
+                if self._memory.extend(slot, sequence, most):
+                    break
+                self._preempt()
+
+    def _preempt(self) -> None:
+        """Take the memory of a sequence that decodes; it goes on when there is some again."""
+        decoding = [
+            (len(sequence.request.running), at, slot, sequence)
+            for at, slot in enumerate(self._slots.active)
+            if (sequence := slot.sequence) is not None and sequence.decodes(slot.computed)
+        ]
+        *_, slot, sequence = max(decoding, key=lambda one: one[:2])
+        sequence.preempt(slot.tokens[: sequence.length].copy())
+        self._memory.leave(sequence)
+        sequence.request.preempt(sequence)
+        self._line.rejoin(sequence.request)
+        self.counters.preemptions += 1
 
     def _may_start(self, sequence: Sequence, source: Source | None) -> bool:
         """Whether there is memory for a sequence.

@@ -23,7 +23,7 @@ TokenIds = npt.NDArray[np.int32]
 
 
 class State(Enum):
-    """The state of a sequence; it only moves forward."""
+    """The state of a sequence. It moves forward; a preempted one is waiting again."""
 
     WAITING = auto()
     RUNNING = auto()
@@ -134,13 +134,14 @@ class Sequence:
 
     ``slot`` is the index of the slot of a running sequence. Invariant of that slot:
     ``0 <= computed <= length <= limit``, and the first ``length`` entries of its ``tokens`` are the
-    prompt and the generated tokens. ``cuts`` are the numbers of computed tokens, ascending, at
-    which a step stops so that a checkpoint can be saved. ``history`` is None without penalties,
-    ``grammar`` without a constraint.
+    prompt and the generated tokens. ``ids`` are the tokens that it starts with: the prompt, and
+    what it had generated when it was preempted. ``cuts`` are the numbers of computed tokens,
+    ascending, at which a step stops so that a checkpoint can be saved. ``history`` is None without
+    penalties, ``grammar`` without a constraint.
     """
 
     __slots__ = (
-        "cuts", "draft", "generated", "grammar", "history", "limit",
+        "cuts", "draft", "generated", "grammar", "history", "ids", "limit",
         "prompt", "request", "sibling", "slot", "state",
     )  # fmt: skip
 
@@ -149,6 +150,7 @@ class Sequence:
         self.prompt = prompt
         self.sibling = sibling
         self.generated = 0
+        self.ids = prompt.ids
         self.limit = len(prompt.ids) + prompt.job.max_tokens
         self.draft = Draft()
         self.cuts: list[int] = []
@@ -165,6 +167,21 @@ class Sequence:
     def length(self) -> int:
         """Number of tokens: those of the prompt and the generated ones."""
         return len(self.prompt.ids) + self.generated
+
+    def decodes(self, computed: int) -> bool:
+        """Whether, of its tokens, only the last generated one is not computed yet."""
+        return self.generated > 0 and computed == self.length - 1
+
+    @property
+    def first_row(self) -> int:
+        """The position of the first token whose row of logits is wanted."""
+        return self.length - 1 if self.generated else self.prompt.first_row
+
+    def preempt(self, ids: TokenIds) -> None:
+        """Wait again, with all tokens so far. What follows them is drawn as if nothing happened."""
+        self.ids = ids
+        self.draft.tokens = []
+        self.state = State.WAITING
 
     def ends_with(self, token: int) -> bool:
         """Whether the sequence stops after this token."""
@@ -243,6 +260,11 @@ class Request:
     def waiting(self) -> int:
         """How many sequences of the request have no slot yet."""
         return self.left - len(self.running)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Make a running sequence the first of those that wait."""
+        self.running.remove(sequence)
+        self.head.appendleft(sequence)
 
     def abort_unmade(self, index: int, sibling: int) -> None:
         """Keep a sequence that was not made yet from being made."""

@@ -68,16 +68,18 @@ class Slot(Holder):
 
     Invariant: the KV of ``tokens[:computed]`` is in memory. ``awaited`` counts the waiting
     sequences that will continue its prefix. ``promised`` counts the blocks that its sequence may
-    still take. If it ``gives_way``, it is the first to be evicted once its sequence has ended.
+    still take; ``room`` counts the tokens that these and its own blocks have room for. If it
+    ``gives_way``, it is the first to be evicted once its sequence has ended.
     """
 
-    __slots__ = ("awaited", "gives_way", "promised", "tokens")
+    __slots__ = ("awaited", "gives_way", "promised", "room", "tokens")
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
         self.tokens = _NO_TOKENS
         self.awaited = 0
         self.promised = 0
+        self.room = 0
         self.gives_way = False
 
     @property

@@ -18,6 +18,7 @@ class Span(msgspec.Struct, frozen=True):
     The last ``rows`` of its ``tokens`` give rows of logits. Each row scores the next prompt token,
     except that the last row is sampled from if ``samples``. The last ``drafted`` tokens are a
     draft: the row before each of them is sampled from too, and tells whether the draft holds.
+    A span that ``decodes`` follows all tokens but the last; others catch up with them.
     """
 
     sequence: Sequence
@@ -27,6 +28,7 @@ class Span(msgspec.Struct, frozen=True):
     rows: int
     samples: bool
     drafted: int = 0
+    decodes: bool = False
 
     @property
     def draft(self) -> list[int]:

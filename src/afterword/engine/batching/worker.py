@@ -202,7 +202,7 @@ class Worker:
         rows = self._runner.decode(step.batch)
         took_s = time.perf_counter() - started
         computed = len(step.batch.tokens)
-        decoded = sum(span.tokens for span in step.spans if span.sequence.generated)
+        decoded = sum(span.tokens for span in step.spans if span.decodes)
         self._budget.observe(
             decoded_rows=decoded, prefilled_tokens=computed - decoded, took_s=took_s
         )

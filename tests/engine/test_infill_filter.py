@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from afterword.core.job import InfillFilter, SamplingParams
@@ -17,12 +17,18 @@ ENDS = frozenset((9, 10))
 FILTER = InfillFilter(PIECES, ENDS)
 
 
+def at_least(value: float, threshold: float) -> bool:
+    """Whether a value reaches a threshold, where the order of sums does not decide it."""
+    assume(abs(value - threshold) > 1e-9)
+    return value >= threshold
+
+
 def llama_cpp(weights: dict[int, float]) -> list[int]:
     """The candidates that ``llama_sampler_infill_apply`` keeps; none for the end token alone."""
     total = sum(weights.values())
     data = sorted(([t, w / total, False] for t, w in weights.items()), key=lambda d: (-d[1], d[0]))
     p_eog = sum(p for t, p, _ in data if t in ENDS)
-    if 3 * p_eog * len(data) > sum(p for t, p, _ in data if t not in ENDS):
+    if not at_least(sum(p for t, p, _ in data if t not in ENDS), 3 * p_eog * len(data)):
         return sorted(int(t) for t, _, _ in data if t in ENDS)
     for i0 in range(len(data)):
         for i1 in range(len(data)):
@@ -35,12 +41,12 @@ def llama_cpp(weights: dict[int, float]) -> list[int]:
                 dst, src = (i1, i0) if data[i1][1] > data[i0][1] else (i0, i1)
                 data[dst][1] += data[src][1]
                 data[src][1], data[src][2] = 0.0, True
-    data = [d for d in data if d[1] >= 0.2 or d[0] in ENDS]
+    data = [d for d in data if d[0] in ENDS or at_least(d[1], 0.2)]
     texts = sum(t not in ENDS for t, _, _ in data)
     if not texts:
         return []
     total = sum(p for _, p, _ in data)
-    return sorted(int(t) for t, p, _ in data if p / total >= 1 / (texts + 1) or t in ENDS)
+    return sorted(int(t) for t, p, _ in data if t in ENDS or at_least(p / total, 1 / (texts + 1)))
 
 
 @given(

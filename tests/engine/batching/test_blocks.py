@@ -244,6 +244,14 @@ def test_a_request_with_many_sequences_gives_way_to_others() -> None:
     assert order.index(one) < len(order) - 1 - order[::-1].index(crowd)
 
 
+def test_a_preempted_sequence_goes_on_before_its_siblings_start() -> None:
+    engine = Engine(16, sequences=9)
+    answers(engine, [sampled([1, 2, 3], n=20, tokens=40, seed=1)])
+    # If siblings started first, it would be 23 preemptions and 525 tokens.
+    assert 0 < engine.scheduler.counters.preemptions <= 17
+    assert engine.scheduler.counters.prefilled_tokens <= 132
+
+
 def test_a_preempted_sequence_can_be_aborted() -> None:
     engine = Engine(16, sequences=8)
     keys = [engine.add([20 + number, 1, 2, 3], tokens=60) for number in range(4)]

@@ -279,6 +279,9 @@ class Scheduler:
             # An awaited slot goes to those that wait for it, unless this request has no slot yet.
             slot = self._slots.victim(source, over_awaited=not request.running)
             if slot is None or not self._may_start(sequence, source):
+                if sequence.generated:
+                    # Its siblings would take the memory that it waits for.
+                    return False
                 continue
             self._stop_waiting(sequence)
             del head[at]

@@ -162,7 +162,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=256)] | None,
         _setting(
             "Engine",
-            "The old name of max-sequences; it goes first.",
+            "The old name of max-sequences; it goes first, and models with recurrent or latent "
+            "layers get so many, too.",
             default="max-sequences",
         ),
     ] = None

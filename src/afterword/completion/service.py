@@ -1,4 +1,4 @@
-"""From bytes to answers. Only this module awaits, and only it has a clock and randomness."""
+"""From bytes to answers. Only it has a clock and randomness; ``searching`` alone awaits, too."""
 
 from __future__ import annotations
 

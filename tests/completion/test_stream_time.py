@@ -14,12 +14,9 @@ import pytest
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.infill_request import decode_infill
 from afterword.completion.plan import Plan
-from afterword.completion.service import (
-    Caller,
-    CompletionService,
-    CompletionStream,
-)
+from afterword.completion.service import Caller, CompletionService
 from afterword.completion.stopwatch import Stopwatch
+from afterword.completion.stream import CompletionStream
 from afterword.core.job import Ended, Event, Prefilled, Sampled
 from afterword.core.limits import Limits
 from afterword.engine.toy import ToyTokenizer, toy_engine

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from afterword.core.job import InfillFilter, SamplingParams
 from afterword.engine.infill_filter import sure_enough
 from afterword.engine.sampler import Sampler
+from support.drawing import draw_token
 from support.examples import examples
 
 PIECES = (b"a", b"ab", b"abc", b"b", b"ba", b" ", b"  ", b"\n", b"c", b"<end>", b"<eot>", b"")
@@ -67,7 +68,7 @@ def draw(probabilities: dict[int, float], uniform: float) -> int:
     for token, probability in probabilities.items():
         row[token] = np.log(probability)
     params = SamplingParams(top_k=8, infill=FILTER)
-    return Sampler(len(PIECES)).draw(row, params, uniform)
+    return draw_token(Sampler(len(PIECES)), row, params, uniform)
 
 
 def test_F5_only_what_is_sure_is_drawn() -> None:

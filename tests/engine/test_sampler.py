@@ -22,6 +22,7 @@ from afterword.engine.llama.context import exponentials as embedded_exponentials
 from afterword.engine.llama.native_sampler import make_sampler
 from afterword.engine.row_query import NoNumbersError, NothingToDrawError, RowQuery
 from afterword.engine.sampler import Exponentials, Sampler, exponentials
+from support.drawing import draw_token
 from support.examples import examples
 
 
@@ -113,7 +114,7 @@ def test_draw_is_the_inverse_cdf_of_what_survives(
     row = row_of(size, seed, flat=flat)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     before = row.copy()
-    token = Sampler(size).draw(row, params, u)
+    token = draw_token(Sampler(size), row, params, u)
     assert (row == before).all()
     kept = oracle(row, params)
     # Float32 rounding may move a token across the edge of the nucleus or of min_p.
@@ -153,7 +154,7 @@ def test_typical_p_and_xtc_follow_their_definitions(
         temperature=temperature, top_k=top_k, typical_p=typical_p, top_p=top_p, min_p=min_p,
         xtc_probability=0.5, xtc_threshold=threshold,
     )  # fmt: skip
-    token = Sampler(size).draw(row, params, u, second=second)
+    token = draw_token(Sampler(size), row, params, u, second=second)
     if second >= params.xtc_probability:
         params = msgspec.structs.replace(params, xtc_probability=0.0)
     kept = oracle(row, params)
@@ -166,13 +167,13 @@ def test_only_allowed_ids_are_drawn_whatever_else_is_asked() -> None:
     row = np.array([9, 8, 1, 0], np.float32)
     allowed = np.array([2, 3], np.int64)
     sampler = Sampler(4)
-    assert sampler.draw(row, SamplingParams(temperature=0), 0, allowed=allowed) == 2
-    drawn = {sampler.draw(row, SamplingParams(), i / 50, allowed=allowed) for i in range(50)}
+    assert draw_token(sampler, row, SamplingParams(temperature=0), 0, allowed=allowed) == 2
+    drawn = {draw_token(sampler, row, SamplingParams(), i / 50, allowed=allowed) for i in range(50)}
     assert drawn == {2, 3}
     forced = Bias.of(((0, 100.0), (3, 100.0)))
-    assert sampler.draw(row, SamplingParams(), 0.1, allowed=allowed, bias=forced) == 3
+    assert draw_token(sampler, row, SamplingParams(), 0.1, allowed=allowed, bias=forced) == 3
     with pytest.raises(NothingToDrawError):
-        sampler.draw(row, SamplingParams(), 0, allowed=allowed, banned=allowed)
+        draw_token(sampler, row, SamplingParams(), 0, allowed=allowed, banned=allowed)
 
 
 @pytest.mark.slow
@@ -253,20 +254,20 @@ def test_normaliser_is_log_sum_exp(size: int, seed: int) -> None:
 
 def test_greedy_takes_the_lowest_id_on_a_tie() -> None:
     row = np.array([0, 3, 3, 1], np.float32)
-    assert Sampler(4).draw(row, SamplingParams(temperature=0), 0.9) == 1
-    assert Sampler(4).draw(row, SamplingParams(top_p=0), 0.9) == 1
+    assert draw_token(Sampler(4), row, SamplingParams(temperature=0), 0.9) == 1
+    assert draw_token(Sampler(4), row, SamplingParams(top_p=0), 0.9) == 1
 
 
 def test_bias_bans_forces_and_adds() -> None:
     row = np.array([50, 3, 2, 1], np.float32)
     greedy = SamplingParams(temperature=0)
     sampler = Sampler(4)
-    assert sampler.draw(row, greedy, 0, bias=Bias.of(((0, -100.0),))) == 1
-    assert sampler.draw(row, greedy, 0, bias=Bias.of(((3, 100.0),))) == 3
-    assert sampler.draw(row, greedy, 0, bias=Bias.of(((0, -48.5),))) == 1
+    assert draw_token(sampler, row, greedy, 0, bias=Bias.of(((0, -100.0),))) == 1
+    assert draw_token(sampler, row, greedy, 0, bias=Bias.of(((3, 100.0),))) == 3
+    assert draw_token(sampler, row, greedy, 0, bias=Bias.of(((0, -48.5),))) == 1
     for i in range(200):
         params = SamplingParams(temperature=2)
-        assert sampler.draw(row, params, i / 200, bias=Bias.of(((2, 100.0),))) == 2
+        assert draw_token(sampler, row, params, i / 200, bias=Bias.of(((2, 100.0),))) == 2
 
 
 def test_everything_banned_is_an_error() -> None:
@@ -274,21 +275,26 @@ def test_everything_banned_is_an_error() -> None:
     everything = Bias.of(((0, -100.0), (1, -100.0)))
     for params in (SamplingParams(temperature=0), SamplingParams()):
         with pytest.raises(NothingToDrawError):
-            Sampler(2).draw(row, params, 0.5, bias=everything)
+            draw_token(Sampler(2), row, params, 0.5, bias=everything)
 
 
 def test_penalties_follow_openais_formula() -> None:
     row = np.array([5.0, 4.9, 0], np.float32)
     params = SamplingParams(temperature=0, frequency_penalty=0.04, presence_penalty=0.05)
-    assert Sampler(3).draw(row, params, 0, history=history_of(params, 0)) == 0
-    assert Sampler(3).draw(row, params, 0, history=history_of(params, 0, 0)) == 1
+    assert draw_token(Sampler(3), row, params, 0, history=history_of(params, 0)) == 0
+    assert draw_token(Sampler(3), row, params, 0, history=history_of(params, 0, 0)) == 1
 
 
 def test_banned_ids_win_over_forced_ones() -> None:
     row = np.array([1, 2, 3], np.float32)
     banned = np.array([2], np.int64)
-    token = Sampler(3).draw(
-        row, SamplingParams(temperature=0), 0, bias=Bias.of(((2, 100.0),)), banned=banned
+    token = draw_token(
+        Sampler(3),
+        row,
+        SamplingParams(temperature=0),
+        0,
+        bias=Bias.of(((2, 100.0),)),
+        banned=banned,
     )
     assert token == 1
 
@@ -326,11 +332,11 @@ def test_rows_with_nan_or_infinity_are_found_everywhere(
         ):  # fmt: skip
             for bias in (None, banned, forced):
                 with pytest.raises(NoNumbersError):
-                    sampler.draw(row, params, 0.5, bias=bias)
+                    draw_token(sampler, row, params, 0.5, bias=bias)
             with pytest.raises(NoNumbersError):
-                sampler.draw(row, params, 0.5, history=history_of(penalised, at, at))
+                draw_token(sampler, row, params, 0.5, history=history_of(penalised, at, at))
             with pytest.raises(NoNumbersError):
-                sampler.draw(row, params, 0.5, banned=np.array([at], np.int64))
+                draw_token(sampler, row, params, 0.5, banned=np.array([at], np.int64))
         for k in (0, 1, 2, 5, 20):
             with pytest.raises(NoNumbersError):
                 sampler.normaliser(row, sampler.top(row, k))
@@ -340,8 +346,8 @@ def test_minus_infinity_rules_a_token_out_and_is_no_error() -> None:
     row = np.full(3000, -np.inf, np.float32)
     row[[7, 2999]] = 1.0, 0.0
     sampler = Sampler(3000)
-    assert sampler.draw(row, SamplingParams(temperature=0), 0) == 7
-    assert sampler.draw(row, SamplingParams(), 0.999) == 2999
+    assert draw_token(sampler, row, SamplingParams(temperature=0), 0) == 7
+    assert draw_token(sampler, row, SamplingParams(), 0.999) == 2999
     with pytest.raises(NothingToDrawError):
-        sampler.draw(row, SamplingParams(), 0, bias=Bias.of(((7, -100.0), (2999, -100.0))))
+        draw_token(sampler, row, SamplingParams(), 0, bias=Bias.of(((7, -100.0), (2999, -100.0))))
     assert sampler.normaliser(row, sampler.top(row, 2)) == pytest.approx(np.log(1 + np.e))

@@ -14,8 +14,10 @@ from msgspec.structs import replace
 
 from afterword.core.account import UsageQuery
 from afterword.ledger.database import connect, prepare, sqlite_url
-from afterword.ledger.journal import Journal, orphaned_bytes, read_segment, settled_records
+from afterword.ledger.journal import Journal
+from afterword.ledger.journal_lines import checksum, read_segment
 from afterword.ledger.orphans import copy_live_journals, reap_journals, unreadable
+from afterword.ledger.other_journals import orphaned_bytes, settled_records
 from afterword.ledger.set_aside import FILE_NAME, SetAside
 from afterword.ledger.store import UsageStore
 from ledger.values import record
@@ -87,10 +89,8 @@ def test_old_lines_without_a_checksum_still_read(lines: list[bytes]) -> None:
 
 def unknown(line: bytes) -> bytes:
     """A line of another version, with the right checksum."""
-    from afterword.ledger.journal import _check  # noqa: PLC0415 - the tests' only use
-
     body = line.rstrip(b"\n").partition(b" ")[2].replace(b'"settled"', b'"refunded"')
-    return b"%b %b\n" % (_check(body), body)
+    return b"%b %b\n" % (checksum(body), body)
 
 
 Change = Callable[[bytes, list[bytes]], bytes]

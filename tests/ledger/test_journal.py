@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from afterword.ledger import journal as module
-from afterword.ledger.journal import Journal, orphaned_journals
+from afterword.ledger.journal import Journal
+from afterword.ledger.other_journals import orphaned_journals
 from ledger.values import record
 from support.examples import examples
 from support.journals import die

@@ -161,6 +161,22 @@ def make_plan(
     constraint = _constraint(request, inputs)
     scope = _cache_scope(inputs.cache_scope, request.cache_salt)
     weight = AnswerWeight(request, n, logprobs, budget.limits)
+    common = Job(
+        prompt_ids=(),
+        n=candidates,
+        max_tokens=0,
+        sampling=sampling,
+        seed=inputs.seed if request.seed is None else request.seed,
+        logprobs=0 if logprobs is None and candidates > n else logprobs,
+        prompt_logprobs=scored,
+        prompt_ranks=request.prompt_logprobs is not None,
+        scored_ids=vocabulary_ids("logprob_token_ids", request.logprob_token_ids, tokenizer),
+        extra_end_ids=extra_end_ids,
+        stop_ids=stop_ids,
+        constraint=constraint,
+        cache_scope=scope,
+        warm=infill is not None,
+    )
     jobs, prompts, sizes = [], [], list[SearchSize]()
     for prompt in request.prompt or ("",):
         ids, text, cut = _laid_out(prompt, request, tokenizer, budget, vocab, inputs)
@@ -172,26 +188,7 @@ def make_plan(
         if sampling.min_tokens > most:
             raise _too_many_at_least(sampling.min_tokens, most, asked)
         weight.add(text)
-        jobs.append(
-            Job(
-                prompt_ids=ids,
-                n=candidates if not sizes else n,
-                max_tokens=most,
-                sampling=sampling,
-                seed=inputs.seed if request.seed is None else request.seed,
-                logprobs=0 if logprobs is None and candidates > n and not sizes else logprobs,
-                prompt_logprobs=scored,
-                prompt_ranks=request.prompt_logprobs is not None,
-                scored_ids=vocabulary_ids(
-                    "logprob_token_ids", request.logprob_token_ids, tokenizer
-                ),
-                extra_end_ids=extra_end_ids,
-                stop_ids=stop_ids,
-                constraint=constraint,
-                cache_scope=scope,
-                warm=infill is not None,
-            )
-        )
+        jobs.append(msgspec.structs.replace(common, prompt_ids=ids, max_tokens=most))
         prompts.append(text)
     silent = end_ids.union(() if request.include_stop_str_in_output else stop_ids)
     if request.skip_special_tokens:
@@ -199,6 +196,8 @@ def make_plan(
     presentation = _presentation(request, logprobs, silent, infill)
     search = None
     if sizes:
+        # The search ranks middles itself.
+        jobs = [msgspec.structs.replace(job, n=n, logprobs=logprobs) for job in jobs]
         around = Around(request.suffix or "", presentation, tokenizer, vocab, budget)
         search = plan_search(jobs, around, sizes)
         presentation = search.presentation

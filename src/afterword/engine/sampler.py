@@ -119,34 +119,6 @@ class Sampler:
         rank = int(np.count_nonzero(row >= row[token])) if query.ranked else 0
         return RowResult(token, normaliser, float(row[token]) - normaliser, ids, top, rank)
 
-    def draw(  # noqa: PLR0913 - what changes the logits, each by its name
-        self,
-        row: Row,
-        params: SamplingParams,
-        uniform: float,
-        *,
-        second: float = 0.0,
-        bias: Bias | None = None,
-        history: History | None = None,
-        allowed: Ids | None = None,
-        mask: Mask | None = None,
-        banned: Ids | None = None,
-    ) -> int:
-        """Returns the token that ``params`` and ``uniform``, a number in [0, 1), choose.
-
-        ``row`` [vocabulary] is not changed. ``second``, a number in [0, 1), decides whether XTC
-        excludes. ``history`` has this choice's tokens, for the penalties. Only ``allowed`` ids and
-        those of the ``mask`` [vocabulary] are drawn, and ``banned`` ids never, whatever the bias
-        says.
-        Raises ``NothingToDrawError`` if no token is left, and ``NoNumbersError`` if the row has
-        no finite largest logit.
-        """
-        changed = None
-        if any(given is not None for given in (bias, history, allowed, mask, banned)):
-            changed = row.copy()
-            change(changed, bias=bias, history=history, allowed=allowed, mask=mask, banned=banned)
-        return self._choose(row, changed, params, uniform, second)
-
     def _choose(
         self,
         row: Row,
@@ -155,6 +127,13 @@ class Sampler:
         uniform: float,
         second: float,
     ) -> int:
+        """Returns the token that ``params`` and ``uniform``, a number in [0, 1), choose.
+
+        ``second``, a number in [0, 1), decides whether XTC excludes. ``changed`` is the row with
+        bias, penalties and bans, if there are any.
+        Raises ``NothingToDrawError`` if no token is left, and ``NoNumbersError`` if the row has
+        no finite largest logit.
+        """
         wrong: type[RowError] = NoNumbersError
         if changed is not None:
             # Bans and forced tokens would hide a broken row, so it is checked before.

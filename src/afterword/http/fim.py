@@ -10,7 +10,8 @@ from starlette.types import Scope
 
 from afterword.completion.fim_request import decode_fim
 from afterword.completion.plan import Plan
-from afterword.completion.service import Caller, CompletionService, CompletionStream
+from afterword.completion.service import Caller, CompletionService
+from afterword.completion.stream import CompletionStream
 from afterword.core import wire
 from afterword.core.job import FinishReason
 from afterword.http.frames import frame

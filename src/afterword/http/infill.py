@@ -11,7 +11,8 @@ from starlette.types import Scope
 from afterword.completion.choice import EndedBy
 from afterword.completion.infill_request import Infill, decode_infill
 from afterword.completion.plan import Plan
-from afterword.completion.service import Caller, CompletionService, CompletionStream
+from afterword.completion.service import Caller, CompletionService
+from afterword.completion.stream import CompletionStream
 from afterword.core import wire
 from afterword.http.frames import frame, frame_of
 from afterword.http.shapes import Shape

@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 from afterword import __version__
 from afterword.completion.catalog import ServedModel
 from afterword.completion.plan import Plan
-from afterword.completion.service import CompletionService, CompletionStream
+from afterword.completion.service import CompletionService
+from afterword.completion.stream import CompletionStream
 from afterword.core import wire
 from afterword.core.account import Ask, Principal, Spent, UsageStatus
 from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable, UnknownUrl

@@ -8,7 +8,8 @@ from typing import Protocol
 from starlette.types import Scope
 
 from afterword.completion.plan import Plan
-from afterword.completion.service import Caller, CompletionService, CompletionStream
+from afterword.completion.service import Caller, CompletionService
+from afterword.completion.stream import CompletionStream
 from afterword.core import wire
 from afterword.http.stream import DONE, frames
 from afterword.http.whole import encode_answer

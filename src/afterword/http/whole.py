@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from afterword.completion.service import CompletionStream
+from afterword.completion.stream import CompletionStream
 from afterword.core.wire import Choice, Logprobs
 
 _encode = msgspec.json.Encoder().encode

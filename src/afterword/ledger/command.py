@@ -20,8 +20,8 @@ from afterword.ledger.database import (
     sqlite_url,
 )
 from afterword.ledger.folder import database_file, has_database, journals_in, make_folder
-from afterword.ledger.journal import any_journal
 from afterword.ledger.orphans import copy_live_journals, reap_journals
+from afterword.ledger.other_journals import any_journal
 from afterword.ledger.process import KEYLESS
 
 

@@ -3,21 +3,15 @@
 A line goes to the page cache, which outlives the process; ``sync`` brings it to the disk. An
 admission reserves space for the request's end, so a full disk refuses requests but loses none.
 The ledger writer writes the lines to the database; the journal then drops them. The next process
-reads the journal of a process that died.
+reads the journal of a process that died (``other_journals``).
 """
 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
-import re
-import stat
-import zlib
 from collections import deque
-from collections.abc import Container, Sequence
-from contextlib import suppress
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -27,27 +21,12 @@ import msgspec
 from afterword.core.account import UsageRecord
 from afterword.core.machine import reserve_space, sync_file
 from afterword.ledger.folder import make_private
-from afterword.ledger.set_aside import AsideEntry, of_line
-from afterword.ledger.soundness import clean
-
-_log = logging.getLogger(__name__)
+from afterword.ledger.journal_lines import line_of
 
 SEGMENT_BYTES = 1 << 20
-_SUFFIX = ".journal"
-_LINE_START = re.compile(rb"[0-9a-f]{8} \{")
+SUFFIX = ".journal"
 _END_BYTES = 512
 """The most that an end takes beyond the length of its admission."""
-
-
-class Line(msgspec.Struct, frozen=True, tag_field="line", omit_defaults=True):
-    """One line. The record of an admission has zero counts and the status "lost"."""
-
-    kind: Literal["admitted", "settled", "released"]
-    record: UsageRecord
-
-
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Line).decode
 
 
 class Segment:
@@ -149,7 +128,7 @@ class Journal:
 
     def admit(self, record: UsageRecord) -> None:
         """Record that a request begins. Raises ``OSError`` if it and its end do not fit."""
-        line = _line("admitted", record)
+        line = line_of("admitted", record)
         wanted_bytes = 2 * len(line) + _END_BYTES
         if self._segments[-1].room_bytes < wanted_bytes + self._promised_bytes:
             self._grow(wanted_bytes)
@@ -198,7 +177,7 @@ class Journal:
         # If the disk fails now, the admission stays until the request is in the database.
         self._open[record.id] = _Open(admitted.home)
         newest = self._segments[-1]
-        newest.append(_line(kind, record))
+        newest.append(line_of(kind, record))
         admitted.home.open_lines -= 1
         newest.open_lines += 1
         self._open[record.id] = _Open(newest)
@@ -210,232 +189,9 @@ class Journal:
         size_bytes = max(SEGMENT_BYTES, 2 * needed_bytes)
         if self.size_bytes + size_bytes > self._limit_bytes:
             raise OSError(f"the journal is full: {self.size_bytes} bytes wait for the database")
-        path = self._folder / f"{self._process_id}-{self._next:06d}{_SUFFIX}"
+        path = self._folder / f"{self._process_id}-{self._next:06d}{SUFFIX}"
         self._segments.append(Segment(path, size_bytes))
         self._next += 1
         for request_id, line in moving.items():
             line.home.open_lines -= 1
             self._write_admission(request_id, line.admission)
-
-
-class JournalContents(msgspec.Struct, frozen=True):
-    """The records of a journal, and what in it could not be read."""
-
-    records: list[UsageRecord]
-    unread: list[AsideEntry]
-
-
-class OrphanedJournal:
-    """The segments of a dead process; holds the locks on them."""
-
-    def __init__(self, process_id: str) -> None:
-        self.process_id = process_id
-        self.files: list[tuple[Path, int]] = []
-
-    def read(self) -> JournalContents:
-        """Returns its requests' records; the status of those without an end is "lost".
-
-        Raises ``OSError`` if a file cannot be read.
-        """
-        last: dict[str, Line] = {}
-        unread: list[AsideEntry] = []
-        for path, descriptor in self.files:
-            lines, damaged = read_segment(_whole_file(descriptor), clean(path.name))
-            unread += damaged
-            for line in lines:
-                last[line.record.id] = line
-        records = [line.record for line in last.values() if line.kind != "released"]
-        return JournalContents(records, unread)
-
-    def remove(self) -> None:
-        """Remove the files: all their records are in the database."""
-        for path, descriptor in self.files:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
-        self.files.clear()
-
-    def close(self) -> None:
-        """Leave the files to others."""
-        for _, descriptor in self.files:
-            os.close(descriptor)
-        self.files.clear()
-
-
-def orphaned_journals(folder: Path, *, of: str = "") -> list[OrphanedJournal]:
-    """Returns the journals of dead processes, locked against other processes.
-
-    ``of`` is how the process ids begin.
-    """
-    found: dict[str, OrphanedJournal] = {}
-    held: set[str] = set()
-    for path in sorted(folder.glob(f"{of}*{_SUFFIX}")):
-        process_id = _process_of(path)
-        descriptor = _take(path)
-        if descriptor is None:
-            held.add(process_id)
-            continue
-        found.setdefault(process_id, OrphanedJournal(process_id)).files.append((path, descriptor))
-    for process_id in sorted(held & found.keys()):
-        found.pop(process_id).close()
-    return list(found.values())
-
-
-def any_journal(folder: Path, *, of: str = "") -> bool:
-    """Whether a process whose id begins with ``of`` has a journal, dead or running."""
-    return any(folder.glob(f"{of}*{_SUFFIX}"))
-
-
-def strange(folder: Path) -> list[str]:
-    """Returns the names of what is called a journal and is no file that can be opened."""
-    return [
-        clean(path.name)
-        for path in sorted(folder.glob(f"*{_SUFFIX}"))
-        if path.is_symlink() or not path.is_file() or not os.access(path, os.R_OK | os.W_OK)
-    ]
-
-
-def orphaned_bytes(folder: Path) -> int:
-    """Returns the size of the journals of dead processes."""
-    total = 0
-    for orphan in orphaned_journals(folder):
-        total += sum(os.fstat(descriptor).st_size for _, descriptor in orphan.files)
-        orphan.close()
-    return total
-
-
-def settled_records(folder: Path, *, of: str = "", but: Container[str] = ()) -> list[UsageRecord]:
-    """Returns the records of ended requests in journals, those of running processes too.
-
-    ``of`` is how the process ids begin; ``but`` are ids to leave out.
-    """
-    records: dict[str, UsageRecord] = {}
-    for path in sorted(folder.glob(f"{of}*{_SUFFIX}")):
-        if _process_of(path) in but or not path.is_file():
-            continue
-        with suppress(FileNotFoundError, PermissionError):
-            # The process may be writing: it is not this one that says what is damaged.
-            lines, _ = read_segment(path.read_bytes(), path.name)
-            records |= {line.record.id: line.record for line in lines if line.kind == "settled"}
-    return list(records.values())
-
-
-def read_segment(data: bytes, name: str) -> tuple[list[Line], list[AsideEntry]]:
-    """Returns the lines of a segment, and an entry for each that is damaged or unknown.
-
-    Damage costs the line that it is in, and no other.
-    """
-    lines: list[Line] = []
-    unread: list[AsideEntry] = []
-    at = 0
-    for number, raw in enumerate(data.split(b"\n"), 1):
-        text = raw.rstrip(b"\0")
-        if text.strip(b"\0"):
-            try:
-                lines.append(_read(text))
-            except _UnreadableLine as error:
-                found, rest = _salvaged(text)
-                lines += found
-                # Between two lines that are whole only the end of the first is damaged.
-                if len(rest) > len(found):
-                    place = f"{name}, line {number} at byte {at}"
-                    unread.append(of_line(place, str(error), rest))
-        at += len(raw) + 1
-    return lines, unread
-
-
-class _UnreadableLine(Exception):
-    """A line that is damaged, or of a kind that this program does not know."""
-
-
-def _read(raw: bytes) -> Line:
-    """Returns a line. The oldest ones have no checksum. Raises ``_UnreadableLine``."""
-    if raw.startswith(b"{"):
-        return _decoded(raw)
-    check, _, body = raw.partition(b" ")
-    if not body or check != _check(body):
-        raise _UnreadableLine(
-            "a line of a journal is damaged: its checksum is not that of its text"
-        )
-    return _decoded(body)
-
-
-def _decoded(body: bytes) -> Line:
-    try:
-        return _decode(body)
-    except msgspec.ValidationError as error:
-        raise _UnreadableLine(f"a line of a journal is of an unknown kind: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _UnreadableLine("a line of a journal is not JSON") from error
-
-
-def _salvaged(raw: bytes) -> tuple[list[Line], bytes]:
-    """Returns the whole lines in what is not one line, and the rest.
-
-    They stand in one line if the end of a line or a page of the file is damaged.
-    """
-    starts = [found.start() for found in _LINE_START.finditer(raw)]
-    lines: list[Line] = []
-    rest = [raw[: starts[0]] if starts else raw]
-    for start, end in zip(starts, [*starts[1:], len(raw)], strict=False):
-        for until in (end, end - 1):
-            with suppress(_UnreadableLine):
-                lines.append(_read(raw[start:until].rstrip(b"\0")))
-                rest.append(raw[until:end])
-                break
-        else:
-            rest.append(raw[start:end])
-    return lines, b"".join(rest)
-
-
-def _whole_file(descriptor: int) -> bytes:
-    size = os.fstat(descriptor).st_size
-    parts: list[bytes] = []
-    at = 0
-    while part := os.pread(descriptor, max(size - at, 1), at):
-        parts.append(part)
-        at += len(part)
-    return b"".join(parts)
-
-
-def _process_of(path: Path) -> str:
-    return clean(path.name.removesuffix(_SUFFIX).rpartition("-")[0])
-
-
-def _take(path: Path) -> int | None:
-    """Returns a journal's descriptor with its lock, or None if it is in use or is no journal."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        _say(f"{clean(path.name)} cannot be opened and stays: {error.strerror}")
-        return None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            _say(f"{clean(path.name)} is no file and stays")
-            os.close(descriptor)
-            return None
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    # The process that held the lock may have removed the file.
-    if not path.exists():
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-@cache
-def _say(text: str) -> None:
-    """Log a warning once: journals are looked at every few seconds."""
-    _log.warning("%s", text)
-
-
-def _line(kind: Literal["admitted", "settled", "released"], record: UsageRecord) -> bytes:
-    body = _encode(Line(kind, record))
-    return b"%b %b\n" % (_check(body), body)
-
-
-def _check(body: bytes) -> bytes:
-    return b"%08x" % zlib.crc32(body)

@@ -20,7 +20,8 @@ from afterword.core.errors import ConfigError
 from afterword.core.faults import in_one_line
 from afterword.ledger.access import AccessLedger, Clocks, Policy
 from afterword.ledger.folder import has_database, journals_in
-from afterword.ledger.journal import SEGMENT_BYTES, Journal, orphaned_bytes
+from afterword.ledger.journal import SEGMENT_BYTES, Journal
+from afterword.ledger.other_journals import orphaned_bytes
 from afterword.ledger.presence import Presence
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.rate_limits import MemoryRateLimiter, RateLimiter

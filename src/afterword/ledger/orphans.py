@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from afterword.ledger import budgets
 from afterword.ledger.durable import Begin, write_each
-from afterword.ledger.journal import (
+from afterword.ledger.other_journals import (
     JournalContents,
     OrphanedJournal,
     orphaned_journals,

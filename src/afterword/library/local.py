@@ -8,7 +8,8 @@ from functools import partial
 
 import msgspec
 
-from afterword.completion.service import CompletionService, CompletionStream
+from afterword.completion.service import CompletionService
+from afterword.completion.stream import CompletionStream
 from afterword.completion.tokens import Detokenized, Tokenized
 from afterword.compose.progress import Progress
 from afterword.compose.services import load_service

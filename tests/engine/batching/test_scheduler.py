@@ -30,6 +30,7 @@ from afterword.engine.history import History
 from afterword.engine.row_query import Row
 from afterword.engine.sampler import Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
+from support.drawing import draw_token
 from support.examples import examples
 
 TOKENIZER = ToyTokenizer()
@@ -132,7 +133,8 @@ def alone(job: Job) -> tuple[ScoredPrompt | None, Answer]:
         while len(tokens) < job.max_tokens:
             row = row_after([*job.prompt_ids, *tokens])
             allowed = job.sampling.allowed_ids
-            token = sampler.draw(
+            token = draw_token(
+                sampler,
                 row,
                 job.sampling,
                 uniform(job.seed, sibling, len(tokens)),

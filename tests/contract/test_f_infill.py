@@ -222,6 +222,22 @@ async def test_F5_n_probs_has_ids_bytes_and_likeliest_first(client: Client) -> N
     assert "completion_probabilities" not in await infill(client, n_predict=1)
 
 
+async def test_F5_the_seed_that_an_answer_tells_repeats_it(client: Client) -> None:
+    answer = await infill(client, n_predict=12, temperature=2, top_k=0)
+    seed = answer["generation_settings"]["seed"]
+    again = await infill(client, n_predict=12, temperature=2, top_k=0, seed=seed)
+    assert again["content"] == answer["content"]
+    assert again["generation_settings"]["seed"] == seed
+
+
+async def test_F5_R19_a_pair_of_a_bias_takes_an_id_without_a_fraction(client: Client) -> None:
+    found = [
+        await infill(client, n_predict=4, temperature=0, logit_bias=bias)
+        for bias in ([[97, 100]], [[97.0, 100.0]], {"97": 100})
+    ]
+    assert {answer["content"] for answer in found} == {"aaaa"}
+
+
 @AT_HAND
 async def test_F5_n_predict_0_warms_the_cache(serve: Callable[..., Client]) -> None:
     client = serve(toy_engine())
@@ -358,6 +374,9 @@ async def test_F5_a_model_without_infill_tokens(client: Client) -> None:
         ({"logit_bias": [["a", 1]]}, "logit_bias"),
         ({"logit_bias": [[5, 1], [5, 2]]}, "logit_bias"),
         ({"logit_bias": [[10**6, 1]]}, "logit_bias"),
+        ({"logit_bias": [[5.5, 1]]}, "logit_bias"),
+        ({"logit_bias": [[-5, 1]]}, "logit_bias"),
+        ({"logit_bias": [[True, 1]]}, "logit_bias"),
         ({"n_indent": -1}, "n_indent"),
         ({"t_max_predict_ms": "1"}, "t_max_predict_ms"),
         ({"nonsense": 1}, "nonsense"),

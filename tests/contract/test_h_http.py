@@ -68,10 +68,36 @@ async def test_R19_duplicate_keys(client: Client) -> None:
         b'{"model": "toy", "prompt": "a", "logit_bias": {"1": 1, "\\u0031": 2}}',
         b'{"model": "toy", "stream_options": {"include_usage": true, "include_usage": false}}',
         b'{"model": "toy", "stream": true, "stream_options": {"x": true, "x": true}}',
+        b'{"model": "toy", "prompt": "a", "mirostat": 2, "mirostat": 0}',
+        b'{"model": "toy", "prompt": "a", "tools": [{"a": 1, "a": 2}]}',
     ):
         reply = await client.post(PATH, body)
         assert reply.status == 400
         assert reply.error["message"].startswith("Duplicate request argument supplied: ")
+    for body, name in (
+        (b'"id_slot": 1, "id_slot": 2', "id_slot"),
+        (b'"input_extra": [{"text": "a", "text": "b"}]', "input_extra.text"),
+        (b'"id_slot": 1, "logit_bias": {"5": 1, "5": 2}', "logit_bias.5"),
+    ):
+        reply = await client.post(
+            "/infill", b'{"input_prefix": "a", "input_suffix": "b", %b}' % body
+        )
+        assert reply.error["message"] == f"Duplicate request argument supplied: {name}"
+
+
+async def test_R19_numbers_beyond_all_limits(client: Client) -> None:
+    """They are JSON, so the answer names the field, also of a long body."""
+    for pad in (b"", b" " * 70_000):
+        for name, value in (
+            ("temperature", b"1e400"), ("seed", b"-1E+999"), ("logit_bias", b'{"5": 1e309}'),
+            ("prompt", b"[1, 2e400]"),
+        ):  # fmt: skip
+            reply = await client.post(
+                PATH, b'{"model": "toy", %b"%b": %b}' % (pad, name.encode(), value)
+            )
+            assert reply.status == 400
+            assert reply.error["param"] == name
+            assert name in reply.error["message"]
 
 
 async def test_H4_unknown_model(client: Client) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from afterword.engine.toy import ToyTokenizer
+from afterword.engine.toy import ToyTokenizer, toy_engine
 from contract.conftest import Lacks
 from support.asgi import Client, fold
 
@@ -100,6 +102,28 @@ async def test_R17_allowed_token_ids(client: Client, lacks: Lacks) -> None:
         prompt="a", allowed_token_ids=[A, B], logit_bias={"97": -100, "98": -100}
     )
     assert error["param"] == "allowed_token_ids"
+    for ends in ({"allowed_token_ids": END}, {"allowed_token_ids": [A], "stop_token_ids": [A]}):
+        error = await client.refuse(prompt="a", max_tokens=3, min_tokens=1, **ends)
+        assert error["param"] == "allowed_token_ids"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_R17_a_request_that_leaves_no_token_is_at_fault(
+    serve: Callable[..., Client], stream: bool
+) -> None:
+    """Which tokens a grammar wants is known only as it goes. To try again would not help."""
+    body = {
+        "model": "toy", "prompt": "a", "max_tokens": 5, "stream": stream,
+        "structured_outputs": {"regex": "ab"}, "logit_bias": {"98": -100},
+    }  # fmt: skip
+    client = serve(toy_engine())
+    reply = await client.post("/v1/completions", body)
+    assert reply.status == (200 if stream else 400)
+    # A stream may have begun with the text before.
+    *_, last = reply.body.strip().split(b"data: ")
+    error = json.loads(last)["error"]
+    assert error["type"] == "invalid_request_error"
+    assert "'logit_bias'" in error["message"]
 
 
 async def test_R17_stop_token_ids(client: Client) -> None:

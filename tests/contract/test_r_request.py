@@ -389,8 +389,6 @@ async def test_R19_wrong_types_and_ranges(client: Client, name: str, value: Any)
     raw = json.dumps({"model": "toy", "prompt": "a", name: value}).replace("Infinity", "1e999")
     reply = await client.post("/v1/completions", raw.encode())
     assert reply.status == 400
-    if "1e999" in raw:
-        return
     assert reply.error["param"] == name
     assert name in reply.error["message"]
     assert reply.error["code"] in {"invalid_type", "invalid_value"}

@@ -45,6 +45,10 @@ async def test_routes_without_version_and_with_a_slash(client: Client) -> None:
     one = (await client.get("/v1/models/toy")).body
     for path in ("/models/toy", "/models/toy/", "/v1/models/toy/"):
         assert (await client.get(path)).body == one
+    body = {"model": "toy", "prompt": "a", "suffix": "b", "max_tokens": 5, "temperature": 0}
+    wanted = (await client.post("/v1/fim/completions", body)).json()["choices"]
+    for path in ("/fim/completions", "/fim/completions/", "/v1/fim/completions/"):
+        assert (await client.post(path, body)).json()["choices"] == wanted
     for path in ("/tokenizer_info/", "/health/", "/ready/", "/metrics/", "/openapi.json/"):
         assert (await client.get(path)).status == 200
     assert (await client.post("/tokenize/", {"prompt": "a"})).json()["count"] == 1
@@ -78,6 +82,10 @@ async def test_chats_are_told_what_to_do_instead(client: Client) -> None:
         ("/v1/tokenize", "POST /tokenize"),
         ("/v1/rerank", "ranks nothing"),
         ("/version", "GET /openapi.json"),
+        ("/api/version", "GET /openapi.json"),
+        ("/server_info", "GET /v1/models"),
+        ("/v1/infill", "POST /infill"),
+        ("/v1/apply-template", "POST /apply-template"),
     ],
 )
 async def test_routes_of_other_servers_say_what_to_use(

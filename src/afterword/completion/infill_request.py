@@ -120,13 +120,14 @@ def _bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
     if isinstance(value, list):
         pairs: dict[str, Json] = {}
         for item in value:
-            if not isinstance(item, list) or len(item) != 2 or type(item[0]) is not int:
+            if not isinstance(item, list) or len(item) != 2:
                 raise wrong_type(name, item, "pairs of a token id and a number")
-            if str(item[0]) in pairs:
+            (token,) = fields.token_ids(name, item[:1])
+            if str(token) in pairs:
                 raise InvalidRequest(
-                    f"Duplicate request argument supplied: an id of '{name}'", param=name
+                    f"Duplicate request argument supplied: {name}.{token}", param=name
                 )
-            pairs[str(item[0])] = -100 if item[1] is False else item[1]
+            pairs[str(token)] = -100 if item[1] is False else item[1]
         value = pairs
     found: tuple[tuple[int, float], ...] = fields.LOGIT_BIAS.parse(name, value)
     return found

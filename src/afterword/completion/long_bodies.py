@@ -7,6 +7,7 @@ a body of more values than any request needs is refused where it has one too man
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -26,6 +27,7 @@ _DEPTH = 100
 _SPACES = re.compile(rb"[ \t\n\r]{0,65536}")
 _OTHERS = re.compile(rb"true|false|null|[-+0-9.eE]{1,4096}")
 _NUMBER = re.compile(rb"[-\d]")
+_VALID_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 # Whole characters and escapes; what a surrogate pair is made of stays together.
 _UNITS = re.compile(
     rb'(?:[^\\"]{1,512}+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|\\u[0-9a-fA-F]{4}'
@@ -41,8 +43,8 @@ class Unreadable(ValueError):
 def read_object(body: bytes) -> dict[str, Json]:
     """Returns the object that a body is, as ``msgspec`` does.
 
-    Raises ``InvalidRequest`` for a repeated key in any object (R19) and for more values than any
-    request needs, and ``Unreadable`` for what is no object.
+    Raises ``InvalidRequest`` for a repeated key in any object and for a number beyond all limits
+    (R19), and for more values than any request needs. Raises ``Unreadable`` for what is no object.
     """
     return _Reader(body).read()
 
@@ -99,7 +101,12 @@ class _Reader:
         if other is None:
             raise Unreadable
         self._at = other.end()
-        return msgspec.json.decode(other[0])
+        try:
+            return msgspec.json.decode(other[0])
+        except msgspec.DecodeError:
+            if _VALID_NUMBER.fullmatch(other[0]):
+                raise self._refused(f"a number beyond {sys.float_info.max:.2g}") from None
+            raise
 
     def _object(self, depth: int) -> dict[str, Json]:
         self._at += 1

@@ -412,25 +412,39 @@ def with_model(parsed: dict[str, Any], limits: Limits) -> dict[str, Any]:
 def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
     """Parse a JSON object.
 
-    Raises ``InvalidRequest`` for anything else (H2), and for a repeated key (R19), because one of
-    its values would be ignored.
+    Raises ``InvalidRequest`` for anything else (H2), for a number beyond all limits, and for a
+    repeated key, because one of its values would be ignored (R19).
     """
     try:
         if len(body) > _LONG_BODY_BYTES:
             return read_object(body)
-        raw = msgspec.json.decode(body)
-    except (Unreadable, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raw = _decoded(body)
+    except (Unreadable, RecursionError):
         raise InvalidRequest(_UNPARSABLE) from None
     if not isinstance(raw, dict):
         raise InvalidRequest(_UNPARSABLE)
-    if _may_repeat(body, {name.encode() for name in known}):
+    # A field of another server may stand twice, too; all names are compared then.
+    if not raw.keys() <= known.keys() or _may_repeat(body, {name.encode() for name in known}):
         _refuse_duplicates(body)
-    inner = [name for name, value in raw.items() if isinstance(value, dict)]
+    inner = [name for name, value in raw.items() if _has_objects(value)]
     if inner:
         written = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         for name in inner:
             _refuse_duplicates(bytes(written[name]), name)
     return raw
+
+
+def _decoded(body: bytes) -> Json:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # It says why, and which field.
+        return read_object(body)
+
+
+def _has_objects(value: Json) -> bool:
+    """Whether a field may have names in it. An array is of one kind, or a parser refuses it."""
+    return isinstance(value[0] if isinstance(value, list) and value else value, dict)
 
 
 def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:
@@ -443,17 +457,17 @@ def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:
 
 
 def _refuse_duplicates(body: bytes, field: str | None = None) -> None:
-    """Raises ``InvalidRequest`` for a repeated key in an object (R19), which may be a field's."""
-    depth_first: list[list[tuple[str, Json]]] = []
+    """Raises ``InvalidRequest`` for a name that stands twice (R19): of the body, or in a field."""
+    innermost_first: list[list[tuple[str, Json]]] = []
 
     def keep(pairs: list[tuple[str, Json]]) -> None:
-        depth_first.append(pairs)
+        innermost_first.append(pairs)
 
     try:
         json.loads(body, object_pairs_hook=keep)
     except (ValueError, RecursionError):
         raise InvalidRequest(_UNPARSABLE) from None
-    for pairs in depth_first:
+    for pairs in innermost_first if field else innermost_first[-1:]:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:

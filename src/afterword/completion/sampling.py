@@ -62,9 +62,12 @@ def _bias(request: CompletionRequest, tokenizer: Tokenizer) -> tuple[tuple[int, 
 def _allowed(request: CompletionRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
     allowed = vocabulary_ids("allowed_token_ids", request.allowed_token_ids, tokenizer)
     banned = {token for token, value in request.logit_bias or () if value <= -100}
+    if request.min_tokens:
+        banned |= tokenizer.end_ids.union(request.stop_token_ids or ())
     if allowed and banned.issuperset(allowed):
         raise InvalidRequest(
-            "'logit_bias' bans every token of 'allowed_token_ids'.", param="allowed_token_ids"
+            "No token of 'allowed_token_ids' can be drawn: 'logit_bias' or 'min_tokens' bans each.",
+            param="allowed_token_ids",
         )
     return allowed
 

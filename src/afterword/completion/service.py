@@ -174,7 +174,8 @@ class CompletionService:
             constrain=served.engine.constraint,
             unsupported=served.engine.card.unsupported,
             sharing=served.engine.card.prefix_sharing,
-            seed=int.from_bytes(self._entropy(8), "big") >> 1,
+            # The answer of an infill has it, and its field takes 32 bits.
+            seed=int.from_bytes(self._entropy(8), "big") >> (1 if infill is None else 33),
             cache_scope=caller.cache_scope,
             infill=infill,
             chat=chat,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_WITHOUT_VERSION = ("/completions", "/engines", "/models", "/chat/completions")
+_WITHOUT_VERSION = ("/completions", "/engines", "/models", "/fim", "/chat/completions")
 _CHAT = (
     "This server completes text and knows no chats: POST /apply-template turns the conversation "
     "into a text as the model's chat template has it, which you send as the prompt of POST "
@@ -36,7 +36,8 @@ INSTEAD: Mapping[str, str] = {
     **dict.fromkeys(
         ("/props", "/slots", "/v1/props", "/api/tags", "/api/ps", "/v1/internal/model/info",
          "/v1/model", "/api/v1/model", "/api/extra/version", "/api/v1/config/max_context_length",
-         "/get_model_info", "/model_info", "/info"),
+         "/api/v1/info/version", "/api/extra/true_max_context_length", "/get_model_info",
+         "/get_server_info", "/server_info", "/model_info", "/info"),
         "GET /v1/models lists the models with their context, GET /tokenizer_info has their special "
         "tokens, and GET /health says whether the server works.",
     ),
@@ -63,7 +64,10 @@ INSTEAD: Mapping[str, str] = {
         ("/v1/detokenize", "/v1/internal/decode", "/v1/token/decode"),
         "Use POST /detokenize with the tokens instead.",
     ),
-    "/version": "GET /openapi.json has the server's version.",
+    **dict.fromkeys(("/version", "/v1/version", "/api/version"),
+                    "GET /openapi.json has the server's version."),
+    "/v1/infill": "Use POST /infill instead.",
+    "/v1/apply-template": "Use POST /apply-template instead.",
 }  # fmt: skip
 """What to do instead of asking for a path that other servers have, one sentence each."""
 

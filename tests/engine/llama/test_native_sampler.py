@@ -31,7 +31,7 @@ SHAPES = ("random", "flat", "peaked", "wide", "equal", "ties", "minus infinity",
 params = st.builds(
     SamplingParams,
     temperature=st.sampled_from((0.0, 1e-9, 0.3, 0.8, 1.0, 2.0)),
-    top_k=st.sampled_from((0, 0, 1, 5, 300, 4000)),
+    top_k=st.sampled_from((0, 0, 1, 5, 300, 4000, 2**31, 2**63 - 1)),
     top_p=st.sampled_from((0.0, 0.1, 0.5, 0.95, 0.9999, 1.0, 1.0)),
     min_p=st.sampled_from((0.0, 0.0, 0.05, 0.5, 1.0)),
     typical_p=st.sampled_from((0.2, 0.9, 1.0, 1.0, 1.0)),

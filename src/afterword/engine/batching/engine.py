@@ -10,7 +10,13 @@ from collections.abc import Sequence as SequenceOf
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from afterword.core.errors import ApiError, EngineFailed, EngineOverloaded, EngineUnavailable
+from afterword.core.errors import (
+    ApiError,
+    EngineFailed,
+    EngineOverloaded,
+    EngineUnavailable,
+    InvalidRequest,
+)
 from afterword.core.job import Constraint, Event, Job, OutputGrammar
 from afterword.core.mailbox import Mailbox, MailboxReader
 from afterword.core.protocols import EngineCard, EngineStats, Tokenizer
@@ -226,8 +232,10 @@ class BatchGeneration(MailboxReader):
 
 def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, NothingToDrawError):
-        return EngineFailed(
-            "No token could be drawn: nothing is left after logit_bias, allowed tokens and grammar."
+        # The request asks for it, and would fail again.
+        return InvalidRequest(
+            "No token could be drawn: 'logit_bias', 'allowed_token_ids', 'min_tokens' and the "
+            "grammar leave none."
         )
     if isinstance(error, GrammarError):
         return EngineFailed(f"The grammar could not be followed any further: {error}")

@@ -140,7 +140,9 @@ class NativeSampler(Sampler):
             if params is not None:
                 drawn = (
                     params.temperature, params.top_p, params.min_p, params.typical_p,
-                    params.xtc_probability, params.xtc_threshold, params.top_k,
+                    params.xtc_probability, params.xtc_threshold,
+                    # Any larger number keeps all tokens, too, and may not fit the table.
+                    min(params.top_k, self._size),
                 )  # fmt: skip
             changed = 0
             if query.changed is not None:

@@ -10,6 +10,7 @@ import platform
 import re
 import resource
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from afterword.core.machine import (
     release_pages,
     reserve_space,
     resident_bytes,
+    return_freed_memory,
     sync_file,
     usable_cores,
 )
@@ -228,6 +230,41 @@ def test_pages_are_released_only_where_maps_are_told(
     monkeypatch.delattr(ctypes, "CDLL")
     release_pages([path])
     assert bytes(data) == b"x" * MIB
+
+
+LARGE_BLOCKS = """
+import ctypes
+from afterword.core.machine import return_freed_memory
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+        "fordblks", "keepcost",
+    )]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+return_freed_memory()
+before = libc.mallinfo2().hblkhd
+libc.free(libc.malloc(20 << 20))
+block = libc.malloc(10 << 20)
+print(libc.mallinfo2().hblkhd - before)
+"""
+
+
+def test_a_large_block_is_never_a_part_of_a_heap() -> None:
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("this C library does not tell what it holds")
+    told = subprocess.run(
+        [sys.executable, "-c", LARGE_BLOCKS], check=True, stdout=subprocess.PIPE
+    ).stdout
+    assert int(told) >= 10 * MIB
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    return_freed_memory()
 
 
 # The processor.

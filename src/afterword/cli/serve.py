@@ -20,6 +20,7 @@ from afterword.cli.options import SettingsCommand, read_settings, setting_flags
 from afterword.cli.sockets import bind, inherited, is_loopback, load_tls
 from afterword.cli.terminal import Terminal
 from afterword.config import Resolved, Settings
+from afterword.core.machine import return_freed_memory
 
 SWITCH_INTERVAL_S = 0.001
 """The longest wait of the event loop until the engine's thread releases the interpreter."""
@@ -52,6 +53,7 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
     for name in resolved.unknown:
         terminal.say(f"WARNING: {name} is not a setting and has no effect")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    return_freed_memory()
     load_tls(settings.certfile, settings.keyfile)
     with inherited(os.environ) or bind(
         settings.host, settings.port, reuse_port=settings.reuse_port

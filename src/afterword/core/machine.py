@@ -24,6 +24,8 @@ _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 _DONT_NEED = 4
 """``madvise``'s MADV_DONTNEED, as Linux means it."""
+# Options of glibc's mallopt: M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in bytes, and M_ARENA_MAX.
+_MALLOC_OPTIONS = ((-1, 4 << 20), (-3, 1 << 20), (-8, 2))
 _ZERO_BYTES = 1 << 20
 """The most zeros written at once."""
 _SYSCTL_BYTES = 256
@@ -145,6 +147,19 @@ def release_pages(files: Sequence[Path]) -> None:
         if name.partition("/")[2] and f"/{name.partition('/')[2]}" in names:
             start, end = (int(text, 16) for text in span.split("-"))
             advise(start, end - start, _DONT_NEED)
+
+
+def return_freed_memory() -> None:
+    """Have freed memory returned to the system early. Call it before there are threads.
+
+    By itself glibc takes large blocks out of a heap once one as large was freed, and has a heap for
+    each thread. A heap never shrinks below what is in use there, so a few large requests would
+    leave the process large. Other C libraries have no such options, and nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in _MALLOC_OPTIONS:
+            mallopt(option, value)
 
 
 @cache

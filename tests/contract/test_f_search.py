@@ -6,13 +6,13 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
-from afterword.core.job import Job
+from afterword.core.job import Event, Job
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine, Generation
 from afterword.core.wire import InfillReport
@@ -213,6 +213,58 @@ async def test_F3_time_ends_a_search_with_what_it_has() -> None:
     assert completion.infill.cut_by_time is True
     assert completion.infill.scored == 0
     assert completion.choices[0].finish_reason in {"stop", "length"}
+
+
+class OneByOne:
+    """A generation whose reader gets each event alone, and what the reader had read so far."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._left: list[Event] = []
+        self.read = 0
+
+    async def __aenter__(self) -> Self:
+        await self._generation.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._generation.__aexit__(None, None, None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        if not self._left:
+            self._left = (await anext(self._generation))[::-1]
+        self.read += 1
+        return [self._left.pop()]
+
+
+async def test_F3_time_ends_a_search_between_two_places() -> None:
+    """However long the others of a wave would take."""
+    engine: Any = toy_engine(infill=False)
+    open_jobs = engine.open
+    opened: list[OneByOne] = []
+
+    def open_one_by_one(jobs: Sequence[Job]) -> OneByOne:
+        opened.append(OneByOne(open_jobs(jobs)))
+        return opened[-1]
+
+    engine.open = open_one_by_one
+    service, _ = _service(engine)
+
+    def clock() -> float:
+        # The prompts and the candidates are the first two.
+        return 1e9 if len(opened) == 3 and opened[-1].read else 0.0
+
+    plan = await service.plan(json.dumps(BODY).encode())
+    async with service.open(plan, clock=clock) as answer:
+        completion = await answer.completion()
+    await engine.aclose()
+    assert isinstance(completion.infill, InfillReport)
+    assert completion.infill.cut_by_time is True
+    assert completion.infill.scored == 1
+    assert completion.infill.places > 1
 
 
 async def test_F3_the_price_is_that_of_unique_tokens() -> None:

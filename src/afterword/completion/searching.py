@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import zip_longest
 from types import TracebackType
@@ -25,7 +25,7 @@ from afterword.core.protocols import Generation
 from afterword.core.wire import InfillReport
 
 _WAVE = 32
-"""How many places are scored between two looks at the clock."""
+"""How many places are scored together."""
 
 
 class Searching:
@@ -162,9 +162,11 @@ class Searching:
                 break
             wave = trials[start : start + _WAVE]
             jobs = [search.scoring(prompt, one.ids) for prompt, one in wave]
-            for (prompt, one), scored in zip(wave, await self._scores(jobs), strict=True):
-                self._count(prompt, one)
-                scores[prompt].append((one.joint, one.score(scored)))
+            found_scores = await self._scores(jobs, until_late=True)
+            for at, (prompt, one) in enumerate(wave):
+                if at in found_scores:
+                    self._count(prompt, one)
+                    scores[prompt].append((one.joint, one.score(found_scores[at])))
         return [
             scored or [(places[0] if places else Joint("", 0.0), 0.0)]
             for scored, places in zip(scores, found, strict=True)
@@ -174,15 +176,19 @@ class Searching:
         self._trials += 1
         self._scored[prompt] += one.suffix_tokens
 
-    async def _scores(self, jobs: Sequence[Job]) -> list[ScoredPrompt]:
-        """Returns the scores of jobs that generate nothing."""
+    async def _scores(
+        self, jobs: Sequence[Job], *, until_late: bool = False
+    ) -> Mapping[int, ScoredPrompt]:
+        """Returns the scores of jobs that generate nothing, by their places; all or until late."""
         found: dict[int, ScoredPrompt] = {}
         async with self._open(jobs) as generation:
             async for events in generation:
                 for event in events:
                     if isinstance(event, Prefilled) and event.scored is not None:
                         found[event.job] = event.scored
-        return [found[at] for at in range(len(jobs))]
+                if until_late and self._is_late():
+                    break
+        return found
 
     async def _events(self, chosen: list[list[Joint]]) -> list[Event]:
         """Returns the events of an answer whose choices are these middles."""
@@ -196,8 +202,9 @@ class Searching:
         scored: dict[tuple[int, int], ScoredPrompt] = {}
         if shown:
             jobs = [search.entries_job(prompt, ids) for prompt, _, _, ids in shown]
-            for (prompt, choice, _, _), scores in zip(shown, await self._scores(jobs), strict=True):
-                scored[prompt, choice] = scores
+            entries = await self._scores(jobs)
+            for at, (prompt, choice, _, _) in enumerate(shown):
+                scored[prompt, choice] = entries[at]
         events: list[Event] = []
         for prompt, job in enumerate(search.jobs):
             prefilled = self._prefilled[prompt]

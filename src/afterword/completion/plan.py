@@ -146,37 +146,14 @@ def make_plan(
         inputs.chat.refuse_fields(request)
     asked = _asked(request)
     options = request.stream_options or {}
-    logprobs, scored = _log_probabilities(request)
-    sampling = sampling_params(request, tokenizer, budget.context_tokens)
-    stop_ids = vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer)
+    logprobs, _ = _log_probabilities(request)
+    common = _common_job(request, tokenizer, budget.context_tokens, inputs, (n, candidates))
     searched = _is_searched(request, tokenizer, inputs, budget)
-    extra_end_ids = _extra_end_ids(request, tokenizer, inputs)
-    end_ids = tokenizer.end_ids.union(extra_end_ids)
+    end_ids = tokenizer.end_ids.union(common.extra_end_ids)
     vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after, tokenizer.aliases)
     infill = inputs.infill
-    if infill is not None and infill.filtered:
-        last = InfillFilter(tokenizer.pieces, end_ids)
-        sampling = msgspec.structs.replace(sampling, infill=last)
     cut = False
-    constraint = _constraint(request, inputs)
-    scope = _cache_scope(inputs.cache_scope, request.cache_salt)
     weight = AnswerWeight(request, n, logprobs, budget.limits)
-    common = Job(
-        prompt_ids=(),
-        n=candidates,
-        max_tokens=0,
-        sampling=sampling,
-        seed=inputs.seed if request.seed is None else request.seed,
-        logprobs=0 if logprobs is None and candidates > n else logprobs,
-        prompt_logprobs=scored,
-        prompt_ranks=request.prompt_logprobs is not None,
-        scored_ids=vocabulary_ids("logprob_token_ids", request.logprob_token_ids, tokenizer),
-        extra_end_ids=extra_end_ids,
-        stop_ids=stop_ids,
-        constraint=constraint,
-        cache_scope=scope,
-        warm=infill is not None,
-    )
     jobs, prompts, sizes = [], [], list[SearchSize]()
     for prompt in request.prompt or ("",):
         ids, text, cut = _laid_out(prompt, request, tokenizer, budget, vocab, inputs)
@@ -185,12 +162,12 @@ def make_plan(
         if searched and most:
             sizes.append(search_size(asked, (n, candidates), len(ids), budget))
             most = sizes[-1].middle_tokens
-        if sampling.min_tokens > most:
-            raise _too_many_at_least(sampling.min_tokens, most, asked)
+        if common.sampling.min_tokens > most:
+            raise _too_many_at_least(common.sampling.min_tokens, most, asked)
         weight.add(text)
         jobs.append(msgspec.structs.replace(common, prompt_ids=ids, max_tokens=most))
         prompts.append(text)
-    silent = end_ids.union(() if request.include_stop_str_in_output else stop_ids)
+    silent = end_ids.union(() if request.include_stop_str_in_output else common.stop_ids)
     if request.skip_special_tokens:
         silent = silent.union(tokenizer.special_ids)
     presentation = _presentation(request, logprobs, silent, infill)
@@ -221,6 +198,43 @@ def make_plan(
         cut=cut,
         timed=infill is not None,
         search=search,
+    )
+
+
+def _common_job(
+    request: CompletionRequest,
+    tokenizer: Tokenizer,
+    context_tokens: int,
+    inputs: PlanInputs,
+    counts: tuple[int, int],
+) -> Job:
+    """Returns what the jobs of a request share; it has no prompt and no ``max_tokens`` yet.
+
+    ``counts`` are the choices and the candidates of a prompt. Raises ``InvalidRequest``.
+    """
+    n, candidates = counts
+    logprobs, scored = _log_probabilities(request)
+    sampling = sampling_params(request, tokenizer, context_tokens)
+    extra_end_ids = _extra_end_ids(request, tokenizer, inputs)
+    if inputs.infill is not None and inputs.infill.filtered:
+        last = InfillFilter(tokenizer.pieces, tokenizer.end_ids.union(extra_end_ids))
+        sampling = msgspec.structs.replace(sampling, infill=last)
+    return Job(
+        prompt_ids=(),
+        n=candidates,
+        max_tokens=0,
+        sampling=sampling,
+        seed=inputs.seed if request.seed is None else request.seed,
+        # Candidates are ranked by the log-probabilities of their tokens (A6).
+        logprobs=0 if logprobs is None and candidates > n else logprobs,
+        prompt_logprobs=scored,
+        prompt_ranks=request.prompt_logprobs is not None,
+        scored_ids=vocabulary_ids("logprob_token_ids", request.logprob_token_ids, tokenizer),
+        extra_end_ids=extra_end_ids,
+        stop_ids=vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer),
+        constraint=_constraint(request, inputs),
+        cache_scope=_cache_scope(inputs.cache_scope, request.cache_salt),
+        warm=inputs.infill is not None,
     )
 
 

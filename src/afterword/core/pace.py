@@ -15,15 +15,14 @@ class Pace:
     its own last piece, so pieces have to be small. ``pauses`` counts.
     """
 
-    def __init__(self, slice_cost: float = SLICE_COST) -> None:
-        self._slice_cost = slice_cost
+    def __init__(self) -> None:
         self._spent = 0.0
         self.pauses = 0
 
     async def spend(self, cost: float) -> None:
         """Count work that was done. Call it before more is."""
         self._spent += cost
-        if self._spent >= self._slice_cost:
+        if self._spent >= SLICE_COST:
             self._spent = 0.0
             self.pauses += 1
             await asyncio.sleep(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +16,6 @@ from afterword.http.server.head import MOST_HEAD_BYTES, HeadReader, RequestHead
 from afterword.http.server.presence import ClientPresence
 from afterword.http.server.register import Register
 from afterword.http.server.transaction import Transaction
-
-_log = logging.getLogger(__name__)
 
 _MOST_HELD_BYTES = 65_536
 """Of requests that wait for an answer before theirs."""
@@ -46,8 +43,8 @@ class ClientConnection(asyncio.Protocol):
     """A client's connection.
 
     ``is_made`` after its TLS handshake; ``when_lost`` is called at its end. At most one transaction
-    runs. What arrives behind its request waits, 64 KiB at most. A client
-    that has ended its side of the connection gets its answers all the same.
+    runs. What arrives behind its request waits, 64 KiB at most. A client that has ended its side of
+    the connection gets its answers all the same.
     """
 
     def __init__(self, app: ASGIApp, timeouts: Timeouts, register: Register) -> None:

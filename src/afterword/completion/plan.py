@@ -115,7 +115,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     ``constrain`` compiles a grammar; see ``core.protocols.Engine``. ``cache_scope`` is what the
     operator keeps apart; the request's salt divides it further. ``sharing`` says how the engine's
     prompts share what was computed. ``infill`` is there for a request that fills in a place,
-    ``chat`` for one whose prompts stand in a chat template.
+    ``chat`` for one whose prompts stand in a chat template. ``draws``: see ``EngineCard``.
     """
 
     id: str
@@ -129,6 +129,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     cache_scope: str = ""
     infill: InfillOptions | None = None
     chat: Framing | None = None
+    draws: bool = True
 
 
 def make_plan(
@@ -147,7 +148,7 @@ def make_plan(
     asked = _asked(request)
     options = request.stream_options or {}
     logprobs, scored = _log_probabilities(request)
-    sampling = sampling_params(request, tokenizer, budget.context_tokens)
+    sampling = sampling_params(request, tokenizer, budget.context_tokens, draws=inputs.draws)
     stop_ids = vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer)
     searched = _is_searched(request, tokenizer, inputs, budget)
     extra_end_ids = _extra_end_ids(request, tokenizer, inputs)

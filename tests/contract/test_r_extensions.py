@@ -70,6 +70,9 @@ async def test_R17_dry_ends_a_loop(client: Client, lacks: Lacks) -> None:
     broken = await choice_of(client, **alone, dry_multiplier=50, dry_sequence_breakers=["b"])
     assert broken["text"] == free["text"] or "ab" not in broken["text"]
     assert "abab" not in dry["text"]
+    # A breaker of several tokens.
+    long = await choice_of(client, **alone, dry_multiplier=50, dry_sequence_breakers=["b\nUser:"])
+    assert long["text"] == dry["text"]
 
 
 async def test_R17_typical_p_and_xtc(client: Client, lacks: Lacks) -> None:
@@ -263,6 +266,10 @@ async def test_R17_prompt_logprobs(client: Client, lacks: Lacks) -> None:
                     assert math.isclose(likeliest[own["rank"] - 1], value, abs_tol=1e-6)
     streamed = fold(await client.stream(**body, prompt_logprobs=2), usage=False)
     assert streamed["choices"][0]["prompt_logprobs"] == entries
+    # A prompt of one token has nothing to rank.
+    for prompt in ("", "a", [97]):
+        choice = await choice_of(client, prompt=prompt, prompt_logprobs=2)
+        assert choice["prompt_logprobs"] == [None]
 
 
 async def test_R17_token_ids(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_type_hints
 
 import msgspec
@@ -103,6 +104,11 @@ async def test_refusals_are_the_servers(
 def test_what_json_cannot_say_and_the_other_method(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="cannot be written as JSON"):
         llm.complete("a", logit_bias={1: object()})  # type: ignore[arg-type]
+    # The encoder would write null, which is the default.
+    for fields in ({"temperature": math.inf}, {"top_p": math.nan}, {"logit_bias": {1: -math.inf}}):
+        with pytest.raises(InvalidRequest, match="cannot be written as JSON") as refused:
+            llm.complete("a", **fields)
+        assert refused.value.param == next(iter(fields))
     with pytest.raises(InvalidRequest, match=r"stream\(\)"):
         llm.complete("a", stream=True)  # type: ignore[call-arg]
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from afterword.completion.tokens import encode
 from afterword.core.protocols import Tokenizer
 
+_FIELD = "dry_sequence_breakers"
 _MOST_TAIL_TOKENS = 20
 Tail = tuple[int, ...]
 
@@ -17,7 +19,8 @@ def breaker_tokens(texts: tuple[str, ...], tokenizer: Tokenizer) -> Mapping[int,
 
     A token that contains a breaker is followed by ``()``. A token whose last bytes begin a breaker
     is followed by the tokens of the rest. Source: llama.cpp's DRY sampler. Searching a large
-    vocabulary takes tens of milliseconds, so the latest results are kept.
+    vocabulary takes tens of milliseconds, so the latest results are kept. Raises
+    ``InvalidRequest`` if the vocabulary has no tokens for a breaker.
     """
     kept: Any = tokenizer
     return _found(texts, kept)
@@ -42,5 +45,5 @@ def _found(texts: tuple[str, ...], tokenizer: Any) -> Mapping[int, tuple[Tail, .
 def _rests(text: str, tokenizer: Tokenizer) -> Iterator[tuple[bytes, Tail]]:
     """Yields each proper beginning of a breaker, and the tokens of the rest."""
     for at in range(1, len(text)):
-        tail = tokenizer.encode(text[at:], parse_special=False, continues=True)
+        tail = encode(_FIELD, text[at:], tokenizer, parse_special=False, continues=True)
         yield text[:at].encode(), tuple(tail[:_MOST_TAIL_TOKENS])

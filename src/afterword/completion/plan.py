@@ -115,7 +115,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     ``constrain`` compiles a grammar; see ``core.protocols.Engine``. ``cache_scope`` is what the
     operator keeps apart; the request's salt divides it further. ``sharing`` says how the engine's
     prompts share what was computed. ``infill`` is there for a request that fills in a place,
-    ``chat`` for one whose prompts stand in a chat template.
+    ``chat`` for one whose prompts stand in a chat template. ``draws``: see ``EngineCard``.
     """
 
     id: str
@@ -129,6 +129,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     cache_scope: str = ""
     infill: InfillOptions | None = None
     chat: Framing | None = None
+    draws: bool = True
 
 
 def make_plan(
@@ -214,7 +215,7 @@ def _common_job(
     """
     n, candidates = counts
     logprobs, scored = _log_probabilities(request)
-    sampling = sampling_params(request, tokenizer, context_tokens)
+    sampling = sampling_params(request, tokenizer, context_tokens, draws=inputs.draws)
     extra_end_ids = _extra_end_ids(request, tokenizer, inputs)
     if inputs.infill is not None and inputs.infill.filtered:
         last = InfillFilter(tokenizer.pieces, tokenizer.end_ids.union(extra_end_ids))

@@ -13,9 +13,12 @@ from afterword.core.protocols import Tokenizer
 
 
 def sampling_params(
-    request: CompletionRequest, tokenizer: Tokenizer, context_tokens: int
+    request: CompletionRequest, tokenizer: Tokenizer, context_tokens: int, *, draws: bool
 ) -> SamplingParams:
-    """Returns how a request draws its tokens. Raises ``InvalidRequest``."""
+    """Returns how a request draws its tokens; ``draws``: see ``EngineCard``.
+
+    Raises ``InvalidRequest``.
+    """
     given = SamplingParams()
     return SamplingParams(
         temperature=_or(request.temperature, given.temperature),
@@ -29,7 +32,7 @@ def sampling_params(
         frequency_penalty=request.frequency_penalty or 0.0,
         repetition_penalty=_or(request.repetition_penalty, given.repetition_penalty),
         repetition_window=max(request.repetition_penalty_range or 0, 0),
-        repetition=_repetition(request, tokenizer, context_tokens),
+        repetition=_repetition(request, tokenizer, context_tokens, draws=draws),
         logit_bias=_bias(request, tokenizer),
         allowed_ids=_allowed(request, tokenizer),
         min_tokens=request.min_tokens or 0,
@@ -73,7 +76,7 @@ def _allowed(request: CompletionRequest, tokenizer: Tokenizer) -> tuple[int, ...
 
 
 def _repetition(
-    request: CompletionRequest, tokenizer: Tokenizer, context_tokens: int
+    request: CompletionRequest, tokenizer: Tokenizer, context_tokens: int, *, draws: bool
 ) -> Repetition | None:
     window = request.dry_penalty_last_n
     if not request.dry_multiplier or window == 0:
@@ -84,6 +87,7 @@ def _repetition(
         base=_or(request.dry_base, 1.75),
         allowed_length=2 if request.dry_allowed_length is None else request.dry_allowed_length,
         window=context_tokens if window in {None, -1} else min(window or 0, context_tokens),
-        breakers=breaker_tokens(texts, tokenizer),
+        # A server behind gets the texts, and its tokenizer knows no others than the prompts.
+        breakers=breaker_tokens(texts, tokenizer) if draws else {},
         breaker_texts=texts,
     )

@@ -179,6 +179,7 @@ class CompletionService:
             cache_scope=caller.cache_scope,
             infill=infill,
             chat=chat,
+            draws=served.engine.card.draws,
         )
         decide = partial(make_plan, request, tokenizer, budget, inputs)
         return await do(decide, prompts=len(request.prompt))

@@ -122,7 +122,7 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
     ``batch_invariant``: a check found that answers do not depend on the rest of the batch (D1).
     ``prefix_sharing`` is None if it is unknown. ``unsupported`` has the reason for each feature
     that the engine cannot honour; clients see it. ``details`` are shown to people unchanged: file
-    name, format, slots, threads.
+    name, format, slots, threads. ``draws``: it draws tokens itself, not a server behind it.
     """
 
     context_tokens: int
@@ -131,6 +131,7 @@ class EngineCard(msgspec.Struct, frozen=True, kw_only=True):
     prefix_sharing: PrefixSharing | None = None
     unsupported: Mapping[Feature, str] = {}
     details: Mapping[str, str | int | bool] = {}
+    draws: bool = True
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,6 +68,7 @@ class RemoteEngine:
         self._facts = msgspec.structs.replace(found[0], context_tokens=context)
         digest = identity(pool.dialect.name, *sorted({facts.identity for facts in found}))
         self.card = EngineCard(
+            draws=False,
             context_tokens=context,
             fingerprint=f"fp_{digest[:10]}",
             batch_invariant=all(facts.batch_invariant for facts in found),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -88,6 +89,8 @@ def body_of(prompt: PromptInput, fields: CompletionFields, *, stream: bool = Fal
     named: dict[str, Any] = dict(fields)
     if "stream" in named:
         raise InvalidRequest("The method stream() gives a stream, not 'stream'.", param="stream")
+    for name, value in named.items():
+        _refuse_infinite(name, value)
     # A request without a model means the one that is open.
     if stream:
         named["stream"] = True
@@ -95,3 +98,14 @@ def body_of(prompt: PromptInput, fields: CompletionFields, *, stream: bool = Fal
         return msgspec.json.encode({"prompt": prompt, **named})
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"The request cannot be written as JSON: {error}") from error
+
+
+def _refuse_infinite(name: str, value: object) -> None:
+    """Raises ``InvalidRequest`` for NaN and infinities, which the encoder would write as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRequest(
+            f"The request cannot be written as JSON: '{name}' is {value}.", param=name
+        )
+    if isinstance(value, (Mapping, list, tuple)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            _refuse_infinite(name, inner)

@@ -199,7 +199,7 @@ class ChunkReader:
             return 0
         count = echo.take(logprobs, tops)
         if not echo.left:
-            if job.prompt_ranks and not echo.ranks:
+            if job.prompt_ranks and len(echo.ranks) < len(job.prompt_ids) - 1:
                 raise StreamBroke("it did not send the ranks of the prompt's tokens")
             scored = scored_prompt(
                 echo.logprobs[1:], echo.tops[1:], job.prompt_logprobs or 0, job.scored_ids,

@@ -65,8 +65,6 @@ class Sdk(NamedTuple):
     advice: str
 
 
-# The loader finds the SDK's libraries where they were linked, wherever that is.
-_LINK_PATH = "-DCMAKE_INSTALL_RPATH_USE_LINK_PATH=ON"
 SDKS: Mapping[Way, Sdk] = {
     "vulkan": Sdk(
         "the Vulkan SDK", ("-DGGML_VULKAN=ON",), "glslc",
@@ -75,7 +73,7 @@ SDKS: Mapping[Way, Sdk] = {
     ),
     "cuda": Sdk(
         # Without virtual memory, the library opens on a machine that has no driver, too.
-        "the CUDA toolkit", ("-DGGML_CUDA=ON", "-DGGML_CUDA_NO_VMM=ON", _LINK_PATH), "nvcc", (),
+        "the CUDA toolkit", ("-DGGML_CUDA=ON", "-DGGML_CUDA_NO_VMM=ON"), "nvcc", (),
         ("CUDA_HOME", "CUDA_PATH"),
         "install it from NVIDIA, and put its bin folder into PATH or its folder into CUDA_HOME",
     ),
@@ -84,7 +82,7 @@ SDKS: Mapping[Way, Sdk] = {
         "it is part of macOS; there: xcode-select --install",
     ),
     "hip": Sdk(
-        "ROCm", ("-DGGML_HIP=ON", _LINK_PATH), "hipconfig", (), ("ROCM_PATH",),
+        "ROCm", ("-DGGML_HIP=ON",), "hipconfig", (), ("ROCM_PATH",),
         "install it from AMD, and put its bin folder into PATH or its folder into ROCM_PATH",
     ),
 }  # fmt: skip
@@ -384,7 +382,8 @@ def unpack(file: Path, folder: Path) -> Path:
     return source
 
 
-def _environment(way: Way) -> Mapping[str, str]:
+def build_environment(way: Way) -> Mapping[str, str]:
+    """Returns what the environment of a build has besides this one's."""
     flags = NO_AMX if way != "portable" and amx_is_broken(compiler()) else ""
     made = {name: f"{os.environ.get(name, '')} {flags}".strip() for name in ("CFLAGS", "CXXFLAGS")}
     if way in SDKS:
@@ -424,7 +423,7 @@ def compile_all(source: Path, folder: Path, way: Way) -> None:
     for variant in variants(way):
         if variant.name != "native":
             say(f"for {variant.name}")
-        libraries = compile_variant(source, variant, _environment(way))
+        libraries = compile_variant(source, variant, build_environment(way))
         for file in libraries.glob("libafterword-*"):
             own = variant.folder if "ggml-cpu" in file.name else ""
             if own or "llama" in variant.targets:

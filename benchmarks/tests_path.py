@@ -1,8 +1,9 @@
-"""Puts tests/ on the path: benchmarks import what they share with the tests (tests/support)."""
+"""Puts tests/ and scripts/ on the path, of which benchmarks import what they share with them."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path += [str(_ROOT / folder) for folder in ("tests", "scripts")]

@@ -14,12 +14,18 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
 
   # Called when the targets exist: a name of our own, found beside the other libraries.
   function(afterword_name_backend)
+    set(TOOLKIT "")
+    if(TARGET ggml-cuda)
+      # CMake leaves out what nvcc searches by itself; the loader finds the toolkit's libraries there, wherever it is.
+      get_directory_property(TOOLKIT DIRECTORY "${AFTERWORD_LLAMA_CPP}/ggml/src/ggml-cuda"
+        DEFINITION CUDAToolkit_LIBRARY_DIR)
+    endif()
     foreach(TARGET ggml-vulkan ggml-cuda ggml-metal ggml-hip)
       if(TARGET ${TARGET})
         set_property(TARGET ${TARGET} PROPERTY VERSION)
         set_property(TARGET ${TARGET} PROPERTY SOVERSION)
         set_target_properties(${TARGET} PROPERTIES PREFIX "${CMAKE_SHARED_LIBRARY_PREFIX}afterword-"
-          INSTALL_RPATH "${AFTERWORD_ORIGIN}" BUILD_WITH_INSTALL_RPATH ON)
+          INSTALL_RPATH "${AFTERWORD_ORIGIN};${TOOLKIT}" BUILD_WITH_INSTALL_RPATH ON)
       endif()
     endforeach()
   endfunction()

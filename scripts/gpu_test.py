@@ -47,6 +47,16 @@ def described(made: Mapping[str, str]) -> str:
     return done.stdout.strip()
 
 
+def prepared(folder: Path) -> tuple[Mapping[str, str], str]:
+    """Returns the environment for these libraries, and the descriptions of its devices."""
+    made = dict(environment(folder))
+    about = described(made)
+    if "llvmpipe" in about:
+        # The driver of Mesa 22.3 crashes in operations that are fused.
+        made.setdefault("GGML_VK_DISABLE_FUSION", "1")
+    return made, about
+
+
 def main() -> None:
     """Run the tests; exit with their status, or with the reason why they cannot run."""
     wanted = os.environ.get("GPU") or "vulkan"
@@ -54,15 +64,11 @@ def main() -> None:
     if way is None:
         sys.exit(f"test-gpu: GPU={wanted} is no kind of GPU; there are {', '.join(SDKS)}")
     try:
-        made = dict(environment(libraries(way)))
+        made, about = prepared(libraries(way))
     except (install.InstallError, BuildError) as error:
         sys.exit(f"test-gpu: {error}")
-    about = described(made)
     if not about:
         sys.exit("test-gpu: no GPU found; on Debian and Ubuntu: apt install mesa-vulkan-drivers")
-    if "llvmpipe" in about:
-        # The driver of Mesa 22.3 crashes in operations that are fused.
-        made.setdefault("GGML_VK_DISABLE_FUSION", "1")
     say(f"testing on {about}")
     tests = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "gpu"), *sys.argv[1:]]
     sys.exit(subprocess.run(tests, env=made, cwd=ROOT, check=False).returncode)

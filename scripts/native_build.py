@@ -53,33 +53,37 @@ CMAKE_FLAGS = (
 class Sdk(NamedTuple):
     """What llama.cpp needs to be compiled for a kind of GPU.
 
-    ``flags`` replace those of the same name in ``CMAKE_FLAGS``. ``advice`` says how to get it.
+    ``flags`` replace those of the same name in ``CMAKE_FLAGS``. ``homes`` are the variables that
+    may name its folder. ``advice`` says how to get it.
     """
 
     name: str
     flags: Sequence[str]
     program: str
     headers: Sequence[str]
+    homes: Sequence[str]
     advice: str
 
 
 SDKS: Mapping[Way, Sdk] = {
     "vulkan": Sdk(
         "the Vulkan SDK", ("-DGGML_VULKAN=ON",), "glslc",
-        ("vulkan/vulkan.hpp", "spirv/unified1/spirv.hpp"),
+        ("vulkan/vulkan.hpp", "spirv/unified1/spirv.hpp"), ("VULKAN_SDK",),
         "on Debian and Ubuntu: apt install glslc libvulkan-dev spirv-headers",
     ),
     "cuda": Sdk(
-        "the CUDA toolkit", ("-DGGML_CUDA=ON",), "nvcc", (),
-        "install it from NVIDIA, and put its bin folder into PATH",
+        # Without virtual memory, the library opens on a machine that has no driver, too.
+        "the CUDA toolkit", ("-DGGML_CUDA=ON", "-DGGML_CUDA_NO_VMM=ON"), "nvcc", (),
+        ("CUDA_HOME", "CUDA_PATH"),
+        "install it from NVIDIA, and put its bin folder into PATH or its folder into CUDA_HOME",
     ),
     "metal": Sdk(
-        "Metal", ("-DGGML_METAL=ON",), "xcrun", (),
+        "Metal", ("-DGGML_METAL=ON",), "xcrun", (), (),
         "it is part of macOS; there: xcode-select --install",
     ),
     "hip": Sdk(
-        "ROCm", ("-DGGML_HIP=ON",), "hipconfig", (),
-        "install it from AMD, and put its bin folder into PATH",
+        "ROCm", ("-DGGML_HIP=ON",), "hipconfig", (), ("ROCM_PATH",),
+        "install it from AMD, and put its bin folder into PATH or its folder into ROCM_PATH",
     ),
 }  # fmt: skip
 _INSTRUCTIONS = ("SSE42", "AVX", "AVX2", "BMI2", "F16C", "FMA", "AVX512")
@@ -193,13 +197,31 @@ def _misses_headers(headers: Sequence[str]) -> bool:
     return done.returncode != 0
 
 
+def sdk_path(way: Way) -> str:
+    """Returns PATH, behind the folders of an SDK that variables name."""
+    homes = [home for name in SDKS[way].homes if (home := os.environ.get(name))]
+    folders = [f"{home}/bin" for home in homes]
+    if way == "cuda" and (nvcc := shutil.which(os.environ.get("CUDACXX", ""))):
+        folders.insert(0, str(Path(nvcc).parent))
+    return os.pathsep.join([*folders, os.environ.get("PATH", "")])
+
+
+def _told_by_sdk(way: Way, *flags: str) -> str:
+    """Returns what the program of an SDK says; empty if it is not there."""
+    program = shutil.which(SDKS[way].program, path=sdk_path(way))
+    if program is None:
+        return ""
+    done = subprocess.run([program, *flags], check=False, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def check_sdk(way: Way) -> None:
     """Raises ``BuildError`` in one line if the SDK of a GPU is missing; others need none."""
     sdk = SDKS.get(way)
     if sdk is None:
         return
     missing = None
-    if shutil.which(sdk.program) is None:
+    if shutil.which(sdk.program, path=sdk_path(way)) is None:
         missing = f"no {sdk.program}"
     elif sdk.headers and _misses_headers(sdk.headers):
         missing = f"no {' or no '.join(sdk.headers)}"
@@ -305,6 +327,9 @@ def build_digest(way: Way) -> str:
         [compiler(), "--version"], check=False, capture_output=True, text=True
     ).stdout.partition("\n")[0]
     surroundings = [os.environ.get(name, "") for name in ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS")]
+    if way in {"cuda", "hip"}:
+        # Its libraries have names with its version.
+        surroundings.append(_told_by_sdk(way, "--version"))
     files = [*compiled_files(), *(gpu_files() if way in SDKS else ())]
     return _digest(
         *_flags_text(way), *(file.read_text() for file in files), about,
@@ -357,17 +382,17 @@ def unpack(file: Path, folder: Path) -> Path:
     return source
 
 
-def _told_by_rocm(flag: str) -> str:
-    program = shutil.which(SDKS["hip"].program) or SDKS["hip"].program
-    done = subprocess.run([program, flag], check=False, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def _environment(way: Way) -> Mapping[str, str]:
+def build_environment(way: Way) -> Mapping[str, str]:
+    """Returns what the environment of a build has besides this one's."""
     flags = NO_AMX if way != "portable" and amx_is_broken(compiler()) else ""
     made = {name: f"{os.environ.get(name, '')} {flags}".strip() for name in ("CFLAGS", "CXXFLAGS")}
+    if way in SDKS:
+        made["PATH"] = sdk_path(way)
     if way == "hip":
-        made |= {"HIPCXX": f"{_told_by_rocm('-l')}/clang", "HIP_PATH": _told_by_rocm("-R")}
+        home = _told_by_sdk(way, "-R")
+        made |= {
+            "HIPCXX": f"{_told_by_sdk(way, '-l')}/clang", "HIP_PATH": home, "ROCM_PATH": home,
+        }  # fmt: skip
     return made
 
 
@@ -398,7 +423,7 @@ def compile_all(source: Path, folder: Path, way: Way) -> None:
     for variant in variants(way):
         if variant.name != "native":
             say(f"for {variant.name}")
-        libraries = compile_variant(source, variant, _environment(way))
+        libraries = compile_variant(source, variant, build_environment(way))
         for file in libraries.glob("libafterword-*"):
             own = variant.folder if "ggml-cpu" in file.name else ""
             if own or "llama" in variant.targets:
@@ -448,7 +473,7 @@ def compiled(way: Way) -> Path:
 def show_build(command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
     """Run a build and show its progress; its last lines are in the error if it fails."""
     last: deque[str] = deque(maxlen=LOG_LINES)
-    shown = -1
+    shown, steps = -1, 0
     with subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, errors="replace",
@@ -456,8 +481,10 @@ def show_build(command: Sequence[str | Path], environment: Mapping[str, str]) ->
         for line in process.stdout or ():
             last.append(line.rstrip())
             found = STEP.search(line)
-            if found:
-                shown = show_step(int(found[1]), int(found[2]), shown)
+            # A build inside this one has fewer steps.
+            if found and int(found[2]) >= steps:
+                steps = int(found[2])
+                shown = show_step(int(found[1]), steps, shown)
     if shown >= 0 and sys.stdout.isatty():
         print()
     if process.returncode:

@@ -27,8 +27,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "c++").symlink_to(shutil.which("c++") or "/usr/bin/c++")
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.delenv("VULKAN_SDK", raising=False)
+    for name in ("CXX", "CUDACXX", *(home for sdk in SDKS.values() for home in sdk.homes)):
+        monkeypatch.delenv(name, raising=False)
     return folder
 
 
@@ -92,14 +92,64 @@ def test_other_builds_need_no_sdk(programs: Path) -> None:
     native_build.check_sdk("portable")
 
 
+def make_program(file: Path, script: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return file
+
+
 def test_hip_is_compiled_with_the_compiler_of_rocm(programs: Path) -> None:
-    tool = programs / "hipconfig"
-    tool.write_text('#!/bin/sh\n[ "$1" = -l ] && echo /rocm/llvm/bin || echo /rocm\n')
-    tool.chmod(0o755)
+    make_program(
+        programs / "hipconfig", '[ "$1" = -l ] && echo /rocm/llvm/bin || echo /rocm'
+    )  # fmt: skip
     native_build.check_sdk("hip")
-    made = native_build._environment("hip")
-    assert (made["HIPCXX"], made["HIP_PATH"]) == ("/rocm/llvm/bin/clang", "/rocm")
-    assert "HIPCXX" not in native_build._environment("native")
+    made = native_build.build_environment("hip")
+    assert made["HIPCXX"] == "/rocm/llvm/bin/clang"
+    assert made["HIP_PATH"] == made["ROCM_PATH"] == "/rocm"
+    assert "HIPCXX" not in native_build.build_environment("native")
+
+
+@pytest.mark.parametrize("name", ["CUDACXX", "CUDA_HOME", "CUDA_PATH"])
+def test_a_variable_names_the_cuda_toolkit(
+    name: str, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CMake finds it in PATH, before another one that is there."""
+    nvcc = make_program(tmp_path / "toolkit" / "bin" / "nvcc", "echo 13.0")
+    monkeypatch.setenv(name, str(nvcc if name == "CUDACXX" else nvcc.parents[1]))
+    make_program(programs / "nvcc", "echo 12.0")
+    native_build.check_sdk("cuda")
+    path = native_build.build_environment("cuda")["PATH"]
+    assert path == f"{nvcc.parent}:{programs}"
+    assert shutil.which("nvcc", path=path) == str(nvcc)
+    assert "PATH" not in native_build.build_environment("native")
+
+
+@pytest.mark.parametrize(("way", "program"), [("cuda", "nvcc"), ("hip", "hipconfig")])
+def test_another_version_of_an_sdk_is_another_build(way: Way, program: str, programs: Path) -> None:
+    digests = []
+    for version in ("12.9", "13.0"):
+        make_program(programs / program, f"echo {version}")
+        digests.append((native_build.build_digest(way), native_build.build_digest("native")))
+    (first, native), (second, same) = digests
+    assert first != second
+    assert native == same
+
+
+def test_the_steps_of_a_build_inside_a_build_are_not_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The shaders of Vulkan are such a build: its last step is not the last one."""
+    lines = ["[1/20] a", "[1/2] inner", "[2/2] inner", "[10/20] b", "[20/20] c"]
+    native_build.show_build(["printf", "%s\\n", *lines], {})
+    assert capsys.readouterr().out.split("\n") == [
+        f"    compiled {done} of 20" for done in (1, 10, 20)
+    ] + [""]
+
+
+def test_a_library_for_cuda_opens_without_a_driver() -> None:
+    """Virtual memory alone needs the library of the driver when it is opened."""
+    assert "-DGGML_CUDA_NO_VMM=ON" in SDKS["cuda"].flags
 
 
 def test_a_kind_of_gpu_is_kept_until_another_is_named(

@@ -69,3 +69,15 @@ async def test_seeds_give_the_same_again(client: Client) -> None:
     assert first["choices"] == second["choices"]
     other = await client.complete(**{**asked, "seed": 6})
     assert other["choices"] != first["choices"]
+
+
+async def test_one_sequence_at_a_time_depends_on_no_other(path: Path) -> None:
+    """``--max-sequences 1`` is what there is for answers that a batch may not change."""
+    options = EngineOptions(ctx=256, slots=1, threads=1)
+    engine = open_engine(path, digest="0" * 64, name="m", options=options)
+    client = make_client({"toy": engine})
+    asked = [{"prompt": [270 + i, 280, 290], "max_tokens": 8, "seed": i} for i in range(4)]
+    alone = [(await client.complete(**each))["choices"] for each in asked]
+    together = await asyncio.gather(*(client.complete(**each) for each in asked))
+    await engine.aclose()
+    assert [answer["choices"] for answer in together] == alone

@@ -1,0 +1,221 @@
+"""Compiles for a GPU, and measures ratios to llama.cpp's programs on the same card and build.
+
+``make install``, then ``.venv/bin/python benchmarks/gpu.py --gpu cuda --data FOLDER``: under ten
+minutes on 16 cores. Before that, ``--small`` shows on any machine that all of it runs: GPU=vulkan
+and lavapipe. The folder of data has ``hellaswag.jsonl``. ``--work`` keeps what was compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import tests_path  # noqa: F401 - where support and the scripts are
+import workloads
+from afterword.core.machine import usable_cores
+from gpu_test import prepared
+from native_build import (
+    NATIVE,
+    SDKS,
+    BuildError,
+    Way,
+    build_environment,
+    check_programs,
+    compile_all,
+    compile_variant,
+    fetch,
+    unpack,
+    variants,
+)
+from run import line, rate
+from servers import Servers
+from support.embedded import embedded_file
+from support.load import stream_all
+from support.processes import free_port, running
+
+Measure: TypeAlias = Callable[[int, int], float]
+"""By a port and a seed."""
+PROGRAMS = ("llama-server", "llama-perplexity")
+ALL_LAYERS = "999"
+START_S = 600
+"""A device in software compiles what it computes during the start."""
+
+
+class Sizes(NamedTuple):
+    """How much is measured. ``few`` items are scored first, so that a start does not count."""
+
+    streams: int
+    tokens: int
+    words: int
+    items: int
+    few: int
+    rounds: int
+
+
+LARGE = Sizes(streams=32, tokens=64, words=1900, items=200, few=20, rounds=3)
+SMALL = Sizes(streams=2, tokens=3, words=30, items=2, few=1, rounds=1)
+
+
+def compile_both(way: Way, work: Path, source: Path | None) -> None:
+    """Compile llama.cpp's programs into ``work/peers``, and then this project into ``work/ours``.
+
+    In one folder, so that what is compiled for the GPU is compiled once, and the same. Raises
+    ``BuildError``.
+    """
+    if (work / "ours" / "lib").is_dir():
+        return
+    check_programs(way)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    tree = unpack(source or fetch(work), work / "source")
+    vendor = tree / "vendor" / "llama.cpp"
+    for patch in sorted((NATIVE / "gpu").glob("*.patch")):
+        subprocess.run(["patch", "-s", "-p1", "-i", patch], cwd=vendor, check=True)  # noqa: S607
+    (vendor / "afterword-gpu-patches").touch()
+    (made,) = variants(way)
+    environment = build_environment(way)
+    flags = [flag for flag in made.flags if "PROJECT_INCLUDE" not in flag]
+    flags += [f"-DLLAMA_BUILD_{part}=ON" for part in ("TOOLS", "SERVER")]
+    flags += ["-DLLAMA_USE_PREBUILT_UI=OFF", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
+    if nvcc := shutil.which("nvcc", path=environment["PATH"]):
+        flags.append(f"-DCMAKE_BUILD_RPATH={Path(nvcc).resolve().parents[1] / 'lib64'}")
+    peer = made._replace(flags=flags, targets=PROGRAMS)
+    binaries = compile_variant(tree, peer, environment)
+    shutil.copytree(binaries, work / "peers", symlinks=True)
+    compile_all(tree, work / "ours", way)
+
+
+class GpuBench(Servers):
+    """The rows of the table. All layers of both servers are on the card."""
+
+    def __init__(self, args: argparse.Namespace, sizes: Sizes) -> None:
+        super().__init__(args)
+        self.sizes = sizes
+
+    @contextmanager
+    def both(self, slots: int, ctx: int) -> Iterator[Sequence[int]]:
+        """Run both servers; yields their ports."""
+        ours, peer = free_port(), free_port()
+        command = [*self.our_command(ours, slots=slots, ctx=ctx), "--gpu-layers", ALL_LAYERS]
+        flags = ("-ngl", ALL_LAYERS)
+        with (
+            running(command, ours, wait_s=START_S),
+            running(
+                self.llama_command(peer, slots=slots, ctx=ctx, flags=flags), peer, wait_s=START_S
+            ),
+        ):
+            yield ours, peer
+
+    def stream(self) -> None:
+        """One sampled stream, without the time to its first token."""
+        with self.both(slots=4, ctx=1024) as ports:
+            self._row("one stream, ms a token | llama-server", ports, self._ms_a_token)
+
+    def _ms_a_token(self, port: int, seed: int) -> float:
+        tokens = 2 * self.sizes.tokens
+        return 1e3 / rate(
+            stream_all(port, [workloads.sampled(seed, prompt_words=60, tokens=tokens)])
+        )
+
+    def streams(self) -> None:
+        """Many sampled streams until the last has ended."""
+        streams = self.sizes.streams
+        with self.both(slots=streams, ctx=256) as ports:
+            self._row(f"{streams} streams, s | llama-server", ports, self._streams_s)
+
+    def _streams_s(self, port: int, seed: int) -> float:
+        return workloads.many_streams_s(
+            port, self.sizes.streams, prompt_words=60, tokens=self.sizes.tokens,
+            seed=1000 * (seed + 1),
+        )  # fmt: skip
+
+    def prompt(self) -> None:
+        """Time to the first token behind a new prompt."""
+        words = self.sizes.words
+        with self.both(slots=2, ctx=4096) as ports:
+            self._row(f"prefill of {words} words, s | llama-server", ports, self._prefill_s)
+
+    def _prefill_s(self, port: int, seed: int) -> float:
+        return workloads.first_token_s(port, workloads.text(self.sizes.words, 20 + seed))
+
+    def scoring(self) -> None:
+        """HellaSwag scored by this server, and by llama-perplexity, because llama-server cannot."""
+        items = workloads.read_items(self.args.data / "hellaswag.jsonl", self.sizes.items)
+        port = free_port()
+        command = [*self.our_command(port, slots=16, ctx=512), "--gpu-layers", ALL_LAYERS]
+        took = []
+        with running(command, port, wait_s=START_S):
+            grouped = workloads.scoring_prompts(port, items)
+            for few in (self.sizes.few, len(items)):
+                prompts = [prompt for item in grouped[:few] for prompt in item]
+                took.append(workloads.score(port, prompts).took_s)
+        file = self.args.work / "hellaswag.txt"
+        rows = [
+            [item["context"].replace("\n", " "), str(item["label"]),
+             *(choice.strip() for choice in item["choices"])] for item in items
+        ]  # fmt: skip
+        file.write_text("\n".join(line for row in rows for line in row) + "\n", "utf-8")
+        few_s, all_s = (self._perplexity_s(file, n) for n in (self.sizes.few, len(items)))
+        ours, peer = len(items) / took[-1], (len(items) - self.sizes.few) / (all_s - few_s)
+        line("HellaSwag, items/s | llama-perplexity", f"{ours:.1f}", f"{peer:.1f}", ours / peer, "")
+
+    def _perplexity_s(self, file: Path, items: int) -> float:
+        command = [
+            str(self.args.peers / "llama-perplexity"), "-m", str(self.model), "-f", str(file),
+            "--hellaswag", "--hellaswag-tasks", str(items), "-ngl", ALL_LAYERS,
+            "-t", str(self.args.threads),
+        ]  # fmt: skip
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    def _row(self, name: str, ports: Sequence[int], measure: Measure) -> None:
+        """Print the medians of rounds that take turns. One before them is not counted."""
+        pairs = [[measure(port, seed) for port in ports] for seed in range(self.sizes.rounds + 1)]
+        ours, peer = map(statistics.median, zip(*pairs[1:], strict=True))
+        line(name, f"{ours:.2f}", f"{peer:.2f}", peer / ours, "")
+
+
+def main() -> None:
+    """Compile unless that was done, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gpu", choices=list(SDKS), default="cuda")
+    parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/afterword-gpu"))  # noqa: S108
+    parser.add_argument("--source", type=Path, help="the source package, without an index")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--kv", choices=("exact", "fast"), default="fast")
+    parser.add_argument("--small", action="store_true", help="for a device in software")
+    args = parser.parse_args()
+    started = time.perf_counter()
+    try:
+        compile_both(args.gpu, args.work, args.source)
+    except BuildError as error:
+        sys.exit(f"gpu: {error}")
+    compiled_s = time.perf_counter() - started
+    args.peers = args.work / "peers"
+    args.model = args.model or embedded_file()
+    made, about = prepared(args.work / "ours" / "lib")
+    if not about:
+        sys.exit("gpu: no GPU found")
+    os.environ.update(made)
+    bench = GpuBench(args, SMALL if args.small else LARGE)
+    print(f"{about}, {args.model.name}, --kv {args.kv}; compiled in {compiled_s:.0f} s")
+    print(f"{'':<44} {'afterword':>14} {'peer':>14} {'ratio':>7}", flush=True)
+    for row in (bench.stream, bench.streams, bench.prompt, bench.scoring):
+        row()
+    print(f"{time.perf_counter() - started:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

@@ -87,9 +87,8 @@ class Bare:
 
 def first_part(text: str, item: Item) -> str:
     """Returns the first line, or sentence, that is not empty."""
-    if "test" not in item:
-        return SENTENCE.split(text.split("\n", maxsplit=1)[0])[0]
-    return next((line for line in text.split("\n") if line.strip()), "")
+    line = next((line for line in text.split("\n") if line.strip()), "")
+    return line if "test" in item else SENTENCE.split(line)[0]
 
 
 async def fill(model: Model, way: str, item: Item) -> str:

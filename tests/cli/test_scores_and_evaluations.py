@@ -32,7 +32,7 @@ def llm(url: str) -> Iterator[LLM]:
         yield opened
 
 
-def run(*arguments: str | Path, text: str | None = None, tty: bool = False) -> Result:
+def run(*arguments: str | Path, text: str | bytes | None = None, tty: bool = False) -> Result:
     environment = {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "COLUMNS": "200"} if tty else {}
     done = CliRunner().invoke(cli, [str(each) for each in arguments], input=text, env=environment)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
@@ -81,6 +81,31 @@ def test_score_reads_files_and_standard_input(url: str, llm: LLM, tmp_path: Path
     assert run("score", "--url", url, "--json", text="a b").stdout == (
         run("score", "-", "--url", url, "--json", text="a b").stdout
     )
+
+
+def test_texts_are_read_to_the_byte(url: str, tmp_path: Path) -> None:
+    """A byte order mark is no text; the ends of lines are."""
+    file = tmp_path / "a.txt"
+    file.write_bytes("\ufeffa\r\nb\n".encode())
+    for given, text in (("--file", None), ("-", file.read_bytes().decode())):
+        arguments = (given, file) if text is None else (given,)
+        done = run("score", *arguments, "--url", url, "--json", text=text)
+        row = json.loads(done.stdout)
+        assert [token["token"] for token in row["tokens"]] == ["a", "\r", "\n", "b", "\n"]
+        assert row["bytes"] == 5
+
+
+@pytest.mark.parametrize("command", ["score", "complete"])
+def test_input_that_is_no_text_is_named(url: str, command: str) -> None:
+    with pytest.raises(ConfigError, match="standard input: is not text in UTF-8"):
+        run(command, "-", "--url", url, text=b"a\xff")
+
+
+def test_an_empty_text(url: str) -> None:
+    row = json.loads(run("score", "", "--url", url, "--json").stdout)
+    assert (row["tokens"], row["total_logprob"], row["bits_per_byte"]) == ([], 0.0, 0.0)
+    totals = run("score", "", "--url", url).stdout.splitlines()[-1].split()
+    assert (totals[1], totals[-1]) == ("0", "0")
 
 
 def test_score_as_csv_is_read_back(url: str, llm: LLM) -> None:
@@ -161,5 +186,7 @@ def test_eval_goes_on_and_reports(url: str, tmp_path: Path) -> None:
     assert "<svg" in page.read_text()
     state = (tmp_path / "task.toy.fp_0000000000.state.jsonl").read_text().splitlines()
     assert len(state) == 10
-    with pytest.raises(ConfigError, match="two models have the same name"):
+    with pytest.raises(ConfigError, match="two models have the name toy"):
         run(*common, "--model", "toy", "--model", "toy")
+    with pytest.raises(ConfigError, match="its folder is not there"):
+        run("eval", task, "--report", tmp_path / "none" / "report.html")

@@ -22,6 +22,7 @@ from afterword.completion.joints import (
     promising,
     trial,
 )
+from afterword.completion.lengths import SHARE, LengthCosts
 from afterword.completion.openings import openings
 from afterword.completion.prompt_text import VocabView
 from afterword.completion.search import best_of
@@ -127,16 +128,48 @@ def test_a_trial_is_prompt_middle_and_suffix_as_one_text(
     assert made.suffix_tokens == len(made.ids) - made.split
     values = array("d", [-1.0] * (len(made.ids) - 1))
     scored = ScoredPrompt(values, array("i"), array("d"))
-    assert made.score(scored) == -(len(made.ids) - made.start)
+    assert made.score(scored, LengthCosts(())) == -(len(made.ids) - made.start)
+    costs = LengthCosts([[-1.0 / SHARE] * 99])
+    behind = len(made.ids) - made.start - made.tokens
+    assert made.score(scored, costs) == pytest.approx(-behind)
 
 
 @given(st.lists(st.tuples(TEXT, st.floats(-50, 0)), max_size=8), st.integers(1, 5))
 def test_the_most_promising_of_each_text(listed: list[tuple[str, float]], most: int) -> None:
-    found = promising([Joint(text, promise) for text, promise in listed], most)
+    found = promising(
+        [Joint(text, promise) for text, promise in listed], most, LengthCosts(()), "part"
+    )
     best = {text: max(p for t, p in listed if t == text) for text, _ in listed}
     visible = {text: p for text, p in best.items() if text.strip()} or best
     assert [joint.promise for joint in found] == sorted(visible.values(), reverse=True)[:most]
     assert len({joint.text for joint in found}) == len(found)
+
+
+def test_where_sentences_are_missing_middles_are_whole_ones() -> None:
+    found = [Joint(" In", -1.0), Joint(" He sat.", -9.0), Joint(" .", -2.0), Joint(" Who?", -8.0)]
+    ordered = promising(found, 9, LengthCosts(()), "sentences")
+    assert [joint.text for joint in ordered] == [" Who?", " He sat."]
+    assert promising(found[:1], 9, LengthCosts(()), "sentences") == found[:1]
+    assert promising(found, 1, LengthCosts(()), "part") == found[:1]
+
+
+def test_a_long_middle_is_compared_with_the_likeliest_of_its_length() -> None:
+    costs = LengthCosts([[-4.0, -4.0], [-2.0, -8.0, -2.0], []])
+    assert [costs.of(n) for n in range(5)] == pytest.approx(
+        [0.0, -2.0 * SHARE, -8.0 * SHARE, -12.0 * SHARE, -16.0 * SHARE]
+    )
+    short, long = Joint("a", -3.0, 1), Joint("abc", -10.0, 3)
+    assert promising([short, long], 1, LengthCosts(()), "part") == [short]
+    assert promising([short, long], 1, costs, "part") == [long]
+
+
+def test_a_middle_does_not_repeat_the_suffix() -> None:
+    suffix = " the theatre of the sea"
+    ids = TOKENIZER.encode(f"ab{suffix} and")
+    found = joints(drawn(ids), seam("x", suffix), VOCAB, Presentation(), len(ids))
+    texts = {joint.text for joint in found}
+    assert {"ab", "ab the"} <= texts
+    assert not any("the theatre of t" in text for text in texts)
 
 
 def test_the_best_come_first_and_repeat_if_there_are_too_few() -> None:

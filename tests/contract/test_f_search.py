@@ -94,8 +94,18 @@ async def test_F3_n_middles_differ_and_the_best_comes_first(client: Client) -> N
     texts = [choice["text"] for choice in three["choices"]]
     assert texts[0] == one["choices"][0]["text"]
     assert len(set(texts)) == 3
+    # Between lines the best middle is the one that makes the whole likeliest.
     totals = [await total(client, BODY["prompt"] + text + BODY["suffix"]) for text in texts]
     assert totals == sorted(totals, reverse=True)
+
+
+@HERE
+async def test_F3_between_sentences_stand_whole_sentences(client: Client) -> None:
+    body = {**BODY, "prompt": "Once upon a time.", "suffix": " The end is here", "max_tokens": 24}
+    # The toy model draws few sentences by itself.
+    body |= {"logit_bias": {TOKENIZER.encode("!")[0]: 4, TOKENIZER.encode("b")[0]: 4}}
+    for choice in (await client.complete(**body, n=3))["choices"]:
+        assert choice["text"].rstrip().endswith((".", "!", "?"))
 
 
 @HERE

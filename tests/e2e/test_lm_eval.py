@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from afterword import LLM
 from e2e.environments import environment
 from e2e.process import MODEL, Server, serving
 from support.reference import Reference
@@ -164,6 +167,66 @@ def test_local_completions(
 def until(text: str) -> str:
     """Returns the text before the task's first stop string."""
     return min((text.partition(stop)[0] for stop in ("\n", ".")), key=len)
+
+
+REGEXES = {
+    "whole": None, "word": "[A-Za-z]+", "group": "^(.*?)[,;]", "groups": r"(\d+)|( [a-z]+ )"
+}  # fmt: skip
+"""Those of the task ``afterword_extract``, by the names of its filters."""
+
+
+def test_generation_is_measured_as_the_harness_measures_it(
+    lm_eval: Path, tasks: Path, server: Server
+) -> None:
+    """Texts, ``exact_match`` and ``regex_match`` of ``afterword eval``, item for item."""
+    prompts = [*PROMPTS, "One, two, three, four,", "Q: What is 7 plus 5?\nA:", "1 2 3 4 5"]
+    with LLM.connect(server.url, model=MODEL) as llm:
+        answers = llm.complete(prompts, max_tokens=12, temperature=0, stop=["\n", "."])
+    texts = [choice.text for choice in answers.choices]
+    # Whole texts, stripped ones and parts of them, so that each measure is met by some.
+    targets = [
+        [[text, "x"], ["x", text.strip()], re.findall(r"\w+", text)[:2] or ["x"]][i % 3]
+        for i, text in enumerate(texts)
+    ]
+    items = [{"prompt": p, "target": t} for p, t in zip(prompts, targets, strict=True)]
+    items += [{"prompt": p, "target": ["x", *re.findall(r"\w+", t)]}
+              for p, t in zip(prompts, texts, strict=True)]  # fmt: skip
+    (tasks / "extract.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    evaluate(
+        lm_eval, tasks, "local-completions", "afterword_extract",
+        model=MODEL, base_url=f"{server.url}/v1/completions", tokenizer_backend="remote",
+        num_concurrent=2,
+    )  # fmt: skip
+    (file,) = tasks.rglob("samples_afterword_extract_*.jsonl")
+    samples = [json.loads(line) for line in file.read_text().splitlines()]
+    met = []
+    for name, regex in REGEXES.items():
+        theirs = {row["doc_id"]: row for row in samples if row["filter"] == name}
+        more = {"until": ["\n", "."], "max_tokens": 12} | ({"regex": regex} if regex else {})
+        task = tasks / f"ours-{name}.jsonl"
+        task.write_text("".join(json.dumps(item | more) + "\n" for item in items))
+        ours = evaluated(task, server)
+        assert len(theirs) == len(ours) == len(items)
+        for index, outcome in enumerate(ours):
+            assert outcome["text"] == theirs[index]["resps"][0][0]
+            measure = "regex_match" if regex else "exact_match"
+            assert outcome["met"][measure] == theirs[index]["exact_match"], (name, outcome)
+            met.append((measure, outcome["met"][measure]))
+    assert set(met) == {(m, v) for m in ("exact_match", "regex_match") for v in (True, False)}
+
+
+def evaluated(task: Path, server: Server) -> list[dict[str, Any]]:
+    """Returns the outcomes that ``afterword eval`` writes down, in the order of the items."""
+    state = task.with_suffix("")
+    state.mkdir()
+    subprocess.run(
+        [sys.executable, "-m", "afterword", "eval", task, "--url", server.url, "--model", MODEL,
+         "--state", state],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (file,) = state.iterdir()
+    outcomes = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    return sorted(outcomes, key=lambda outcome: int(outcome["index"]))
 
 
 def test_gguf(lm_eval: Path, tasks: Path, limited: Server, reference: Reference) -> None:

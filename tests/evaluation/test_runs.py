@@ -94,6 +94,9 @@ def test_a_state_of_something_else(tmp_path: Path) -> None:
     other = RunHeader("task", "digest", "other", "fp_0000000000")
     with pytest.raises(ConfigError, match="its model is 'toy', not 'other'"):
         StateFile(path, other)
+    changed = RunHeader("task", "another digest", "toy", "fp_0000000000")
+    with pytest.raises(ConfigError, match="the file of its task has changed"):
+        StateFile(path, changed)
     path.write_text("# no state\n")
     with pytest.raises(ConfigError, match="is no state of an evaluation"):
         StateFile(path, HEADER)

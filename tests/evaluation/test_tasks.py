@@ -45,6 +45,8 @@ def test_items(tmp_path: Path) -> None:
         (['{"context": "a", "choices": ["b", ""], "label": 0}'], ":1: a choice is empty"),
         (['{"prompt": "a", "target": []}'], ":1: target is empty"),
         (['{"prompt": "a", "target": "b", "max_tokens": 0}'], "max_tokens 0 is less than 1"),
+        (['{"prompt": "a", "target": "b", "until": ["x", ""]}'], ":1: until has an empty string"),
+        (["", "", "{"], ":3: is no JSON object"),
         (['{"prompt": "a", "target": "b", "regex": "("}'], ":1: regex: missing"),
     ],
 )
@@ -53,6 +55,13 @@ def test_what_cannot_be_used_is_named(
 ) -> None:  # fmt: skip
     with pytest.raises(ConfigError, match=message):
         read_task(written(tmp_path, *lines))
+
+
+def test_a_file_of_another_system(tmp_path: Path) -> None:
+    """With a byte order mark and carriage returns."""
+    file = tmp_path / "task.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + f"{CHOICE}\r\n\r\n{CHOICE}\r\n".encode())
+    assert read_task(file).items == [ChoiceItem("a", [" b", " c"], 1)] * 2
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -68,6 +77,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ("it is b.", r"is (\w+)", [False, False, True]),
         ("b", r"\w", [True, True, True]),
         ("c", r"\d", [False, False, False]),
+        ("it is b .", r"is(.*)\.", [False, False, True]),
+        ("so c or b", r"(d)|c or (b)", [False, False, True]),
+        ("so c", r"(d)?(e)?", [False, False, False]),
+        ("c", r"(d)?", [False, False, False]),
+        ("x", r"[xy]", [True, True, True]),
     ],
 )
 def test_measures_of_generation(text: str, regex: str | None, met: list[bool]) -> None:

@@ -15,6 +15,7 @@ import afterword
 from afterword import LLM, InvalidRequest, TextCompletion
 from afterword.library import tints
 from afterword.library.segments import TextSpan, segments
+from afterword.library.token_names import visible
 
 PAGE = Path(afterword.__file__).parent / "playground" / "files"
 HOSTILE = "<script>alert(1)</script>\"'&\u202e\n"
@@ -59,6 +60,11 @@ def test_tints_are_the_pages() -> None:
 def test_steps(probability: float, step: int) -> None:
     logprob = math.log(probability) if probability else -9999.0
     assert tints.step_of(logprob) == step
+
+
+def test_names_of_tokens() -> None:
+    assert visible("bytes:\\xe2\\x80") == "bytes:\\xe2\\x80"
+    assert visible("a\n\\\x1b\u202e") == "a\\n\\\\\\x1b\\u202e"
 
 
 def test_segments() -> None:

@@ -10,6 +10,7 @@ import rich_click as click
 
 from afterword.cli.options import SettingsCommand
 from afterword.cli.served import model_flags, openers
+from afterword.cli.texts import standard_input
 from afterword.library.answers import TextChunk
 from afterword.library.llm import LLM
 
@@ -37,7 +38,7 @@ _FIELDS = ("max_tokens", "temperature", "top_p", "seed", "suffix", "echo", "logp
 def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """Complete PROMPT and print the answer as it streams. PROMPT "-" reads standard input."""
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = standard_input()
     stop = list(given.pop("stop"))
     fields: Any = {name: given.pop(name) for name in _FIELDS} | {"stop": stop}
     # One sequence runs; the operator may still say otherwise.

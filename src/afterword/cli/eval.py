@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,12 @@ def eval(task: Path, **given: Any) -> None:  # noqa: A001, ANN401 - the command'
         given.pop(name) for name in ("first", "at_once", "state", "report", "as_json")
     )
     items = read_task(task, first=first)
-    runs = [asyncio.run(_run(opener, items, folder, at_once=at_once)) for opener in openers(given)]
-    if len({run.model for run in runs}) < len(runs):
-        raise ConfigError("two models have the same name")
+    if page is not None and not page.parent.is_dir():
+        raise ConfigError(f"{page}: cannot be written: its folder is not there")
+    runs: list[ModelRun] = []
+    for opener in openers(given):
+        names = [run.model for run in runs]
+        runs.append(asyncio.run(_run(opener, items, folder, names, at_once=at_once)))
     summary = summarize(items.name, items.digest, runs)
     if as_json:
         click.echo(msgspec.json.encode(summary))
@@ -65,9 +68,14 @@ def eval(task: Path, **given: Any) -> None:  # noqa: A001, ANN401 - the command'
             raise ConfigError(f"{page}: cannot be written: {error.strerror}") from error
 
 
-async def _run(opener: Opener, task: Task, folder: Path, *, at_once: int) -> ModelRun:
+async def _run(
+    opener: Opener, task: Task, folder: Path, others: Collection[str], *, at_once: int
+) -> ModelRun:
+    """Returns the outcomes of a model. Raises ``ConfigError`` if its name is one of ``others``."""
     async with AsyncLLM.opened_by(opener) as llm:
         facts = await llm.facts()
+        if facts.name in others:
+            raise ConfigError(f"two models have the name {facts.name}")
         header = RunHeader(task.name, task.digest, facts.name, facts.fingerprint)
         with StateFile(folder / _file_name(header), header) as state:
             done = sum(index in state.outcomes for index in range(len(task.items)))

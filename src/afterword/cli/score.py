@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,8 +17,8 @@ from rich.table import Table
 from afterword.cli.options import SettingsCommand
 from afterword.cli.served import model_flags, openers
 from afterword.cli.terminal import Terminal, plain, print_table
+from afterword.cli.texts import file_text, standard_input
 from afterword.cli.tinted import table_of_tokens, tinted_text
-from afterword.core.errors import ConfigError
 from afterword.library.answers import TextScore
 from afterword.library.llm import LLM
 
@@ -81,16 +80,11 @@ def _texts(texts: Sequence[str], files: Sequence[str]) -> Iterator[tuple[str, st
         texts = (_STDIN,)
     for number, text in enumerate(texts, 1):
         if text == _STDIN:
-            yield "standard input", sys.stdin.read()
+            yield "standard input", standard_input()
         else:
             yield f"text {number}", text
     for file in files:
-        try:
-            yield file, Path(file).read_text("utf-8")
-        except OSError as error:
-            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{file}: is not text in UTF-8") from error
+        yield file, file_text(file)
 
 
 def _scored(
@@ -173,7 +167,7 @@ def _summary(at: int, found: Sequence[ModelScores]) -> Table:
     table.add_column("WINDOWS")
     for model in found:
         score = model.scores[at]
-        windows = "1"
+        windows = str(score.windows)
         if score.windows > 1:
             windows = (
                 f"{score.windows} of {score.window_tokens} tokens, {score.stride_tokens} apart, "

@@ -11,6 +11,7 @@ from rich.text import Text
 from afterword.library.html import percentage
 from afterword.library.segments import segments
 from afterword.library.tints import INK, tint_of
+from afterword.library.token_names import visible
 
 _KEPT = "\n\t"
 
@@ -33,7 +34,7 @@ def style_of(logprob: float | None) -> Style:
 
 def token_text(token: str, logprob: float | None = None) -> Text:
     """Returns a token as a table shows it: in quotes, with escapes for what cannot be seen."""
-    return Text(repr(token)[1:-1].replace(" ", "\N{OPEN BOX}"), style_of(logprob))
+    return Text(visible(token).replace(" ", "\N{OPEN BOX}"), style_of(logprob))
 
 
 def value_text(logprob: float | None) -> Text:

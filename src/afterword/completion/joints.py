@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import msgspec
 
 from afterword.completion.choice import Presentation
-from afterword.completion.prompt_text import VocabView
+from afterword.completion.lengths import LengthCosts
+from afterword.completion.openings import SEEN_TOKENS
+from afterword.completion.prompt_text import VocabView, text_of_ids
 from afterword.completion.text import Detokenizer, StopMatcher
 from afterword.completion.tokens import encode
+from afterword.completion.units import Unit, ends_sentence, missing_unit
 from afterword.core.job import NO_TOKEN, Sampled, ScoredPrompt
 from afterword.core.protocols import Tokenizer
 
@@ -23,6 +26,8 @@ SUFFIX_TOKENS = 24
 """The most tokens of a suffix that say how well a middle joins it."""
 _TAIL_TOKENS = 8
 """The most tokens at a prompt's end that are tokenised anew together with the text after them."""
+_KNOWN_BY = 16
+"""How many characters of a suffix in a middle say that the middle repeats the suffix."""
 _NEVER = -math.inf
 
 
@@ -32,24 +37,28 @@ class Seam(msgspec.Struct, frozen=True):
     ``head`` are the prompt's first ids, and ``tail`` is the text of its last few: ``tail``, a
     middle and ``suffix`` are tokenised as one text, so a token can reach over a joint. ``suffix``
     is the part of the suffix that is scored, and ``starts`` are the tokens that can begin it.
+    ``tail_tokens`` is how many tokens the tail has by itself, and ``unit`` says what is missing.
     """
 
     head: tuple[int, ...]
     tail: str
+    tail_tokens: int
     suffix: str
     starts: tuple[int, ...]
+    unit: Unit
 
 
 class Joint(msgspec.Struct, frozen=True):
     """A middle: the ``text`` of a candidate up to a place where it could end.
 
     ``promise`` says how good it looks before the whole suffix is scored: the log-probabilities of
-    the tokens that were drawn and of the suffix's first token. ``at_limit``: the place is the
-    candidate's last one, because no more tokens were allowed.
+    the ``tokens`` tokens that were drawn and of the suffix's first one. ``at_limit``: the place is
+    the candidate's last one, because no more tokens were allowed.
     """
 
     text: str
     promise: float
+    tokens: int = 0
     at_limit: bool = False
 
 
@@ -80,6 +89,11 @@ class Candidate:
     def logprob(self, position: int) -> float:
         """Returns the log-probability of the token at a position."""
         return self._logprobs[position]
+
+    def logprobs_before(self, ends: Collection[int]) -> Sequence[float]:
+        """Returns the log-probabilities of the tokens before the first one that is in ``ends``."""
+        end = next((at for at, token in enumerate(self.tokens) if token in ends), len(self.tokens))
+        return self._logprobs[:end]
 
     def logprob_of(self, position: int, ids: frozenset[int]) -> float:
         """Returns the log-probability that one of ``ids`` stands at a position."""
@@ -114,7 +128,9 @@ def make_seam(
             cut, tail = start, text
     scored = suffix_ids[:SUFFIX_TOKENS]
     suffix = b"".join(vocab.pieces[token] for token in scored).decode(errors="ignore")
-    return Seam(tuple(prompt_ids[:cut]), tail, suffix, _starts(suffix, tokenizer))
+    head, tail_tokens = tuple(prompt_ids[:cut]), len(prompt_ids) - cut
+    unit = missing_unit(text_of_ids(prompt_ids[-SEEN_TOKENS:], vocab), suffix)
+    return Seam(head, tail, tail_tokens, suffix, _starts(suffix, tokenizer), unit)
 
 
 def _text(ids: Sequence[int], vocab: VocabView) -> str | None:
@@ -154,7 +170,8 @@ def joints(
 
     They end between two tokens, or inside a token behind which the token agrees with the suffix.
     The text of a candidate ends before an end token, and at a stop string as ``shown`` says. If a
-    text begins with empty lines, its middles are there without them, too.
+    text begins with empty lines, its middles are there without them, too. A text that has come to
+    the suffix ends: behind a repetition any suffix is likely.
     """
     starts, suffix = frozenset(seam.starts), seam.suffix.encode()
     detokenizer = Detokenizer()
@@ -163,11 +180,13 @@ def joints(
     whole = sure = begun
     logprob = lines = 0.0
     for at, token in enumerate(candidate.tokens):
+        if _repeats(whole, seam):
+            break
         counts = at >= shown.min_tokens
         between = not detokenizer.pending
         if counts and between:
             promise = logprob + candidate.logprob_of(at, starts)
-            found += _middles(whole, promise, lines, at_limit=at == most_tokens)
+            found += _middles(Joint(whole, promise, at, at == most_tokens), lines)
         if token in vocab.end_ids or at == most_tokens:
             break
         logprob += candidate.logprob(at)
@@ -180,70 +199,84 @@ def joints(
             lines = logprob
         if at + 1 < shown.min_tokens:
             continue
-        if between:
-            for part in _inside(piece, suffix):
-                if whole.startswith(before + part):
-                    found += _middles(before + part, logprob, lines)
+        for text in _inside(piece, before, whole, suffix) if between else ():
+            found += _middles(Joint(text, logprob, at + 1), lines)
         if stopped:
-            found += _middles(whole, logprob, lines)
+            found += _middles(Joint(whole, logprob, at + 1), lines)
             break
     return found
 
 
-def _middles(text: str, promise: float, lines: float, *, at_limit: bool = False) -> Iterator[Joint]:
+def _repeats(text: str, seam: Seam) -> bool:
+    """Whether a text has so much of the suffix's beginning that it repeats it."""
+    known_by = seam.suffix.strip()[:_KNOWN_BY]
+    return len(known_by) == _KNOWN_BY and known_by in text
+
+
+def _middles(joint: Joint, lines: float) -> Iterator[Joint]:
     """Yields the joint, and the one without the empty lines in front, which cost ``lines``."""
-    yield Joint(text, promise, at_limit)
-    trimmed = text.lstrip("\n")
-    if trimmed and trimmed != text:
-        yield Joint(trimmed, promise - lines, at_limit)
+    yield joint
+    trimmed = joint.text.lstrip("\n")
+    if trimmed and trimmed != joint.text:
+        yield msgspec.structs.replace(joint, text=trimmed, promise=joint.promise - lines)
 
 
-def _inside(piece: bytes, suffix: bytes) -> Iterator[str]:
-    """Yields the beginnings of a token behind which the token agrees with the suffix."""
+def _inside(piece: bytes, before: str, whole: str, suffix: bytes) -> Iterator[str]:
+    """Yields the texts from ``before`` to ``whole`` behind which their last token has the suffix.
+
+    ``piece`` is that token.
+    """
     for kept in range(1, len(piece)):
         rest = piece[kept:]
         if suffix.startswith(rest) or (suffix and rest.startswith(suffix)):
             try:
-                yield piece[:kept].decode()
+                text = before + piece[:kept].decode()
             except UnicodeDecodeError:
                 continue
+            if whole.startswith(text):
+                yield text
 
 
-def promising(found: Iterable[Joint], most: int) -> list[Joint]:
-    """Returns the middles that look best, each text once, best first.
+def promising(found: Iterable[Joint], most: int, costs: LengthCosts, unit: Unit) -> list[Joint]:
+    """Returns the middles that look best for their length, each text once, best first.
 
-    A middle of white space alone is there only if there is no other.
+    A middle of white space alone is there only if there is no other. Where sentences are missing,
+    the middles are whole ones, if any was drawn.
     """
-    best: dict[str, Joint] = {}
+    best: dict[str, tuple[float, Joint]] = {}
     for joint in found:
+        value = joint.promise - costs.of(joint.tokens)
         known = best.get(joint.text)
-        if known is None or joint.promise > known.promise:
-            best[joint.text] = joint
-    visible = [joint for joint in best.values() if joint.text.strip()]
-    listed = visible or list(best.values())
-    return sorted(listed, key=lambda joint: -joint.promise)[:most]
+        if known is None or value > known[0]:
+            best[joint.text] = value, joint
+    listed = [pair for pair in best.values() if pair[1].text.strip()] or list(best.values())
+    if unit == "sentences":
+        listed = [pair for pair in listed if ends_sentence(pair[1].text)] or listed
+    return [joint for _, joint in sorted(listed, key=lambda pair: -pair[0])[:most]]
 
 
 class Trial(msgspec.Struct, frozen=True):
     """The prompt that scores a joint: prompt, middle and the suffix's beginning, one text.
 
     No middle changes the ids before ``start``; the suffix begins with the token at ``split``, or
-    in it.
+    in it. The middle has ``tokens`` tokens.
     """
 
     joint: Joint
     ids: tuple[int, ...]
     start: int
     split: int
+    tokens: int
 
-    def score(self, scored: ScoredPrompt) -> float:
+    def score(self, scored: ScoredPrompt, costs: LengthCosts) -> float:
         """Returns the log-probability of the middle and of the suffix's beginning after it.
 
-        It has a part for the prompt's last tokens, which changes only where a token reaches over
-        the seam.
+        What a middle of this length costs at least is taken off. There is a part for the prompt's
+        last tokens, which changes only where a token reaches over the seam.
         """
         # The first entry belongs to the second token.
-        return math.fsum(scored.logprobs[max(self.start - 1, 0) :])
+        whole = math.fsum(scored.logprobs[max(self.start - 1, 0) :])
+        return whole - costs.of(self.tokens)
 
     @property
     def suffix_tokens(self) -> int:
@@ -262,4 +295,5 @@ def trial(joint: Joint, seam: Seam, tokenizer: Tokenizer) -> Trial:
             split = at
             break
     start = len(seam.head)
-    return Trial(joint, (*seam.head, *ids), start, start + split)
+    tokens = max(split - seam.tail_tokens, 0)
+    return Trial(joint, (*seam.head, *ids), start, start + split, tokens)

@@ -13,13 +13,14 @@ import msgspec
 
 from afterword.completion.prompt_text import VocabView, text_of_ids
 from afterword.completion.tokens import encode
+from afterword.completion.units import missing_unit
 from afterword.core.protocols import Tokenizer
 
 SHOWN_TOKENS = 128
 """The most tokens of a suffix that stand before a prompt."""
 _SEPARATOR = "\n\n"
-_SEEN_TOKENS = 128
-"""How much of a prompt's end is searched for its last line."""
+SEEN_TOKENS = 128
+"""How much of a prompt's end is searched for its last line or sentence."""
 _LETTER = "x"
 
 
@@ -54,8 +55,8 @@ def _indented(
     prompt_ids: Sequence[int], suffix: str, tokenizer: Tokenizer, vocab: VocabView
 ) -> Iterator[tuple[tuple[int, ...], str]]:
     """Yields the beginnings of lines that are indented as the line before or after them."""
-    before = text_of_ids(prompt_ids[-_SEEN_TOKENS:], vocab)
-    if not (before.endswith("\n") and suffix.startswith("\n")):
+    before = text_of_ids(prompt_ids[-SEEN_TOKENS:], vocab)
+    if missing_unit(before, suffix) != "lines":
         return
     above, below = _indentation(reversed(before.split("\n"))), _indentation(suffix.split("\n"))
     for spaces in dict.fromkeys((above, below)):

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from afterword.completion.joints import Candidate, Joint, Trial, joints, promising, trial
+from afterword.completion.lengths import LengthCosts
 from afterword.completion.search import Draw, Search, best_of, middle_event
 from afterword.completion.tokens import encode
 from afterword.core.job import (
@@ -56,6 +57,7 @@ class Searching:
         self._prefilled: dict[int, Prefilled] = {}
         self._drawn = [0 for _ in prompts]
         self._scored = [0 for _ in prompts]
+        self._costs = [LengthCosts(()) for _ in prompts]
         self._places = 0
         self._trials = 0
 
@@ -131,8 +133,11 @@ class Searching:
                 if self._is_late():
                     break
         found: list[list[Joint]] = [[] for _ in search.jobs]
+        plain: list[list[Sequence[float]]] = [[] for _ in search.jobs]
         for (job, _), candidate in sorted(candidates.items(), key=lambda item: item[0]):
             draw = draws[job]
+            if draw.job.prompt_ids == search.jobs[draw.prompt].prompt_ids:
+                plain[draw.prompt].append(candidate.logprobs_before(search.vocab.end_ids))
             found[draw.prompt] += joints(
                 candidate,
                 search.seams[draw.prompt],
@@ -141,7 +146,16 @@ class Searching:
                 search.size.middle_tokens,
                 begun=draw.begun,
             )
-        return [promising(places, search.size.places) for places in found]
+        units = [seam.unit for seam in search.seams]
+        # A line has its length already.
+        self._costs = [
+            LengthCosts(() if unit == "lines" else texts)
+            for unit, texts in zip(units, plain, strict=True)
+        ]
+        return [
+            promising(places, search.size.places, costs, unit)
+            for places, costs, unit in zip(found, self._costs, units, strict=True)
+        ]
 
     async def _score(self, found: list[list[Joint]]) -> list[list[tuple[Joint, float]]]:
         """Returns the scored places of each prompt, the most promising first.
@@ -166,7 +180,8 @@ class Searching:
             for at, (prompt, one) in enumerate(wave):
                 if at in found_scores:
                     self._count(prompt, one)
-                    scores[prompt].append((one.joint, one.score(found_scores[at])))
+                    score = one.score(found_scores[at], self._costs[prompt])
+                    scores[prompt].append((one.joint, score))
         return [
             scored or [(places[0] if places else Joint("", 0.0), 0.0)]
             for scored, places in zip(scores, found, strict=True)

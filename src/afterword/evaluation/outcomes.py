@@ -66,10 +66,22 @@ def judge_text(index: int, item: GenerationItem, text: str) -> GenerationOutcome
         "exact_match_stripped": text.strip() in [target.strip() for target in item.targets],
     }
     if item.regex is not None:
-        found = re.search(item.regex, text)
-        answer = "" if found is None else found[1] if found.re.groups else found[0]
-        met["regex_match"] = found is not None and answer in item.targets
+        met["regex_match"] = extracted(item.regex, text) in item.targets
     return GenerationOutcome(index, text, met)
+
+
+def extracted(regex: str, text: str) -> str | None:
+    """Returns what a regex finds in a text, without white space around it; None for nothing.
+
+    It is the group, the first of several that is not empty, or all of a regex without groups.
+    Source: lm-evaluation-harness 0.4.13, ``RegexFilter``.
+    """
+    found = re.search(regex, text)
+    if found is None:
+        return None
+    if found.re.groups < 2:
+        return (found[found.re.groups] or "").strip()
+    return next((group.strip() for group in found.groups() if group), None)
 
 
 def measures_of(outcomes: Sequence[Outcome]) -> Mapping[str, list[bool]]:

@@ -50,13 +50,18 @@ class StateFile:
                 self.outcomes[outcome.index] = outcome
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ConfigError(f"{self.path}: is no state of an evaluation: {error}") from error
-        for field in RunHeader.__struct_fields__:
+        if found == header:
+            return
+        why = "the file of its task has changed"
+        for field in ("task", "model", "fingerprint"):
             there, here = getattr(found, field), getattr(header, field)
             if there != here:
-                raise ConfigError(
-                    f"{self.path}: belongs to another evaluation: its {field} is {there!r}, not "
-                    f"{here!r}. Remove it, or name another folder with --state"
-                )
+                why = f"its {field} is {there!r}, not {here!r}"
+                break
+        raise ConfigError(
+            f"{self.path}: belongs to another evaluation: {why}. Remove it, or name another folder "
+            "with --state"
+        )
 
     def add(self, outcome: Outcome) -> None:
         """Write down an outcome."""

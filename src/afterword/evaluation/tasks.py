@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
 from collections.abc import Sequence
@@ -30,8 +31,8 @@ class ChoiceItem(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 class GenerationItem(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     """A prompt whose greedy completion, up to one of ``until``, is compared with ``target``.
 
-    With several targets one of them has to match. ``regex`` finds the answer in the completion: its
-    first group, or all that it matches.
+    With several targets one of them has to match. ``regex`` finds the answer in the completion: a
+    group, or all that it matches.
     """
 
     prompt: str
@@ -72,25 +73,26 @@ def read_task(path: Path, *, first: int | None = None) -> Task:
         raw = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    lines = [(number, line) for number, line in enumerate(raw.splitlines(), 1) if line.strip()]
+    numbered = enumerate(raw.removeprefix(codecs.BOM_UTF8).splitlines(), 1)
+    lines = [(f"{path}:{number}", line) for number, line in numbered if line.strip()]
     if not lines:
         raise ConfigError(f"{path}: has no items")
-    kind = _kind_of(path, lines[0][1])
-    items = [_item(f"{path}:{number}", line, kind) for number, line in lines[:first]]
+    kind = _kind_of(*lines[0])
+    items = [_item(place, line, kind) for place, line in lines[:first]]
     return Task(path.stem, hashlib.sha256(raw).hexdigest(), kind, items)
 
 
-def _kind_of(path: Path, line: bytes) -> type[ChoiceItem | GenerationItem]:
+def _kind_of(place: str, line: bytes) -> type[ChoiceItem | GenerationItem]:
     try:
         keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw]).keys()
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}:1: is no JSON object: {error}") from error
+        raise ConfigError(f"{place}: is no JSON object: {error}") from error
     if "choices" in keys:
         return ChoiceItem
     if "target" in keys:
         return GenerationItem
     raise ConfigError(
-        f"{path}:1: is neither multiple choice (context, choices, label) nor generation (prompt, "
+        f"{place}: is neither multiple choice (context, choices, label) nor generation (prompt, "
         "until, target)"
     )
 
@@ -111,6 +113,8 @@ def _item(place: str, line: bytes, kind: type[ChoiceItem | GenerationItem]) -> I
         return item
     if not item.targets:
         raise ConfigError(f"{place}: target is empty")
+    if "" in item.stops:
+        raise ConfigError(f"{place}: until has an empty string")
     if item.max_tokens < 1:
         raise ConfigError(f"{place}: max_tokens {item.max_tokens} is less than 1")
     if item.regex is not None:

@@ -144,7 +144,7 @@ class TextScore(msgspec.Struct, frozen=True):
     @property
     def total_logprob(self) -> float:
         """The log-probability of the text, in nats."""
-        return sum(self.token_logprobs)
+        return sum(self.token_logprobs, 0.0)
 
     @property
     def mean_logprob(self) -> float:

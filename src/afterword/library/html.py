@@ -8,6 +8,7 @@ from html import escape
 
 from afterword.library.segments import TextSpan, segments
 from afterword.library.tints import INK, tint_of
+from afterword.library.token_names import visible
 
 _BOX = (
     "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;line-height:1.7;"
@@ -57,12 +58,16 @@ def _title(
     segment: TextSpan, tokens: Sequence[str], tops: Sequence[Mapping[str, float] | None]
 ) -> str:
     """Returns the tokens of a segment, its probability, and the alternatives of its first token."""
-    names = " + ".join(map(repr, tokens[segment.first : segment.end]))
+    names = " + ".join(map(_quoted, tokens[segment.first : segment.end]))
     lines = [f"{names} {percentage(segment.logprob or 0.0)}"]
     top = tops[segment.first] if tops else None
     likeliest = sorted((top or {}).items(), key=lambda pair: -pair[1])[:_MOST_SHOWN]
-    lines += [f"{token!r} {percentage(value)}" for token, value in likeliest]
+    lines += [f"{_quoted(token)} {percentage(value)}" for token, value in likeliest]
     return "\n".join(lines)
+
+
+def _quoted(token: str) -> str:
+    return f"'{visible(token)}'"
 
 
 def percentage(logprob: float) -> str:

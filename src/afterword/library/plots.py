@@ -9,6 +9,7 @@ from typing import Any
 from afterword.core.errors import InvalidRequest
 from afterword.library.answers import TextChoice, TextCompletion, TextScore
 from afterword.library.tints import PLOTS, step_of
+from afterword.library.token_names import visible
 
 _MOST_BARS = 2000
 _WIDTH_OF_BAR, _LEAST_WIDTH, _MOST_WIDTH, _HEIGHT = 0.22, 4.0, 40.0, 2.6
@@ -41,7 +42,7 @@ def plot(answer: TextCompletion | TextChoice | TextScore, *, choice: int = 0) ->
     axes.set_xlim(-0.6, max(len(tokens), 1) - 0.4)
     if len(tokens) <= _MOST_LABELS:
         # Dollar signs begin formulas in matplotlib's text.
-        labels = [repr(token)[1:-1].replace("$", r"\$") for token in tokens]
+        labels = [visible(token).replace("$", r"\$") for token in tokens]
         axes.set_xticks(range(len(tokens)), labels, rotation=90, family="monospace", fontsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

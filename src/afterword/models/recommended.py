@@ -34,32 +34,32 @@ RECOMMENDED: Sequence[RecommendedModel] = (
         known="the embedded model; 135 million parameters follow few instructions",
     ),
     RecommendedModel(
+        "hf:Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:Q4_K_M",
+        ("code",),
+        1.0,
+        measured=True,
+        known="has fill-in-the-middle tokens and a chat template",
+    ),
+    RecommendedModel(
         "hf:ggml-org/gemma-3-270m-GGUF:Q8_0",
         ("text",),
         1.1,
         measured=True,
-        known="a base model without a chat template; suffix by search",
-    ),
-    RecommendedModel(
-        "hf:Qwen/Qwen2.5-Coder-0.5B-GGUF:Q8_0",
-        ("code",),
-        1.1,
-        measured=True,
-        known="has fill-in-the-middle tokens",
+        known="a base model without a chat template; suffix by search; tried as Q4_K_M",
     ),
     RecommendedModel(
         "hf:Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_K_M",
         ("instructions", "text"),
         1.9,
         measured=False,
-        known="a chat template, by its maker's word; not tried here, memory estimated",
+        known="not tried here; memory estimated from the file's size",
     ),
     RecommendedModel(
         "hf:Qwen/Qwen2.5-7B-Instruct-GGUF:Q4_K_M",
         ("instructions", "text"),
         6.1,
         measured=False,
-        known="a chat template, by its maker's word; not tried here, memory estimated",
+        known="not tried here; memory estimated from the file's size",
     ),
 )
 """Smallest first."""

@@ -1,0 +1,30 @@
+"""Texts of files and of standard input, to the byte: ends of lines stay what they are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from afterword.core.errors import ConfigError
+
+
+def file_text(file: str) -> str:
+    """Returns the text of a file. Raises ``ConfigError`` if it cannot be read."""
+    try:
+        raw = Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    return _decoded(raw, file)
+
+
+def standard_input() -> str:
+    """Returns all of standard input. Raises ``ConfigError`` if it is no text."""
+    return _decoded(sys.stdin.buffer.read(), "standard input")
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    """Returns a text without its byte order mark."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: is not text in UTF-8") from error

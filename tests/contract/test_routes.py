@@ -54,6 +54,14 @@ async def test_routes_without_version_and_with_a_slash(client: Client) -> None:
     assert (await client.post("/tokenize/", {"prompt": "a"})).json()["count"] == 1
 
 
+async def test_H5_a_newline_at_the_end_is_another_path(client: Client) -> None:
+    """A pattern's ``$`` would skip it."""
+    for path in ("/health%0A", "/v1/models%0A", "/v1/models/toy%0A", "/models%0A/", "/%0A"):
+        reply = await client.get(path)
+        assert (reply.status, reply.error["message"][:16]) == (404, "Invalid URL (GET")
+    assert (await client.post("/v1/completions%0a", {"model": "toy"})).status == 404
+
+
 async def test_chats_are_told_what_to_do_instead(client: Client) -> None:
     for path in ("/v1/chat/completions", "/chat/completions", "/v1/chat/completions/"):
         for method in ("POST", "GET"):

@@ -217,6 +217,8 @@ async def test_a_key_is_in_no_log_and_in_no_error(
                 assert secret not in reply.body.decode()
         await known.post("/v1/completions", {"model": secret, "prompt": "a"})
         await known.post("/v1/completions", {"model": "toy", "prompt": "a", "max_tokens": secret})
+        await known.post("/v1/completions", {"model": "toy", "prompt": "a", secret: 1})
+        await known.post("/v1/completions", {"model": "toy", "structured_outputs": {secret: 1}})
         await running.client.with_key(upstream).get(f"/v1/models/{upstream}")
     assert caplog.text.count("request_id") >= 11
     assert secret[8:20].lower() not in caplog.text.lower()

@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import sqlalchemy as sa
 
-from afterword.core.account import KeyTerms
+from afterword.core.account import KeyTerms, Period
 from afterword.core.errors import InvalidRequest
 from afterword.ledger.database import reading
 from afterword.ledger.keyring import Failures, Keyring
 from afterword.ledger.keys import KeyStore, any_key, held_keys, keys_version
+from afterword.ledger.periods import period_of
 from afterword.ledger.secret import SECRET_PREFIX, masked
-from afterword.ledger.tables import metadata
+from afterword.ledger.tables import metadata, spending
 from ledger.values import Hand
 
 TERMS = KeyTerms(
@@ -174,3 +175,36 @@ def test_failures_remember_so_many_sources_and_no_more() -> None:
     for i in range(10_000):
         failures.wait_s(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}", 0)
     assert len(failures._sources) == 4096
+
+
+def test_a_list_of_many_keys_asks_no_more_than_one_of_few(
+    key_store: KeyStore, engine: sa.Engine, hand: Hand
+) -> None:
+    """Each shows its newest secret and what its own period holds."""
+    asked: list[str] = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def note(*given: object) -> None:
+        asked.append(str(given[2]))
+
+    counts: list[int] = []
+    periods: Sequence[Period] = ("day", "month")
+    for per in periods:
+        for i in range(9):
+            key_store.create(KeyTerms(name=f"{per} {i}", budget_tokens=9, budget_per=per))
+        hand.now_s += 1
+        renewed = key_store.rotate(f"{per} 3", 60.0).view
+        with engine.begin() as connection:
+            period = period_of(hand(), per)
+            row = {"key_id": renewed.id, "period": period, "used": 5, "reserved": 2}
+            connection.execute(sa.insert(spending).values(row))
+            connection.execute(sa.insert(spending).values({**row, "period": "2001-01"}))
+        asked.clear()
+        listed = key_store.all()
+        counts.append(len([one for one in asked if one.startswith("SELECT")]))
+        found = next(view for view in listed if view.id == renewed.id)
+        assert (found.period_used_tokens, found.period_reserved_tokens) == (5, 2)
+        assert found == key_store.find(renewed.id)
+        assert found.prefix == renewed.prefix
+        assert sum(view.period_used_tokens for view in listed) == 5 * len(counts)
+    assert counts[0] == counts[1]

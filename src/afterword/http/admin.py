@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar, get_args
 
 import msgspec
@@ -116,8 +117,7 @@ class Administration:
 
     async def keys(self, request: Request) -> Response:
         """Every key."""
-        views = await self._for(request).keys()
-        return _json(KeyList([_key(view) for view in views]))
+        return await _list(map(_key, await self._for(request).keys()))
 
     async def key(self, request: Request) -> Response:
         """One key by id or name."""
@@ -156,7 +156,7 @@ class Administration:
                 f"'by' is {given[:40]!r}: expected key, model, user or day", param="by"
             )
         query = await self._query(queries, request)
-        return _json(UsageList(await queries.usage(by, query)))
+        return await _list(await queries.usage(by, query))
 
     async def requests(self, request: Request) -> Response:
         """Requests one by one, in pages."""
@@ -225,6 +225,15 @@ def _key(view: KeyView) -> Key:
         expires_at=None if terms.expires_at is None else int(terms.expires_at),
         revoked_at=None if view.revoked_at is None else int(view.revoked_at),
     )
+
+
+async def _list(rows: Iterable[object]) -> Response:
+    """Returns a list of any length. A thread writes it, row by row, and the loop is free."""
+
+    def write() -> bytes:
+        return b'{"object":"list","data":[%b]}' % b",".join(map(_encode, rows))
+
+    return Response(await asyncio.to_thread(write), media_type="application/json")
 
 
 def _json(value: object) -> Response:

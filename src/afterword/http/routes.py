@@ -332,11 +332,16 @@ class Routes:
 
     async def openapi(self, request: Request) -> Response:
         """The OpenAPI document."""
-        return _json(self._document(request))
+        return _json(await asyncio.to_thread(self._document, request))
 
     async def docs(self, request: Request) -> Response:
         """The OpenAPI document as a page."""
-        return pages.page(pages.docs(self._document(request)))
+
+        def make() -> str:
+            return pages.docs(self._document(request))
+
+        # Milliseconds of Python, which need no key.
+        return pages.page(await asyncio.to_thread(make))
 
     def _document(self, request: Request) -> Mapping[str, Any]:
         """Returns the document with the limits that hold now, and a model that the key may use."""

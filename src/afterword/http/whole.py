@@ -14,7 +14,8 @@ _NO_CHOICES = b'"choices":[]'
 _SLICE_ENTRIES = 256
 _PART_BYTES = 1 << 20
 _BYTE_COST = 1 / 400
-"""Cost for ``Pace`` of making a byte of JSON, in microseconds."""
+_PIECE_COST = 10.0
+"""Costs for ``Pace``, in microseconds: of making a byte of JSON, and of a choice or a slice."""
 _EMPTY = Logprobs([], [], [], [])
 
 
@@ -29,7 +30,7 @@ async def encode_answer(answer: CompletionStream) -> list[bytes]:
         slices = encoded[choice.index] = []
         for part in encode_choice(choice):
             slices.append(part)
-            await answer.pace.spend(len(part) * _BYTE_COST)
+            await answer.pace.spend(_PIECE_COST + len(part) * _BYTE_COST)
     # Within JSON's strings a quote has a backslash, so this stands in the frame alone.
     head, tail = _encode(answer.whole([])).split(_NO_CHOICES)
     writer = _Parts()
@@ -39,7 +40,7 @@ async def encode_answer(answer: CompletionStream) -> list[bytes]:
             writer.add(b",")
         for part in encoded.pop(index):
             writer.add(part)
-            await answer.pace.spend(len(part) * _BYTE_COST)
+            await answer.pace.spend(_PIECE_COST + len(part) * _BYTE_COST)
     writer.add(b"]" + tail)
     return writer.close()
 

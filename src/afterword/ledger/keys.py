@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import get_args
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from afterword.core.account import KeyTerms, KeyView, NewKey
+from afterword.core.account import KeyTerms, KeyView, NewKey, Period
 from afterword.core.errors import InvalidRequest
 from afterword.core.faults import without_keys
 from afterword.core.moments import END_OF_TIME_S
@@ -22,6 +23,7 @@ _ID_BYTES = 6
 _MOST_NAME_CHARACTERS = 200
 _MOST_MODELS = 1000
 _MOST_TOKENS = 2**53
+_PERIODS: Sequence[Period] = get_args(Period)
 
 
 class KeyStore:
@@ -111,32 +113,38 @@ class KeyStore:
         return secret
 
     def _views(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[KeyView]:
+        """Returns keys, oldest first. It asks three questions, however many keys there are."""
+        now_s = self._clock()
+        periods = {per: period_of(now_s, per) for per in _PERIODS}
         rows = connection.execute(
             sa.select(keys).where(which).order_by(keys.c.created_at, keys.c.id)
         ).mappings()
+        # The newest secret comes last, and its prefix stays.
+        made = connection.execute(
+            sa.select(secrets.c.key_id, secrets.c.prefix)
+            .join(keys, keys.c.id == secrets.c.key_id)
+            .where(which)
+            .order_by(secrets.c.created_at, secrets.c.digest.desc())
+        )
+        prefixes = {row.key_id: row.prefix for row in made}
+        now = connection.execute(
+            sa.select(spending)
+            .join(keys, keys.c.id == spending.c.key_id)
+            .where(which, spending.c.period.in_(periods.values()))
+        )
+        spent = {(row.key_id, row.period): (row.used, row.reserved) for row in now}
         views = []
-        for row in rows.all():
-            newest = (
-                sa.select(secrets.c.prefix)
-                .where(secrets.c.key_id == row["id"])
-                .order_by(secrets.c.created_at.desc(), secrets.c.digest)
-                .limit(1)
-            )
-            period = period_of(self._clock(), row["budget_per"])
-            spent = connection.execute(
-                sa.select(spending.c.used, spending.c.reserved).where(
-                    spending.c.key_id == row["id"], spending.c.period == period
-                )
-            ).one_or_none()
+        for row in rows:
+            used, reserved = spent.get((row["id"], periods[row["budget_per"]]), (0, 0))
             views.append(
                 KeyView(
                     id=row["id"],
-                    prefix=connection.scalars(newest).one(),
+                    prefix=prefixes[row["id"]],
                     terms=_terms(row),
                     created_at=row["created_at"],
                     revoked_at=row["revoked_at"],
-                    period_used_tokens=spent.used if spent else 0,
-                    period_reserved_tokens=spent.reserved if spent else 0,
+                    period_used_tokens=used,
+                    period_reserved_tokens=reserved,
                 )
             )
         return views

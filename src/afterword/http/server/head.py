@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import unquote
 
 import httptools
@@ -12,7 +13,9 @@ from afterword.core.errors import HeadersTooLarge, UnreadableRequest
 MOST_HEAD_BYTES = 65_536
 """Of a head and, together with it, of trailers and the extensions of chunks."""
 _END = b"\r\n\r\n"
-_VERSIONS = frozenset({"1.0", "1.1"})
+_PROTOCOLS = frozenset({b"HTTP/1.0", b"HTTP/1.1"})
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+_SHOWN_BYTES = 20
 
 
 class RequestHead(msgspec.Struct, frozen=True):
@@ -46,6 +49,7 @@ class HeadReader:
         self._parser = httptools.HttpRequestParser(self)
         self._size_bytes = 0
         self._last = b""
+        self._line = b""
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._read = False
@@ -65,6 +69,8 @@ class HeadReader:
         part = data if end < 0 else data[: end + len(_END) - len(self._last)]
         self._last = seen[1 - len(_END) :]
         self._size_bytes += len(part)
+        if b"\n" not in self._line:
+            self._line += part
         if self._size_bytes > MOST_HEAD_BYTES:
             raise HeadersTooLarge(
                 f"The first line and the headers are more than {MOST_HEAD_BYTES} bytes."
@@ -96,15 +102,20 @@ class HeadReader:
             raise _unreadable(str(error)) from None
 
     def _head(self) -> RequestHead:
+        # The parser knows other protocols, too, and does not say which one it has read.
+        protocol = self._line.partition(b"\r\n")[0].rpartition(b" ")[2]
+        if protocol not in _PROTOCOLS:
+            shown = protocol[:_SHOWN_BYTES].decode("latin-1")
+            raise _unreadable(f"{shown} is not spoken here, only HTTP/1.1")
         version = self._parser.get_http_version()
-        if version not in _VERSIONS:
-            raise _unreadable(f"HTTP/{version} is not spoken here, only HTTP/1.1")
         if not self._read:
             raise _unreadable("the headers have no end")
         self.method = self._parser.get_method().decode("ascii")
         hosts = [value for name, value in self._headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and version == "1.1"):
             raise _unreadable("a request has one Host header")
+        if not all(map(_HOST.fullmatch, hosts)):
+            raise _unreadable("the Host header is no name of a host")
         authority, raw_path, query = _split(self._target)
         if authority:
             # The target's own host counts, not the header's (RFC 9112, 3.2.2).

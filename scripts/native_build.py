@@ -73,8 +73,8 @@ SDKS: Mapping[Way, Sdk] = {
     ),
     "cuda": Sdk(
         # Without virtual memory, the library opens on a machine that has no driver, too.
-        "the CUDA toolkit", ("-DGGML_CUDA=ON", "-DGGML_CUDA_NO_VMM=ON"), "nvcc", (),
-        ("CUDA_HOME", "CUDA_PATH"),
+        "the CUDA toolkit", ("-DGGML_CUDA=ON", "-DGGML_CUDA_NO_VMM=ON"), "nvcc",
+        ("cublas_v2.h",), ("CUDA_HOME", "CUDA_PATH"),
         "install it from NVIDIA, and put its bin folder into PATH or its folder into CUDA_HOME",
     ),
     "metal": Sdk(
@@ -187,14 +187,17 @@ def missing_packages() -> Sequence[str]:
     return packages if shutil.which("ninja") else [*packages, "ninja"]
 
 
-def _misses_headers(headers: Sequence[str]) -> bool:
-    sdk = os.environ.get("VULKAN_SDK")
+def _misses_headers(way: Way, program: str) -> bool:
+    home = os.environ.get("VULKAN_SDK")
+    command = [compiler(), *([f"-I{home}/include"] if home else []), "-x", "c++"]
     done = subprocess.run(
-        [compiler(), "-E", *([f"-I{sdk}/include"] if sdk else []), "-x", "c++", "-"],
-        input="".join(f"#include <{header}>\n" for header in headers),
+        # nvcc alone knows where those of CUDA are.
+        [*([program, "-x", "cu"] if way == "cuda" else command), "-E", "-"],
+        input="".join(f"#include <{header}>\n" for header in SDKS[way].headers),
         check=False, capture_output=True, text=True,
     )  # fmt: skip
-    return done.returncode != 0
+    # Another fault, such as a compiler that is too new, is said when the build is configured.
+    return done.returncode != 0 and any(header in done.stderr for header in SDKS[way].headers)
 
 
 def sdk_path(way: Way) -> str:
@@ -221,9 +224,10 @@ def check_sdk(way: Way) -> None:
     if sdk is None:
         return
     missing = None
-    if shutil.which(sdk.program, path=sdk_path(way)) is None:
+    program = shutil.which(sdk.program, path=sdk_path(way))
+    if program is None:
         missing = f"no {sdk.program}"
-    elif sdk.headers and _misses_headers(sdk.headers):
+    elif sdk.headers and _misses_headers(way, program):
         missing = f"no {' or no '.join(sdk.headers)}"
     if missing is not None:
         raise BuildError(f"GPU={way}: {sdk.name} not found ({missing}); {sdk.advice}")

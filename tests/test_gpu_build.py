@@ -86,10 +86,13 @@ def test_missing_headers_are_one_line(programs: Path, monkeypatch: pytest.Monkey
         native_build.check_sdk("vulkan")
 
 
-def test_other_builds_need_no_sdk(programs: Path) -> None:
-    assert programs.is_dir()
-    native_build.check_sdk("native")
-    native_build.check_sdk("portable")
+def test_a_toolkit_without_cublas_is_one_line(programs: Path) -> None:
+    """As packages have it that are for other programs: nvcc, and no library."""
+    make_program(programs / "nvcc", "echo 'cublas_v2.h: No such file' >&2; exit 1")
+    with pytest.raises(BuildError, match=r"CUDA toolkit not found \(no cublas_v2.h\); install"):
+        native_build.check_sdk("cuda")
+    make_program(programs / "nvcc", "echo 'unsupported GNU version' >&2; exit 1")
+    native_build.check_sdk("cuda")
 
 
 def make_program(file: Path, script: str) -> Path:
@@ -97,6 +100,12 @@ def make_program(file: Path, script: str) -> Path:
     file.write_text(f"#!/bin/sh\n{script}\n")
     file.chmod(0o755)
     return file
+
+
+def test_other_builds_need_no_sdk(programs: Path) -> None:
+    assert programs.is_dir()
+    native_build.check_sdk("native")
+    native_build.check_sdk("portable")
 
 
 def test_hip_is_compiled_with_the_compiler_of_rocm(programs: Path) -> None:

@@ -18,7 +18,7 @@ _PLACES = {
     "TextScore": "library.answers",
     "plot": "library.plots",
     "create_app": "compose.mounted",
-    "Settings": "config",
+    "Settings": "config.settings",
     "AfterwordError": "core.errors",
     "ApiError": "core.errors",
     "ConfigError": "core.errors",

@@ -1,5 +1,5 @@
 from afterword.compose.mounted import create_app as create_app
-from afterword.config import Settings as Settings
+from afterword.config.settings import Settings as Settings
 from afterword.core.errors import AfterwordError as AfterwordError
 from afterword.core.errors import ApiError as ApiError
 from afterword.core.errors import ConfigError as ConfigError

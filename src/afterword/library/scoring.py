@@ -205,7 +205,7 @@ def _continuation(text: str, choice: TextChoice, begin: int) -> ContinuationScor
 def texts_of(texts: str | Sequence[str]) -> Sequence[str]:
     """Returns texts as a sequence. Raises ``InvalidRequest`` for what is no text."""
     several = isinstance(texts, Iterable) and not isinstance(texts, (str, bytes))
-    found = list(texts) if several else [texts]
+    found: list[Any] = list(texts) if several else [texts]
     for text in found:
         if not isinstance(text, str):
             raise InvalidRequest(

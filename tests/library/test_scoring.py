@@ -190,3 +190,18 @@ def test_what_is_no_text(llm: LLM) -> None:
         llm.score([1])  # type: ignore[list-item]
     assert llm.score([]) == []
     assert llm.score_continuations("a", []) == []
+
+
+def test_what_is_neither_a_text_nor_several(either: LLM) -> None:
+    for value, kind in ((3, "int"), (b"a", "bytes"), (None, "NoneType")):
+        with pytest.raises(InvalidRequest, match=f"expected strings, but got {kind}"):
+            either.score(value)  # type: ignore[arg-type]
+    half = "a\ud83d"
+    for call in (
+        lambda: either.score(half),
+        lambda: either.tokenize(half),
+        lambda: either.score_continuations(half, ["a"]),
+        lambda: either.score_continuations("a", [half]),
+    ):
+        with pytest.raises(InvalidRequest, match="surrogates not allowed at character 1"):
+            call()

@@ -62,10 +62,12 @@ class Calls:
         self, context: str, continuations: Sequence[str]
     ) -> list[ContinuationScore]:
         """Returns how likely each continuation is."""
+        texts_of([context])
         return await (await self._scoring()).continuations(context, texts_of(continuations))
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Returns the ids of a text."""
+        texts_of([text])
         backend = await self._backend()
         return await backend.tokenize(text, add_special_tokens=add_special_tokens)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -199,16 +199,25 @@ def _continuation(text: str, choice: TextChoice, begin: int) -> ContinuationScor
         value >= max((top or {}).values(), default=value)
         for value, top in zip(values, tops, strict=True)
     )
-    return ContinuationScore(text, sum(values), len(values), greedy)
+    return ContinuationScore(text, sum(values, 0.0), len(values), greedy)
 
 
 def texts_of(texts: str | Sequence[str]) -> Sequence[str]:
     """Returns texts as a sequence. Raises ``InvalidRequest`` for what is no text."""
-    found = [texts] if isinstance(texts, str) else list(texts)
+    several = isinstance(texts, Iterable) and not isinstance(texts, (str, bytes))
+    found: list[Any] = list(texts) if several else [texts]
     for text in found:
         if not isinstance(text, str):
             raise InvalidRequest(
                 f"Invalid type for 'texts': expected strings, but got {type(text).__name__}.",
                 param="texts",
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"Invalid value for 'texts': a text cannot be written as UTF-8: {error.reason} at "
+                f"character {error.start}.",
+                param="texts",
+            ) from error
     return found

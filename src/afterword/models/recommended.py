@@ -48,6 +48,13 @@ RECOMMENDED: Sequence[RecommendedModel] = (
         known="a base model without a chat template; suffix by search; tried as Q4_K_M",
     ),
     RecommendedModel(
+        "hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF:Q4_K_M",
+        ("code",),
+        1.9,
+        measured=True,
+        known="has fill-in-the-middle tokens and a chat template",
+    ),
+    RecommendedModel(
         "hf:Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_K_M",
         ("instructions", "text"),
         1.9,

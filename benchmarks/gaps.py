@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 
 import tests_path  # noqa: F401 - where support is
 from afterword.core.account import KeyTerms
 from afterword.core.machine import usable_cores
 from afterword.ledger.database import connect, prepare, sqlite_url
 from afterword.ledger.keys import KeyStore
+from afterword.ledger.tables import keys, secrets
 from gateway import AFTERWORD, STUB
 from support.embedded import embedded_file
 from support.processes import free_port, running
@@ -157,6 +159,18 @@ class Stream:
         return max(b - a for a, b in pairwise(moments)) * 1e3
 
 
+def fill(database: sa.Engine) -> None:
+    """Give a ledger many keys."""
+    key: dict[str, Any] = {"budget_per": "day", "admin": False, "created_at": 1.0}
+    secret: dict[str, Any] = {"prefix": "sk-af-abcd", "created_at": 1.0}
+    numbers = range(KEYS)
+    with database.begin() as connection:
+        rows = [{**key, "id": f"key-{i}", "name": f"key {i}"} for i in numbers]
+        connection.execute(sa.insert(keys), rows)
+        rows = [{**secret, "key_id": f"key-{i}", "digest": f"{i:064x}"} for i in numbers]
+        connection.execute(sa.insert(secrets), rows)
+
+
 @contextmanager
 def served() -> Iterator[tuple[int, str]]:
     """Run the server in front of a stub; yields its port and an admin's key."""
@@ -166,8 +180,7 @@ def served() -> Iterator[tuple[int, str]]:
         prepare(database)
         store = KeyStore(database, clock=time.time, entropy=os.urandom)
         secret = store.create(KeyTerms(name="admin", admin=True)).secret
-        for i in range(KEYS):
-            store.create(KeyTerms(name=f"key {i}", rpm=1000, budget_tokens=10**9))
+        fill(database)
         database.dispose()
         command = [
             str(AFTERWORD), "serve", "--port", str(port), "--model", f"local={embedded_file()}",

@@ -238,7 +238,8 @@ def _as_api_error(error: Exception) -> ApiError:
             "grammar leave none."
         )
     if isinstance(error, GrammarError):
-        return EngineFailed(f"The grammar could not be followed any further: {error}")
+        # So does a grammar that costs more than its bounds.
+        return InvalidRequest(f"The grammar could not be followed any further: {error}")
     if isinstance(error, NoNumbersError):
         return EngineFailed(
             "The model computed no numbers for this request: its weights, or what they give here, "

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/ that are made from the code: settings, and what each dialect can do.
+"""Writes the tables of docs/ that are made: settings, what each dialect can do, all decisions.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. A test holds the documents to
 it.
@@ -15,7 +15,8 @@ from afterword.gateway.dialects.registry import DIALECTS
 from afterword.gateway.dialects.support import support_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = ("configuration.md", "guides/gateway.md")
+DECISIONS = DOCS / "decisions"
+PAGES = ("configuration.md", "guides/gateway.md", "decisions/README.md")
 _TABLE = re.compile(r"(<!-- table: ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -24,7 +25,17 @@ def tables() -> Mapping[str, str]:
     return {
         **{panel: settings_table(panel) for panel in PANELS},
         "dialects": support_table(list(DIALECTS.values())),
+        "decisions": decisions_table(),
     }
+
+
+def decisions_table() -> str:
+    """A row for each decision, from the first line of its page."""
+    rows = ["| number | decision |", "| --- | --- |"]
+    for page in sorted(DECISIONS.glob("[0-9]*.md")):
+        number, _, title = page.read_text().partition("\n")[0].removeprefix("# ").partition(" ")
+        rows.append(f"| [{number}]({page.name}) | {title} |")
+    return "\n".join(rows)
 
 
 def with_tables(page: str) -> str:

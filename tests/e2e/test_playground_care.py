@@ -518,7 +518,7 @@ def test_the_live_view_moves(visit: Open) -> None:
     value = page.locator(".live-value")
     expect(value.nth(0)).to_have_text("0")
     page.focus("#text")
-    editor.set("max_tokens", 1500)
+    editor.set("max_tokens", 6000)
     page.evaluate("document.querySelector('#field-ignore_eos').click()")
     editor.view("server")
     editor.write("Long ago")

@@ -314,8 +314,8 @@ class Scheduler:
         ]
         *_, slot, sequence = max(decoding, key=lambda one: one[:2])
         sequence.preempt(slot.tokens[: sequence.length].copy())
-        self._memory.leave(sequence)
-        sequence.request.preempt(sequence)
+        self._leave(sequence)
+        sequence.request.head.appendleft(sequence)
         self._line.rejoin(sequence.request)
         self.counters.preemptions += 1
 

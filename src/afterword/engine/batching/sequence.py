@@ -261,11 +261,6 @@ class Request:
         """How many sequences of the request have no slot yet."""
         return self.left - len(self.running)
 
-    def preempt(self, sequence: Sequence) -> None:
-        """Make a running sequence the first of those that wait."""
-        self.running.remove(sequence)
-        self.head.appendleft(sequence)
-
     def abort_unmade(self, index: int, sibling: int) -> None:
         """Keep a sequence that was not made yet from being made."""
         if index not in self._places or sibling >= self.jobs[index].n:

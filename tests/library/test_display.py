@@ -7,6 +7,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -143,6 +144,9 @@ def test_a_plot(llm: LLM) -> None:
         afterword.plot(llm.complete("a", max_tokens=1))
     with pytest.raises(InvalidRequest, match="expected 0 to 1, but got 2"):
         afterword.plot(answer, choice=2)
+    nothing: Any = "a"
+    with pytest.raises(InvalidRequest, match="complete\\(\\) or score\\(\\) returned, but got str"):
+        afterword.plot(nothing)
     with pytest.raises(InvalidRequest, match="at most 2000 tokens"):
         afterword.plot(llm.score("a" * 2001, window=256, stride=255)[0])
 

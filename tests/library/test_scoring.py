@@ -120,10 +120,13 @@ def test_progress_adds_up(llm: LLM) -> None:
         (257, None, "'window': expected 2 to 256"),
         (9, 9, "'stride': expected 1 to 8"),
         (9, 0, "'stride'"),
+        ("9", None, "'window': expected an integer, but got str"),
+        (9, True, "'stride': expected an integer, but got bool"),
+        (9, 4.5, "'stride': expected an integer, but got float"),
     ],
 )
 def test_windows_that_cannot_be(
-    llm: LLM, window: int, stride: int | None, message: str
+    llm: LLM, window: Any, stride: Any, message: str
 ) -> None:  # fmt: skip
     with pytest.raises(InvalidRequest, match=message):
         llm.score("a", window=window, stride=stride)

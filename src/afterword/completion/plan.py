@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from afterword.completion.answer_weight import AnswerWeight
 from afterword.completion.choice import Presentation
 from afterword.completion.context_budget import ContextBudget
-from afterword.completion.fields import Prompt, shown
 from afterword.completion.framing import Framing
-from afterword.completion.infill import (
-    INFILL_TOKENS,
-    LaidOut,
-    Place,
-    PlaceRoom,
-    infill_tokens,
-    lay_out,
-    lay_out_place,
-)
-from afterword.completion.prompt_text import (
-    PromptText,
-    Shown,
-    VocabView,
-    prompt_of_ids,
-    prompt_of_text,
+from afterword.completion.infill import Place, infill_tokens
+from afterword.completion.prompt_text import PromptText, VocabView
+from afterword.completion.prompts import Prompts
+from afterword.completion.refusals import (
+    counts,
+    refuse_contradictions,
+    refuse_many,
+    refuse_min_tokens,
+    refuse_unsupported,
 )
 from afterword.completion.request import CompletionRequest
 from afterword.completion.sampling import sampling_params, vocabulary_ids
 from afterword.completion.search import (
-    BEHIND_TOKENS,
     Around,
     Search,
     SearchSize,
@@ -39,7 +31,6 @@ from afterword.completion.search import (
     refuse_search,
     search_size,
 )
-from afterword.completion.tokens import encode
 from afterword.core.errors import InvalidRequest, UnusableGrammar
 from afterword.core.job import (
     Constraint,
@@ -49,9 +40,6 @@ from afterword.core.job import (
     OutputGrammar,
 )
 from afterword.core.protocols import Feature, PrefixSharing, Tokenizer
-
-_WHAT_FITS = -1
-"""The value of ``truncate_prompt_tokens`` that keeps as many tokens as fit."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,13 +127,12 @@ def make_plan(
 
     Raises ``InvalidRequest``.
     """
-    n, candidates = _counts(request)
-    _refuse_many(request, candidates, budget.limits.max_choices)
-    _refuse_contradictions(request)
-    _refuse_unsupported(request, inputs.unsupported)
+    n, candidates = counts(request)
+    refuse_many(request, candidates, budget.limits.max_choices)
+    refuse_contradictions(request)
+    refuse_unsupported(request, inputs.unsupported)
     if inputs.chat is not None:
         inputs.chat.refuse_fields(request)
-    asked = _asked(request)
     options = request.stream_options or {}
     logprobs, _ = _log_probabilities(request)
     common = _common_job(request, tokenizer, budget.context_tokens, inputs, (n, candidates))
@@ -153,18 +140,25 @@ def make_plan(
     end_ids = tokenizer.end_ids.union(common.extra_end_ids)
     vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after, tokenizer.aliases)
     infill = inputs.infill
+    layout = Prompts(
+        request=request,
+        tokenizer=tokenizer,
+        budget=budget,
+        vocab=vocab,
+        chat=inputs.chat,
+        place=None if infill is None else infill.place,
+    )
+    asked = layout.asked
     cut = False
     weight = AnswerWeight(request, n, logprobs, budget.limits)
     jobs, prompts, sizes = [], [], list[SearchSize]()
     for prompt in request.prompt or ("",):
-        ids, text, cut = _laid_out(prompt, request, tokenizer, budget, vocab, inputs)
-        fits = asked if infill is None else _at_most(budget, len(ids), asked)
-        most = budget.completion_tokens(len(ids), fits)
+        ids, text, cut = layout.lay_out(prompt)
+        most = layout.completion_tokens(len(ids))
         if searched and most:
             sizes.append(search_size(asked, (n, candidates), len(ids), budget))
             most = sizes[-1].middle_tokens
-        if common.sampling.min_tokens > most:
-            raise _too_many_at_least(common.sampling.min_tokens, most, asked)
+        refuse_min_tokens(common.sampling.min_tokens, most, asked)
         weight.add(text)
         jobs.append(msgspec.structs.replace(common, prompt_ids=ids, max_tokens=most))
         prompts.append(text)
@@ -207,13 +201,14 @@ def _common_job(
     tokenizer: Tokenizer,
     context_tokens: int,
     inputs: PlanInputs,
-    counts: tuple[int, int],
+    choices: tuple[int, int],
 ) -> Job:
     """Returns what the jobs of a request share; it has no prompt and no ``max_tokens`` yet.
 
-    ``counts`` are the choices and the candidates of a prompt. Raises ``InvalidRequest``.
+    ``choices`` are those of a prompt that are shown, and those that are made. Raises
+    ``InvalidRequest``.
     """
-    n, candidates = counts
+    n, candidates = choices
     logprobs, scored = _log_probabilities(request)
     sampling = sampling_params(request, tokenizer, context_tokens, draws=inputs.draws)
     extra_end_ids = _extra_end_ids(request, tokenizer, inputs)
@@ -295,42 +290,6 @@ def _presentation(
     )
 
 
-def _refuse_contradictions(request: CompletionRequest) -> None:
-    """Raises ``InvalidRequest`` for fields that cannot be honoured together."""
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest(
-            "The 'stream_options' parameter is only allowed when 'stream' is true.",
-            param="stream_options",
-        )
-    options = request.stream_options or {}
-    if options.get("continuous_usage_stats") and not options.get("include_usage"):
-        raise InvalidRequest(
-            "'stream_options.continuous_usage_stats' is only allowed when "
-            "'stream_options.include_usage' is true.",
-            param="stream_options",
-        )
-    if request.max_tokens is not None and request.max_completion_tokens is not None:
-        raise InvalidRequest(
-            "'max_tokens' and 'max_completion_tokens' are two names of one limit: give one of "
-            "them.",
-            param="max_completion_tokens",
-        )
-    _refuse_with_grammar(request)
-    if not request.suffix:
-        return
-    for name, asked in (
-        ("echo' and 'logprobs", request.echo and request.logprobs is not None),
-        ("echo' and 'logprob_token_ids", request.echo and request.logprob_token_ids),
-        ("prompt_logprobs", request.prompt_logprobs is not None),
-    ):
-        if asked:
-            raise InvalidRequest(
-                f"'suffix' with '{name}' is not supported: the prompt is not scored in the order "
-                "in which it is shown.",
-                param="suffix",
-            )
-
-
 def _constraint(request: CompletionRequest, inputs: PlanInputs) -> Constraint | None:
     for name in ("response_format", "structured_outputs"):
         grammar: OutputGrammar | None = getattr(request, name)
@@ -353,217 +312,8 @@ _GRAMMARS: Mapping[GrammarKind, str] = {
 }  # fmt: skip
 
 
-def _refuse_with_grammar(request: CompletionRequest) -> None:
-    """Raises ``InvalidRequest`` for what would go on after the end of a grammar."""
-    name = "response_format" if request.response_format is not None else "structured_outputs"
-    if request.response_format is None and request.structured_outputs is None:
-        return
-    if request.response_format is not None and request.structured_outputs is not None:
-        raise InvalidRequest(
-            "'response_format' and 'structured_outputs' are two ways of one thing: give one.",
-            param="structured_outputs",
-        )
-    for other in ("min_tokens", "ignore_eos", "suffix"):
-        if getattr(request, other):
-            raise InvalidRequest(
-                f"'{name}' with '{other}' is not supported: the text ends where the grammar does.",
-                param=name,
-            )
-
-
-def _counts(request: CompletionRequest) -> tuple[int, int]:
-    """Returns the choices and the candidates of each prompt (R7, R8, H11)."""
-    n = request.n or 1
-    best_of = request.best_of or n
-    if best_of < n:
-        raise InvalidRequest(
-            "You requested that the server return more choices than it will generate (HINT: you "
-            f"must set 'n' (currently {n}) to be at most 'best_of' (currently {best_of}), or omit "
-            "either parameter if you don't specifically want to use them.)",
-            param="best_of",
-        )
-    if best_of > n and request.stream:
-        raise InvalidRequest(
-            f"'best_of' ({best_of}) greater than 'n' ({n}) cannot be streamed: candidates are "
-            "ranked when all have ended.",
-            param="best_of",
-        )
-    return n, best_of
-
-
-def _refuse_many(request: CompletionRequest, candidates: int, most: int) -> None:
-    """Raises ``InvalidRequest`` for more sequences than a request may have (R7)."""
-    prompts = max(len(request.prompt), 1)
-    if prompts * candidates <= most:
-        return
-    name = "best_of" if candidates > (request.n or 1) else "n" if candidates > 1 else "prompt"
-    raise InvalidRequest(
-        f"Invalid value for '{name}': {prompts} prompts with {candidates} choices each are "
-        f"{prompts * candidates} sequences; a request may have {most} (max_choices).",
-        param=name,
-        code="invalid_value",
-    )
-
-
 def _cache_scope(operators: str, salt: str | None) -> str:
     """Returns the scope of a request's jobs; a salt gives one that nobody else can name."""
     if salt is None:
         return operators
     return hashlib.sha256(f"{len(operators)} {operators} {salt}".encode()).hexdigest()
-
-
-def _too_many_at_least(least: int, most: int, asked: int | None) -> InvalidRequest:
-    bound = "its default here" if asked is None else "as requested"
-    return InvalidRequest(
-        f"'min_tokens' ({least}) must be at most 'max_tokens' ({most}, {bound}).",
-        param="min_tokens",
-        code="invalid_value",
-    )
-
-
-def _laid_out(
-    prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer, budget: ContextBudget,
-    vocab: VocabView, inputs: PlanInputs,
-) -> tuple[tuple[int, ...], PromptText, bool]:  # fmt: skip
-    """Returns the ids to compute, the prompt as its choices show it, and whether it was cut."""
-    asked = _asked(request)
-    if inputs.chat is not None:
-        return *inputs.chat.prompt(prompt, request, tokenizer, vocab), False
-    if inputs.infill is None:
-        return *_prompt(prompt, request, tokenizer, budget, vocab, asked), False
-    placed = _place(prompt, request, inputs.infill.place, tokenizer, budget, asked)
-    return placed.ids, PromptText(placed.ids, 0, ""), placed.cut
-
-
-def _asked(request: CompletionRequest) -> int | None:
-    """Returns the request's limit on generated tokens, under either name."""
-    return request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
-
-
-def _prompt(
-    prompt: Prompt,
-    request: CompletionRequest,
-    tokenizer: Tokenizer,
-    budget: ContextBudget,
-    vocab: VocabView,
-    asked: int | None,
-) -> tuple[tuple[int, ...], PromptText]:
-    """Returns the ids to compute, and the prompt as its choices show it (R2, E2)."""
-    suffix = request.suffix or ""
-    laid_out = bool(suffix) and tokenizer.infill is not None
-    kept = request.truncate_prompt_tokens
-    budget.refuse_endless(prompt, tokenizer, asked, cut=kept is not None)
-    budget.refuse_endless(suffix, tokenizer, asked)
-    scored = request.logprobs is not None or request.logprob_token_ids is not None
-    echo = bool(request.echo)
-    shown = Shown(text=echo or scored, offsets=echo and scored)
-    visible = _ids(prompt, tokenizer, parse_special=not suffix)
-    after: Sequence[int] = ()
-    if laid_out:
-        after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
-    bos = tokenizer.bos_id
-    adds_bos = (
-        not laid_out
-        and isinstance(prompt, str)
-        and bos is not None
-        and request.add_special_tokens is not False
-        and visible[:1] != [bos]
-    )
-    is_text = isinstance(prompt, str)
-    if kept is not None:
-        added = len(after) + INFILL_TOKENS if laid_out else int(adds_bos)
-        if suffix and not laid_out:
-            added += BEHIND_TOKENS
-        most = budget.room(asked) if kept == _WHAT_FITS else kept
-        if len(visible) > max(most - added, 0):
-            visible = visible[len(visible) - max(most - added, 0) :]
-            is_text = False
-    if isinstance(prompt, str) and is_text:
-        text = prompt_of_text(prompt, visible, vocab, shown)
-    else:
-        text = prompt_of_ids(visible, vocab, shown)
-    if suffix:
-        # The middle continues the prefix, so no space of the tokenizer comes between them.
-        text = msgspec.structs.replace(text, fresh=False)
-    if laid_out:
-        return lay_out(infill_tokens(tokenizer), bos, visible, after), text
-    if adds_bos and bos is not None and visible:
-        return (bos, *visible), msgspec.structs.replace(text, hidden=1)
-    if not visible:
-        return (tokenizer.document_start_id,), msgspec.structs.replace(text, hidden=1)
-    return tuple(visible), text
-
-
-def _place(
-    prompt: Prompt, request: CompletionRequest, place: Place, tokenizer: Tokenizer,
-    budget: ContextBudget, asked: int | None,
-) -> LaidOut:  # fmt: skip
-    """Returns the ids of a prompt that asks for the middle at a place."""
-    suffix = request.suffix or ""
-    for text in (prompt, place.typed, suffix):
-        budget.refuse_endless(text, tokenizer, asked, cut=True)
-    before = list(_ids(prompt, tokenizer, parse_special=False))
-    if place.typed:
-        continues = bool(before)
-        before += encode("prompt", place.typed, tokenizer, parse_special=False, continues=continues)
-    after: Sequence[int] = ()
-    if suffix:
-        after = encode("input_suffix", suffix, tokenizer, parse_special=False, continues=True)
-    room = PlaceRoom.of(budget.context_tokens, asked)
-    return lay_out_place(before, after, place, tokenizer, room)
-
-
-def _at_most(budget: ContextBudget, prompt_tokens: int, asked: int | None) -> int | None:
-    """Returns what was asked for, or what fits if that is less."""
-    return None if asked is None else min(asked, budget.context_tokens - prompt_tokens)
-
-
-def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:
-    if isinstance(prompt, str):
-        return encode("prompt", prompt, tokenizer, parse_special=parse_special) if prompt else ()
-    largest = max(prompt)
-    if largest >= len(tokenizer.pieces):
-        raise InvalidRequest(
-            f"Invalid value for 'prompt': expected token ids below the vocabulary's size of "
-            f"{len(tokenizer.pieces)}, but got {shown(largest)} instead.",
-            param="prompt",
-            code="invalid_value",
-        )
-    return prompt
-
-
-_ID_FIELDS = ("logit_bias", "allowed_token_ids", "stop_token_ids", "logprob_token_ids")
-
-
-def _refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature, str]) -> None:
-    """Raises ``InvalidRequest`` for what the engine cannot take."""
-    asked_features: tuple[tuple[str, bool, Feature], ...] = (
-        ("cache_salt", request.cache_salt is not None, "cache_salt"),
-        ("return_token_ids", bool(request.return_token_ids), "returned_ids"),
-    )
-    for name, asked, feature in asked_features:
-        lacking = unsupported.get(feature)
-        if asked and lacking is not None:
-            raise InvalidRequest(f"'{name}' cannot be honoured: {lacking}", param=name)
-    reason = unsupported.get("token_ids")
-    if reason is None:
-        return
-    if request.suffix:
-        raise InvalidRequest(f"'suffix' cannot be honoured: {reason}", param="suffix")
-    for name in _ID_FIELDS:
-        if getattr(request, name):
-            raise InvalidRequest(f"Token ids in '{name}': {reason}", param=name)
-    if any(not isinstance(prompt, str) for prompt in request.prompt):
-        raise InvalidRequest(f"Token ids in 'prompt': {reason}", param="prompt")
-
-
-def texts_of(request: CompletionRequest, place: Place | None = None) -> Iterator[tuple[str, bool]]:
-    """Yields the texts that ``make_plan`` tokenises, and whether special tokens are parsed."""
-    suffix = request.suffix or ""
-    if place is not None and place.typed:
-        yield place.typed, False
-    for prompt in request.prompt:
-        if isinstance(prompt, str) and prompt:
-            yield prompt, not suffix and place is None
-    if suffix:
-        yield suffix, False

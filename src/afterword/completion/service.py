@@ -20,8 +20,8 @@ from afterword.completion.plan import (
     Plan,
     PlanInputs,
     make_plan,
-    texts_of,
 )
+from afterword.completion.prompts import texts_of
 from afterword.completion.request import CompletionRequest, decode
 from afterword.completion.searching import Searching
 from afterword.completion.stopwatch import Stopwatch

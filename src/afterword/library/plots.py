@@ -20,8 +20,9 @@ _MOST_LABELS = 120
 def plot(answer: TextCompletion | TextChoice | TextScore, *, choice: int = 0) -> Any:  # noqa: ANN401 - matplotlib is an extra
     """Returns a matplotlib figure: a bar for each token, as high as its probability.
 
-    ``choice`` is the index of a completion's choice. Raises ``InvalidRequest`` if the answer has no
-    log-probabilities or more than 2,000 tokens, and ``ImportError`` without matplotlib.
+    ``choice`` is the index of a completion's choice. Raises ``InvalidRequest`` if the answer is
+    none, has no log-probabilities, or has more than 2,000 tokens, and ``ImportError`` without
+    matplotlib.
     """
     tokens, logprobs = _values(answer, choice)
     if len(tokens) > _MOST_BARS:
@@ -62,6 +63,12 @@ def _values(
                 param="choice",
             )
         answer = answer.choices[choice]
+    if not isinstance(answer, TextChoice):
+        raise InvalidRequest(
+            "Invalid type for 'answer': expected what complete() or score() returned, but got "
+            f"{type(answer).__name__} instead.",
+            param="answer",
+        )
     if answer.logprobs is None:
         raise InvalidRequest("There is nothing to plot: ask with logprobs.", param="logprobs")
     return answer.logprobs.tokens, answer.logprobs.token_logprobs

@@ -1,0 +1,170 @@
+"""Lays out the prompts of a request: the ids to compute, and what answers show of them (R2, E2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from afterword.completion.context_budget import ContextBudget
+from afterword.completion.fields import Prompt, shown
+from afterword.completion.framing import Framing
+from afterword.completion.infill import (
+    INFILL_TOKENS,
+    LaidOut,
+    Place,
+    PlaceRoom,
+    infill_tokens,
+    lay_out,
+    lay_out_place,
+)
+from afterword.completion.prompt_text import (
+    PromptText,
+    Shown,
+    VocabView,
+    prompt_of_ids,
+    prompt_of_text,
+)
+from afterword.completion.request import CompletionRequest
+from afterword.completion.search import BEHIND_TOKENS
+from afterword.completion.tokens import encode
+from afterword.core.errors import InvalidRequest
+from afterword.core.protocols import Tokenizer
+
+_WHAT_FITS = -1
+"""The value of ``truncate_prompt_tokens`` that keeps as many tokens as fit."""
+
+
+class Prompts(msgspec.Struct, frozen=True, kw_only=True):
+    """Lays out one prompt after another. All methods raise ``InvalidRequest``.
+
+    ``chat`` is there if prompts stand in a chat template, ``place`` if they ask for a middle there.
+    """
+
+    request: CompletionRequest
+    tokenizer: Tokenizer
+    budget: ContextBudget
+    vocab: VocabView
+    chat: Framing | None
+    place: Place | None
+
+    @property
+    def asked(self) -> int | None:
+        """The request's limit on generated tokens, under either name."""
+        limit = self.request.max_tokens
+        return self.request.max_completion_tokens if limit is None else limit
+
+    def lay_out(self, prompt: Prompt) -> tuple[tuple[int, ...], PromptText, bool]:
+        """Returns the ids to compute, the prompt as its choices show it, and whether it was cut."""
+        if self.chat is not None:
+            return *self.chat.prompt(prompt, self.request, self.tokenizer, self.vocab), False
+        if self.place is not None:
+            placed = self._placed(prompt, self.place)
+            return placed.ids, PromptText(placed.ids, 0, ""), placed.cut
+        return *self._plain(prompt), False
+
+    def completion_tokens(self, prompt_tokens: int) -> int:
+        """Returns how many tokens may be generated; at a place, at most what fits."""
+        asked = self.asked
+        if asked is not None and self.place is not None:
+            asked = min(asked, self.budget.context_tokens - prompt_tokens)
+        return self.budget.completion_tokens(prompt_tokens, asked)
+
+    def _plain(self, prompt: Prompt) -> tuple[tuple[int, ...], PromptText]:
+        request, tokenizer = self.request, self.tokenizer
+        suffix = request.suffix or ""
+        laid_out = bool(suffix) and tokenizer.infill is not None
+        self.budget.refuse_endless(
+            prompt, tokenizer, self.asked, cut=request.truncate_prompt_tokens is not None
+        )
+        self.budget.refuse_endless(suffix, tokenizer, self.asked)
+        visible = _ids(prompt, tokenizer, parse_special=not suffix)
+        after: Sequence[int] = ()
+        if laid_out:
+            after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
+        bos = tokenizer.bos_id
+        adds_bos = (
+            not laid_out
+            and isinstance(prompt, str)
+            and bos is not None
+            and request.add_special_tokens is not False
+            and visible[:1] != [bos]
+        )
+        added = len(after) + INFILL_TOKENS if laid_out else int(adds_bos)
+        if suffix and not laid_out:
+            added += BEHIND_TOKENS
+        kept = self._kept(visible, added)
+        if isinstance(prompt, str) and kept is visible:
+            text = prompt_of_text(prompt, visible, self.vocab, self._shown())
+        else:
+            text = prompt_of_ids(kept, self.vocab, self._shown())
+        if suffix:
+            # The middle continues the prefix, so no space of the tokenizer comes between them.
+            text = msgspec.structs.replace(text, fresh=False)
+        if laid_out:
+            return lay_out(infill_tokens(tokenizer), bos, kept, after), text
+        if adds_bos and bos is not None and kept:
+            return (bos, *kept), msgspec.structs.replace(text, hidden=1)
+        if not kept:
+            return (tokenizer.document_start_id,), msgspec.structs.replace(text, hidden=1)
+        return tuple(kept), text
+
+    def _kept(self, ids: Sequence[int], added: int) -> Sequence[int]:
+        """Returns the end of a prompt that ``truncate_prompt_tokens`` keeps, or all of it.
+
+        ``added`` tokens come to it.
+        """
+        asked = self.request.truncate_prompt_tokens
+        if asked is None:
+            return ids
+        most = max((self.budget.room(self.asked) if asked == _WHAT_FITS else asked) - added, 0)
+        return ids if len(ids) <= most else ids[len(ids) - most :]
+
+    def _shown(self) -> Shown:
+        request = self.request
+        scored = request.logprobs is not None or request.logprob_token_ids is not None
+        echo = bool(request.echo)
+        return Shown(text=echo or scored, offsets=echo and scored)
+
+    def _placed(self, prompt: Prompt, place: Place) -> LaidOut:
+        """Returns the ids of a prompt that asks for the middle at a place."""
+        tokenizer = self.tokenizer
+        suffix = self.request.suffix or ""
+        for text in (prompt, place.typed, suffix):
+            self.budget.refuse_endless(text, tokenizer, self.asked, cut=True)
+        before = list(_ids(prompt, tokenizer, parse_special=False))
+        if place.typed:
+            before += encode(
+                "prompt", place.typed, tokenizer, parse_special=False, continues=bool(before)
+            )
+        after: Sequence[int] = ()
+        if suffix:
+            after = encode("input_suffix", suffix, tokenizer, parse_special=False, continues=True)
+        room = PlaceRoom.of(self.budget.context_tokens, self.asked)
+        return lay_out_place(before, after, place, tokenizer, room)
+
+
+def texts_of(request: CompletionRequest, place: Place | None = None) -> Iterator[tuple[str, bool]]:
+    """Yields the texts that are tokenised, and whether special tokens are parsed."""
+    suffix = request.suffix or ""
+    if place is not None and place.typed:
+        yield place.typed, False
+    for prompt in request.prompt:
+        if isinstance(prompt, str) and prompt:
+            yield prompt, not suffix and place is None
+    if suffix:
+        yield suffix, False
+
+
+def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:
+    if isinstance(prompt, str):
+        return encode("prompt", prompt, tokenizer, parse_special=parse_special) if prompt else ()
+    largest = max(prompt)
+    if largest >= len(tokenizer.pieces):
+        raise InvalidRequest(
+            f"Invalid value for 'prompt': expected token ids below the vocabulary's size of "
+            f"{len(tokenizer.pieces)}, but got {shown(largest)} instead.",
+            param="prompt",
+            code="invalid_value",
+        )
+    return prompt

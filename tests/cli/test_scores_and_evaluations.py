@@ -138,7 +138,7 @@ def test_progress_on_long_input(url: str) -> None:
     ("arguments", "message"),
     [
         (("score", "a", "--window", "999"), "'window': expected 2 to 256"),
-        (("score", "a", "--top", "99"), "'logprobs': expected"),
+        (("score", "a", "--top", "99"), "'top': expected"),
         (("score", "a", "--model", "other"), "`other` does not exist"),
         (("score", "--file", "/no/such/file"), "cannot be read"),
         (("complete", "a", "--temperature", "9"), "'temperature'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from typing import Any, get_type_hints
 
 import msgspec
@@ -109,6 +110,16 @@ def test_what_json_cannot_say_and_the_other_method(llm: LLM) -> None:
         with pytest.raises(InvalidRequest, match="cannot be written as JSON") as refused:
             llm.complete("a", **fields)
         assert refused.value.param == next(iter(fields))
+    # The encoder would write base64, and sets in any order.
+    bodies: list[dict[str, Any]] = [{"prompt": b"a"}, {"prompt": {"a", "b"}}, {"prompt": "\udc80"},
+        {"prompt": "a", "stop": b"b"}, {"prompt": "a", "user": date(2026, 9, 28)}]  # fmt: skip
+    for body in bodies:
+        with pytest.raises(InvalidRequest, match="cannot be written as JSON") as refused:
+            llm.complete(**body)
+        assert refused.value.param == list(body)[-1]
+    ids: Any = {1, 2}
+    with pytest.raises(InvalidRequest, match="'tokens': it cannot be written as JSON"):
+        llm.detokenize(ids)
     with pytest.raises(InvalidRequest, match=r"stream\(\)"):
         llm.complete("a", stream=True)  # type: ignore[call-arg]
 

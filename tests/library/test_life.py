@@ -185,6 +185,10 @@ def test_models_are_named_as_on_the_command_line(tmp_path: Path) -> None:
     with LLM(f"mine={file}", slots=1, threads=1) as llm:
         assert llm.facts.name == "mine"
         assert llm.complete("a", max_tokens=2, temperature=0).model == "mine"
+    with LLM(file, slots=1, threads=1) as llm:
+        assert llm.facts.name == "tiny"
+    with pytest.raises(ConfigError, match="not NoneType"):
+        LLM(None)  # type: ignore[arg-type]
 
 
 def test_a_program_that_forgets_to_close_ends_well(tmp_path: Path) -> None:

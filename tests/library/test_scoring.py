@@ -189,15 +189,22 @@ def test_a_vocabulary_with_bos(either: LLM) -> None:
 
 
 def test_what_is_no_text(llm: LLM) -> None:
-    with pytest.raises(InvalidRequest, match="expected strings, but got int"):
+    with pytest.raises(InvalidRequest, match="'texts': expected text, but got int"):
         llm.score([1])  # type: ignore[list-item]
+    with pytest.raises(InvalidRequest, match="'text': expected text, but got int"):
+        llm.tokenize(1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="'context': expected text, but got list"):
+        llm.score_continuations(["a"], ["b"])  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="'top': expected an integer from 0 to") as refused:
+        llm.score("a", top=-1)
+    assert refused.value.param == "top"
     assert llm.score([]) == []
     assert llm.score_continuations("a", []) == []
 
 
 def test_what_is_neither_a_text_nor_several(either: LLM) -> None:
     for value, kind in ((3, "int"), (b"a", "bytes"), (None, "NoneType")):
-        with pytest.raises(InvalidRequest, match=f"expected strings, but got {kind}"):
+        with pytest.raises(InvalidRequest, match=f"expected text, but got {kind}"):
             either.score(value)  # type: ignore[arg-type]
     half = "a\ud83d"
     for call in (

@@ -58,8 +58,8 @@ class Backend(Protocol):
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Returns the ids of a text."""
 
-    async def detokenize(self, ids: list[int]) -> str:
-        """Returns the text of ids."""
+    async def detokenize(self, ids: msgspec.Raw) -> str:
+        """Returns the text of ids, which are JSON."""
 
     async def special_names(self) -> SpecialNames:
         """Returns the names of special tokens."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,6 +14,7 @@ from afterword.library.answers import ContinuationScore, TextChunk, TextCompleti
 from afterword.library.backend import Backend, ChunkSource, ModelFacts
 from afterword.library.fields import CompletionFields, PromptInput
 from afterword.library.scoring import Advance, Scorer, texts_of
+from afterword.library.written import written
 
 
 class Calls:
@@ -55,25 +55,26 @@ class Calls:
         """Returns the score of each text."""
         scorer = await self._scoring()
         return await scorer.score(
-            texts_of(texts), top=top, window=window, stride=stride, advance=advance
+            texts_of("texts", texts), top=top, window=window, stride=stride, advance=advance
         )
 
     async def continuations(
         self, context: str, continuations: Sequence[str]
     ) -> list[ContinuationScore]:
         """Returns how likely each continuation is."""
-        texts_of([context])
-        return await (await self._scoring()).continuations(context, texts_of(continuations))
+        texts_of("context", [context])
+        texts = texts_of("continuations", continuations)
+        return await (await self._scoring()).continuations(context, texts)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Returns the ids of a text."""
-        texts_of([text])
+        texts_of("text", [text])
         backend = await self._backend()
         return await backend.tokenize(text, add_special_tokens=add_special_tokens)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """Returns the text of ids."""
-        return await (await self._backend()).detokenize(list(ids))
+        return await (await self._backend()).detokenize(written("tokens", ids))
 
     async def _backend(self) -> Backend:
         if not self._ready.done():
@@ -91,23 +92,8 @@ def body_of(prompt: PromptInput, fields: CompletionFields, *, stream: bool = Fal
     named: dict[str, Any] = dict(fields)
     if "stream" in named:
         raise InvalidRequest("The method stream() gives a stream, not 'stream'.", param="stream")
-    for name, value in named.items():
-        _refuse_infinite(name, value)
+    named["prompt"] = prompt
     # A request without a model means the one that is open.
     if stream:
         named["stream"] = True
-    try:
-        return msgspec.json.encode({"prompt": prompt, **named})
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"The request cannot be written as JSON: {error}") from error
-
-
-def _refuse_infinite(name: str, value: object) -> None:
-    """Raises ``InvalidRequest`` for NaN and infinities, which the encoder would write as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidRequest(
-            f"The request cannot be written as JSON: '{name}' is {value}.", param=name
-        )
-    if isinstance(value, (Mapping, list, tuple)):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            _refuse_infinite(name, inner)
+    return msgspec.json.encode({name: written(name, value) for name, value in named.items()})

@@ -47,7 +47,7 @@ class LocalBackend:
         call = await self._service.tokenization(msgspec.json.encode(body))
         return msgspec.convert(await call.run(), Tokenized, from_attributes=True).tokens
 
-    async def detokenize(self, ids: list[int]) -> str:
+    async def detokenize(self, ids: msgspec.Raw) -> str:
         """See ``Backend``."""
         call = await self._service.detokenization(msgspec.json.encode({"tokens": ids}))
         return msgspec.convert(await call.run(), Detokenized, from_attributes=True).prompt

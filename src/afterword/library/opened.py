@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from os import PathLike
 from typing import Any, Self
 
 from afterword.config import Settings
@@ -18,7 +19,12 @@ TIMEOUT_S = 600.0
 class OpenedModel:
     """What ``LLM`` and ``AsyncLLM`` share: a session that begins to open at once."""
 
-    def __init__(self, model: str = DEFAULT_MODEL, /, **settings: Any) -> None:  # noqa: ANN401 - of many types
+    def __init__(
+        self,
+        model: str | PathLike[str] = DEFAULT_MODEL,
+        /,
+        **settings: Any,  # noqa: ANN401 - of many types
+    ) -> None:
         self._start(opener_for(settings_for(model, settings)))
 
     @classmethod

@@ -15,11 +15,14 @@ from afterword.library.local import loading
 DEFAULT_MODEL = EMBEDDED_MODEL
 
 
-def settings_for(model: str, given: dict[str, Any]) -> Settings:
+def settings_for(model: str | os.PathLike[str], given: dict[str, Any]) -> Settings:
     """Returns the settings of one model. The environment counts as it does for the server.
 
     Raises ``ConfigError`` for a source that is malformed, and for a setting that there is not.
     """
+    model = os.fspath(model) if isinstance(model, os.PathLike) else model
+    if not isinstance(model, str):
+        raise ConfigError(f"a model is a name, a path or an address, not {type(model).__name__}")
     for setting in given:
         if setting not in SETTINGS:
             raise ConfigError(f"{setting!r} is not a setting")

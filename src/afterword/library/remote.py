@@ -66,7 +66,7 @@ class RemoteBackend:
         raw = await _post(self._client, "/tokenize", msgspec.json.encode(body))
         return _read(raw, _IdsAnswer).tokens
 
-    async def detokenize(self, ids: list[int]) -> str:
+    async def detokenize(self, ids: msgspec.Raw) -> str:
         """See ``Backend``."""
         body = {"model": self.facts.name, "tokens": ids}
         raw = await _post(self._client, "/detokenize", msgspec.json.encode(body))

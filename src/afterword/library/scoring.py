@@ -12,6 +12,7 @@ from afterword.core.wire import Logprobs
 from afterword.library.answers import ContinuationScore, TextChoice, TextScore
 from afterword.library.backend import Backend
 from afterword.library.windows import Window, WindowPlan, window_plan
+from afterword.library.written import written
 
 Advance: TypeAlias = Callable[[int, int], None]
 """Takes the tokens that were scored since the last call, and how many there are in all."""
@@ -118,8 +119,14 @@ class Scorer:
             return [*await self._ids(text[:cut]), *await self._ids(text[cut:])]
 
     async def _echo(self, prompts: Sequence[Any], top: int) -> list[TextChoice]:
-        body = {"prompt": prompts, "echo": True, "logprobs": top, "max_tokens": 0}
-        answer = await self._backend.complete(msgspec.json.encode(body))
+        body = {"prompt": prompts, "echo": True, "logprobs": written("top", top), "max_tokens": 0}
+        try:
+            answer = await self._backend.complete(msgspec.json.encode(body))
+        except InvalidRequest as error:
+            if error.param != "logprobs":
+                raise
+            message = error.message.replace("'logprobs'", "'top'")
+            raise InvalidRequest(message, param="top", code=error.code) from error
         return answer.choices
 
 
@@ -202,22 +209,22 @@ def _continuation(text: str, choice: TextChoice, begin: int) -> ContinuationScor
     return ContinuationScore(text, sum(values, 0.0), len(values), greedy)
 
 
-def texts_of(texts: str | Sequence[str]) -> Sequence[str]:
-    """Returns texts as a sequence. Raises ``InvalidRequest`` for what is no text."""
+def texts_of(name: str, texts: str | Sequence[str]) -> Sequence[str]:
+    """Returns a parameter's texts as a sequence. Raises ``InvalidRequest`` for what is no text."""
     several = isinstance(texts, Iterable) and not isinstance(texts, (str, bytes))
     found: list[Any] = list(texts) if several else [texts]
     for text in found:
         if not isinstance(text, str):
             raise InvalidRequest(
-                f"Invalid type for 'texts': expected strings, but got {type(text).__name__}.",
-                param="texts",
+                f"Invalid type for '{name}': expected text, but got {type(text).__name__}.",
+                param=name,
             )
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(
-                f"Invalid value for 'texts': a text cannot be written as UTF-8: {error.reason} at "
+                f"Invalid value for '{name}': a text cannot be written as UTF-8: {error.reason} at "
                 f"character {error.start}.",
-                param="texts",
+                param=name,
             ) from error
     return found

@@ -45,6 +45,21 @@ struct chunks {
     int64_t rows;
 };
 
+// Whether each thread has about as many of n equal parts.
+bool are_even(int64_t n, int64_t n_threads) { return 4 * n >= 3 * ceil_div(n, n_threads) * n_threads; }
+
+// How many rows stay together: all heads of a row, or those that share K and V, if there is work for all threads then.
+int64_t rows_together(const attention_op & op, int64_t n_threads, int64_t splits) {
+    const int64_t rows  = op.rows_and_heads();
+    const int64_t lone  = op.mixed() ? 1 : op.n_rows;
+    const int64_t all   = op.n_heads * lone;
+    const int64_t group = op.heads_of_group() * lone;
+    if (are_even(rows / all * splits, n_threads)) {
+        return all;
+    }
+    return rows / group * splits >= n_threads ? group : 1;
+}
+
 chunks divide(const attention_op & op, int64_t n_threads, bool tiles, int64_t splits) {
     const int64_t rows = op.rows_and_heads();
     const int64_t most = ceil_div(CHUNKS * n_threads, splits);
@@ -56,11 +71,8 @@ chunks divide(const attention_op & op, int64_t n_threads, bool tiles, int64_t sp
     }
     int64_t chunk = ceil_div(rows, n);
     if (tiles && (op.n_rows < FULL_TILE || op.mixed())) {
-        // Heads that share K and V stay together where there are threads for no more.
-        const int64_t shared = op.heads_of_group() * (op.mixed() ? 1 : op.n_rows);
-        if (rows / shared * splits >= n_threads) {
-            chunk = ceil_div(chunk, shared) * shared;
-        }
+        const int64_t together = rows_together(op, n_threads, splits);
+        chunk = ceil_div(chunk, together) * together;
     }
     return {n, chunk};
 }

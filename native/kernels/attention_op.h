@@ -153,7 +153,7 @@ private:
     }
 };
 
-// Computes rows [begin, end) of q, counted over batches, groups of heads, streams, heads of the group, and rows of the
+// Computes rows [begin, end) of q, counted over batches, streams, groups of heads, heads of the group, and rows of the
 // stream. K and V are halves or floats. scratch: scratch_of_tiles(op) floats. (attention_by_tiles.cpp)
 void    attention_by_tiles(const attention_op & op, int64_t begin, int64_t end, float * scratch);
 int64_t scratch_of_tiles(const attention_op & op);

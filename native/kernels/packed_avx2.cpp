@@ -125,10 +125,11 @@ struct avx2 {
         }
     }
 
-    // out[c * out_stride + row] for the rows of P panels and N columns.
+    // out[c * out_stride + row] for the rows of P panels and N columns. `asks`: memory is asked for the next panels.
     template <class F, int N, int P>
     static void multiply_quants(
-        const uint8_t * panels, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
+        const uint8_t * panels, int64_t blocks, const column_block * columns, float * out, size_t out_stride,
+        bool asks) {
         constexpr int TWO = PARTS<avx2>;
         const size_t  stride = panel_bytes<F>(blocks * VALUES);
         floats        sums[P][N][TWO];
@@ -136,6 +137,9 @@ struct avx2 {
             sums[i / TWO / N][i / TWO % N][i % TWO] = set1(0.0f);
         }
         for (int64_t b = 0; b < blocks; b++, columns++) {
+            if (asks) {
+                ask_ahead(panels, P * stride, b, blocks);
+            }
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
                 add_block<F, N>({ panels + p * stride, blocks }, b, blocks, columns, sums[p]);

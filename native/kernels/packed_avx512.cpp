@@ -89,10 +89,11 @@ struct avx512 {
         }
     }
 
-    // out[c * out_stride + row] for the rows of P panels and N columns.
+    // out[c * out_stride + row] for the rows of P panels and N columns. `asks`: memory is asked for the next panels.
     template <class F, int N, int P>
     static void multiply_quants(
-        const uint8_t * panels, int64_t blocks, const column_block * columns, float * out, size_t out_stride) {
+        const uint8_t * panels, int64_t blocks, const column_block * columns, float * out, size_t out_stride,
+        bool asks) {
         const size_t stride = panel_bytes<F>(blocks * VALUES);
         floats       sums[P][N];
 #pragma GCC unroll 16
@@ -100,6 +101,9 @@ struct avx512 {
             sums[i / N][i % N] = set1(0.0f);
         }
         for (int64_t b = 0; b < blocks; b++) {
+            if (asks) {
+                ask_ahead(panels, P * stride, b, blocks);
+            }
 #pragma GCC unroll 4
             for (int p = 0; p < P; p++) {
                 add_block<F, N>({ panels + p * stride, blocks }, b, blocks, columns, sums[p]);

@@ -67,25 +67,41 @@ __attribute__((noinline)) void multiply_floats(
     }
 }
 
-// Any number of columns of P panels: as many columns as possible at once.
+// Asks for what lies behind some panels, in the order of memory: a part with each of their blocks. It is for the second
+// cache, as the first is small.
+inline void ask_ahead(const uint8_t * panels, size_t bytes, int64_t b, int64_t blocks) {
+    constexpr size_t LINE = 64;
+
+    const size_t part = (bytes / blocks + LINE - 1) / LINE * LINE;
+    for (size_t at = 0; at < part; at += LINE) {
+        __builtin_prefetch(panels + bytes + b * part + at, 0, 2);
+    }
+}
+
+// Any number of columns of P panels: as many columns as possible at once. With `asks`, the first of them ask for the next
+// panels.
 template <class V, class F, int N, int P>
 void multiply_all(
-    const uint8_t * panels, int64_t blocks, const column<F> * columns, int64_t n, float * out, size_t out_stride) {
-    for (; n >= N; n -= N, columns += N * blocks, out += N * out_stride) {
+    const uint8_t * panels, int64_t blocks, const column<F> * columns, int64_t n, float * out, size_t out_stride,
+    bool asks) {
+    for (; n >= N; n -= N, columns += N * blocks, out += N * out_stride, asks = false) {
         if constexpr (F::WIDTH > 1) {
-            V::template multiply_quants<F, N, P>(panels, blocks, columns, out, out_stride);
+            V::template multiply_quants<F, N, P>(panels, blocks, columns, out, out_stride, asks);
         } else {
             multiply_floats<V, F, N>(panels, blocks, columns, out, out_stride);
         }
     }
     if constexpr (N > 1) {
-        multiply_all<V, F, N == 12 ? 8 : N == 8 ? 4 : N - 1, P>(panels, blocks, columns, n, out, out_stride);
+        multiply_all<V, F, N == 12 ? 8 : N == 8 ? 4 : N - 1, P>(panels, blocks, columns, n, out, out_stride, asks);
     }
 }
 
 // So few columns leave registers for several panels of quants. These are read side by side: processors read several
 // streams quicker than one.
 constexpr int FEW_COLUMNS = 2;
+
+// With more columns a panel is computed for so long that its memory does not matter.
+constexpr int MOST_WAITING = 96;
 
 template <class V, class F>
 void multiply(
@@ -95,15 +111,16 @@ void multiply(
     const auto *  columns  = (const column<F> *) prepared;
     const int64_t blocks   = values / F::WIDTH;
     const size_t  bytes    = panel_bytes<F>(values);
+    const bool    asks     = n <= MOST_WAITING;
     int64_t       at       = 0;
     if constexpr (TOGETHER > 1) {
         for (; n <= FEW_COLUMNS && at + TOGETHER <= n_panels; at += TOGETHER) {
             multiply_all<V, F, FEW_COLUMNS, TOGETHER>(
-                panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride);
+                panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride, asks);
         }
     }
     for (; at < n_panels; at++) {
-        multiply_all<V, F, V::COLUMNS, 1>(panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride);
+        multiply_all<V, F, V::COLUMNS, 1>(panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride, asks);
     }
 }
 

@@ -208,6 +208,13 @@ void bring_near(const ggml_tensor * cache, const char * first, int n) {
     }
 }
 
+// Whether the last row sees a cell. Only then its sequence is sure to have the cell's block.
+bool may_see(const attention_op & op, const tile & t, int64_t cell) {
+    constexpr ggml_fp16_t MINUS_INFINITY = 0xfc00;
+
+    return op.mask == nullptr || t.seen[t.n - 1][cell] != MINUS_INFINITY;
+}
+
 bool in_order(const ggml_tensor * cache) { return cache->nb[1] == cache->ne[2] * cache->nb[2]; }
 
 void add_cells(const attention_op & op, int64_t first_cell, tile & t) {
@@ -219,32 +226,36 @@ void add_cells(const attention_op & op, int64_t first_cell, tile & t) {
     const int     n_rows = rows.end - rows.begin;
     float * const scores = t.scores + rows.begin * TILE_CELLS;
     const int64_t place  = op.place(t.table, first_cell);
-    const bool    near   = t.all_heads && in_order(op.k) && in_order(op.v);
-    if (near) {
+    const int64_t next   = first_cell + TILE_CELLS;
+    const bool    is_new = first_cell % SPLIT_CELLS == 0;
+    const bool    asks   = next % SPLIT_CELLS != 0 && next < op.n_cells && may_see(op, t, next);
+    const bool    whole  = t.all_heads && in_order(op.k) && in_order(op.v);
+    if (whole && is_new) {
         bring_near(op.k, t.groups[0].keys + place * op.k->nb[1], n);
         bring_near(op.v, t.groups[0].values + place * op.v->nb[1], n);
     }
-    const int64_t next_cell = std::min(first_cell + TILE_CELLS, (op.n_cells - 1) / TILE_CELLS * TILE_CELLS);
-    const bool    asks      = !near && next_cell > first_cell;
-    const auto    cells     = [&](const ggml_tensor * cache, const char * first, int count) {
+    // Groups of a whole row share what is next, which is asked for in the order of memory. Else each asks for its heads.
+    const auto cells = [&](const ggml_tensor * cache, const char * group::*first, int i, int count) {
+        const char * mine  = t.groups[i].*first;
+        const char * after = whole ? t.groups[0].*first + i * TILE_CELLS * cache->nb[2] : mine;
         return tile_cells{
-            first + place * cache->nb[1], cache->nb[1], cache->type == GGML_TYPE_F16, count,
-            asks ? first + op.place(t.table, next_cell) * cache->nb[1] : nullptr};
+            mine + place * cache->nb[1], cache->nb[1], cache->type == GGML_TYPE_F16, count,
+            asks ? after + op.place(t.table, next) * cache->nb[1] : nullptr, cache->nb[whole ? 2 : 1]};
     };
-    // Calls f with each group, and with those of its rows that see any of the cells.
+    // Calls f with the number of each group, and with those of its rows that see any of the cells.
     const auto of_groups = [&](auto && f) {
         for (int i = 0; i < t.n_groups; i++) {
             const int begin = std::max(t.groups[i].begin, rows.begin);
             const int end   = std::min(t.groups[i].end, rows.end);
             if (begin < end) {
-                f(t.groups[i], begin, end - begin);
+                f(i, begin, end - begin);
             }
         }
     };
-    of_groups([&](const group & g, int begin, int count) {
+    of_groups([&](int i, int begin, int count) {
         tile_scores(
-            t.scores + begin * TILE_CELLS, t.queries + begin * op.key_size, count, op.key_size, cells(op.k, g.keys, n),
-            t.key_buffer);
+            t.scores + begin * TILE_CELLS, t.queries + begin * op.key_size, count, op.key_size,
+            cells(op.k, &group::keys, i, n), t.key_buffer);
     });
     ggml_vec_scale_f32(n_rows * TILE_CELLS, scores, op.scale);
     if (op.softcap != 0.0f) {
@@ -257,10 +268,10 @@ void add_cells(const attention_op & op, int64_t first_cell, tile & t) {
     const int last = rows.all ? n : add_mask(n, rows, t);
 
     weigh(op, rows, t);
-    of_groups([&](const group & g, int begin, int count) {
+    of_groups([&](int i, int begin, int count) {
         tile_values(
             t.sums + begin * op.value_size, t.scores + begin * TILE_CELLS, count, op.value_size,
-            cells(op.v, g.values, last), rows.all ? nullptr : t.mask + begin * TILE_CELLS, t.value_buffer);
+            cells(op.v, &group::values, i, last), rows.all ? nullptr : t.mask + begin * TILE_CELLS, t.value_buffer);
     });
 }
 

@@ -103,11 +103,11 @@ void multiply(float * c, const float * a, const float * b, int n_rows, int64_t d
 
 // ---- products of a few rows: halves become floats in registers
 
-// Rows compute faster than memory answers, and cells of one head are too far apart for the processor to foresee.
+// Few rows compute faster than memory answers. It is asked for the second cache, as the first is small.
 inline void ask_for(const tile_cells & cells, int cell, int64_t size) {
 #if defined(__GNUC__)
     for (int64_t at = 0; cells.next && at < size; at += CACHE_LINE_SIZE / sizeof(ggml_fp16_t)) {
-        __builtin_prefetch(cells.next + cell * cells.stride + at * sizeof(ggml_fp16_t));
+        __builtin_prefetch(cells.next + cell * cells.next_stride + at * sizeof(ggml_fp16_t), 0, 2);
     }
 #endif
 }

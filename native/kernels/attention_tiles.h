@@ -16,7 +16,8 @@ struct tile_cells {
     size_t       stride;  // bytes from cell to cell
     bool         halves;
     int          n;       // up to TILE_CELLS
-    const char * next;    // cells that are read after these, or nullptr; memory is asked for them early
+    const char * next;    // what is read after these, or nullptr: memory is asked for a part of it with each cell
+    size_t       next_stride;
 };
 
 // scores[n_rows x TILE_CELLS] = queries[n_rows x size] * keys[n x size]^T. What is written behind n cells has no

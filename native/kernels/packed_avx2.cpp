@@ -137,7 +137,7 @@ struct avx2 {
             sums[i / TWO / N][i / TWO % N][i % TWO] = set1(0.0f);
         }
         for (int64_t b = 0; b < blocks; b++, columns++) {
-            if (asks) {
+            if (N <= MOST_ASKING && asks) {
                 ask_ahead(panels, P * stride, b, blocks);
             }
 #pragma GCC unroll 4

@@ -101,7 +101,7 @@ struct avx512 {
             sums[i / N][i % N] = set1(0.0f);
         }
         for (int64_t b = 0; b < blocks; b++) {
-            if (asks) {
+            if (N <= MOST_ASKING && asks) {
                 ask_ahead(panels, P * stride, b, blocks);
             }
 #pragma GCC unroll 4

@@ -78,13 +78,16 @@ inline void ask_ahead(const uint8_t * panels, size_t bytes, int64_t b, int64_t b
     }
 }
 
-// Any number of columns of P panels: as many columns as possible at once. With `asks`, the first of them ask for the next
-// panels.
+// A product of more columns has no register left to ask with.
+constexpr int MOST_ASKING = 8;
+
+// Any number of columns of P panels: as many columns as possible at once. With `asks`, one of these products asks for the
+// next panels.
 template <class V, class F, int N, int P>
 void multiply_all(
     const uint8_t * panels, int64_t blocks, const column<F> * columns, int64_t n, float * out, size_t out_stride,
     bool asks) {
-    for (; n >= N; n -= N, columns += N * blocks, out += N * out_stride, asks = false) {
+    for (; n >= N; n -= N, columns += N * blocks, out += N * out_stride, asks = asks && N > MOST_ASKING) {
         if constexpr (F::WIDTH > 1) {
             V::template multiply_quants<F, N, P>(panels, blocks, columns, out, out_stride, asks);
         } else {

@@ -279,6 +279,7 @@ def _presentation(
         echo=bool(request.echo),
         logprobs=logprobs,
         prompt_logprobs=request.prompt_logprobs,
+        scored_ids=request.logprob_token_ids or (),
         stops=request.stop or (),
         include_stop=bool(request.include_stop_str_in_output),
         min_tokens=request.min_tokens or 0,

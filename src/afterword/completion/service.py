@@ -160,7 +160,7 @@ class CompletionService:
         wanted = texts_of(request, place)
         if served.chat is not None:
             chat = Framing(request.model or served.name, served.chat, int(self._clock()))
-            chat.refuse_fields(request)
+            chat.refuse_fields(request, infills=infill is not None)
             wanted = chat.texts(request)
         texts = budget.fitting(wanted, tokenizer, cut=cut)
         if place is not None:

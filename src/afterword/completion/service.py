@@ -227,8 +227,13 @@ class CompletionService:
         engine = served.engine
         tokens.refuse_long_ids(request, engine.card)
 
+        def text() -> tokens.Detokenized:
+            if served.old is not None:
+                return tokens.Detokenized(served.old.old.text(request.tokens, "tokens"))
+            return tokens.detokenize(request, engine.tokenizer)
+
         async def run() -> tokens.Detokenized:
-            return await do(partial(tokens.detokenize, request, engine.tokenizer))
+            return await do(text)
 
         return TokenizerCall(self._id("tok"), request.model or served.name, run)
 

@@ -158,9 +158,10 @@ async def test_R17_what_no_grammar_is_made_of(
 
 async def test_R17_the_schema_true_is_the_empty_one(client: Client) -> None:
     body = {"prompt": "a", "max_tokens": 8, "seed": 1}
+    schemas: tuple[object, ...] = ({}, True)
     empty, true = [
         (await client.complete(**body, structured_outputs={"json": schema}))["choices"]
-        for schema in ({}, True)
+        for schema in schemas
     ]
     assert true == empty
     asked = {"type": "json_schema", "json_schema": {"name": "any", "schema": True}}

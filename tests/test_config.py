@@ -84,6 +84,9 @@ def test_a_variable_that_is_no_setting_is_reported() -> None:
         ({"models": {"a b": "x"}}, "--model: 'a b' cannot be a model's name"),
         ({"aliases": {"x": "y"}}, "--alias: alias 'x': no model 'y'"),
         ({"aliases": {EMBEDDED_MODEL: EMBEDDED_MODEL}}, "is a model's name"),
+        ({"trusted_proxies": "10.0.0.1,proxy"}, "trusted_proxies: 'proxy' is neither"),
+        ({"cors_origins": "*, lite.koboldai.net"}, "'lite.koboldai.net' is no origin, as in https"),
+        ({"cors_origins": "http://a.example/page"}, "'http://a.example/page' is no origin"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(flags: dict[str, Any], says: str) -> None:
@@ -136,6 +139,14 @@ def test_every_setting_can_be_set_by_each_layer(tmp_path: Path) -> None:
         assert resolve({}, {variable: text}).origins[name] == variable
         assert resolve({}, {}, str(file)).origins[name] == str(file)
         assert getattr(resolve({name: text}, {}).settings, name) == default
+
+
+def test_origins_are_written_as_browsers_do() -> None:
+    given = " https://A.example/,null, *, http://[::1]:8080,app://obsidian.md,capacitor://localhost"
+    assert resolve({"cors_origins": given}, {}).settings.origins() == (
+        "https://a.example", "null", "*", "http://[::1]:8080", "app://obsidian.md",
+        "capacitor://localhost",
+    )  # fmt: skip
 
 
 def test_an_option_that_aliases_do_not_have_is_refused() -> None:

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from afterword.cli.answer_shape import differences, folded
 from afterword.cli.models import models
@@ -81,6 +85,42 @@ def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:
         done = CliRunner().invoke(replay, [str(file), "--url", base])
     assert isinstance(done.exception, ConfigError)
     assert "line 2" in str(done.exception)
+
+
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    """JSON may have other ends of lines inside strings, and files may begin with a mark."""
+    file = tmp_path / "requests.jsonl"
+    lines = [json.dumps({**REQUEST, "prompt": "a\u2028b\x85"}, ensure_ascii=False), ""]
+    file.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    with listening(make_client({"toy": toy_engine()}).app) as base:
+        done = CliRunner().invoke(replay, [str(file), "--url", base])
+    assert done.output == "1 requests, 1 as recorded, 0 not\n"
+    file.write_bytes(b"\xff")
+    assert isinstance(CliRunner().invoke(replay, [str(file)]).exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "said"),
+    [
+        ("text/event-stream", b'data: {"choices": []}\n\ndata: {"error": {"message": "no"}}\n\n',
+         "broke off: no"),
+        ("application/json", b'{"error": "in one word"}', "broke off: in one word"),
+        ("application/json", b'{"error": {}}', "broke off: no message"),
+        ("text/event-stream", b'data: {"choices": []}\r\n\r\ndata: [DONE]\r\n\r\n', None),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_an_error_is_said(
+    tmp_path: Path, kind: str, body: bytes, said: str | None
+) -> None:
+    async def answer(_: Request) -> Response:
+        return Response(body, media_type=kind)
+
+    file = tmp_path / "requests.jsonl"
+    file.write_text(json.dumps(REQUEST))
+    app = Starlette(routes=[Route("/v1/completions", answer, methods=["POST"])])
+    with listening(app) as base:
+        done = CliRunner().invoke(replay, [str(file), "--url", base])
+    assert done.output.splitlines()[:-1] == ([] if said is None else [f"line 1: {said}"])
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,9 @@ def offsets(sent: str, pieces: list[bytes]) -> list[int]:
         ("\u30001", [b" ", UNKNOWN, b"1"], [0, 0, 1]),
         ("é1", [b" ", UNKNOWN, b"1"], [0, 0, 1]),
         ("Hello World", [b" hello", b" world"], [0, 5]),
+        # U+2581 becomes a space, and U+200B is dropped.
+        ("a\n\u2581\ne", [b"a", b"\n", b" \n", b"e"], [0, 1, 2, 4]),
+        ("\u200b1 the", [b"1", b" the"], [1, 2]),
     ],
 )
 def test_offsets_of_what_a_vocabulary_cannot_spell(

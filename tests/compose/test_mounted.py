@@ -53,6 +53,9 @@ async def test_mounted_under_a_path(tiny: Settings) -> None:
         assert (await client.post("/llm/v1/completions", BODY)).status == 200
         assert (await client.get("/llm/models")).status == 200
         assert (await client.get("/llm/")).status == 404
+        # The outer path's parameter names no model (R1).
+        outer.routes.append(Mount("/{model}", inner))
+        assert (await client.post("/team/v1/completions", BODY)).status == 200
 
 
 async def test_strangers_are_let_in_only_if_the_settings_say_so(tiny: Settings) -> None:

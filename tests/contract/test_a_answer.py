@@ -12,7 +12,12 @@ END = sorted(ToyTokenizer().end_ids)
 
 async def test_A1_head(client: Client) -> None:
     answer = await client.complete(prompt="a", max_tokens=1)
-    assert re.fullmatch(r"cmpl-[A-Za-z0-9_-]{24,}", answer["id"])
+    ids = [
+        answer["id"],
+        *[(await client.complete(prompt="a", max_tokens=0))["id"] for _ in "12345"],
+    ]
+    assert all(re.fullmatch(r"cmpl-[A-Za-z0-9]{24,}", each) for each in ids)
+    assert len(set(ids)) == len(ids)
     assert answer["object"] == "text_completion"
     assert isinstance(answer["created"], int)
     assert re.fullmatch(r"fp_[0-9a-f]{10}", answer["system_fingerprint"])

@@ -391,9 +391,16 @@ async def test_F5_infill_refuses_by_name(client: Client, more: dict[str, Any], p
 async def test_F5_what_asks_for_nothing_is_honoured(client: Client) -> None:
     neutral = {"id_slot": 0, "cache_prompt": True, "t_max_prompt_ms": 500, "n_keep": 0,
                "timings_per_token": False, "lora": [], "repeat_penalty": 1.0, "repeat_last_n": 64,
-               "mirostat": 0, "n_probs": 0, "grammar": "", "user": None}  # fmt: skip
+               "mirostat": 0, "n_probs": 0, "grammar": "", "user": None, "max_tokens": None,
+               "logprobs": None, "speculative.n_max": 16}  # fmt: skip
     answer = await infill(client, n_predict=5, temperature=0, **neutral)
     assert answer["content"] == (await infill(client, n_predict=5, temperature=0))["content"]
+
+
+async def test_F5_R19_null_is_no_second_name(client: Client) -> None:
+    answer = await infill(client, n_predict=None, max_tokens=3, temperature=0)
+    assert answer["content"] == (await infill(client, n_predict=3, temperature=0))["content"]
+    await refused(client, "/infill", {**PLACE, "n_predict": 3, "max_tokens": 3})
 
 
 @pytest.mark.parametrize(("last", "window"), [(None, 64), (8, 8), (-1, -1), (200, 200)])

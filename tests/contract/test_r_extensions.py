@@ -238,6 +238,19 @@ async def test_R17_logprob_token_ids(client: Client, lacks: Lacks) -> None:
                 assert value <= sorted(many.values(), reverse=True)[19]
 
 
+async def test_R17_logprob_token_ids_beside_prompt_logprobs(client: Client, lacks: Lacks) -> None:
+    """An id that is among the likeliest ones of ``prompt_logprobs`` only is shown all the same."""
+    if "scored_ids_and_top" in lacks or "ranks" in lacks:
+        return
+    body = {"prompt": "hello", "max_tokens": 0, "echo": True, "prompt_logprobs": 5}
+    ids = [int(token) for token in (await choice_of(client, **body))["prompt_logprobs"][1]]
+    for k in (0, 2, 5):
+        shown = await choice_of(
+            client, **body, logprobs=k, logprob_token_ids=ids, return_tokens_as_token_ids=True
+        )
+        assert {f"token_id:{i}" for i in ids} <= set(shown["logprobs"]["top_logprobs"][1])
+
+
 async def test_R17_prompt_logprobs(client: Client, lacks: Lacks) -> None:
     """vLLM's shape: ids as keys, ranks, the whole prompt with its BOS, null for the first."""
     if "ranks" in lacks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,19 @@ async def test_R2_a_prompt_of_old_ids_is_its_text(service: CompletionService) ->
 async def test_R14_a_bias_is_on_the_token_of_the_same_bytes(service: CompletionService) -> None:
     _, bias = await ids(service, '{"model": "old", "prompt": "x", "logit_bias": {"11": -5}}')
     assert bias == ((TOKENIZER.encode(" upon")[0], -5.0),)
+
+
+async def test_R1_old_ids_are_detokenised_as_such(service: CompletionService) -> None:
+    async def text(model: str, ids: list[int]) -> Any:
+        body = json.dumps({"model": model, "tokens": ids}).encode()
+        return await (await service.detokenization(body)).run()
+
+    assert (await text("old", [10, 11])).prompt == "Once upon"
+    assert (await text("toy", [97, 98])).prompt == "ab"
+    for wrong in ([99], [14]):
+        with pytest.raises(InvalidRequest) as refusal:
+            await text("old", wrong)
+        assert refusal.value.param == "tokens"
 
 
 @pytest.mark.parametrize(

@@ -470,6 +470,22 @@ WEIGHTY: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"prompt": ["a" * 200] * 2000, "echo": True, "logprobs": 0}, "logprobs", ["2000 prompts"]),
     ({"prompt": ["\x01" * 200] * 900, "echo": True}, "echo", ["900 prompts"]),
     ({"prompt": "a", "n": 100, "max_tokens": 200, "logprobs": 5}, "logprobs", ["max_tokens 200"]),
+    (
+        {"prompt": ["a"] * 90, "n": 20, "max_tokens": None, "max_completion_tokens": 200},
+        "n",
+        ["90 prompts", "n 20", "max_completion_tokens 200"],
+    ),
+    ({"prompt": ["a"] * 2000, "max_tokens": 200}, "max_tokens", ["2000 prompts"]),
+    (
+        {"prompt": ["a" * 200] * 50, "prompt_logprobs": 5, "return_token_ids": True},
+        "prompt_logprobs",
+        ["return_token_ids"],
+    ),
+    (
+        {"prompt": ["a"] * 50, "max_tokens": 200, "logprob_token_ids": [5]},
+        "logprob_token_ids",
+        ["1 logprob_token_ids"],
+    ),
 ]
 
 
@@ -481,7 +497,7 @@ async def test_R7_the_weight_of_an_answer_is_bounded(
     error = await client.refuse(**{"max_tokens": 0, **asked})
     assert error["param"] == param
     assert all(cause in error["message"] for cause in (*causes, "1 MiB", "max_answer_mib"))
-    light = {**asked, "n": 1, "prompt": "a", "max_tokens": 1}
+    light = {**asked, "n": 1, "prompt": "a", "max_tokens": 1, "max_completion_tokens": None}
     assert (await client.complete(**light))["choices"]
 
 

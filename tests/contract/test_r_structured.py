@@ -123,6 +123,8 @@ WRONG: list[tuple[str, Any]] = [
     ("structured_outputs", {"json": {}, "regex": "a"}),
     ("structured_outputs", {"json": None}),
     ("structured_outputs", {"json": "{"}),
+    ("structured_outputs", {"json": '{"type": "object", "type": "string"}'}),
+    ("structured_outputs", {"json": False}),
     ("structured_outputs", {"regex": "(a"}),
     ("structured_outputs", {"regex": ""}),
     ("structured_outputs", {"choice": []}),
@@ -152,6 +154,27 @@ async def test_R17_what_no_grammar_is_made_of(
         return
     assert error["param"].partition(".")[0] in named
     assert len(error["message"]) < 500
+
+
+async def test_R17_the_schema_true_is_the_empty_one(client: Client) -> None:
+    body = {"prompt": "a", "max_tokens": 8, "seed": 1}
+    schemas: tuple[object, ...] = ({}, True)
+    empty, true = [
+        (await client.complete(**body, structured_outputs={"json": schema}))["choices"]
+        for schema in schemas
+    ]
+    assert true == empty
+    asked = {"type": "json_schema", "json_schema": {"name": "any", "schema": True}}
+    assert (await client.complete(**body, response_format=asked))["choices"] == empty
+
+
+async def test_R18_an_option_of_vllm_says_its_only_value(client: Client) -> None:
+    option = "structured_outputs.disable_any_whitespace"
+    error = await client.refuse(
+        prompt="a", structured_outputs={"regex": "a", "disable_any_whitespace": True}
+    )
+    assert error["param"] == option
+    assert f"{option}. It is not offered here; its only value is false" in error["message"]
 
 
 async def test_R17_what_would_go_on_behind_a_grammar_is_refused(client: Client) -> None:

@@ -161,3 +161,15 @@ def test_templates_change_nothing_in_the_sandbox() -> None:
     template = ChatTemplate("{{ messages.append(1) }}", bos="", eos="")
     with pytest.raises(TemplateUnusable, match="fails"):
         template.frame("a", 0)
+
+
+@pytest.mark.parametrize("suffix", ["", "x"])
+async def test_F5_a_chat_has_no_place_for_a_middle(client: Client, suffix: str) -> None:
+    """Not answered as a chat, where ``prompt`` and ``input_extra`` would be ignored."""
+    reply = await client.post(
+        "/infill",
+        {"model": NAME, "input_prefix": "a", "input_suffix": suffix, "prompt": "b", "n_predict": 2},
+    )
+    error = reply.json()["error"]
+    assert (reply.status, error["param"]) == (400, "input_suffix")
+    assert NAME in error["message"]

@@ -170,6 +170,9 @@ async def test_tokenizer_info(client: Client) -> None:
     assert info["eos_token"] == "<|endoftext|>"  # noqa: S105 - the same
     assert info["add_bos_token"] is True
     assert (await client.get("/tokenizer_info")).json()["add_bos_token"] is False
+    for wanted in ("true", "True"):
+        whole = (await client.get(f"/tokenizer_info?vocabulary={wanted}")).json()
+        assert len(whole["vocabulary"]["pieces"]) == whole["vocab_size"]
 
 
 async def test_tokenize_refuses(client: Client) -> None:

@@ -118,6 +118,7 @@ def test_doctor_says_whether_batch_invariance_holds(tiny_model: Path) -> None:
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line)
     assert rows["max_sequences"] == "2"
     assert "kept: answers do not depend" in done.stdout
+    assert rows["suffix"] == "by a search: the model has no infill tokens"
     assert rows["ledger"].startswith("sqlite")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import rich_click as click
 
@@ -16,6 +16,7 @@ from afterword.cli import checkup
 from afterword.cli.options import SettingsCommand, read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.completion.catalog import ServedModel
+from afterword.completion.search import infill_way
 from afterword.compose.services import load_service
 from afterword.config import Settings
 from afterword.core.machine import memory_limit, usable_cores
@@ -89,7 +90,7 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
         else:
             yield name, value
     yield "fingerprint", card.fingerprint
-    yield "suffix", "yes" if model.engine.tokenizer.infill else "refused: no infill tokens"
+    yield "suffix", _INFILL[infill_way(model.engine)]
     if is_remote(settings.models[model.name]):
         invariance = "that of the servers behind"
     elif card.batch_invariant:
@@ -105,6 +106,11 @@ def _model(model: ServedModel, settings: Settings) -> Iterator[tuple[str, object
         yield "prefix cache", _SHARING[card.prefix_sharing]
 
 
+_INFILL: Mapping[Literal["tokens", "search"] | None, str] = {
+    "tokens": "by the model's infill tokens",
+    "search": "by a search: the model has no infill tokens",
+    None: "refused: no infill tokens, and prompts share too little for a search",
+}
 _SHARING: Mapping[PrefixSharing, str] = {
     "cells": "prompts share any common prefix",
     "checkpoints": "prompts share prefixes that end at a kept state (recurrent layers)",

@@ -15,6 +15,7 @@ import msgspec
 import rich_click as click
 
 from afterword.cli.answer_shape import differences, folded
+from afterword.cli.texts import file_text
 from afterword.core.errors import ConfigError
 
 _KEY = "AFTERWORD_KEY"
@@ -71,7 +72,8 @@ def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:
 
 def _recordings(file: Path) -> Iterator[tuple[int, Recording]]:
     """Yields each recording with its line's number. Raises ``ConfigError``."""
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+    # Only a newline ends a line: JSON may have U+2028 and its like inside strings.
+    for number, line in enumerate(file_text(str(file)).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -90,14 +92,24 @@ def _compare(
 ) -> Iterator[str]:
     status, answer = _ask(url, recording.path, body, timeout_s)
     failed = isinstance(recording.response, dict) and "error" in recording.response
+    # A stream that fails on its way ends with an error (S6).
+    end = answer[-1] if isinstance(answer, list) and answer else answer
+    error = end.get("error") if isinstance(end, dict) else None
     if status != http.HTTPStatus.OK and not failed:
-        error = answer.get("error", {}) if isinstance(answer, dict) else {}
-        yield f"refused with {status}: {error.get('message', 'no message')}"
+        yield f"refused with {status}: {_message(error)}"
+    elif error is not None and not failed:
+        yield f"broke off: {_message(error)}"
     elif recording.response is not None:
         recorded: Any = recording.response
         if isinstance(recorded, list) and isinstance(answer, list):
             recorded, answer = folded(recorded), folded(answer)
         yield from differences(recorded, answer)
+
+
+def _message(error: Any) -> str:  # noqa: ANN401 - JSON
+    """Returns what an error says; other servers than OpenAI's have other shapes."""
+    said = error.get("message") if isinstance(error, dict) else error
+    return said if isinstance(said, str) else "no message"
 
 
 def _ask(url: str, path: str, body: Mapping[str, Any], timeout_s: float) -> tuple[int, Any]:
@@ -119,8 +131,8 @@ def _ask(url: str, path: str, body: Mapping[str, Any], timeout_s: float) -> tupl
     finally:
         connection.close()
     if reply.headers.get_content_type() == "text/event-stream":
-        frames = [line[6:] for line in raw.splitlines() if line.startswith("data: ")]
-        return reply.status, [json.loads(frame) for frame in frames if frame != "[DONE]"]
+        frames = [line[6:] for line in raw.split("\n") if line.startswith("data: ")]
+        return reply.status, [json.loads(frame) for frame in frames if frame.strip() != "[DONE]"]
     try:
         return reply.status, json.loads(raw)
     except ValueError:

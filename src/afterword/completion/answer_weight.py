@@ -18,6 +18,10 @@ _RANKED_BYTES = 72
 """Typical sizes in JSON: of a choice, a token's text, a position without top entries, a top entry,
 an id, and an entry of vLLM's prompt log-probabilities."""
 _SHORT_TEXT = 64
+_HEAVIEST_FIRST = (
+    "logprobs", "logprob_token_ids", "prompt_logprobs", "echo", "n", "max_tokens",
+    "max_completion_tokens", "return_token_ids", "prompt",
+)  # fmt: skip
 
 
 class AnswerWeight:
@@ -57,26 +61,29 @@ class AnswerWeight:
             raise self._refusal()
 
     def _refusal(self) -> InvalidRequest:
-        request, causes = self._request, []
+        request = self._request
+        causes: list[tuple[str, str]] = []
         if len(request.prompt) > 1:
-            causes.append(f"{len(request.prompt)} prompts")
+            causes.append(("prompt", f"{len(request.prompt)} prompts"))
         if self._n > 1:
-            causes.append(f"n {self._n}")
-        if request.max_tokens:
-            causes.append(f"max_tokens {request.max_tokens}")
+            causes.append(("n", f"n {self._n}"))
         if request.echo:
-            causes.append("echo")
-        if request.logprobs is not None:
-            causes.append(f"logprobs {request.logprobs}")
-        if request.prompt_logprobs is not None:
-            causes.append(f"prompt_logprobs {request.prompt_logprobs}")
+            causes.append(("echo", "echo"))
+        if request.return_token_ids:
+            causes.append(("return_token_ids", "return_token_ids"))
+        for name in ("max_tokens", "max_completion_tokens", "logprobs", "prompt_logprobs"):
+            number = getattr(request, name)
+            # Log-probabilities without alternatives have a weight, no tokens have none.
+            if number or (number == 0 and "logprobs" in name):
+                causes.append((name, f"{name} {number}"))
         if request.logprob_token_ids:
-            causes.append(f"{len(request.logprob_token_ids)} logprob_token_ids")
-        name = "logprobs" if request.logprobs is not None else "echo" if request.echo else "n"
+            count = len(request.logprob_token_ids)
+            causes.append(("logprob_token_ids", f"{count} logprob_token_ids"))
+        name = min((name for name, _ in causes), key=_HEAVIEST_FIRST.index)
         return InvalidRequest(
             f"Invalid value for '{name}': the answer would have more than "
             f"{self._most_bytes // 2**20} MiB (max_answer_mib), because of "
-            f"{', '.join(causes)}. Ask for it in several requests.",
+            f"{', '.join(text for _, text in causes)}. Ask for it in several requests.",
             param=name,
             code="invalid_value",
         )

@@ -30,15 +30,16 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer shows of the choices of a request.
 
     ``logprobs`` and ``prompt_logprobs`` are numbers of alternatives, None if none are shown;
-    ``prompt_logprobs`` are vLLM's. A stop string counts only behind the first ``min_tokens``
-    tokens. ``silent_ids`` are generated tokens that write no text. A choice ends before a line that
-    is indented less than ``least_indent``, and with a line that is whole after ``most_ms``
-    milliseconds of generating; 0 and None are off.
+    ``prompt_logprobs`` are vLLM's. ``scored_ids`` are shown at every position, too. A stop string
+    counts only behind the first ``min_tokens`` tokens. ``silent_ids`` are generated tokens that
+    write no text. A choice ends before a line that is indented less than ``least_indent``, and with
+    a line that is whole after ``most_ms`` milliseconds of generating; 0 and None are off.
     """
 
     echo: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    scored_ids: tuple[int, ...] = ()
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     min_tokens: int = 0
@@ -121,16 +122,25 @@ class ChoiceBuilder:
         )
         for made, (before, token, offset, logprob, top_ids, top_logprobs) in enumerate(entries, 1):
             fresh = vocab.is_fresh(before)
-            tops = self._shown_of(top_ids), self._shown_of(top_logprobs)
+            tops = self._shown_of(top_ids, top_ids), self._shown_of(top_ids, top_logprobs)
             self._entries.add(token, logprob, *tops, offset, fresh=fresh)
             if made % _SLICE_ENTRIES == 0:
                 yield _SLICE_ENTRIES * (width + 2)
 
-    def _shown_of(self, entries: tuple[T, ...]) -> tuple[T, ...]:
-        """Returns the entries of a prompt's token without those that only vLLM's shape shows."""
+    def _shown_of(self, ids: tuple[int, ...], entries: tuple[T, ...]) -> tuple[T, ...]:
+        """Returns the entries of a prompt's token without those that only vLLM's shape shows.
+
+        ``ids`` are the tokens of the entries. Ids that were asked for are among the likeliest ones
+        if they are likely enough, and otherwise behind them.
+        """
         shown = self._shown
         k = shown.logprobs or 0
-        return entries[:k] + entries[max(k, shown.prompt_logprobs or 0) :]
+        most = max(k, shown.prompt_logprobs or 0)
+        if most == k:
+            return entries
+        others = zip(ids[k:most], entries[k:most], strict=True)
+        asked = tuple(entry for token, entry in others if token in shown.scored_ids)
+        return entries[:k] + asked + entries[most:]
 
     @property
     def stop_met(self) -> str:

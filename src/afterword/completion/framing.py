@@ -28,8 +28,14 @@ class Framing(msgspec.Struct, frozen=True):
     template: ChatTemplate
     now: int
 
-    def refuse_fields(self, request: CompletionRequest) -> None:
-        """Raises ``InvalidRequest`` for what has no meaning inside a chat."""
+    def refuse_fields(self, request: CompletionRequest, *, infills: bool) -> None:
+        """Raises ``InvalidRequest`` for what has no meaning inside a chat.
+
+        ``infills``: the request is one of ``POST /infill``, which is a middle without a suffix,
+        too (F5).
+        """
+        if infills:
+            raise self._refusal("input_suffix")
         for prompt in request.prompt:
             if not isinstance(prompt, str):
                 raise InvalidRequest(

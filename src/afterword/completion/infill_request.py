@@ -59,6 +59,10 @@ _NEUTRAL: Mapping[str, Foreign] = {
     "verbose": Foreign({"enum": [False]}, _NOTHING),
     "adaptive_target": Foreign({"enum": [-1]}, "the sampler is off at this value"),
     "adaptive_decay": Foreign({"type": "number"}, "it only tunes a sampler that is off"),
+    **{
+        f"speculative.{name}": Foreign({"type": "number"}, "drafts change no answer")
+        for name in ("n_max", "n_min", "p_min")
+    },
     "sse_ping_interval": Foreign({"type": "number"}, "the operator sets it"),
 }
 """llama-server's fields with values that ask for nothing here; see ``foreign``."""
@@ -319,10 +323,15 @@ def _with_penalties(own: InfillRequest, theirs: Mapping[str, Any]) -> Mapping[st
 
 
 def _with_names(raw: Mapping[str, Json]) -> dict[str, Json]:
-    """Returns the fields by their own names. Raises ``InvalidRequest`` for two of one field."""
+    """Returns the fields by their own names. Raises ``InvalidRequest`` for two of one field.
+
+    Null asks for nothing, so it is no second one (R19).
+    """
     named: dict[str, Json] = {}
     for name, value in raw.items():
         known = _ALIASES.get(name, name)
+        if value is None and known in _ALIASES.values():
+            continue
         if known in named:
             raise InvalidRequest(
                 f"'{name}' and another field are two names of '{known}': give one of them.",

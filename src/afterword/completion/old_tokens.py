@@ -25,16 +25,16 @@ class OldTokens:
         self.name = name
         self._pieces = pieces
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Returns the text of a prompt. Raises ``InvalidRequest``."""
-        raw = b"".join(self._piece("prompt", token) for token in ids)
+    def text(self, ids: Sequence[int], param: str = "prompt") -> str:
+        """Returns the text of the ids in a field. Raises ``InvalidRequest``."""
+        raw = b"".join(self._piece(param, token) for token in ids)
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
             raise InvalidRequest(
-                f"Invalid value for 'prompt': its {self.name} tokens begin or end inside a "
+                f"Invalid value for '{param}': its {self.name} tokens begin or end inside a "
                 "character, so they are no text.",
-                param="prompt",
+                param=param,
                 code="invalid_value",
             ) from error
 

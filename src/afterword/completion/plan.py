@@ -132,7 +132,7 @@ def make_plan(
     refuse_contradictions(request)
     refuse_unsupported(request, inputs.unsupported)
     if inputs.chat is not None:
-        inputs.chat.refuse_fields(request)
+        inputs.chat.refuse_fields(request, infills=inputs.infill is not None)
     options = request.stream_options or {}
     logprobs, _ = _log_probabilities(request)
     common = _common_job(request, tokenizer, budget.context_tokens, inputs, (n, candidates))
@@ -279,6 +279,7 @@ def _presentation(
         echo=bool(request.echo),
         logprobs=logprobs,
         prompt_logprobs=request.prompt_logprobs,
+        scored_ids=request.logprob_token_ids or (),
         stops=request.stop or (),
         include_stop=bool(request.include_stop_str_in_output),
         min_tokens=request.min_tokens or 0,

@@ -14,6 +14,9 @@ _MOST_CHARACTER_BYTES = 4
 _SEARCHED_CHARACTERS = 4096
 _SEARCHED_TOKENS = 8
 """How far ahead a search looks for the next token, if the vocabulary has none for some text."""
+_SPACE_OF_PIECES = "\u2581"
+_DROPPED = frozenset(("Cc", "Cf"))
+"""Categories of characters that BERT's tokenizer drops: control and format."""
 
 
 class VocabView(msgspec.Struct, frozen=True):
@@ -179,8 +182,16 @@ def _keyed(text: str) -> tuple[str, list[int]]:
 
 
 def _keys(text: str) -> Iterator[tuple[str, int]]:
-    """Yields the keys, which comparisons use in place of characters, and their offsets."""
+    """Yields the keys, which comparisons use in place of characters, and their offsets.
+
+    What vocabularies take for a space, or drop, has none.
+    """
     for offset, character in enumerate(text):
         for key in unicodedata.normalize("NFKD", character).casefold():
-            if not (key.isspace() or unicodedata.combining(key)):
+            if not (
+                key.isspace()
+                or key == _SPACE_OF_PIECES
+                or unicodedata.combining(key)
+                or unicodedata.category(key) in _DROPPED
+            ):
                 yield key, offset

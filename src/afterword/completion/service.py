@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import string
 import time
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
@@ -37,7 +37,8 @@ _SHORT_BODY_BYTES = 4096
 _LONG_BODY_BYTES = 64 * 1024
 """Even longer ones in another thread, which they share with their like."""
 _FEW_PROMPTS = 16
-_ID_BYTES = 18
+_ID_LETTERS = 24
+_LETTERS = string.ascii_letters + string.digits
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -159,7 +160,7 @@ class CompletionService:
         wanted = texts_of(request, place)
         if served.chat is not None:
             chat = Framing(request.model or served.name, served.chat, int(self._clock()))
-            chat.refuse_fields(request)
+            chat.refuse_fields(request, infills=infill is not None)
             wanted = chat.texts(request)
         texts = budget.fitting(wanted, tokenizer, cut=cut)
         if place is not None:
@@ -185,7 +186,8 @@ class CompletionService:
         return await do(decide, prompts=len(request.prompt))
 
     def _id(self, kind: str) -> str:
-        return f"{kind}-{base64.urlsafe_b64encode(self._entropy(_ID_BYTES)).decode()}"
+        random = "".join(_LETTERS[byte % len(_LETTERS)] for byte in self._entropy(_ID_LETTERS))
+        return f"{kind}-{random}"
 
     def recorded(self, model: str) -> str:
         """Returns the name under which a model's requests are counted. Raises ``ModelNotFound``."""
@@ -225,8 +227,13 @@ class CompletionService:
         engine = served.engine
         tokens.refuse_long_ids(request, engine.card)
 
+        def text() -> tokens.Detokenized:
+            if served.old is not None:
+                return tokens.Detokenized(served.old.old.text(request.tokens, "tokens"))
+            return tokens.detokenize(request, engine.tokenizer)
+
         async def run() -> tokens.Detokenized:
-            return await do(partial(tokens.detokenize, request, engine.tokenizer))
+            return await do(text)
 
         return TokenizerCall(self._id("tok"), request.model or served.name, run)
 

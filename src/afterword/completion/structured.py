@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 
@@ -30,12 +32,28 @@ def _grammar(name: str, kind: GrammarKind, text: str | bytes) -> OutputGrammar:
 def _schema(name: str, value: Json) -> OutputGrammar:
     if isinstance(value, str):
         try:
-            value = msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeError):
+            value = json.loads(value, object_pairs_hook=partial(_once_each, name))
+        except (ValueError, RecursionError):
             raise out_of_range(name, value, "a JSON Schema, or its JSON as a string") from None
+    if value is False:
+        raise out_of_range(name, value, "a JSON Schema that some value follows")
     if not isinstance(value, (dict, bool)):
         raise wrong_type(name, value, "a JSON Schema, which is an object")
-    return _grammar(name, "json", msgspec.json.encode(value))
+    # As a schema, true is what {} is: any value follows it.
+    return _grammar(name, "json", msgspec.json.encode({} if value is True else value))
+
+
+def _once_each(name: str, pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    """Returns an object. Raises ``InvalidRequest`` for a key that stands twice in it (R19)."""
+    found: dict[str, Json] = {}
+    for key, value in pairs:
+        if key in found:
+            raise InvalidRequest(
+                f"Duplicate request argument supplied: {name}.{key[:40]}",
+                param=name.partition(".")[0],
+            )
+        found[key] = value
+    return found
 
 
 def _text(kind: GrammarKind) -> Callable[[str, Json], OutputGrammar]:
@@ -95,8 +113,15 @@ def _structured_outputs(name: str, value: Json) -> OutputGrammar | None:
             continue
         if key in _WAYS:
             found.append(_WAYS[key](f"{name}.{key}", item))
-        elif key not in _NEUTRAL or item is not _NEUTRAL[key]:
+        elif key not in _NEUTRAL:
             raise unrecognized(f"{name}.{key}")
+        elif item is not _NEUTRAL[key]:
+            only = msgspec.json.encode(_NEUTRAL[key]).decode()
+            raise InvalidRequest(
+                f"Unrecognized request argument supplied: {name}.{key}. It is not offered here; "
+                f"its only value is {only}.",
+                param=f"{name}.{key}",
+            )
     given = [grammar for grammar in found if grammar is not None]
     if len(given) != 1:
         raise InvalidRequest(
@@ -142,7 +167,8 @@ def _named_schema(name: str, value: Json) -> OutputGrammar:
     return _schema(f"{name}.schema", value.get("schema"))
 
 
-_ANY_SCHEMA: Schema = {"type": ["object", "boolean", "string"]}
+_ANY_SCHEMA: Schema = {"anyOf": [{"type": ["object", "string"]}, {"const": True}]}
+_ANY_SCHEMA_OR_NULL: Schema = {"anyOf": [*_ANY_SCHEMA["anyOf"], {"type": "null"}]}
 _NAMED: Schema = {
     "type": "object",
     "required": ["schema"],
@@ -167,7 +193,11 @@ RESPONSE_FORMAT = Kind(
             }
             for name, more, required in (
                 ("text", {}, []),
-                ("json_object", {"schema": {"type": ["object", "boolean", "string", "null"]}}, []),
+                (
+                    "json_object",
+                    {"schema": _ANY_SCHEMA_OR_NULL},
+                    [],
+                ),
                 ("json_schema", {"json_schema": _NAMED}, ["json_schema"]),
             )
         ],
@@ -194,7 +224,7 @@ STRUCTURED_OUTPUTS = Kind(
         "oneOf": [
             {"required": [name], "properties": {name: schema}}
             for name, schema in {
-                "json": {"type": ["object", "boolean", "string"]},
+                "json": _ANY_SCHEMA,
                 "json_object": {"const": True},
                 "regex": {"type": "string", "minLength": 1},
                 "choice": {

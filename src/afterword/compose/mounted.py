@@ -121,9 +121,13 @@ class MountedApp:
 
 
 def _unmounted(scope: Scope) -> Scope:
-    """Returns the scope without the path that the app is mounted at."""
+    """Returns the scope without the path that the app is mounted at, and without its parameters.
+
+    One of that path would be taken for one of this app's: ``model`` is in both.
+    """
     root: str = scope.get("root_path", "")
     path: str = scope.get("path", "")
     if not root or not path.startswith(root):
         return scope
-    return {**scope, "root_path": "", "path": path.removeprefix(root) or "/"}
+    path = path.removeprefix(root) or "/"
+    return {**scope, "root_path": "", "path": path, "path_params": {}}

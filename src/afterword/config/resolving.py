@@ -62,6 +62,9 @@ def resolve(
             origins[name] = places[name]
     settings = Settings(**values)
     _check_names(settings, origins)
+    # So that --print-config finds what a server would refuse.
+    settings.origins()
+    settings.proxies()
     return Resolved(settings, origins, _unknown(environment))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
@@ -22,6 +23,8 @@ Layers: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)] | Literal["auto"]
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=1e9)]
 _LIMITS = Limits()
+_SPECIAL_ORIGINS = frozenset(("*", "null"))
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 
 
 def _setting(
@@ -487,9 +490,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return Limits(**{name: getattr(self, name) for name in Limits.__struct_fields__})
 
     def origins(self) -> tuple[str, ...]:
-        """Returns the origins whose pages may use the server, as browsers write them."""
-        named = (self.cors_origins or "").split(",")
-        return tuple(filter(None, (origin.strip().rstrip("/").lower() for origin in named)))
+        """Returns the origins whose pages may use the server, as browsers write them.
+
+        Raises ``ConfigError`` for what no browser sends.
+        """
+        given = map(str.strip, (self.cors_origins or "").split(","))
+        named = tuple(filter(None, (origin.rstrip("/").lower() for origin in given)))
+        for origin in named:
+            if origin not in _SPECIAL_ORIGINS and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"cors_origins: {origin!r} is no origin, as in https://example.org, and none "
+                    "of * and null"
+                )
+        return named
 
     def proxies(self) -> tuple[Network, ...]:
         """Returns the networks of trusted proxies. Raises ``ConfigError``."""

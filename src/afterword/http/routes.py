@@ -290,7 +290,8 @@ class Routes:
         ``?vocabulary=true`` adds all tokens.
         """
         query = request.query_params
-        whole = query.get("vocabulary") == "true"
+        # Python's libraries write True.
+        whole = query.get("vocabulary", "").lower() == "true"
         return _json(self._for(request).tokenizer_info(query.get("model"), vocabulary=whole))
 
     async def health(self, request: Request) -> Response:

@@ -123,6 +123,8 @@ WRONG: list[tuple[str, Any]] = [
     ("structured_outputs", {"json": {}, "regex": "a"}),
     ("structured_outputs", {"json": None}),
     ("structured_outputs", {"json": "{"}),
+    ("structured_outputs", {"json": "[" * 50_000}),
+    ("structured_outputs", {"json": '{"not":' * 9000}),
     ("structured_outputs", {"regex": "(a"}),
     ("structured_outputs", {"regex": ""}),
     ("structured_outputs", {"choice": []}),
@@ -136,6 +138,8 @@ WRONG: list[tuple[str, Any]] = [
     ("structured_outputs", {"structural_tag": "x"}),
     ("structured_outputs", {"json": {"type": "object", "properties": {"a": {"not": {}}}}}),
     ("structured_outputs", {"json": {"type": "no type"}}),
+    ("structured_outputs", {"grammar": 'root ::= "\\'}),
+    ("structured_outputs", {"grammar": "other ::= "}),
     ("response_format", {"type": "json_object", "schema": {"type": "no type"}}),
 ]
 

@@ -31,7 +31,7 @@ def _schema(name: str, value: Json) -> OutputGrammar:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             raise out_of_range(name, value, "a JSON Schema, or its JSON as a string") from None
     if not isinstance(value, (dict, bool)):
         raise wrong_type(name, value, "a JSON Schema, which is an object")

@@ -45,8 +45,7 @@ def test_text_without_a_choice_is_not_looked_up_in_advance(
         assert matcher.mask()[token]
         matcher.accept(token)
     for _ in range(50):
-        (token, *_) = np.flatnonzero(matcher.mask())
-        matcher.accept(int(token))
+        matcher.accept(int(np.flatnonzero(matcher.mask())[0]))
 
 
 def multiples(*values: float) -> dict[str, Any]:

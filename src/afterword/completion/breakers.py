@@ -8,10 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 from afterword.completion.tokens import encode
+from afterword.core.limits import MOST_TAIL_TOKENS
 from afterword.core.protocols import Tokenizer
 
 _FIELD = "dry_sequence_breakers"
-_MOST_TAIL_TOKENS = 20
 Tail = tuple[int, ...]
 
 
@@ -62,4 +62,4 @@ def _rests(text: str, tokenizer: Tokenizer) -> Iterator[tuple[bytes, Tail]]:
     """Yields each proper beginning of a breaker, and the tokens of the rest."""
     for at in range(1, len(text)):
         tail = encode(_FIELD, text[at:], tokenizer, parse_special=False, continues=True)
-        yield text[:at].encode(), tuple(tail[:_MOST_TAIL_TOKENS])
+        yield text[:at].encode(), tuple(tail[:MOST_TAIL_TOKENS])

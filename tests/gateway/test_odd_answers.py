@@ -295,6 +295,15 @@ UNREADABLE = {
     "an error": events({"error": {"message": "secret"}}),
     "an error as text": events({"error": "secret"}),
     "an old error": events({"object": "error", "message": "secret", "code": 500}),
+    "a chat": events(choices({"index": 0, "delta": {"content": "b"}, "finish_reason": None}),
+                     choices({"index": 0, "delta": {}, "finish_reason": "stop"})),
+    "a plain chat": raw(sized(SSE, json.dumps(
+        choices({"index": 0, "message": {"content": "b"}, "finish_reason": "stop"})
+    ).encode())),
+    "an error without its name": events(
+        choices({"index": 0, "text": "b"}), {"message": "secret", "code": 500}
+    ),
+    "a detail": events(choices({"index": 0, "text": "b"}), {"detail": "secret"}),
     "an event called error": raw(
         sized(SSE, stream_of(choices({"index": 0, "text": "b"}))
               + b'event: error\ndata: {"message": "secret"}\n\ndata: [DONE]\n\n')
@@ -346,7 +355,7 @@ async def test_what_cannot_be_read_is_refused_and_rests_nobody(behind: Behind, c
     own = case in {
         "a redirect", "no content", "a status of no meaning", "an error", "an error as text",
         "an old error", "a plain error", "an error without end", "an event called error",
-        "an event called error with text",
+        "an event called error with text", "an error without its name", "a detail",
     }  # fmt: skip
     assert ("request id" in error["message"]) == own
     assert "secret" not in json.dumps(error)

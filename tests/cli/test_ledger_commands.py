@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -223,6 +224,27 @@ def test_a_copy_is_whole(
         assert connection.scalar(sa.text("SELECT count(*) FROM usage")) == 3
     engine.dispose()
     assert "File exists" in str(afterword("db", "backup", str(copy)).exception)
+
+
+def test_half_a_copy_is_none(
+    afterword: Afterword, spent: str, database_url: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A disk that fills up is said in one line, and the next copy has the name again."""
+    if database_url.startswith("postgresql"):
+        return
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    copy = tmp_path / "copy.db"
+    with monkeypatch.context() as patch:
+        patch.setattr("afterword.ledger.database.contextlib.closing", full)
+        done = afterword("db", "backup", str(copy))
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception) == f"{copy}: database or disk is full"
+    assert not copy.exists()
+    assert afterword("db", "backup", str(copy)).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,8 @@ WRONG: list[tuple[str, Any]] = [
     ("structured_outputs", {"json": "{"}),
     ("structured_outputs", {"json": '{"type": "object", "type": "string"}'}),
     ("structured_outputs", {"json": False}),
+    ("structured_outputs", {"json": "[" * 50_000}),
+    ("structured_outputs", {"json": '{"not":' * 9000}),
     ("structured_outputs", {"regex": "(a"}),
     ("structured_outputs", {"regex": ""}),
     ("structured_outputs", {"choice": []}),
@@ -138,6 +140,8 @@ WRONG: list[tuple[str, Any]] = [
     ("structured_outputs", {"structural_tag": "x"}),
     ("structured_outputs", {"json": {"type": "object", "properties": {"a": {"not": {}}}}}),
     ("structured_outputs", {"json": {"type": "no type"}}),
+    ("structured_outputs", {"grammar": 'root ::= "\\'}),
+    ("structured_outputs", {"grammar": "other ::= "}),
     ("response_format", {"type": "json_object", "schema": {"type": "no type"}}),
 ]
 

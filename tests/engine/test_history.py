@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterword.core.job import Repetition, SamplingParams
+from afterword.core.limits import MOST_TAIL_TOKENS
+from afterword.engine import history as module
 from afterword.engine.history import History
 from support.examples import examples
 
@@ -124,6 +129,29 @@ def test_dry_follows_its_definition(
         expected[token] -= penalty
     got = penalised(prompt, generated, SamplingParams(repetition=repetition), row)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_breakers_are_looked_for_where_a_token_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand breakers that may begin anywhere: not the whole text again at each token."""
+    tails = tuple((1,) * n + (end,) for n in range(19) for end in range(2, 60))
+    repetition = Repetition(
+        multiplier=1, base=1, allowed_length=2, window=10_000, breakers={1: tails}
+    )
+    looked = 0
+
+    def counted(tokens: Any, at: int, count: int) -> tuple[int, ...]:
+        nonlocal looked
+        looked += 1
+        return tail_of(tokens, at, count)
+
+    tail_of = module._tail_of
+    monkeypatch.setattr(module, "_tail_of", counted)
+    made = History(np.array([1] * 1000, np.int32), SamplingParams(repetition=repetition))
+    row = np.zeros(60, np.float32)
+    for _ in range(1000):
+        made.accept(1)
+        made.penalise(row)
+    assert looked <= 2000 * (MOST_TAIL_TOKENS + 1)
 
 
 def test_dry_reaches_no_infinity() -> None:

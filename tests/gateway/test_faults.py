@@ -271,6 +271,29 @@ async def test_retry_after_is_held_against_the_upstreams_own_clock(
         assert len(upstream.bodies) == 1
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"\xb2", b"9" * 5000, b"Fri, 01 Jan 999999999999 00:00:00 GMT", b"-5", b"1e3", b"nan", b"",
+        b"Fri, 99 Jan 2026 99:99:99 GMT", b"Fri, 01 Jan 2026 00:00:00 +99999999", b"1, 2",
+    ],
+)  # fmt: skip
+async def test_retry_after_may_be_anything(front: Front, rest: bytes) -> None:
+    """The request ends at once, with the error of a server that is full."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.transport.write(
+            b"HTTP/1.1 503 X\r\ndate: Fri, 01 Jan 2026 00:00:00 GMT\r\nretry-after: %b\r\n"
+            b"content-length: 0\r\n\r\n" % rest
+        )
+
+    async with StandIn(behave) as upstream:
+        reply = await client_of(front(upstream)).post(PATH, BODY)
+        assert reply.status == 503
+        assert reply.error["code"] == "engine_overloaded"
+        assert 1 <= int(reply.headers["retry-after"]) <= 60
+
+
 async def test_a_full_upstream_is_waited_for(front: Front) -> None:
     answers = [full, Exchange.whole]
 

@@ -11,6 +11,7 @@ from afterword.engine.toy import ToyTokenizer
 from afterword.gateway.dialects import introspection
 from afterword.gateway.dialects.introspection import introspect_vocabulary
 from afterword.gateway.failures import Refused, StreamBroke
+from afterword.gateway.vocabulary import RemoteTokenizer
 
 
 class Told:
@@ -101,3 +102,44 @@ async def test_large_vocabularies_take_few_questions() -> None:
     told = Told(pieces)
     assert len((await told.introspect()).pieces) == len(pieces)
     assert told.asked < 60
+
+
+@pytest.mark.parametrize(
+    ("size", "said", "ids"),
+    [
+        (None, "", []), (None, "", [5]), (3, "abc", []), (3, "abc", [10**9]), (3, "abc", [-9]),
+        (None, "\ufffd" * 9, [0]), (0, "a", [0]), (-1, "a", [0]), (10**12, "a", [0]),
+    ],
+)  # fmt: skip
+async def test_answers_that_make_no_sense(size: int | None, said: str, ids: list[int]) -> None:
+    """Whatever a server says of its tokenizer, it is a failure of that server."""
+
+    async def spell(_: Sequence[int]) -> str:
+        return said
+
+    async def encode(text: str, *, add_special: bool = False) -> list[int]:
+        return list(ids)
+
+    with pytest.raises(StreamBroke):
+        await introspect_vocabulary(spell, encode, size=size)
+
+
+def test_text_of_tokens_that_were_not_sent_is_divided_at_once() -> None:
+    """A search that tries every division would double its work with each token."""
+    pieces = [b"a" * n for n in range(1, 17)] + [b"b", b""]
+    table = Vocabulary(
+        pieces=pieces, special_ids=[], end_ids=[], document_start_id=0, bos_id=None, roles={},
+        infill=None,
+    )  # fmt: skip
+    tokenizer = RemoteTokenizer(table, chat_template=None, encode=_nobody)
+    for spelled in (b"a" * 200 + b"c", b"a" * 200, b"a" * 100_000):
+        ids = tokenizer.spelling(spelled, 16)
+        assert len(ids) == 16
+        assert b"".join(tokenizer.pieces[i] for i in ids) == spelled
+    # Long tokens first.
+    assert tokenizer.spelling(b"aaab", 2) == [2, 16]
+    assert tokenizer.spelling(b"aaab", 4) == [0, 0, 0, 16]
+
+
+async def _nobody(_text: str, _parse_special: bool) -> Sequence[int]:
+    raise AssertionError

@@ -295,6 +295,23 @@ UNREADABLE = {
     "an error": events({"error": {"message": "secret"}}),
     "an error as text": events({"error": "secret"}),
     "an old error": events({"object": "error", "message": "secret", "code": 500}),
+    "a chat": events(choices({"index": 0, "delta": {"content": "b"}, "finish_reason": None}),
+                     choices({"index": 0, "delta": {}, "finish_reason": "stop"})),
+    "a plain chat": raw(sized(SSE, json.dumps(
+        choices({"index": 0, "message": {"content": "b"}, "finish_reason": "stop"})
+    ).encode())),
+    "an error without its name": events(
+        choices({"index": 0, "text": "b"}), {"message": "secret", "code": 500}
+    ),
+    "a detail": events(choices({"index": 0, "text": "b"}), {"detail": "secret"}),
+    "an event called error": raw(
+        sized(SSE, stream_of(choices({"index": 0, "text": "b"}))
+              + b'event: error\ndata: {"message": "secret"}\n\ndata: [DONE]\n\n')
+    ),
+    "an event called error with text": raw(
+        sized(SSE, stream_of(choices({"index": 0, "text": "b"}))
+              + b"data: secret\r\nevent:error\r\n\r\ndata: [DONE]\n\n")
+    ),
     "a plain error": raw(sized(SSE, b'{"error": {"message": "secret", "code": 500}}')),
     "a plain answer of nothing": raw(sized(SSE, b"{}")),
     "a plain list": raw(sized(SSE, b"[]")),
@@ -303,6 +320,7 @@ UNREADABLE = {
     "an event without end": raw(SSE + b"\r\ndata: {", *[BIG] * 2),
     "a comment without end": raw(SSE + b"\r\n: ", *[BIG] * 2),
     "nested too deep": events(b'{"choices":' + b"[" * 100_000),
+    "nested too deep, with NaN": events(b'{"x":NaN,"y":' + b"[" * 800 + b"]" * 800 + b"}"),
     "a head without end": raw(SSE, *[b"x: %b\r\n" % (b"y" * 4000)] * 20),
     "a header without end": raw(SSE + b"x: ", *[b"y" * 4096] * 17),
     "a head of 70 KB at once": raw(SSE + b"x: y\r\n" * 12_000 + b"content-length: 0\r\n\r\n"),
@@ -336,7 +354,8 @@ async def test_what_cannot_be_read_is_refused_and_rests_nobody(behind: Behind, c
     error = await behind.refused(UNREADABLE[case])
     own = case in {
         "a redirect", "no content", "a status of no meaning", "an error", "an error as text",
-        "an old error", "a plain error", "an error without end",
+        "an old error", "a plain error", "an error without end", "an event called error",
+        "an event called error with text", "an error without its name", "a detail",
     }  # fmt: skip
     assert ("request id" in error["message"]) == own
     assert "secret" not in json.dumps(error)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from afterword.core.errors import ConfigError
 from afterword.gateway.address import parse_addresses
+from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.failures import ConnectFailed, Silent
 from afterword.gateway.pool.prefixes import BLOCK_TOKENS, PrefixMap, block_keys
 from conftest import make_client
-from standins.server import Exchange, StandIn
+from standins.server import FACTS, Exchange, StandIn
 from standins.upstreams import Front, hasty
 
 BODY = {"model": "toy", "prompt": [97], "max_tokens": 3}
@@ -171,6 +172,33 @@ async def test_probes_run_by_themselves(front: Front) -> None:
         one.healthy = True
         while not engine.healthy():
             await asyncio.sleep(0)
+
+
+async def test_probes_go_on_whatever_they_find(
+    front: Front, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that came up without its model, or with a fault of ours, is asked again."""
+    async with StandIn() as one:
+        engine = front(one, options=hasty(probe_s=0.005))
+        pool = engine.pool
+        (upstream,) = pool.upstreams
+        faults: list[Exception] = [
+            ConfigError("it serves nothing"), KeyError("secret"), ConfigError("it serves nothing"),
+        ]  # fmt: skip
+
+        async def introspect(*_: object) -> Facts:
+            if faults:
+                raise faults.pop()
+            return FACTS
+
+        monkeypatch.setattr(pool.dialect, "introspect", introspect)
+        upstream.facts, upstream.up = None, False
+        pool.watch()
+        while not engine.healthy():
+            await asyncio.sleep(0)
+    assert caplog.text.count("it serves nothing") == 2
+    assert "KeyError" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_errors_in_a_row_take_an_upstream_out(front: Front) -> None:

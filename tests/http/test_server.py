@@ -361,6 +361,18 @@ def test_H6_a_body_that_is_too_large(server: HttpServer) -> None:
             reply.error()
 
 
+@pytest.mark.parametrize("zeros", [1, 20, 5000, 60_000])
+def test_a_length_may_begin_with_zeros(server: HttpServer, zeros: int) -> None:
+    """Python takes 4,300 digits. The connection goes on."""
+    head, _, body = post(BODY).partition(b"\r\n\r\n")
+    named = head.replace(b"Content-Length: ", b"Content-Length: " + b"0" * zeros)
+    assert named != head
+    with server.connect() as peer:
+        for _ in range(2):
+            peer.send(named + b"\r\n\r\n" + body)
+            assert peer.reply().status == 200
+
+
 def test_many_tiny_chunks_are_a_body(server: HttpServer) -> None:
     body = b'{"model": "toy", "max_tokens": 1, "user": "%s"}' % (b"u" * 1000)
     parts = b"".join(b"1\r\n%c\r\n" % byte for byte in body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 from asyncio.events import Handle
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from afterword.completion.plan import make_plan
 from afterword.engine import toy
 from afterword.engine.toy import toy_engine
 from afterword.ledger.database import connect, prepare, sqlite_url
@@ -132,6 +134,34 @@ async def test_plans(serve: Callable[..., Client], turns: Turns, name: str) -> N
     reply = await turns.ask(client, "/v1/completions", {"model": "toy", "seed": 1, **PLANNED[name]})
     assert reply.status in {200, 400}
     assert turns.most <= MOST_STEPS
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"structured_outputs": {"regex": "a"}},
+        {"response_format": {"type": "json_object"}},
+        {"dry_multiplier": 1},
+    ],
+)
+async def test_what_may_take_long_is_for_a_thread(
+    serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """However short the body is: a grammar of few bytes compiles long, in no Python."""
+    planned = set[int]()
+
+    def planning(*given: Any) -> Any:
+        planned.add(threading.get_ident())
+        return make_plan(*given)
+
+    monkeypatch.setattr("afterword.completion.service.make_plan", planning)
+    client = serve(toy_engine())
+    await client.complete(prompt="a", max_tokens=1)
+    assert planned == {threading.get_ident()}
+    planned.clear()
+    await client.complete(prompt="a", max_tokens=1, **asked)
+    assert planned.isdisjoint({threading.get_ident()})
+    assert planned
 
 
 @pytest.mark.parametrize(

@@ -758,6 +758,18 @@ async def test_keys_and_usage_over_http(running: Team) -> None:
         assert (await running.client.with_key(secret).get("/v1/models")).status == 401
 
 
+async def test_names_of_keys_may_have_slashes(lite: Callable[..., Any]) -> None:
+    async with lite() as running:
+        admin = running.key("root", admin=True)
+        name = "team/alice & bob/rotate"
+        made = (await admin.post("/admin/v1/keys", {"name": name})).json()
+        path = "/admin/v1/keys/team%2Falice%20%26%20bob%2Frotate"
+        assert (await admin.get(path)).json()["id"] == made["id"]
+        rotated = await admin.post(f"{path}/rotate", b"")
+        assert rotated.json()["id"] == made["id"]
+        assert (await admin.delete(path)).json()["revoked_at"] is not None
+
+
 async def test_pages_of_requests(lite: Callable[..., Any]) -> None:
     async with lite() as running:
         admin = running.key("root", admin=True)

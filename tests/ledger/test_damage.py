@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from afterword.core.account import UsageQuery
+from afterword.ledger.alive import remove_dead
 from afterword.ledger.database import connect, prepare, sqlite_url
 from afterword.ledger.journal import Journal
 from afterword.ledger.journal_lines import checksum, read_segment
 from afterword.ledger.orphans import copy_live_journals, reap_journals, unreadable
 from afterword.ledger.other_journals import orphaned_bytes, settled_records
-from afterword.ledger.set_aside import FILE_NAME, SetAside
+from afterword.ledger.set_aside import FILE_NAME, SetAside, of_line
 from afterword.ledger.store import UsageStore
 from ledger.values import record
 from support.journals import die
@@ -173,3 +174,27 @@ def test_a_set_aside_file_with_damage_of_its_own(tmp_path: Path) -> None:
     aside.file.write_bytes(b"\xff junk\n{}\n")
     assert [entry.text for entry in aside.entries()] == ["\\xff junk", "{}"]
     assert len(unreadable(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_is_set_aside_is_read_from_a_file_alone(tmp_path: Path, kind: str) -> None:
+    """A pipe would be waited for until the end of time."""
+    file = SetAside(tmp_path).file
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(tmp_path / "elsewhere")
+    (named,) = unreadable(tmp_path)
+    assert f"{file} cannot be read" in named
+    with pytest.raises(OSError, match=r".+"):
+        SetAside(tmp_path).add([of_line("x", "y", b"z")])
+
+
+def test_a_folder_that_is_named_like_a_lock_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "p.alive").mkdir()
+    (tmp_path / "q.alive").write_bytes(b"")
+    os.mkfifo(tmp_path / "r.alive")
+    remove_dead(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.alive"]

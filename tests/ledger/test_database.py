@@ -22,6 +22,7 @@ from afterword.ledger.database import (
     reading,
     revision_of,
     sqlite_url,
+    upgrade,
 )
 from afterword.ledger.tables import metadata
 
@@ -67,6 +68,15 @@ def test_ledgers_of_another_time(engine: sa.Engine, found: str, says: str) -> No
         connection.execute(sa.text("UPDATE alembic_version SET version_num = :n"), {"n": found})
     with pytest.raises(ConfigError, match=says):
         prepare(engine)
+
+
+@pytest.mark.parametrize("found", ["9999", "0000", "", "nonsense"])
+def test_an_upgrade_from_a_step_that_nobody_knows(engine: sa.Engine, found: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = :v"), {"v": found})
+    with pytest.raises(ConfigError, match="does not know its step"):
+        upgrade(engine)
+    assert revision_of(engine) == found
 
 
 def test_readers_hold_up_no_writer(connected: Callable[[], sa.Engine]) -> None:

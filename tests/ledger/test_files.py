@@ -13,9 +13,11 @@ from msgspec.structs import replace
 
 from afterword.core.errors import ConfigError
 from afterword.ledger.alive import AliveLock
+from afterword.ledger.command import open_for_command
 from afterword.ledger.database import backup, connect, open_database, prepare, sqlite_url
 from afterword.ledger.folder import make_folder, make_private
 from afterword.ledger.journal import Journal
+from afterword.ledger.other_journals import orphaned_bytes
 from afterword.ledger.presence import Presence
 from afterword.ledger.set_aside import SetAside, of_line
 from ledger.values import record
@@ -165,6 +167,29 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(ConfigError, match="the ledger cannot be kept here"):
         make_folder(tmp_path / "data")
+
+
+def test_a_folder_that_is_closed_to_this_user_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a service's data folder is to the person who types a command."""
+    data = tmp_path / "data"
+    (data / "journal").mkdir(parents=True)
+    stat = Path.stat
+
+    def closed(self: Path, **how: bool) -> os.stat_result:
+        if data in self.parents:
+            raise PermissionError(13, "Permission denied")
+        return stat(self, **how)
+
+    monkeypatch.setattr(Path, "stat", closed)
+    monkeypatch.setattr(os.path, "exists", lambda _: False)
+    assert orphaned_bytes(data / "journal") == 0
+    with (
+        pytest.raises(ConfigError, match=r"cannot be kept here .*Permission denied"),
+        open_for_command(data, None, prepared=True),
+    ):
+        pytest.fail("it was opened")
 
 
 def test_nothing_is_logged_without_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

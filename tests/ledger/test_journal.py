@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,25 @@ def test_a_full_disk_admits_nobody_and_loses_nothing(
     assert admitted
     die(journal)
     assert left_in(tmp_path) == dict.fromkeys(admitted, "answered")
+
+
+def test_a_folder_that_somebody_removes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests go on, and what is recorded from then on is found."""
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 4096)
+    folder = tmp_path / "journal"
+    journal = Journal(folder, "p", limit_bytes=LIMIT)
+    journal.__enter__()
+    shutil.rmtree(folder)
+    for i in range(100):
+        journal.admit(replace(record(f"r{i}"), status="lost"))
+        journal.settle(record(f"r{i}"))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    die(journal)
+    found = left_in(folder)
+    assert found["r99"] == "answered"
+    assert set(found.values()) == {"answered"}
 
 
 def test_a_disk_that_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,6 +213,27 @@ def test_what_a_dead_server_ran_no_longer_counts(
     assert made.limiter.acquire("k", terms, "later", 1).refused_by is None
 
 
+def test_a_clock_that_is_set_back_holds_nobody_up(
+    bench: Callable[[], Bench], request: pytest.FixtureRequest
+) -> None:
+    """Redis counts by its own date. What it has counted counts for a minute, not for hours."""
+    made = bench()
+    if isinstance(made.limiter, MemoryRateLimiter):
+        return
+    terms = KeyTerms(name="k", rpm=2, tpm=100, concurrent=2)
+    assert made.limiter.acquire("k", terms, "a", 10).refused_by is None
+    assert made.limiter.acquire("k", terms, "b", 10).refused_by is None
+    made.limiter.settle("k", "a", 10)
+    made.move(START_S - 900)
+    refused = made.limiter.acquire("k", terms, "c", 10)
+    assert (refused.refused_by, refused.wait_s) == ("rpm", WINDOW_S)
+    assert refused.rates.requests is not None
+    assert refused.rates.requests.reset_s == WINDOW_S
+    made.move(START_S - 900 + 61)
+    more = KeyTerms(name="k", rpm=2, tpm=100, concurrent=1)
+    assert made.limiter.acquire("k", more, "c", 91).refused_by is None
+
+
 def test_memory_forgets_keys_that_do_nothing() -> None:
     hand = Hand(START_S)
     limiter = MemoryRateLimiter(hand)

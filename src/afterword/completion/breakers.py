@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from afterword.completion.tokens import encode
+from afterword.core.limits import MOST_TAIL_TOKENS
 from afterword.core.protocols import Tokenizer
 
 _FIELD = "dry_sequence_breakers"
-_MOST_TAIL_TOKENS = 20
 Tail = tuple[int, ...]
 
 
@@ -28,22 +29,37 @@ def breaker_tokens(texts: tuple[str, ...], tokenizer: Tokenizer) -> Mapping[int,
 
 @lru_cache(maxsize=8)
 def _found(texts: tuple[str, ...], tokenizer: Any) -> Mapping[int, tuple[Tail, ...]]:  # noqa: ANN401 - protocols do not say that they are hashable
-    found: dict[int, dict[Tail, None]] = {}
-    for text in texts:
-        wanted = text.encode()
-        rests = list(_rests(text, tokenizer))
-        for token, piece in enumerate(tokenizer.pieces):
-            if wanted in piece:
-                found.setdefault(token, {})[()] = None
-                continue
-            for begun, tail in rests:
-                if piece.endswith(begun):
-                    found.setdefault(token, {})[tail] = None
-    return {token: tuple(tails) for token, tails in found.items()}
+    """Look at each piece once, however many breakers there are and however long."""
+    wanted = [text.encode() for text in texts]
+    begun: dict[bytes, list[tuple[int, Tail]]] = {}
+    for at, text in enumerate(texts):
+        for beginning, tail in _rests(text, tokenizer):
+            begun.setdefault(beginning, []).append((at, tail))
+    lengths = sorted({len(beginning) for beginning in begun})
+    any_of_them = re.compile(b"|".join(map(re.escape, wanted)) or b"(?!)")
+    found: dict[int, tuple[Tail, ...]] = {}
+    for token, piece in enumerate(tokenizer.pieces):
+        whole = any_of_them.search(piece) is not None
+        inside = [at for at, breaker in enumerate(wanted) if breaker in piece] if whole else []
+        tails: list[tuple[int, Tail]] = [(at, ()) for at in inside]
+        for length in lengths:
+            if length > len(piece):
+                break
+            ending = begun.get(piece[-length:], ())
+            tails += [(at, tail) for at, tail in ending if at not in inside]
+        if tails:
+            # In the order of the breakers, and each once.
+            tails.sort(key=_breaker)
+            found[token] = tuple(dict.fromkeys(tail for _, tail in tails))
+    return found
+
+
+def _breaker(entry: tuple[int, Tail]) -> int:
+    return entry[0]
 
 
 def _rests(text: str, tokenizer: Tokenizer) -> Iterator[tuple[bytes, Tail]]:
     """Yields each proper beginning of a breaker, and the tokens of the rest."""
     for at in range(1, len(text)):
         tail = encode(_FIELD, text[at:], tokenizer, parse_special=False, continues=True)
-        yield text[:at].encode(), tuple(tail[:_MOST_TAIL_TOKENS])
+        yield text[:at].encode(), tuple(tail[:MOST_TAIL_TOKENS])

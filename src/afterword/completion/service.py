@@ -65,9 +65,20 @@ class Planning:
         self._long = FairPool("afterword-planning-long")
         self._tokens = FairPool("afterword-tokenizing")
 
-    async def plan(self, owner: str, size: int, work: Callable[[], T], *, prompts: int = 1) -> T:
-        """Returns the result of work on a body of ``size`` bytes."""
-        if size <= _SHORT_BODY_BYTES and prompts <= _FEW_PROMPTS:
+    async def plan(
+        self,
+        owner: str,
+        size: int,
+        work: Callable[[], T],
+        *,
+        prompts: int = 1,
+        costly: bool = False,
+    ) -> T:
+        """Returns the result of work on a body of ``size`` bytes.
+
+        ``costly``: it may take long, however short the body is.
+        """
+        if size <= _SHORT_BODY_BYTES and prompts <= _FEW_PROMPTS and not costly:
             return work()
         pool = self._short if size <= _LONG_BODY_BYTES else self._long
         return await pool.run(owner, work)
@@ -183,7 +194,7 @@ class CompletionService:
             draws=served.engine.card.draws,
         )
         decide = partial(make_plan, request, tokenizer, budget, inputs)
-        return await do(decide, prompts=len(request.prompt))
+        return await do(decide, prompts=len(request.prompt), costly=_is_costly(request))
 
     def _id(self, kind: str) -> str:
         random = "".join(_LETTERS[byte % len(_LETTERS)] for byte in self._entropy(_ID_LETTERS))
@@ -265,3 +276,9 @@ class CompletionService:
         if model:
             return self.catalog.resolve(model)
         return self.catalog.default_of_infills if infills else self.catalog.default
+
+
+def _is_costly(request: CompletionRequest) -> bool:
+    """Whether a grammar is compiled, or a vocabulary searched for breakers."""
+    structured = request.response_format is not None or request.structured_outputs is not None
+    return structured or bool(request.dry_multiplier)

@@ -32,8 +32,10 @@ def _grammar(name: str, kind: GrammarKind, text: str | bytes) -> OutputGrammar:
 def _schema(name: str, value: Json) -> OutputGrammar:
     if isinstance(value, str):
         try:
+            # json.loads alone takes NaN, and halves of surrogate pairs.
+            msgspec.json.decode(value)
             value = json.loads(value, object_pairs_hook=partial(_once_each, name))
-        except (ValueError, RecursionError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             raise out_of_range(name, value, "a JSON Schema, or its JSON as a string") from None
     if value is False:
         raise out_of_range(name, value, "a JSON Schema that some value follows")

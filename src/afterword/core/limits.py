@@ -12,6 +12,8 @@ MOST_STOP_IDS = 128
 """The most ``stop_token_ids`` of a request."""
 MOST_BREAKERS, MOST_BREAKER_CHARACTERS = 32, 40
 """The most ``dry_sequence_breakers``, and the longest of them."""
+MOST_TAIL_TOKENS = 20
+"""The most tokens of a breaker behind the token that it begins in."""
 
 MOST_GRAMMAR_BYTES = 64 * 1024
 """The longest schema, regular expression or grammar of a request."""

@@ -6,12 +6,15 @@ Only this file imports llguidance, and it is imported when the first grammar com
 from __future__ import annotations
 
 import json
+import math
+import re
 import threading
 from collections import OrderedDict
+from fractions import Fraction
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from afterword.core.errors import UnusableGrammar
 from afterword.core.job import Constraint, OutputGrammar
@@ -23,6 +26,14 @@ _KEPT_GRAMMARS = 64
 _SHOWN_CHARACTERS = 300
 _WHITESPACE = r"[ \n\t]{0,16}"
 """Between the tokens of JSON. A bound, because small models would write spaces without end."""
+_UNFORCED = '%llguidance {"no_forcing": true}\n'
+"""Text that can only go on in one way is not looked up in advance: at each token, to its end."""
+_MULTIPLE_OF = re.compile(
+    r'"multipleOf"\s*:\s*([0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][-+]?[0-9]{1,3})?)'
+)
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
+_MEETING = ("allOf", "anyOf", "oneOf", "$ref")
+_MOST_REMAINDERS = 10_000
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
@@ -62,9 +73,12 @@ class Grammars:
     def _compile(self, grammar: OutputGrammar) -> LLMatcher:
         try:
             source = _source(grammar)
-        except (ValueError, RecursionError, GbnfToLarkError) as error:
+        except Exception as error:  # noqa: BLE001 - readers of grammars raise what they like
             raise UnusableGrammar(_short(str(error))) from None
         matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
+        if not matcher.is_error():
+            # The first mask costs most, and is computed here once, not by the engine.
+            GrammarMatcher(matcher, self._vocabulary).compute()
         if matcher.is_error():
             raise UnusableGrammar(_short(matcher.get_error()))
         return matcher
@@ -90,9 +104,13 @@ class GrammarMatcher:
         self._vocabulary = vocabulary
         self._bits = np.zeros(-(-vocabulary // 32), np.int32)
 
+    def compute(self) -> None:
+        """Compute which tokens can come next. The matcher says if that fails."""
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+
     def mask(self) -> Mask:
         """Returns which tokens [vocabulary] can come next. Raises ``GrammarError``."""
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self.compute()
         if self._matcher.is_error():
             raise GrammarError(_short(self._matcher.get_error()))
         bytes_ = self._bits.view(np.uint8)
@@ -125,20 +143,42 @@ class _Vocabulary:
 
 
 def _source(grammar: OutputGrammar) -> str:
-    """Returns a grammar as llguidance reads it."""
+    """Returns a grammar as llguidance reads it. Raises ``ValueError``, or another exception."""
+    _refuse_many_remainders(grammar.text)
     text = grammar.text
     match grammar.kind:
         case "json":
-            return LLMatcher.grammar_from_json_schema(
+            part = LLMatcher.grammar_from_json_schema(
                 text, overrides={"whitespace_pattern": _WHITESPACE}
             )
         case "regex":
-            return LLMatcher.grammar_from_regex(text)
+            part = LLMatcher.grammar_from_regex(text)
         case "choice":
             choices = " | ".join(json.dumps(choice) for choice in json.loads(text))
-            return LLMatcher.grammar_from_lark(f"start: {choices}")
+            return f"{_UNFORCED}start: {choices}"
         case "grammar":
-            return LLMatcher.grammar_from_lark(gbnf_to_lark(text) if "::=" in text else text)
+            return _UNFORCED + (gbnf_to_lark(text) if "::=" in text else text)
+    inner = json.loads(part)["grammars"][0]
+    outer = {"lark_grammar": f"{_UNFORCED}start: @{inner['name']}"}
+    return json.dumps({"grammars": [outer, inner]})
+
+
+def _refuse_many_remainders(text: str) -> None:
+    """Raises ``ValueError`` for values of ``multipleOf`` that take too long to compile.
+
+    llguidance makes a state for each remainder, without a bound. Where schemas meet, their values
+    are multiplied.
+    """
+    plain = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+    values = {Fraction(number) for number in _MULTIPLE_OF.findall(plain)} - {0}
+    meet = any(f'"{name}"' in plain for name in _MEETING)
+    scale = math.lcm(*(value.denominator for value in values))
+    together = 1
+    for value in values:
+        alone = int(value * scale) if meet else value.numerator
+        together = math.lcm(together, alone) if meet else alone
+        if together > _MOST_REMAINDERS:
+            raise ValueError(f"its multipleOf has more than {_MOST_REMAINDERS} remainders")
 
 
 def _short(reason: str) -> str:

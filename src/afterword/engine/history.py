@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from afterword.core.job import Repetition, SamplingParams
+from afterword.core.limits import MOST_TAIL_TOKENS
 
 Number = TypeVar("Number", np.int32, np.int64)
 Ids = npt.NDArray[np.int64]
 TokenIds = npt.NDArray[np.int32]
 Row = npt.NDArray[np.float32]
+Tail = tuple[int, ...]
 
 _LARGEST_LOG = 88.7228391
 """Logarithm of the largest float32: a larger penalty would be infinite."""
-_SEARCHED_TOKENS = 64
-"""How many tokens a search for a breaker looks at together."""
 
 
 class History:
@@ -180,23 +180,31 @@ class _Repeats:
     tokens. A new token extends the suffixes that end before an equal token, and ends all others.
     """
 
-    __slots__ = ("_equal", "_length", "_repetition", "_tokens")
+    __slots__ = ("_equal", "_last", "_length", "_repetition", "_tokens")
 
     def __init__(
-        self, repetition: Repetition, tokens: TokenIds, equal: TokenIds, length: int
+        self,
+        repetition: Repetition,
+        tokens: TokenIds,
+        equal: TokenIds,
+        length: int,
+        last: _LastBreaker,
     ) -> None:
         self._repetition = repetition
         self._tokens = tokens
         self._equal = equal
         self._length = length
+        self._last = last
 
     @classmethod
     def of(cls, prompt_ids: TokenIds, repetition: Repetition) -> Self:
         equal = np.array(_suffixes(prompt_ids.tolist()), np.int32)
-        return cls(repetition, prompt_ids.copy(), equal, len(prompt_ids))
+        last = _LastBreaker(repetition.breakers, prompt_ids)
+        return cls(repetition, prompt_ids.copy(), equal, len(prompt_ids), last)
 
     def copy(self) -> _Repeats:
-        return _Repeats(self._repetition, self._tokens.copy(), self._equal.copy(), self._length)
+        tokens, equal = self._tokens.copy(), self._equal.copy()
+        return _Repeats(self._repetition, tokens, equal, self._length, self._last.copy())
 
     def add(self, token: int) -> None:
         self._tokens = _with_room(self._tokens, self._length)
@@ -208,6 +216,7 @@ class _Repeats:
         self._equal[0] = self._tokens[0] == token
         self._equal[length] = length + 1
         self._length = length + 1
+        self._last.look(self._tokens, length)
 
     def penalties(self) -> tuple[Ids, Row]:
         """Returns the tokens that would extend a repetition, and what each of them loses."""
@@ -217,7 +226,7 @@ class _Repeats:
         nothing = np.empty(0, np.int64), np.empty(0, np.float32)
         if len(tokens) <= allowed:
             return nothing
-        most = _since_breaker(tokens, repetition)
+        most = self._last.tokens_since(start, self._length)
         if most < allowed:
             return nothing
         within = np.arange(1, len(tokens), dtype=np.int32)
@@ -240,23 +249,56 @@ def _largest_exponent(base: float) -> int:
     return int(_LARGEST_LOG / math.log(base)) if base > 1.000001 else 0
 
 
-def _since_breaker(tokens: TokenIds, repetition: Repetition) -> int:
-    """Returns how many tokens at the end come after the last breaker; all if there is none."""
-    if not repetition.breakers:
-        return len(tokens)
-    # The last breaker is near in most texts.
-    for end in range(len(tokens), 0, -_SEARCHED_TOKENS):
-        start = max(end - _SEARCHED_TOKENS, 0)
-        for at, token in zip(
-            range(end - 1, start - 1, -1), tokens[start:end][::-1].tolist(), strict=True
-        ):
-            tails = repetition.breakers.get(token, ())
-            met = [
-                len(tail) for tail in tails if tuple(tokens[at + 1 : at + 1 + len(tail)]) == tail
-            ]
+class _LastBreaker:
+    """Where the last breaker is that has come: the one that begins last, in its longest form.
+
+    Each token is looked at once, when it comes.
+    """
+
+    __slots__ = ("_at", "_breakers", "_tail", "_tails")
+
+    def __init__(self, breakers: Mapping[int, Sequence[Tail]], tokens: TokenIds) -> None:
+        self._breakers = breakers
+        self._tails: dict[int, frozenset[Tail]] = {}
+        self._at, self._tail = -1, 0
+        for at in range(len(tokens) - 1, -1, -1) if breakers else ():
+            most = min(len(tokens) - at - 1, MOST_TAIL_TOKENS)
+            ends = self._ends(int(tokens[at]))
+            met = [n for n in range(most + 1) if ends and _tail_of(tokens, at, n) in ends]
             if met:
-                return len(tokens) - at - 1 - max(met)
-    return len(tokens)
+                self._at, self._tail = at, met[-1]
+                return
+
+    def copy(self) -> _LastBreaker:
+        other = object.__new__(_LastBreaker)
+        other._breakers, other._tails = self._breakers, self._tails
+        other._at, other._tail = self._at, self._tail
+        return other
+
+    def look(self, tokens: TokenIds, end: int) -> None:
+        """See whether the token at ``end``, which has just come, completes a breaker."""
+        if not self._breakers:
+            return
+        for at in range(end, max(self._at, end - MOST_TAIL_TOKENS, 0) - 1, -1):
+            ends = self._ends(int(tokens[at]))
+            if ends and _tail_of(tokens, at, end - at) in ends:
+                self._at, self._tail = at, end - at
+                return
+
+    def tokens_since(self, start: int, length: int) -> int:
+        """Returns how many tokens come after it; all from ``start`` on if there is none."""
+        return length - start if self._at < start else length - self._at - 1 - self._tail
+
+    def _ends(self, token: int) -> frozenset[Tail]:
+        """Returns what can follow a token that a breaker begins in."""
+        found = self._tails.get(token)
+        if found is None:
+            found = self._tails[token] = frozenset(self._breakers.get(token, ()))
+        return found
+
+
+def _tail_of(tokens: TokenIds, at: int, count: int) -> Tail:
+    return tuple(tokens[at + 1 : at + 1 + count].tolist())
 
 
 def _suffixes(tokens: Sequence[int]) -> list[int]:

@@ -14,6 +14,8 @@ _ENDS = 8
 _MOST_OWN = 1 << 18
 _LONGEST_TOKEN_BYTES = 24
 _TOKEN_BYTES = 4
+_MOST_CUT_BYTES = 256
+"""Of characters that tokens cut. Longer text is not divided, because that takes long."""
 _GIVEN_UP = b"\xff"
 """The piece of tokens whose bytes an upstream never reports; U+FFFD in text."""
 
@@ -151,21 +153,30 @@ class RemoteTokenizer:
 
     def spelling(self, spelled: bytes, count: int) -> list[int]:
         """Returns ``count`` ids with the joint bytes ``spelled``, for tokens sent without ids."""
-        found = self._split(spelled, count)
+        found = self._split(spelled, count) if len(spelled) <= _MOST_CUT_BYTES else None
         if found is not None:
             return found
         return [self.id_of(spelled or _GIVEN_UP), *[self.id_of(b"")] * (count - 1)]
 
     def _split(self, spelled: bytes, count: int) -> list[int] | None:
-        if count == 1 or not spelled:
-            known = self._ids.get(spelled) if spelled and count == 1 else None
-            return None if known is None else [known]
-        for size in range(len(spelled) - count + 1, 0, -1):
-            first = self._ids.get(spelled[:size])
-            rest = None if first is None else self._split(spelled[size:], count - 1)
-            if first is not None and rest is not None:
-                return [first, *rest]
-        return None
+        """Returns ``count`` known ids with these bytes, long ones first; None if there are none."""
+        hopeless: set[tuple[int, int]] = set()
+
+        def rest(start: int, left: int) -> list[int] | None:
+            if left == 1:
+                last = self._ids.get(spelled[start:])
+                return None if last is None else [last]
+            # No place is tried twice: without that, the tries would double with each token.
+            if (start, left) not in hopeless:
+                for end in range(len(spelled) - left + 1, start, -1):
+                    first = self._ids.get(spelled[start:end])
+                    others = None if first is None else rest(end, left - 1)
+                    if first is not None and others is not None:
+                        return [first, *others]
+                hopeless.add((start, left))
+            return None
+
+        return rest(0, count) if spelled else None
 
 
 class TextTokenizer:

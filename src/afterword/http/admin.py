@@ -108,9 +108,10 @@ class Administration:
         return [
             Route("/admin/v1/keys", self.keys, methods=["GET"]),
             Route("/admin/v1/keys", self.create, methods=["POST"]),
-            Route("/admin/v1/keys/{key}", self.key, methods=["GET"]),
-            Route("/admin/v1/keys/{key}", self.revoke, methods=["DELETE"]),
-            Route("/admin/v1/keys/{key}/rotate", self.rotate, methods=["POST"]),
+            # A name may contain slashes.
+            Route("/admin/v1/keys/{key:path}/rotate", self.rotate, methods=["POST"]),
+            Route("/admin/v1/keys/{key:path}", self.key, methods=["GET"]),
+            Route("/admin/v1/keys/{key:path}", self.revoke, methods=["DELETE"]),
             Route("/admin/v1/usage", self.usage, methods=["GET"]),
             Route("/admin/v1/usage/requests", self.requests, methods=["GET"]),
         ]

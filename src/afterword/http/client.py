@@ -29,7 +29,7 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
     for name, value in scope["headers"]:
         if name == b"content-encoding":
             _check_encoding(value)
-        if name == b"content-length" and value.isdigit() and int(value) > limit_bytes:
+        if name == b"content-length" and _is_above(value, limit_bytes):
             raise _too_large(limit_bytes)
     parts: list[bytes] = []
     size_bytes = 0
@@ -45,6 +45,14 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
         if not message.get("more_body", False):
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             return body.removeprefix(_BYTE_ORDER_MARK)
+
+
+def _is_above(length: bytes, limit_bytes: int) -> bool:
+    """Whether a declared length is above a limit, however many digits it has."""
+    digits = length.strip().lstrip(b"0")
+    if not digits.isdigit():
+        return False
+    return len(digits) > len(str(limit_bytes)) or int(digits) > limit_bytes
 
 
 def _check_encoding(value: bytes) -> None:

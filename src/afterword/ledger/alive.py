@@ -79,7 +79,8 @@ def lives(folder: Path, process_id: str) -> bool:
 def remove_dead(folder: Path) -> None:
     """Remove the files of processes that have died."""
     for file in folder.glob(f"*{_SUFFIX}"):
-        if not _is_locked(file):
+        # A folder of such a name is nobody's lock, and stays.
+        if not file.is_dir() and not _is_locked(file):
             file.unlink(missing_ok=True)
 
 

@@ -99,8 +99,7 @@ def registered(connection: sa.Connection, process_id: str) -> bool:
 def claim(connection: sa.Connection, wanted: Claim, process_id: str) -> int | None:
     """Reserve. Returns None, or the tokens that are left if they are too few."""
     if not _take(connection, wanted):
-        row = {"key_id": wanted.key_id, "period": wanted.period, "used": 0, "reserved": 0}
-        connection.execute(_statements(connection.dialect.name).new_spending, row)
+        _begin_period(connection, wanted)
         if not _take(connection, wanted):
             spent = connection.execute(
                 sa.select(spending.c.used + spending.c.reserved).where(
@@ -110,6 +109,12 @@ def claim(connection: sa.Connection, wanted: Claim, process_id: str) -> int | No
             return max(wanted.budget_tokens - int(spent), 0)
     _record(connection, wanted, process_id)
     return None
+
+
+def _begin_period(connection: sa.Connection, wanted: Claim) -> None:
+    """Add a key's row of a period, if there is none."""
+    row = {"key_id": wanted.key_id, "period": wanted.period, "used": 0, "reserved": 0}
+    connection.execute(_statements(connection.dialect.name).new_spending, row)
 
 
 def _take(connection: sa.Connection, wanted: Claim) -> bool:
@@ -136,8 +141,12 @@ def _record(connection: sa.Connection, wanted: Claim, process_id: str) -> None:
 
 
 def restore(connection: sa.Connection, held: Iterable[Claim], process_id: str) -> None:
-    """Reserve again what others gave back because this process was silent."""
+    """Reserve again what others gave back because this process was silent.
+
+    Nobody may have spent anything in a period yet, if the database is another one.
+    """
     for wanted in sorted(held, key=lambda claim: (claim.key_id, claim.period)):
+        _begin_period(connection, wanted)
         connection.execute(
             sa.update(spending)
             .where(spending.c.key_id == wanted.key_id, spending.c.period == wanted.period)

@@ -20,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from afterword.core.errors import ConfigError
 from afterword.ledger import migrations
 from afterword.ledger.folder import database_file, make_folder, make_private_file
+from afterword.ledger.sqlite_file import Identity, SqliteFile, remove_leftovers
 from afterword.ledger.tables import metadata, reservations, spending, usage
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ _BUSY_MS = 5000
 _CONNECT_S = 3
 _STATEMENT_MS = 30_000
 _QUOTED = re.compile(r'"[^"]*"')
+_FILE = "afterword_file"
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 # Of two servers that start at once on one database, the second waits for the first.
 _UPGRADE_LOCK = 0x61667465
@@ -81,14 +83,21 @@ def _connect_sqlite(url: URL) -> sa.Engine:
     """Returns an engine on a file that only its owner may read, as are those that SQLite adds."""
     file = Path(url.database or "")
     try:
+        remove_leftovers(file)
         make_private_file(file)
     except OSError:
         # SQLite says what is wrong, at first use.
         _log.debug("%s cannot be made", file)
     engine = sa.create_engine(url, connect_args={"timeout": _BUSY_MS / 1000})
+    there = SqliteFile(file)
+
+    @sa.event.listens_for(engine, "do_connect")
+    def prepare_file(*_: object) -> None:
+        there.prepare()
 
     @sa.event.listens_for(engine, "connect")
-    def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+    def configure(connection: sqlite3.Connection, entry: ConnectionPoolEntry) -> None:
+        entry.info[_FILE] = there.identity()
         # ``begin`` below starts transactions, not the driver.
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
@@ -97,14 +106,30 @@ def _connect_sqlite(url: URL) -> sa.Engine:
         connection.execute("PRAGMA checkpoint_fullfsync=ON")
         connection.execute("PRAGMA foreign_keys=ON")
 
+    @sa.event.listens_for(engine, "checkout")
+    def check_out(_: sqlite3.Connection, entry: ConnectionPoolEntry, *__: object) -> None:
+        if not there.is_still(entry.info[_FILE]):
+            # The pool opens others in the place of all that it keeps.
+            raise sa.exc.InvalidatePoolError
+
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
+        if not there.is_still(file_of(connection)):
+            connection.invalidate()
+            moved = sqlite3.OperationalError("its file was moved, removed or replaced")
+            raise sa.exc.OperationalError(None, None, moved)
         # A reader that becomes a writer midway fails if another process wrote in between.
         reads = connection.get_execution_options().get("reads", False)
         # By SQLAlchemy, so that a locked database is an error of SQLAlchemy's.
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def file_of(connection: sa.Connection) -> Identity | None:
+    """Returns the file that a connection has open; None for a database without one."""
+    found: Identity | None = connection.info.get(_FILE)
+    return found
 
 
 @contextlib.contextmanager
@@ -136,23 +161,38 @@ def open_database(folder: Path, database: str | None) -> sa.Engine:
 def revision_of(engine: sa.Engine) -> str | None:
     """Returns the step that the tables are at, or None if there are none."""
     with reading(engine) as connection:
-        if not sa.inspect(connection).has_table("alembic_version"):
-            return None
-        found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-        return found
+        return _step(connection)
+
+
+def _step(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    return found
 
 
 def upgrade(engine: sa.Engine) -> None:
-    """Run the missing steps, all or none. Waits for another process that does so."""
+    """Run the missing steps, all or none. Waits for another process that does so.
+
+    Raises ``ConfigError`` for tables that no step leads on from.
+    """
     # Alembic takes a third of a second to import. A database that is up to date does not need it.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+        found = _step(connection)
+        steps = {step.revision for step in ScriptDirectory.from_config(config).walk_revisions()}
+        if found is not None and found not in steps:
+            raise ConfigError(
+                f"the ledger is of another version: this program does not know its step, "
+                f"{found[:40]!a}"
+            )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
@@ -245,7 +285,8 @@ def _disagreements(connection: sa.Connection) -> Iterator[str]:
 def backup(engine: sa.Engine, file: Path) -> None:
     """Copy a SQLite ledger to a new file, consistently, while servers go on.
 
-    Raises ``ConfigError`` if the file exists, and for PostgreSQL, which has its own tool.
+    Raises ``ConfigError`` if the file exists or cannot be written, and for PostgreSQL, which has
+    its own tool.
     """
     if engine.dialect.name != "sqlite":
         raise ConfigError("PostgreSQL has its own tool: pg_dump --format=custom DATABASE > FILE")
@@ -255,9 +296,13 @@ def backup(engine: sa.Engine, file: Path) -> None:
         make_private_file(file)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
-    with engine.connect() as connection:
-        source: Any = connection.connection.driver_connection
-        with contextlib.closing(sqlite3.connect(file)) as copy:
+    try:
+        with engine.connect() as connection, contextlib.closing(sqlite3.connect(file)) as copy:
+            source: Any = connection.connection.driver_connection
             source.backup(copy)
             # The copy is one file, without a -wal file next to it.
             copy.execute("PRAGMA journal_mode=DELETE")
+    except sqlite3.Error as error:
+        # Half a copy is none, and would stand in the way of the next one.
+        file.unlink(missing_ok=True)
+        raise ConfigError(f"{file}: {error}") from error

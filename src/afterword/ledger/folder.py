@@ -31,6 +31,11 @@ def has_database(folder: Path) -> bool:
     return os.path.exists(database_file(folder))  # noqa: PTH110 - Path.exists raises for a closed folder
 
 
+def companions(file: Path) -> list[Path]:
+    """Returns the files that SQLite keeps next to one."""
+    return [file.with_name(file.name + end) for end in _COMPANIONS]
+
+
 def journals_in(folder: Path) -> Path:
     """Returns the folder of the journals of all processes on a data folder."""
     return folder / _JOURNAL
@@ -86,7 +91,7 @@ def make_private_file(file: Path) -> None:
     try:
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _FILE_MODE)
     except FileExistsError:
-        close_files([file, *(file.with_name(file.name + end) for end in _COMPANIONS)])
+        close_files([file, *companions(file)])
         return
     try:
         os.fchmod(descriptor, _FILE_MODE)

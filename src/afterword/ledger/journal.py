@@ -189,6 +189,9 @@ class Journal:
         size_bytes = max(SEGMENT_BYTES, 2 * needed_bytes)
         if self.size_bytes + size_bytes > self._limit_bytes:
             raise OSError(f"the journal is full: {self.size_bytes} bytes wait for the database")
+        if not self._folder.is_dir():
+            # Somebody has removed it, and what was in it.
+            make_private(self._folder)
         path = self._folder / f"{self._process_id}-{self._next:06d}{SUFFIX}"
         self._segments.append(Segment(path, size_bytes))
         self._next += 1

@@ -77,7 +77,10 @@ def copy_live_journals(begin: Begin, journals: Path) -> None:
 def unreadable(journals: Path) -> list[str]:
     """Returns what is set aside, and what cannot be read of dead processes' journals."""
     aside = SetAside(journals)
-    found = sentences(aside.entries(), aside.file)
+    try:
+        found = sentences(aside.entries(), aside.file)
+    except OSError as error:
+        found = [f"{aside.file} cannot be read: {error.strerror}"]
     found += [
         f"{name} in {journals} is no journal that can be opened" for name in strange(journals)
     ]

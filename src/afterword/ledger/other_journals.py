@@ -72,7 +72,7 @@ def orphaned_journals(folder: Path, *, of: str = "") -> list[OrphanedJournal]:
     """
     found: dict[str, OrphanedJournal] = {}
     held: set[str] = set()
-    for path in sorted(folder.glob(f"{of}*{SUFFIX}")):
+    for path in _files(folder, of):
         process_id = _process_of(path)
         descriptor = _take(path)
         if descriptor is None:
@@ -86,14 +86,14 @@ def orphaned_journals(folder: Path, *, of: str = "") -> list[OrphanedJournal]:
 
 def any_journal(folder: Path, *, of: str = "") -> bool:
     """Whether a process whose id begins with ``of`` has a journal, dead or running."""
-    return any(folder.glob(f"{of}*{SUFFIX}"))
+    return bool(_files(folder, of))
 
 
 def strange(folder: Path) -> list[str]:
     """Returns the names of what is called a journal and is no file that can be opened."""
     return [
         clean(path.name)
-        for path in sorted(folder.glob(f"*{SUFFIX}"))
+        for path in _files(folder)
         if path.is_symlink() or not path.is_file() or not os.access(path, os.R_OK | os.W_OK)
     ]
 
@@ -113,7 +113,7 @@ def settled_records(folder: Path, *, of: str = "", but: Container[str] = ()) -> 
     ``of`` is how the process ids begin; ``but`` are ids to leave out.
     """
     records: dict[str, UsageRecord] = {}
-    for path in sorted(folder.glob(f"{of}*{SUFFIX}")):
+    for path in _files(folder, of):
         if _process_of(path) in but or not path.is_file():
             continue
         with suppress(FileNotFoundError, PermissionError):
@@ -121,6 +121,14 @@ def settled_records(folder: Path, *, of: str = "", but: Container[str] = ()) -> 
             lines, _ = read_segment(path.read_bytes(), path.name)
             records |= {line.record.id: line.record for line in lines if line.kind == "settled"}
     return list(records.values())
+
+
+def _files(folder: Path, of: str = "") -> list[Path]:
+    """Returns what is called a journal. A folder that is closed to this user has none for it."""
+    try:
+        return sorted(folder.glob(f"{of}*{SUFFIX}"))
+    except PermissionError:
+        return []
 
 
 def _whole_file(descriptor: int) -> bytes:

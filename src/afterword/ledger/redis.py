@@ -48,6 +48,14 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - window)) 
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - window)
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
+-- If the clock of Redis was set back, what seems to come later has come now.
+local function bring_back(key, latest)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, string.format('(%.0f', latest), '+inf')) do
+    redis.call('ZADD', key, latest, id)
+  end
+end
+bring_back(KEYS[1], now)
+bring_back(KEYS[3], now + lease)
 local count = redis.call('ZCARD', KEYS[1])
 local used = tonumber(redis.call('HGET', KEYS[2], '=') or 0)
 local newest = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')

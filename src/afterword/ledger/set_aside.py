@@ -6,8 +6,10 @@ everything behind them waiting.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -56,11 +58,20 @@ class SetAside:
             os.close(descriptor)
 
     def entries(self) -> list[AsideEntry]:
-        """Returns what is set aside. A damaged line of this file counts, too."""
+        """Returns what is set aside. A damaged line of this file counts, too.
+
+        Raises ``OSError`` for what is no file: reading a pipe would wait for ever.
+        """
         try:
-            data = self.file.read_bytes()
+            descriptor = os.open(
+                self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            )
         except FileNotFoundError:
             return []
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
+            data = file.read()
         return [_entry(line) for line in data.split(b"\n") if line]
 
 

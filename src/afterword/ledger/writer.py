@@ -23,11 +23,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterword.core.account import UsageRecord
-from afterword.core.errors import LedgerUnavailable
+from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.core.faults import in_one_line
 from afterword.ledger import budgets
 from afterword.ledger.alive import alive_folder, lives, remove_dead
-from afterword.ledger.database import is_away, reason
+from afterword.ledger.database import file_of, is_away, prepare, reason
 from afterword.ledger.durable import refusal, write_each
 from afterword.ledger.keyring import Keyring
 from afterword.ledger.keys import any_key, held_keys, keys_version
@@ -35,6 +35,7 @@ from afterword.ledger.orphans import reap_journals
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim
 from afterword.ledger.set_aside import SetAside
+from afterword.ledger.sqlite_file import Identity
 from afterword.ledger.tables import processes, reservations
 
 _log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class LedgerWriter:
         self._away = False
         self._retry_at_s = self._heartbeat_at_s = self._look_at_s = self._write_at_s = 0.0
         self._connection: sa.Connection | None = None
+        self._file: Identity | None = None
+        self._keys_are_read = False
         self._heard_s = clock()
         self.keyring = Keyring(-1, (), needed=True)
         self.written = 0
@@ -161,6 +164,9 @@ class LedgerWriter:
         except SQLAlchemyError as error:
             self._lost(reason(error))
             return
+        except ConfigError as error:
+            self._lost(str(error))
+            return
         except Exception as error:  # noqa: BLE001 - the thread goes on, and tries again
             self._lost(in_one_line(error))
             return
@@ -208,7 +214,7 @@ class LedgerWriter:
     def _transaction(self) -> Iterator[sa.Connection]:
         """A transaction on this thread's connection, which stays open because that is faster."""
         if self._connection is None:
-            self._connection = self._engine.connect()
+            self._connection = self._connect()
         try:
             with self._connection.begin():
                 yield self._connection
@@ -217,6 +223,22 @@ class LedgerWriter:
             connection.invalidate()
             connection.close()
             raise
+
+    def _connect(self) -> sa.Connection:
+        """Returns a new connection. On another file than before, this process begins anew."""
+        connection = self._engine.connect()
+        try:
+            file = file_of(connection)
+            if self._file not in {None, file}:
+                prepare(self._engine)
+                with connection.begin():
+                    self._move_in(connection)
+            self._file, self._keys_are_read = file, False
+        except BaseException:
+            connection.invalidate()
+            connection.close()
+            raise
+        return connection
 
     def _write(self) -> None:
         while self._ended or self._released:
@@ -286,7 +308,7 @@ class LedgerWriter:
         with self._transaction() as connection:
             # Others may have taken this process for dead a moment ago, and its reservations away.
             if not budgets.registered(connection, me):
-                self._register(connection)
+                self._return(connection)
             return [budgets.claim(connection, one, me) for one in wanted]
 
     def _fail_claims(self) -> None:
@@ -298,9 +320,14 @@ class LedgerWriter:
     def _look_at_keys(self) -> None:
         with self._transaction() as connection:
             version = keys_version(connection)
-            if version != self.keyring.version:
-                needed = any_key(connection)
+            if version != self.keyring.version or not self._keys_are_read:
+                needed = self._keys_were_needed() or any_key(connection)
                 self.keyring = Keyring(version, held_keys(connection), needed=needed)
+                self._keys_are_read = True
+
+    def _keys_were_needed(self) -> bool:
+        """Whether this process has seen a key. An emptied ledger lets nobody in."""
+        return self.keyring.version >= 0 and self.keyring.needed
 
     def _heartbeat(self) -> None:
         """Show that this process lives. If others removed it, reserve again what it holds."""
@@ -311,20 +338,36 @@ class LedgerWriter:
                 .values(beats=processes.c.beats + 1)
             )
             if not alive.rowcount:
-                self._register(connection)
+                self._return(connection)
 
-    def _register(self, connection: sa.Connection) -> None:
-        """Enter this process. What it holds counts again, even if others have it now."""
-        row = {**msgspec.structs.asdict(self._identity), "beats": 1}
-        connection.execute(sa.insert(processes), row)
-        held = list(self._held.values())
+    def _return(self, connection: sa.Connection) -> None:
+        """Enter this process again. What it holds counts again, even if others have it now."""
+        held = self._register(connection)
         if held:
-            budgets.restore(connection, held, self._identity.id)
             _log.warning(
                 "this process stood still and was taken for dead: its %d reservations of %d tokens "
                 "went to others and count again, so a budget may be overdrawn by as much",
                 len(held), sum(claim.tokens for claim in held),
             )  # fmt: skip
+
+    def _move_in(self, connection: sa.Connection) -> None:
+        """Enter this process into another database, which may know it from an earlier time."""
+        budgets.give_back(connection, self._identity.id)
+        held = self._register(connection)
+        _log.warning(
+            "the database is another file than before: what it does not know is lost; the %d "
+            "reservations of running requests count in it",
+            len(held),
+        )
+
+    def _register(self, connection: sa.Connection) -> Sequence[Claim]:
+        """Enter this process and reserve what it holds. Returns that."""
+        row = {**msgspec.structs.asdict(self._identity), "beats": 1}
+        connection.execute(sa.insert(processes), row)
+        held = list(self._held.values())
+        if held:
+            budgets.restore(connection, held, self._identity.id)
+        return held
 
     def _reap(self, now_s: float) -> None:
         """Take over from dead processes: by their journals and locks, else by their silence."""

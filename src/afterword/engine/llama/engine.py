@@ -36,7 +36,7 @@ _ON_GPU = (
     "; kernels of GPUs seldom are: --gpu-layers 0 keeps the promise, and --kv fast gives it up and "
     "shares prefixes"
 )
-_NUMERICS = 5
+_NUMERICS = 6
 """Increase it when a change of sampling, scoring or end tokens may change an answer."""
 
 

@@ -53,7 +53,7 @@ class AfterwordDialect(CompletionsDialect):
                 vocabulary=info.vocabulary,
                 chat_template=info.chat_template,
             )
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             raise StreamBroke("its list of models lacks the facts that Afterword gives") from None
 
     def request(

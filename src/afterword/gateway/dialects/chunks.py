@@ -42,6 +42,8 @@ class ChoiceDelta(msgspec.Struct):
     finish_reason: Any = None
     token_ids: list[int] | None = None
     prompt_logprobs: list[dict[str, RankedLogprob] | None] | None = None
+    delta: Any = None
+    message: Any = None
 
 
 class _Chunk(msgspec.Struct):
@@ -49,6 +51,8 @@ class _Chunk(msgspec.Struct):
     usage: Any = None
     error: Any = None
     object: Any = None
+    message: Any = None
+    detail: Any = None
 
 
 _decode = decoder(_Chunk)
@@ -109,7 +113,9 @@ class ChunkReader:
     def read(self, payload: bytes) -> list[Event]:
         """See ``Reader``."""
         chunk = _decode(payload)
-        if chunk.error or chunk.object == "error":
+        # Some servers only say what is wrong.
+        bare = chunk.choices is None and (chunk.message or chunk.detail)
+        if chunk.error or bare or chunk.object == "error":
             raise failure_in_stream(chunk.error or parse(payload))
         if chunk.usage:
             self._note(chunk.usage, whole=not chunk.choices)
@@ -157,6 +163,8 @@ class ChunkReader:
 
     def _bare(self, choice: ChoiceDelta) -> TokenDelta:
         """Returns the delta of a choice without log-probabilities."""
+        if choice.text is None and (choice.delta is not None or choice.message is not None):
+            raise StreamBroke("it answered in the shape of a chat")
         seq = self._stream.seq(choice.index)
         given = choice.finish_reason
         finish = None if given is None else self._stream.reason(given)

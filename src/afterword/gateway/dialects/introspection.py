@@ -71,8 +71,18 @@ async def introspect_vocabulary(
     """Returns the vocabulary behind ``spell`` (ids to text) and ``encode``.
 
     ``size`` is its number of tokens; None finds the last id with a text. Raises
-    ``UpstreamFailure`` if the upstream does not answer or its tokens cannot be told apart.
+    ``UpstreamFailure`` if the upstream does not answer, if its answers do not fit each other, or if
+    its tokens cannot be told apart.
     """
+    if size is not None and not 0 < size <= _MOST_IDS:
+        raise StreamBroke(f"its vocabulary has a size of {size}")
+    try:
+        return await _vocabulary(spell, encode, size)
+    except (LookupError, ValueError):
+        raise StreamBroke("its tokenizer gives ids that its vocabulary does not have") from None
+
+
+async def _vocabulary(spell: Spell, encode: Encode, size: int | None) -> Vocabulary:
     pieces = await _pieces(spell, encode, size)
     names = {piece: i for i, piece in enumerate(pieces)}
 

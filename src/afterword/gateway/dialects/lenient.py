@@ -43,7 +43,7 @@ def decoder(wanted: type[T]) -> Callable[[bytes], T]:
 def _read(payload: bytes, wanted: type[T]) -> T:
     try:
         return msgspec.convert(_clear(parse(payload)), wanted)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, RecursionError):
         raise StreamBroke("it sent JSON of another shape than an answer has") from None
 
 

@@ -12,9 +12,14 @@ from afterword.core.job import Event, Job
 from afterword.gateway.dialects.dialect import Reader
 from afterword.gateway.failures import Silent, StreamBroke, UpstreamFailure
 from afterword.gateway.pool.pool import PoolOptions
-from afterword.gateway.transport.api import failure_of
+from afterword.gateway.transport.api import failure_of, failure_of_event
 from afterword.gateway.transport.connection import Connection, Head, HttpClient
-from afterword.gateway.transport.sse import MOST_EVENT_BYTES, EventSplitter, EventTooLongError
+from afterword.gateway.transport.sse import (
+    MOST_EVENT_BYTES,
+    ErrorPayload,
+    EventSplitter,
+    EventTooLongError,
+)
 
 _Kind: TypeAlias = Literal["unknown", "stream", "plain", "error"]
 _DONE = b"[DONE]"
@@ -177,10 +182,9 @@ class Attempt:
                 self._fail(error)
             return
         self._whole = True
-        if self._head is not None and self._head.status != 200:
-            self._fail(failure_of(self._head, bytes(self._buffer)))
-            return
         try:
+            if self._head is not None and self._head.status != 200:
+                raise failure_of(self._head, bytes(self._buffer))  # noqa: TRY301 - any way it ends
             self._end_of_body()
         except Exception as failure:  # noqa: BLE001 - any error ends this request
             self._broke(failure)
@@ -227,8 +231,9 @@ class Attempt:
 
     def _read(self, received: bytes) -> None:
         payloads = self._splitter.feed(received)
-        if len(payloads) == 1 and len(payloads[0]) >= _SHORT_BYTES and not self._done:
-            self._give(self._reader.read(payloads[0]))  # the same, for the most common case
+        first = payloads[0] if len(payloads) == 1 else b""
+        if len(first) >= _SHORT_BYTES and first.__class__ is bytes and not self._done:
+            self._give(self._reader.read(first))  # the same, for the most common case
         elif payloads:
             self._events(payloads)
 
@@ -238,6 +243,8 @@ class Attempt:
             for payload in payloads:
                 if self._done:
                     break
+                if isinstance(payload, ErrorPayload):
+                    raise failure_of_event(payload)
                 short = payload.strip() if len(payload) < _SHORT_BYTES else payload
                 if short == _DONE:
                     self._done = True

@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from afterword.core.errors import ConfigError, EngineOverloaded, EngineUnavailable
+from afterword.core.faults import in_one_line
 from afterword.gateway.address import Address
 from afterword.gateway.dialects.dialect import Dialect, Facts
 from afterword.gateway.failures import (
@@ -66,6 +67,7 @@ class Pool:
         self._prefixes = PrefixMap()
         self._accept: Callable[[Facts], str | None] = lambda _: None
         self._probes: asyncio.Task[None] | None = None
+        self._said = ""
         self.upstreams: list[Upstream] = [self._make(address) for address in addresses]
 
     def _make(self, address: Address) -> Upstream:
@@ -125,12 +127,26 @@ class Pool:
         every_s = self.options.probe_s
         while True:
             await asyncio.sleep(every_s if self.healthy else min(every_s, _LEAST_PROBE_S))
-            await asyncio.gather(*map(self.probe, self.upstreams))
+            asked = [self.probe(upstream) for upstream in self.upstreams]
+            for failure in await asyncio.gather(*asked, return_exceptions=True):
+                if isinstance(failure, Exception):
+                    # The next probe comes all the same.
+                    self._say(f"a probe failed: {in_one_line(failure)}")
+
+    def _say(self, what: str) -> None:
+        """Log what probes find again and again, once."""
+        if what != self._said:
+            _log.error("model %s: %.500s", self.model, what)
+        self._said = what
 
     async def probe(self, upstream: Upstream) -> None:
         """Ask one upstream whether it can compute; introspect it if it has no facts yet."""
         if upstream.facts is None:
-            await self._introspect(upstream)
+            try:
+                await self._introspect(upstream)
+            except ConfigError as error:
+                # It does not serve the model, or not yet.
+                self._say(str(error))
             return
         try:
             await upstream.api.check(self.dialect.health(upstream.api))

@@ -98,6 +98,12 @@ def failure_in_stream(error: Any) -> UpstreamFailure:  # noqa: ANN401 - any JSON
     return Refused("it reported an error of its own")
 
 
+def failure_of_event(payload: bytes) -> UpstreamFailure:
+    """Returns the failure of an event that is called error."""
+    said = _json(payload)
+    return failure_in_stream(said.get("error", said) if isinstance(said, dict) else said)
+
+
 def _json(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
     """Returns the JSON in a body; None if there is none."""
     try:
@@ -109,12 +115,13 @@ def _json(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
 def _rest_s(head: Head) -> float:
     """Returns ``Retry-After`` in seconds; a date counts from the upstream's own ``Date``."""
     text = head.headers.get("retry-after", "")
-    if text.isdigit():
+    # Not isdigit alone: it takes signs that float refuses.
+    if text.isascii() and text.isdigit():
         return min(float(text), _MOST_REST_S)
     try:
         until = email.utils.parsedate_to_datetime(text)
         now = email.utils.parsedate_to_datetime(head.headers.get("date", ""))
         rest_s = (until - now).total_seconds()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return _REST_S
     return max(0.0, min(rest_s, _MOST_REST_S))

@@ -8,10 +8,15 @@ from __future__ import annotations
 MOST_EVENT_BYTES = 64 * 1024 * 1024
 """More than the log-probabilities of a full context: a longer event is not valid SSE."""
 _BOM = b"\xef\xbb\xbf"
+_ERROR = frozenset({b"event: error", b"event:error"})
 
 
 class EventTooLongError(ValueError):
     """The bytes are no event stream, or an event is longer than any that was asked for."""
+
+
+class ErrorPayload(bytes):
+    """The payload of an event that is called error, whatever its text is."""
 
 
 class EventSplitter:
@@ -91,7 +96,6 @@ def _payload(event: bytes) -> bytes:
     """Returns the payload of an event, whatever comments and other fields it has; b"" if none."""
     if event.startswith(b"data: ") and b"\n" not in event:
         return event[6:]
-    lines = [
-        line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")
-    ]
-    return b"\n".join(lines)
+    lines = event.split(b"\n")
+    payload = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
+    return payload if _ERROR.isdisjoint(lines) else ErrorPayload(payload)

@@ -161,7 +161,8 @@ def _length_bytes(headers: list[tuple[bytes, bytes]], version: str) -> int | Non
     length_bytes: int | None = 0
     for name, value in headers:
         if name == b"content-length":
-            length_bytes = int(value)
+            # Zeros in front may be more digits than int() takes.
+            length_bytes = int(value.strip().lstrip(b"0") or b"0")
         elif name == b"transfer-encoding":
             if value.lower() != b"chunked" or version != "1.1":
                 raise _unreadable("the only Transfer-Encoding is chunked, in HTTP/1.1")

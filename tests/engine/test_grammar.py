@@ -1,0 +1,92 @@
+"""What a grammar costs is bounded, however few bytes it has."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from afterword.core.errors import UnusableGrammar
+from afterword.core.job import GrammarKind, OutputGrammar
+from afterword.engine.grammar import Grammars
+from afterword.engine.toy import ToyTokenizer
+
+TOKENIZER = ToyTokenizer()
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Grammars:
+    return Grammars(TOKENIZER)
+
+
+LONG: list[tuple[GrammarKind, str, str]] = [
+    ("regex", "a{1000000}", "a"),
+    ("regex", "((a{100}){100}){100}", "a"),
+    ("regex", "[bc]a{1000000,}x*", "ba"),
+    ("grammar", 'start: X\nX: "a"{1000000}', "a"),
+    ("grammar", "start: /a{1000000}/", "a"),
+    ("grammar", 'root ::= "a"{100000}', "a"),
+    ("choice", json.dumps(["a" * 60_000]), "a"),
+    ("json", json.dumps({"const": "a" * 60_000}), '"aaa'),
+    ("json", json.dumps({"type": "string", "pattern": "^a{1000000}$"}), '"aaa'),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "begins"), LONG)
+def test_text_without_a_choice_is_not_looked_up_in_advance(
+    grammars: Grammars, kind: GrammarKind, text: str, begins: str
+) -> None:
+    """A million bytes of it would take minutes, and hold up everybody at each token."""
+    matcher = grammars.constraint(OutputGrammar(kind, text)).compiled.follow()
+    for character in begins:
+        (token,) = TOKENIZER.encode(character)
+        assert matcher.mask()[token]
+        matcher.accept(token)
+    for _ in range(50):
+        matcher.accept(int(np.flatnonzero(matcher.mask())[0]))
+
+
+def multiples(*values: float) -> dict[str, Any]:
+    return {"allOf": [{"type": "integer", "multipleOf": value} for value in values]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        multiples(9973, 9967),
+        multiples(9973, 10),
+        {"type": "number", "multipleOf": 99_991},
+        {"type": "number", "multipleOf": 1e-300, "anyOf": [{"multipleOf": 7}]},
+        {"type": "array", "items": {"type": "integer", "multipleOf": 99_991}},
+    ],
+)
+def test_remainders_are_bounded(grammars: Grammars, schema: dict[str, Any]) -> None:
+    text = json.dumps(schema)
+    with pytest.raises(UnusableGrammar, match="multipleOf has more than 10000 remainders"):
+        grammars.constraint(OutputGrammar("json", text))
+    escaped = text.replace("multipleOf", "multipleO\\u0066")
+    for within in (text, escaped):
+        with pytest.raises(UnusableGrammar, match="remainders"):
+            grammars.constraint(OutputGrammar("grammar", f"start: %json {within}"))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        multiples(7),
+        multiples(4, 6, 0.5),
+        {"properties": {name: {"type": "number", "multipleOf": value}
+                        for name, value in (("a", 0.01), ("b", 1000), ("c", 97), ("d", 0.25))}},
+        {"type": "integer", "multipleOf": 9973},
+    ],
+)  # fmt: skip
+def test_usual_multiples_are_kept(grammars: Grammars, schema: dict[str, Any]) -> None:
+    assert grammars.constraint(OutputGrammar("json", json.dumps(schema)))
+
+
+@pytest.mark.parametrize("text", ['root ::= "\\', "other ::= ", "root ::= (", "a ::= b\nb ::= a"])
+def test_what_its_reader_fails_at_cannot_be_used(grammars: Grammars, text: str) -> None:
+    with pytest.raises(UnusableGrammar):
+        grammars.constraint(OutputGrammar("grammar", text))

@@ -66,6 +66,11 @@ class Bodies:
             "ignore_eos": True,
         }  # fmt: skip
 
+    def widest(self) -> dict[str, Any]:
+        """Steps that want as many rows as a step may have, and so take the largest buffers."""
+        ids = [self._dice.randint(40, 250) for _ in range(900)]
+        return {"model": self._model, "prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 0}
+
     def _plain(self) -> Mapping[str, Any]:
         return {"seed": self._dice.randint(0, 9)}
 

@@ -102,6 +102,10 @@ class Storm:
             targets = self._targets(members)
             clients = Clients(targets, self._keys, self._book, self._weather, self._dice)
             self._passing = PassingKeys(self._store, targets, clients, self._weather)
+            # Buffers are taken as batches grow. Once all are taken, what grows is a leak.
+            for target in targets:
+                if target.embedded:
+                    await clients.ask(target, "widest", target.bodies.widest(), key="free")
             await self._blow(members, clients)
             await self._calm_down(members)
             return self._report(members, clients)

@@ -39,7 +39,7 @@ _SPECIAL = (
     "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>",
 )  # fmt: skip
 
-_SCORE_BUDGET_BYTES = 8 * 1024
+_SCORE_BUDGET_BYTES = 32 * 1024
 """Small, so that scores are evicted as in a server that runs for days."""
 
 

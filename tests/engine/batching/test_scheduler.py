@@ -170,7 +170,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         slots=st.integers(1, 6),
         batch=st.sampled_from((6, 7, 64)),
-        score_bytes=st.sampled_from((0, 500, 100_000)),
+        score_bytes=st.sampled_from((0, 5_000, 100_000)),
         sharing=st.sampled_from(("cells", "checkpoints", "none")),
         checkpoint_bytes=st.sampled_from((0, 300, 100_000)),
         blocks=st.sampled_from((0, 0, 16, 17, 40, 300)),

@@ -2,7 +2,8 @@
 
 Each cache scope has a tree of its own, so that nobody learns what another scope has computed.
 The tree knows nothing of memory: a holder is a name, and its ``computed`` is how many tokens it
-has KV of. Scores outlive the KV of their prefix, up to a budget in bytes.
+has KV of. Scores outlive the KV of their prefix, up to a budget in bytes. The budget counts the
+nodes that scores need, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from afterword.engine.batching.slots import Holder, Source
 
 _KEPT_SHARE = 0.9
 """Share of the budget that eviction leaves, so that scores are not evicted one by one."""
+EDGE_BYTES = 1024
+"""What a node with scores takes at most besides its tokens and scores.
+
+An infill scores dozens of places a few tokens apart. Their nodes are most of what they take.
+"""
 
 
 class Node:
@@ -123,6 +129,8 @@ class PrefixCache:
             node.holders[holder] = None
         self._touch(path)
         self._leave(old, holder, but=path)
+        # Two halves of an edge take more than the whole.
+        self._make_room()
 
     def held_tokens(self, holder: Holder) -> int:
         """Returns how many tokens ``hold`` recorded for a holder."""
@@ -152,12 +160,11 @@ class PrefixCache:
         """Keep the scores of an edge if they cover more positions or have more top ids."""
         entries = scores.part(node.start, min(node.end, scores.known))
         kept = node.scores
-        if kept is not None:
-            if (len(entries), entries.k) <= (len(kept), kept.k):
-                return
-            self.score_bytes -= kept.size_bytes
+        if kept is not None and (len(entries), entries.k) <= (len(kept), kept.k):
+            return
+        self.score_bytes -= _score_bytes(node)
         node.scores = entries.copy()
-        self.score_bytes += entries.size_bytes
+        self.score_bytes += _score_bytes(node)
 
     def _insert(self, ids: TokenIds, scope: str) -> Node:
         """Returns the node that ends where ``ids`` end, at least one, and makes it if needed."""
@@ -179,6 +186,7 @@ class PrefixCache:
         parent = node.parent
         if parent is None:
             raise AssertionError("the root has no edge to cut")
+        self.score_bytes -= _score_bytes(node)
         upper = Node(node.tokens[:at].copy(), parent)
         parent.children[int(upper.tokens[0])] = upper
         upper.holders = dict(node.holders)
@@ -189,6 +197,7 @@ class PrefixCache:
         if kept is not None:
             upper.scores = kept.part(0, at).copy()
             node.scores = kept.part(at, len(kept)).copy() if len(kept) > at else None
+        self.score_bytes += _score_bytes(upper) + _score_bytes(node)
         # The lower half goes if the scores of the upper half were its only content.
         self._prune(node)
         return upper
@@ -218,7 +227,7 @@ class PrefixCache:
         for node in scored:
             if self.score_bytes <= _KEPT_SHARE * self._score_budget_bytes:
                 return
-            self.score_bytes -= node.scores.size_bytes if node.scores is not None else 0
+            self.score_bytes -= _score_bytes(node)
             node.scores = None
             for above in list(_upwards(node)):
                 self._prune(above)
@@ -249,12 +258,18 @@ class PrefixCache:
             )
             if not sound:
                 raise AssertionError(f"node at {node.start} is out of order")
-            if node.scores is not None:
-                size_bytes += node.scores.size_bytes
-                if len(node.scores) > len(node.tokens):
-                    raise AssertionError(f"node at {node.start} has more scores than tokens")
+            size_bytes += _score_bytes(node)
+            if node.scores is not None and len(node.scores) > len(node.tokens):
+                raise AssertionError(f"node at {node.start} has more scores than tokens")
         if size_bytes != self.score_bytes:
             raise AssertionError(f"scores take {size_bytes} bytes, {self.score_bytes} are counted")
+
+
+def _score_bytes(node: Node) -> int:
+    """Returns the bytes of a node with its scores; 0 without scores."""
+    if node.scores is None:
+        return 0
+    return EDGE_BYTES + node.tokens.nbytes + node.scores.size_bytes
 
 
 def _match(root: Root, ids: TokenIds) -> Match:

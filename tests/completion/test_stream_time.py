@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -54,6 +54,9 @@ class Scripted:
         traceback: TracebackType | None,
     ) -> None:
         """There is nothing to leave."""
+
+    def shorten(self, shortcut: Callable[[list[Event]], bool] | None) -> None:
+        """All readers are woken."""
 
     def __aiter__(self) -> AsyncIterator[list[Event]]:
         return self

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from afterword.http.exchange import BODY_WRITER, BodyWriter
 from afterword.http.server.connection import ClientConnection, Timeouts
 from afterword.http.server.register import Register
 
@@ -78,3 +79,36 @@ async def test_what_has_no_content_does_not_stop_the_reading(size: int, ending: 
             await asyncio.sleep(0)
         assert b"200" in wire.written
         connection.connection_lost(None)
+
+
+async def test_parts_without_asgi() -> None:
+    """They are framed as all others, and wait for a client that does not read or has gone."""
+    writers: list[BodyWriter] = []
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        writers.append(scope[BODY_WRITER])
+        await receive()
+        gone.set()
+
+    left, right = socket.socketpair()
+    with left, right:
+        wire = Wire(left)
+        connection = ClientConnection(app, Timeouts(), Register())
+        connection.connection_made(wire)
+        connection.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        while not writers:
+            await asyncio.sleep(0)
+        (writer,) = writers
+        assert writer.is_free()
+        writer.send_now(b"part")
+        assert wire.written.endswith(b"\r\n\r\n4\r\npart\r\n")
+        connection.pause_writing()
+        assert not writer.is_free()
+        connection.resume_writing()
+        assert writer.is_free()
+        connection.connection_lost(None)
+        assert not writer.is_free()
+        await gone.wait()

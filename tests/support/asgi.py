@@ -11,6 +11,8 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message
 
+from afterword.http.exchange import BODY_WRITER
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -35,13 +37,17 @@ class Reply:
 
 @dataclass
 class Exchange:
-    """One request under way; ``sent`` are the app's messages, each set as it comes."""
+    """One request under way; ``sent`` are the app's messages, each set as it comes.
+
+    A ``BodyWriter``, as a transaction of this server is. ``written`` counts what came that way.
+    """
 
     body: bytes = b""
     sent: list[Message] = field(default_factory=list)
     leave: asyncio.Event = field(default_factory=asyncio.Event)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     blocked: asyncio.Event | None = None
+    written: int = 0
     _asked: bool = False
 
     async def receive(self) -> Message:
@@ -56,6 +62,14 @@ class Exchange:
         self.news.set()
         if self.blocked is not None and message["type"] == "http.response.body":
             await self.blocked.wait()
+
+    def is_free(self) -> bool:
+        return self.blocked is None or self.blocked.is_set()
+
+    def send_now(self, body: bytes) -> None:
+        self.written += 1
+        self.sent.append({"type": "http.response.body", "body": body, "more_body": True})
+        self.news.set()
 
     async def frames(self, count: int) -> None:
         """Wait until the app has sent this many parts of its body."""
@@ -112,7 +126,7 @@ class Client:
         """Start a POST and give it to be watched."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         exchange = Exchange(raw, blocked=blocked)
-        scope = self.scope("POST", path)
+        scope = self.scope("POST", path) | {BODY_WRITER: exchange}
         run: Any = self.app(scope, exchange.receive, exchange.send)
         return exchange, asyncio.ensure_future(run)
 
@@ -120,7 +134,8 @@ class Client:
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> Reply:
         exchange = Exchange(body)
-        await self.app(self.scope(method, path, headers), exchange.receive, exchange.send)
+        scope = self.scope(method, path, headers) | {BODY_WRITER: exchange}
+        await self.app(scope, exchange.receive, exchange.send)
         assert not exchange.sent[-1].get("more_body", False)
         return exchange.reply
 

@@ -77,6 +77,7 @@ class ChoiceBuilder:
         self._shown = shown
         self._matcher = StopMatcher(shown.stops, include=shown.include_stop)
         self._indent = IndentLimit(shown.least_indent)
+        self._free = not shown.stops and not shown.least_indent
         # The completion may complete a character whose first bytes end the prompt.
         self._detokenizer = Detokenizer(characters=len(prompt.text), pending=prompt.dangling)
         self._fresh = prompt.fresh
@@ -251,6 +252,9 @@ class ChoiceBuilder:
         self._ready, self._ids, self._ends = "", [], []
 
     def _take_in(self, text: str, *, late: bool = False) -> bool:
+        if self._free and not late:  # nearly always
+            self._ready += text
+            return False
         # A stop string counts only if it completes after the first ``min_tokens`` tokens (R17).
         counts = self.completion_tokens > self._shown.min_tokens
         ready, stopped = self._matcher.feed(text, counts=counts)

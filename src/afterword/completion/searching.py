@@ -76,6 +76,9 @@ class Searching:
         """Abort what still runs."""
         await self._stack.__aexit__(exc_type, exc, traceback)
 
+    def shorten(self, shortcut: Callable[[list[Event]], bool] | None) -> None:
+        """Does nothing: all events come at once."""
+
     def __aiter__(self) -> AsyncIterator[list[Event]]:
         """Returns itself."""
         return self

@@ -7,8 +7,9 @@ import base64
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -35,7 +36,19 @@ _VALUE_COST = 0.8
 _TOKEN_COST = 4.0
 _CHOICE_COST = 20.0
 """Costs for ``Pace``: of a log-probability, a token, a choice or chunk."""
+_FEW_TOKENS = 16
+"""The most that go to a sink in one chunk."""
 _OBFUSCATION_STEP = 32
+
+
+class Sink(Protocol):
+    """Where chunks go as soon as their tokens are there."""
+
+    def is_free(self) -> bool:
+        """Returns whether ``send`` may be called now."""
+
+    def send(self, chunk: Chunk) -> None:
+        """Send a chunk, without a wait."""
 
 
 class CompletionStream:
@@ -85,6 +98,7 @@ class CompletionStream:
         traceback: TracebackType | None,
     ) -> None:
         """Abort what still runs. Tokens that were made but not read still count."""
+        self._generation.shorten(None)
         try:
             if exc_type is not None:
                 # Take what is there, without waiting. A timeout means that there is nothing.
@@ -146,8 +160,13 @@ class CompletionStream:
         if any(left):
             raise RuntimeError("a generation ended without ending one of its sequences")
 
-    async def chunks(self) -> AsyncIterator[list[Chunk]]:
-        """Yields chunks as tokens come: all since the last list, but never many at once."""
+    async def chunks(self, sink: Sink | None = None) -> AsyncIterator[list[Chunk]]:
+        """Yields chunks as tokens come: all since the last list, but never many at once.
+
+        What comes while the caller waits for the next list may go to the ``sink`` in its place.
+        """
+        if sink is not None:
+            self._generation.shorten(partial(self._pass_on, sink))
         async for events in self._generation:
             made: list[Chunk] = []
             cost = 0.0
@@ -163,6 +182,25 @@ class CompletionStream:
                 yield made
         if self.plan.include_usage:
             yield [self._chunk([], self.usage)]
+
+    def _pass_on(self, sink: Sink, events: list[Event]) -> bool:
+        """Send what can be one chunk. Returns whether it was."""
+        event = events[0]
+        if len(events) > 1 or not isinstance(event, Sampled):
+            return False
+        job, seq = event.job, event.seq
+        builder = self._builders.get((job, seq))
+        most = 1 if event.logprobs else _FEW_TOKENS
+        if builder is None or len(event.tokens) > most or not sink.is_free():
+            return False
+        is_over = builder.sampled(event, late=self._is_late(events))
+        delta = builder.drain()
+        if delta is not None:
+            usage = self._usage_of(job, builder.completion_tokens)
+            sink.send(self._chunk([self._choice(delta, job, seq)], usage))
+        if is_over:
+            self._generation.abort(job, seq)
+        return True
 
     def _new_chunks(self, job: int, seq: int, builder: ChoiceBuilder) -> Iterator[Chunk]:
         deltas = builder.drain_each()
@@ -270,6 +308,8 @@ class CompletionStream:
         plan = self.plan
         shown = plan.shown
         choice = Choice(delta.text, job * plan.n + place, delta.logprobs, delta.finish_reason)
+        if not (delta.first or shown.token_ids):
+            return choice
         more: dict[str, Any] = {}
         if shown.token_ids:
             more["token_ids"] = delta.token_ids

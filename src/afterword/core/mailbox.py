@@ -2,12 +2,13 @@
 
 A reader that lags finds one list, with one ``Sampled`` for each sequence. A waiting token takes
 four bytes, or twelve and more with log-probabilities. The engine does not wait for the reader.
+A reader that waits may leave a shortcut, because to wake it costs more than most events do.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Self
 
 from afterword.core.job import Event, Sampled
@@ -16,10 +17,13 @@ from afterword.core.job import Event, Sampled
 class Mailbox:
     """The events of one generation. It lives on the event loop's thread.
 
-    Invariant: ``_last`` holds each sequence's pending ``Sampled``, which may still grow.
+    ``shortcut`` is offered new events while the reader waits. It returns whether it took them; what
+    it raises ends the mailbox. Invariant: ``_last`` holds each sequence's pending ``Sampled``,
+    which may still grow.
     """
 
     def __init__(self) -> None:
+        self.shortcut: Callable[[list[Event]], bool] | None = None
         self._pending: list[Event] = []
         self._last: dict[tuple[int, int], Sampled] = {}
         self._error: Exception | None = None
@@ -27,8 +31,11 @@ class Mailbox:
         self._waiter: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def put(self, events: Iterable[Event]) -> None:
+    def put(self, events: list[Event]) -> None:
         """Add events in order. From then on the mailbox owns them and their arrays."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and self._is_taken(events):
+            return
         for event in events:
             if isinstance(event, Sampled):
                 key = (event.job, event.seq)
@@ -76,12 +83,24 @@ class Mailbox:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _is_taken(self, events: list[Event]) -> bool:
+        """Returns whether the shortcut took the events, so that the reader may wait on."""
+        try:
+            return self.shortcut is not None and self.shortcut(events)
+        except Exception as error:  # noqa: BLE001 - raised to the reader
+            self.close(error)
+            return True
+
 
 class MailboxReader:
     """The part that generations with a mailbox share: an iterator of lists of events."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
+
+    def shorten(self, shortcut: Callable[[list[Event]], bool] | None) -> None:
+        """See ``core.protocols.Generation``."""
+        self._mailbox.shortcut = shortcut
 
     def __aiter__(self) -> Self:
         """Iterate over lists of events."""

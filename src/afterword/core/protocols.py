@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol, TypeAlias
 
@@ -184,6 +184,12 @@ class Generation(AbstractAsyncContextManager["Generation", None], Protocol):
 
     def abort(self, job: int, seq: int) -> None:
         """Stop one sibling at the next step. It sends no ``Ended``. Idempotent."""
+
+    def shorten(self, shortcut: Callable[[list[Event]], bool] | None) -> None:
+        """Offer events to a function while the reader waits for the next ones.
+
+        It returns whether it took them. Otherwise an iteration gives them.
+        """
 
 
 class Engine(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 from starlette.types import Scope
@@ -11,6 +11,19 @@ from afterword.core import wire
 from afterword.core.account import STRANGER, Principal, Rates
 
 Outcome: TypeAlias = Literal["answered", "refused", "failed", "client_gone", "cancelled"]
+
+
+class BodyWriter(Protocol):
+    """Sends parts of a body without ASGI's ``send``, which costs more than most parts do.
+
+    For an answer that has begun, and for all parts but the last.
+    """
+
+    def is_free(self) -> bool:
+        """Returns whether the client takes a part now."""
+
+    def send_now(self, body: bytes) -> None:
+        """Send a part."""
 
 
 class Exchange(msgspec.Struct, kw_only=True):
@@ -44,6 +57,8 @@ class Exchange(msgspec.Struct, kw_only=True):
 
 REFUSED = "afterword.refused"
 """The key in a scope of the error that answers a request which the server could not read (H15)."""
+BODY_WRITER = "afterword.body_writer"
+"""The key in a scope of the ``BodyWriter`` of this server. Other servers have none."""
 _KEY = "afterword.exchange"
 
 

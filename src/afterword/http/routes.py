@@ -178,8 +178,9 @@ class Completions:
         """Deliver the answer except for the end of its body. Returns that end, in parts."""
         if not answer.plan.stream:
             return await shape.whole(answer)
-        stream = EventStream(scope, send, keep_alive_s=self._keep_alive_s)
-        return [await stream.run(answer.chunks(), partial(shape.frames, answer), shape.end)]
+        write = partial(shape.frames, answer)
+        stream = EventStream(scope, send, write, keep_alive_s=self._keep_alive_s)
+        return [await stream.run(answer.chunks(stream), shape.end)]
 
 
 def asked_model(body: bytes) -> str | None:

@@ -10,7 +10,7 @@ from starlette.types import Scope, Send
 from afterword.core import wire
 from afterword.http.client import ClientDisconnected
 from afterword.http.errors import error_event
-from afterword.http.exchange import exchange_of
+from afterword.http.exchange import BODY_WRITER, BodyWriter, exchange_of
 from afterword.http.frames import frame
 
 _HEADERS = (
@@ -27,26 +27,42 @@ class EventStream:
 
     Sends the headers at once, then frames as chunks come, and a comment after ``keep_alive_s``
     seconds of silence (S7). Tokens do not set the timer. When it fires, it looks back, and is set
-    again for the rest of the silence.
+    again for the rest of the silence. ``write`` makes frames of chunks. A ``Sink`` for chunks that
+    come while the next ones are waited for, if the server has a ``BodyWriter``.
     """
 
-    def __init__(self, scope: Scope, send: Send, *, keep_alive_s: float) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        write: Callable[[Sequence[wire.Chunk]], bytes],
+        *,
+        keep_alive_s: float,
+    ) -> None:
         self._scope = scope
         self._exchange = exchange_of(scope)
         self._send = send
+        self._write = write
+        self._writer: BodyWriter | None = scope.get(BODY_WRITER)
         self._keep_alive_s = keep_alive_s
         self._loop = asyncio.get_running_loop()
         self._last_sent_s = 0.0
         self._sending = False
         self._comment: asyncio.Task[None] | None = None
 
-    async def run(
-        self,
-        chunks: AsyncIterator[list[wire.Chunk]],
-        write: Callable[[Sequence[wire.Chunk]], bytes],
-        end: bytes,
-    ) -> bytes:
-        """Send the frames of all chunks, as ``write`` makes them.
+    def is_free(self) -> bool:
+        """See ``Sink``."""
+        return self._writer is not None and self._comment is None and self._writer.is_free()
+
+    def send(self, chunk: wire.Chunk) -> None:
+        """See ``Sink``."""
+        body = self._write((chunk,))
+        if body and self._writer is not None:
+            self._writer.send_now(body)
+            self._last_sent_s = self._loop.time()
+
+    async def run(self, chunks: AsyncIterator[list[wire.Chunk]], end: bytes) -> bytes:
+        """Send the frames of all chunks.
 
         Returns the last frame, which the caller sends. It is ``end``, or the error event of what
         the iterator raised (S6). The last frame ends the exchange, so the caller sends it when
@@ -57,7 +73,7 @@ class EventStream:
         self._last_sent_s = self._loop.time()
         self._timer = self._loop.call_later(self._keep_alive_s, self._look_back)
         try:
-            last = await self._run(chunks, write, end)
+            last = await self._run(chunks, end)
             if self._comment is not None:
                 await self._comment
         finally:
@@ -66,13 +82,8 @@ class EventStream:
                 self._comment.cancel()
         return last
 
-    async def _run(
-        self,
-        chunks: AsyncIterator[list[wire.Chunk]],
-        write: Callable[[Sequence[wire.Chunk]], bytes],
-        end: bytes,
-    ) -> bytes:
-        send, now_s = self._send, self._loop.time
+    async def _run(self, chunks: AsyncIterator[list[wire.Chunk]], end: bytes) -> bytes:
+        send, write, now_s = self._send, self._write, self._loop.time
         try:
             async for pulled in chunks:
                 if not pulled:

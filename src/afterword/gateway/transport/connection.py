@@ -61,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._framing_bytes = 0
         self._interim = False
         self._until_close = False
+        self._parts: list[bytes] = []
 
     def send(self, request: bytes, receiver: Receiver) -> None:
         """Send a whole request; ``receiver`` gets its answer."""
@@ -98,11 +99,13 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._break(error)
         else:
+            self._pass_on()
             if self._framing_bytes > _MOST_HEAD_BYTES and self._receiver is not None:
                 self._break(StreamBroke(_ENDLESS_HEAD))
 
     def _break(self, error: BaseException | None) -> None:
         """End the exchange and the connection."""
+        self._pass_on()
         if not isinstance(error, StreamBroke):
             error = StreamBroke("it sent something that is not HTTP")
         self._finish(error)
@@ -151,15 +154,23 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
         self._framing_bytes = 0
-        if self._receiver is not None:
-            self._receiver.body(body)
+        self._parts.append(body)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
         if self._interim:
             return
+        self._pass_on()
         self.reusable = self.reusable and self._parser.should_keep_alive()
         self._finish(None)
+
+    def _pass_on(self) -> None:
+        """Give what has arrived of the body, in one part: an event then costs one write."""
+        parts = self._parts
+        if parts:
+            self._parts = []
+            if self._receiver is not None:
+                self._receiver.body(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _finish(self, error: StreamBroke | None) -> None:
         receiver, self._receiver = self._receiver, None

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message
 
 from afterword.core.errors import ApiError
 from afterword.core.faults import in_one_line
+from afterword.http.exchange import BODY_WRITER
 from afterword.http.server.head import RequestHead
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Transaction:
 
     async def run(self, app: ASGIApp, scope: dict[str, Any]) -> None:
         """Run the app. Its errors end here."""
+        scope[BODY_WRITER] = self
         try:
             await app(scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - an app's error ends its connection alone
@@ -168,6 +170,14 @@ class Transaction:
             self.complete = True
             self._news.set()
             self._wire.answered(whole=True)
+
+    def is_free(self) -> bool:
+        """See ``exchange.BodyWriter``."""
+        return not self._gone and self._writable.is_set()
+
+    def send_now(self, body: bytes) -> None:
+        """See ``exchange.BodyWriter``."""
+        self._write_part(body)
 
     def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if self._started:

@@ -1,0 +1,71 @@
+"""What a receiver gets of the bytes of an answer, without a network."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from afterword.gateway.failures import StreamBroke
+from afterword.gateway.transport.connection import Connection, Head
+
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
+
+
+class Upstream(asyncio.Transport):
+    """The other side, which takes everything."""
+
+    def write(self, data: object) -> None:
+        """The request is of no interest."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        """Nothing is open."""
+
+
+class Kept:
+    """A receiver. ``calls`` are the parts of the body, and the end."""
+
+    def __init__(self) -> None:
+        self.calls: list[bytes | StreamBroke | None] = []
+
+    def head(self, head: Head) -> None:
+        assert head.status == 200
+
+    def body(self, received: bytes) -> None:
+        self.calls.append(received)
+
+    def end(self, error: StreamBroke | None) -> None:
+        self.calls.append(error)
+
+
+def received(*packets: bytes) -> list[bytes | StreamBroke | None]:
+    connection, kept = Connection(), Kept()
+    connection.connection_made(Upstream())
+    connection.send(b"", kept)
+    for packet in packets:
+        connection.data_received(packet)
+    return kept.calls
+
+
+@pytest.mark.parametrize(
+    ("packets", "calls"),
+    [
+        ((HEAD, b"1\r\na\r\n", b"1\r\nb\r\n", END), [b"a", b"b", None]),
+        ((HEAD, b"1\r\na\r\n1\r\nb\r\n", END), [b"ab", None]),
+        ((HEAD + b"1\r\na\r\n1\r\nb\r\n" + END,), [b"ab", None]),
+        ((HEAD + b"2\r\na", b"b\r\n" + END), [b"a", b"b", None]),
+    ],
+)
+def test_the_parts_of_a_packet_are_one(packets: tuple[bytes, ...], calls: list[object]) -> None:
+    """So tokens that come together go to the client together."""
+    assert received(*packets) == calls
+
+
+def test_what_came_before_nonsense_counts() -> None:
+    *parts, error = received(HEAD + b"1\r\na\r\nno size\r\n")
+    assert parts == [b"a"]
+    assert isinstance(error, StreamBroke)

@@ -22,7 +22,8 @@ from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.toy import ToyTokenizer, toy_engine
 from afterword.models.tiktoken_files import read_tiktoken
 
-PIECES = [b"Once", b" upon", b" a", b" winter", "é".encode()[:1], "é".encode()[1:], b"x"]
+PIECES = [b"Once", b" upon", b" a", b" winter", "é".encode()[:1], "é".encode()[1:], b"x",
+          b"<|im_", b"end|>"]  # fmt: skip
 TOKENIZER = ToyTokenizer()
 
 
@@ -60,6 +61,14 @@ async def test_R2_a_prompt_of_old_ids_is_its_text(service: CompletionService) ->
     assert text == TOKENIZER.encode("Once upon")
     own, _ = await ids(service, '{"model": "toy", "prompt": [10, 11]}')
     assert own == [10, 11]
+
+
+async def test_R2_old_ids_that_spell_a_special_token_are_text(service: CompletionService) -> None:
+    found, _ = await ids(service, '{"model": "old", "prompt": [17, 18]}')
+    assert found == TOKENIZER.encode("<|im_end|>", parse_special=False)
+    text, _ = await ids(service, '{"model": "old", "prompt": "<|im_end|>"}')
+    assert text == TOKENIZER.encode("<|im_end|>")
+    assert text != found
 
 
 async def test_R14_a_bias_is_on_the_token_of_the_same_bytes(service: CompletionService) -> None:

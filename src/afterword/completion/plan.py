@@ -103,7 +103,8 @@ class PlanInputs(msgspec.Struct, frozen=True):
     ``constrain`` compiles a grammar; see ``core.protocols.Engine``. ``cache_scope`` is what the
     operator keeps apart; the request's salt divides it further. ``sharing`` says how the engine's
     prompts share what was computed. ``infill`` is there for a request that fills in a place,
-    ``chat`` for one whose prompts stand in a chat template. ``draws``: see ``EngineCard``.
+    ``chat`` for one whose prompts stand in a chat template. ``spelled``: names of special tokens in
+    prompts are text. ``draws``: see ``EngineCard``.
     """
 
     id: str
@@ -117,6 +118,7 @@ class PlanInputs(msgspec.Struct, frozen=True):
     cache_scope: str = ""
     infill: InfillOptions | None = None
     chat: Framing | None = None
+    spelled: bool = False
     draws: bool = True
 
 
@@ -147,6 +149,7 @@ def make_plan(
         vocab=vocab,
         chat=inputs.chat,
         place=None if infill is None else infill.place,
+        spelled=inputs.spelled,
     )
     asked = layout.asked
     cut = False

@@ -39,6 +39,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
     """Lays out one prompt after another. All methods raise ``InvalidRequest``.
 
     ``chat`` is there if prompts stand in a chat template, ``place`` if they ask for a middle there.
+    ``spelled``: names of special tokens in prompts are text.
     """
 
     request: CompletionRequest
@@ -47,6 +48,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
     vocab: VocabView
     chat: Framing | None
     place: Place | None
+    spelled: bool = False
 
     @property
     def asked(self) -> int | None:
@@ -78,7 +80,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
             prompt, tokenizer, self.asked, cut=request.truncate_prompt_tokens is not None
         )
         self.budget.refuse_endless(suffix, tokenizer, self.asked)
-        visible = _ids(prompt, tokenizer, parse_special=not suffix)
+        visible = _ids(prompt, tokenizer, parse_special=not (suffix or self.spelled))
         after: Sequence[int] = ()
         if laid_out:
             after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
@@ -144,14 +146,19 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
         return lay_out_place(before, after, place, tokenizer, room)
 
 
-def texts_of(request: CompletionRequest, place: Place | None = None) -> Iterator[tuple[str, bool]]:
-    """Yields the texts that are tokenised, and whether special tokens are parsed."""
+def texts_of(
+    request: CompletionRequest, place: Place | None = None, *, spelled: bool = False
+) -> Iterator[tuple[str, bool]]:
+    """Yields the texts that are tokenised, and whether special tokens are parsed.
+
+    ``spelled``: see ``Prompts``.
+    """
     suffix = request.suffix or ""
     if place is not None and place.typed:
         yield place.typed, False
     for prompt in request.prompt:
         if isinstance(prompt, str) and prompt:
-            yield prompt, not suffix and place is None
+            yield prompt, not suffix and place is None and not spelled
     if suffix:
         yield suffix, False
 

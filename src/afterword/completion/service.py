@@ -161,14 +161,17 @@ class CompletionService:
         """Returns the plan of a request that came in ``size`` bytes. Raises ``ApiError``."""
         do = partial(self._planning.plan, caller.owner, size)
         served = self._served(request.model, infills=infill is not None)
+        spelled = False
         if served.old is not None:
+            # OpenAI's tokens of text are text, also where they spell a special token's name.
+            spelled = any(not isinstance(prompt, str) for prompt in request.prompt)
             request = served.old.translate(request)
         budget = ContextBudget(served.engine.card.context_tokens, self.limits)
         tokenizer = served.engine.tokenizer
         cut = infill is not None or request.truncate_prompt_tokens is not None
         place = None if infill is None else infill.place
         chat = None
-        wanted = texts_of(request, place)
+        wanted = texts_of(request, place, spelled=spelled)
         if served.chat is not None:
             chat = Framing(request.model or served.name, served.chat, int(self._clock()))
             chat.refuse_fields(request, infills=infill is not None)
@@ -191,6 +194,7 @@ class CompletionService:
             cache_scope=caller.cache_scope,
             infill=infill,
             chat=chat,
+            spelled=spelled,
             draws=served.engine.card.draws,
         )
         decide = partial(make_plan, request, tokenizer, budget, inputs)

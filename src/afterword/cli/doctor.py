@@ -28,7 +28,10 @@ _MEMORY = {
     "kv_bytes": ("kv memory", " at most"),
     "weights_bytes": ("memory of weights", ""),
     "buffer_bytes": ("buffers", ""),
-    "process_bytes": ("process", " at most, when all KV memory is used"),
+    "process_bytes": (
+        "process",
+        ", and what is kept of scores and graphs, when all KV memory is used",
+    ),
 }
 _GIB = 2**30
 

@@ -197,7 +197,7 @@ def _say_memory(name: str, wanted: ContextOptions, opened: Opened) -> None:
         )
     _log.info(
         "model %s: up to %d sequences of %d tokens; %.2f GiB of weights, %.2f GiB of KV memory and "
-        "states, %.2f GiB of buffers: at most %.2f GiB for the process",
+        "states, %.2f GiB of buffers: %.2f GiB for the process, and kept scores and graphs",
         name,
         made.slots,
         made.slot_tokens,

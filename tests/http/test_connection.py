@@ -103,7 +103,7 @@ async def test_parts_without_asgi() -> None:
             await asyncio.sleep(0)
         (writer,) = writers
         assert writer.is_free()
-        writer.send_now(b"part")
+        writer.write_part(b"part")
         assert wire.written.endswith(b"\r\n\r\n4\r\npart\r\n")
         connection.pause_writing()
         assert not writer.is_free()

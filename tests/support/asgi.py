@@ -66,7 +66,7 @@ class Exchange:
     def is_free(self) -> bool:
         return self.blocked is None or self.blocked.is_set()
 
-    def send_now(self, body: bytes) -> None:
+    def write_part(self, body: bytes) -> None:
         self.written += 1
         self.sent.append({"type": "http.response.body", "body": body, "more_body": True})
         self.news.set()

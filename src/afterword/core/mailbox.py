@@ -33,9 +33,14 @@ class Mailbox:
 
     def put(self, events: list[Event]) -> None:
         """Add events in order. From then on the mailbox owns them and their arrays."""
-        waiter = self._waiter
-        if waiter is not None and not waiter.done() and self._is_taken(events):
-            return
+        waiter, shortcut = self._waiter, self.shortcut
+        if shortcut is not None and waiter is not None and not waiter.done():
+            try:
+                if shortcut(events):
+                    return
+            except Exception as error:  # noqa: BLE001 - raised to the reader
+                self.close(error)
+                return
         for event in events:
             if isinstance(event, Sampled):
                 key = (event.job, event.seq)
@@ -82,14 +87,6 @@ class Mailbox:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    def _is_taken(self, events: list[Event]) -> bool:
-        """Returns whether the shortcut took the events, so that the reader may wait on."""
-        try:
-            return self.shortcut is not None and self.shortcut(events)
-        except Exception as error:  # noqa: BLE001 - raised to the reader
-            self.close(error)
-            return True
 
 
 class MailboxReader:

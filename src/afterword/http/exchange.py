@@ -22,7 +22,7 @@ class BodyWriter(Protocol):
     def is_free(self) -> bool:
         """Returns whether the client takes a part now."""
 
-    def send_now(self, body: bytes) -> None:
+    def write_part(self, body: bytes) -> None:
         """Send a part."""
 
 

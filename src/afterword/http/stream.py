@@ -58,7 +58,7 @@ class EventStream:
         """See ``Sink``."""
         body = self._write((chunk,))
         if body and self._writer is not None:
-            self._writer.send_now(body)
+            self._writer.write_part(body)
             self._last_sent_s = self._loop.time()
 
     async def run(self, chunks: AsyncIterator[list[wire.Chunk]], end: bytes) -> bytes:

@@ -168,7 +168,7 @@ class ChunkReader:
         seq = self._stream.seq(choice.index)
         given = choice.finish_reason
         finish = None if given is None else self._stream.reason(given)
-        return TokenDelta(seq, self._resolver.ids(choice), [], [], finish)
+        return TokenDelta(seq, self._resolver.ids(choice), (), (), finish)
 
     def _scored(self, choice: ChoiceDelta, events: list[Event]) -> TokenDelta:
         """Returns the delta of a choice with scores; appends the prompt's scores to ``events``."""
@@ -257,6 +257,8 @@ class UsageCountReader(ChunkReader):
     @property
     def over(self) -> bool:
         """See ``Reader``."""
+        if not self._reasons:  # nearly always
+            return self._stream.over
         return all(seq in self._reasons for seq in self._stream.open)
 
     def done(self, *, said: bool) -> list[Event]:

@@ -40,8 +40,8 @@ class TokenDelta(msgspec.Struct):
 
     seq: int
     ids: list[int]
-    logprobs: list[float]
-    tops: list[Top]
+    logprobs: Sequence[float]
+    tops: Sequence[Top]
     finish: FinishReason | None = None
 
 

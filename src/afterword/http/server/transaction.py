@@ -119,7 +119,7 @@ class Transaction:
     def ask(self) -> None:
         """Send bytes without a meaning. If the client has gone, its machine says so."""
         if self._started and self._event_stream:
-            self._write_part(_COMMENT)
+            self.write_part(_COMMENT)
         elif not self._started and self._head.version == "1.1":
             # Clients skip it, whether they have asked for it or not (RFC 9110, 15.2).
             self._write(_CONTINUE)
@@ -163,7 +163,7 @@ class Transaction:
         more: bool = message.get("more_body", False)
         body: bytes = message.get("body", b"")
         if body or not more:
-            self._write_part(body, last=not more)
+            self.write_part(body, last=not more)
         if not more:
             if self._missing_bytes:
                 raise RuntimeError("an answer is shorter than its content-length")
@@ -174,10 +174,6 @@ class Transaction:
     def is_free(self) -> bool:
         """See ``exchange.BodyWriter``."""
         return not self._gone and self._writable.is_set()
-
-    def send_now(self, body: bytes) -> None:
-        """See ``exchange.BodyWriter``."""
-        self._write_part(body)
 
     def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if self._started:
@@ -211,7 +207,8 @@ class Transaction:
             self._event_stream = value.startswith(b"text/event-stream")
         return True
 
-    def _write_part(self, body: bytes, *, last: bool = False) -> None:
+    def write_part(self, body: bytes, *, last: bool = False) -> None:
+        """See ``exchange.BodyWriter``."""
         if self._chunked:
             end = b"0\r\n\r\n" if last else b""
             self._write(b"%x\r\n%b\r\n%b" % (len(body), body, end) if body else end)

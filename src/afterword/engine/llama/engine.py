@@ -135,7 +135,7 @@ def _open(
         model.close()
         raise
     _say_offload(name, model.offload)
-    _say_memory(name, wanted, opened)
+    _say_memory(name, slots, wanted, opened)
     _say(name, options, loaded)
     card = EngineCard(
         context_tokens=made.slot_tokens,
@@ -178,7 +178,7 @@ def _say_offload(name: str, offload: Offload) -> None:
         _log.info("model %s: %s", name, offload)
 
 
-def _say_memory(name: str, wanted: ContextOptions, opened: Opened) -> None:
+def _say_memory(name: str, sequences: int, wanted: ContextOptions, opened: Opened) -> None:
     made, sizes = opened.options, opened.sizes
     if made.slot_tokens < wanted.slot_tokens:
         _log.warning(
@@ -199,7 +199,7 @@ def _say_memory(name: str, wanted: ContextOptions, opened: Opened) -> None:
         "model %s: up to %d sequences of %d tokens; %.2f GiB of weights, %.2f GiB of KV memory and "
         "states, %.2f GiB of buffers: %.2f GiB for the process, and kept scores and graphs",
         name,
-        made.slots,
+        sequences,
         made.slot_tokens,
         (sizes.packed + sizes.mapped) / 2**30,
         sizes.kv / 2**30,

@@ -116,6 +116,18 @@ async def test_what_the_shortcut_does_not_take_wakes_the_reader() -> None:
     assert seqs == [0, 1, 2]
 
 
+async def test_a_shortcut_is_offered_events_only() -> None:
+    """A chunk of an upstream may have none, as one that has the usage alone."""
+    mailbox = Mailbox()
+    mailbox.shortcut = lambda events: bool(events[0])
+    reader = await waiting(mailbox)
+    mailbox.put([])
+    await asyncio.sleep(0)
+    assert not reader.done()
+    mailbox.close()
+    assert await reader == []
+
+
 async def test_what_comes_inside_a_shortcut_comes_after_it() -> None:
     mailbox = Mailbox()
     order: list[str] = []

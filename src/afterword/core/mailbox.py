@@ -33,6 +33,8 @@ class Mailbox:
 
     def put(self, events: list[Event]) -> None:
         """Add events in order. From then on the mailbox owns them and their arrays."""
+        if not events:
+            return
         waiter, shortcut = self._waiter, self.shortcut
         if shortcut is not None and waiter is not None and not waiter.done():
             try:

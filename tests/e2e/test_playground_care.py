@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Callable, Sequence
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -118,7 +123,8 @@ def test_the_server_goes_and_comes_back(visit: Open, tiny_model: Path, tmp_path:
         port = first.port
     with serving(tmp_path / "second", *arguments, "--port", str(port)):
         expect(notice).to_contain_text("The server is back.")
-        editor.set("max_tokens", 3)
+        # Three tokens of a tiny model may be parts of one character.
+        editor.set("max_tokens", 20)
         page.focus("#text")
         assert editor.proceed()
         assert editor.text.startswith(kept)
@@ -509,6 +515,31 @@ def test_the_keyboard_reaches_everything(editor: Playground) -> None:
     expect(page.locator("#tab-branches")).to_be_focused()
 
 
+@contextmanager
+def asked_again(url: str) -> Iterator[None]:
+    """Has a client ask one request after another: a single answer may end before the page looks."""
+    body = {"model": MODEL, "prompt": "Long ago", "max_tokens": 2000, "ignore_eos": True}
+    request = urllib.request.Request(
+        urljoin(url, "/v1/completions"),
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            with urllib.request.urlopen(request) as answer:  # noqa: S310 - loopback
+                answer.read()
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            yield
+        finally:
+            stop.set()
+    asking.result()
+
+
 def test_the_live_view_moves(visit: Open) -> None:
     # A tab of its own, because the test replaces its clock.
     editor = visit()
@@ -517,16 +548,10 @@ def test_the_live_view_moves(visit: Open) -> None:
     editor.view("server")
     value = page.locator(".live-value")
     expect(value.nth(0)).to_have_text("0")
-    page.focus("#text")
-    editor.set("max_tokens", 6000)
-    page.evaluate("document.querySelector('#field-ignore_eos').click()")
-    editor.view("server")
-    editor.write("Long ago")
-    page.keyboard.press("Control+Enter")
-    expect(value.nth(0)).to_have_text("1")
-    expect(value.nth(2)).not_to_have_text("0.0")
-    expect(value.nth(3)).to_have_text(re.compile(r"^[1-9][0-9,]* of [0-9,]{6,}$"))
-    page.keyboard.press("Escape")
+    with asked_again(page.url):
+        expect(value.nth(0)).to_have_text("1")
+        expect(value.nth(2)).not_to_have_text("0.0")
+        expect(value.nth(3)).to_have_text(re.compile(r"^[1-9][0-9,]* of [0-9,]{6,}$"))
     editor.settle()
     expect(value.nth(0)).to_have_text("0")
     drawn = page.evaluate(

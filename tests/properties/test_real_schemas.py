@@ -29,7 +29,7 @@ def real(embedded_model: Path) -> Iterator[Client]:
 
 
 async def test_R17_two_hundred_schemas_give_valid_json(real: Client) -> None:
-    """Keys of an open object may be long, so such an answer may reach its limit instead."""
+    """Open objects and lists have no end of their own: an answer may reach its limit instead."""
 
     async def answer(name: str) -> tuple[str, str]:
         whole = await real.complete(
@@ -48,7 +48,7 @@ async def test_R17_two_hundred_schemas_give_valid_json(real: Client) -> None:
 
     answers = await asyncio.gather(*map(answer, SCHEMAS))
     unended = [name for name, (reason, _) in zip(SCHEMAS, answers, strict=True) if reason != "stop"]
-    assert all(name.endswith(", map") for name in unended)
+    assert all(name.endswith((", map", ", list")) for name in unended), unended
     checker = FormatChecker()
     for schema, (reason, text) in zip(SCHEMAS.values(), answers, strict=True):
         if reason == "stop":

@@ -519,7 +519,7 @@ def test_the_keyboard_reaches_everything(editor: Playground) -> None:
 def asked_again(url: str) -> Iterator[None]:
     """Has a client ask one request after another: a single answer may end before the page looks."""
     body = {"model": MODEL, "prompt": "Long ago", "max_tokens": 2000, "ignore_eos": True}
-    request = urllib.request.Request(
+    request = urllib.request.Request(  # noqa: S310 - loopback
         urljoin(url, "/v1/completions"),
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},

@@ -6,42 +6,28 @@ import asyncio
 import json
 import random
 from array import array
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import pytest
 
-from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.plan import Plan
-from afterword.completion.service import CompletionService
 from afterword.completion.stream import CompletionStream
 from afterword.core.job import Ended, Event, Prefilled, Sampled
-from afterword.core.limits import Limits
 from afterword.core.mailbox import Mailbox, MailboxReader
 from afterword.core.wire import Chunk
 from afterword.engine.toy import ToyTokenizer, toy_engine
+from support.planning import NothingToLeave, toy_service
 
 TOKENS = ToyTokenizer().encode("abcé x\nbcd")
 
 
-class ByHand(MailboxReader):
+class ByHand(NothingToLeave, MailboxReader):
     """A generation whose events a test puts in."""
 
     def __init__(self) -> None:
         super().__init__(Mailbox())
         self.aborted = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """There is nothing to leave."""
 
     def abort(self, job: int, seq: int) -> None:
         self.aborted = True
@@ -72,12 +58,7 @@ class Sent:
 
 async def plan_of(**body: Any) -> Plan:
     engine = toy_engine()
-    service = CompletionService(
-        Catalog([ServedModel("toy", engine, 0)]),
-        Limits(),
-        clock=lambda: 0.0,
-        entropy=random.Random(1).randbytes,
-    )
+    service = toy_service(engine)
     raw = {"model": "toy", "prompt": "a", "max_tokens": 20, "stream": True, **body}
     plan = await service.plan(json.dumps(raw).encode())
     await engine.aclose()

@@ -6,20 +6,17 @@ import json
 import random
 from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
-from types import TracebackType
-from typing import Self
 
 import pytest
 
-from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.infill_request import decode_infill
 from afterword.completion.plan import Plan
-from afterword.completion.service import Caller, CompletionService
+from afterword.completion.service import Caller
 from afterword.completion.stopwatch import Stopwatch
 from afterword.completion.stream import CompletionStream
 from afterword.core.job import Ended, Event, Prefilled, Sampled
-from afterword.core.limits import Limits
 from afterword.engine.toy import ToyTokenizer, toy_engine
+from support.planning import NothingToLeave, toy_service
 
 TOKENIZER = ToyTokenizer()
 NEWLINES, LETTER = TOKENIZER.encode("\n\n")[0], TOKENIZER.encode("x")[0]
@@ -35,7 +32,7 @@ class Clock:
         return self.now_s
 
 
-class Scripted:
+class Scripted(NothingToLeave):
     """A generation whose events come at given times, in milliseconds after the start."""
 
     def __init__(self, clock: Clock, script: Sequence[tuple[float, Event]]) -> None:
@@ -43,17 +40,6 @@ class Scripted:
         self._script = list(script)
         self._start_s = clock.now_s
         self.aborted = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """There is nothing to leave."""
 
     def shorten(self, shortcut: Callable[[list[Event]], bool] | None) -> None:
         """All readers are woken."""
@@ -79,12 +65,7 @@ def sampled(token: int) -> Sampled:
 
 async def plan_of(**body: object) -> Plan:
     engine = toy_engine()
-    service = CompletionService(
-        Catalog([ServedModel("toy", engine, 0)]),
-        Limits(),
-        clock=lambda: 0.0,
-        entropy=random.Random(1).randbytes,
-    )
+    service = toy_service(engine)
     raw = json.dumps({"input_prefix": "a", "input_suffix": "b", **body}).encode()
     infill = await service.parse(raw, decode_infill, Caller())
     plan = await service.plan_request(infill.request, len(raw), Caller(), infill=infill.options)
@@ -143,12 +124,7 @@ async def test_F5_t_max_predict_ms_ends_with_the_next_whole_line(most_ms: int, t
 
 async def test_F5_other_routes_do_not_look_at_the_clock() -> None:
     engine = toy_engine()
-    service = CompletionService(
-        Catalog([ServedModel("toy", engine, 0)]),
-        Limits(),
-        clock=lambda: 0.0,
-        entropy=random.Random(1).randbytes,
-    )
+    service = toy_service(engine)
     plan = await service.plan(b'{"model": "toy", "prompt": "a", "suffix": "b", "max_tokens": 2}')
 
     def clock() -> float:

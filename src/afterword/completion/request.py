@@ -1,6 +1,5 @@
 """Parses a body into a request in which every field has its type and is in its range."""
 
-import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
@@ -11,6 +10,7 @@ import msgspec
 from afterword.completion import fields, foreign
 from afterword.completion.fields import Field, Json, Parser, Prompt, Schema
 from afterword.completion.long_bodies import Unreadable, read_object
+from afterword.completion.repeated import repeated_name
 from afterword.completion.structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 from afterword.core.errors import InvalidRequest
 from afterword.core.job import OutputGrammar
@@ -458,21 +458,10 @@ def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:
 
 def _refuse_duplicates(body: bytes, field: str | None = None) -> None:
     """Raises ``InvalidRequest`` for a name that stands twice (R19): of the body, or in a field."""
-    innermost_first: list[list[tuple[str, Json]]] = []
-
-    def keep(pairs: list[tuple[str, Json]]) -> None:
-        innermost_first.append(pairs)
-
     try:
-        json.loads(body, object_pairs_hook=keep)
+        name = repeated_name(body, nested=field is not None)
     except (ValueError, RecursionError):
         raise InvalidRequest(_UNPARSABLE) from None
-    for pairs in innermost_first if field else innermost_first[-1:]:
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                short = name[:40] if field is None else f"{field}.{name[:40]}"
-                raise InvalidRequest(
-                    f"Duplicate request argument supplied: {short}", param=field or short
-                )
-            seen.add(name)
+    if name is not None:
+        short = name[:40] if field is None else f"{field}.{name[:40]}"
+        raise InvalidRequest(f"Duplicate request argument supplied: {short}", param=field or short)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import msgspec
 
 from afterword.completion.fields import Json, Kind, Schema, out_of_range, unrecognized, wrong_type
+from afterword.completion.repeated import repeated_name
 from afterword.core.errors import InvalidRequest
 from afterword.core.job import GrammarKind, OutputGrammar
 from afterword.core.limits import MOST_GRAMMAR_BYTES
@@ -32,30 +31,21 @@ def _grammar(name: str, kind: GrammarKind, text: str | bytes) -> OutputGrammar:
 def _schema(name: str, value: Json) -> OutputGrammar:
     if isinstance(value, str):
         try:
-            # json.loads alone takes NaN, and halves of surrogate pairs.
-            msgspec.json.decode(value)
-            value = json.loads(value, object_pairs_hook=partial(_once_each, name))
+            repeated = repeated_name(value, nested=True)
+            value = msgspec.json.decode(value)
         except (msgspec.DecodeError, ValueError, RecursionError):
             raise out_of_range(name, value, "a JSON Schema, or its JSON as a string") from None
+        if repeated is not None:
+            raise InvalidRequest(
+                f"Duplicate request argument supplied: {name}.{repeated[:40]}",
+                param=name.partition(".")[0],
+            )
     if value is False:
         raise out_of_range(name, value, "a JSON Schema that some value follows")
     if not isinstance(value, (dict, bool)):
         raise wrong_type(name, value, "a JSON Schema, which is an object")
     # As a schema, true is what {} is: any value follows it.
     return _grammar(name, "json", msgspec.json.encode({} if value is True else value))
-
-
-def _once_each(name: str, pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    """Returns an object. Raises ``InvalidRequest`` for a key that stands twice in it (R19)."""
-    found: dict[str, Json] = {}
-    for key, value in pairs:
-        if key in found:
-            raise InvalidRequest(
-                f"Duplicate request argument supplied: {name}.{key[:40]}",
-                param=name.partition(".")[0],
-            )
-        found[key] = value
-    return found
 
 
 def _text(kind: GrammarKind) -> Callable[[str, Json], OutputGrammar]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from support.processes import free_port, running
 TEXT = "The harbour was quiet that morning, and nobody had yet seen the ship. "
 TOKENS = 128
 PROMPT = 64
+DATA = tempfile.TemporaryDirectory(prefix="afterword-bench-")
+"""The data folder of every server here: a ledger of this machine's user would cost time."""
 
 
 def body(model: str, stream: int, *, prompt_words: int = 48) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def serve_command(model: Path, port: int, args: argparse.Namespace, slots: int) 
     return [
         str(Path(sys.executable).parent / "afterword"), "serve", "--model", f"bench={model}",
         "--port", str(port), "--ctx", str(args.ctx), "--max-sequences", str(slots),
-        "--threads", str(args.threads), "--kv", args.kv,
+        "--threads", str(args.threads), "--kv", args.kv, "--data-dir", DATA.name,
     ]  # fmt: skip
 
 

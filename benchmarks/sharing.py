@@ -1,6 +1,6 @@
 """Measures sharing, sampling and fairness as ratios to peers in one run.
 
-``python benchmarks/sharing.py --peers FOLDER --data FOLDER [--only ROW ...] [--kv exact]``.
+``python benchmarks/sharing.py --peers FOLDER --data FOLDER [--only ROW ...] [--kv fast]``.
 The folder of peers has llama-server, llama-bench and llama-batched-bench. It may also have the
 environments ``pyserver`` with llama-cpp-python's own server and ``lmeval`` with lm_eval's
 transformers backend; docs/performance.md tells how to make them. The folder of data has the
@@ -349,7 +349,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--kv", choices=("exact", "fast"), default="fast")
+    parser.add_argument("--kv", choices=("exact", "fast"), default="exact")
     parser.add_argument("--slots", type=int, default=16, help="slots for scoring")
     parser.add_argument("--items", type=int, default=1000, help="items of a file to score")
     parser.add_argument("--few", type=int, default=12, help="items for llama-cpp-python's server")

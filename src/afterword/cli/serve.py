@@ -14,7 +14,6 @@ import msgspec
 import rich_click as click
 
 from afterword.cli import importing
-from afterword.cli.ledger import data_folder, places, without_password
 from afterword.cli.logs import open_log
 from afterword.cli.options import SettingsCommand, read_settings, setting_flags
 from afterword.cli.sockets import bind, inherited, is_loopback, load_tls
@@ -81,11 +80,13 @@ def _serve(
 
 def _settings_table(resolved: Resolved) -> str:
     """Returns one line for each setting: name, value in TOML's notation, origin."""
+    # A start imports the ledger while weights load.
+    from afterword.cli.ledger import data_folder, places, without_password  # noqa: PLC0415
+    from afterword.models.store import models_folder  # noqa: PLC0415
+
     values = msgspec.structs.asdict(resolved.settings)
     if values["database"] is not None:
         values["database"] = without_password(values["database"])
-    from afterword.models.store import models_folder  # noqa: PLC0415 - as below
-
     # The folders that hold if none is set.
     values["data_dir"] = str(data_folder(resolved.settings).absolute())
     values["models_dir"] = str(models_folder(resolved.settings.models_dir).absolute())

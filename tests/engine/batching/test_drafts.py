@@ -88,10 +88,11 @@ def test_the_cost_of_a_row_is_learned_from_steps_with_and_without_drafts() -> No
 def test_accepted_drafts_make_tokens_cheaper_and_rows_relatively_dearer() -> None:
     cost = StepCost()
     cost.observe(rows=1, drafted=0, drawn=1, took_s=0.010)
-    for _ in range(200):
+    for _ in range(120):
         cost.observe(rows=5, drafted=4, drawn=5, took_s=0.018)
     assert cost.row_share == pytest.approx(2 / (18 / 5))
-    for _ in range(200):
+    cost.observe(rows=1, drafted=0, drawn=1, took_s=0.010)
+    for _ in range(120):
         cost.observe(rows=5, drafted=4, drawn=1, took_s=0.018)
     assert cost.row_share == pytest.approx(2 / 18)
 
@@ -101,6 +102,31 @@ def test_the_cost_of_a_row_is_the_same_for_several_sequences() -> None:
     cost.observe(rows=4, drafted=0, drawn=4, took_s=0.016)
     cost.observe(rows=8, drafted=4, drawn=6, took_s=0.024)
     assert cost.row_share == pytest.approx(0.002 / 0.004)
+
+
+def test_one_slow_step_does_not_end_drafts_for_ever() -> None:
+    cost = StepCost()
+    cost.observe(rows=1, drafted=0, drawn=1, took_s=0.010)
+    cost.observe(rows=3, drafted=2, drawn=3, took_s=0.500)
+    assert cost.row_share > 1
+    for _ in range(128):
+        cost.observe(rows=1, drafted=0, drawn=1, took_s=0.010)
+    assert cost.row_share == 0.5
+    cost.observe(rows=3, drafted=2, drawn=1, took_s=0.014)
+    assert cost.row_share == pytest.approx(0.2, rel=0.1)
+
+
+def test_one_slow_step_without_a_draft_does_not_make_drafts_free_for_ever() -> None:
+    cost = StepCost()
+    cost.observe(rows=1, drafted=0, drawn=1, took_s=0.500)
+    for _ in range(127):
+        cost.observe(rows=3, drafted=2, drawn=1, took_s=0.014)
+        assert cost.row_share == 0
+    cost.observe(rows=3, drafted=2, drawn=1, took_s=0.014)
+    # Nothing is drafted now, so that the next step measures.
+    assert cost.row_share == 1
+    cost.observe(rows=1, drafted=0, drawn=1, took_s=0.010)
+    assert cost.row_share == pytest.approx(0.002 / 0.014, rel=0.1)
 
 
 def test_rows_that_cost_nothing_are_always_worth_it() -> None:

@@ -24,6 +24,9 @@ _NEAR /= _NEAR.sum()
 """Weight of a matching token, by its distance from the end; the weights sum to 1."""
 _SHARE_OF_NEWS = 0.15
 """Weight of the latest step in the moving averages of ``StepCost``."""
+_MOST_ALIKE = 128
+"""After so many steps in a row with drafts, or without, the time of the others is measured again:
+it may have been long because something else ran on the machine."""
 _SHARE_OF_A_DRAFT = 0.05
 """Weight of the latest drafted token in the moving averages of ``Draft``."""
 
@@ -39,6 +42,8 @@ class StepCost:
         self._plain: tuple[float, float] | None = None
         self._drafted: tuple[float, float] | None = None
         self._drawn: tuple[float, float] | None = None
+        self._alike = 0
+        self._last_drafted = False
 
     def observe(self, *, rows: int, drafted: int, drawn: int, took_s: float) -> None:
         """Learn from a step without prefill.
@@ -46,20 +51,27 @@ class StepCost:
         ``rows`` counts its rows, ``drafted`` those of drafts, ``drawn`` the tokens that it gave.
         """
         self._drawn = _average(self._drawn, (drawn, took_s))
+        self._alike = self._alike + 1 if bool(drafted) == self._last_drafted else 1
+        self._last_drafted = bool(drafted)
         if drafted:
             self._drafted = _average(self._drafted, (rows, took_s))
+            self._plain = None if self._alike == _MOST_ALIKE else self._plain
         else:
             self._plain = _average(self._plain, (rows, took_s))
+            self._drafted = None if self._alike == _MOST_ALIKE else self._drafted
 
     @property
     def row_share(self) -> float:
-        """The cost of a row divided by the cost of a token; 0.5 until both are measured.
+        """The cost of a row divided by the cost of a token.
 
         Drafting a token pays if its probability of being right is larger than this. The cost of a
-        token is the current one, which drafts may have lowered already.
+        token is the current one, which drafts may have lowered already. Until steps with drafts
+        are measured it is 0.5; until steps without are, it is 1, which drafts nothing.
         """
-        if self._plain is None or self._drafted is None or self._drawn is None:
+        if self._drafted is None or self._drawn is None:
             return 0.5
+        if self._plain is None:
+            return 1.0
         (few, fast_s), (many, slow_s), (drawn, took_s) = self._plain, self._drafted, self._drawn
         if many <= few or took_s <= 0:
             return 0.5

@@ -84,8 +84,6 @@ template <class F, int COUNT> constexpr int fitting() {
     return n;
 }
 
-constexpr size_t PREFETCH_BYTES = 512;  // processors do not follow 16 rows by themselves
-
 // Pack 16 rows of a file. Order::place puts the quants of one block of 16 rows in the kernel's order.
 template <class F, class Order> void pack_panel(const void * rows, uint8_t * panel, int64_t values) {
     const auto *  file   = (const typename F::block *) rows;
@@ -104,10 +102,8 @@ template <class F, class Order> void pack_panel(const void * rows, uint8_t * pan
             auto *    factors = (int8_t *) parts.factors_of(b);
             row_block of_rows[ROWS];
             for (int row = 0; row < ROWS; row++) {
-                const auto & block = file[row * (blocks / F::BLOCKS) + b / F::BLOCKS];
-                __builtin_prefetch((const char *) &block + PREFETCH_BYTES);
                 row_block & from = of_rows[row];
-                F::read(block, b % F::BLOCKS, from);
+                F::read(file[row * (blocks / F::BLOCKS) + b / F::BLOCKS], b % F::BLOCKS, from);
                 halves[row] = from.scale;
                 if constexpr (F::MIN) {
                     halves[ROWS + row] = from.min;

@@ -165,9 +165,15 @@ REFUSALS = {
 
 def test_refusals_say_what_to_do(editor: Playground) -> None:
     editor.write("One")
+    refusals: list[Callable[[Route], None]] = []
+
+    def refuse(route: Route) -> None:
+        refusals[-1](route)
+
+    # One route for all: while routes change, a request could reach the server.
+    editor.page.route("**/v1/completions", refuse)
     for code, (status, advice) in REFUSALS.items():
-        # The newest route answers. Without any for a moment, a request could reach the server.
-        editor.page.route("**/v1/completions", refusing(status, envelope("No.", code)))
+        refusals.append(refusing(status, envelope("No.", code)))
         editor.page.keyboard.press("Control+Enter")
         expect(editor.page.locator("#notice")).to_contain_text(advice)
         assert editor.text == "One"

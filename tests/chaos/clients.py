@@ -293,7 +293,8 @@ class Clients:
     def _promised(self, reply: Reply, server: str, began_s: float) -> bool:
         """Whether it is a 503 with ``Retry-After`` while or shortly after something was wrong."""
         promised = reply.status == 503 and "retry-after" in reply.headers and self._weather.met(
-            server, began_s, time.monotonic(), "locked", "full", "stopped", "killed", after_s=15
+            server, began_s, time.monotonic(), "locked", "holding", "full", "stopped", "killed",
+            after_s=15,
         )  # fmt: skip
         self.book.excused["503 in bad weather"] += promised
         return promised

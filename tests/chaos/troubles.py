@@ -76,7 +76,8 @@ class Troubles:
         if self._dice.random() < _FROZEN_SHARE:
             seconds = _FROZEN_TIMES * self._longest_s
         self.counts["SIGSTOP"] += 1
-        with self._weather.spell("stopped", member.name):
+        # Where it stops it may hold the lock of the database, which the others wait for.
+        with self._weather.spell("stopped", member.name), self._weather.spell("holding"):
             member.send(signal.SIGSTOP)
             try:
                 await asyncio.sleep(seconds)

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-Trouble: TypeAlias = Literal["killed", "stopped", "locked", "full", "ending"]
+Trouble: TypeAlias = Literal["killed", "stopped", "holding", "locked", "full", "ending"]
 _BEFORE_S = 1.0
 """A request that ended so shortly before a trouble may have met it."""
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from afterword.completion.encoding import least_tokens
 from afterword.completion.fields import Prompt
-from afterword.completion.tokens import least_tokens
 from afterword.core.errors import ContextLengthExceeded
 from afterword.core.limits import Limits
 from afterword.core.protocols import Tokenizer

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import msgspec
 
 from afterword.completion.chat_template import ChatTemplate, Framed, TemplateUnusable, refuse
+from afterword.completion.encoding import encode
 from afterword.completion.fields import Prompt
 from afterword.completion.prompt_text import PromptText, Shown, VocabView, prompt_of_text
 from afterword.completion.request import CompletionRequest
-from afterword.completion.tokens import encode
 from afterword.core.errors import InvalidRequest
 from afterword.core.protocols import Tokenizer
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from afterword.completion.tokens import encode, least_tokens
+from afterword.completion.encoding import encode, least_tokens
 from afterword.core.errors import InvalidRequest
 from afterword.core.protocols import InfillTokens, Tokenizer
 

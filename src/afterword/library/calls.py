@@ -93,7 +93,6 @@ def body_of(prompt: PromptInput, fields: CompletionFields, *, stream: bool = Fal
     if "stream" in named:
         raise InvalidRequest("The method stream() gives a stream, not 'stream'.", param="stream")
     named["prompt"] = prompt
-    # A request without a model means the one that is open.
     if stream:
         named["stream"] = True
     return msgspec.json.encode({name: written(name, value) for name, value in named.items()})

@@ -295,7 +295,7 @@ def _logit_bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
                 code="invalid_value",
             )
         if int(key) in pairs:
-            raise InvalidRequest(f"Duplicate request argument supplied: {name}.{key}", param=name)
+            raise duplicate(name, key)
         pairs[int(key)] = parse(name, bias)
     return tuple(sorted(pairs.items()))
 
@@ -412,3 +412,20 @@ def unrecognized(name: str) -> InvalidRequest:
     """Returns the 400 for a field that the server does not know (R18)."""
     short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
     return InvalidRequest(f"Unrecognized request argument supplied: {short}", param=short)
+
+
+def not_offered(name: str, reason: str) -> InvalidRequest:
+    """Returns the 400 for a field, or a value of one, that other servers have."""
+    return InvalidRequest(
+        f"Unrecognized request argument supplied: {name}. It is not offered here; {reason}",
+        param=name,
+    )
+
+
+def duplicate(field: str, inner: str | None = None) -> InvalidRequest:
+    """Returns the 400 for a name that stands twice: a field's, or ``inner`` in its value."""
+    param = written = field[:_SHOWN_CHARACTERS]
+    if inner is not None:
+        written = f"{param}.{inner[:_SHOWN_CHARACTERS]}"
+        param = param.partition(".")[0]
+    return InvalidRequest(f"Duplicate request argument supplied: {written}", param=param)

@@ -463,5 +463,4 @@ def _refuse_duplicates(body: bytes, field: str | None = None) -> None:
     except (ValueError, RecursionError):
         raise InvalidRequest(_UNPARSABLE) from None
     if name is not None:
-        short = name[:40] if field is None else f"{field}.{name[:40]}"
-        raise InvalidRequest(f"Duplicate request argument supplied: {short}", param=field or short)
+        raise fields.duplicate(name) if field is None else fields.duplicate(field, name)

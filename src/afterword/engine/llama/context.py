@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.errors import ConfigError
+from afterword.engine.arrays import Row
 from afterword.engine.llama.binding import CHANGES, LlamaModel, additions, lib
 from afterword.engine.llama.fair_lock import FairLock
 from afterword.engine.llama.guard import NativeError, guarded, returning
 from afterword.engine.llama.native import Sizes
-from afterword.engine.row_query import Row
 from afterword.engine.sampler import Exponentials
 from afterword.engine.sampler import exponentials as _by_numpy
 

@@ -44,7 +44,7 @@ class ContextBudget(msgspec.Struct, frozen=True):
 
     def room(self, asked: int | None) -> int:
         """Returns how many prompt tokens leave room for the completion."""
-        wanted = self.limits.default_max_tokens or 1 if asked is None else asked
+        wanted = (self.limits.default_max_tokens or 1) if asked is None else asked
         return max(self.context_tokens - wanted, 0)
 
     def completion_tokens(self, prompt_tokens: int, asked: int | None) -> int:

@@ -6,7 +6,7 @@ import string
 import time
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -31,6 +31,7 @@ from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _SHORT_BODY_BYTES = 4096
 """Longer bodies are parsed and tokenised in a thread: on the loop they would delay streams."""
@@ -94,7 +95,7 @@ class Planning:
         return await self._tokens.run(owner, work)
 
 
-class TokenizerCall(msgspec.Struct, frozen=True):
+class TokenizerCall(msgspec.Struct, Generic[T_co], frozen=True):
     """A parsed request to tokenise, detokenise or apply a template.
 
     ``run`` does the work and raises ``ApiError``.
@@ -102,7 +103,7 @@ class TokenizerCall(msgspec.Struct, frozen=True):
 
     id: str
     model: str
-    run: Callable[[], Awaitable[tokens.Tokenized | tokens.Detokenized | templating.Templated]]
+    run: Callable[[], Awaitable[T_co]]
 
 
 class CompletionService:
@@ -220,7 +221,7 @@ class CompletionService:
         searching = Searching(plan.search, engine.open, clock)
         return CompletionStream(plan, searching, self._entropy, watch, lambda: searching.report)
 
-    async def tokenization(self, body: bytes, owner: str = "") -> TokenizerCall:
+    async def tokenization(self, body: bytes, owner: str = "") -> TokenizerCall[tokens.Tokenized]:
         """Parse the body of POST /tokenize. Raises ``ApiError``."""
         do = partial(self._planning.tokenize, owner, len(body))
         request = await do(partial(tokens.decode_tokenize, body))
@@ -234,7 +235,9 @@ class CompletionService:
 
         return TokenizerCall(self._id("tok"), request.model or served.name, run)
 
-    async def detokenization(self, body: bytes, owner: str = "") -> TokenizerCall:
+    async def detokenization(
+        self, body: bytes, owner: str = ""
+    ) -> TokenizerCall[tokens.Detokenized]:
         """Parse the body of POST /detokenize. Raises ``ApiError``."""
         do = partial(self._planning.tokenize, owner, len(body))
         request = await do(partial(tokens.decode_detokenize, body))
@@ -252,7 +255,7 @@ class CompletionService:
 
         return TokenizerCall(self._id("tok"), request.model or served.name, run)
 
-    async def templating(self, body: bytes, owner: str = "") -> TokenizerCall:
+    async def templating(self, body: bytes, owner: str = "") -> TokenizerCall[templating.Templated]:
         """Parse the body of POST /apply-template. Raises ``ApiError``."""
         parse = partial(templating.decode_template, body)
         request = await self._planning.tokenize(owner, len(body), parse)

@@ -247,7 +247,7 @@ class CompletionService:
 
         def text() -> tokens.Detokenized:
             if served.old is not None:
-                return tokens.Detokenized(served.old.old.text(request.tokens, "tokens"))
+                return tokens.Detokenized(served.old.vocabulary.text(request.tokens, "tokens"))
             return tokens.detokenize(request, engine.tokenizer)
 
         async def run() -> tokens.Detokenized:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from afterword.completion.chat_template import ChatTemplate, Framed, TemplateUnusable, refuse
+from afterword.completion.chat_template import ChatTemplate, Framed, TemplateUnusable
 from afterword.completion.encoding import encode
 from afterword.completion.fields import Prompt
 from afterword.completion.prompt_text import PromptText, Shown, VocabView, prompt_of_text
@@ -59,7 +59,11 @@ class Framing(msgspec.Struct, frozen=True):
         try:
             return self.template.frame(str(prompt), self.now)
         except TemplateUnusable as error:
-            refuse(self.alias, error)
+            raise InvalidRequest(
+                f"Invalid value for 'prompt': {self.alias} answers prompts in a chat, but {error}.",
+                param="prompt",
+                code="invalid_value",
+            ) from error
 
     def texts(self, request: CompletionRequest) -> Iterator[tuple[str, bool]]:
         """Yields the texts that are tokenised, and whether special tokens are parsed."""

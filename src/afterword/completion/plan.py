@@ -134,8 +134,6 @@ def make_plan(
     refuse_many(request, candidates, budget.limits.max_choices)
     refuse_contradictions(request)
     refuse_unsupported(request, inputs.unsupported)
-    if inputs.chat is not None:
-        inputs.chat.refuse_fields(request, infills=inputs.infill is not None)
     options = request.stream_options or {}
     logprobs, _ = _log_probabilities(request)
     common = _common_job(request, tokenizer, budget.context_tokens, inputs, (n, candidates))

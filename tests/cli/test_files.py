@@ -56,7 +56,7 @@ def test_the_limit_is_raised_as_far_as_needed(
         (64, 1128, "toy", None),
         (64, ENDLESS, "toy", None),
         (1127, 1127, "toy", 1128),
-        (1128, 2127, "llama-server:http://127.0.0.1:1", 2128),
+        (1128, 2127, "llamacpp+http://127.0.0.1:1/v1", 2128),
     ],
 )
 def test_the_doctor_counts_as_the_server_does(

@@ -300,10 +300,10 @@ class _PartialReader(SingleReader):
             raise StreamBroke("it counts more tokens than were asked for")
         tokenizer = self._tokenizer
         if missing > _MOST_UNREPORTED:
-            ids = tokenizer.spell(partial.content.encode())
+            ids = tokenizer.pieces.spell(partial.content.encode())
         elif partial.stop and not partial.content:
             # The text ends inside a character; the server never sends its bytes.
-            ids = tokenizer.spelling(b"", missing)
+            ids = tokenizer.pieces.spelling(b"", missing)
             if partial.stop_type == "eos" and tokenizer.declared_end_ids:
                 ids[-1] = min(tokenizer.declared_end_ids)
         else:
@@ -311,7 +311,7 @@ class _PartialReader(SingleReader):
                 tokenizer.pieces[i] for i in partial.tokens if i not in tokenizer.end_ids
             )
             spelled = partial.content.encode()
-            ids = tokenizer.spelling(spelled[: len(spelled) - len(last)], missing)
+            ids = tokenizer.pieces.spelling(spelled[: len(spelled) - len(last)], missing)
         scored = self._job.logprobs is not None
         nothing: list[Top] = [()] * len(ids)
         return ids, [_LOWEST] * len(ids) if scored else [], nothing if scored else []

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from afterword.cli.options import SettingsCommand
 from afterword.cli.served import model_flags, openers
-from afterword.cli.terminal import Terminal, plain, print_table
+from afterword.cli.terminal import Terminal, bare_table, plain, print_table
 from afterword.cli.texts import file_text, standard_input
 from afterword.cli.tinted import table_of_tokens, tinted_text
 from afterword.library.answers import TextScore
@@ -160,7 +160,7 @@ def _show(names: Sequence[str], found: Sequence[ModelScores], *, with_tops: bool
 
 
 def _summary(at: int, found: Sequence[ModelScores]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="")
+    table = bare_table()
     table.add_column("MODEL")
     for name in ("TOKENS", "TOTAL", "MEAN", "PERPLEXITY", "BITS/BYTE"):
         table.add_column(name, justify="right")

@@ -36,11 +36,6 @@ _LEDGER_COUNTERS = {
     "written": "Ended requests that were written to the database.",
     "refused_keys": "Requests with a wrong key.",
 }
-_DEPRECATED_NAMES = {
-    "afterword_ledger_pending_writes": "afterword_ledger_unfolded",
-    "afterword_ledger_written": "afterword_ledger_folded",
-}
-"""New name to old name. The old one is exposed too, for one version."""
 _ENGINE_GAUGES = {
     "running_sequences": "Sequences that generate.",
     "waiting_sequences": "Sequences that wait for a slot.",
@@ -135,31 +130,6 @@ class LedgerCollector(Collector):
             yield CounterMetricFamily(f"afterword_ledger_{field}", text, value=value)
 
 
-class Renamed(Collector):
-    """Another collector's families, each also under its deprecated name if it has one."""
-
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-
-    def collect(self) -> Iterable[Metric]:
-        """Every family; a deprecated name comes right after the new one."""
-        for family in self._collector.collect():
-            yield family
-            old_name = _DEPRECATED_NAMES.get(family.name)
-            if old_name is not None:
-                yield _under(old_name, family)
-
-
-def _under(old_name: str, family: Metric) -> Metric:
-    # Samples of a counter end in _total, which its family's name does not.
-    suffix = "_total" if family.type == "counter" else ""
-    text = f"deprecated: use {family.name}{suffix}"
-    copy = Metric(old_name, text, family.type, family.unit)
-    for sample in family.samples:
-        copy.samples.append(sample._replace(name=old_name + sample.name.removeprefix(family.name)))
-    return copy
-
-
 def _believed(tokens: int) -> int:
     """Returns a count that a counter takes, whatever another server says."""
     return min(max(tokens, 0), _MOST_TOKENS)
@@ -208,9 +178,9 @@ class Metrics:
             ["limit"],
             registry=self._registry,
         )
-        self._registry.register(Renamed(EngineCollector(models)))
-        self._registry.register(Renamed(LedgerCollector(ledger)))
-        self._registry.register(Renamed(UpstreamCollector(upstreams)))
+        self._registry.register(EngineCollector(models))
+        self._registry.register(LedgerCollector(ledger))
+        self._registry.register(UpstreamCollector(upstreams))
 
     def record(self, exchange: Exchange, *, route: str, status: int, ended_s: float) -> None:
         """Count a finished exchange. ``route`` is a template, to keep the labels few."""

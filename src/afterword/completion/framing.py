@@ -79,7 +79,7 @@ class Framing(msgspec.Struct, frozen=True):
         return end_of_turn_ids(self.template, self.now, tokenizer)
 
     def prompt(
-        self, prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer, vocab: VocabView
+        self, prompt: Prompt, tokenizer: Tokenizer, vocab: VocabView, shown: Shown
     ) -> tuple[tuple[int, ...], PromptText]:
         """Returns the ids to compute, and the prompt as its choices show it.
 
@@ -97,8 +97,6 @@ class Framing(msgspec.Struct, frozen=True):
         after = encode("prompt", framed.after, tokenizer) if framed.after else []
         if not (before or content or after):
             before = [tokenizer.document_start_id]
-        scored = request.logprobs is not None or request.logprob_token_ids is not None
-        shown = Shown(text=bool(request.echo) or scored, offsets=bool(request.echo) and scored)
         text = prompt_of_text(framed.content, content, vocab, shown)
         text = msgspec.structs.replace(
             text,

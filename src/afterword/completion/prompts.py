@@ -58,7 +58,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
     def lay_out(self, prompt: Prompt) -> tuple[tuple[int, ...], PromptText, bool]:
         """Returns the ids to compute, the prompt as its choices show it, and whether it was cut."""
         if self.chat is not None:
-            return *self.chat.prompt(prompt, self.request, self.tokenizer, self.vocab), False
+            return *self.chat.prompt(prompt, self.tokenizer, self.vocab, self._shown()), False
         if self.place is not None:
             placed = self._placed(prompt, self.place)
             return placed.ids, PromptText(placed.ids, 0, ""), placed.cut

@@ -22,7 +22,7 @@ from afterword.completion.plan import (
     make_plan,
 )
 from afterword.completion.prompts import texts_of
-from afterword.completion.request import CompletionRequest, decode
+from afterword.completion.request import LONG_BODY_BYTES, CompletionRequest, decode
 from afterword.completion.searching import Searching
 from afterword.completion.stopwatch import Stopwatch
 from afterword.completion.stream import CompletionStream
@@ -35,8 +35,6 @@ T_co = TypeVar("T_co", covariant=True)
 
 _SHORT_BODY_BYTES = 4096
 """Longer bodies are parsed and tokenised in a thread: on the loop they would delay streams."""
-_LONG_BODY_BYTES = 64 * 1024
-"""Even longer ones in another thread, which they share with their like."""
 _FEW_PROMPTS = 16
 _ID_LETTERS = 24
 _LETTERS = string.ascii_letters + string.digits
@@ -81,7 +79,7 @@ class Planning:
         """
         if size <= _SHORT_BODY_BYTES and prompts <= _FEW_PROMPTS and not costly:
             return work()
-        pool = self._short if size <= _LONG_BODY_BYTES else self._long
+        pool = self._short if size <= LONG_BODY_BYTES else self._long
         return await pool.run(owner, work)
 
     async def tokenize(self, owner: str, size: int, work: Callable[[], T]) -> T:

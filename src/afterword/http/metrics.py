@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from afterword.completion.catalog import ServedModel
 from afterword.core.ledger import Ledger
+from afterword.core.limits import MOST_TOKENS
 from afterword.core.protocols import EngineStats
 from afterword.http.exchange import Exchange
 from afterword.http.upstreams import UpstreamCollector, Upstreams
@@ -25,7 +26,6 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
-_MOST_TOKENS = 1 << 44
 _LEDGER_GAUGES = {
     "reachable": "1 while the ledger's database answers.",
     "unsettled": "Admitted requests that have not ended.",
@@ -132,7 +132,7 @@ class LedgerCollector(Collector):
 
 def _believed(tokens: int) -> int:
     """Returns a count that a counter takes, whatever another server says."""
-    return min(max(tokens, 0), _MOST_TOKENS)
+    return min(max(tokens, 0), MOST_TOKENS)
 
 
 class Metrics:

@@ -1,4 +1,4 @@
-"""A mixture of experts in each format of weights answers alike in any batch."""
+"""A mixture of experts in each format of weights is batch invariant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def model_of_format(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
 
 
 @pytest.mark.skipif(not packed_kernels(), reason="llama.cpp's own kernels are not batch invariant")
-async def test_experts_answer_alike_in_any_batch(model_of_format: Model) -> None:
+async def test_experts_are_batch_invariant(model_of_format: Model) -> None:
     model = model_of_format
     assert model.batch_invariant
     requests = [(job(prompt(0, 120, 9, branch=cut), n=3, temperature=1.0),) for cut in range(3)]

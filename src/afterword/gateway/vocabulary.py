@@ -19,8 +19,6 @@ _MOST_CUT_BYTES = 256
 _GIVEN_UP = b"\xff"
 """The piece of tokens whose bytes an upstream never reports; U+FFFD in text."""
 
-Encode = Callable[[str, bool], Awaitable[Sequence[int]]]
-
 
 class Pieces(list[bytes]):
     """Bytes by id, and ids by bytes; if several ids have the same bytes, the first one is meant.
@@ -114,7 +112,13 @@ class RemoteTokenizer:
     not declared.
     """
 
-    def __init__(self, table: Vocabulary, *, chat_template: str | None, encode: Encode) -> None:
+    def __init__(
+        self,
+        table: Vocabulary,
+        *,
+        chat_template: str | None,
+        encode: Callable[[str, bool], Awaitable[Sequence[int]]],
+    ) -> None:
         self.pieces = Pieces(table.pieces)
         self._named = self.pieces.named
         self._ends = [self.pieces.add(b"") for _ in range(_ENDS)]

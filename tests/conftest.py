@@ -83,13 +83,13 @@ def make_client(
     keep_alive_s: float = 15.0,
     access: Access | None = None,
     observe: Observer | None = None,
-    aliases: Mapping[str, Alias | str] | None = None,
+    aliases: Mapping[str, Alias] | None = None,
 ) -> Client:
     """An app over these engines, with a clock and an entropy that repeat."""
     ticks = itertools.count()
     catalog = Catalog(
         [ServedModel(name, engine, CREATED) for name, engine in engines.items()],
-        aliases or {"gpt-3.5-turbo-instruct": next(iter(engines))},
+        aliases or {"gpt-3.5-turbo-instruct": Alias(next(iter(engines)))},
     )
     entropy = random.Random(7).randbytes
     service = CompletionService(

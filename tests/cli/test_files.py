@@ -1,13 +1,16 @@
-"""Connections do not take the files that the ledger and models need."""
+"""Connections do not take the files that the ledger and models need, and the doctor says so."""
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from afterword.cli.checkup import surroundings
 from afterword.cli.files import KEPT_FILES, allow_connections
+from afterword.config import Settings
 
 Limits = list[tuple[int, int]]
 ENDLESS = resource.RLIM_INFINITY
@@ -43,5 +46,25 @@ def test_the_limit_is_raised_as_far_as_needed(
     soft: int, hard: int, most: int, each: int, fit: int, raised: int | None,
 ) -> None:  # fmt: skip
     asked = limit(soft, hard)
-    assert allow_connections(most, files_each=each) == fit
+    assert allow_connections(most, each=each) == fit
     assert asked == ([] if raised is None else [(raised, hard)])
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "model", "needed"),
+    [
+        (64, 1128, "toy", None),
+        (64, ENDLESS, "toy", None),
+        (1127, 1127, "toy", 1128),
+        (1128, 2127, "llamacpp+http://127.0.0.1:1/v1", 2128),
+    ],
+)
+def test_the_doctor_counts_as_the_server_does(
+    limit: Callable[[int, int], Limits], tmp_path: Path,
+    soft: int, hard: int, model: str, needed: int | None,
+) -> None:  # fmt: skip
+    limit(soft, hard)
+    settings = Settings(models={"m": model}, max_connections=1000, data_dir=str(tmp_path))
+    (files,) = [one for one in surroundings(settings) if one.name == "open files"]
+    change = needed and f"ulimit -n {needed}: 1000 connections need so many files"
+    assert files.change == change

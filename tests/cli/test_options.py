@@ -10,16 +10,13 @@ import rich_click as click
 from click.testing import CliRunner
 
 from afterword.cli.options import (
-    PANELS,
     SettingsCommand,
     read_settings,
     setting_flags,
-    settings_table,
 )
 from afterword.config import EMBEDDED_MODEL, SETTINGS, Settings
 from afterword.core.errors import ConfigError
-
-PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+from tables import PANELS
 
 
 def switches(*arguments: str) -> dict[str, Any]:
@@ -96,9 +93,3 @@ def test_every_setting_is_declared_for_people() -> None:
     for setting in SETTINGS.values():
         assert setting.help.endswith((".", ")", "*.")), setting.name
         assert setting.default, setting.name
-
-
-@pytest.mark.parametrize("panel", PANELS)
-def test_the_document_has_the_settings(panel: str) -> None:
-    table = settings_table(panel)
-    assert table in PAGE.read_text(), f"run scripts/tables.py; docs should have:\n\n{table}"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.completion.infill import SUFFIX_TOKENS, LaidOut, Place, PlaceRoom, Snippet
+from afterword.completion.infill import MOST_SUFFIX_TOKENS, LaidOut, Place, PlaceRoom, Snippet
 from afterword.completion.infill import lay_out_place as lay_out
 from afterword.engine.toy import ToyTokenizer
 
@@ -91,8 +91,8 @@ def test_F5_every_layout_fits(prefix: int, suffix: int, context: int, asked: int
     room = PlaceRoom.of(context, asked)
     found = lay_out([65] * prefix, [66] * suffix, Place(SNIPPETS), tokenizer, room)
     assert len(found.ids) <= context - min(asked or 1, 1)
-    whole = prefix + min(suffix, SUFFIX_TOKENS) <= room.whole
-    assert found.ids.count(66) == min(suffix, SUFFIX_TOKENS) or not whole
+    whole = prefix + min(suffix, MOST_SUFFIX_TOKENS) <= room.whole
+    assert found.ids.count(66) == min(suffix, MOST_SUFFIX_TOKENS) or not whole
     if suffix and prefix and room.whole > 8:
         assert 66 in found.ids
         assert 65 in found.ids

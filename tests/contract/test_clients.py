@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from afterword.completion.catalog import CATCH_ALL, Catalog, ServedModel
+from afterword.core.alias import Alias
 from afterword.core.errors import ModelNotFound
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
@@ -301,7 +302,7 @@ async def test_null_everywhere(serve: Callable[..., Client]) -> None:
 async def catching() -> AsyncIterator[Client]:
     """A server with the alias ``*``, another alias, and a second model."""
     engines: dict[str, Engine] = {"toy": toy_engine(), "second": toy_engine()}
-    yield make_client(engines, aliases={CATCH_ALL: "toy", "other": "second"})
+    yield make_client(engines, aliases={CATCH_ALL: Alias("toy"), "other": Alias("second")})
     for engine in engines.values():
         await engine.aclose()
 
@@ -330,7 +331,7 @@ async def test_clients_that_name_no_model_or_a_placeholder(
 def test_the_alias_for_all_other_names_gives_a_key_no_other_model() -> None:
     """Who may use one model gets a placeholder for it, and nothing in place of another (R1)."""
     engines = [ServedModel(name, toy_engine(), 0) for name in ("toy", "second")]
-    catalog = Catalog(engines, {CATCH_ALL: "toy", "other": "second"})
+    catalog = Catalog(engines, {CATCH_ALL: Alias("toy"), "other": Alias("second")})
     assert catalog.resolve("x").name == "toy"
     assert catalog.recorded("x") == "toy"
     assert catalog.recorded("other") == "other"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from typing import Any
 
-from afterword.engine.toy import ToyTokenizer
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from afterword.engine.toy import ToyRunner, ToyTokenizer, toy_engine
 from support.asgi import Client
 
 TOKENIZER = ToyTokenizer()
@@ -78,10 +82,18 @@ async def test_L6_tokens_of_the_stop_appear(client: Client) -> None:
     assert answer["usage"]["completion_tokens"] == 3
 
 
-async def test_L7_numbers_are_json(client: Client) -> None:
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
+async def test_L7_numbers_are_json(
+    serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that a model gives no chance at all has a number, too."""
+    row = ToyRunner.row
 
-    body = {"model": "toy", "prompt": "a", "max_tokens": 20, "logprobs": 5, "temperature": 2}
-    reply = await client.post("/v1/completions", body)
-    json.loads(reply.body, parse_constant=refuse)
+    def never_b(runner: ToyRunner, history: int) -> npt.NDArray[np.float32]:
+        logits = row(runner, history)
+        logits[ord("b")] = -np.inf
+        return logits
+
+    monkeypatch.setattr(ToyRunner, "row", never_b)
+    got = await arrays(serve(toy_engine()), prompt="ab", echo=True, max_tokens=0, logprobs=0)
+    assert got["token_logprobs"] == [None, -9999.0]
+    assert got["top_logprobs"] == [None, {"b": -9999.0}]

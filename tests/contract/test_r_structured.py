@@ -72,7 +72,7 @@ async def test_R17_json_follows_its_schema(
     assert streamed["choices"] == answer["choices"]
 
 
-async def test_R17_a_grammar_does_not_depend_on_drafts_or_company(client: Client) -> None:
+async def test_R17_a_grammar_does_not_depend_on_drafts_or_the_batch(client: Client) -> None:
     """D1 and D2: a prompt alone and with others; prompt lookup drafts repeating JSON."""
     body = {
         "max_tokens": 120, "seed": 3, "structured_outputs": {"regex": "(ab|cd){20,30}"},

@@ -38,7 +38,9 @@ def engine() -> Iterator[BatchingEngine]:
 
 @pytest.fixture
 def client(engine: BatchingEngine) -> Client:
-    return make_client({"toy": engine}, aliases={NAME: Alias("toy", "chat"), "davinci-002": "toy"})
+    return make_client(
+        {"toy": engine}, aliases={NAME: Alias("toy", "chat"), "davinci-002": Alias("toy")}
+    )
 
 
 async def test_R1_the_model_reads_the_prompt_in_its_template(client: Client) -> None:

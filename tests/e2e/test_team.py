@@ -116,7 +116,7 @@ def test_another_address_needs_a_key_first(lite: House) -> None:
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert "`afterword keys create NAME` makes one" in line
-        assert "--no-auth true" in line
+        assert "(or --no-auth lets" in line
     with lite.serving("--host", "0.0.0.0", "--no-auth", "true") as server:  # noqa: S104 - with a warning
         assert get(server, "/v1/models").status_code == 200
     assert "WARNING: no-auth" in (lite.folder / "stderr").read_text()

@@ -20,16 +20,3 @@ async def test_metrics_count_batches_by_size(serve: Callable[..., Client]) -> No
     assert f'{name}_count{{model="toy"}} 8.0\n' in text
     assert f'{name}_sum{{model="toy"}} 23.0\n' in text
     assert 'afterword_engine_steps_total{model="toy"} 8.0\n' in text
-
-
-async def test_renamed_metrics_keep_their_old_names_for_one_version(
-    serve: Callable[..., Client],
-) -> None:
-    text = (await serve(toy_engine()).get("/metrics")).body.decode()
-    for new, old in (
-        ("afterword_ledger_pending_writes", "afterword_ledger_unfolded"),
-        ("afterword_ledger_written_total", "afterword_ledger_folded_total"),
-    ):
-        assert f"\n{new} 0.0\n" in text
-        assert f"# HELP {old} deprecated: use {new}\n" in text
-        assert f"\n{old} 0.0\n" in text

@@ -17,6 +17,7 @@ from afterword import playground
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.core.account import KeyTerms, UsageQuery, UsageRecord
+from afterword.core.alias import Alias
 from afterword.core.limits import Limits
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.toy import toy_engine
@@ -93,7 +94,8 @@ async def team(
     clocks = Clocks(hand, hand, sleep)
     async with open_ledger(database, options, identity, clocks=clocks, entropy=entropy) as ledger:
         catalog = Catalog(
-            [ServedModel("toy", engine, 1), ServedModel("other", engine, 1)], {"alias": "toy"}
+            [ServedModel("toy", engine, 1), ServedModel("other", engine, 1)],
+            {"alias": Alias("toy")},
         )
         app = create_app(
             CompletionService(catalog, limits or Limits(), clock=hand, entropy=entropy),

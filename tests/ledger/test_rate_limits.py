@@ -21,7 +21,7 @@ from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.ledger import redis as in_redis
 from afterword.ledger.open_ledger import redis_limiter
 from afterword.ledger.rate_limits import WINDOW_S, MemoryRateLimiter, RateLimiter
-from afterword.ledger.redis import RedisRateLimiter, connect, open_rate_limiter
+from afterword.ledger.redis import RedisRateLimiter, connect
 from ledger.values import Hand
 from support.examples import examples
 
@@ -189,7 +189,7 @@ def test_keys_do_not_know_each_other(bench: Callable[[], Bench]) -> None:
 
 def test_a_hundred_threads_share_what_is_left(redis_url: str) -> None:
     """Ten servers on one Redis admit exactly the tokens that there are."""
-    shared = [open_rate_limiter(redis_url) for _ in range(10)]
+    shared = [redis_limiter(redis_url) for _ in range(10)]
     terms = KeyTerms(name="k", tpm=1000, rpm=10_000)
     with ThreadPoolExecutor(20) as threads:
         decisions = list(
@@ -248,7 +248,7 @@ def test_memory_forgets_keys_that_do_nothing() -> None:
 
 
 def test_a_redis_that_is_away_admits_nobody() -> None:
-    limiter = open_rate_limiter("redis://127.0.0.1:9/0")
+    limiter = redis_limiter("redis://127.0.0.1:9/0")
     assert not limiter.answers()
     with pytest.raises(LedgerUnavailable):
         limiter.acquire("k", KeyTerms(name="k", rpm=1), "r", 1)
@@ -268,7 +268,7 @@ def test_a_redis_that_is_away_admits_nobody() -> None:
 )
 def test_what_is_no_redis_is_said_at_start(url: str) -> None:
     with pytest.raises(ConfigError, match="redis: "):
-        open_rate_limiter(url)
+        redis_limiter(url)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from afterword.core.account import KeyTerms, Spent, UsageQuery, UsageRecord
+from afterword.core.limits import MOST_TOKENS
 from afterword.ledger.database import check
 from afterword.ledger.journal import Journal
 from afterword.ledger.keys import KeyStore
@@ -22,7 +23,7 @@ from afterword.ledger.orphans import unreadable
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim
 from afterword.ledger.set_aside import SetAside
-from afterword.ledger.soundness import MOST_TOKENS, bounded, clean, fault_of
+from afterword.ledger.soundness import bounded, clean, fault_of
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import reservations
 from afterword.ledger.writer import LedgerWriter

@@ -19,9 +19,10 @@ from afterword.ledger.database import check, connect, parse_url
 from afterword.ledger.presence import Presence
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim
+from afterword.ledger.silence import DEAD_S
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import processes, spending
-from afterword.ledger.writer import DEAD_S, LedgerWriter
+from afterword.ledger.writer import LedgerWriter
 from ledger.values import Hand, record
 
 ROOT = Path(__file__).parents[2]

@@ -19,9 +19,10 @@ from afterword.ledger.journal import Journal
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim
+from afterword.ledger.silence import DEAD_S
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import processes, reservations, spending
-from afterword.ledger.writer import DEAD_S, LedgerWriter
+from afterword.ledger.writer import LedgerWriter
 from ledger.values import Hand, record
 
 MakeWriter = Callable[..., LedgerWriter]

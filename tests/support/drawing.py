@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from afterword.core.job import SamplingParams
+from afterword.engine.arrays import Ids, Row
 from afterword.engine.changes import Bias, Mask
 from afterword.engine.history import History
-from afterword.engine.row_query import Ids, Row, RowQuery
+from afterword.engine.row_query import RowQuery
 from afterword.engine.sampler import Sampler
 
 

@@ -1,4 +1,4 @@
-"""A mixture of experts in each format of weights answers alike in any batch."""
+"""A mixture of experts in each format of weights is batch invariant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from afterword.engine.llama.binding import PACKS_WEIGHTS
+from afterword.engine.llama.binding import packed_kernels
 from zoo.architectures import Weights
 from zoo.making import make_model
 from zoo.orders import job, prompt
@@ -23,8 +23,8 @@ def model_of_format(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
     made.close()
 
 
-@pytest.mark.skipif(not PACKS_WEIGHTS, reason="llama.cpp's own kernels are not batch invariant")
-async def test_experts_answer_alike_in_any_batch(model_of_format: Model) -> None:
+@pytest.mark.skipif(not packed_kernels(), reason="llama.cpp's own kernels are not batch invariant")
+async def test_experts_are_batch_invariant(model_of_format: Model) -> None:
     model = model_of_format
     assert model.batch_invariant
     requests = [(job(prompt(0, 120, 9, branch=cut), n=3, temperature=1.0),) for cut in range(3)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afterword.engine.llama.binding import PACKS_WEIGHTS
+from afterword.engine.llama.binding import packed_kernels
 from zoo.making import make_model
 from zoo.orders import job, prompt
 from zoo.serving import Model
@@ -31,7 +31,7 @@ def test_every_token_before_matters(model: Model) -> None:
     assert len({tuple(lp[-5:]) for lp in scores}) == len(scores)
 
 
-@pytest.mark.skipif(not PACKS_WEIGHTS, reason="llama.cpp's own kernels are not batch invariant")
+@pytest.mark.skipif(not packed_kernels(), reason="llama.cpp's own kernels are not batch invariant")
 def test_every_model_is_batch_invariant_and_shares(model: Model) -> None:
     """Otherwise the law would check little on this model."""
     assert model.batch_invariant

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from afterword.cli.database import database
+from afterword.cli.files import files_each, files_needed
 from afterword.cli.ledger import data_folder, ledger_place, without_password
 from afterword.cli.sockets import bind, is_loopback, load_tls
 from afterword.config import Settings
@@ -26,7 +27,6 @@ _GIB = 2**30
 _INSTRUCTIONS = ("avx2", "f16c", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile",
                  "asimd", "asimddp", "i8mm", "sve")  # fmt: skip
 _LEAST_FREE_BYTES = 2 * _GIB
-_SPARE_FILES = 64
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -80,8 +80,9 @@ def _threads(settings: Settings) -> Finding:
 
 
 def _files(settings: Settings) -> Finding:
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.max_connections + _SPARE_FILES
+    # The server raises the soft limit itself.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = files_needed(settings.max_connections, files_each(settings.models.values()))
     if most == resource.RLIM_INFINITY:
         return Finding("open files", "no limit")
     change = None

@@ -14,7 +14,7 @@ import rich_click as click
 from afterword import __version__
 from afterword.cli import checkup
 from afterword.cli.options import SettingsCommand, read_settings, setting_flags
-from afterword.cli.terminal import Terminal
+from afterword.cli.terminal import Terminal, print_facts
 from afterword.completion.catalog import ServedModel
 from afterword.completion.search import infill_way
 from afterword.compose.services import load_service
@@ -52,22 +52,22 @@ def doctor(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
 
 
 async def _examine(settings: Settings) -> int:
-    _print(_machine(settings))
+    print_facts(_machine(settings))
     click.echo()
     surroundings = list(checkup.surroundings(settings))
-    _print((finding.name, finding.text) for finding in surroundings)
+    print_facts((finding.name, finding.text) for finding in surroundings)
     async with load_service(settings, Terminal(), fresh=True) as service:
         served = service.catalog.engines
         for model in served:
             click.echo()
-            _print(_model(model, settings))
+            print_facts(_model(model, settings))
         # Upstreams are responsible for their own batch invariance.
         kept = all(
             model.engine.card.batch_invariant or is_remote(settings.models[model.name])
             for model in served
         )
     click.echo()
-    _print(("change", finding.change) for finding in surroundings if finding.change)
+    print_facts(("change", finding.change) for finding in surroundings if finding.change)
     stopped = any(finding.fatal for finding in surroundings)
     return int(stopped or (settings.kv == "exact" and not kept))
 
@@ -126,8 +126,3 @@ def _context(tokens: int, *, remote: bool) -> str:
         return f"{tokens} tokens a sequence"
     # Upstreams have slots of their own, and some do not report their context.
     return f"{tokens} tokens a request" if tokens < UNKNOWN_CONTEXT else "not reported"
-
-
-def _print(rows: Iterator[tuple[str, object]]) -> None:
-    for name, value in rows:
-        click.echo(f"{name:<14} {value}")

@@ -10,11 +10,10 @@ from typing import Any
 
 import msgspec
 import rich_click as click
-from rich.table import Table
 
 from afterword.cli.options import SettingsCommand
 from afterword.cli.served import model_flags, openers
-from afterword.cli.terminal import Terminal, plain, print_table
+from afterword.cli.terminal import Terminal, bare_table, plain, print_table
 from afterword.core.errors import ConfigError
 from afterword.evaluation.comparison import ModelRun, Summary, summarize
 from afterword.evaluation.report import report as page_of
@@ -91,7 +90,7 @@ def _file_name(header: RunHeader) -> str:
 
 
 def _show(summary: Summary) -> None:
-    table = Table(box=None, pad_edge=False, header_style="")
+    table = bare_table()
     for name in ("MODEL", "MEASURE"):
         table.add_column(name)
     for name in ("ITEMS", "SHARE", "INTERVAL (95 %)", "STANDARD ERROR"):
@@ -108,7 +107,7 @@ def _show(summary: Summary) -> None:
 
 
 def _show_tests(first: str, second: str, tests: Sequence[tuple[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="")
+    table = bare_table()
     table.add_column("MCNEMAR")
     for name in ("BOTH", f"ONLY {first}", f"ONLY {second}", "NEITHER", "P"):
         table.add_column(plain(name), justify="right")

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import rich_click as click
-from rich.table import Table
 
 from afterword.cli.database import database, key_store, unknown_models
 from afterword.cli.ledger import ledger_place
 from afterword.cli.options import Command, read_settings
-from afterword.cli.terminal import plain, print_table
+from afterword.cli.terminal import bare_table, plain, print_facts, print_table
 from afterword.config import Settings
 from afterword.core.account import KeyTerms, KeyView, NewKey
 from afterword.core.moments import iso, parse_span
@@ -91,8 +90,7 @@ def create(name: str, **given: Any) -> None:  # noqa: ANN401 - the terms' and th
 @ledger_flags
 def list_keys(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     """List keys, their limits, and how much of their budgets they used."""
-    table = Table("NAME", "KEY", "STATE", "MODELS", "RPM", "TPM", "AT ONCE", "BUDGET", "USED",
-                  box=None, pad_edge=False, header_style="")  # fmt: skip
+    table = bare_table("NAME", "KEY", "STATE", "MODELS", "RPM", "TPM", "AT ONCE", "BUDGET", "USED")
     with database(ledger_settings(given)) as engine:
         for view in key_store(engine).all():
             terms = view.terms
@@ -112,8 +110,7 @@ def list_keys(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
 def show(key: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     """Show everything about KEY, a name or an id, except its secret."""
     with database(ledger_settings(given)) as engine:
-        for name, value in _facts(key_store(engine).find(key)):
-            click.echo(f"{name:<14} {value}")
+        print_facts(_facts(key_store(engine).find(key)))
 
 
 @keys.command(short_help="Give a key a new secret.")

@@ -9,10 +9,9 @@ from typing import Any
 
 import rich_click as click
 from rich.console import Console
-from rich.table import Table
 
 from afterword.cli.options import read_settings
-from afterword.cli.terminal import Terminal
+from afterword.cli.terminal import Terminal, bare_table, print_facts
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.core.machine import memory_limit, usable_cores
@@ -63,7 +62,7 @@ def recommend(use: Use | None, memory_gib: float | None) -> None:
 def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """List the configured models, then other fetched ones."""
     settings = read_settings(given, os.environ).settings
-    table = Table("NAME", "SOURCE", "SIZE", box=None, pad_edge=False, header_style="")
+    table = bare_table("NAME", "SOURCE", "SIZE")
     store = _store(settings)
     for name, source, path in _known(settings, store):
         size = "not fetched" if path is None else _megabytes(_size(path))
@@ -137,8 +136,7 @@ def show(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' fla
     path = _store(settings).find(_file_source(text))
     if path is None:
         raise ConfigError(f"{text}: is not here; run `afterword models pull {text}` to fetch it")
-    for name, value in _facts(read_header(path)):
-        click.echo(f"{name:<14} {value}")
+    print_facts(_facts(read_header(path)))
 
 
 def _size(path: Path) -> int:

@@ -14,12 +14,11 @@ from afterword.gateway.address import is_remote
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-PANELS = tuple(dict.fromkeys(setting.panel for setting in SETTINGS.values()))
 _BY_FLAG = {setting.flag.removeprefix("--"): setting for setting in SETTINGS.values()}
 
 
 class SettingsCommand(click.RichCommand):
-    """A command whose switches still accept ``true`` or ``false`` after them, as in 0.1."""
+    """A command whose switches accept ``true`` or ``false`` after them, too."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read ``--no-auth true`` as ``--no-auth``, and ``--no-auth false`` as ``--auth``."""
@@ -96,22 +95,3 @@ def _pairs(setting: Setting, values: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--{name} {left!r} is given twice")
         pairs[left] = right
     return pairs
-
-
-def settings_table(panel: str) -> str:
-    """The settings of a panel as a Markdown table, for docs/configuration.md."""
-    rows = [["setting", "flag", "default", "meaning"], ["---"] * 4]
-    rows += [
-        [f"`{setting.name}`", _shown_flag(setting), setting.default, setting.help]
-        for setting in SETTINGS.values()
-        if setting.panel == panel
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _shown_flag(setting: Setting) -> str:
-    if setting.value is None:
-        return "none: never on the command line"
-    if setting.is_switch:
-        return f"`{setting.flag}`, `{setting.opposite}`"
-    return f"`{setting.flag} {setting.value}`" + (", repeated" if setting.is_table else "")

@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import msgspec
@@ -16,11 +16,12 @@ from rich.table import Table
 
 from afterword.cli.options import SettingsCommand
 from afterword.cli.served import model_flags, openers
-from afterword.cli.terminal import Terminal, plain, print_table
+from afterword.cli.terminal import Terminal, bare_table, plain, print_table
 from afterword.cli.texts import file_text, standard_input
 from afterword.cli.tinted import table_of_tokens, tinted_text
 from afterword.library.answers import TextScore
 from afterword.library.llm import LLM
+from afterword.library.scoring import Advance
 
 _MOST_ROWS = 500
 _STDIN = "-"
@@ -60,7 +61,14 @@ def score(texts: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401 - the s
     found = []
     for opener in openers(given):
         with LLM.opened_by(opener) as llm:
-            scores = _scored(llm, [text for _, text in named], (top, window, stride))
+            with _progress(llm.facts.name) as advance:
+                scores = llm.score(
+                    [text for _, text in named],
+                    top=top,
+                    window=window,
+                    stride=stride,
+                    advance=advance,
+                )
             found.append(ModelScores(llm.facts.name, llm.facts.fingerprint, scores))
     names = [name for name, _ in named]
     if as_json:
@@ -87,10 +95,9 @@ def _texts(texts: Sequence[str], files: Sequence[str]) -> Iterator[tuple[str, st
         yield file, file_text(file)
 
 
-def _scored(
-    llm: LLM, texts: Sequence[str], given: tuple[int, int | None, int | None]
-) -> Sequence[TextScore]:
-    top, window, stride = given
+@contextmanager
+def _progress(model: str) -> Iterator[Advance]:
+    """Yields what shows how far scoring is."""
     with ExitStack() as stack:
         bar: Callable[[int], None] | None = None
 
@@ -98,12 +105,11 @@ def _scored(
             nonlocal bar
             # What one request scores needs no progress.
             if bar is None and done < total:
-                label = f"{llm.facts.name}: tokens"
-                bar = stack.enter_context(Terminal().counting(label, total))
+                bar = stack.enter_context(Terminal().counting(f"{model}: tokens", total))
             if bar is not None:
                 bar(done)
 
-        return llm.score(texts, top=top, window=window, stride=stride, advance=advance)
+        yield advance
 
 
 def _json(names: Sequence[str], found: Sequence[ModelScores]) -> Iterator[str]:
@@ -160,7 +166,7 @@ def _show(names: Sequence[str], found: Sequence[ModelScores], *, with_tops: bool
 
 
 def _summary(at: int, found: Sequence[ModelScores]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="")
+    table = bare_table()
     table.add_column("MODEL")
     for name in ("TOKENS", "TOTAL", "MEAN", "PERPLEXITY", "BITS/BYTE"):
         table.add_column(name, justify="right")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 import rich_click as click
 
-from afterword.cli.options import read_settings, setting_flags
+from afterword.cli.options import Command, read_settings, setting_flags
 from afterword.cli.terminal import Terminal
 from afterword.config import Settings
 from afterword.library.backend import Opener
@@ -17,7 +17,6 @@ from afterword.library.local import loading
 from afterword.library.opened import TIMEOUT_S
 
 KEY_VARIABLE = "AFTERWORD_KEY"
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def model_flags(command: Command) -> Command:

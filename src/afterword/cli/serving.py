@@ -18,7 +18,7 @@ import uvloop
 
 from afterword import playground
 from afterword.cli import importing
-from afterword.cli.files import allow_connections
+from afterword.cli.files import allow_connections, files_each
 from afterword.cli.ledger import CLOCKS, data_folder, identity, ledger_options, places
 from afterword.cli.logs import ready_line
 from afterword.cli.server import Server, ServerOptions
@@ -29,7 +29,6 @@ from afterword.compose.loading import Loading
 from afterword.compose.services import open_service, retarget, upstream_stats
 from afterword.config import Resolved, Settings
 from afterword.core.errors import ConfigError
-from afterword.gateway.address import is_remote
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.http.middleware import Observer
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
     from afterword.ledger.database import Database
 
 _log = logging.getLogger(__name__)
-
-_REMOTE_FILES = 2
-"""A client's request to another server's model has a connection there, too."""
 
 
 def run(
@@ -167,7 +163,7 @@ def check_entrance(
     if not here and (engine is None or not _has_key(engine)):
         raise ConfigError(
             f"{settings.host} can be reached from other machines, and there is no key yet: "
-            "`afterword keys create NAME` makes one (or --no-auth true lets everybody in)"
+            "`afterword keys create NAME` makes one (or --no-auth lets everybody in)"
         )
     return "keys_if_any" if here else "keys"
 
@@ -192,9 +188,8 @@ def _has_key(engine: Database) -> bool:
 
 def _connections(settings: Settings, terminal: Terminal) -> int:
     """Returns how many connections the server takes. Says so if files allow fewer than wanted."""
-    remote = any(map(is_remote, settings.models.values()))
     most = settings.max_connections
-    fit = allow_connections(most, files_each=_REMOTE_FILES if remote else 1)
+    fit = allow_connections(most, each=files_each(settings.models.values()))
     if fit < most:
         terminal.say(
             f"max_connections is {most}, but the process may not open enough files for them: at "

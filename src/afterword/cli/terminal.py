@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,13 @@ def plain(text: str) -> Text:
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
+def bare_table(*columns: str) -> Table:
+    """Returns a table without lines, with these columns."""
+    from rich.table import Table  # noqa: PLC0415
+
+    return Table(*columns, box=None, pad_edge=False, header_style="")
+
+
 def print_table(table: Table) -> None:
     """Print a table on standard output; without a terminal, each row is one line."""
     from rich.console import Console  # noqa: PLC0415
@@ -34,6 +41,12 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         console = Console(width=_WIDE)
     console.print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Print names and values on standard output, one line each."""
+    for name, value in facts:
+        click.echo(f"{name:<14} {value}")
 
 
 class Terminal:

@@ -8,6 +8,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from afterword.cli.terminal import bare_table
 from afterword.library.html import percentage
 from afterword.library.segments import segments
 from afterword.library.tints import INK, tint_of
@@ -57,7 +58,7 @@ def table_of_tokens(
     tops: Sequence[Mapping[str, float] | None] = (),
 ) -> Table:
     """Returns a row for each token, with a column of log-probabilities for each name."""
-    table = Table(box=None, pad_edge=False, header_style="")
+    table = bare_table()
     table.add_column("#", justify="right")
     table.add_column("TOKEN")
     for name in columns:

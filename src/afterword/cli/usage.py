@@ -10,11 +10,10 @@ from typing import Any
 
 import msgspec
 import rich_click as click
-from rich.table import Table
 
 from afterword.cli.database import database, key_store
 from afterword.cli.keys import ledger_flags, ledger_settings
-from afterword.cli.terminal import plain, print_table
+from afterword.cli.terminal import bare_table, plain, print_table
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
 from afterword.core.moments import parse_moment
 from afterword.ledger.database import Database
@@ -88,7 +87,7 @@ def _write_table(
     names = [name.upper().replace("_", " ") for name in kind.__struct_fields__]
     if kind is UsageSum:
         names[0] = by.upper()
-    table = Table(box=None, pad_edge=False, header_style="")
+    table = bare_table()
     for at, name in enumerate(names):
         table.add_column(name, justify="right" if at and kind is UsageSum else "left")
     totals = [0] * (len(names) - 1)

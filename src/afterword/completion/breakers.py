@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from afterword.completion.tokens import encode
+from afterword.completion.encoding import encode
 from afterword.core.limits import MOST_TAIL_TOKENS
 from afterword.core.protocols import Tokenizer
 

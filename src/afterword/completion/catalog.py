@@ -69,7 +69,7 @@ class Catalog:
     def __init__(
         self,
         models: Sequence[ServedModel],
-        aliases: Mapping[str, Alias | str] | None = None,
+        aliases: Mapping[str, Alias] | None = None,
         vocabularies: Mapping[str, OldTokens] | None = None,
     ) -> None:
         self.engines: Sequence[ServedModel] = tuple(models)
@@ -79,15 +79,14 @@ class Catalog:
             raise ValueError("there must be at least one model, and no two of the same name")
         self._all_names = self._names
         self._caught: ServedModel | None = None
-        for alias, meant in (aliases or {}).items():
-            known = meant if isinstance(meant, Alias) else Alias(meant)
-            if known.model not in self._names or alias in self._names:
-                raise ValueError(f"alias {alias}={known.model} names no model, or is one itself")
-            served = _as_meant(self._names[known.model], alias, known, vocabularies or {})
-            if alias == CATCH_ALL:
+        for name, alias in (aliases or {}).items():
+            if alias.model not in self._names or name in self._names:
+                raise ValueError(f"alias {name}={alias.model} names no model, or is one itself")
+            served = _as_meant(self._names[alias.model], name, alias, vocabularies or {})
+            if name == CATCH_ALL:
                 self._caught = served
             else:
-                self._names[alias] = served
+                self._names[name] = served
 
     def restricted_to(self, allowed: Collection[str]) -> Catalog:
         """Returns the catalog of a key for these names. A model's name includes its aliases.
@@ -156,7 +155,7 @@ class Catalog:
             "alias_of": served.name if name != served.name else None,
             "template": None if served.chat is None else "chat",
             "chat_template": _has_template(served.engine),
-            "tokens": None if served.old is None else served.old.old.name,
+            "tokens": None if served.old is None else served.old.vocabulary.name,
         }
         facts |= {
             field: getattr(limits, field)

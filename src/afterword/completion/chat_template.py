@@ -16,7 +16,6 @@ import msgspec
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from afterword.core.errors import InvalidRequest
 from afterword.core.protocols import Tokenizer
 
 _MARK = "\ue0f1\ue0a7\ue05d"
@@ -157,15 +156,6 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise TemplateUnusable(f"the chat template fails: {error}") from error
-
-
-def refuse(alias: str, reason: TemplateUnusable) -> NoReturn:
-    """Raises ``InvalidRequest`` for a prompt that a template does not take."""
-    raise InvalidRequest(
-        f"Invalid value for 'prompt': {alias} answers prompts in a chat, but {reason}.",
-        param="prompt",
-        code="invalid_value",
-    ) from reason
 
 
 def _to_json(value: Any, indent: int | None = None, **more: Any) -> str:  # noqa: ANN401 - any JSON

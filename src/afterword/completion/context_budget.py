@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from afterword.completion.encoding import least_tokens
 from afterword.completion.fields import Prompt
-from afterword.completion.tokens import least_tokens
 from afterword.core.errors import ContextLengthExceeded
 from afterword.core.limits import Limits
 from afterword.core.protocols import Tokenizer
@@ -44,7 +44,7 @@ class ContextBudget(msgspec.Struct, frozen=True):
 
     def room(self, asked: int | None) -> int:
         """Returns how many prompt tokens leave room for the completion."""
-        wanted = self.limits.default_max_tokens or 1 if asked is None else asked
+        wanted = (self.limits.default_max_tokens or 1) if asked is None else asked
         return max(self.context_tokens - wanted, 0)
 
     def completion_tokens(self, prompt_tokens: int, asked: int | None) -> int:

@@ -86,7 +86,7 @@ def _or_null(schema: Schema) -> Schema:
 _SHOWN_CHARACTERS = 40
 _SHOWN_BITS = 128
 _SLICE_VALUES = 1 << 15
-_INT64 = 2**63
+INT64 = 2**63
 Prompt: TypeAlias = str | tuple[int, ...]
 
 
@@ -131,7 +131,7 @@ def integer(least: int, most: int, *, hint: str = "") -> Kind:
     def parse(name: str, value: Json) -> int:
         if type(value) is float:
             # Integers beyond 64 bits arrive as floats, too.
-            if abs(value) >= _INT64:
+            if abs(value) >= INT64:
                 raise out_of_range(name, value, expected)
             # A number without a fraction is an integer (R19).
             value = int(value) if value.is_integer() else value
@@ -243,7 +243,7 @@ def strings(most: int, characters: int) -> Kind:
 
 
 def _count_or_fit(name: str, value: Json) -> int:
-    count: int = integer(-1, _INT64 - 1).parse(name, value)
+    count: int = integer(-1, INT64 - 1).parse(name, value)
     if count == 0:
         raise out_of_range(name, value, "-1, or an integer of at least 1")
     return count
@@ -287,7 +287,7 @@ def _logit_bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
     parse = _BIAS.parse
     pairs: dict[int, float] = {}
     for key, bias in value.items():
-        if not (key.isascii() and key.isdigit() and len(key) < len(str(_INT64))):
+        if not (key.isascii() and key.isdigit() and len(key) < len(str(INT64))):
             raise InvalidRequest(
                 f"Invalid key in '{name}': {shown(key)} is no token id; keys are token ids "
                 "written as decimal integers.",
@@ -295,7 +295,7 @@ def _logit_bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
                 code="invalid_value",
             )
         if int(key) in pairs:
-            raise InvalidRequest(f"Duplicate request argument supplied: {name}.{key}", param=name)
+            raise duplicate(name, key)
         pairs[int(key)] = parse(name, bias)
     return tuple(sorted(pairs.items()))
 
@@ -412,3 +412,20 @@ def unrecognized(name: str) -> InvalidRequest:
     """Returns the 400 for a field that the server does not know (R18)."""
     short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
     return InvalidRequest(f"Unrecognized request argument supplied: {short}", param=short)
+
+
+def not_offered(name: str, reason: str) -> InvalidRequest:
+    """Returns the 400 for a field, or a value of one, that other servers have."""
+    return InvalidRequest(
+        f"Unrecognized request argument supplied: {name}. It is not offered here; {reason}",
+        param=name,
+    )
+
+
+def duplicate(field: str, inner: str | None = None) -> InvalidRequest:
+    """Returns the 400 for a name that stands twice: a field's, or ``inner`` in its value."""
+    param = written = field[:_SHOWN_CHARACTERS]
+    if inner is not None:
+        written = f"{param}.{inner[:_SHOWN_CHARACTERS]}"
+        param = param.partition(".")[0]
+    return InvalidRequest(f"Duplicate request argument supplied: {written}", param=param)

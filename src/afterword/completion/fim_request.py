@@ -68,8 +68,5 @@ def fim_schema(limits: Limits) -> Schema:
 def _refused(name: str, value: Json) -> None:
     # False asks for nothing.
     if value is not False:
-        raise InvalidRequest(
-            f"Unrecognized request argument supplied: {name}. It is not offered here; the answer "
-            "in chat's shape has no place for it. Use POST /v1/completions.",
-            param=name,
-        )
+        reason = "the answer in chat's shape has no place for it. Use POST /v1/completions."
+        raise fields.not_offered(name, reason)

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
-from afterword.completion.fields import Json, Schema, unrecognized
+from afterword.completion.fields import Json, Schema, not_offered, unrecognized
 from afterword.core.errors import InvalidRequest
 
 
@@ -312,12 +312,12 @@ def ignore_or_refuse(body: Mapping[str, Json], name: str, known: Container[str])
     if found is not None:
         if value is None or found.neutral(value):
             return
-        raise _refusal(name, f"its only value is {found.values}: {found.reason}.")
+        raise not_offered(name, f"its only value is {found.values}: {found.reason}.")
     dialect = _DIALECTS.get(name)
     if dialect is not None:
         if value is None:
             return
-        raise _refusal(name, f"the field is {dialect}.")
+        raise not_offered(name, f"the field is {dialect}.")
     twin = _CAMEL.sub("_", name[:_LONGEST_NAME]).lower()
     if twin != name and twin in known:
         if value is None or (twin in body and _is_one_of(value, (body[twin],))):
@@ -326,10 +326,3 @@ def ignore_or_refuse(body: Mapping[str, Json], name: str, known: Container[str])
             f"Unrecognized request argument supplied: {name}. Its name is {twin}.", param=name
         )
     raise unrecognized(name)
-
-
-def _refusal(name: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Unrecognized request argument supplied: {name}. It is not offered here; {reason}",
-        param=name,
-    )

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import msgspec
 
-from afterword.completion.chat_template import ChatTemplate, Framed, TemplateUnusable, refuse
+from afterword.completion.chat_template import ChatTemplate, Framed, TemplateUnusable
+from afterword.completion.encoding import encode
 from afterword.completion.fields import Prompt
 from afterword.completion.prompt_text import PromptText, Shown, VocabView, prompt_of_text
 from afterword.completion.request import CompletionRequest
-from afterword.completion.tokens import encode
 from afterword.core.errors import InvalidRequest
 from afterword.core.protocols import Tokenizer
 
@@ -59,7 +59,11 @@ class Framing(msgspec.Struct, frozen=True):
         try:
             return self.template.frame(str(prompt), self.now)
         except TemplateUnusable as error:
-            refuse(self.alias, error)
+            raise InvalidRequest(
+                f"Invalid value for 'prompt': {self.alias} answers prompts in a chat, but {error}.",
+                param="prompt",
+                code="invalid_value",
+            ) from error
 
     def texts(self, request: CompletionRequest) -> Iterator[tuple[str, bool]]:
         """Yields the texts that are tokenised, and whether special tokens are parsed."""
@@ -75,7 +79,7 @@ class Framing(msgspec.Struct, frozen=True):
         return end_of_turn_ids(self.template, self.now, tokenizer)
 
     def prompt(
-        self, prompt: Prompt, request: CompletionRequest, tokenizer: Tokenizer, vocab: VocabView
+        self, prompt: Prompt, tokenizer: Tokenizer, vocab: VocabView, shown: Shown
     ) -> tuple[tuple[int, ...], PromptText]:
         """Returns the ids to compute, and the prompt as its choices show it.
 
@@ -93,8 +97,6 @@ class Framing(msgspec.Struct, frozen=True):
         after = encode("prompt", framed.after, tokenizer) if framed.after else []
         if not (before or content or after):
             before = [tokenizer.document_start_id]
-        scored = request.logprobs is not None or request.logprob_token_ids is not None
-        shown = Shown(text=bool(request.echo) or scored, offsets=bool(request.echo) and scored)
         text = prompt_of_text(framed.content, content, vocab, shown)
         text = msgspec.structs.replace(
             text,

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from afterword.completion.tokens import encode, least_tokens
+from afterword.completion.encoding import encode, least_tokens
 from afterword.core.errors import InvalidRequest
 from afterword.core.protocols import InfillTokens, Tokenizer
 
 INFILL_TOKENS = 4
 """The most tokens that ``lay_out`` adds to prefix and suffix."""
-SUFFIX_TOKENS = 256
+MOST_SUFFIX_TOKENS = 256
 """The most tokens of a suffix that a place uses, as with llama-server's settings for editors.
 
 A suffix is computed anew after each keystroke, because it stands behind the cursor.
@@ -129,10 +129,10 @@ class PlaceRoom(msgspec.Struct, frozen=True):
 
     def suffix_tokens(self, prefix: int, suffix: int) -> int:
         """Returns how many tokens of a suffix stay: a quarter of the room, or what is free."""
-        if prefix + min(suffix, SUFFIX_TOKENS) <= self.whole:
-            return min(suffix, SUFFIX_TOKENS)
+        if prefix + min(suffix, MOST_SUFFIX_TOKENS) <= self.whole:
+            return min(suffix, MOST_SUFFIX_TOKENS)
         free = self.whole - _rounded_up(prefix, self._step)
-        return min(suffix, SUFFIX_TOKENS, max(self.whole // 4, free))
+        return min(suffix, MOST_SUFFIX_TOKENS, max(self.whole // 4, free))
 
     def left(self, taken: int) -> int:
         """Returns the room for other files. It changes only with every step of ``taken``."""

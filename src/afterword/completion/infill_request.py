@@ -128,9 +128,7 @@ def _bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
                 raise wrong_type(name, item, "pairs of a token id and a number")
             (token,) = fields.token_ids(name, item[:1])
             if str(token) in pairs:
-                raise InvalidRequest(
-                    f"Duplicate request argument supplied: {name}.{token}", param=name
-                )
+                raise fields.duplicate(name, str(token))
             pairs[str(token)] = -100 if item[1] is False else item[1]
         value = pairs
     found: tuple[tuple[int, float], ...] = fields.LOGIT_BIAS.parse(name, value)

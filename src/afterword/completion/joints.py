@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import msgspec
 
 from afterword.completion.choice import Presentation
+from afterword.completion.encoding import encode
 from afterword.completion.lengths import LengthCosts
 from afterword.completion.openings import SEEN_TOKENS
 from afterword.completion.prompt_text import VocabView, text_of_ids
 from afterword.completion.text import Detokenizer, StopMatcher
-from afterword.completion.tokens import encode
 from afterword.completion.units import Unit, ends_sentence, missing_unit
 from afterword.core.job import NO_TOKEN, Sampled, ScoredPrompt
 from afterword.core.protocols import Tokenizer

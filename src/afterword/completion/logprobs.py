@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 from afterword.completion.prompt_text import VocabView
 from afterword.core.job import NO_TOKEN, ScoredPrompt
-from afterword.core.wire import Logprobs, PromptLogprob, PromptLogprobs
-
-LOWEST = -9999.0
-"""Stands for minus infinity on the wire (L7)."""
+from afterword.core.wire import LOWEST, Logprobs, PromptLogprob, PromptLogprobs
 
 
 class LogprobsBuilder:

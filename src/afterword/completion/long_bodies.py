@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from afterword.completion.fields import Json
+from afterword.completion.fields import Json, duplicate
 from afterword.core.errors import InvalidRequest
 
 _SLICE_BYTES = 1 << 15
@@ -125,7 +125,7 @@ class _Reader:
             if depth == 0:
                 self._field = name
             if name in values:
-                raise self._repeated(name, depth)
+                raise duplicate(self._field, name if depth else None)
             self._expect(b":")
             values[name] = self._value(depth)
             if self._expect(b",}") == b"}":
@@ -237,11 +237,6 @@ class _Reader:
             param=self._field[:40],
             code="invalid_value",
         )
-
-    def _repeated(self, name: str, depth: int) -> InvalidRequest:
-        field = self._field[:40]
-        short = f"{field}.{name[:40]}" if depth else field
-        return InvalidRequest(f"Duplicate request argument supplied: {short}", param=field)
 
 
 def _are_numbers(values: Iterable[Json]) -> bool:

@@ -79,8 +79,8 @@ class TokenTranslation:
     Bytes that several ids have are there with None.
     """
 
-    def __init__(self, old: OldTokens, own: Mapping[bytes, int | None]) -> None:
-        self.old = old
+    def __init__(self, vocabulary: OldTokens, own: Mapping[bytes, int | None]) -> None:
+        self.vocabulary = vocabulary
         self._own = own
 
     def translate(self, request: CompletionRequest) -> CompletionRequest:
@@ -91,15 +91,15 @@ class TokenTranslation:
         for name in _OTHER_IDS:
             if getattr(request, name):
                 raise InvalidRequest(
-                    f"Token ids in '{name}' have no translation from {self.old.name}: ask for the "
-                    "model by its own name.",
+                    f"Token ids in '{name}' have no translation from {self.vocabulary.name}: ask "
+                    "for the model by its own name.",
                     param=name,
                 )
         prompts = tuple(
-            prompt if isinstance(prompt, str) else self.old.text(prompt)
+            prompt if isinstance(prompt, str) else self.vocabulary.text(prompt)
             for prompt in request.prompt
         )
         bias = request.logit_bias
         if bias:
-            bias = tuple(self.old.biased(bias, self._own))
+            bias = tuple(self.vocabulary.biased(bias, self._own))
         return msgspec.structs.replace(request, prompt=prompts, logit_bias=bias)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from afterword.completion.encoding import encode
 from afterword.completion.prompt_text import VocabView, text_of_ids
-from afterword.completion.tokens import encode
 from afterword.completion.units import missing_unit
 from afterword.core.protocols import Tokenizer
 

@@ -10,6 +10,7 @@ import msgspec
 from afterword.completion.answer_weight import AnswerWeight
 from afterword.completion.choice import Presentation
 from afterword.completion.context_budget import ContextBudget
+from afterword.completion.encoding import known_ids
 from afterword.completion.framing import Framing
 from afterword.completion.infill import Place, infill_tokens
 from afterword.completion.prompt_text import PromptText, VocabView
@@ -22,7 +23,7 @@ from afterword.completion.refusals import (
     refuse_unsupported,
 )
 from afterword.completion.request import CompletionRequest
-from afterword.completion.sampling import sampling_params, vocabulary_ids
+from afterword.completion.sampling import sampling_params
 from afterword.completion.search import (
     Around,
     Search,
@@ -133,8 +134,6 @@ def make_plan(
     refuse_many(request, candidates, budget.limits.max_choices)
     refuse_contradictions(request)
     refuse_unsupported(request, inputs.unsupported)
-    if inputs.chat is not None:
-        inputs.chat.refuse_fields(request, infills=inputs.infill is not None)
     options = request.stream_options or {}
     logprobs, _ = _log_probabilities(request)
     common = _common_job(request, tokenizer, budget.context_tokens, inputs, (n, candidates))
@@ -228,9 +227,9 @@ def _common_job(
         logprobs=0 if logprobs is None and candidates > n else logprobs,
         prompt_logprobs=scored,
         prompt_ranks=request.prompt_logprobs is not None,
-        scored_ids=vocabulary_ids("logprob_token_ids", request.logprob_token_ids, tokenizer),
+        scored_ids=known_ids("logprob_token_ids", request.logprob_token_ids, tokenizer),
         extra_end_ids=extra_end_ids,
-        stop_ids=vocabulary_ids("stop_token_ids", request.stop_token_ids, tokenizer),
+        stop_ids=known_ids("stop_token_ids", request.stop_token_ids, tokenizer),
         constraint=_constraint(request, inputs),
         cache_scope=_cache_scope(inputs.cache_scope, request.cache_salt),
         warm=inputs.infill is not None,

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from afterword.completion.context_budget import ContextBudget
-from afterword.completion.fields import Prompt, shown
+from afterword.completion.encoding import encode, known_ids
+from afterword.completion.fields import Prompt
 from afterword.completion.framing import Framing
 from afterword.completion.infill import (
     INFILL_TOKENS,
@@ -27,8 +28,6 @@ from afterword.completion.prompt_text import (
 )
 from afterword.completion.request import CompletionRequest
 from afterword.completion.search import BEHIND_TOKENS
-from afterword.completion.tokens import encode
-from afterword.core.errors import InvalidRequest
 from afterword.core.protocols import Tokenizer
 
 _WHAT_FITS = -1
@@ -59,7 +58,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
     def lay_out(self, prompt: Prompt) -> tuple[tuple[int, ...], PromptText, bool]:
         """Returns the ids to compute, the prompt as its choices show it, and whether it was cut."""
         if self.chat is not None:
-            return *self.chat.prompt(prompt, self.request, self.tokenizer, self.vocab), False
+            return *self.chat.prompt(prompt, self.tokenizer, self.vocab, self._shown()), False
         if self.place is not None:
             placed = self._placed(prompt, self.place)
             return placed.ids, PromptText(placed.ids, 0, ""), placed.cut
@@ -166,12 +165,4 @@ def texts_of(
 def _ids(prompt: Prompt, tokenizer: Tokenizer, *, parse_special: bool) -> Sequence[int]:
     if isinstance(prompt, str):
         return encode("prompt", prompt, tokenizer, parse_special=parse_special) if prompt else ()
-    largest = max(prompt)
-    if largest >= len(tokenizer.pieces):
-        raise InvalidRequest(
-            f"Invalid value for 'prompt': expected token ids below the vocabulary's size of "
-            f"{len(tokenizer.pieces)}, but got {shown(largest)} instead.",
-            param="prompt",
-            code="invalid_value",
-        )
-    return prompt
+    return known_ids("prompt", prompt, tokenizer)

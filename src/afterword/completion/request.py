@@ -23,7 +23,6 @@ from afterword.core.limits import (
     Limits,
 )
 
-_INT64 = 2**63
 _UNPARSABLE = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
     "your HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was "
@@ -33,8 +32,9 @@ _UNPARSABLE = (
 
 BREAKERS = ("\n", ":", '"', "*")
 """The usual ``dry_sequence_breakers``; source: llama.cpp."""
-_MOST = _INT64 - 1
-_LONG_BODY_BYTES = 64 * 1024
+_MOST = fields.INT64 - 1
+LONG_BODY_BYTES = 64 * 1024
+"""Longer bodies are read in slices, and have a planning thread of their own."""
 _PENALTY = fields.number(-2, 2)
 _STREAM_OPTIONS = fields.switches(
     {
@@ -154,7 +154,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[
         int | None,
         Field(
-            fields.integer(-_INT64, _MOST),
+            fields.integer(-fields.INT64, _MOST),
             "Makes draws repeatable: the same seed draws the same tokens, if all else is the same.",
         ),
     ] = None
@@ -416,7 +416,7 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
     repeated key, because one of its values would be ignored (R19).
     """
     try:
-        if len(body) > _LONG_BODY_BYTES:
+        if len(body) > LONG_BODY_BYTES:
             return read_object(body)
         raw = _decoded(body)
     except (Unreadable, RecursionError):
@@ -463,5 +463,4 @@ def _refuse_duplicates(body: bytes, field: str | None = None) -> None:
     except (ValueError, RecursionError):
         raise InvalidRequest(_UNPARSABLE) from None
     if name is not None:
-        short = name[:40] if field is None else f"{field}.{name[:40]}"
-        raise InvalidRequest(f"Duplicate request argument supplied: {short}", param=field or short)
+        raise fields.duplicate(name) if field is None else fields.duplicate(field, name)

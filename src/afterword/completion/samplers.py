@@ -91,13 +91,12 @@ def _is_on(stage: str, stages: Stages) -> bool:
 def _refuse_order(active: Sequence[str], stages: Stages) -> None:
     """Raises ``InvalidRequest`` for stages that do not mean the same in the order here."""
     others = [name for name in active if name != _TEMPERATURE]
-    if others != sorted(set(others), key=STAGES.index):
-        raise _refusal(f"the order here is {', '.join(_order(active))}, each once.")
-    if _TEMPERATURE not in active:
-        return
-    before = active[: active.index(_TEMPERATURE)]
-    matters = _BEFORE_GREEDY if stages.temperature == 0 else _BEFORE_TEMPERATURE
-    if active.count(_TEMPERATURE) > 1 or matters.intersection(before):
+    agrees = others == sorted(set(others), key=STAGES.index)
+    if agrees and _TEMPERATURE in active:
+        before = active[: active.index(_TEMPERATURE)]
+        matters = _BEFORE_GREEDY if stages.temperature == 0 else _BEFORE_TEMPERATURE
+        agrees = active.count(_TEMPERATURE) == 1 and not matters.intersection(before)
+    if not agrees:
         raise _refusal(f"the order here is {', '.join(_order(active))}, each once.")
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from afterword.completion.breakers import breaker_tokens
-from afterword.completion.fields import out_of_range
+from afterword.completion.encoding import known_ids
 from afterword.completion.request import BREAKERS, CompletionRequest
 from afterword.core.errors import InvalidRequest
 from afterword.core.job import Repetition, SamplingParams
@@ -40,30 +38,20 @@ def sampling_params(
     )
 
 
-def vocabulary_ids(name: str, ids: Sequence[int] | None, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Returns the ids of a field; none for None. Raises ``InvalidRequest`` for unknown ones."""
-    if not ids:
-        return ()
-    largest, vocabulary = max(ids), len(tokenizer.pieces)
-    if largest >= vocabulary:
-        raise out_of_range(name, largest, f"token ids below the vocabulary's size of {vocabulary}")
-    return tuple(ids)
-
-
 def _or(given: float | None, default: float) -> float:
     return default if given is None else given
 
 
 def _bias(request: CompletionRequest, tokenizer: Tokenizer) -> tuple[tuple[int, float], ...]:
     bias = request.logit_bias or ()
-    vocabulary_ids("logit_bias", [token for token, _ in bias], tokenizer)
+    known_ids("logit_bias", [token for token, _ in bias], tokenizer)
     if bias and sum(value <= -100 for _, value in bias) >= len(tokenizer.pieces):
         raise InvalidRequest("'logit_bias' bans every token of the vocabulary.", param="logit_bias")
     return tuple(pair for pair in bias if pair[1])
 
 
 def _allowed(request: CompletionRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
-    allowed = vocabulary_ids("allowed_token_ids", request.allowed_token_ids, tokenizer)
+    allowed = known_ids("allowed_token_ids", request.allowed_token_ids, tokenizer)
     banned = {token for token, value in request.logit_bias or () if value <= -100}
     if request.min_tokens:
         banned |= tokenizer.end_ids.union(request.stop_token_ids or ())

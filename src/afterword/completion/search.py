@@ -14,10 +14,10 @@ import msgspec
 
 from afterword.completion.choice import Presentation
 from afterword.completion.context_budget import ContextBudget
+from afterword.completion.encoding import encode
 from afterword.completion.joints import SUFFIX_TOKENS, Joint, Seam, make_seam
 from afterword.completion.openings import SHOWN_TOKENS, Opening, openings
 from afterword.completion.prompt_text import VocabView
-from afterword.completion.tokens import encode
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest
 from afterword.core.job import Job, Sampled, SamplingParams, ScoredPrompt
 from afterword.core.limits import Limits

@@ -8,10 +8,10 @@ from itertools import zip_longest
 from types import TracebackType
 from typing import Self
 
+from afterword.completion.encoding import encode
 from afterword.completion.joints import Candidate, Joint, Trial, joints, promising, trial
 from afterword.completion.lengths import LengthCosts
 from afterword.completion.search import Draw, Search, best_of, middle_event
-from afterword.completion.tokens import encode
 from afterword.core.job import (
     Counted,
     Ended,

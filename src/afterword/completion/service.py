@@ -6,7 +6,7 @@ import string
 import time
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ from afterword.completion.plan import (
     make_plan,
 )
 from afterword.completion.prompts import texts_of
-from afterword.completion.request import CompletionRequest, decode
+from afterword.completion.request import LONG_BODY_BYTES, CompletionRequest, decode
 from afterword.completion.searching import Searching
 from afterword.completion.stopwatch import Stopwatch
 from afterword.completion.stream import CompletionStream
@@ -31,11 +31,10 @@ from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _SHORT_BODY_BYTES = 4096
 """Longer bodies are parsed and tokenised in a thread: on the loop they would delay streams."""
-_LONG_BODY_BYTES = 64 * 1024
-"""Even longer ones in another thread, which they share with their like."""
 _FEW_PROMPTS = 16
 _ID_LETTERS = 24
 _LETTERS = string.ascii_letters + string.digits
@@ -80,7 +79,7 @@ class Planning:
         """
         if size <= _SHORT_BODY_BYTES and prompts <= _FEW_PROMPTS and not costly:
             return work()
-        pool = self._short if size <= _LONG_BODY_BYTES else self._long
+        pool = self._short if size <= LONG_BODY_BYTES else self._long
         return await pool.run(owner, work)
 
     async def tokenize(self, owner: str, size: int, work: Callable[[], T]) -> T:
@@ -94,7 +93,7 @@ class Planning:
         return await self._tokens.run(owner, work)
 
 
-class TokenizerCall(msgspec.Struct, frozen=True):
+class TokenizerCall(msgspec.Struct, Generic[T_co], frozen=True):
     """A parsed request to tokenise, detokenise or apply a template.
 
     ``run`` does the work and raises ``ApiError``.
@@ -102,7 +101,7 @@ class TokenizerCall(msgspec.Struct, frozen=True):
 
     id: str
     model: str
-    run: Callable[[], Awaitable[tokens.Tokenized | tokens.Detokenized | templating.Templated]]
+    run: Callable[[], Awaitable[T_co]]
 
 
 class CompletionService:
@@ -220,7 +219,7 @@ class CompletionService:
         searching = Searching(plan.search, engine.open, clock)
         return CompletionStream(plan, searching, self._entropy, watch, lambda: searching.report)
 
-    async def tokenization(self, body: bytes, owner: str = "") -> TokenizerCall:
+    async def tokenization(self, body: bytes, owner: str = "") -> TokenizerCall[tokens.Tokenized]:
         """Parse the body of POST /tokenize. Raises ``ApiError``."""
         do = partial(self._planning.tokenize, owner, len(body))
         request = await do(partial(tokens.decode_tokenize, body))
@@ -234,7 +233,9 @@ class CompletionService:
 
         return TokenizerCall(self._id("tok"), request.model or served.name, run)
 
-    async def detokenization(self, body: bytes, owner: str = "") -> TokenizerCall:
+    async def detokenization(
+        self, body: bytes, owner: str = ""
+    ) -> TokenizerCall[tokens.Detokenized]:
         """Parse the body of POST /detokenize. Raises ``ApiError``."""
         do = partial(self._planning.tokenize, owner, len(body))
         request = await do(partial(tokens.decode_detokenize, body))
@@ -244,7 +245,7 @@ class CompletionService:
 
         def text() -> tokens.Detokenized:
             if served.old is not None:
-                return tokens.Detokenized(served.old.old.text(request.tokens, "tokens"))
+                return tokens.Detokenized(served.old.vocabulary.text(request.tokens, "tokens"))
             return tokens.detokenize(request, engine.tokenizer)
 
         async def run() -> tokens.Detokenized:
@@ -252,7 +253,7 @@ class CompletionService:
 
         return TokenizerCall(self._id("tok"), request.model or served.name, run)
 
-    async def templating(self, body: bytes, owner: str = "") -> TokenizerCall:
+    async def templating(self, body: bytes, owner: str = "") -> TokenizerCall[templating.Templated]:
         """Parse the body of POST /apply-template. Raises ``ApiError``."""
         parse = partial(templating.decode_template, body)
         request = await self._planning.tokenize(owner, len(body), parse)

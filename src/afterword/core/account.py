@@ -5,11 +5,13 @@ Token counts are those of ``usage`` on the wire (A5); times are Unix seconds in 
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
 Period: TypeAlias = Literal["day", "month"]
+PERIODS: Sequence[Period] = get_args(Period)
 UsageStatus: TypeAlias = Literal["answered", "failed", "client_gone", "cancelled", "lost"]
 UsageBy: TypeAlias = Literal["key", "model", "user", "day"]
 

@@ -2,6 +2,7 @@
 
 AfterwordError
 ├── ConfigError              a setting, file or port that cannot be used: one line, exit status 2
+├── UnusableGrammar          a grammar that an engine cannot keep to
 ├── UnspellableText          a vocabulary has no tokens for a text; a 400 that names the field
 └── ApiError                 an answer with an error envelope
     ├── InvalidRequest       400 invalid_request_error

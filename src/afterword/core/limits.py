@@ -4,8 +4,6 @@ import msgspec
 
 MOST_USER_CHARACTERS = 1024
 """The longest ``user``, which the ledger records. Operators cannot change it."""
-
-
 MOST_SCORED_IDS = 128
 """The most ``logprob_token_ids`` of a request."""
 MOST_STOP_IDS = 128
@@ -14,7 +12,11 @@ MOST_BREAKERS, MOST_BREAKER_CHARACTERS = 32, 40
 """The most ``dry_sequence_breakers``, and the longest of them."""
 MOST_TAIL_TOKENS = 20
 """The most tokens of a breaker behind the token that it begins in."""
+MOST_TOKENS = 1 << 44
+"""The most tokens of a record: more than the largest request on the largest context can take.
 
+2^19 such records still add up.
+"""
 MOST_GRAMMAR_BYTES = 64 * 1024
 """The longest schema, regular expression or grammar of a request."""
 

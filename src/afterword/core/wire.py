@@ -8,6 +8,9 @@ import msgspec
 from afterword.core.job import FinishReason
 from afterword.core.protocols import InfillTokens
 
+LOWEST = -9999.0
+"""Stands for minus infinity, and for other numbers that JSON does not have (L7)."""
+
 
 class Logprobs(msgspec.Struct, frozen=True):
     """Four arrays of one length (L1)."""

@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from afterword.engine.arrays import Ids, Row
 from afterword.engine.history import History
-from afterword.engine.row_query import Ids, Row
 
 Mask = npt.NDArray[np.bool_]
 

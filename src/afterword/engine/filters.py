@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from afterword.engine.row_query import Ids, Row
+from afterword.engine.arrays import Ids, Row
 
 _FEW = 2048
 """Up to this many weights are sorted directly; more are counted into bins first."""

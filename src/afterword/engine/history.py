@@ -13,11 +13,9 @@ import numpy.typing as npt
 
 from afterword.core.job import Repetition, SamplingParams
 from afterword.core.limits import MOST_TAIL_TOKENS
+from afterword.engine.arrays import Ids, Row, TokenIds
 
 Number = TypeVar("Number", np.int32, np.int64)
-Ids = npt.NDArray[np.int64]
-TokenIds = npt.NDArray[np.int32]
-Row = npt.NDArray[np.float32]
 Tail = tuple[int, ...]
 
 _LARGEST_LOG = 88.7228391

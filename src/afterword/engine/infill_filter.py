@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.job import InfillFilter
+from afterword.engine.arrays import Ids
 
-Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 
 _END_FAVOUR = 3

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from afterword.core.job import NO_TOKEN, SamplingParams
-
-Row = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
+from afterword.engine.arrays import Ids, LogProbs
 
 
 class RowError(ArithmeticError):
@@ -63,13 +56,6 @@ class RowResult(msgspec.Struct, frozen=True):
     normaliser: float = 0.0
     logprob: float = 0.0
     top_ids: Ids = np.empty(0, np.int64)
-    top_logprobs: npt.NDArray[np.float64] = np.empty(0, np.float64)
+    top_logprobs: LogProbs = np.empty(0, np.float64)
     rank: int = 0
     error: RowError | None = None
-
-
-class RowSampler(Protocol):
-    """Answers queries of the rows of a step. The result of a row does not depend on the others."""
-
-    def answer(self, rows: Rows, queries: Sequence[RowQuery]) -> list[RowResult]:
-        """Returns the results of queries of ``rows`` [n, vocabulary], in order."""

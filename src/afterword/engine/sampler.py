@@ -16,19 +16,17 @@ from typing import Protocol
 import numpy as np
 
 from afterword.core.job import InfillFilter, SamplingParams
+from afterword.engine.arrays import Ids, Row, Rows
 from afterword.engine.changes import Bias, Mask, change
 from afterword.engine.filters import fewest, typical
 from afterword.engine.history import History
 from afterword.engine.infill_filter import sure_enough
 from afterword.engine.row_query import (
-    Ids,
     NoNumbersError,
     NothingToDrawError,
-    Row,
     RowError,
     RowQuery,
     RowResult,
-    Rows,
 )
 
 _BLOCK = 256
@@ -99,7 +97,10 @@ class Sampler:
         return number
 
     def answer(self, rows: Rows, queries: Sequence[RowQuery]) -> list[RowResult]:
-        """Implements ``RowSampler``."""
+        """Returns the results of queries of ``rows`` [n, vocabulary], in order.
+
+        The result of a row does not depend on the others.
+        """
         self._changes = 0
         return [self._answer(rows, query) for query in queries]
 

@@ -21,7 +21,7 @@ async def evaluate(
     state: StateFile,
     *,
     at_once: int = AT_ONCE,
-    advance: Callable[[int], object] = int,
+    advance: Callable[[int], object] | None = None,
 ) -> Sequence[Outcome]:
     """Returns the outcome of every item, in order; those in ``state`` are not computed again.
 
@@ -35,7 +35,8 @@ async def evaluate(
         # All workers take from one iterator.
         for index, item in left:
             state.add(await _outcome(llm, index, item))
-            advance(1)
+            if advance is not None:
+                advance(1)
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -30,10 +30,15 @@ class Address(msgspec.Struct, frozen=True):
     model: str | None = None
 
     @property
+    def authority(self) -> str:
+        """Host and port, as a URL and the Host header have them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
     def origin(self) -> str:
         """Scheme, host and port, for logs and error texts. It holds no secret."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{self.authority}"
 
     @property
     def url(self) -> str:

@@ -58,14 +58,13 @@ class RemoteEngine:
 
     def __init__(self, pool: Pool, found: Sequence[Facts], *, max_waiting: int) -> None:
         self.pool = pool
-        self._facts = found[0]
+        context = min(facts.context_tokens for facts in found)
+        self._facts = msgspec.structs.replace(found[0], context_tokens=context)
         self._max_waiting = max_waiting
         self._generations: set[RemoteGeneration] = set()
         self._closed = False
         self.tokenizer: AnyTokenizer = self._tokenizer()
         self.counts = Counts()
-        context = min(facts.context_tokens for facts in found)
-        self._facts = msgspec.structs.replace(found[0], context_tokens=context)
         digest = identity(pool.dialect.name, *sorted({facts.identity for facts in found}))
         self.card = EngineCard(
             draws=False,

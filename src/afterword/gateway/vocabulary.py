@@ -19,15 +19,19 @@ _MOST_CUT_BYTES = 256
 _GIVEN_UP = b"\xff"
 """The piece of tokens whose bytes an upstream never reports; U+FFFD in text."""
 
-Encode = Callable[[str, bool], Awaitable[Sequence[int]]]
-
 
 class Pieces(list[bytes]):
-    """Bytes by id. Clients may name ids below ``len``; later ids are the gateway's own."""
+    """Bytes by id, and ids by bytes; if several ids have the same bytes, the first one is meant.
+
+    Clients may name ids below ``len``; later ids are the gateway's own.
+    """
 
     def __init__(self, named: Iterable[bytes]) -> None:
         super().__init__(named)
         self.named = super().__len__()
+        self._ids: dict[bytes, int] = {}
+        for i, piece in enumerate(self):
+            self._ids.setdefault(piece, i)
 
     def __len__(self) -> int:
         return self.named
@@ -38,7 +42,7 @@ class Pieces(list[bytes]):
         return super().__len__() - self.named
 
     def add(self, piece: bytes) -> int:
-        """Returns a new id of the gateway's own for ``piece``.
+        """Returns a new id of the gateway's own for ``piece``. ``id_of`` does not return it.
 
         Raises ``StreamBroke`` if an upstream has sent too many different pieces.
         """
@@ -47,109 +51,30 @@ class Pieces(list[bytes]):
         self.append(piece)
         return super().__len__() - 1
 
-
-def _spell(text: bytes, ids: dict[bytes, int], pieces: Pieces) -> list[int]:
-    """Returns ids with the joint bytes ``text``; new ones as long as there is room for them.
-
-    Text that is short enough to be a token is one id, longer text is about as many as a tokenizer
-    would make. Pieces are kept for ever, so half the room is left to names of tokens, and without
-    room text is divided into known pieces.
-    """
-    known = ids.get(text)
-    if known is not None:
-        return [known]
-    if len(text) > _LONGEST_TOKEN_BYTES:
-        parts = range(0, len(text), _TOKEN_BYTES)
-        return [i for at in parts for i in _spell(text[at : at + _TOKEN_BYTES], ids, pieces)]
-    if pieces.own < _MOST_OWN // 2 or len(text) == 1:
-        ids[text] = pieces.add(text)
-        return [ids[text]]
-    half = len(text) // 2
-    return _spell(text[:half], ids, pieces) + _spell(text[half:], ids, pieces)
-
-
-class RemoteTokenizer:
-    """A ``Tokenizer`` that asks an upstream. Safe from any thread except ``id_of`` and ``end``.
-
-    ``encode(text, parse_special)`` asks the upstream for ids. ``end_ids`` contain a few ids of
-    the gateway's own, so that ``end`` can give one of them to an end token that the upstream has
-    not declared.
-    """
-
-    def __init__(self, table: Vocabulary, *, chat_template: str | None, encode: Encode) -> None:
-        self.pieces = Pieces(table.pieces)
-        self._named = self.pieces.named
-        self._ends = [self.pieces.add(b"") for _ in range(_ENDS)]
-        self._ended_by: dict[int, int] = {}
-        self.aliases: dict[int, int] = {}
-        self.declared_end_ids = frozenset(table.end_ids)
-        self.end_ids = self.declared_end_ids.union(self._ends)
-        self.special_ids = frozenset(table.special_ids)
-        self.bos_id = table.bos_id
-        self.document_start_id = table.document_start_id
-        self.roles = table.roles
-        self.infill: InfillTokens | None = table.infill
-        after = table.space_after
-        self.space_after = None if after is None else frozenset(after)
-        self.chat_template = chat_template
-        self.max_piece_bytes = max(map(len, table.pieces), default=1)
-        self._ask = encode
-        self._known: Mapping[tuple[str, bool], Sequence[int]] = {}
-        # If several ids have the same bytes, the first one is meant.
-        self._ids: dict[bytes, int] = {}
-        for i, piece in enumerate(table.pieces):
-            self._ids.setdefault(piece, i)
-
-    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> RemoteTokenizer:
-        """See ``core.protocols.Tokenizer``."""
-        known = {}
-        for text, parse_special in texts:
-            if (text, parse_special) not in known:
-                known[text, parse_special] = await self._ask(text, parse_special)
-        knowing = copy.copy(self)  # shallow: tables are shared
-        knowing._known = known  # noqa: SLF001 - the same class
-        return knowing
-
-    def encode(
-        self,
-        text: str,
-        *,
-        parse_special: bool = True,
-        continues: bool = False,  # noqa: ARG002 - no upstream has such an option
-    ) -> list[int]:
-        """Returns the ids of a text that ``prepare`` has asked for."""
-        return list(self._known[text, parse_special])
-
     def id_of(self, piece: bytes) -> int:
         """Returns the id whose bytes are ``piece``, or a new id of the gateway's own."""
         known = self._ids.get(piece)
         if known is None:
-            known = self._ids[piece] = self.pieces.add(piece)
+            known = self._ids[piece] = self.add(piece)
         return known
 
     def spell(self, text: bytes) -> list[int]:
-        """Returns ids with the joint bytes ``text``, for text that came without ids."""
-        return _spell(text, self._ids, self.pieces)
+        """Returns ids with the joint bytes ``text``; new ones as long as there is room for them.
 
-    def check(self, ids: Sequence[int]) -> None:
-        """Raises ``StreamBroke`` if an id is outside the upstream's vocabulary."""
-        most = self._named
-        for token in ids:
-            if not 0 <= token < most:
-                raise StreamBroke("it sent a token that its vocabulary does not have")
-
-    def end(self, token: int) -> int:
-        """Returns an end id with the bytes of ``token``, which has ended a sequence upstream."""
-        if token in self.declared_end_ids:
-            return token
-        known = self._ended_by.get(token)
-        if known is None:
-            # A model has few end tokens. If it has too many, some share the last id.
-            known = self._ends[min(len(self._ended_by), _ENDS - 1)]
-            self._ended_by[token] = known
-            self.pieces[known] = self.pieces[token]
-            self.aliases[known] = token
-        return known
+        Text that is short enough to be a token is one id, longer text is about as many as a
+        tokenizer would make. Pieces are kept for ever, so half the room is left to names of
+        tokens, and without room text is divided into known pieces.
+        """
+        known = self._ids.get(text)
+        if known is not None:
+            return [known]
+        if len(text) > _LONGEST_TOKEN_BYTES:
+            parts = range(0, len(text), _TOKEN_BYTES)
+            return [i for at in parts for i in self.spell(text[at : at + _TOKEN_BYTES])]
+        if self.own < _MOST_OWN // 2 or len(text) == 1:
+            return [self.id_of(text)]
+        half = len(text) // 2
+        return self.spell(text[:half]) + self.spell(text[half:])
 
     def spelling(self, spelled: bytes, count: int) -> list[int]:
         """Returns ``count`` ids with the joint bytes ``spelled``, for tokens sent without ids."""
@@ -179,6 +104,81 @@ class RemoteTokenizer:
         return rest(0, count) if spelled else None
 
 
+class RemoteTokenizer:
+    """A ``Tokenizer`` that asks an upstream. Safe from any thread except new pieces and ``end``.
+
+    ``encode(text, parse_special)`` asks the upstream for ids. ``end_ids`` contain a few ids of
+    the gateway's own, so that ``end`` can give one of them to an end token that the upstream has
+    not declared.
+    """
+
+    def __init__(
+        self,
+        table: Vocabulary,
+        *,
+        chat_template: str | None,
+        encode: Callable[[str, bool], Awaitable[Sequence[int]]],
+    ) -> None:
+        self.pieces = Pieces(table.pieces)
+        self._named = self.pieces.named
+        self._ends = [self.pieces.add(b"") for _ in range(_ENDS)]
+        self._ended_by: dict[int, int] = {}
+        self.aliases: dict[int, int] = {}
+        self.declared_end_ids = frozenset(table.end_ids)
+        self.end_ids = self.declared_end_ids.union(self._ends)
+        self.special_ids = frozenset(table.special_ids)
+        self.bos_id = table.bos_id
+        self.document_start_id = table.document_start_id
+        self.roles = table.roles
+        self.infill: InfillTokens | None = table.infill
+        after = table.space_after
+        self.space_after = None if after is None else frozenset(after)
+        self.chat_template = chat_template
+        self.max_piece_bytes = max(map(len, table.pieces), default=1)
+        self._ask = encode
+        self._known: Mapping[tuple[str, bool], Sequence[int]] = {}
+
+    async def prepare(self, texts: Iterable[tuple[str, bool]]) -> RemoteTokenizer:
+        """See ``core.protocols.Tokenizer``."""
+        known = {}
+        for text, parse_special in texts:
+            if (text, parse_special) not in known:
+                known[text, parse_special] = await self._ask(text, parse_special)
+        knowing = copy.copy(self)  # shallow: tables are shared
+        knowing._known = known  # noqa: SLF001 - the same class
+        return knowing
+
+    def encode(
+        self,
+        text: str,
+        *,
+        parse_special: bool = True,
+        continues: bool = False,  # noqa: ARG002 - no upstream has such an option
+    ) -> list[int]:
+        """Returns the ids of a text that ``prepare`` has asked for."""
+        return list(self._known[text, parse_special])
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises ``StreamBroke`` if an id is outside the upstream's vocabulary."""
+        most = self._named
+        for token in ids:
+            if not 0 <= token < most:
+                raise StreamBroke("it sent a token that its vocabulary does not have")
+
+    def end(self, token: int) -> int:
+        """Returns an end id with the bytes of ``token``, which has ended a sequence upstream."""
+        if token in self.declared_end_ids:
+            return token
+        known = self._ended_by.get(token)
+        if known is None:
+            # A model has few end tokens. If it has too many, some share the last id.
+            known = self._ends[min(len(self._ended_by), _ENDS - 1)]
+            self._ended_by[token] = known
+            self.pieces[known] = self.pieces[token]
+            self.aliases[known] = token
+        return known
+
+
 class TextTokenizer:
     """A ``Tokenizer`` for an upstream that has none: text passes through unchanged.
 
@@ -191,9 +191,8 @@ class TextTokenizer:
     def __init__(self) -> None:
         self.pieces = Pieces(())
         for byte in range(256):
-            self.pieces.add(bytes([byte]))
-        self.document_start_id = self.pieces.add(b"")
-        self._ids: dict[bytes, int] = {piece: i for i, piece in enumerate(list(self.pieces))}
+            self.pieces.id_of(bytes([byte]))
+        self.document_start_id = self.pieces.id_of(b"")
         self.end_ids: frozenset[int] = frozenset()
         self.special_ids: frozenset[int] = frozenset()
         self.bos_id: int | None = None
@@ -221,14 +220,3 @@ class TextTokenizer:
     def text(self, ids: Sequence[int]) -> str:
         """Returns the text of a prompt; "" for an empty prompt."""
         return b"".join(map(self.pieces.__getitem__, ids)).decode()
-
-    def spell(self, text: bytes) -> list[int]:
-        """Returns ids with the joint bytes ``text``."""
-        return _spell(text, self._ids, self.pieces)
-
-    def id_of(self, piece: bytes) -> int:
-        """Returns the id whose bytes are ``piece``; a new one if none has them."""
-        known = self._ids.get(piece)
-        if known is None:
-            known = self._ids[piece] = self.pieces.add(piece)
-        return known

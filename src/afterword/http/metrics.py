@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from afterword.completion.catalog import ServedModel
 from afterword.core.ledger import Ledger
+from afterword.core.limits import MOST_TOKENS
 from afterword.core.protocols import EngineStats
 from afterword.http.exchange import Exchange
 from afterword.http.upstreams import UpstreamCollector, Upstreams
@@ -25,7 +26,6 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKEN_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
-_MOST_TOKENS = 1 << 44
 _LEDGER_GAUGES = {
     "reachable": "1 while the ledger's database answers.",
     "unsettled": "Admitted requests that have not ended.",
@@ -36,11 +36,6 @@ _LEDGER_COUNTERS = {
     "written": "Ended requests that were written to the database.",
     "refused_keys": "Requests with a wrong key.",
 }
-_DEPRECATED_NAMES = {
-    "afterword_ledger_pending_writes": "afterword_ledger_unfolded",
-    "afterword_ledger_written": "afterword_ledger_folded",
-}
-"""New name to old name. The old one is exposed too, for one version."""
 _ENGINE_GAUGES = {
     "running_sequences": "Sequences that generate.",
     "waiting_sequences": "Sequences that wait for a slot.",
@@ -135,34 +130,9 @@ class LedgerCollector(Collector):
             yield CounterMetricFamily(f"afterword_ledger_{field}", text, value=value)
 
 
-class Renamed(Collector):
-    """Another collector's families, each also under its deprecated name if it has one."""
-
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-
-    def collect(self) -> Iterable[Metric]:
-        """Every family; a deprecated name comes right after the new one."""
-        for family in self._collector.collect():
-            yield family
-            old_name = _DEPRECATED_NAMES.get(family.name)
-            if old_name is not None:
-                yield _under(old_name, family)
-
-
-def _under(old_name: str, family: Metric) -> Metric:
-    # Samples of a counter end in _total, which its family's name does not.
-    suffix = "_total" if family.type == "counter" else ""
-    text = f"deprecated: use {family.name}{suffix}"
-    copy = Metric(old_name, text, family.type, family.unit)
-    for sample in family.samples:
-        copy.samples.append(sample._replace(name=old_name + sample.name.removeprefix(family.name)))
-    return copy
-
-
 def _believed(tokens: int) -> int:
     """Returns a count that a counter takes, whatever another server says."""
-    return min(max(tokens, 0), _MOST_TOKENS)
+    return min(max(tokens, 0), MOST_TOKENS)
 
 
 class Metrics:
@@ -208,9 +178,9 @@ class Metrics:
             ["limit"],
             registry=self._registry,
         )
-        self._registry.register(Renamed(EngineCollector(models)))
-        self._registry.register(Renamed(LedgerCollector(ledger)))
-        self._registry.register(Renamed(UpstreamCollector(upstreams)))
+        self._registry.register(EngineCollector(models))
+        self._registry.register(LedgerCollector(ledger))
+        self._registry.register(UpstreamCollector(upstreams))
 
     def record(self, exchange: Exchange, *, route: str, status: int, ended_s: float) -> None:
         """Count a finished exchange. ``route`` is a template, to keep the labels few."""

@@ -18,7 +18,7 @@ from afterword.http.exchange import Exchange, exchange_of
 from afterword.http.scope import caller_of
 
 _encode = msgspec.json.Encoder().encode
-_Parse: TypeAlias = Callable[[bytes, str], Awaitable[TokenizerCall]]
+_Parse: TypeAlias = Callable[[bytes, str], Awaitable[TokenizerCall[msgspec.Struct]]]
 
 
 class Tokenizing:

@@ -41,31 +41,31 @@ class LedgerQueries:
         return self._clock()
 
     async def create_key(self, terms: KeyTerms) -> NewKey:
-        """Make a key."""
+        """See ``AdminQueries``."""
         return await _in_thread(self._keys.create, terms)
 
     async def keys(self) -> list[KeyView]:
-        """Return every key."""
+        """See ``AdminQueries``."""
         return await _in_thread(self._keys.all)
 
     async def key(self, key: str) -> KeyView:
-        """Return a key by id or name."""
+        """See ``AdminQueries``."""
         return await _in_thread(self._keys.find, key)
 
     async def rotate_key(self, key: str, overlap_s: float) -> NewKey:
-        """Give a key a new secret."""
+        """See ``AdminQueries``."""
         return await _in_thread(self._keys.rotate, key, overlap_s)
 
     async def revoke_key(self, key: str) -> KeyView:
-        """End a key."""
+        """See ``AdminQueries``."""
         return await _in_thread(self._keys.revoke, key)
 
     async def usage(self, by: UsageBy, query: UsageQuery) -> list[UsageSum]:
-        """Return sums of usage."""
+        """See ``AdminQueries``."""
         return await _in_thread(self._usage.sums, by, query)
 
     async def requests(self, query: UsageQuery, *, after: str, most: int) -> list[UsageRecord]:
-        """Return records of usage."""
+        """See ``AdminQueries``."""
         return await _in_thread(self._usage.requests, query, after=after, most=most)
 
 

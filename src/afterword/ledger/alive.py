@@ -14,11 +14,11 @@ from typing import Self
 import msgspec
 import sqlalchemy as sa
 
+from afterword.ledger import journal
 from afterword.ledger.folder import make_private
 from afterword.ledger.presence import Presence
 
 _SUFFIX = ".alive"
-_JOURNAL_SUFFIX = ".journal"
 
 
 class AliveLock:
@@ -72,7 +72,7 @@ def alive_folder(engine: sa.Engine, journals: Path) -> Path:
 
 def lives(folder: Path, process_id: str) -> bool:
     """Whether a process on this folder holds its lock: surely alive. False: nobody knows."""
-    files = (folder / f"{process_id}{_SUFFIX}", *folder.glob(f"{process_id}-*{_JOURNAL_SUFFIX}"))
+    files = (folder / f"{process_id}{_SUFFIX}", *folder.glob(f"{process_id}-*{journal.SUFFIX}"))
     return any(_is_locked(file) for file in files)
 
 

@@ -14,12 +14,10 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from afterword.core.account import Period, UsageRecord
+from afterword.core.account import PERIODS, UsageRecord
 from afterword.ledger.periods import period_of
 from afterword.ledger.record_writer import Claim
 from afterword.ledger.tables import processes, reservations, spending, usage
-
-_PERIODS: Sequence[Period] = ("day", "month")
 
 
 class _Statements(msgspec.Struct, frozen=True):
@@ -167,7 +165,7 @@ def write(
     used: Counter[tuple[str, str]] = Counter()
     for record in records:
         if record.id in new and record.key_id is not None:
-            for per in _PERIODS:
+            for per in PERIODS:
                 period = period_of(record.started_at, per)
                 used[record.key_id, period] += record.prompt_tokens + record.completion_tokens
     ids = [record.id for record in records] if holding is None else holding

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import get_args
+from collections.abc import Callable
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from afterword.core.account import KeyTerms, KeyView, NewKey, Period
+from afterword.core.account import PERIODS, KeyTerms, KeyView, NewKey
 from afterword.core.errors import InvalidRequest
 from afterword.core.faults import without_keys
 from afterword.core.moments import END_OF_TIME_S
@@ -23,7 +22,6 @@ _ID_BYTES = 6
 _MOST_NAME_CHARACTERS = 200
 _MOST_MODELS = 1000
 _MOST_TOKENS = 2**53
-_PERIODS: Sequence[Period] = get_args(Period)
 
 
 class KeyStore:
@@ -115,7 +113,7 @@ class KeyStore:
     def _views(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[KeyView]:
         """Returns keys, oldest first. It asks three questions, however many keys there are."""
         now_s = self._clock()
-        periods = {per: period_of(now_s, per) for per in _PERIODS}
+        periods = {per: period_of(now_s, per) for per in PERIODS}
         rows = connection.execute(
             sa.select(keys).where(which).order_by(keys.c.created_at, keys.c.id)
         ).mappings()

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -229,7 +229,7 @@ async def open_ledger(
                 presence=options.presence,
             )
 
-        if limiter_thread is not None and isinstance(limiter, Asked):
+        if limiter_thread is not None:
             limiter_thread.submit(limiter.answers).add_done_callback(_say_if_away)
         ledger = OpenLedger(access, journal, pending, options.folder, connect)
         if engine is not None:
@@ -252,14 +252,6 @@ def _limiter(options: LedgerOptions, clocks: Clocks) -> tuple[RateLimiter, Execu
     return redis_limiter(options.redis), ThreadPoolExecutor(1, "afterword-rate-limiter")
 
 
-@runtime_checkable
-class Asked(Protocol):
-    """A rate limiter on another machine."""
-
-    def answers(self) -> bool:
-        """Whether it can be reached now."""
-
-
 def _say_if_away(asked: Future[bool]) -> None:
     if asked.cancelled() or (asked.exception() is None and asked.result()):
         return
@@ -273,10 +265,10 @@ def redis_limiter(url: str) -> RedisRateLimiter:
     """A rate limiter over Redis. Raises ``ConfigError`` for a wrong URL or a missing driver."""
     try:
         # The driver is an extra, and takes time to import.
-        from afterword.ledger.redis import open_rate_limiter  # noqa: PLC0415
+        from afterword.ledger.redis import RedisRateLimiter, connect  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError("redis: its driver is missing: pip install 'afterword[redis]'") from error
-    return open_rate_limiter(url)
+    return RedisRateLimiter(connect(url))
 
 
 async def _keep_up(

@@ -32,6 +32,9 @@ class RateDecision(msgspec.Struct, frozen=True):
 class RateLimiter(Protocol):
     """Counts requests against limits. Methods may wait for the network."""
 
+    def answers(self) -> bool:
+        """Whether it can be reached now."""
+
     def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> RateDecision:
         """Count a request against all limits of its key, or against none if one refuses it."""
 
@@ -109,6 +112,10 @@ class MemoryRateLimiter:
         self._clock = clock
         self._windows: dict[str, _Window] = {}
         self._swept_s = clock()
+
+    def answers(self) -> bool:
+        """See ``RateLimiter``."""
+        return True
 
     def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> RateDecision:
         """See ``RateLimiter``."""

@@ -130,7 +130,7 @@ class RedisRateLimiter:
         self._lock = threading.Lock()
 
     def answers(self) -> bool:
-        """Whether Redis can be reached now."""
+        """See ``rate_limits.RateLimiter``."""
         try:
             return bool(self._client.ping())
         except _ERRORS:
@@ -170,11 +170,6 @@ class RedisRateLimiter:
             return call()
         except _ERRORS as error:
             raise LedgerUnavailable("Limits cannot be counted at the moment.") from error
-
-
-def open_rate_limiter(url: str) -> RedisRateLimiter:
-    """A rate limiter over ``connect(url)``."""
-    return RedisRateLimiter(connect(url))
 
 
 def connect(url: str) -> RedisClient:

@@ -12,12 +12,11 @@ import msgspec
 from msgspec.structs import replace
 
 from afterword.core.account import Spent, UsageRecord
+from afterword.core.limits import MOST_TOKENS
 from afterword.core.moments import END_OF_TIME_S
 
 _log = logging.getLogger(__name__)
 
-MOST_TOKENS = 1 << 44
-"""More than the largest request on the largest context can take. 2^19 such records still add up."""
 _LONGEST_MS = 1e15
 _COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 

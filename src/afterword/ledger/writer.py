@@ -35,6 +35,7 @@ from afterword.ledger.orphans import reap_journals
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim
 from afterword.ledger.set_aside import SetAside
+from afterword.ledger.silence import Silence
 from afterword.ledger.sqlite_file import Identity
 from afterword.ledger.tables import processes, reservations
 
@@ -42,10 +43,6 @@ _log = logging.getLogger(__name__)
 
 FLUSH_S = 0.4
 """The longest pause between flushes. A revoked key has to stop within a second."""
-DEAD_S = 30.0
-"""A process without a heartbeat for so long is dead, if its lock cannot be seen from here."""
-_UNWATCHED_S = 15.0
-"""After such a pause this process itself stood still, and saw nobody's silence."""
 _HEARTBEAT_S = 5.0
 _RETRY_S = 0.5
 _STUCK_S = 5.0
@@ -85,8 +82,7 @@ class LedgerWriter:
         self._claims: deque[_AskedClaim] = deque()
         self._refreshes: deque[Future[None]] = deque()
         self._held: dict[str, Claim] = {}
-        self._seen: dict[str, tuple[int, float]] = {}
-        self._looked_s = clock()
+        self._silence = Silence(clock())
         self._faults: dict[str, str] = {}
         self._away = False
         self._retry_at_s = self._heartbeat_at_s = self._look_at_s = self._write_at_s = 0.0
@@ -399,20 +395,8 @@ class LedgerWriter:
             rows = connection.execute(
                 sa.select(processes.c.id, processes.c.beats).union_all(unregistered)
             ).all()
-        if now_s > self._looked_s + _UNWATCHED_S:
-            self._seen = {}
-        self._looked_s = now_s
-        self._seen = {
-            process_id: seen
-            if (seen := self._seen.get(process_id)) is not None and seen[0] == beats
-            else (beats, now_s)
-            for process_id, beats in rows
-        }
-        return [
-            process_id
-            for process_id, (_, since_s) in self._seen.items()
-            if now_s >= since_s + DEAD_S and process_id != self._identity.id
-        ]
+        silent = self._silence.look(((process_id, beats) for process_id, beats in rows), now_s)
+        return [process_id for process_id in silent if process_id != self._identity.id]
 
 
 class LedgerWriterThread:

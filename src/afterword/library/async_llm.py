@@ -37,7 +37,7 @@ class AsyncLLM(OpenedModel):
     ) -> AsyncTextStream:
         """Returns the chunks of a completion as they come: ``async for chunk in await …``."""
         source = await self._session.awaited(self._calls.open(prompt, fields))
-        return AsyncTextStream(self._session, self._calls, source)
+        return AsyncTextStream(self._session, source)
 
     async def infill(
         self, prompt: str, suffix: str, **fields: Unpack[InfillFields]

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from afterword.core.errors import InvalidRequest
-from afterword.library.answers import ContinuationScore, TextChunk, TextCompletion, TextScore
+from afterword.library.answers import ContinuationScore, TextCompletion, TextScore
 from afterword.library.backend import Backend, ChunkSource, ModelFacts
 from afterword.library.fields import CompletionFields, PromptInput
 from afterword.library.scoring import Advance, Scorer, texts_of
@@ -35,14 +35,6 @@ class Calls:
     async def open(self, prompt: PromptInput, fields: CompletionFields) -> ChunkSource:
         """Returns an admitted stream."""
         return await (await self._backend()).open(body_of(prompt, fields, stream=True))
-
-    async def pull(self, source: ChunkSource) -> list[TextChunk]:
-        """Returns the next chunks of a stream; an empty list at its end."""
-        return await source.pull()
-
-    async def close(self, source: ChunkSource) -> None:
-        """End a stream."""
-        await source.close()
 
     async def score(
         self,
@@ -93,7 +85,6 @@ def body_of(prompt: PromptInput, fields: CompletionFields, *, stream: bool = Fal
     if "stream" in named:
         raise InvalidRequest("The method stream() gives a stream, not 'stream'.", param="stream")
     named["prompt"] = prompt
-    # A request without a model means the one that is open.
     if stream:
         named["stream"] = True
     return msgspec.json.encode({name: written(name, value) for name, value in named.items()})

@@ -42,7 +42,7 @@ class LLM(OpenedModel):
     def stream(self, prompt: PromptInput = None, **fields: Unpack[CompletionFields]) -> TextStream:
         """Returns the chunks of a completion as they come. Refusals are raised at once."""
         source = self._session.wait(self._calls.open(prompt, fields))
-        return TextStream(self._session, self._calls, source)
+        return TextStream(self._session, source)
 
     def infill(self, prompt: str, suffix: str, **fields: Unpack[InfillFields]) -> TextCompletion:
         """Returns what stands between ``prompt`` and ``suffix`` (F1)."""

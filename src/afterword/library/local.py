@@ -10,7 +10,6 @@ import msgspec
 
 from afterword.completion.service import CompletionService
 from afterword.completion.stream import CompletionStream
-from afterword.completion.tokens import Detokenized, Tokenized
 from afterword.compose.progress import Progress
 from afterword.compose.services import load_service
 from afterword.config import Settings
@@ -45,12 +44,12 @@ class LocalBackend:
         """See ``Backend``."""
         body = {"prompt": text, "add_special_tokens": add_special_tokens}
         call = await self._service.tokenization(msgspec.json.encode(body))
-        return msgspec.convert(await call.run(), Tokenized, from_attributes=True).tokens
+        return (await call.run()).tokens
 
     async def detokenize(self, ids: msgspec.Raw) -> str:
         """See ``Backend``."""
         call = await self._service.detokenization(msgspec.json.encode({"tokens": ids}))
-        return msgspec.convert(await call.run(), Detokenized, from_attributes=True).prompt
+        return (await call.run()).prompt
 
     async def special_names(self) -> SpecialNames:
         """See ``Backend``."""

@@ -6,10 +6,10 @@ import weakref
 from os import PathLike
 from typing import Any, Self
 
-from afterword.config import Settings
+from afterword.config import EMBEDDED_MODEL, Settings
 from afterword.library.backend import Opener
 from afterword.library.calls import Calls
-from afterword.library.opening import DEFAULT_MODEL, opener_for, settings_for
+from afterword.library.opening import opener_for, settings_for
 from afterword.library.session import Session
 
 TIMEOUT_S = 600.0
@@ -21,7 +21,7 @@ class OpenedModel:
 
     def __init__(
         self,
-        model: str | PathLike[str] = DEFAULT_MODEL,
+        model: str | PathLike[str] = EMBEDDED_MODEL,
         /,
         **settings: Any,  # noqa: ANN401 - of many types
     ) -> None:

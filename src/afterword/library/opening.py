@@ -7,12 +7,10 @@ from typing import Any
 
 from afterword.compose.naming import named_model
 from afterword.compose.progress import Quiet
-from afterword.config import EMBEDDED_MODEL, SETTINGS, Settings, resolve
+from afterword.config import SETTINGS, Settings, resolve
 from afterword.core.errors import ConfigError
 from afterword.library.backend import Opener
 from afterword.library.local import loading
-
-DEFAULT_MODEL = EMBEDDED_MODEL
 
 
 def settings_for(model: str | os.PathLike[str], given: dict[str, Any]) -> Settings:

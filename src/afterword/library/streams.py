@@ -10,16 +10,14 @@ from typing import Self
 from afterword.core.errors import EngineUnavailable
 from afterword.library.answers import TextChunk
 from afterword.library.backend import ChunkSource
-from afterword.library.calls import Calls
 from afterword.library.session import Session
 
 
 class OpenedStream:
     """A running request. Dropping it ends the request at the next step (S8)."""
 
-    def __init__(self, session: Session, calls: Calls, source: ChunkSource) -> None:
+    def __init__(self, session: Session, source: ChunkSource) -> None:
         self._session = session
-        self._calls = calls
         self._source: ChunkSource | None = source
         self._chunks: deque[TextChunk] = deque()
 
@@ -29,7 +27,7 @@ class OpenedStream:
         if source is not None:
             # A session that is closed has ended it.
             with suppress(EngineUnavailable):
-                self._session.submit(self._calls.close(source))
+                self._session.submit(source.close())
 
     def __del__(self) -> None:
         self._end()
@@ -50,7 +48,7 @@ class TextStream(OpenedStream):
             if self._source is None:
                 raise StopIteration
             try:
-                pulled = self._session.wait(self._calls.pull(self._source))
+                pulled = self._session.wait(self._source.pull())
             except BaseException:
                 self._end()
                 raise
@@ -91,7 +89,7 @@ class AsyncTextStream(OpenedStream):
             if self._source is None:
                 raise StopAsyncIteration
             try:
-                pulled = await self._session.awaited(self._calls.pull(self._source))
+                pulled = await self._session.awaited(self._source.pull())
             except BaseException:
                 self._end()
                 raise

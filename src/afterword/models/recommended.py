@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from afterword.core.embedded import EMBEDDED_MODEL
+
 Use: TypeAlias = Literal["try", "instructions", "text", "code"]
 USES: Sequence[Use] = ("try", "instructions", "text", "code")
 
@@ -27,7 +29,7 @@ class RecommendedModel(msgspec.Struct, frozen=True):
 
 RECOMMENDED: Sequence[RecommendedModel] = (
     RecommendedModel(
-        "smollm2-135m-instruct",
+        EMBEDDED_MODEL,
         ("try",),
         0.8,
         measured=True,

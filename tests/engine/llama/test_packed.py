@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from afterword.engine.llama.binding import CHANGES, PACKS_WEIGHTS, packed_kernels
+from afterword.engine.llama.binding import CHANGES, packed_kernels
 
 Floats = npt.NDArray[np.float32]
 
@@ -34,7 +34,7 @@ VALUES, ROWS = 512, 48
 CHOICE = "AFTERWORD_KERNELS"
 KERNELS = ("avx512", "avx2", "portable")
 
-pytestmark = pytest.mark.skipif(not PACKS_WEIGHTS, reason="a library without packed weights")
+pytestmark = pytest.mark.skipif(not packed_kernels(), reason="a library without packed weights")
 
 
 class InitParams(ctypes.Structure):

@@ -2,7 +2,7 @@
 
 _LEAST_TOKENS = 16
 """The smallest chunk: a smaller one takes about as long, and prompts would hardly advance."""
-_MOST_SHARE = 0.5
+_SHARE_OF_NEWS = 0.5
 """Weight of the latest measurement in the moving average."""
 _CALM_GAPS = 5
 """A step may take this many times the target if no stream waits; new requests wait for it."""
@@ -45,4 +45,4 @@ class ChunkBudget:
         if not self._prefill_s_per_token:
             self._prefill_s_per_token = seconds
         else:
-            self._prefill_s_per_token += _MOST_SHARE * (seconds - self._prefill_s_per_token)
+            self._prefill_s_per_token += _SHARE_OF_NEWS * (seconds - self._prefill_s_per_token)

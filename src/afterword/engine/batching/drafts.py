@@ -11,7 +11,8 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 
-from afterword.engine.batching.sequence import CLASSES, Draft, Sequence, TokenIds
+from afterword.engine.arrays import TokenIds
+from afterword.engine.batching.sequence import CLASSES, Draft, Sequence
 from afterword.engine.batching.slots import Slot
 
 MOST_SEQUENCES = 4

@@ -10,6 +10,8 @@ from collections.abc import Sequence as SequenceOf
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import msgspec
+
 from afterword.core.errors import (
     ApiError,
     EngineFailed,
@@ -122,7 +124,8 @@ class BatchingEngine:
     def stats(self) -> EngineStats:
         """Returns the figures after the last step."""
         gauges = self._worker.gauges
-        counters = gauges.counters
+        counters = msgspec.structs.asdict(gauges.counters)
+        counters["batch_sizes"] = tuple(gauges.counters.batch_sizes)
         since_s = gauges.waiting_since_s
         return EngineStats(
             running_sequences=gauges.running,
@@ -135,19 +138,8 @@ class BatchingEngine:
             score_bytes=gauges.score_bytes,
             checkpoint_bytes=gauges.checkpoint_bytes,
             longest_wait_s=0.0 if since_s is None else time.perf_counter() - since_s,
-            steps=counters.steps,
-            batch_sizes=tuple(counters.batch_sizes),
-            batched_sequences=counters.batched_sequences,
-            decoded_tokens=counters.decoded_tokens,
-            prefilled_tokens=counters.prefilled_tokens,
-            cached_tokens=counters.cached_tokens,
-            generated_tokens=counters.generated_tokens,
-            drafted_tokens=counters.drafted_tokens,
-            accepted_tokens=counters.accepted_tokens,
-            started_requests=counters.started_requests,
-            waited_s=counters.waited_s,
-            preemptions=counters.preemptions,
             engine_cpu_s=gauges.cpu_s,
+            **counters,
         )
 
     async def aclose(self) -> None:

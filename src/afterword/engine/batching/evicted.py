@@ -8,7 +8,7 @@ frequent.
 
 from __future__ import annotations
 
-from afterword.engine.batching.sequence import TokenIds
+from afterword.engine.arrays import TokenIds
 
 _STAYS = 8
 

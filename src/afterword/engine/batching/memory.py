@@ -9,6 +9,7 @@ from collections.abc import Sequence as SequenceOf
 import msgspec
 import numpy as np
 
+from afterword.engine.arrays import TokenIds
 from afterword.engine.batching.block_budget import BlockBudget
 from afterword.engine.batching.blocks import BlockTables
 from afterword.engine.batching.checkpoints import Checkpoints
@@ -23,7 +24,7 @@ from afterword.engine.batching.runner import (
     Save,
     Trim,
 )
-from afterword.engine.batching.sequence import Sequence, TokenIds
+from afterword.engine.batching.sequence import Sequence
 from afterword.engine.batching.slots import Checkpoint, Holder, Slot, Slots, Source
 from afterword.engine.batching.step import Span
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from afterword.core.draws import uniform
 from afterword.core.job import NO_TOKEN, Sampled
+from afterword.engine.arrays import Ids, Row, Rows
 from afterword.engine.batching.scores import Score
 from afterword.engine.batching.sequence import Prompt, Sequence
 from afterword.engine.batching.step import Span, Step
 from afterword.engine.history import History
-from afterword.engine.row_query import Ids, Row, RowError, RowQuery, RowResult, Rows
+from afterword.engine.row_query import RowError, RowQuery, RowResult
 from afterword.engine.sampler import Sampler
 
 

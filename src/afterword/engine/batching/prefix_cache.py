@@ -13,8 +13,8 @@ from collections.abc import Callable, Container, Iterable, Iterator
 import msgspec
 import numpy as np
 
+from afterword.engine.arrays import TokenIds
 from afterword.engine.batching.scores import Scores, ScoreSpan
-from afterword.engine.batching.sequence import TokenIds
 from afterword.engine.batching.slots import Holder, Source
 
 _KEPT_SHARE = 0.9

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.protocols import PrefixSharing
+from afterword.engine.arrays import Ids, Row
 from afterword.engine.batching.runner import (
     Batch,
     DecodeError,
@@ -39,8 +40,7 @@ _BEYOND = 8
 _STRIDE, _START = 7919, 13
 _LEAST = 1e-12
 
-Rows: TypeAlias = list[npt.NDArray[np.float32]]
-_Share: TypeAlias = Callable[[ModelRunner, npt.NDArray[np.int64]], Iterable[Rows]]
+_Share: TypeAlias = Callable[[ModelRunner, Ids], Iterable[list[Row]]]
 
 
 def batch_difference(runner: ModelRunner) -> float:
@@ -59,7 +59,7 @@ def batch_difference(runner: ModelRunner) -> float:
     alone = _rows_alone(runner, tokens)
     mine = runner.sequences - 1
     others = range(max(0, mine - _NEIGHBOURS), mine)
-    together: Rows = []
+    together: list[Row] = []
     edges = (0, *_CHUNKS, *range(prompt, len(tokens) + 1))
     done = 0
     for start, end in itertools.pairwise(edges):
@@ -95,9 +95,7 @@ def proven_sharing(runner: ModelRunner) -> PrefixSharing:
     return "none"
 
 
-def _changes_nothing(
-    runner: ModelRunner, share: _Share, tokens: npt.NDArray[np.int64], alone: Rows
-) -> bool:
+def _changes_nothing(runner: ModelRunner, share: _Share, tokens: Ids, alone: list[Row]) -> bool:
     """Whether shared rows are those of a prompt alone. False if the runner fails to share."""
     try:
         return _identical(alone, *share(runner, tokens))
@@ -108,7 +106,7 @@ def _changes_nothing(
         runner.apply([Drop(0), Drop(1)])
 
 
-def _shared_cells(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterable[Rows]:
+def _shared_cells(runner: ModelRunner, tokens: Ids) -> Iterable[list[Row]]:
     """Returns the last rows of the prompt for each way in which a slot can get its prefix."""
     end = len(tokens)
     other = (tokens[:_BEYOND] + 1) % runner.vocabulary
@@ -128,7 +126,7 @@ def _shared_cells(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterabl
     return found
 
 
-def _shared_states(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterable[Rows]:
+def _shared_states(runner: ModelRunner, tokens: Ids) -> Iterable[list[Row]]:
     """Returns the same as ``_shared_cells``, with copies of whole states."""
     early, late = len(tokens) // 3, len(tokens) - 2 * _AFTER
     _row(runner, [(0, tokens[:early], 0)], 0)
@@ -149,20 +147,20 @@ def _shared_states(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Iterab
     return found
 
 
-def _tokens(runner: ModelRunner) -> npt.NDArray[np.int64]:
+def _tokens(runner: ModelRunner) -> Ids:
     """Returns a prompt and ``_AFTER`` more tokens, spread over the whole vocabulary."""
     room = min(runner.context_tokens - _AFTER, runner.max_batch_tokens - 2 * _NEIGHBOURS)
     prompt = max(1, min(PROMPT_TOKENS, room))
     return (np.arange(prompt + _AFTER) * _STRIDE + _START) % runner.vocabulary
 
 
-def _rows_alone(runner: ModelRunner, tokens: npt.NDArray[np.int64]) -> Rows:
+def _rows_alone(runner: ModelRunner, tokens: Ids) -> list[Row]:
     rows = _last_rows(runner, 0, tokens, 0)
     _clear(runner, (0,))
     return rows
 
 
-def _last_rows(runner: ModelRunner, slot: int, tokens: npt.NDArray[np.int64], start: int) -> Rows:
+def _last_rows(runner: ModelRunner, slot: int, tokens: Ids, start: int) -> list[Row]:
     """Compute from ``start`` on; returns the rows of the prompt's last token and those after."""
     edges = (start, *range(len(tokens) - _AFTER, len(tokens) + 1))
     return [
@@ -175,7 +173,7 @@ def _clear(runner: ModelRunner, slots: Iterable[int]) -> None:
     runner.apply([Trim(slot, 0) for slot in slots])
 
 
-def _nats_apart(row: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+def _nats_apart(row: Row, other: Row) -> float:
     """Returns by how much the log-probability of a row's likeliest token differs; never 0."""
     likeliest = int(row.argmax())
     a, b = (_logprob(values.astype(np.float64), likeliest) for values in (row, other))
@@ -186,13 +184,11 @@ def _logprob(row: npt.NDArray[np.float64], token: int) -> float:
     return float(row[token] - row.max() - np.log(np.exp(row - row.max()).sum()))
 
 
-def _identical(first: Rows, *others: Rows) -> bool:
+def _identical(first: list[Row], *others: list[Row]) -> bool:
     return all(np.array_equal(a, b) for rows in others for a, b in zip(first, rows, strict=True))
 
 
-def _row(
-    runner: ModelRunner, parts: Sequence[tuple[int, npt.NDArray[np.int64], int]], slot: int
-) -> npt.NDArray[np.float32]:
+def _row(runner: ModelRunner, parts: Sequence[tuple[int, Ids, int]], slot: int) -> Row:
     """Compute parts (slot, tokens, first position) in one batch.
 
     Returns a copy of the last row of ``slot``.
@@ -208,5 +204,5 @@ def _row(
     )
     rows = runner.decode(batch)
     order = slots[wanted].tolist()
-    row: npt.NDArray[np.float32] = rows[order.index(slot)].copy()
+    row: Row = rows[order.index(slot)].copy()
     return row

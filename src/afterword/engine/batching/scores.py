@@ -6,12 +6,9 @@ from array import array
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from afterword.core.job import ScoredPrompt
-
-LogProbs = npt.NDArray[np.float64]
-TopIds = npt.NDArray[np.int32]
+from afterword.engine.arrays import Ids, LogProbs, TokenIds
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -22,7 +19,7 @@ class Score(msgspec.Struct, frozen=True):
     """
 
     logprob: float
-    top_ids: npt.NDArray[np.int64]
+    top_ids: Ids
     top_logprobs: LogProbs
     rank: int = 0
 
@@ -38,7 +35,7 @@ class ScoreSpan(msgspec.Struct, frozen=True):
     """
 
     logprobs: LogProbs
-    top_ids: TopIds
+    top_ids: TokenIds
     top_logprobs: LogProbs
 
     def __len__(self) -> int:

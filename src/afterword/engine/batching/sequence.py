@@ -11,15 +11,12 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from afterword.core.job import Job, SamplingParams
+from afterword.engine.arrays import Ids, TokenIds
 from afterword.engine.batching.scores import Scores
 from afterword.engine.changes import Bias, Mask
 from afterword.engine.history import History
-from afterword.engine.row_query import Ids
-
-TokenIds = npt.NDArray[np.int32]
 
 
 class State(Enum):

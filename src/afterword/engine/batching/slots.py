@@ -10,7 +10,8 @@ from heapq import heappop, heappush
 import msgspec
 import numpy as np
 
-from afterword.engine.batching.sequence import Sequence, TokenIds
+from afterword.engine.arrays import TokenIds
+from afterword.engine.batching.sequence import Sequence
 
 _NO_TOKENS: TokenIds = np.empty(0, np.int32)
 

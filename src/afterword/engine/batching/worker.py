@@ -217,14 +217,14 @@ class Worker:
         scheduler = self._scheduler
         used, active, resident = scheduler.cells()
         return Gauges(
-            scheduler.running,
-            scheduler.waiting,
-            used,
-            active,
-            resident,
-            scheduler.score_bytes,
-            scheduler.checkpoint_bytes,
-            scheduler.waiting_since_s,
-            scheduler.counters.copy(),
-            time.thread_time() if threading.current_thread() is self._thread else 0.0,
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            cells_used=used,
+            active_slots=active,
+            resident_slots=resident,
+            score_bytes=scheduler.score_bytes,
+            checkpoint_bytes=scheduler.checkpoint_bytes,
+            waiting_since_s=scheduler.waiting_since_s,
+            counters=scheduler.counters.copy(),
+            cpu_s=time.thread_time() if threading.current_thread() is self._thread else 0.0,
         )

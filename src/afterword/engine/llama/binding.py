@@ -73,8 +73,6 @@ def _told(name: str) -> Any:  # noqa: ANN401 - whatever the function returns
     return None if function is None else function()
 
 
-PACKS_WEIGHTS = bool(_told("ggml_afterword_packed_buffer_type"))
-"""Whether the library packs weights in panels."""
 CHANGES = (_told("llama_afterword_changes") or b"").decode()
 """Digest of this project's changes to the library; empty for an unchanged library."""
 _tokenize = guarded(additions, lib.llama_tokenize)

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.core.errors import ConfigError
+from afterword.engine.arrays import Row
 from afterword.engine.llama.binding import CHANGES, LlamaModel, additions, lib
 from afterword.engine.llama.fair_lock import FairLock
 from afterword.engine.llama.guard import NativeError, guarded, returning
 from afterword.engine.llama.native import Sizes
-from afterword.engine.row_query import Row
 from afterword.engine.sampler import Exponentials
 from afterword.engine.sampler import exponentials as _by_numpy
 
@@ -30,7 +30,7 @@ THREW = -100
 """The code that ``decode`` returns for an exception of the library."""
 _WHOLE = 1 << 16
 """Flag: a saved state includes cells behind a sliding window. Unchanged libraries ignore it."""
-_ROUND = 256
+ROUND = 256
 """The library rounds the tokens of a sequence up to a multiple of this."""
 _GGML_TYPE_F16 = 1
 _GGML_TYPE_BF16 = 30
@@ -77,7 +77,7 @@ exponentials: Exponentials = _by_numpy if _exponentials is None else _by_library
 
 def context_blocks(tokens: int) -> int:
     """Returns how many blocks one sequence of so many tokens takes, as the library rounds it."""
-    return -(-tokens // _ROUND) * (_ROUND // BLOCK_TOKENS)
+    return -(-tokens // ROUND) * (ROUND // BLOCK_TOKENS)
 
 
 class ContextOptions(msgspec.Struct, frozen=True, kw_only=True):

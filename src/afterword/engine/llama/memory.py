@@ -9,6 +9,7 @@ from afterword.core.machine import memory_limit, release_pages, resident_bytes
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.context import (
     BLOCK_TOKENS,
+    ROUND,
     ContextOptions,
     LlamaContext,
     context_blocks,
@@ -16,8 +17,6 @@ from afterword.engine.llama.context import (
 from afterword.engine.llama.devices import kv_room
 
 _GIB = 2**30
-_ROUND = 256
-"""The library rounds the cells of a slot up to a multiple of this."""
 _SYSTEM_SHARE = 16
 """One part in this many of the memory is left for the system and for later allocations."""
 _CELL_BYTES, _HEAD_BYTES = 24, 1024
@@ -103,12 +102,12 @@ def model_memory(model: LlamaModel, options: ContextOptions) -> ModelMemory:
             model, msgspec.structs.replace(options, slots=1, slot_tokens=tokens, blocks=blocks)
         )
         for tokens, blocks in (
-            (_ROUND, context_blocks(_ROUND)),
-            (2 * _ROUND, context_blocks(2 * _ROUND)),
+            (ROUND, context_blocks(ROUND)),
+            (2 * ROUND, context_blocks(2 * ROUND)),
         )
     )
-    token = (many - few) // _ROUND
-    return ModelMemory(token, few - _ROUND * token, in_blocks)
+    token = (many - few) // ROUND
+    return ModelMemory(token, few - ROUND * token, in_blocks)
 
 
 def _kv_bytes(model: LlamaModel, options: ContextOptions) -> tuple[int, bool]:
@@ -199,18 +198,18 @@ def _largest(
             context.close()
 
     slots = 1 if wanted.blocks else wanted.slots
-    high = min(memory.most_tokens(slots, room), wanted.slot_tokens) // _ROUND * _ROUND
-    low = min(2 * _ROUND, high)
+    high = min(memory.most_tokens(slots, room), wanted.slot_tokens) // ROUND * ROUND
+    low = min(2 * ROUND, high)
     if not low or (least := takes(low)) is None or least > room:
         return None
     most = takes(high)
     if most is not None and most <= room:
         low = high
-    while high - low > _ROUND:
+    while high - low > ROUND:
         middle = (low + high) // 2
         if most is not None:
             middle = low + (high - low) * (room - least) // (most - least)
-        middle = min(max(middle // _ROUND * _ROUND, low + _ROUND), high - _ROUND)
+        middle = min(max(middle // ROUND * ROUND, low + ROUND), high - ROUND)
         taken = takes(middle)
         if taken is not None and taken <= room:
             low, least = middle, taken

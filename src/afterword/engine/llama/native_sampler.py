@@ -7,22 +7,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from afterword.engine.arrays import Ids, LogProbs, Rows
 from afterword.engine.llama.binding import additions
 from afterword.engine.llama.context import exponentials, idle_pool
 from afterword.engine.llama.native import ROW_BROKEN, ROW_DONE, DrawnRow
 from afterword.engine.row_query import (
-    Ids,
     NoNumbersError,
     NothingToDrawError,
     RowQuery,
     RowResult,
-    Rows,
 )
 from afterword.engine.sampler import Sampler
-
-LogProbs = npt.NDArray[np.float64]
 
 _room_bytes: Any = additions.get("ggml_afterword_draw_room")
 _draw: Any = additions.get("ggml_afterword_draw")
@@ -91,7 +87,7 @@ class NativeSampler(Sampler):
         self._table = _Table(1)
 
     def answer(self, rows: Rows, queries: Sequence[RowQuery]) -> list[RowResult]:
-        """Implements ``RowSampler``. ``rows`` [n, vocabulary] are contiguous."""
+        """See ``Sampler.answer``. ``rows`` are contiguous."""
         if len(queries) == 1 and _is_greedy(queries[0]):
             answers = [self._answer(rows, queries[0])]
         elif any(_filters_infill(query) for query in queries):

@@ -101,7 +101,7 @@ class AfterwordDialect(CompletionsDialect):
                 if choice.finish_reason == "stop" and ids:
                     ids[-1] = ended(ids[-1])
                 return ids
-            return tokenizer.spell(choice.text.encode()) if choice.text else []
+            return tokenizer.pieces.spell(choice.text.encode()) if choice.text else []
 
         def ended(token: int) -> int:
             """Returns the last id of a choice, which may be an end token of the servers behind."""
@@ -115,7 +115,7 @@ class AfterwordDialect(CompletionsDialect):
             number = numbered(token)
             if number is None:
                 # The upstream is a gateway, and its own upstream did not report this id.
-                return tokenizer.id_of(piece_of(token))
+                return tokenizer.pieces.id_of(piece_of(token))
             if isinstance(tokenizer, RemoteTokenizer):
                 tokenizer.check((number,))
             return number

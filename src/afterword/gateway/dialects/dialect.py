@@ -113,7 +113,7 @@ class Reader(Protocol):
 
 
 class Dialect(Protocol):
-    """A kind of upstream. ``lacks`` and ``notes`` are keyed by the rows of ``support.ROWS``."""
+    """A kind of upstream. Keys of ``lacks`` and ``notes`` are the ``ROWS`` of scripts/tables.py."""
 
     @property
     def name(self) -> str:

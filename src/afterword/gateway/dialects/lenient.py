@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from afterword.core.wire import LOWEST
 from afterword.gateway.failures import StreamBroke
 
 T = TypeVar("T")
 
-_LOWEST = -9999.0
-"""In place of numbers that JSON does not have (L7)."""
 _MOST_DIGITS = 32
 _MOST_EXACT = 2.0**53
 
@@ -68,7 +67,7 @@ def _clear(value: Any) -> Any:  # noqa: ANN401 - any JSON value
         return [_clear(item) for item in value]
     if isinstance(value, float):
         if not math.isfinite(value):
-            return _LOWEST
+            return LOWEST
         return int(value) if value.is_integer() and abs(value) < _MOST_EXACT else value
     if isinstance(value, str):
         # Pairs of surrogates become characters, halves become U+FFFD.

@@ -13,6 +13,7 @@ import msgspec
 
 from afterword.core.draws import mix64
 from afterword.core.job import Event, Job, OutputGrammar
+from afterword.core.wire import LOWEST
 from afterword.gateway.dialects.completions import dry_fields
 from afterword.gateway.dialects.dialect import (
     AnyTokenizer,
@@ -32,7 +33,6 @@ from afterword.gateway.transport.api import Api, failure_in_stream
 from afterword.gateway.vocabulary import RemoteTokenizer
 
 _MOST_LOGPROBS = 1000
-_LOWEST = -9999.0
 _MOST_UNREPORTED = 16
 """A character has few tokens. More are those of a server that sends no ids."""
 _SAMPLERS = ["penalties", "dry", "temperature", "top_k", "top_p", "min_p", "xtc"]
@@ -260,9 +260,9 @@ class _PartialReader(SingleReader):
         ids += partial.tokens
         if self._job.logprobs is not None:
             for scored in partial.completion_probabilities:
-                logprobs.append(max(scored.logprob, _LOWEST))
+                logprobs.append(max(scored.logprob, LOWEST))
                 self._tokenizer.check([t.id for t in scored.top_logprobs])
-                tops.append([(t.id, max(t.logprob, _LOWEST)) for t in scored.top_logprobs])
+                tops.append([(t.id, max(t.logprob, LOWEST)) for t in scored.top_logprobs])
             if len(logprobs) != len(ids):
                 raise StreamBroke("it did not send one log-probability for each token")
         self._seen += len(ids)
@@ -300,10 +300,10 @@ class _PartialReader(SingleReader):
             raise StreamBroke("it counts more tokens than were asked for")
         tokenizer = self._tokenizer
         if missing > _MOST_UNREPORTED:
-            ids = tokenizer.spell(partial.content.encode())
+            ids = tokenizer.pieces.spell(partial.content.encode())
         elif partial.stop and not partial.content:
             # The text ends inside a character; the server never sends its bytes.
-            ids = tokenizer.spelling(b"", missing)
+            ids = tokenizer.pieces.spelling(b"", missing)
             if partial.stop_type == "eos" and tokenizer.declared_end_ids:
                 ids[-1] = min(tokenizer.declared_end_ids)
         else:
@@ -311,7 +311,7 @@ class _PartialReader(SingleReader):
                 tokenizer.pieces[i] for i in partial.tokens if i not in tokenizer.end_ids
             )
             spelled = partial.content.encode()
-            ids = tokenizer.spelling(spelled[: len(spelled) - len(last)], missing)
+            ids = tokenizer.pieces.spelling(spelled[: len(spelled) - len(last)], missing)
         scored = self._job.logprobs is not None
         nothing: list[Top] = [()] * len(ids)
-        return ids, [_LOWEST] * len(ids) if scored else [], nothing if scored else []
+        return ids, [LOWEST] * len(ids) if scored else [], nothing if scored else []

@@ -121,7 +121,7 @@ def _written(tokenizer: AnyTokenizer) -> IdResolver:
     """Returns a resolver of text: a chunk is as many tokens as it seems."""
 
     def ids(choice: ChoiceDelta) -> list[int]:
-        return tokenizer.spell(choice.text.encode()) if choice.text else []
+        return tokenizer.pieces.spell(choice.text.encode()) if choice.text else []
 
     return IdResolver(ids, _no_names)
 
@@ -140,6 +140,6 @@ def _named(tokenizer: AnyTokenizer) -> IdResolver:
         return written.ids(choice)
 
     def id_of(token: str) -> int:
-        return tokenizer.id_of(piece_of(token))
+        return tokenizer.pieces.id_of(piece_of(token))
 
     return IdResolver(ids, id_of)

@@ -120,7 +120,7 @@ class VllmDialect(CompletionsDialect):
         def ended(choice: ChoiceDelta) -> list[int]:
             ids = choice.token_ids
             if ids is None:
-                return tokenizer.spell(choice.text.encode()) if choice.text else []
+                return tokenizer.pieces.spell(choice.text.encode()) if choice.text else []
             tokenizer.check(ids)
             if choice.finish_reason == "stop" and ids and ids[-1] not in job.stop_ids:
                 # The request has no stop strings, so an end token has ended the choice.

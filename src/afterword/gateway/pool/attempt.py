@@ -15,6 +15,7 @@ from afterword.gateway.pool.pool import PoolOptions
 from afterword.gateway.transport.api import failure_of, failure_of_event
 from afterword.gateway.transport.connection import Connection, Head, HttpClient
 from afterword.gateway.transport.sse import (
+    BOM,
     MOST_EVENT_BYTES,
     ErrorPayload,
     EventSplitter,
@@ -29,7 +30,6 @@ _LINGER_S = 2.0
 """The wait for the end of a stream after all its choices have ended."""
 _MOST_ERROR_BYTES = 64 * 1024
 _MOST_BLANKS = 64 * 1024
-_BOM = b"\xef\xbb\xbf"
 
 
 class AttemptLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,14 +205,14 @@ class Attempt:
     def _sniff(self) -> None:
         """Find out the kind of a body from its first byte that is not blank."""
         whole = bytes(self._buffer)
-        start = whole.removeprefix(_BOM).lstrip()[:1]
+        start = whole.removeprefix(BOM).lstrip()[:1]
         if not start and len(whole) > _MOST_BLANKS:
             raise StreamBroke("it sent an answer without an end")
         if start == b"<":
             raise StreamBroke("it answered with a page instead of a completion")
         if start and start in b"{[":
             self._kind = "plain"
-        elif start and not _BOM.startswith(whole):
+        elif start and not BOM.startswith(whole):
             self._kind, self._buffer = "stream", bytearray()
             self._admitted()
             self._read(whole)
@@ -222,7 +222,7 @@ class Attempt:
         if self._done:
             return
         if self._kind == "plain":
-            self._give(self._reader.read(bytes(self._buffer).removeprefix(_BOM)))
+            self._give(self._reader.read(bytes(self._buffer).removeprefix(BOM)))
             self._done = True
         elif self._kind == "stream":
             self._events(self._splitter.flush())

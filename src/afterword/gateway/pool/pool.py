@@ -203,7 +203,7 @@ class Pool:
                 return chosen
             resting = [u for u in self.upstreams if u.up and not u.draining and u not in tried]
             if not resting:
-                raise EngineUnavailable("No server of this model can be reached.", retry_after_s=1)
+                raise nobody_left(None)
             free_s = min(u.resting_until_s for u in resting)
             if free_s > until_s:
                 raise EngineOverloaded(

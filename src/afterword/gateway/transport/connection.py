@@ -191,8 +191,7 @@ class HttpClient:
         self._tls = ssl.create_default_context() if address.tls else None
         self._idle: list[Connection] = []
         self._closed = False
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        lines = [f"host: {host}:{address.port}", "user-agent: afterword", "accept: */*",
+        lines = [f"host: {address.authority}", "user-agent: afterword", "accept: */*",
                  "accept-encoding: identity"]  # fmt: skip
         if key is not None:
             lines.append(f"authorization: Bearer {key}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 MOST_EVENT_BYTES = 64 * 1024 * 1024
 """More than the log-probabilities of a full context: a longer event is not valid SSE."""
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _ERROR = frozenset({b"event: error", b"event:error"})
 
 
@@ -60,11 +60,11 @@ class EventSplitter:
         r"""Returns the bytes with ``\n`` as line ends and without a byte order mark in front."""
         text, self._half = self._half + received, b""
         if not self._started:
-            if text != _BOM and _BOM.startswith(text):
+            if text != BOM and BOM.startswith(text):
                 self._half = text
                 return b""
             self._started = True
-            text = text.removeprefix(_BOM)
+            text = text.removeprefix(BOM)
         if b"\r" in text:
             if text.endswith(b"\r"):  # perhaps the first half of \r\n
                 self._half, text = b"\r", text[:-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,34 @@ async def test_the_one_with_least_to_do_is_next(front: Front) -> None:
             assert exchange.reply.status == 200
         assert [u.outstanding_tokens for u in engine.pool.upstreams] == [0, 0, 0]
         assert [u.running for u in engine.pool.upstreams] == [0, 0, 0]
+
+
+async def test_requests_of_many_siblings_begin_one_by_one(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in a turn of the loop, because a long prompt takes a while to write."""
+    turn, begun = 0, []
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with StandIn() as one:
+        engine = front(one)
+        write = engine.pool.dialect.request
+
+        def request(*given: Any) -> tuple[str, object]:
+            begun.append(turn)
+            return write(*given)
+
+        monkeypatch.setattr(engine.pool.dialect, "request", request)
+        counting = asyncio.create_task(count())
+        # vLLM refuses several greedy siblings together, so each has a request of its own.
+        await make_client({"toy": engine}).complete(prompt=[97], n=8, max_tokens=3, temperature=0)
+        counting.cancel()
+    assert len(set(begun)) == len(begun) == 8
 
 
 async def test_a_computed_prompt_is_no_longer_to_do(front: Front) -> None:

@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from afterword import playground
 from afterword.completion.catalog import Catalog, ServedModel
+from afterword.completion.old_tokens import OldTokens
 from afterword.completion.service import CompletionService
 from afterword.core.alias import Alias
 from afterword.core.limits import Limits
@@ -84,12 +85,14 @@ def make_client(
     access: Access | None = None,
     observe: Observer | None = None,
     aliases: Mapping[str, Alias] | None = None,
+    vocabularies: Mapping[str, OldTokens] | None = None,
 ) -> Client:
     """An app over these engines, with a clock and an entropy that repeat."""
     ticks = itertools.count()
     catalog = Catalog(
         [ServedModel(name, engine, CREATED) for name, engine in engines.items()],
         aliases or {"gpt-3.5-turbo-instruct": Alias(next(iter(engines)))},
+        vocabularies,
     )
     entropy = random.Random(7).randbytes
     service = CompletionService(

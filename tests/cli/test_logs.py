@@ -102,6 +102,16 @@ def test_text_for_a_terminal(opened: Callable[[LogFormat], io.StringIO]) -> None
     assert SECRET[8:20] not in text.getvalue()
 
 
+def test_a_terminal_obeys_no_text_of_a_client(
+    opened: Callable[[LogFormat], io.StringIO],
+) -> None:
+    """JSON leaves controls above ASCII and ends of lines as they are."""
+    text = opened("text")
+    logging.getLogger("afterword.access").info("%s", '{"path":"/\x9b31m\x85\u2028\u202eé入"}')
+    (line,) = text.getvalue().splitlines()
+    assert line.endswith(r'{"path":"/\x9b31m\x85\u2028\u202eé入"}')
+
+
 def test_a_requests_fields_stand_in_its_line(
     opened: Callable[[LogFormat], io.StringIO],
 ) -> None:

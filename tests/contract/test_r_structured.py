@@ -146,6 +146,27 @@ WRONG: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("structured_outputs", {"json": " " * 70_000}),
+        ("response_format", {"type": "json_object", "schema": " " * 70_000}),
+    ],
+)
+async def test_R17_long_text_is_refused_before_it_is_parsed(
+    client: Client, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+) -> None:
+    """A parser in C holds the interpreter to its end, in whatever thread it runs."""
+
+    def parse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("afterword.completion.structured.repeated_name", parse)
+    reply = await client.post("/v1/completions", {"model": "toy", "prompt": "a", name: value})
+    assert (reply.status, reply.error["param"]) == (400, name)
+    assert "has 70000 bytes" in reply.error["message"]
+
+
 @pytest.mark.parametrize(("name", "value"), WRONG)
 async def test_R17_what_no_grammar_is_made_of(
     client: Client, lacks: Lacks, name: str, value: Any

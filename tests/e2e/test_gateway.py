@@ -124,11 +124,13 @@ def test_a_mistake_in_the_settings_changes_nothing(
     config.write_text(f'[models]\ntoy = "{behind[0].address}"\n')
     errors = tmp_path / "stderr"
     with serving(errors, "--config", str(config)) as server:
-        config.write_text("[models\n")
-        server.process.send_signal(signal.SIGHUP)
-        while "not reloaded" not in errors.read_text():
-            pass
-        assert ask(server.url)["choices"][0]["text"] == "b" * 9
+        elsewhere = f'[models]\ntoy = "{behind[1].address}#nobody-has-it"\n'
+        for count, mistake in enumerate(("[models\n", elsewhere), 1):
+            config.write_text(mistake)
+            server.process.send_signal(signal.SIGHUP)
+            while errors.read_text().count("not reloaded") < count:
+                pass
+            assert ask(server.url)["choices"][0]["text"] == "b" * 9
 
 
 def test_keys_reach_the_upstream_and_nobody_else(

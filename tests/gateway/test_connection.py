@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
+from afterword.gateway.address import parse_addresses
 from afterword.gateway.failures import StreamBroke
-from afterword.gateway.transport.connection import Connection, Head
+from afterword.gateway.transport.connection import Connection, Head, HttpClient
+from standins.server import Exchange, StandIn
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
@@ -69,3 +71,20 @@ def test_what_came_before_nonsense_counts() -> None:
     *parts, error = received(HEAD + b"1\r\na\r\nno size\r\n")
     assert parts == [b"a"]
     assert isinstance(error, StreamBroke)
+
+
+async def test_the_rest_of_an_answer_that_is_too_long_is_not_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("afterword.gateway.transport.connection._MOST_WHOLE_BYTES", 10)
+
+    def begin(exchange: Exchange) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n"
+        exchange.transport.write(head + b"x" * 20)
+
+    async with StandIn(begin) as upstream:
+        client = HttpClient(parse_addresses(upstream.address)[0], key=None, connect_s=60)
+        with pytest.raises(StreamBroke, match="too long"):
+            await client.exchange("POST", "/x", b"{}", timeout_s=60)
+        assert client.take_idle() is None
+        client.close()

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from afterword.core.limits import Limits
+from afterword.gateway.address import parse_addresses
 from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT, Facts
-from afterword.gateway.engine import RemoteEngine
+from afterword.gateway.engine import RemoteEngine, open_remote
+from afterword.gateway.pool.pool import PoolOptions
 from conftest import make_client
 from standins.server import Exchange, StandIn
 from standins.upstreams import engine_of
@@ -56,6 +58,23 @@ def hello(exchange: Exchange) -> None:
     chunk(exchange, choices=[], usage={"prompt_tokens": 7, "completion_tokens": 3,
                                        "prompt_tokens_details": {"cached_tokens": 4}})  # fmt: skip
     done(exchange)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        b'{"object": "list", "data": [{"id": "gpt", "created": 1.5, "owned_by": null}]}',
+        b'[{"id": "gpt", "object": "model"}]',
+        b'\xef\xbb\xbf{"data": [{"id": "gpt", "max_model_len": 4096.0, "root": null}]}',
+    ],
+)
+async def test_the_list_of_models_in_every_shape(listed: bytes) -> None:
+    async with StandIn() as upstream:
+        upstream.listed = listed
+        source = upstream.address.replace("vllm+", "openai+")
+        engine = await open_remote("gpt", parse_addresses(source), options=PoolOptions())
+        assert engine.card.details["upstream_model"] == "gpt"
+        await engine.aclose()
 
 
 async def test_text_goes_through_and_usage_is_theirs(hosted: Open) -> None:

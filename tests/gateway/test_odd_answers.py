@@ -698,6 +698,17 @@ async def test_odd_answers_of_the_tokenizer(vllm: Behind, answer: bytes) -> None
     assert (await vllm.whole(good, prompt="a"))["choices"][0]["text"] == "b"
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [b'\xef\xbb\xbf{"tokens": [97]}', b'{"tokens": [97.0], "count": 1.0}',
+     b'{"tokens": [97], "x": NaN}', b'{"tokens": [97], "x": "\xff"}'],
+)  # fmt: skip
+async def test_odd_answers_of_the_tokenizer_that_can_be_read(vllm: Behind, answer: bytes) -> None:
+    vllm.upstream.tokenized = answer
+    good = events(choices({**LAST, "token_ids": [98], "finish_reason": "length"}))
+    assert (await vllm.whole(good, prompt="a"))["choices"][0]["text"] == "b"
+
+
 @pytest.mark.parametrize("reason", ["content_filter", "unheard-of", 7])
 async def test_only_a_stop_has_an_end_token(vllm: Behind, reason: object) -> None:
     """vLLM's last id of a ``stop`` is an end token without text; that of another end is text."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from afterword.gateway.address import parse_addresses
 from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.failures import ConnectFailed, Silent
 from afterword.gateway.pool.prefixes import BLOCK_TOKENS, PrefixMap, block_keys
+from afterword.gateway.pool.upstream import Upstream
 from conftest import make_client
 from standins.server import FACTS, Exchange, StandIn
 from standins.upstreams import Front, hasty
@@ -52,6 +54,34 @@ async def test_the_one_with_least_to_do_is_next(front: Front) -> None:
             assert exchange.reply.status == 200
         assert [u.outstanding_tokens for u in engine.pool.upstreams] == [0, 0, 0]
         assert [u.running for u in engine.pool.upstreams] == [0, 0, 0]
+
+
+async def test_requests_of_many_siblings_begin_one_by_one(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in a turn of the loop, because a long prompt takes a while to write."""
+    turn, begun = 0, []
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with StandIn() as one:
+        engine = front(one)
+        write = engine.pool.dialect.request
+
+        def request(*given: Any) -> tuple[str, object]:
+            begun.append(turn)
+            return write(*given)
+
+        monkeypatch.setattr(engine.pool.dialect, "request", request)
+        counting = asyncio.create_task(count())
+        # vLLM refuses several greedy siblings together, so each has a request of its own.
+        await make_client({"toy": engine}).complete(prompt=[97], n=8, max_tokens=3, temperature=0)
+        counting.cancel()
+    assert len(set(begun)) == len(begun) == 8
 
 
 async def test_a_computed_prompt_is_no_longer_to_do(front: Front) -> None:
@@ -224,7 +254,7 @@ async def test_draining_loses_no_request(front: Front, caplog: pytest.LogCapture
         with caplog.at_level(logging.INFO, "afterword.upstream"):
             # The second upstream is known already and needs no introspection.
             engine.pool.upstreams += front(two).pool.upstreams
-            await engine.retarget(parse_addresses(two.address))
+            (await engine.prepare(parse_addresses(two.address)))()
             for _ in range(3):
                 await client.complete(prompt=[97], max_tokens=3)
             assert (len(one.bodies), len(two.bodies)) == (1, 3)
@@ -244,18 +274,51 @@ async def test_an_address_that_comes_back_is_used_again(front: Front) -> None:
         client = make_client({"toy": engine})
         _, run = client.begin(BODY)
         await one.until_asked(1)
-        await engine.retarget(parse_addresses(two.address))
+        (await engine.prepare(parse_addresses(two.address)))()
         assert engine.pool.upstreams[0].draining
-        await engine.retarget(parse_addresses(f"{one.address} {two.address}"))
+        (await engine.prepare(parse_addresses(f"{one.address} {two.address}")))()
         assert not engine.pool.upstreams[0].draining
         held.let.set()
         await run
 
 
+async def test_one_that_drains_and_comes_back_may_be_gone_meanwhile(front: Front) -> None:
+    held = Held()
+    async with StandIn(held) as one, StandIn() as two:
+        engine = front(one, two)
+        client = make_client({"toy": engine})
+        _, run = client.begin(BODY)
+        await one.until_asked(1)
+        (await engine.prepare(parse_addresses(two.address)))()
+        both = await engine.prepare(parse_addresses(f"{one.address} {two.address}"))
+        held.let.set()
+        await run
+        assert [upstream.address.port for upstream in engine.pool.upstreams] == [two.port]
+        both()
+        assert {upstream.address.port for upstream in engine.pool.upstreams} == {one.port, two.port}
+
+
+async def test_an_address_of_another_model_changes_nothing(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The servers that are there go on with their requests."""
+
+    async def introspect(_: Upstream) -> None:
+        raise ConfigError("it does not serve 'toy'")
+
+    async with StandIn() as one, StandIn() as two:
+        engine = front(one)
+        monkeypatch.setattr(engine.pool, "_introspect", introspect)
+        with pytest.raises(ConfigError, match="does not serve"):
+            await engine.prepare(parse_addresses(two.address))
+        assert not engine.pool.upstreams[0].draining
+        await make_client({"toy": engine}).complete(prompt=[97], max_tokens=3)
+
+
 async def test_another_dialect_is_another_engine(front: Front) -> None:
     async with StandIn() as one:
         with pytest.raises(ConfigError, match="another start"):
-            await front(one).retarget(parse_addresses("openai+http://127.0.0.1:9/v1"))
+            await front(one).prepare(parse_addresses("openai+http://127.0.0.1:9/v1"))
 
 
 async def test_figures_of_each_upstream(front: Front) -> None:

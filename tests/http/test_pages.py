@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -58,6 +60,7 @@ async def test_other_pages_get_neither(make: Make) -> None:
     for client in (make(APP), make(APP, FILE)):
         reply = await ask(client, EVIL, access_control_request_private_network="true")
         assert reply.status == 400
+        assert reply.error["message"] == "Disallowed CORS origin."
         assert "access-control-allow-origin" not in reply.headers
         posted = await client.request("POST", "/v1/completions", b"{}", headers={"origin": EVIL})
         assert posted.status == 401
@@ -100,6 +103,19 @@ async def test_a_page_may_read_the_headers(make: Make) -> None:
     }
     assert exposed >= {"x-request-id", "openai-processing-ms", "retry-after", *limits}
     assert {"x-request-id", "openai-processing-ms"} <= reply.headers.keys()
+
+
+async def test_a_preflight_has_what_every_answer_has(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its headers, a line in the log, and an envelope if it is refused (H1)."""
+    caplog.set_level(logging.INFO, "afterword.access")
+    for origin in (APP, EVIL):
+        reply = await ask(make(APP), origin)
+        assert {"openai-processing-ms", "openai-version"} <= reply.headers.keys()
+        line = json.loads(caplog.records[-1].getMessage())
+        assert line["request_id"] == reply.headers["x-request-id"]
+        assert (line["method"], line["status"]) == ("OPTIONS", reply.status)
 
 
 async def test_errors_can_be_read(make: Make) -> None:

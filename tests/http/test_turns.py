@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 from asyncio.events import Handle
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from afterword.completion.old_tokens import OldTokens
 from afterword.completion.plan import make_plan
+from afterword.core.alias import Alias
 from afterword.engine import toy
 from afterword.engine.toy import toy_engine
 from afterword.ledger.database import connect, prepare, sqlite_url
 from afterword.ledger.tables import keys, secrets, usage
+from conftest import make_client
 from ledger.team import team
 from support.asgi import Client, Reply
 
@@ -103,6 +106,7 @@ ANSWERED: dict[str, dict[str, Any]] = {
     "choices": {"prompt": ["a"] * 16, "n": 128, "max_tokens": 0},
     "tokens": {"prompt": "a", "n": 128, "max_tokens": 4, "logprobs": 5},
     "scores": {"prompt": LONG, "n": 4, "max_tokens": 0, "echo": True, "logprobs": 5},
+    "ranks": {"prompt": LONG, "n": 4, "max_tokens": 0, "prompt_logprobs": 20},
     "stops": {"prompt": "a", "n": 64, "max_tokens": 4, "stop": ["abcdefgh" * 50] * 16},
 }
 PLANNED: dict[str, dict[str, Any]] = {
@@ -136,16 +140,44 @@ async def test_plans(serve: Callable[..., Client], turns: Turns, name: str) -> N
     assert turns.most <= MOST_STEPS
 
 
+ALIASES = {"chat": Alias("toy", "chat"), "old": Alias("toy", tokens="p50k_base")}
+
+
+@pytest.fixture
+async def aliases() -> AsyncIterator[Client]:
+    """A server with an alias of each kind."""
+    engine = toy_engine(check=False, context_tokens=1024, max_batch_tokens=512)
+    tokenizer: Any = engine.tokenizer
+    tokenizer.chat_template = "{% for one in messages %}user: {{ one.content }}\n{% endfor %}"
+    old = {"p50k_base": OldTokens("p50k_base", {1: b"a"})}
+    yield make_client({"toy": engine}, aliases=ALIASES, vocabularies=old)
+    await engine.aclose()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "chat", "prompt": ["a"] * 2048, "max_tokens": 0},
+        {"model": "old", "prompt": [1] * 300_000},
+    ],
+)
+async def test_prompts_of_aliases(aliases: Client, turns: Turns, body: dict[str, Any]) -> None:
+    reply = await turns.ask(aliases, "/v1/completions", body)
+    assert reply.status in {200, 400}
+    assert turns.most <= MOST_STEPS
+
+
 @pytest.mark.parametrize(
     "asked",
     [
         {"structured_outputs": {"regex": "a"}},
         {"response_format": {"type": "json_object"}},
         {"dry_multiplier": 1},
+        {"model": "chat"},
     ],
 )
 async def test_what_may_take_long_is_for_a_thread(
-    serve: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+    aliases: Client, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
 ) -> None:
     """However short the body is: a grammar of few bytes compiles long, in no Python."""
     planned = set[int]()
@@ -155,11 +187,10 @@ async def test_what_may_take_long_is_for_a_thread(
         return make_plan(*given)
 
     monkeypatch.setattr("afterword.completion.service.make_plan", planning)
-    client = serve(toy_engine())
-    await client.complete(prompt="a", max_tokens=1)
+    await aliases.complete(prompt="a", max_tokens=1)
     assert planned == {threading.get_ident()}
     planned.clear()
-    await client.complete(prompt="a", max_tokens=1, **asked)
+    await aliases.complete(prompt="a", max_tokens=1, **asked)
     assert planned.isdisjoint({threading.get_ident()})
     assert planned
 
@@ -182,6 +213,29 @@ async def test_other_routes(
 ) -> None:
     reply = await turns.ask(serve(toy_engine()), path, body)
     assert reply.status in {200, 400}
+    assert turns.most <= MOST_STEPS
+
+
+async def test_a_long_middle_with_probabilities(
+    serve: Callable[..., Client], turns: Turns
+) -> None:  # fmt: skip
+    client = serve(toy_engine(check=False, context_tokens=1024, max_batch_tokens=512))
+    body = {
+        "input_prefix": "a", "input_suffix": "b", "n_predict": 900, "n_probs": 20,
+        "logit_bias": {"98": 100},
+    }  # fmt: skip
+    for more in ({}, {"response_fields": ["completion_probabilities"]}):
+        reply = await turns.ask(client, "/infill", {**body, **more})
+        assert len(reply.json()["completion_probabilities"]) == 900
+        assert turns.most <= MOST_STEPS
+
+
+async def test_a_large_vocabulary(serve: Callable[..., Client], turns: Turns) -> None:
+    engine = toy_engine()
+    tokenizer: Any = engine.tokenizer
+    tokenizer.pieces = [*tokenizer.pieces, *[b"piece"] * 200_000]
+    reply = await turns.ask(serve(engine), "/tokenizer_info?vocabulary=true")
+    assert len(reply.json()["vocabulary"]["pieces"]) == len(tokenizer.pieces)
     assert turns.most <= MOST_STEPS
 
 

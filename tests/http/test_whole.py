@@ -53,6 +53,7 @@ HEAVY: dict[str, dict[str, Any]] = {
     "choices": {"prompt": ["a"] * 16, "n": 128, "max_tokens": 0},
     "echo": {"prompt": ["a " * 100] * 512, "n": 2, "max_tokens": 0, "echo": True},
     "scores": {"prompt": ["ab " * 60] * 64, "n": 2, "max_tokens": 0, "echo": True, "logprobs": 5},
+    "ranks": {"prompt": "ab " * 300, "n": 16, "max_tokens": 0, "prompt_logprobs": 20},
     "generated": {"prompt": ["a"] * 64, "n": 4, "max_tokens": 8, "logprobs": 5, "stop": ["#"]},
 }
 

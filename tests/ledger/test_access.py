@@ -10,6 +10,7 @@ import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -561,6 +562,27 @@ async def test_redis_that_is_away_at_the_start_is_said(
         assert (await running.client.post(PATH, {**BODY, "max_tokens": 1})).status == 200
 
 
+async def test_redis_that_is_silent_holds_nobody_up(
+    lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question takes seconds then, and they stand in line."""
+    monkeypatch.setattr("afterword.ledger.access._CLAIM_S", 0.01)
+    async with lite() as running:
+        known = running.key(concurrent=1)
+        answers = threading.Event()
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(answers.wait)
+            monkeypatch.setattr(running.ledger.access, "_limiter_thread", thread)
+            for _ in range(3):
+                reply = await known.post(PATH, {**BODY, "max_tokens": 1})
+                assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+                assert reply.error["code"] == "ledger_unavailable"
+            answers.set()
+        monkeypatch.undo()
+        assert (await known.post(PATH, {**BODY, "max_tokens": 1})).status == 200
+        nothing_is_held(running)
+
+
 async def test_nothing_is_asked_per_token(
     lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -615,6 +637,10 @@ async def test_the_log_says_what_was_refused_and_why(
         ):
             await client.post(path, body)
         await boss.request("POST", PATH, b"no JSON")
+        for path in ("/tokenize", "/detokenize", "/apply-template"):
+            await boss.post(path, {"prompt": "a", "tokens": [97], "model": "nobody's"})
+        await boss.get("/tokenizer_info?model=none")
+        await boss.get("/v1/models/none")
     lines = [json.loads(one.getMessage()) for one in caplog.records if "access" in one.name]
     names = ("status", "key_name", "model", "code", "param", "limit")
     assert [tuple(line.get(name) for name in names) for line in lines] == [
@@ -627,6 +653,8 @@ async def test_the_log_says_what_was_refused_and_why(
         (404, "boss", "none", "model_not_found", "model", None),
         (401, None, None, "invalid_api_key", None, None),
         (400, "boss", None, None, None, None),
+        *[(400, "boss", "nobody's", None, param, None) for param in ("tokens", "prompt", "prompt")],
+        *[(404, "boss", "none", "model_not_found", "model", None)] * 2,
     ]
     assert {line["client"] for line in lines} == {"127.0.0.1"}
     assert "a secret" not in caplog.text
@@ -808,11 +836,26 @@ async def test_admin_routes_refuse(lite: Callable[..., Any]) -> None:
             await admin.post("/admin/v1/keys", {"name": "a", "expires": "soon"}), "expires"
         )
         await refused(await admin.post("/admin/v1/keys", b"{"), None)
+        await refused(
+            await admin.post("/admin/v1/keys", b'{"name": "a", "rpm": 1, "rpm": 1000}'), "rpm"
+        )
         await refused(await admin.get("/admin/v1/keys/nobody"), "key")
         await refused(await admin.get("/admin/v1/usage?by=colour"), "by")
         await refused(await admin.get("/admin/v1/usage?since=yesterday"), "since")
         await refused(await admin.get("/admin/v1/usage/requests?limit=0"), "limit")
         await refused(await admin.get("/admin/v1/usage?key=nobody"), "key")
+        # What is ignored may have been meant to show less, or to make less.
+        await refused(await admin.get("/admin/v1/usage?from=1h"), "from")
+        await refused(await admin.get("/admin/v1/usage?since=1h&since=7d"), "since")
+        await refused(await admin.get("/admin/v1/usage/requests?by=user"), "by")
+        await refused(await admin.request("DELETE", "/admin/v1/keys/plain?dry_run=1"), "dry_run")
+        assert (await plain.get("/v1/models")).status == 200
+        for path, methods in (
+            ("/admin/v1/keys", "GET, HEAD, POST"),
+            ("/admin/v1/keys/plain", "DELETE, GET, HEAD"),
+        ):
+            reply = await admin.request("PUT", path)
+            assert (reply.status, reply.headers["allow"]) == (405, methods)
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from redis.sentinel import SentinelConnectionPool
 
 from afterword.core.account import KeyTerms
 from afterword.core.errors import ConfigError, LedgerUnavailable
+from afterword.ledger import access, open_ledger
 from afterword.ledger import redis as in_redis
 from afterword.ledger.open_ledger import redis_limiter
 from afterword.ledger.rate_limits import WINDOW_S, MemoryRateLimiter, RateLimiter
@@ -252,6 +254,22 @@ def test_a_redis_that_is_away_admits_nobody() -> None:
     assert not limiter.answers()
     with pytest.raises(LedgerUnavailable):
         limiter.acquire("k", KeyTerms(name="k", rpm=1), "r", 1)
+
+
+def test_a_silent_redis_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(open_ledger, "_END_S", 0)
+    answers = threading.Event()
+    thread = ThreadPoolExecutor(1)
+    thread.submit(answers.wait)
+    waiting = thread.submit(lambda: None)
+    waiting.add_done_callback(access._log_unsettled)
+    waiting.add_done_callback(lambda _: answers.set())
+    open_ledger._end(thread)
+    assert waiting.cancelled()
+    (line,) = caplog.records
+    assert "redis does not answer" in line.getMessage()
 
 
 @pytest.mark.parametrize(

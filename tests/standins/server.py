@@ -104,7 +104,7 @@ class StandIn:
     """A server on a free port. ``behaviour`` answers completions; ``bodies`` are the requests.
 
     A ``silent`` one does not answer probes of its health. ``tokenized`` is the answer to
-    ``/tokenize``, if it is not the true one.
+    ``/tokenize``, if it is not the true one. ``listed`` is its list of models.
     """
 
     def __init__(self, behaviour: Behaviour = Exchange.whole, *, silent: bool = False) -> None:
@@ -112,6 +112,7 @@ class StandIn:
         self.healthy = True
         self.silent = silent
         self.tokenized: bytes | None = None
+        self.listed = b""
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.connections: list[Exchange] = []
@@ -146,7 +147,7 @@ class StandIn:
         self.paths.append(path)
         if path in {"/health", "/v1/models"}:
             if not self.silent:
-                exchange.answer(200 if self.healthy else 500)
+                exchange.answer(200 if self.healthy else 500, self.listed)
         elif path == "/tokenize":
             ids = _TOKENIZER.encode(body["prompt"])
             good = json.dumps({"tokens": ids}).encode()

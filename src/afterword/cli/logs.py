@@ -49,8 +49,10 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the record's lines, without keys."""
-        return without_keys(super().format(record))
+        """Returns the record's lines, without keys and without what a terminal would obey."""
+        text = without_keys(super().format(record))
+        # Requests name paths and models, and JSON does not escape all controls and ends of lines.
+        return text if text.isascii() else "".join(map(_shown, text))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802, ANN401 - logging's
         """Returns types and places, without the exception's text."""
@@ -97,6 +99,10 @@ def ready_line(facts: Mapping[str, object]) -> str:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     head = {"time": now, "level": "info", "logger": _start.name, "message": "Afterword is ready"}
     return json.dumps({**head, **facts})
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -48,6 +49,9 @@ def serve(*, print_config: bool, **given: Any) -> None:  # noqa: ANN401 - the se
         click.echo(_settings_table(resolved))
         return
     settings = resolved.settings
+    # A reload that is asked for now waits until the server is ready. It would end the process.
+    # Threads inherit this.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     terminal = open_log(settings.log_level, settings.log_format)
     for name in resolved.unknown:
         terminal.say(f"WARNING: {name} is not a setting and has no effect")

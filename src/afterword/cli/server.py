@@ -60,6 +60,7 @@ class Server:
         self._on_ready = on_ready
         self._on_reload = on_reload
         self._reloading: asyncio.Task[None] | None = None
+        self._asked_again = False
         self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
         self._register = Register()
@@ -118,20 +119,28 @@ class Server:
         for number in _SIGNALS:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        # One that came during the start has waited (``cli.serve``).
+        before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             for number in (*_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _reload(self) -> None:
+        # What is changed during a reload may not have been read by it.
+        self._asked_again = True
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.get_running_loop().create_task(self._reread())
 
     async def _reread(self) -> None:
         options = self._options
-        try:
-            self._tls = load_tls(options.certfile, options.keyfile)
-            await self._on_reload()
-        except ConfigError as error:
-            _log.error("not reloaded: %s", error)
+        while self._asked_again:
+            self._asked_again = False
+            try:
+                tls = load_tls(options.certfile, options.keyfile)
+                await self._on_reload()
+                self._tls = tls
+            except ConfigError as error:
+                _log.error("not reloaded: %s", error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from afterword.completion.prompt_text import VocabView
 from afterword.core.job import NO_TOKEN, ScoredPrompt
@@ -102,15 +102,15 @@ class LogprobsBuilder:
 
 def prompt_logprobs(
     ids: Sequence[int], scored: ScoredPrompt | None, k: int, vocab: VocabView
-) -> list[PromptLogprobs | None]:
-    """Returns vLLM's log-probabilities of a prompt, with the ``k`` likeliest tokens.
+) -> Iterator[PromptLogprobs | None]:
+    """Yields vLLM's log-probabilities of a prompt, with the ``k`` likeliest tokens.
 
     There is one entry for each of ``ids``, and null for the first. ``scored`` has ranks, and may
     have more of the likeliest tokens.
     """
-    entries: list[PromptLogprobs | None] = [None]
+    yield None
     if scored is None:
-        return entries
+        return
     width = len(scored.top_ids) // max(len(scored.logprobs), 1)
     for at, (token, logprob, rank) in enumerate(
         zip(ids[1:], scored.logprobs, scored.ranks, strict=True)
@@ -122,14 +122,11 @@ def prompt_logprobs(
         )
         for place, (other, value) in enumerate(top, 1):
             shown.setdefault(other, (value, place))
-        entries.append(
-            {
-                i: PromptLogprob(finite(value), place, token_text(vocab.pieces[i]))
-                for i, (value, place) in shown.items()
-                if i != NO_TOKEN
-            }
-        )
-    return entries
+        yield {
+            i: PromptLogprob(finite(value), place, token_text(vocab.pieces[i]))
+            for i, (value, place) in shown.items()
+            if i != NO_TOKEN
+        }
 
 
 def token_text(piece: bytes) -> str:

@@ -164,7 +164,7 @@ class CompletionService:
         if served.old is not None:
             # OpenAI's tokens of text are text, also where they spell a special token's name.
             spelled = any(not isinstance(prompt, str) for prompt in request.prompt)
-            request = served.old.translate(request)
+            request = await do(partial(served.old.translate, request))
         budget = ContextBudget(served.engine.card.context_tokens, self.limits)
         tokenizer = served.engine.tokenizer
         cut = infill is not None or request.truncate_prompt_tokens is not None
@@ -175,7 +175,9 @@ class CompletionService:
             chat = Framing(request.model or served.name, served.chat, int(self._clock()))
             chat.refuse_fields(request, infills=infill is not None)
             wanted = chat.texts(request)
-        texts = budget.fitting(wanted, tokenizer, cut=cut)
+        fitting = partial(budget.fitting, wanted, tokenizer, cut=cut)
+        # A template may take long, and each prompt is rendered.
+        texts = fitting() if chat is None else await do(fitting, costly=True)
         if place is not None:
             around = ((text, False) for text in texts_around(place))
             texts += budget.fitting(around, tokenizer)
@@ -197,7 +199,8 @@ class CompletionService:
             draws=served.engine.card.draws,
         )
         decide = partial(make_plan, request, tokenizer, budget, inputs)
-        return await do(decide, prompts=len(request.prompt), costly=_is_costly(request))
+        costly = chat is not None or _is_costly(request)
+        return await do(decide, prompts=len(request.prompt), costly=costly)
 
     def _id(self, kind: str) -> str:
         random = "".join(_LETTERS[byte % len(_LETTERS)] for byte in self._entropy(_ID_LETTERS))

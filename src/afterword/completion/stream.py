@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -36,9 +36,12 @@ _VALUE_COST = 0.8
 _TOKEN_COST = 4.0
 _CHOICE_COST = 20.0
 """Costs for ``Pace``: of a log-probability, a token, a choice or chunk."""
+_BYTE_COST = 1 / 1000
+"""Of a byte that is written already."""
 _FEW_TOKENS = 16
 """The most that go to a sink in one chunk."""
 _OBFUSCATION_STEP = 32
+_encode = msgspec.json.Encoder().encode
 
 
 class Sink(Protocol):
@@ -76,6 +79,8 @@ class CompletionStream:
             for job, prompt in zip(plan.jobs, plan.prompts, strict=True)
         ]
         self._scored: dict[int, ScoredPrompt | None] = {}
+        # vLLM's log-probabilities of each job's prompt as JSON, which all of its choices show.
+        self._ranked: dict[int, bytes] = {}
         self._discarded = 0
         self.on_first_token: Callable[[], None] | None = None
         # A builder is made at its sequence's first event: a request may have thousands.
@@ -213,7 +218,10 @@ class CompletionStream:
         """Returns the cost of making and encoding a chunk of a choice."""
         entries = 0 if choice.logprobs is None else len(choice.logprobs.tokens)
         values = entries * (2 + (self.plan.shown.logprobs or 0))
-        return _CHOICE_COST + values * _VALUE_COST + len(choice.text) / 512
+        written = 0
+        if choice.prompt_logprobs is not msgspec.UNSET:
+            written = memoryview(choice.prompt_logprobs).nbytes
+        return _CHOICE_COST + values * _VALUE_COST + len(choice.text) / 512 + written * _BYTE_COST
 
     async def _fold(self, events: list[Event]) -> dict[tuple[int, int], ChoiceBuilder]:
         """Feed the builders. Returns those that changed, in order."""
@@ -283,7 +291,22 @@ class CompletionStream:
             await self.pace.spend(_CHOICE_COST)
             for values in builder.prefilled(self._scored[job]):
                 await self.pace.spend(values * _VALUE_COST)
+            if plan.shown.prompt_logprobs is not None and job not in self._ranked:
+                await self._write_ranked(job, plan.shown.prompt_logprobs)
         return builder
+
+    async def _write_ranked(self, job: int, k: int) -> None:
+        """Write vLLM's log-probabilities of a prompt: once, because choices repeat them (R17)."""
+        parts: list[bytes] = []
+        for entry in prompt_logprobs(self._shown_ids(job), self._scored[job], k, self.plan.vocab):
+            parts.append(_encode(entry))
+            await self.pace.spend(len(entry or ()) * _VALUE_COST)
+        self._ranked[job] = b"[%b]" % b",".join(parts)
+
+    def _shown_ids(self, job: int) -> Sequence[int]:
+        """Returns the ids of a prompt that answers show."""
+        prompt = self.plan.prompts[job]
+        return prompt.ids if prompt.framed else self.plan.jobs[job].prompt_ids
 
     def _shown(self, job: int) -> list[ChoiceBuilder]:
         siblings = [self._builders[job, seq] for seq in range(self.plan.candidates)]
@@ -314,14 +337,10 @@ class CompletionStream:
         if shown.token_ids:
             more["token_ids"] = delta.token_ids
         if delta.first:
-            prompt = plan.prompts[job]
-            prompt_ids = prompt.ids if prompt.framed else plan.jobs[job].prompt_ids
             if shown.token_ids:
-                more["prompt_token_ids"] = list(prompt_ids)
+                more["prompt_token_ids"] = list(self._shown_ids(job))
             if shown.prompt_logprobs is not None:
-                more["prompt_logprobs"] = prompt_logprobs(
-                    prompt_ids, self._scored[job], shown.prompt_logprobs, plan.vocab
-                )
+                more["prompt_logprobs"] = msgspec.Raw(self._ranked[job])
         return msgspec.structs.replace(choice, **more) if more else choice
 
     def _chunk(self, choices: list[Choice], usage: Usage | msgspec.UnsetType | None) -> Chunk:

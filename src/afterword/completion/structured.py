@@ -26,6 +26,11 @@ _FORMATS = ("text", "json_object", "json_schema")
 
 
 def _grammar(name: str, kind: GrammarKind, text: str | bytes) -> OutputGrammar:
+    return OutputGrammar(kind, _bounded(name, text).decode())
+
+
+def _bounded(name: str, text: str | bytes) -> bytes:
+    """Returns the bytes of a grammar. Raises ``InvalidRequest`` for too many."""
     written = text.encode() if isinstance(text, str) else text
     if len(written) > MOST_GRAMMAR_BYTES:
         raise InvalidRequest(
@@ -34,11 +39,13 @@ def _grammar(name: str, kind: GrammarKind, text: str | bytes) -> OutputGrammar:
             param=name.partition(".")[0],
             code="invalid_value",
         )
-    return OutputGrammar(kind, written.decode())
+    return written
 
 
 def _schema(name: str, value: Json) -> OutputGrammar:
     if isinstance(value, str):
+        # Before it is parsed: a parser in C holds the GIL to its end.
+        _bounded(name, value)
         try:
             repeated = repeated_name(value, nested=True)
             value = msgspec.json.decode(value)

@@ -167,7 +167,8 @@ def describe(tokenizer: Tokenizer, card: EngineCard, *, vocabulary: bool = False
 
 def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(
-        pieces=[tokenizer.pieces[i] for i in range(len(tokenizer.pieces))],
+        # Not those of the gateway's own, behind the last one.
+        pieces=list(tokenizer.pieces[: len(tokenizer.pieces)]),
         special_ids=sorted(tokenizer.special_ids),
         end_ids=sorted(i for i in tokenizer.end_ids if i < len(tokenizer.pieces)),
         document_start_id=tokenizer.document_start_id,

@@ -97,17 +97,21 @@ def upstream_stats(
 async def retarget(service: CompletionService, models: Mapping[str, str]) -> None:
     """Set the addresses of models behind upstreams; other changes wait for the next start.
 
-    ``models`` are sources by name. Raises ``ConfigError`` if an address is malformed, before any
-    change.
+    ``models`` are sources by name. Raises ``ConfigError`` if an address is malformed or does not
+    serve its model, before any change.
     """
     there = {name: parse_addresses(text) for name, text in models.items() if is_remote(text)}
     if not there:
         return
     from afterword.gateway.engine import RemoteEngine  # noqa: PLC0415 - as below
 
-    for served in service.catalog.engines:
-        if isinstance(served.engine, RemoteEngine) and served.name in there:
-            await served.engine.retarget(there[served.name])
+    changes = [
+        await served.engine.prepare(there[served.name])
+        for served in service.catalog.engines
+        if isinstance(served.engine, RemoteEngine) and served.name in there
+    ]
+    for change in changes:
+        change()
 
 
 async def _open_remote(name: str, addresses: Sequence[Address], settings: Settings) -> RemoteEngine:

@@ -31,13 +31,16 @@ class PromptLogprob(msgspec.Struct, frozen=True):
 
 PromptLogprobs: TypeAlias = Mapping[int, PromptLogprob]
 """The prompt's token at a position, and the likeliest ones, by id."""
+read_prompt_logprobs = msgspec.json.Decoder(list[PromptLogprobs | None]).decode
+"""Returns the entries of a choice's ``prompt_logprobs``."""
 
 
 class Choice(msgspec.Struct, frozen=True):
     """One choice of an answer, or what a chunk adds to it.
 
     The last three are there if the request asks for them. ``prompt_token_ids`` and
-    ``prompt_logprobs`` are in the first chunk of a choice.
+    ``prompt_logprobs`` are in the first chunk of a choice. The latter are JSON already, because
+    they are long and the same in all choices of a prompt; see ``read_prompt_logprobs``.
     """
 
     text: str
@@ -46,7 +49,7 @@ class Choice(msgspec.Struct, frozen=True):
     finish_reason: FinishReason | None
     token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
     prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-    prompt_logprobs: list[PromptLogprobs | None] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -195,16 +195,17 @@ class RemoteEngine:
         """Returns the figures of each upstream at this moment."""
         return [upstream.stats() for upstream in self.pool.upstreams]
 
-    async def retarget(self, addresses: Sequence[Address]) -> None:
-        """Use other addresses of the same dialect from now on; running requests are finished.
+    async def prepare(self, addresses: Sequence[Address]) -> Callable[[], None]:
+        """Look at other addresses. Returns what makes the engine use them from then on.
 
-        Raises ``ConfigError`` if the dialect differs.
+        Running requests are finished. Raises ``ConfigError`` if the dialect differs, or if a new
+        address does not serve the model.
         """
         if addresses[0].dialect != self.pool.dialect.name:
             raise ConfigError(
                 f"model {self.pool.model}: a change of dialect needs another start of the server"
             )
-        await self.pool.retarget(addresses)
+        return await self.pool.prepare(addresses)
 
     async def aclose(self) -> None:
         """Abort running generations and close connections. Idempotent."""

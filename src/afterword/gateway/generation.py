@@ -68,6 +68,7 @@ class RemoteGeneration(MailboxReader):
         self._prefilled: set[int] = set()
         self._counted: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._turn = asyncio.Lock()
         self.begun = False
 
     @property
@@ -85,6 +86,7 @@ class RemoteGeneration(MailboxReader):
         groups = self._pool.dialect.groups
         units = [(i, job, seqs) for i, job in enumerate(self._jobs) for seqs in groups(job)]
         self._left = len(units)
+        self._several = len(units) > 1
         self._untaken = {(i, seqs[0]) for i, _, seqs in units[:_MOST_TOGETHER]}
         self._admission = loop.create_future()
         self._tasks = [loop.create_task(self._run(*unit, together)) for unit in units]
@@ -132,6 +134,8 @@ class RemoteGeneration(MailboxReader):
         """Run one request for some siblings of a job, from its turn to its last event."""
         try:
             async with together:
+                if self._several:
+                    await self._others()
                 await self._make(index, job, seqs)
         except Exception as error:  # noqa: BLE001 - raised to the reader
             if self._admission.done():
@@ -143,6 +147,11 @@ class RemoteGeneration(MailboxReader):
             self._left -= 1
             if not self._left:
                 self._mailbox.close()
+
+    async def _others(self) -> None:
+        """Let others run: to write a long prompt takes a while, and many requests may begin."""
+        async with self._turn:
+            await asyncio.sleep(0)
 
     def _taken(self, index: int, seqs: Sequence[int]) -> None:
         """Note that an upstream has accepted the request for some siblings."""

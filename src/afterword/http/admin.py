@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar, get_args
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeAlias, TypeVar, get_args
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from afterword.completion.repeated import repeated_name
 from afterword.core.account import (
     KeyTerms,
     KeyView,
@@ -28,12 +29,15 @@ from afterword.http.client import read_body
 from afterword.http.exchange import exchange_of
 
 T = TypeVar("T")
+_Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 _MOST_BODY_BYTES = 65_536
 _MOST_RECORDS = 1000
 _MOST_ID_CHARACTERS = 200
+_SHOWN_CHARACTERS = 40
 _NUMBER = re.compile("[0-9]{1,9}")
 _GROUPS: Sequence[UsageBy] = get_args(UsageBy)
+_SELECTING = ("since", "until", "key")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -106,12 +110,10 @@ class Administration:
     def table(self) -> Sequence[BaseRoute]:
         """Paths, methods, endpoints."""
         return [
-            Route("/admin/v1/keys", self.keys, methods=["GET"]),
-            Route("/admin/v1/keys", self.create, methods=["POST"]),
+            _route("/admin/v1/keys", GET=self.keys, POST=self.create),
             # A name may contain slashes.
             Route("/admin/v1/keys/{key:path}/rotate", self.rotate, methods=["POST"]),
-            Route("/admin/v1/keys/{key:path}", self.key, methods=["GET"]),
-            Route("/admin/v1/keys/{key:path}", self.revoke, methods=["DELETE"]),
+            _route("/admin/v1/keys/{key:path}", GET=self.key, DELETE=self.revoke),
             Route("/admin/v1/usage", self.usage, methods=["GET"]),
             Route("/admin/v1/usage/requests", self.requests, methods=["GET"]),
         ]
@@ -149,7 +151,7 @@ class Administration:
 
     async def usage(self, request: Request) -> Response:
         """Sums by key, model, user or day."""
-        queries = self._for(request)
+        queries = self._for(request, "by", *_SELECTING)
         given = request.query_params.get("by", "key")
         by = next((by for by in _GROUPS if by == given), None)
         if by is None:
@@ -161,7 +163,7 @@ class Administration:
 
     async def requests(self, request: Request) -> Response:
         """Requests one by one, in pages."""
-        queries = self._for(request)
+        queries = self._for(request, "limit", "after", *_SELECTING)
         query = await self._query(queries, request)
         limit = request.query_params.get("limit", str(_MOST_RECORDS))
         # Not isdecimal: it takes digits of all scripts, and int() refuses thousands of them.
@@ -184,27 +186,56 @@ class Administration:
         key = request.query_params.get("key")
         return UsageQuery(**moments, key_id=None if key is None else (await queries.key(key)).id)
 
-    def _for(self, request: Request) -> AdminQueries:
-        """Returns the queries. Raises ``PermissionDenied`` if the key is not an operator's."""
+    def _for(self, request: Request, *parameters: str) -> AdminQueries:
+        """Returns the queries. ``parameters`` are those that the URL may have.
+
+        Raises ``PermissionDenied`` if the key is not an operator's, ``InvalidRequest`` for a
+        parameter that would be ignored.
+        """
         if not exchange_of(request.scope).principal.admin:
             raise PermissionDenied(
                 "This needs an admin key: afterword keys create NAME --admin makes one."
             )
+        _refuse_ignored(request, parameters)
         queries = self._queries()
         if queries is None:
             raise LedgerUnavailable("This server keeps no ledger.")
         return queries
 
 
+def _route(path: str, **endpoints: _Endpoint) -> Route:
+    """Returns one route for all methods of a path, so that a 405 names them all."""
+
+    async def answer(request: Request) -> Response:
+        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, answer, methods=list(endpoints))
+
+
+def _refuse_ignored(request: Request, known: Sequence[str]) -> None:
+    """Raises ``InvalidRequest`` for a parameter of the URL that is unknown, or stands twice."""
+    left = list(known)
+    for name, _ in request.query_params.multi_items():
+        if name not in left:
+            what = "Duplicate" if name in known else "Unrecognized"
+            shown = name[:_SHOWN_CHARACTERS]
+            raise InvalidRequest(f"{what} request argument supplied: {shown}", param=shown)
+        left.remove(name)
+
+
 async def _body(request: Request, kind: type[T]) -> T:
     raw = await read_body(request.scope, request.receive, _MOST_BODY_BYTES)
     try:
-        return msgspec.json.decode(raw or b"{}", type=kind)
+        given = msgspec.json.decode(raw or b"{}", type=kind)
     except msgspec.ValidationError as error:
         what, _, where = str(error).replace("`", "'").partition(" - at '$.")
         raise InvalidRequest(what, param=where.removesuffix("'") or None) from None
     except (msgspec.DecodeError, RecursionError):
         raise InvalidRequest("We could not parse the JSON body of your request.") from None
+    twice = repeated_name(raw or b"{}", nested=True)
+    if twice is not None:
+        raise InvalidRequest(f"Duplicate request argument supplied: {twice}", param=twice)
+    return given
 
 
 def _key(view: KeyView) -> Key:

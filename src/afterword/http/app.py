@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
@@ -18,6 +17,7 @@ from afterword.http.lifecycle import Lifecycle
 from afterword.http.metrics import Metrics
 from afterword.http.middleware import Boundary, Observer
 from afterword.http.no_ledger import NoLedger
+from afterword.http.origins import OriginHeaders, Preflights
 from afterword.http.proxies import Network
 from afterword.http.routes import Routes
 from afterword.http.scope import CacheScope
@@ -26,11 +26,6 @@ from afterword.http.upstreams import Upstreams
 _OPEN_PATHS = frozenset({"/ready"})
 _DISCREET_PATHS = frozenset({"/health"})
 _ASKING_PATHS = {"/docs": "/playground/docs.html"}
-_EXPOSED_HEADERS = (
-    "x-request-id", "openai-processing-ms", "openai-version", "retry-after",
-    *(f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens")
-      for what in ("limit", "remaining", "reset")),
-)  # fmt: skip
 
 
 def is_open(path: str, public: Sequence[Route] = ()) -> bool:
@@ -103,8 +98,9 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         guarded=access.guarded,
         origins=access.origins,
     )
+    preflights = Preflights(known, access.origins) if access.origins else None
     app = Boundary(
-        known,
+        preflights or known,
         clock=clock,
         entropy=entropy,
         lifecycle=lifecycle,
@@ -112,16 +108,4 @@ def create_app(  # noqa: PLR0913 - what only the composition root knows
         proxies=access.proxies,
         observe=observe,
     )
-    if not access.origins:
-        return app
-    # Outermost, so that pages can read errors too.
-    return CORSMiddleware(
-        app,
-        allow_origins=access.origins,
-        allow_methods=("GET", "POST", "DELETE"),
-        # Libraries add headers of their own: openai-node sends x-stainless-*.
-        allow_headers=("*",),
-        # A page on the internet asks with this before it sends to a server at home.
-        allow_private_network=True,
-        expose_headers=_EXPOSED_HEADERS,
-    )
+    return OriginHeaders(app, preflights.cors) if preflights else app

@@ -60,6 +60,7 @@ REFUSED = "afterword.refused"
 BODY_WRITER = "afterword.body_writer"
 """The key in a scope of the ``BodyWriter`` of this server. Other servers have none."""
 _KEY = "afterword.exchange"
+_EASY_BODY_BYTES = 1 << 20
 
 
 def attach(scope: Scope, exchange: Exchange) -> None:
@@ -71,3 +72,19 @@ def exchange_of(scope: Scope) -> Exchange:
     """Returns the scope's exchange."""
     exchange: Exchange = scope[_KEY]
     return exchange
+
+
+def asked_model(body: bytes) -> str | None:
+    """Returns the model that a refused body names, if that is easy to see."""
+    if len(body) > _EASY_BODY_BYTES:
+        return None
+    try:
+        return msgspec.json.decode(body, type=_Asked).model
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """The part of a body that the log shows although it is refused."""
+
+    model: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,8 @@ from afterword.http.shapes import Shape
 
 _encode = msgspec.json.Encoder().encode
 _NO_SLOT = -1
+_ENTRY_COST = 2.0
+"""For ``Pace``: of a token with its log-probability, made and written."""
 _BY_ID = "token_id:"
 _STOP_TYPES: Mapping[EndedBy | None, str] = {
     "end_token": "eos", "stop_string": "word", "limit": "limit", None: "none",
@@ -80,7 +82,7 @@ class InfillAnswer(msgspec.Struct, frozen=True, kw_only=True):
     stopping_word: str
     tokens_cached: int
     timings: InfillTimings
-    completion_probabilities: list[TokenProbability] | msgspec.UnsetType = msgspec.UNSET
+    completion_probabilities: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class InfillShape:
@@ -97,7 +99,20 @@ class InfillShape:
         choices = [choice async for choice in answer.choices()]
         choice = choices[0]
         self._has_new_line = "\n" in choice.text
-        return [self._last(answer, choice.text, _ids(choice), self._probabilities(answer, choice))]
+        probabilities = await self._written(answer, choice)
+        return [self._last(answer, choice.text, _ids(choice), probabilities)]
+
+    async def _written(
+        self, answer: CompletionStream, choice: wire.Choice
+    ) -> msgspec.Raw | msgspec.UnsetType:
+        """Returns the probabilities as JSON, which is made in slices: the loop is free between."""
+        if choice.logprobs is None:
+            return msgspec.UNSET
+        parts: list[bytes] = []
+        for entry in self._probabilities(answer, choice.logprobs):
+            parts.append(_encode(entry))
+            await answer.pace.spend((1 + self._infill.n_probs) * _ENTRY_COST)
+        return msgspec.Raw(b"[%b]" % b",".join(parts))
 
     def frames(self, answer: CompletionStream, chunks: Sequence[wire.Chunk]) -> bytes:
         """See ``Shape``."""
@@ -112,6 +127,9 @@ class InfillShape:
 
     def _chunk(self, answer: CompletionStream, choice: wire.Choice) -> InfillChunk:
         usage = answer.usage
+        probabilities: list[TokenProbability] | msgspec.UnsetType = msgspec.UNSET
+        if choice.logprobs is not None:
+            probabilities = list(self._probabilities(answer, choice.logprobs))
         return InfillChunk(
             0,
             choice.text,
@@ -120,7 +138,7 @@ class InfillShape:
             id_slot=_NO_SLOT,
             tokens_predicted=usage.completion_tokens,
             tokens_evaluated=usage.prompt_tokens,
-            completion_probabilities=self._probabilities(answer, choice),
+            completion_probabilities=probabilities,
         )
 
     def _last(
@@ -128,7 +146,7 @@ class InfillShape:
         answer: CompletionStream,
         content: str,
         ids: list[int],
-        probabilities: list[TokenProbability] | msgspec.UnsetType,
+        probabilities: msgspec.Raw | msgspec.UnsetType,
     ) -> bytes:
         usage, plan = answer.usage, answer.plan
         ended_by, word = answer.end_of(0, 0)
@@ -148,11 +166,13 @@ class InfillShape:
             stopping_word=word,
             tokens_cached=usage.prompt_tokens_details.cached_tokens,
             timings=_timings(answer),
-            completion_probabilities=probabilities,
         )
         if not self._infill.response_fields:
-            return _encode(made)
-        return _encode(_selected(msgspec.to_builtins(made), self._infill.response_fields))
+            return _encode(msgspec.structs.replace(made, completion_probabilities=probabilities))
+        fields = msgspec.to_builtins(made)
+        if probabilities is not msgspec.UNSET:
+            fields["completion_probabilities"] = probabilities
+        return _encode(_selected(fields, self._infill.response_fields))
 
     def _ran_out(self, plan: Plan, usage: wire.Usage) -> bool:
         """Whether the context ended the text, before ``n_predict`` did."""
@@ -160,21 +180,17 @@ class InfillShape:
         return usage.completion_tokens >= most and not 0 <= asked <= most
 
     def _probabilities(
-        self, answer: CompletionStream, choice: wire.Choice
-    ) -> list[TokenProbability] | msgspec.UnsetType:
-        logprobs = choice.logprobs
-        if logprobs is None or not self._infill.n_probs:
-            return msgspec.UNSET
+        self, answer: CompletionStream, logprobs: wire.Logprobs
+    ) -> Iterator[TokenProbability]:
+        """Yields an entry for each token that was generated."""
         pieces = answer.plan.vocab.pieces
-        found = []
         for token, logprob, top in zip(
             logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True
         ):
             tops = [_probability(name, value, pieces) for name, value in (top or {}).items()]
             tops.sort(key=lambda entry: -entry.logprob)
             mine = _probability(token, logprob or 0.0, pieces)
-            found.append(msgspec.structs.replace(mine, top_logprobs=tops[: self._infill.n_probs]))
-        return found
+            yield msgspec.structs.replace(mine, top_logprobs=tops[: self._infill.n_probs])
 
     def _settings(self, plan: Plan) -> Mapping[str, Any]:
         """Returns what was decided, by llama-server's names."""

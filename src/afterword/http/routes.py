@@ -26,7 +26,7 @@ from afterword.core.protocols import PrefixSharing
 from afterword.http import pages
 from afterword.http.client import ClientDisconnected, ClientWatch, read_body, send_whole
 from afterword.http.errors import error_body
-from afterword.http.exchange import Exchange, exchange_of
+from afterword.http.exchange import Exchange, asked_model, exchange_of
 from afterword.http.fim import FimReading
 from afterword.http.infill import InfillReading
 from afterword.http.lifecycle import Lifecycle
@@ -40,7 +40,6 @@ from afterword.http.tokenizing import Tokenizing
 _encode = msgspec.json.Encoder().encode
 _JSON = ((b"content-type", b"application/json"),)
 _RETRY_AFTER_S = 5
-_EASY_BODY_BYTES = 1 << 20
 _NO_MODEL = "MODEL"
 """In the examples of a key that may use no model."""
 
@@ -183,22 +182,6 @@ class Completions:
         return [await stream.run(answer.chunks(stream), shape.end)]
 
 
-def asked_model(body: bytes) -> str | None:
-    """Returns the model that a refused body names, if that is easy to see."""
-    if len(body) > _EASY_BODY_BYTES:
-        return None
-    try:
-        return msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"), type=_Asked).model
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-class _Asked(msgspec.Struct, frozen=True):
-    """The part of a body that the log shows although it is refused."""
-
-    model: str | None = None
-
-
 def _ask(plan: Plan, model: str) -> Ask:
     """Returns what a plan may use at most."""
     return Ask(
@@ -282,6 +265,7 @@ class Routes:
         name: str = request.path_params["model"]
         if not name:
             raise UnknownUrl(f"Invalid URL ({request.method} {request.scope['path']})")
+        exchange_of(request.scope).asked_model = name
         service = self._for(request)
         return _json(service.catalog.describe(name, service.limits))
 
@@ -293,6 +277,7 @@ class Routes:
         query = request.query_params
         # Python's libraries write True.
         whole = query.get("vocabulary", "").lower() == "true"
+        exchange_of(request.scope).asked_model = query.get("model")
         return _json(self._for(request).tokenizer_info(query.get("model"), vocabulary=whole))
 
     async def health(self, request: Request) -> Response:

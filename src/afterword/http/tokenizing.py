@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from afterword.completion.service import CompletionService, TokenizerCall
 from afterword.core.account import Ask, Spent, UsageStatus
+from afterword.core.errors import ApiError
 from afterword.core.ledger import Ledger
 from afterword.http.client import ClientDisconnected, ClientWatch, read_body
-from afterword.http.exchange import Exchange, exchange_of
+from afterword.http.exchange import Exchange, asked_model, exchange_of
 from afterword.http.scope import caller_of
 
 _encode = msgspec.json.Encoder().encode
@@ -56,7 +57,11 @@ class Tokenizing:
         body = await read_body(request.scope, request.receive, limit_bytes)
         encoded = b""
         async with ClientWatch(request.receive) as watch:
-            call = await parse(body, caller_of(exchange, "all").owner)
+            try:
+                call = await parse(body, caller_of(exchange, "all").owner)
+            except ApiError:
+                exchange.asked_model = asked_model(body)
+                raise
             exchange.model = self._service.recorded(call.model)
             ask = Ask(id=call.id, model=exchange.model, user=None, stream=False, most_tokens=0)
             reservation = await self._ledger.reserve(exchange.principal, ask)

@@ -43,6 +43,7 @@ Entrance: TypeAlias = Literal["open", "keys", "keys_if_any"]
 """Who needs no key: everybody; nobody; everybody until the first key is made."""
 
 _CLAIM_S = 5.0
+"""The wait for the database or for Redis."""
 _FULL_S = 5.0
 _NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header "
@@ -176,7 +177,12 @@ class AccessLedger:
             asked = self._limiter_thread.submit(self._limiter.acquire, *arguments)
             # Set first: a client that leaves meanwhile gives back what is then admitted.
             admission.counted = True
-            decision = await asyncio.wrap_future(asked)
+            try:
+                async with asyncio.timeout(_CLAIM_S):
+                    decision = await asyncio.wrap_future(asked)
+            except TimeoutError as error:
+                # Others may wait in front of it, each for an answer that does not come.
+                raise LedgerUnavailable("Limits cannot be counted now.", retry_after_s=1) from error
         if decision.refused_by is not None:
             admission.counted = False
             raise _rate_limited(decision, decision.refused_by, terms, ask)
@@ -358,6 +364,6 @@ def _what_fits(ask: Ask, left_tokens: int) -> str:
 
 
 def _log_unsettled(settled: Future[None]) -> None:
-    error = settled.exception()
+    error = None if settled.cancelled() else settled.exception()
     if error is not None:
         _log.warning("a limit was not settled and frees itself in a minute: %s", in_one_line(error))

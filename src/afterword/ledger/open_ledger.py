@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 _SYNC_S = 1.0
 _RENEW_ROUNDS = 20
+_END_S = 5.0
 WATCH_S = 0.4
 """How often a server without keys looks for a database."""
 _MOST_PENDING = 1000
@@ -198,7 +199,7 @@ async def open_ledger(
             ) from error
         limiter, limiter_thread = _limiter(options, clocks)
         if limiter_thread is not None:
-            opened.callback(limiter_thread.shutdown)
+            opened.callback(_end, limiter_thread)
         pending = PendingRecords()
         access = AccessLedger(
             pending,
@@ -259,6 +260,15 @@ def _say_if_away(asked: Future[bool]) -> None:
         "redis cannot be reached: requests of keys with limits per minute or at once get 503 until "
         "it can"
     )
+
+
+def _end(limiter_thread: Executor) -> None:
+    """Wait for what the limiter was asked, but not for a silent one: each call takes seconds."""
+    try:
+        limiter_thread.submit(int).result(_END_S)
+    except TimeoutError:
+        _log.warning("redis does not answer: limits that are not settled free themselves")
+    limiter_thread.shutdown(cancel_futures=True)
 
 
 def redis_limiter(url: str) -> RedisRateLimiter:

@@ -169,7 +169,7 @@ class RedisRateLimiter:
         try:
             return call()
         except _ERRORS as error:
-            raise LedgerUnavailable("Limits cannot be counted at the moment.") from error
+            raise LedgerUnavailable("Limits cannot be counted now.", retry_after_s=1) from error
 
 
 def connect(url: str) -> RedisClient:

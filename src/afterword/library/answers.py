@@ -11,7 +11,13 @@ import msgspec
 
 from afterword.core import wire
 from afterword.core.job import FinishReason
-from afterword.core.wire import InfillReport, Logprobs, PromptLogprobs, Usage
+from afterword.core.wire import (
+    InfillReport,
+    Logprobs,
+    PromptLogprobs,
+    Usage,
+    read_prompt_logprobs,
+)
 from afterword.library import html
 from afterword.library.tables import Row, frame
 
@@ -249,5 +255,7 @@ def _choice_of(choice: wire.Choice) -> TextChoice:
         choice.finish_reason,
         None if choice.token_ids is _UNSET else choice.token_ids,
         None if choice.prompt_token_ids is _UNSET else choice.prompt_token_ids,
-        None if choice.prompt_logprobs is _UNSET else choice.prompt_logprobs,
+        None
+        if isinstance(choice.prompt_logprobs, msgspec.UnsetType)
+        else read_prompt_logprobs(choice.prompt_logprobs),
     )

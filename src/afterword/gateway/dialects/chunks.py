@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from afterword.core.job import Ended, Event, FinishReason, Job
-from afterword.gateway.dialects.lenient import decoder, parse
 from afterword.gateway.dialects.stream_reader import (
     StreamReader,
     TokenDelta,
@@ -16,6 +15,7 @@ from afterword.gateway.dialects.stream_reader import (
     scored_prompt,
 )
 from afterword.gateway.failures import StreamBroke
+from afterword.gateway.lenient import decoder, parse
 from afterword.gateway.transport.api import failure_in_stream
 
 

@@ -25,10 +25,10 @@ from afterword.gateway.dialects.dialect import (
 )
 from afterword.gateway.dialects.grammars import SCHEMA_KEYWORDS, gbnf_of_choices, unusable
 from afterword.gateway.dialects.introspection import introspect_vocabulary
-from afterword.gateway.dialects.lenient import decoder
 from afterword.gateway.dialects.single import SingleReader
 from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top
 from afterword.gateway.failures import StreamBroke
+from afterword.gateway.lenient import decoder
 from afterword.gateway.transport.api import Api, failure_in_stream
 from afterword.gateway.vocabulary import RemoteTokenizer
 

@@ -22,7 +22,12 @@ class Listed(msgspec.Struct):
 
 
 class _Models(msgspec.Struct):
+    """The list in OpenAI's shape. Some hosted endpoints send the bare list."""
+
     data: list[Listed] = []
+
+
+_MODELS: Any = _Models | list[Listed]
 
 
 class _Tokens(msgspec.Struct):
@@ -35,7 +40,8 @@ async def model_of(api: Api, name: str) -> Listed:
     Raises ``UpstreamFailure`` if the upstream does not answer, ``ConfigError`` if it does not
     serve the model.
     """
-    listed = (await api.get(f"{api.address.base}/models", _Models)).data
+    answer = await api.get(f"{api.address.base}/models", _MODELS)
+    listed: list[Listed] = answer if isinstance(answer, list) else answer.data
     wanted = chosen([model.id for model in listed], api, name)
     return next(model for model in listed if model.id == wanted)
 

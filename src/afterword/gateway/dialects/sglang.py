@@ -19,11 +19,11 @@ from afterword.gateway.dialects.dialect import (
     is_greedy,
 )
 from afterword.gateway.dialects.grammars import SCHEMA_KEYWORDS, gbnf_of_choices, unusable
-from afterword.gateway.dialects.lenient import decoder
 from afterword.gateway.dialects.routes import encode, facts_of, model_of
 from afterword.gateway.dialects.single import SingleReader
 from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top, scored_prompt
 from afterword.gateway.failures import Refused, StreamBroke
+from afterword.gateway.lenient import decoder
 from afterword.gateway.transport.api import Api, failure_in_stream
 from afterword.gateway.vocabulary import RemoteTokenizer
 

@@ -18,8 +18,8 @@ from afterword.core.job import (
     Sampled,
     ScoredPrompt,
 )
-from afterword.gateway.dialects.lenient import count_of
 from afterword.gateway.failures import StreamBroke
+from afterword.gateway.lenient import count_of
 
 Top = Sequence[tuple[int, float]]
 """Ids and log-probabilities, in any order."""

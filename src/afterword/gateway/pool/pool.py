@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -247,18 +248,33 @@ class Pool:
                 tried.append(upstream)
                 last = failure
 
-    async def retarget(self, addresses: Sequence[Address]) -> None:
-        """Add upstreams for new addresses; drain those whose addresses are gone."""
+    async def prepare(self, addresses: Sequence[Address]) -> Callable[[], None]:
+        """Ask new addresses what they are. Returns what makes the pool use these addresses.
+
+        Raises ``ConfigError`` if one does not serve the model.
+        """
         kept = {upstream.address for upstream in self.upstreams}
+        added = [self._make(address) for address in addresses if address not in kept]
+        try:
+            await asyncio.gather(*map(self._introspect, added))
+        except BaseException:
+            for upstream in added:
+                upstream.client.close()
+            raise
+        return partial(self._use, addresses, added)
+
+    def _use(self, addresses: Sequence[Address], added: Sequence[Upstream]) -> None:
+        """Add upstreams; drain those whose addresses are gone."""
+        there = {upstream.address for upstream in (*self.upstreams, *added)}
+        # One that drained may have left meanwhile. Probes find out what it is.
+        back = [self._make(address) for address in addresses if address not in there]
         for upstream in self.upstreams:
             gone = upstream.address not in addresses
             if gone != upstream.draining:
                 word = "drains" if gone else "is back"
                 _log.info("model %s: %s %s", self.model, upstream.address.origin, word)
             upstream.draining = gone
-        added = [self._make(address) for address in addresses if address not in kept]
-        await asyncio.gather(*map(self._introspect, added))
-        self.upstreams += added
+        self.upstreams += [*added, *back]
         self.drop_drained()
 
     def drop_drained(self) -> None:

@@ -16,12 +16,14 @@ from afterword.gateway.failures import (
     StreamBroke,
     UpstreamFailure,
 )
+from afterword.gateway.lenient import decoder
 from afterword.gateway.transport.connection import Head, HttpClient
 
 T = TypeVar("T")
 
 _REST_S = 1.0
 _MOST_REST_S = 60.0
+_BOM = b"\xef\xbb\xbf"
 _encode = msgspec.json.Encoder().encode
 _CONTEXT_CODE = ContextLengthExceeded.default_code
 _REQUESTS_FAULT = ("invalid_request_error", "BadRequestError")
@@ -56,8 +58,8 @@ class Api:
     async def _ask(self, method: str, path: str, body: bytes | None, answer: type[T]) -> T:
         received = await self._receive(method, path, body)
         try:
-            return msgspec.json.decode(received, type=answer)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return decoder(answer)(received.removeprefix(_BOM))
+        except StreamBroke:
             raise StreamBroke(f"its answer to {method} {path} is not the expected JSON") from None
 
 

@@ -268,7 +268,7 @@ class HttpClient:
         except TimeoutError:
             raise Silent(f"no answer within {timeout_s:g} s") from None
         finally:
-            if whole.done.done() and not whole.done.cancelled():
+            if whole.is_complete:
                 self.give_back(connection)
             else:
                 connection.abort()
@@ -290,6 +290,12 @@ class _Whole:
         self._head: Head | None = None
         self._parts: list[bytes] = []
         self._size_bytes = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it has come. The rest of another would be read as the next answer."""
+        done = self.done
+        return done.done() and not done.cancelled() and done.exception() is None
 
     def head(self, head: Head) -> None:
         self._head = head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -123,7 +124,8 @@ def _json(names: Sequence[str], found: Sequence[ModelScores]) -> Iterator[str]:
                 "bytes": len(score.text.encode()),
                 "total_logprob": score.total_logprob,
                 "mean_logprob": score.mean_logprob,
-                "perplexity": score.perplexity,
+                # JSON has no infinity.
+                "perplexity": score.perplexity if math.isfinite(score.perplexity) else None,
                 "bits_per_byte": score.bits_per_byte,
                 "windows": score.windows,
                 "window_tokens": score.window_tokens,

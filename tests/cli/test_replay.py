@@ -133,6 +133,7 @@ def test_an_answer_that_is_an_error_is_said(
     app = Starlette(routes=[Route("/v1/completions", answer, methods=["POST"])])
     with listening(app) as base:
         done = CliRunner().invoke(replay, [str(file), "--url", base])
+    assert done.output.splitlines()[-1].startswith("1 requests, ")
     assert done.output.splitlines()[:-1] == ([] if said is None else [f"line 1: {said}"])
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -150,6 +151,18 @@ def test_score_as_csv_is_read_back(url: str, llm: LLM) -> None:
     assert [float(row["logprob"]) for row in rows] == list(score.token_logprobs)
     # No cell is a formula for a spreadsheet.
     assert not any(row["token"].startswith(tuple("=+-@")) for row in rows)
+
+
+def test_each_model_shows_its_likeliest_tokens() -> None:
+    aliases = {"second": "toy"}
+    with served(aliases=aliases) as there:
+        words = ("score", "a b", "--url", there, "--model", "toy", "--model", "second")
+        lines = run(*words, "--top", "2").stdout.splitlines()
+    header = next(line for line in lines if "TOKEN " in line)
+    assert re.search(r"toy +second +LIKELIEST toy +LIKELIEST second", header)
+    row = next(line for line in lines if line.startswith("0  "))
+    # Of each model its value, and two or three alternatives.
+    assert row.count("%") >= 6
 
 
 def test_models_side_by_side(url: str, llm: LLM) -> None:

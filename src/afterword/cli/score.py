@@ -19,7 +19,7 @@ from afterword.cli.options import SettingsCommand
 from afterword.cli.served import model_flags, openers
 from afterword.cli.terminal import Terminal, bare_table, plain, print_table
 from afterword.cli.texts import file_text, standard_input
-from afterword.cli.tinted import table_of_tokens, tinted_text
+from afterword.cli.tinted import LIKELIEST, table_of_tokens, tinted_text
 from afterword.library.answers import TextScore
 from afterword.library.llm import LLM
 from afterword.library.scoring import Advance
@@ -163,8 +163,14 @@ def _show(names: Sequence[str], found: Sequence[ModelScores], *, with_tops: bool
                 console.print(f"{len(tokens)} tokens: --csv and --json show each of them")
                 continue
             columns = {model.model: model.scores[at].token_logprobs for model in models}
-            print_table(table_of_tokens(tokens, columns, first.top_logprobs if with_tops else ()))
+            tops = {_likeliest(model, models): model.scores[at].top_logprobs for model in models}
+            print_table(table_of_tokens(tokens, columns, tops if with_tops else None))
         print_table(_summary(at, found))
+
+
+def _likeliest(model: ModelScores, models: Sequence[ModelScores]) -> str:
+    """Returns the name of the column for a model's likeliest tokens."""
+    return LIKELIEST if len(models) == 1 else f"{LIKELIEST} {model.model}"
 
 
 def _summary(at: int, found: Sequence[ModelScores]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -180,6 +181,7 @@ def test_a_forked_process_is_told(llm: LLM) -> None:
     """A fork copies no threads: a call would wait for ever. The parent's model stays as it is."""
     child = os.fork()
     if child == 0:
+        signal.alarm(60)
         said = 0
         try:
             llm.complete("a", max_tokens=1)

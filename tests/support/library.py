@@ -12,6 +12,7 @@ import msgspec
 
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
+from afterword.core.alias import Alias
 from afterword.core.limits import Limits
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.toy import toy_engine
@@ -30,7 +31,10 @@ def service_of(
 ) -> CompletionService:
     """A service of one model, with the limits of the library."""
     return CompletionService(
-        Catalog([ServedModel(name, engine, CREATED)], aliases),
+        Catalog(
+            [ServedModel(name, engine, CREATED)],
+            {alias: Alias(model) for alias, model in (aliases or {}).items()},
+        ),
         Limits(require_model=False),
         clock=lambda: CREATED + 0.5,
         entropy=os.urandom,

@@ -87,6 +87,17 @@ def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:
     assert "line 2" in str(done.exception)
 
 
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1", "http://127.0.0.1:99999", "http://[::1", "http://:80", "http://a..b"]
+)
+def test_what_is_no_address_is_named(tmp_path: Path, url: str) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text(json.dumps(REQUEST))
+    done = CliRunner().invoke(replay, [str(file), "--url", url])
+    assert isinstance(done.exception, ConfigError)
+    assert url in str(done.exception)
+
+
 def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     """JSON may have other ends of lines inside strings, and files may begin with a mark."""
     file = tmp_path / "requests.jsonl"
@@ -107,6 +118,8 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
         ("application/json", b'{"error": "in one word"}', "broke off: in one word"),
         ("application/json", b'{"error": {}}', "broke off: no message"),
         ("text/event-stream", b'data: {"choices": []}\r\n\r\ndata: [DONE]\r\n\r\n', None),
+        ("text/event-stream", b'data:{"error": {"message": "no"}}\n\n', "broke off: no"),
+        ("text/event-stream", b'data: {"choices": []}\n\ndata: {"choi', None),
     ],
 )  # fmt: skip
 def test_an_answer_that_is_an_error_is_said(
@@ -120,6 +133,7 @@ def test_an_answer_that_is_an_error_is_said(
     app = Starlette(routes=[Route("/v1/completions", answer, methods=["POST"])])
     with listening(app) as base:
         done = CliRunner().invoke(replay, [str(file), "--url", base])
+    assert done.output.splitlines()[-1].startswith("1 requests, ")
     assert done.output.splitlines()[:-1] == ([] if said is None else [f"line 1: {said}"])
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +17,9 @@ from click.testing import CliRunner, Result
 
 from afterword import LLM
 from afterword.cli import cli
+from afterword.cli.texts import standard_input
 from afterword.core.errors import AfterwordError, ConfigError
+from afterword.library.answers import TextScore
 from afterword.library.tints import TINTS, step_of
 from support.library import served
 
@@ -101,6 +107,34 @@ def test_input_that_is_no_text_is_named(url: str, command: str) -> None:
         run(command, "-", "--url", url, text=b"a\xff")
 
 
+def test_a_closed_standard_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ConfigError, match="standard input: is closed"):
+        standard_input()
+
+
+def test_a_perplexity_beyond_all_floats(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of JSON stay JSON."""
+    monkeypatch.setattr(TextScore, "mean_logprob", -9999.0)
+    row = json.loads(run("score", "a", "--url", url, "--json").stdout, parse_constant=pytest.fail)
+    assert row["perplexity"] is None
+    assert " inf " in run("score", "a", "--url", url).stdout
+
+
+@pytest.mark.parametrize("to", [("/dev/full", 1), (os.devnull, 0)])
+@pytest.mark.parametrize("words", [("score", "é"), ("score", "é", "--csv"), ("complete", "é")])
+def test_output_that_cannot_be_written(url: str, words: Sequence[str], to: tuple[str, int]) -> None:
+    """A full disk is one line, and an encoding without some characters is no error."""
+    with Path(to[0]).open("w") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "afterword", *words, "--url", url],
+            check=False, stdout=out, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+    full = "afterword: the output cannot be written: No space left on device\n"
+    assert (done.stderr, done.returncode) == (full if to[1] else "", to[1])
+
+
 def test_an_empty_text(url: str) -> None:
     row = json.loads(run("score", "", "--url", url, "--json").stdout)
     assert (row["tokens"], row["total_logprob"], row["bits_per_byte"]) == ([], 0.0, 0.0)
@@ -117,6 +151,18 @@ def test_score_as_csv_is_read_back(url: str, llm: LLM) -> None:
     assert [float(row["logprob"]) for row in rows] == list(score.token_logprobs)
     # No cell is a formula for a spreadsheet.
     assert not any(row["token"].startswith(tuple("=+-@")) for row in rows)
+
+
+def test_each_model_shows_its_likeliest_tokens() -> None:
+    aliases = {"second": "toy"}
+    with served(aliases=aliases) as there:
+        words = ("score", "a b", "--url", there, "--model", "toy", "--model", "second")
+        lines = run(*words, "--top", "2").stdout.splitlines()
+    header = next(line for line in lines if "TOKEN " in line)
+    assert re.search(r"toy +second +LIKELIEST toy +LIKELIEST second", header)
+    row = next(line for line in lines if line.startswith("0  "))
+    # Of each model its value, and two or three alternatives.
+    assert row.count("%") >= 6
 
 
 def test_models_side_by_side(url: str, llm: LLM) -> None:

@@ -39,6 +39,19 @@ async def test_it_opens_at_the_first_request(tiny: Settings) -> None:
     assert (await client.post("/v1/completions", BODY)).status == 503
 
 
+async def test_it_opens_anew(tiny: Settings) -> None:
+    """Tests of the program around it enter one app again and again."""
+    app = create_app(tiny)
+    client = Client(app, HERE)
+    for _ in range(2):
+        async with app:
+            assert (await client.post("/v1/completions", BODY)).status == 200
+        assert (await client.post("/v1/completions", BODY)).status == 503
+    assert [message["type"] for message in await live(app)] == [
+        "lifespan.startup.complete", "lifespan.shutdown.complete",
+    ]  # fmt: skip
+
+
 async def test_mounted_under_a_path(tiny: Settings) -> None:
     inner = create_app(tiny)
 

@@ -63,8 +63,7 @@ async def test_multiple_choice(embedded_model: Path, reference: Reference, tmp_p
     task = read_task(file)
     async with AsyncLLM(f"m={embedded_model}", slots=4, threads=1) as llm:
         header = RunHeader("task", task.digest, "m", "")
-        with StateFile(tmp_path / "state", header) as state:
-            outcomes = await evaluate(llm, task, state)
+        outcomes = await evaluate(llm, task, StateFile(tmp_path / "state", header))
     for item, outcome in zip(ITEMS, outcomes, strict=True):
         assert isinstance(outcome, ChoiceOutcome)
         choices, gold = item["choices"], item["label"]

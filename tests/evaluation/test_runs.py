@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,8 @@ async def run(task: Task, path: Path, *, at_once: int = 8) -> tuple[list[Outcome
         computed += count
 
     async with AsyncLLM.opened_by(toy()) as llm:
-        with StateFile(path, HEADER) as state:
-            found = await evaluate(llm, task, state, at_once=at_once, advance=advance)
+        state = StateFile(path, HEADER)
+        found = await evaluate(llm, task, state, at_once=at_once, advance=advance)
     return list(found), computed
 
 
@@ -89,8 +90,7 @@ async def test_a_run_goes_on_where_it_broke_off(tmp_path: Path) -> None:
 
 def test_a_state_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "state"
-    with StateFile(path, HEADER):
-        pass
+    StateFile(path, HEADER)
     other = RunHeader("task", "digest", "other", "fp_0000000000")
     with pytest.raises(ConfigError, match="its model is 'toy', not 'other'"):
         StateFile(path, other)
@@ -102,6 +102,24 @@ def test_a_state_of_something_else(tmp_path: Path) -> None:
         StateFile(path, HEADER)
     with pytest.raises(ConfigError, match="cannot be used"):
         StateFile(tmp_path / "none" / "state", HEADER)
+
+
+async def test_a_full_disk_loses_no_outcome(tmp_path: Path) -> None:
+    """What was written down stays, and the failure is one line."""
+    task, path = task_of(tmp_path, ITEMS), tmp_path / "state"
+    await run(task, path)
+    kept = b"".join(path.read_bytes().splitlines(keepends=True)[:5])
+    path.write_bytes(kept + b"half a li")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) - 1, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match="state: cannot be written: File too large"):
+            await run(task, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == kept
+    _, computed = await run(task, path)
+    assert computed == len(ITEMS) - 4
 
 
 async def test_an_item_that_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ def test_items(tmp_path: Path) -> None:
         (['{"prompt": "a", "target": "b", "until": ["x", ""]}'], ":1: until has an empty string"),
         (["", "", "{"], ":3: is no JSON object"),
         (['{"prompt": "a", "target": "b", "regex": "("}'], ":1: regex: missing"),
+        ([CHOICE, CHOICE.replace("more", "label")], ":2: the key 'label' is there twice"),
+        (['{"prompt": "a", "target": "b", "x": {"y": 1, "y": 2}}'], ":1: the key 'y' is there"),
     ],
 )
 def test_what_cannot_be_used_is_named(

@@ -91,13 +91,18 @@ def test_extraction(capsys: pytest.CaptureFixture[str]) -> None:
     assert int(cached[1]) > 50
 
 
-def test_perplexity(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_perplexity(llm: LLM, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     english, shuffled, whole = (line.split() for line in run("perplexity.py", capsys))
     assert float(english[1]) < float(whole[1]) < float(shuffled[1])
     file = tmp_path / "a.txt"
     file.write_text("The sea was calm. " * 20)
     lines = run("perplexity.py", capsys, str(file))
     assert lines[0].split()[1] == lines[1].split()[1]
+    file.write_bytes(b"\xef\xbb\xbfThe sea.\r\n")
+    (score,) = llm.score("The sea.\r\n")
+    assert f"{score.perplexity:.2f}" in run("perplexity.py", capsys, str(file))[0]
+    file.write_bytes(b"")
+    assert run("perplexity.py", capsys, str(file))[1].split()[1:3] == ["1.00", "0.000"]
 
 
 def test_the_notebook() -> None:

@@ -20,7 +20,7 @@ from afterword.library.remote import error_of
 from properties.requests import bodies
 from support.asgi import Client, fold
 from support.examples import examples
-from support.library import comparable
+from support.library import comparable, served
 
 
 def test_fields_are_those_of_the_contract() -> None:
@@ -141,12 +141,33 @@ def test_the_default_is_the_start_of_a_document(either: LLM) -> None:
 
 
 def test_connecting_says_what_is_wrong(url: str) -> None:
-    with pytest.raises(ConfigError, match="no address of a server"):
-        LLM.connect("127.0.0.1:8000")
+    for address in ("127.0.0.1:8000", "http://127.0.0.1:99999", "http://[::1", "http://:80"):
+        with pytest.raises(ConfigError, match="no address of a server"):
+            LLM.connect(address)
+    with pytest.raises(ConfigError, match="no way to this server: Invalid IDNA"):
+        LLM.connect("http://ä..b")
+    for key in ("\u043a", "a\nb"):
+        with pytest.raises(ConfigError, match="a key has letters"):
+            LLM.connect(url, key=key)
+    with pytest.raises(ModelNotFound, match="`-`"):
+        LLM.connect(url, model="")
     with pytest.raises(ModelNotFound, match="`other`"):
         LLM.connect(url, model="other")
     with pytest.raises(UpstreamFailed, match="cannot be reached"):
         LLM.connect("http://127.0.0.1:9")
+
+
+def test_a_proxy_that_cannot_be_used_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "odd://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="no way to this server: Unknown scheme for proxy"):
+        LLM.connect(url)
+
+
+def test_an_alias_for_every_other_name_can_be_connected_to() -> None:
+    """It stands in no listing (R1)."""
+    with served(aliases={"*": "toy"}) as there, LLM.connect(there, model="org/gpt 4?") as model:
+        assert model.facts.name == "org/gpt 4?"
+        assert model.complete("a", max_tokens=1).model == "org/gpt 4?"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         given = dict(attrs)
-        assert set(given) <= {"style", "title"}
+        assert set(given) <= {"class", "style", "title"}
         self.titles += given.get("title") or ""
         self.styles.append(given["style"] or "")
 
@@ -127,6 +127,22 @@ def test_tables(llm: LLM) -> None:
     assert list(score.to_pandas()["token_id"]) == list(score.token_ids)
 
 
+def test_tables_without_rows_have_their_columns(llm: LLM) -> None:
+    some, none = (llm.complete("a", max_tokens=n, logprobs=1).to_pandas() for n in (1, 0))
+    assert (len(none), list(none.columns)) == (0, list(some.columns))
+    some, none = (score.to_pandas() for score in llm.score(["a", ""]))
+    assert (len(none), list(none.columns)) == (0, list(some.columns))
+
+
+def test_dollars_are_no_formulas(llm: LLM) -> None:
+    """Notebooks typeset what stands between two of them, unless the element has these classes."""
+    answer = llm.complete("$5 and $6", max_tokens=1, echo=True, logprobs=0)
+    for shown in (answer._repr_html_(), llm.score("$5 and $6")[0]._repr_html_()):
+        boxes = re.findall(r"<div[^>]*>", shown)
+        assert boxes
+        assert all('class="tex2jax_ignore mathjax_ignore"' in box for box in boxes)
+
+
 def test_a_plot(llm: LLM) -> None:
     answer = llm.complete("$x$ a", max_tokens=6, temperature=0, logprobs=1, echo=True, n=2)
     logprobs = answer.choices[1].logprobs
@@ -138,6 +154,7 @@ def test_a_plot(llm: LLM) -> None:
     assert heights == wanted
     assert len(axes.get_xticklabels()) == len(wanted)
     figure.canvas.draw()
+    assert figure._repr_png_().startswith(b"\x89PNG")
     assert afterword.plot(llm.score("a b")[0]).axes
     assert afterword.plot(answer.choices[0]).axes
     with pytest.raises(InvalidRequest, match="ask with logprobs"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.runner import Batch
 from afterword.engine.toy import toy_engine
 from afterword.library.backend import Backend
-from support.library import comparable, toy
+from support.library import comparable, served, toy
 from support.tiny_gguf import make_gguf
 
 LONG: dict[str, Any] = {"max_tokens": 250, "ignore_eos": True, "seed": 1}
@@ -112,6 +114,40 @@ async def test_a_stream_that_is_left_ends(how: str) -> None:
         await until_idle(engine)
 
 
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_a_stream_that_another_thread_closes_ends_for_its_reader(where: str) -> None:
+    """As by a button that says Stop, while nothing comes."""
+    gate = Gate()
+    engine = toy_engine(before_decode=gate)
+    with ExitStack() as stack:
+        if where == "here":
+            llm = stack.enter_context(LLM.opened_by(toy(engine)))
+        else:
+            llm = stack.enter_context(LLM.connect(stack.enter_context(served(engine))))
+        threads = stack.enter_context(ThreadPoolExecutor(1))
+        stack.callback(gate.open.set)
+        gate.open.set()
+        stream = llm.stream("a", **LONG)
+        next(stream)
+        gate.open.clear()
+        gate.reached.clear()
+        reader = threads.submit(list, stream)
+        gate.reached.wait()
+        stream.close()
+        assert reader.result(timeout=60) is not None
+
+
+async def test_a_stream_that_another_task_closes_ends_for_its_reader() -> None:
+    gate = Gate()
+    async with AsyncLLM.opened_by(toy(toy_engine(before_decode=gate))) as model:
+        stream = await model.stream("a", **LONG)
+        reader = asyncio.create_task(anext(stream, None))
+        await asyncio.to_thread(gate.reached.wait)
+        await stream.aclose()
+        assert await reader is None
+        gate.open.set()
+
+
 def test_a_closed_model_refuses_and_ends_what_runs() -> None:
     gate, before = Gate(), set(threading.enumerate())
     llm = LLM.opened_by(toy(toy_engine(before_decode=gate)))
@@ -139,6 +175,23 @@ async def test_what_runs_in_an_event_loop_ends_with_an_error_not_a_cancellation(
         await task
     gate.open.set()
     await closing
+
+
+def test_a_forked_process_is_told(llm: LLM) -> None:
+    """A fork copies no threads: a call would wait for ever. The parent's model stays as it is."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        said = 0
+        try:
+            llm.complete("a", max_tokens=1)
+        except EngineUnavailable as error:
+            llm.close()
+            said = 7 if "before a fork" in error.message else 1
+        finally:
+            os._exit(said)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert llm.complete("a", max_tokens=1).usage.completion_tokens == 1
 
 
 def test_a_callback_may_not_wait_for_the_library(llm: LLM) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,6 +61,13 @@ def test_alternatives(llm: LLM) -> None:
     )
 
 
+def test_a_perplexity_beyond_all_floats_is_infinite(llm: LLM) -> None:
+    (score,) = llm.score("a b")
+    never = msgspec.structs.replace(score, token_logprobs=(-9999.0,) * len(score.tokens))
+    assert never.perplexity == math.inf
+    assert "perplexity inf" in never._repr_html_()
+
+
 @given(tokens=st.integers(1, 60), length=st.integers(2, 20), data=st.data())
 def test_windows_score_every_token_once(tokens: int, length: int, data: Any) -> None:
     stride = data.draw(st.integers(1, length - 1))
@@ -93,6 +101,16 @@ def test_a_long_text_in_windows(either: LLM) -> None:
     for token, offset in zip(score.tokens, score.text_offset, strict=True):
         if not token.startswith("bytes:"):
             assert text[offset : offset + len(token)] == token
+
+
+@pytest.mark.parametrize("window", [2, 3, 5, 17])
+def test_windows_that_begin_inside_a_character(llm: LLM, window: int) -> None:
+    """Each has one token of overlap, which may be a part of a character."""
+    text = "a🙃b\u20ac 🙃🙃é " * 4
+    (whole,) = llm.score(text)
+    (score,) = llm.score(text, window=window, stride=window - 1)
+    assert any(token.startswith("bytes:") for token in score.tokens)
+    assert score.text_offset == whole.text_offset
 
 
 def test_more_text_than_a_request_can_hold(llm: LLM) -> None:
@@ -176,6 +194,15 @@ def test_continuations_are_lm_evals(llm: LLM, context: str, continuations: list[
         )
         assert score.tokens == len(values)
         assert score.text == text
+
+
+def test_a_continuation_without_a_token_of_its_own_is_refused(either: LLM) -> None:
+    """It is part of its context's last token, and would win over every other with 0 nats."""
+    whole, context = "on", "o"
+    assert len(either.tokenize(whole)) == len(either.tokenize(context)) == 1
+    with pytest.raises(InvalidRequest, match="'n' has no token of its own") as refused:
+        either.score_continuations(context, [" the", "n"])
+    assert refused.value.param == "continuations"
 
 
 def test_a_vocabulary_with_bos(either: LLM) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
@@ -12,6 +12,7 @@ import msgspec
 
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
+from afterword.core.alias import Alias
 from afterword.core.limits import Limits
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.toy import toy_engine
@@ -25,10 +26,15 @@ from standins.upstreams import listening
 CREATED = 1_700_000_000
 
 
-def service_of(engine: BatchingEngine, name: str = "toy") -> CompletionService:
+def service_of(
+    engine: BatchingEngine, name: str = "toy", aliases: Mapping[str, str] | None = None
+) -> CompletionService:
     """A service of one model, with the limits of the library."""
     return CompletionService(
-        Catalog([ServedModel(name, engine, CREATED)]),
+        Catalog(
+            [ServedModel(name, engine, CREATED)],
+            {alias: Alias(model) for alias, model in (aliases or {}).items()},
+        ),
         Limits(require_model=False),
         clock=lambda: CREATED + 0.5,
         entropy=os.urandom,
@@ -49,11 +55,16 @@ def toy(engine: BatchingEngine | None = None, name: str = "toy") -> Opener:
 
 
 @contextmanager
-def served(engine: BatchingEngine | None = None) -> Iterator[str]:
+def served(
+    engine: BatchingEngine | None = None, aliases: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """A server of a toy model; yields its address."""
     opened = engine or toy_engine()
     app = create_app(
-        service_of(opened), lifecycle=Lifecycle(), clock=lambda: 0.0, entropy=os.urandom
+        service_of(opened, aliases=aliases),
+        lifecycle=Lifecycle(),
+        clock=lambda: 0.0,
+        entropy=os.urandom,
     )
     with listening(app) as base:
         yield base.removesuffix("/v1")

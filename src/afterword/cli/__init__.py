@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import logging
@@ -9,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 
 import rich_click as click
 
@@ -18,6 +20,9 @@ from afterword.core.errors import ApiError, ConfigError, InvalidRequest
 _COMMANDS = (
     "serve", "complete", "score", "eval", "replay", "models", "keys", "usage", "db", "doctor",
 )  # fmt: skip
+
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""What writing to a full disk gives."""
 
 
 @contextmanager
@@ -59,12 +64,20 @@ def main() -> None:
     """Run the command line; a mistake of the operator is one line and exit status 2."""
     # Threads of numpy would compete with the engine's. Nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding does not have is escaped.
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         cli()
     except ConfigError as error:
         _fail(str(error), 2)
     except ApiError as error:
         _fail(error.message, 2 if isinstance(error, InvalidRequest) else 1)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _fail(f"the output cannot be written: {error.strerror}", 1)
 
 
 def _fail(message: str, status: int) -> None:

@@ -57,7 +57,7 @@ def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings'
 def _show(chunks: list[TextChunk]) -> None:
     # Drawing takes longer to import than a short answer to write.
     from afterword.cli.terminal import print_table  # noqa: PLC0415
-    from afterword.cli.tinted import table_of_tokens  # noqa: PLC0415
+    from afterword.cli.tinted import LIKELIEST, table_of_tokens  # noqa: PLC0415
 
     tokens: list[str] = []
     values: list[float | None] = []
@@ -67,4 +67,4 @@ def _show(chunks: list[TextChunk]) -> None:
             tokens += choice.logprobs.tokens
             values += choice.logprobs.token_logprobs
             tops += choice.logprobs.top_logprobs
-    print_table(table_of_tokens(tokens, {"LOGPROB": values}, tops))
+    print_table(table_of_tokens(tokens, {"LOGPROB": values}, {LIKELIEST: tops}))

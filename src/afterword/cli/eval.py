@@ -76,11 +76,11 @@ async def _run(
         if facts.name in others:
             raise ConfigError(f"two models have the name {facts.name}")
         header = RunHeader(task.name, task.digest, facts.name, facts.fingerprint)
-        with StateFile(folder / _file_name(header), header) as state:
-            done = sum(index in state.outcomes for index in range(len(task.items)))
-            label = f"{facts.name}: items"
-            with Terminal().counting(label, len(task.items), done) as advance:
-                outcomes = await evaluate(llm, task, state, at_once=at_once, advance=advance)
+        state = StateFile(folder / _file_name(header), header)
+        done = sum(index in state.outcomes for index in range(len(task.items)))
+        label = f"{facts.name}: items"
+        with Terminal().counting(label, len(task.items), done) as advance:
+            outcomes = await evaluate(llm, task, state, at_once=at_once, advance=advance)
     return ModelRun(facts.name, facts.fingerprint, outcomes)
 
 

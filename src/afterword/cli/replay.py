@@ -55,9 +55,7 @@ def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:
 
     Exits with 1 if a request was refused or an answer differs.
     """
-    server = urlsplit(url)
-    if server.scheme not in {"http", "https"} or not server.hostname:
-        raise ConfigError(f"--url {url}: is not the address of a server")
+    _refuse_address(url)
     total = different = 0
     for number, recording in _recordings(file):
         total += 1
@@ -68,6 +66,18 @@ def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:
             click.echo(f"line {number}: {line}")
     click.echo(f"{total} requests, {total - different} as recorded, {different} not")
     sys.exit(1 if different else 0)
+
+
+def _refuse_address(url: str) -> None:
+    """Raises ``ConfigError`` for what is not the address of a server."""
+    try:
+        server = urlsplit(url)
+        # A port that is none is an error only when it is read.
+        known = server.scheme in {"http", "https"} and server.hostname and server.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise ConfigError(f"--url {url}: is not the address of a server")
 
 
 def _recordings(file: Path) -> Iterator[tuple[int, Recording]]:
@@ -126,14 +136,19 @@ def _ask(url: str, path: str, body: Mapping[str, Any], timeout_s: float) -> tupl
         )
         reply = connection.getresponse()
         raw = reply.read().decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ConfigError(f"{url}: does not answer: {error or type(error).__name__}") from error
     finally:
         connection.close()
     if reply.headers.get_content_type() == "text/event-stream":
-        frames = [line[6:] for line in raw.split("\n") if line.startswith("data: ")]
-        return reply.status, [json.loads(frame) for frame in frames if frame.strip() != "[DONE]"]
+        frames = [line[5:].strip() for line in raw.split("\n") if line.startswith("data:")]
+        return reply.status, [_read(frame) for frame in frames if frame != "[DONE]"]
+    return reply.status, _read(raw)
+
+
+def _read(raw: str) -> Any:  # noqa: ANN401 - JSON
+    """Returns a JSON value, an empty object for what is none."""
     try:
-        return reply.status, json.loads(raw)
+        return json.loads(raw)
     except ValueError:
-        return reply.status, {}
+        return {}

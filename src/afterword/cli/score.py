@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from afterword.cli.options import SettingsCommand
 from afterword.cli.served import model_flags, openers
 from afterword.cli.terminal import Terminal, bare_table, plain, print_table
 from afterword.cli.texts import file_text, standard_input
-from afterword.cli.tinted import table_of_tokens, tinted_text
+from afterword.cli.tinted import LIKELIEST, table_of_tokens, tinted_text
 from afterword.library.answers import TextScore
 from afterword.library.llm import LLM
 from afterword.library.scoring import Advance
@@ -123,7 +124,8 @@ def _json(names: Sequence[str], found: Sequence[ModelScores]) -> Iterator[str]:
                 "bytes": len(score.text.encode()),
                 "total_logprob": score.total_logprob,
                 "mean_logprob": score.mean_logprob,
-                "perplexity": score.perplexity,
+                # JSON has no infinity.
+                "perplexity": score.perplexity if math.isfinite(score.perplexity) else None,
                 "bits_per_byte": score.bits_per_byte,
                 "windows": score.windows,
                 "window_tokens": score.window_tokens,
@@ -161,8 +163,14 @@ def _show(names: Sequence[str], found: Sequence[ModelScores], *, with_tops: bool
                 console.print(f"{len(tokens)} tokens: --csv and --json show each of them")
                 continue
             columns = {model.model: model.scores[at].token_logprobs for model in models}
-            print_table(table_of_tokens(tokens, columns, first.top_logprobs if with_tops else ()))
+            tops = {_likeliest(model, models): model.scores[at].top_logprobs for model in models}
+            print_table(table_of_tokens(tokens, columns, tops if with_tops else None))
         print_table(_summary(at, found))
+
+
+def _likeliest(model: ModelScores, models: Sequence[ModelScores]) -> str:
+    """Returns the name of the column for a model's likeliest tokens."""
+    return LIKELIEST if len(models) == 1 else f"{LIKELIEST} {model.model}"
 
 
 def _summary(at: int, found: Sequence[ModelScores]) -> Table:

@@ -18,7 +18,9 @@ def file_text(file: str) -> str:
 
 
 def standard_input() -> str:
-    """Returns all of standard input. Raises ``ConfigError`` if it is no text."""
+    """Returns all of standard input. Raises ``ConfigError`` if it is closed or no text."""
+    if sys.stdin is None:
+        raise ConfigError("standard input: is closed")
     return _decoded(sys.stdin.buffer.read(), "standard input")
 
 

@@ -14,6 +14,7 @@ from afterword.library.segments import segments
 from afterword.library.tints import INK, tint_of
 from afterword.library.token_names import visible
 
+LIKELIEST = "LIKELIEST"
 _KEPT = "\n\t"
 
 
@@ -55,20 +56,24 @@ def alternatives(top: Mapping[str, float] | None) -> Text:
 def table_of_tokens(
     tokens: Sequence[str],
     columns: Mapping[str, Sequence[float | None]],
-    tops: Sequence[Mapping[str, float] | None] = (),
+    tops: Mapping[str, Sequence[Mapping[str, float] | None]] | None = None,
 ) -> Table:
-    """Returns a row for each token, with a column of log-probabilities for each name."""
+    """Returns a row for each token, with a column of log-probabilities for each name.
+
+    ``tops`` are the likeliest tokens, by the names of their columns.
+    """
     table = bare_table()
     table.add_column("#", justify="right")
     table.add_column("TOKEN")
     for name in columns:
         table.add_column(_shown(name), justify="right")
-    if tops:
-        table.add_column("LIKELIEST", overflow="fold")
+    listed = tops or {}
+    for name in listed:
+        table.add_column(_shown(name), overflow="fold")
     for i, token in enumerate(tokens):
         values = [each[i] for each in columns.values()]
         cells = [Text(str(i)), token_text(token, values[0]), *map(value_text, values)]
-        table.add_row(*cells, *([alternatives(tops[i])] if tops else []))
+        table.add_row(*cells, *(alternatives(each[i]) for each in listed.values()))
     return table
 
 

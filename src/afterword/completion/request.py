@@ -10,7 +10,6 @@ import msgspec
 from afterword.completion import fields, foreign
 from afterword.completion.fields import Field, Json, Parser, Prompt, Schema
 from afterword.completion.long_bodies import Unreadable, read_object
-from afterword.completion.repeated import repeated_name
 from afterword.completion.structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 from afterword.core.errors import InvalidRequest
 from afterword.core.job import OutputGrammar
@@ -22,6 +21,7 @@ from afterword.core.limits import (
     MOST_USER_CHARACTERS,
     Limits,
 )
+from afterword.core.repeated import repeated_name
 
 _UNPARSABLE = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "

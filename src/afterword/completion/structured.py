@@ -16,10 +16,10 @@ from afterword.completion.fields import (
     unrecognized,
     wrong_type,
 )
-from afterword.completion.repeated import repeated_name
 from afterword.core.errors import InvalidRequest
 from afterword.core.job import GrammarKind, OutputGrammar
 from afterword.core.limits import MOST_GRAMMAR_BYTES
+from afterword.core.repeated import repeated_name
 
 _ANY_OBJECT = b'{"type":"object"}'
 _FORMATS = ("text", "json_object", "json_schema")

@@ -27,8 +27,8 @@ def create_app(settings: Settings | None = None) -> MountedApp:
     whose ``Host`` is this machine or an address. Settings of the network have no effect.
 
     The models are opened at the lifespan's start, as ``async with app`` begins, or at the first
-    request; they are closed at the lifespan's end, or with the block. Mounting passes no lifespan
-    on, so a program that mounts the app enters it in its own.
+    request; they are closed at the lifespan's end, or with the block, and opened anew by the next
+    one. Mounting passes no lifespan on, so a program that mounts the app enters it in its own.
     """
     return MountedApp(settings or Settings())
 
@@ -53,6 +53,7 @@ class MountedApp:
 
     async def __aenter__(self) -> Self:
         """Open the models. Raises ``ConfigError`` if one cannot be opened."""
+        self._renew()
         await self._opened()
         return self
 
@@ -69,6 +70,7 @@ class MountedApp:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                self._renew()
                 try:
                     await self._opened()
                 except AfterwordError as error:
@@ -79,6 +81,11 @@ class MountedApp:
                 await self._close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    def _renew(self) -> None:
+        """Begin a new life after an earlier one: tests enter an app several times, in any loop."""
+        if self._leave.is_set():
+            self._lifecycle, self._leave, self._ready = Lifecycle(), asyncio.Event(), None
 
     async def _opened(self) -> ASGIApp:
         if self._ready is None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
@@ -24,7 +22,7 @@ class RunHeader(msgspec.Struct, frozen=True, tag="evaluation"):
 
 
 class StateFile:
-    """The outcomes so far, in a file; a context manager.
+    """The outcomes so far, in a file.
 
     A run that breaks off loses the items under way. A last line that was half written is dropped.
     Raises ``ConfigError`` if the file belongs to another task or model, or cannot be used.
@@ -37,8 +35,10 @@ class StateFile:
             raw = path.read_bytes() if path.exists() else b""
             whole = raw[: raw.rfind(b"\n") + 1]
             self._read(whole.splitlines(), header)
-            path.write_bytes(whole or _encode(header) + b"\n")
-            self._file = path.open("ab")
+            # What is there stays there: a full disk would take no second copy.
+            with path.open("ab") as file:
+                file.truncate(len(whole))
+                file.write(b"" if whole else _encode(header) + b"\n")
         except OSError as error:
             raise ConfigError(f"{path}: cannot be used: {error.strerror}") from error
 
@@ -64,18 +64,10 @@ class StateFile:
         )
 
     def add(self, outcome: Outcome) -> None:
-        """Write down an outcome."""
+        """Write down an outcome. Raises ``ConfigError`` if it cannot be."""
         self.outcomes[outcome.index] = outcome
-        self._file.write(_encode(outcome) + b"\n")
-        self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
+        try:
+            with self.path.open("ab") as file:
+                file.write(_encode(outcome) + b"\n")
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be written: {error.strerror}") from error

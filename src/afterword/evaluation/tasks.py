@@ -12,6 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from afterword.core.errors import ConfigError
+from afterword.core.repeated import repeated_name
 
 MOST_TOKENS = 256
 """Of a generated answer, unless its item says otherwise; as in lm-evaluation-harness."""
@@ -97,12 +98,21 @@ def _kind_of(place: str, line: bytes) -> type[ChoiceItem | GenerationItem]:
     )
 
 
-def _item(place: str, line: bytes, kind: type[ChoiceItem | GenerationItem]) -> Item:
+def _decoded(place: str, line: bytes, kind: type[ChoiceItem | GenerationItem]) -> Item:
     item: Item
     try:
         item = msgspec.json.decode(line, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        repeated = repeated_name(line, nested=True)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ConfigError(f"{place}: {error}") from error
+    if repeated is not None:
+        # One of its values would be ignored, as in a request (R19).
+        raise ConfigError(f"{place}: the key {repeated!r} is there twice")
+    return item
+
+
+def _item(place: str, line: bytes, kind: type[ChoiceItem | GenerationItem]) -> Item:
+    item = _decoded(place, line, kind)
     if isinstance(item, ChoiceItem):
         if not 0 <= item.label < len(item.choices):
             raise ConfigError(

@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from afterword.completion.repeated import repeated_name
 from afterword.core.account import (
     KeyTerms,
     KeyView,
@@ -25,6 +24,7 @@ from afterword.core.account import (
 from afterword.core.errors import InvalidRequest, LedgerUnavailable, PermissionDenied
 from afterword.core.ledger import AdminQueries
 from afterword.core.moments import parse_moment, parse_span
+from afterword.core.repeated import repeated_name
 from afterword.http.client import read_body
 from afterword.http.exchange import exchange_of
 

@@ -22,6 +22,12 @@ from afterword.library import html
 from afterword.library.tables import Row, frame
 
 _UNSET = msgspec.UNSET
+_CHOICE_COLUMNS = ("choice", "text", "finish_reason")
+_TOKEN_COLUMNS = (
+    "choice", "position", "token", "logprob", "probability", "text_offset", "top_logprobs",
+)  # fmt: skip
+_SCORE_COLUMNS = ("position", "token", "token_id", "logprob", "probability", "text_offset")
+"""Of tables, which have them without a row, too."""
 
 
 class TextChoice(msgspec.Struct, frozen=True):
@@ -99,7 +105,9 @@ class TextCompletion(msgspec.Struct, frozen=True, tag_field="object", tag="text_
 
         Raises ``ImportError`` if pandas is not installed.
         """
-        return frame(row for choice in self.choices for row in choice.rows())
+        bare = all(choice.logprobs is None for choice in self.choices)
+        rows = (row for choice in self.choices for row in choice.rows())
+        return frame(rows, _CHOICE_COLUMNS if bare else _TOKEN_COLUMNS)
 
     def _repr_html_(self) -> str:
         usage = {
@@ -159,8 +167,11 @@ class TextScore(msgspec.Struct, frozen=True):
 
     @property
     def perplexity(self) -> float:
-        """``exp`` of the negative mean."""
-        return math.exp(-self.mean_logprob)
+        """``exp`` of the negative mean; infinite if no float is so large."""
+        try:
+            return math.exp(-self.mean_logprob)
+        except OverflowError:
+            return math.inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -192,7 +203,7 @@ class TextScore(msgspec.Struct, frozen=True):
 
         Raises ``ImportError`` if pandas is not installed.
         """
-        return frame(self.rows())
+        return frame(self.rows(), _SCORE_COLUMNS)
 
     def _repr_html_(self) -> str:
         shown = html.tinted(

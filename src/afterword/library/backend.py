@@ -36,7 +36,10 @@ class ChunkSource(Protocol):
         """Returns the next chunks, an empty list at the end. Raises ``ApiError``."""
 
     async def close(self) -> None:
-        """End the request, and free what it holds. Idempotent."""
+        """End the request, and free what it holds. Idempotent.
+
+        A pull that waits returns the end.
+        """
 
 
 class Backend(Protocol):

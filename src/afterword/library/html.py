@@ -14,6 +14,8 @@ _BOX = (
     "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;line-height:1.7;"
     "font-family:ui-monospace,monospace;margin:0.3em 0"
 )
+_NO_FORMULAS = "tex2jax_ignore mathjax_ignore"
+"""Classes that notebooks know: two dollar signs would be a formula."""
 _MOST_SHOWN = 5
 
 
@@ -45,13 +47,13 @@ def tinted(
 
 def boxed(html: str) -> str:
     """Returns escaped text in a box that keeps its white space."""
-    return f'<div style="{_BOX}">{html}</div>'
+    return f'<div class="{_NO_FORMULAS}" style="{_BOX}">{html}</div>'
 
 
 def figures(values: Mapping[str, object]) -> str:
     """Returns a line of names and values below a text."""
     shown = " · ".join(f"{escape(name)} {escape(str(value))}" for name, value in values.items())
-    return f'<div style="font-size:0.85em;opacity:0.75">{shown}</div>'
+    return f'<div class="{_NO_FORMULAS}" style="font-size:0.85em;opacity:0.75">{shown}</div>'
 
 
 def _title(

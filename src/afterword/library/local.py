@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -63,15 +64,28 @@ class LocalChunks:
     def __init__(self, stack: AsyncExitStack, answer: CompletionStream) -> None:
         self._stack = stack
         self._chunks: AsyncIterator[list[Chunk]] = answer.chunks()
+        self._pulling: asyncio.Task[object] | None = None
+        self._closed = False
 
     async def pull(self) -> list[TextChunk]:
         """See ``ChunkSource``."""
-        async for chunks in self._chunks:
-            return [chunk_of(chunk) for chunk in chunks]
+        self._pulling = asyncio.current_task()
+        try:
+            async for chunks in self._chunks:
+                return [chunk_of(chunk) for chunk in chunks]
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+        finally:
+            self._pulling = None
         return []
 
     async def close(self) -> None:
         """See ``ChunkSource``."""
+        self._closed = True
+        if self._pulling is not None:
+            # What it waits for does not come any more.
+            self._pulling.cancel()
         await self._stack.aclose()
 
 

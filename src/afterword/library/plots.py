@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from importlib import import_module
+from io import BytesIO
 from typing import Any
 
 from afterword.core.errors import InvalidRequest
@@ -47,7 +49,15 @@ def plot(answer: TextCompletion | TextChoice | TextScore, *, choice: int = 0) ->
         axes.set_xticks(range(len(tokens)), labels, rotation=90, family="monospace", fontsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+    # Notebooks show figures of pyplot only, unless they say how.
+    drawn._repr_png_ = partial(_png, drawn)
     return drawn
+
+
+def _png(figure: Any) -> bytes:  # noqa: ANN401 - matplotlib is an extra
+    written = BytesIO()
+    figure.savefig(written, format="png")
+    return written.getvalue()
 
 
 def _values(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
+from urllib.parse import quote, urlsplit
 
 import httpx2
 import msgspec
@@ -103,6 +103,9 @@ class RemoteChunks:
             try:
                 part = await anext(self._parts, None)
             except httpx2.HTTPError as error:
+                if self._over:
+                    # Another task has closed the stream.
+                    return []
                 raise _broken(error) from error
             if part is None:
                 raise UpstreamFailed("The server's stream broke off before its end.")
@@ -143,28 +146,52 @@ def connecting(url: str, *, key: str | None, model: str | None, timeout_s: float
 async def _connect(
     url: str, key: str | None, model: str | None, timeout_s: float
 ) -> AsyncIterator[RemoteBackend]:
-    if not re.match(r"https?://[^/]", url):
-        raise ConfigError(f"{url!r} is no address of a server, as in http://127.0.0.1:8000")
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    async with httpx2.AsyncClient(
-        base_url=url.rstrip("/").removesuffix("/v1"),
-        headers=headers,
-        timeout=httpx2.Timeout(timeout_s, connect=_CONNECT_S),
-        # Each request has a connection; the server decides how many sequences run.
-        limits=httpx2.Limits(max_connections=None),
-    ) as client:
+    async with _client(url, key, timeout_s) as client:
         yield RemoteBackend(client, await _facts(client, model))
 
 
+def _client(url: str, key: str | None, timeout_s: float) -> httpx2.AsyncClient:
+    """Returns a client of the server. Raises ``ConfigError``."""
+    if not _is_address(url):
+        raise ConfigError(f"{url!r} is no address of a server, as in http://127.0.0.1:8000")
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError("a key has letters, digits and signs of ASCII only")
+    try:
+        return httpx2.AsyncClient(
+            base_url=url.rstrip("/").removesuffix("/v1"),
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx2.Timeout(timeout_s, connect=_CONNECT_S),
+            # Each request has a connection; the server decides how many sequences run.
+            limits=httpx2.Limits(max_connections=None),
+        )
+    except (httpx2.InvalidURL, ValueError, ImportError) as error:
+        # An odd name of a host, or a proxy in the environment that cannot be used.
+        raise ConfigError(f"{url}: there is no way to this server: {error}") from error
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # A port that is none is an error only when it is read.
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 async def _facts(client: httpx2.AsyncClient, model: str | None) -> ModelFacts:
+    if model is not None:
+        # No listing has the names that an alias takes for all others (R1).
+        request = client.build_request("GET", f"/v1/models/{quote(model or '-')}")
+        return _facts_of(_read(await _ask(client, request), wire.Model))
     raw = await _ask(client, client.build_request("GET", "/v1/models"))
-    served = _read(raw, wire.ModelList).data
-    for one in served:
-        if model in {None, one.id}:
-            return ModelFacts(
-                one.id, one.max_model_len, str(one.afterword.get("system_fingerprint", ""))
-            )
-    raise errors.ModelNotFound(model or "-")
+    for one in _read(raw, wire.ModelList).data:
+        return _facts_of(one)
+    raise errors.ModelNotFound("-")
+
+
+def _facts_of(one: wire.Model) -> ModelFacts:
+    fingerprint = str(one.afterword.get("system_fingerprint", ""))
+    return ModelFacts(one.id, one.max_model_len, fingerprint)
 
 
 async def _post(client: httpx2.AsyncClient, path: str, body: bytes) -> bytes:

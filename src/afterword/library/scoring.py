@@ -11,6 +11,7 @@ from afterword.core.errors import ContextLengthExceeded, InvalidRequest, Upstrea
 from afterword.core.wire import Logprobs
 from afterword.library.answers import ContinuationScore, TextChoice, TextScore
 from afterword.library.backend import Backend
+from afterword.library.segments import offsets_in
 from afterword.library.windows import Window, WindowPlan, window_plan
 from afterword.library.written import written
 
@@ -156,13 +157,17 @@ class Sheet:
 
     def score(self) -> TextScore:
         """Returns the score, once every window is there."""
+        offsets = None
+        if len(self.windows) > 1:
+            # A window that begins inside a character has offsets of its own making.
+            offsets = offsets_in(self._text, self._tokens)
         return TextScore(
             self._text,
             tuple(self._tokens),
             tuple(self.ids[1:]),
             tuple(self._values),
             tuple(self._tops),
-            tuple(self._offsets),
+            tuple(self._offsets if offsets is None else offsets),
             len(self.windows),
             self._plan.window_tokens,
             self._plan.stride_tokens,
@@ -201,6 +206,12 @@ def _continuation(text: str, choice: TextChoice, begin: int) -> ContinuationScor
     if found is None:
         raise UpstreamFailed("The server did not score a text.")
     values = [_known(value) for value in found.token_logprobs[begin:]]
+    if not values:
+        raise InvalidRequest(
+            f"Invalid value for 'continuations': {text[:40]!r} has no token of its own behind its "
+            "context, so nothing of it can be scored.",
+            param="continuations",
+        )
     tops = found.top_logprobs[begin:]
     greedy = all(
         value >= max((top or {}).values(), default=value)

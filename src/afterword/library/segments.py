@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from afterword.library.token_names import bytes_of
+
 
 class TextSpan(msgspec.Struct, frozen=True):
     """A part of a text and the tokens that wrote it, from ``first`` up to ``end``.
@@ -40,6 +42,28 @@ def segments(
         if piece:
             yield TextSpan(piece, _sum(logprobs[first:end]), first, end)
         first = end
+
+
+def offsets_in(text: str, tokens: Sequence[str]) -> list[int] | None:
+    """Returns the offset of each token in a text; None if their bytes are not the text's.
+
+    A token that starts inside a character has that character's offset (L5).
+    """
+    pieces = list(map(bytes_of, tokens))
+    if b"".join(pieces) != text.encode():
+        return None
+    offsets: list[int] = []
+    characters = 0
+    for piece in pieces:
+        inside = _begun(piece[:1]) < len(piece[:1])
+        offsets.append(characters - inside)
+        characters += _begun(piece)
+    return offsets
+
+
+def _begun(raw: bytes) -> int:
+    """Returns how many characters begin in bytes of UTF-8."""
+    return sum(byte & 0xC0 != 0x80 for byte in raw)
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

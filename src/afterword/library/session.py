@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from afterword.library.backend import Backend, Opener
 
 T = TypeVar("T")
 _CLOSED = "This model is closed."
+_FORKED = "This model was opened before a fork, and its threads stayed behind: open it here."
 
 
 class Session:
@@ -28,6 +30,7 @@ class Session:
         self._opener = opener
         self._ready: Future[Backend] = Future()
         self._closing = False
+        self._process = os.getpid()
         # The collector may drop a stream, and so submit its end, while this thread submits.
         self._lock = threading.RLock()
         self._loop = asyncio.new_event_loop()
@@ -45,8 +48,12 @@ class Session:
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run work in the session's loop. Cancelling the future cancels it.
 
-        Raises the error that opening gave, and ``EngineUnavailable`` after ``close``.
+        Raises the error that opening gave, and ``EngineUnavailable`` after ``close`` and in a
+        process that was forked since.
         """
+        if self._is_elsewhere():
+            work.close()
+            raise EngineUnavailable(_FORKED)
         if self._ready.done() and self._ready.exception() is not None:
             work.close()
             self._ready.result()
@@ -86,6 +93,8 @@ class Session:
 
     def leave(self) -> None:
         """Begin to close, without waiting. Idempotent."""
+        if self._is_elsewhere():
+            return
         with self._lock:
             if not self._closing:
                 self._closing = True
@@ -94,9 +103,13 @@ class Session:
     def close(self) -> None:
         """End running work, close the backend, end the thread. Idempotent."""
         self.leave()
-        if threading.current_thread() is not self._thread:
+        if threading.current_thread() is not self._thread and not self._is_elsewhere():
             self._thread.join()
             atexit.unregister(self.close)
+
+    def _is_elsewhere(self) -> bool:
+        """Whether this is a forked process: it has a copy of the loop, and no thread runs it."""
+        return os.getpid() != self._process
 
     def _run(self) -> None:
         executor = LastingExecutor(thread_name_prefix="afterword-library")

@@ -36,7 +36,8 @@ class OpenedStream:
 class TextStream(OpenedStream):
     """The chunks of one request, as an iterator and a context manager.
 
-    Closing or dropping it ends the request at the next step (S8). One thread reads it.
+    Closing or dropping it ends the request at the next step (S8). One thread reads it; any thread
+    may close it, which is its end for the reader.
     """
 
     def __iter__(self) -> Self:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from afterword.core.errors import ConfigError
 from afterword.gateway.address import parse_addresses
 from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.failures import ConnectFailed, Silent
+from afterword.gateway.pool.pool import Pool
 from afterword.gateway.pool.prefixes import BLOCK_TOKENS, PrefixMap, block_keys
 from afterword.gateway.pool.upstream import Upstream
 from conftest import make_client
@@ -267,35 +270,40 @@ async def test_draining_loses_no_request(front: Front, caplog: pytest.LogCapture
         assert "is drained" in caplog.text
 
 
-async def test_an_address_that_comes_back_is_used_again(front: Front) -> None:
+@asynccontextmanager
+async def draining(
+    front: Front,
+) -> AsyncIterator[tuple[Pool, StandIn, StandIn, Callable[[], Awaitable[None]]]]:
+    """Yields a pool, the upstream that drains, the other, and what ends the request it is at."""
     held = Held()
     async with StandIn(held) as one, StandIn() as two:
         engine = front(one, two)
-        client = make_client({"toy": engine})
-        _, run = client.begin(BODY)
+        _, run = make_client({"toy": engine}).begin(BODY)
         await one.until_asked(1)
         (await engine.prepare(parse_addresses(two.address)))()
-        assert engine.pool.upstreams[0].draining
-        (await engine.prepare(parse_addresses(f"{one.address} {two.address}")))()
-        assert not engine.pool.upstreams[0].draining
-        held.let.set()
-        await run
+
+        async def end() -> None:
+            held.let.set()
+            await run
+
+        yield engine.pool, one, two, end
+
+
+async def test_an_address_that_comes_back_is_used_again(front: Front) -> None:
+    async with draining(front) as (pool, one, two, end):
+        assert pool.upstreams[0].draining
+        (await pool.prepare(parse_addresses(f"{one.address} {two.address}")))()
+        assert not pool.upstreams[0].draining
+        await end()
 
 
 async def test_one_that_drains_and_comes_back_may_be_gone_meanwhile(front: Front) -> None:
-    held = Held()
-    async with StandIn(held) as one, StandIn() as two:
-        engine = front(one, two)
-        client = make_client({"toy": engine})
-        _, run = client.begin(BODY)
-        await one.until_asked(1)
-        (await engine.prepare(parse_addresses(two.address)))()
-        both = await engine.prepare(parse_addresses(f"{one.address} {two.address}"))
-        held.let.set()
-        await run
-        assert [upstream.address.port for upstream in engine.pool.upstreams] == [two.port]
+    async with draining(front) as (pool, one, two, end):
+        both = await pool.prepare(parse_addresses(f"{one.address} {two.address}"))
+        await end()
+        assert [upstream.address.port for upstream in pool.upstreams] == [two.port]
         both()
-        assert {upstream.address.port for upstream in engine.pool.upstreams} == {one.port, two.port}
+        assert {upstream.address.port for upstream in pool.upstreams} == {one.port, two.port}
 
 
 async def test_an_address_of_another_model_changes_nothing(

@@ -7,67 +7,27 @@
 namespace afterword {
 namespace {
 
-// Smallest weights, relative to the likeliest token, that the search for the nucleus tries in turn.
-constexpr float FLOORS[] = { 0x1p-10f, 0x1p-15f, 0x1p-20f };
-
-// Sums of a few thousand floats in float are nearer than this.
-constexpr double ROUGHLY = 1e-3;
+// More ids than these are not listed: summing them one by one would take longer than summing all weights side by side.
+constexpr int MOST_LISTED = 2048;
 
 constexpr int TYPICAL_BINS = draw_room::TYPICAL_BINS, BINS_A_NAT = draw_room::TYPICAL_BINS_A_NAT;
 
 }  // namespace
 
-double survivors::mass() const {
-    sum_blocks();
-    return sum_in_double(room.sums, all.blocks);
-}
-
-survivors::likely survivors::at_least(float least) const {
-    likely       found = { 0, 0 };
-    const floats zero  = {}, bound = zero + least;
-    for (int block = 0; block < all.blocks; block++) {
-        const float * weights = room.weights + block * BLOCK;
-        floats        masses  = {};
-        ints          counts  = {};
-        for (int i = 0; i < BLOCK; i += LANES) {
-            floats values;
-            load(values, weights + i);
-            const ints holds = values >= bound;
-            masses += holds ? values : zero;
-            counts -= holds;
-        }
-        for (int j = 0; j < LANES; j++) {
-            found.mass += (double) masses[j];
-            found.count += counts[j];
-        }
-    }
-    return found;
-}
-
 void survivors::keep_nucleus() {
     if (count != NONE) {
         gather();
-        keep_fewest(row.top_p * sum_in_double(room.held, count));
+        keep_fewest(row.top_p);
         return;
     }
-    const double goal = row.top_p * mass();
-    for (const float floor : FLOORS) {
-        const likely near = at_least(floor);
-        if (near.count > all.n / 2) {
-            break;
+    fewest few = find_fewest(room.weights, all.n, whole, row.top_p * whole, room);
+    if (few.count <= MOST_LISTED) {
+        list(std::max(few.threshold, std::numeric_limits<float>::denorm_min()));
+        if (few.surplus > 0) {
+            drop_ties(few);
         }
-        // Far from the goal the rounding of the mass does not matter.
-        if (near.mass < (1 - ROUGHLY) * goal) {
-            continue;
-        }
-        list(floor);
-        if (sum_in_double(room.held, count) >= goal) {
-            keep_fewest(goal);
-            return;
-        }
+        return;
     }
-    count = NONE;
-    fewest few = find_fewest(room.weights, all.n, goal, room);
     keep_likely(few.threshold);
     for (int i = all.n - 1; few.surplus > 0; i--) {
         if (room.weights[i] == few.threshold) {
@@ -77,9 +37,10 @@ void survivors::keep_nucleus() {
     }
 }
 
-void survivors::keep_fewest(double goal) {
-    fewest few  = find_fewest(room.held, count, goal, room);
-    int    kept = 0;
+void survivors::keep_fewest(double share) {
+    const double total = sum_in_double(room.held, count);
+    const fewest few   = find_fewest(room.held, count, total, share * total, room);
+    int          kept  = 0;
     for (int i = 0, n = count; i < n; i++) {
         room.ids[kept]  = room.ids[i];
         room.held[kept] = room.held[i];
@@ -115,7 +76,7 @@ void survivors::keep_typical() {
     scale(room.scaled);
     const int     n         = count;
     const float * weights   = room.held;
-    float *       logits    = room.sorting;
+    float *       logits    = room.some;
     double *      distances = room.distances;
     int *         bins      = room.others;
     for (int i = 0; i < n; i++) {

@@ -110,10 +110,11 @@ inline int id_of(uint64_t key) { return (int) (key & 0xffffffff); }
 // equal it.
 struct fewest {
     float threshold;
+    int   count;
     int   surplus;
 };
 
-// The weights are from 0 to 1.
-fewest find_fewest(const float * weights, int n, double goal, const draw_room & room);
+// The weights are from 0 to 1, and their sum is about `total`. At least one is found.
+fewest find_fewest(const float * weights, int n, double total, double goal, const draw_room & room);
 
 }  // namespace afterword

@@ -29,7 +29,7 @@ draw_room::draw_room(int vocabulary, parts && from)
     scaled     = from.take<float>(padded);
     held       = from.take<float>(padded);
     sorted     = from.take<float>(padded);
-    sorting    = from.take<float>(padded);
+    some       = from.take<float>(padded);
     ids        = from.take<int32_t>(padded);
     others     = from.take<int32_t>(padded);
     distances  = from.take<double>(padded);
@@ -37,7 +37,7 @@ draw_room::draw_room(int vocabulary, parts && from)
     maxima     = from.take<float>(blocks);
     own_maxima = from.take<float>(blocks);
     sums       = from.take<float>(blocks);
-    masses     = from.take<double>(std::max<size_t>(TABLES * BINS, TYPICAL_BINS));
+    masses     = from.take<double>(TYPICAL_BINS);
     used       = from.used;
 }
 

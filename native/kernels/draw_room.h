@@ -12,11 +12,6 @@ public:
     // Values that one maximum or one sum stands for.
     static constexpr int BLOCK = 256;
     static constexpr int LANES = 16;
-    // Weights by the high bits of their floats, from 1 down to 2^-20: 128 bins for each power of two.
-    static constexpr int SHIFT = 16, TOP_BIN = 0x3f800000 >> SHIFT, LEAST_BIN = 0x35800000 >> SHIFT;
-    static constexpr int BINS = TOP_BIN - LEAST_BIN + 1;
-    // Neighbours often share a bin, and would wait for each other in one table.
-    static constexpr int TABLES = 4;
     // Distances from the entropy, for typical_p.
     static constexpr int TYPICAL_BINS_A_NAT = 256, TYPICAL_BINS = 8192;
 
@@ -29,12 +24,12 @@ public:
     float *   weights;    // blocks x BLOCK; those behind the vocabulary are 0
     float *   scaled;     // logits below the largest one, by temperature
     float *   held;       // weights of some tokens
-    float *   sorted;     // the same, and their copy while they are sorted
-    float *   sorting;
+    float *   sorted;     // weights that are compared with each other
+    float *   some;       // logits of some tokens
     float *   maxima;     // of blocks of the logits that are drawn from
     float *   own_maxima; // of blocks of the model's logits
     float *   sums;       // of blocks of weights
-    double *  masses;     // of bins
+    double *  masses;     // of bins of distances
     double *  distances;
     uint64_t * keys;      // logits and ids, as they sort
     int32_t * ids;

@@ -1,8 +1,6 @@
 #include "draw_survivors.h"
 
-#if defined(__AVX512F__)
-#    include <immintrin.h>
-#endif
+#include "draw_pack.h"
 
 namespace afterword {
 namespace {
@@ -19,24 +17,12 @@ int pass(const double * ascending, int n, double goal) {
 
 // Appends a block's ids and weights behind those that were found. Returns how many there are then.
 int survivors::append(int first, const float * weights, float least, int found) const {
-#if defined(__AVX512F__)
-    // Other processors would need a table for this.
-    __m512i ids = _mm512_add_epi32(
-        _mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    for (int i = 0; i < BLOCK; i += 16, ids = _mm512_add_epi32(ids, _mm512_set1_epi32(16))) {
-        const __m512    values = _mm512_loadu_ps(weights + i);
-        const __mmask16 holds  = _mm512_cmp_ps_mask(values, _mm512_set1_ps(least), _CMP_GE_OQ);
-        _mm512_storeu_si512(room.ids + found, _mm512_maskz_compress_epi32(holds, ids));
-        _mm512_storeu_ps(room.held + found, _mm512_maskz_compress_ps(holds, values));
-        found += __builtin_popcount(holds);
+    for (int i = 0; i < BLOCK; i += PACK) {
+        const uint32_t those = those_between(weights + i, least, INFINITY);
+        pack_places(those, first + i, room.ids + found);
+        pack(those, weights + i, room.held + found);
+        found += count_of(those);
     }
-#else
-    for (int i = 0; i < BLOCK; i++) {
-        room.ids[found]  = first + i;
-        room.held[found] = weights[i];
-        found += weights[i] >= least;
-    }
-#endif
     return found;
 }
 
@@ -74,10 +60,10 @@ int survivors::draw() {
 
 void survivors::weigh() {
     if (row.temperature == 1) {
-        total = ggml_afterword_exponentials(all.n, room.weights, all.row, all.largest);
+        whole = total = ggml_afterword_exponentials(all.n, room.weights, all.row, all.largest);
     } else {
         scale(room.weights);
-        ggml_afterword_exponentials(all.n, room.weights, room.weights, 0.0f);
+        whole = ggml_afterword_exponentials(all.n, room.weights, room.weights, 0.0f);
     }
     std::fill(room.weights + all.n, room.weights + all.blocks * BLOCK, 0.0f);
 }

@@ -22,7 +22,6 @@ private:
     void weigh();
     void scale(float * to) const;
     void sum_blocks() const;
-    double mass() const;
 
     // Makes ids of all tokens that have at least this weight, which is not 0. The weights are held.
     void list(float least);
@@ -32,20 +31,12 @@ private:
     // Copies the weights of the ids to room.held.
     void gather() const;
 
-    // How many tokens have at least this weight, and about how much they weigh together.
-    struct likely {
-        int    count;
-        double mass;
-    };
-
-    likely at_least(float least) const;
-
     void keep_typical();
     void keep_nucleus();
     void keep_likely(float least);
 
     // Of the ids, whose weights are held.
-    void keep_fewest(double goal);
+    void keep_fewest(double share);
     void drop_ties(fewest few);
 
     // Excludes all tokens of at least a probability but the least likely of them; of equal ones the highest id stays.
@@ -68,6 +59,7 @@ private:
     const afterword_row & row;
     const blocks_of &     all;
     const draw_room &     room;
+    double                whole = 0;  // the sum of all weights
     int                   count = NONE;
 };
 

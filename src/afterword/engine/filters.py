@@ -1,4 +1,4 @@
-"""The filters that look for few of many weights, without sorting all of them."""
+"""The filters that look for the few tokens which together have a share of all probability."""
 
 from __future__ import annotations
 
@@ -6,15 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from afterword.engine.arrays import Ids, Row
-
-_FEW = 2048
-"""Up to this many weights are sorted directly; more are counted into bins first."""
-_CHUNK = 8192
-"""Weights counted into bins at once, so that numpy's temporary arrays stay in the cache."""
-_SHIFT = 16
-"""Low bits of a float32 that its bin ignores: 128 bins for each power of two."""
-_TOP_BIN = int(np.float32(1).view(np.int32)) >> _SHIFT
-_LEAST_BIN = int(np.float32(2.0**-20).view(np.int32)) >> _SHIFT
 
 _TYPICAL_BINS_A_NAT, _TYPICAL_BINS = 256, 8192
 """Bins of the distance from the entropy: their width, and how many there are."""
@@ -49,40 +40,15 @@ def typical(weights: Row, scaled: Row, ids: Ids | None, typical_p: float) -> Ids
 
 
 def fewest(weights: Row, goal: float) -> npt.NDArray[np.bool_]:
-    """Returns a mask of the fewest highest weights whose sum reaches ``goal``.
+    """Returns a mask of the fewest highest weights whose sum reaches ``goal``; at least one.
 
-    On a tie the first ones are taken. ``weights`` are from 0 to 1.
+    On a tie the first ones are taken.
     """
-    if len(weights) <= _FEW:
-        edge, before = np.arange(len(weights)), 0.0
-    else:
-        edge, before = _edge(weights, goal)
-    held = weights[edge]
-    descending = np.sort(held)[::-1]
-    cumulative = before + descending.cumsum(dtype=np.float64)
-    count = min(int(np.searchsorted(cumulative, goal, side="left")) + 1, len(held))
+    descending = np.sort(weights)[::-1]
+    cumulative = descending.cumsum(dtype=np.float64)
+    count = min(int(np.searchsorted(cumulative, goal, side="left")) + 1, len(weights))
     threshold = descending[count - 1]
     marked: npt.NDArray[np.bool_] = weights > threshold
-    missing = count - int((held > threshold).sum())
-    marked[edge[np.flatnonzero(held == threshold)[:missing]]] = True
+    missing = count - np.count_nonzero(marked)
+    marked[np.flatnonzero(weights == threshold)[:missing]] = True
     return marked
-
-
-def _edge(weights: Row, goal: float) -> tuple[Ids, float]:
-    """Returns the indices of the bin in which the sum reaches ``goal``, and the sum above it.
-
-    Bins are made of the high bits of the floats; nonnegative floats sort as their bits do.
-    """
-    bins = weights.view(np.int32) >> _SHIFT
-    np.maximum(bins, _LEAST_BIN, out=bins)
-    np.subtract(_TOP_BIN, bins, out=bins)
-    masses = np.zeros(_TOP_BIN - _LEAST_BIN + 1)
-    for at in range(0, len(weights), _CHUNK):
-        chunk = slice(at, at + _CHUNK)
-        masses += np.bincount(bins[chunk], weights[chunk], len(masses))
-    cumulative = masses.cumsum()
-    reached = int(np.searchsorted(cumulative, goal, side="left"))
-    # Empty bins are never reached: neither for a goal of 0, nor past the last weight.
-    reached = max(min(reached, int(bins.max())), int(bins.min()))
-    before = float(cumulative[reached - 1]) if reached else 0.0
-    return np.flatnonzero(bins == reached), before

@@ -31,8 +31,8 @@ from afterword.engine.row_query import (
 
 _BLOCK = 256
 """Width of the blocks whose maxima and sums replace a sort of the whole row."""
-_FLOORS = tuple(np.float32(2.0**-power) for power in (10, 15, 20))
-"""Smallest weights, relative to the likeliest token, that nucleus search tries in turn."""
+_MOST_LISTED = 2048
+"""More ids are not listed: their weights stay in place, and those of the others become zero."""
 _MOST_CHANGED_ROWS = 32
 """Rows with bias, penalties or bans that are kept until they are answered together."""
 _MOST_XTC_THRESHOLD = 0.5
@@ -199,10 +199,10 @@ class Sampler:
     ) -> int:
         weights = self._probabilities[: self._vocabulary]
         if params.temperature == 1:
-            self._exponentials(row, largest, weights)
+            total = self._exponentials(row, largest, weights)
         else:
-            self._exponentials(_scaled(row, largest, params, weights), 0.0, weights)
-        kept = self._kept(row, largest, weights, params)
+            total = self._exponentials(_scaled(row, largest, params, weights), 0.0, weights)
+        kept = self._kept(row, largest, weights, total, params)
         if second < params.xtc_probability:
             kept = self._without_top(weights, kept, params.xtc_threshold)
         if params.infill is not None:
@@ -227,7 +227,9 @@ class Sampler:
             at = int(np.flatnonzero(blocks[block])[-1])
         return block * _BLOCK + at
 
-    def _kept(self, row: Row, highest: float, weights: Row, params: SamplingParams) -> Ids | None:
+    def _kept(
+        self, row: Row, highest: float, weights: Row, total: float, params: SamplingParams
+    ) -> Ids | None:
         """Returns the ids that survive top_k, typical_p, top_p and min_p, ascending; at least one.
 
         Returns None if they are many; the weights of all other ids are set to zero then.
@@ -241,7 +243,7 @@ class Sampler:
             ids = typical(weights, scaled, ids, params.typical_p)
             largest = float(weights[ids].max())
         if params.top_p < 1:
-            ids = self._nucleus(weights, ids, params.top_p)
+            ids = self._nucleus(weights, total, ids, params.top_p)
         if params.min_p > 0:
             # The likeliest of the candidates survives top_p.
             likely = weights >= np.float32(params.min_p * largest)
@@ -283,25 +285,19 @@ class Sampler:
         weights[end] = 1
         return end
 
-    def _nucleus(self, weights: Row, ids: Ids | None, top_p: float) -> Ids | None:
+    def _nucleus(self, weights: Row, total: float, ids: Ids | None, top_p: float) -> Ids | None:
         """Returns the fewest likeliest ids whose mass reaches ``top_p`` of the mass of ``ids``.
 
-        ``ids`` is None for all ids. Returns None if they are many, as ``_kept`` does.
+        ``ids`` is None for all ids, whose mass is ``total``. Returns None if the result is many
+        ids, as ``_kept`` does.
         """
         if ids is not None:
             held = weights[ids]
-            goal = top_p * float(held.sum(dtype=np.float64))
-            return ids[fewest(held, goal)]
-        goal = top_p * float(self._probabilities.reshape(-1, _BLOCK).sum(axis=1).sum(dtype=float))
-        for floor in _FLOORS:
-            likely = weights >= floor
-            if np.count_nonzero(likely) > self._vocabulary // 2:
-                break
-            near = np.flatnonzero(likely)
-            held = weights[near]
-            if float(held.sum(dtype=np.float64)) >= goal:
-                return near[fewest(held, goal)]
-        np.multiply(weights, fewest(weights, goal), out=weights)
+            return ids[fewest(held, top_p * float(held.sum(dtype=np.float64)))]
+        marked = fewest(weights, top_p * total)
+        if np.count_nonzero(marked) <= _MOST_LISTED:
+            return np.flatnonzero(marked)
+        np.multiply(weights, marked, out=weights)
         return None
 
 

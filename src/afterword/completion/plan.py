@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -130,50 +131,37 @@ def make_plan(
 
     Raises ``InvalidRequest``.
     """
-    n, candidates = counts(request)
+    choices = n, candidates = counts(request)
     refuse_many(request, candidates, budget.limits.max_choices)
     refuse_contradictions(request)
     refuse_unsupported(request, inputs.unsupported)
     options = request.stream_options or {}
-    logprobs, _ = _log_probabilities(request)
-    common = _common_job(request, tokenizer, budget.context_tokens, inputs, (n, candidates))
-    searched = _is_searched(request, tokenizer, inputs, budget)
+    common = _common_job(request, tokenizer, budget.context_tokens, inputs, choices)
     end_ids = tokenizer.end_ids.union(common.extra_end_ids)
     vocab = VocabView(tokenizer.pieces, end_ids, tokenizer.space_after, tokenizer.aliases)
-    infill = inputs.infill
     layout = Prompts(
         request=request,
         tokenizer=tokenizer,
         budget=budget,
         vocab=vocab,
         chat=inputs.chat,
-        place=None if infill is None else infill.place,
+        place=None if inputs.infill is None else inputs.infill.place,
         spelled=inputs.spelled,
     )
-    asked = layout.asked
-    cut = False
-    weight = AnswerWeight(request, n, logprobs, budget.limits)
-    jobs, prompts, sizes = [], [], list[SearchSize]()
-    for prompt in request.prompt or ("",):
-        ids, text, cut = layout.lay_out(prompt)
-        most = layout.completion_tokens(len(ids))
-        if searched and most:
-            sizes.append(search_size(asked, (n, candidates), len(ids), budget))
-            most = sizes[-1].middle_tokens
-        refuse_min_tokens(common.sampling.min_tokens, most, asked)
-        weight.add(text)
-        jobs.append(msgspec.structs.replace(common, prompt_ids=ids, max_tokens=most))
-        prompts.append(text)
+    searched = choices if _is_searched(request, tokenizer, inputs, budget) else None
+    laid = _lay_out(layout, common, n, searched)
+    jobs = laid.jobs
     silent = end_ids.union(() if request.include_stop_str_in_output else common.stop_ids)
     if request.skip_special_tokens:
         silent = silent.union(tokenizer.special_ids)
-    presentation = _presentation(request, logprobs, silent, infill)
+    logprobs, _ = _log_probabilities(request)
+    presentation = _presentation(request, logprobs, silent, inputs.infill)
     search = None
-    if sizes:
+    if laid.sizes:
         # The search ranks middles itself.
         jobs = [msgspec.structs.replace(job, n=n, logprobs=logprobs) for job in jobs]
         around = Around(request.suffix or "", presentation, tokenizer, vocab, budget)
-        search = plan_search(jobs, around, sizes)
+        search = plan_search(jobs, around, laid.sizes)
         presentation = search.presentation
     return Plan(
         id=inputs.id,
@@ -181,21 +169,55 @@ def make_plan(
         created=inputs.created,
         fingerprint=inputs.fingerprint,
         jobs=tuple(jobs),
-        prompts=tuple(prompts),
+        prompts=tuple(laid.prompts),
         vocab=vocab,
         n=n,
-        candidates=n if sizes else candidates,
+        candidates=candidates if search is None else n,
         shown=presentation,
         stream=bool(request.stream),
         include_usage=options.get("include_usage", False),
         continuous_usage=options.get("continuous_usage_stats", False),
         include_obfuscation=options.get("include_obfuscation", False),
         user=request.user,
-        open_ended=asked is None,
-        cut=cut,
-        timed=infill is not None,
+        open_ended=layout.asked is None,
+        cut=laid.cut,
+        timed=inputs.infill is not None,
         search=search,
     )
+
+
+class _LaidOut(NamedTuple):
+    """What the prompts of a request become. ``sizes`` are those of searches, one for each job."""
+
+    jobs: list[Job]
+    prompts: list[PromptText]
+    sizes: list[SearchSize]
+    cut: bool
+
+
+def _lay_out(
+    layout: Prompts, common: Job, shown: int, searched: tuple[int, int] | None
+) -> _LaidOut:
+    """Returns what each prompt becomes; ``common`` is what the jobs share.
+
+    ``shown`` choices are shown of each. ``searched`` are the choices of a search, those that are
+    shown and those that are made. Raises ``InvalidRequest``.
+    """
+    request, budget, asked = layout.request, layout.budget, layout.asked
+    weight = AnswerWeight(request, shown, _log_probabilities(request)[0], budget.limits)
+    jobs, prompts, sizes, any_cut = list[Job](), list[PromptText](), list[SearchSize](), False
+    for prompt in request.prompt or ("",):
+        ids, text, cut = layout.lay_out(prompt)
+        most = layout.completion_tokens(len(ids))
+        if searched is not None and most:
+            sizes.append(search_size(asked, searched, len(ids), budget))
+            most = sizes[-1].middle_tokens
+        refuse_min_tokens(common.sampling.min_tokens, most, asked)
+        weight.add(text)
+        jobs.append(msgspec.structs.replace(common, prompt_ids=ids, max_tokens=most))
+        prompts.append(text)
+        any_cut |= cut
+    return _LaidOut(jobs, prompts, sizes, any_cut)
 
 
 def _common_job(

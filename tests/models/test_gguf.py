@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 
 from afterword.core.errors import ConfigError
@@ -61,6 +62,29 @@ def test_what_is_no_gguf(tmp_path: Path) -> None:
         read_header(tmp_path / "none.gguf")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_header(tmp_path)
+
+
+def test_a_file_for_other_processors_is_called_so(tmp_path: Path, tiny: bytes) -> None:
+    path = tmp_path / "be.gguf"
+    path.write_bytes(tiny[:4] + struct.pack(">I", 3) + tiny[8:])
+    with pytest.raises(ConfigError, match="is a GGUF file for big-endian processors"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("tokens", [0, 2**31, 2**32 - 1])
+def test_a_context_that_no_prompt_can_use(tmp_path: Path, tokens: int) -> None:
+    """Without this check the library has no memory for it, or looks for some without end."""
+    path = make_gguf(tmp_path / "x.gguf", context=tokens)
+    with pytest.raises(ConfigError, match=f"its context is {tokens} tokens"):
+        read_header(path)
+
+
+def test_names_of_tokens_that_the_library_takes_for_one(tmp_path: Path) -> None:
+    """It reads a name up to its first null character, and ends the process at equal ones."""
+    more = {"one\0a": gguf.TokenType.CONTROL, "one\0b": gguf.TokenType.CONTROL}
+    path = make_gguf(tmp_path / "x.gguf", more_tokens=more)
+    with pytest.raises(ConfigError, match="has the name of another"):
+        read_header(path)
 
 
 def test_lengths_are_not_believed(tmp_path: Path) -> None:

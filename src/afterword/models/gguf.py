@@ -22,6 +22,7 @@ _MAGIC = b"GGUF"
 _LENGTH = struct.Struct("<Q")
 _VOCABULARY = "tokenizer.ggml.tokens"
 _VERSIONS = (2, 3)
+_BIG_ENDIAN = tuple(int.from_bytes(version.to_bytes(4, "big"), "little") for version in _VERSIONS)
 _SCALARS = {
     0: "B",
     1: "b",
@@ -119,6 +120,8 @@ class _HeaderReader:
         if self._size < len(_MAGIC) or self._take(len(_MAGIC)) != _MAGIC:
             raise ConfigError(f"{self._path}: is no GGUF file")
         version = self._number("I")
+        if version in _BIG_ENDIAN:
+            raise ConfigError(f"{self._path}: is a GGUF file for big-endian processors")
         if version not in _VERSIONS:
             raise self._broken(f"version {version} is none of {_VERSIONS}")
         tensors, pairs = self._number("Q"), self._number("Q")
@@ -183,13 +186,16 @@ class _HeaderReader:
         return self._number(_SCALARS[kind])
 
     def _vocabulary(self) -> int:
-        """Count the tokens. Equal names are refused, because the library crashes on them."""
+        """Count the tokens. Equal names are refused, because the library crashes on them.
+
+        For the library a name ends at its first null character.
+        """
         kind, count = self._number("I"), self._number("Q")
         if kind != _STRING:
             raise self._broken(f"the vocabulary has the type {kind}")
         seen: set[bytes] = set()
         for token, (start, end) in enumerate(self._strings(count)):
-            name = self._data[start:end]
+            name = self._data[start:end].partition(b"\0")[0]
             if name in seen:
                 raise self._broken(f"token {token} has the name of another")
             if name:

@@ -211,8 +211,6 @@ def _say_memory(name: str, sequences: int, wanted: ContextOptions, opened: Opene
 def _context(model: LlamaModel, name: str, options: EngineOptions) -> int:
     if not model.decodes:
         raise ConfigError(f"model {name}: this is an encoder, it cannot continue text")
-    if not model.context_tokens:
-        raise ConfigError(f"model {name}: the file declares a context of 0 tokens")
     context = options.ctx or model.context_tokens
     if context > model.context_tokens:
         raise ConfigError(

@@ -47,6 +47,8 @@ async def test_A3_finish_reasons(client: Client) -> None:
     assert await reason(max_tokens=3) == "length"
     assert await reason(max_tokens=3, logit_bias={str(END[0]): 100}) == "stop"
     assert await reason(max_tokens=3, logit_bias={"98": 100}, stop="bb") == "stop"
+    # Both hold: the last token that is allowed completes the stop string.
+    assert await reason(max_tokens=2, logit_bias={"98": 100}, stop="bb") == "stop"
     assert await reason(logit_bias={"98": 100}) == "length"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from afterword.engine.toy import ToyTokenizer
 from support.asgi import Client
@@ -46,6 +47,8 @@ async def test_A3_finish_reasons(client: Client) -> None:
     assert await reason(max_tokens=3) == "length"
     assert await reason(max_tokens=3, logit_bias={str(END[0]): 100}) == "stop"
     assert await reason(max_tokens=3, logit_bias={"98": 100}, stop="bb") == "stop"
+    # Both hold: the last token that is allowed completes the stop string.
+    assert await reason(max_tokens=2, logit_bias={"98": 100}, stop="bb") == "stop"
     assert await reason(logit_bias={"98": 100}) == "length"
 
 
@@ -87,21 +90,26 @@ async def test_A5_cached_tokens(client: Client) -> None:
 
 async def test_A6_best_of_ranks_by_mean_logprob(client: Client) -> None:
     """The expected order comes from all candidates, which ``n`` shows for the same seed."""
+    # Candidates of different lengths: the mean ranks them otherwise than the sum.
+    body: dict[str, Any] = {"prompt": "a", "max_tokens": 9, "logit_bias": {str(END[0]): 9}}
+    sums_differ = False
     for seed in range(8):
-        everyone = await client.complete(prompt="a", n=6, max_tokens=9, seed=seed, logprobs=0)
+        everyone = await client.complete(**body, n=6, seed=seed, logprobs=0)
+
+        def total(choice: dict[str, dict[str, list[float]]]) -> float:
+            return sum(choice["logprobs"]["token_logprobs"])
 
         def mean(choice: dict[str, dict[str, list[float]]]) -> float:
-            values = choice["logprobs"]["token_logprobs"]
-            return sum(values) / len(values)
+            return total(choice) / len(choice["logprobs"]["token_logprobs"])
 
-        ranked = sorted(everyone["choices"], key=mean, reverse=True)
-        best = await client.complete(
-            prompt="a", n=2, best_of=6, max_tokens=9, seed=seed, logprobs=0
-        )
-        for got, wanted in zip(best["choices"], ranked, strict=False):
+        ranked = sorted(everyone["choices"], key=mean, reverse=True)[:2]
+        best = await client.complete(**body, n=2, best_of=6, seed=seed, logprobs=0)
+        for got, wanted in zip(best["choices"], ranked, strict=True):
             assert got["text"] == wanted["text"]
             assert got["logprobs"] == wanted["logprobs"]
-        plain = await client.complete(prompt="a", n=2, best_of=6, max_tokens=9, seed=seed)
+        plain = await client.complete(**body, n=2, best_of=6, seed=seed)
         assert [c["text"] for c in plain["choices"]] == [c["text"] for c in best["choices"]]
         assert [c["index"] for c in plain["choices"]] == [0, 1]
         assert all(c["logprobs"] is None for c in plain["choices"])
+        sums_differ |= ranked[0] is not max(everyone["choices"], key=total)
+    assert sums_differ

@@ -27,15 +27,27 @@ def fed(data: bytes, cuts: list[int], most_bytes: int = 1000) -> list[bytes]:
     PAYLOADS,
     LINE_ENDS,
     st.sampled_from([b"", b"\xef\xbb\xbf"]),
+    st.booleans(),
     st.lists(st.integers(0, 200), max_size=8),
 )
 def test_any_split_gives_the_same_payloads(
-    payloads: list[bytes], end: bytes, mark: bytes, cuts: list[int]
+    payloads: list[bytes], end: bytes, mark: bytes, commented: bool, cuts: list[int]
 ) -> None:
-    events = b"".join(b": comment" + end + b"data: " + p + end + end for p in payloads)
+    comment = b": comment" + end if commented else b""
+    events = b"".join(comment + b"data: " + p + end + end for p in payloads)
     # A \r at the end may be half a line end; the next byte decides.
     data = mark + events + b"\n"
     assert fed(data, cuts) == [payload for payload in payloads if payload]
+
+
+def test_whole_events_are_those_of_any_split() -> None:
+    """An event that comes alone is read in a shorter way."""
+    splitter = EventSplitter(10)
+    assert splitter.feed(b"data: a\n\n") == [b"a"]
+    assert splitter.feed(b"data: \n\n") == []
+    assert splitter.feed(b"data: 0123\n\n") == [b"0123"]
+    with pytest.raises(EventTooLongError):
+        splitter.feed(b"data: 01234\n\n")
 
 
 def test_fields_that_mean_nothing_here() -> None:

@@ -46,13 +46,12 @@ class EventStream:
         self._writer: BodyWriter | None = scope.get(BODY_WRITER)
         self._keep_alive_s = keep_alive_s
         self._loop = asyncio.get_running_loop()
-        self._last_sent_s = 0.0
         self._sending = False
         self._comment: asyncio.Task[None] | None = None
 
     def is_free(self) -> bool:
         """See ``Sink``."""
-        return self._writer is not None and self._comment is None and self._writer.is_free()
+        return self._writer is not None and self._writer.is_free()
 
     def send(self, chunk: wire.Chunk) -> None:
         """See ``Sink``."""
@@ -86,8 +85,6 @@ class EventStream:
         send, write, now_s = self._send, self._write, self._loop.time
         try:
             async for pulled in chunks:
-                if not pulled:
-                    continue
                 # Only one send at a time: frames wait for a comment that is being sent.
                 if self._comment is not None:
                     await self._comment
@@ -127,6 +124,4 @@ class EventStream:
 
 def frames(chunks: Sequence[wire.Chunk]) -> bytes:
     """Returns one ``data:`` line for each chunk (S1)."""
-    if len(chunks) == 1:
-        return frame(chunks[0])
     return b"".join(map(frame, chunks))

@@ -8,6 +8,7 @@ from __future__ import annotations
 MOST_EVENT_BYTES = 64 * 1024 * 1024
 """More than the log-probabilities of a full context: a longer event is not valid SSE."""
 BOM = b"\xef\xbb\xbf"
+_LEAST_BYTES = len(b"data: x\n\n")
 _ERROR = frozenset({b"event: error", b"event:error"})
 
 
@@ -41,6 +42,7 @@ class EventSplitter:
             self._started
             and not self._rest
             and not self._half
+            and _LEAST_BYTES <= len(received) <= self._most_bytes + 2
             and received.startswith(b"data: ")
             and received.endswith(b"\n\n")
             and received.count(b"\n") == 2

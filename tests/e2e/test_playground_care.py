@@ -144,6 +144,36 @@ def test_an_answer_that_breaks_off(editor: Playground) -> None:
     assert editor.text == "One half"
 
 
+def test_a_reload_amid_a_stream_keeps_what_the_model_wrote(editor: Playground) -> None:
+    page = editor.page
+    editor.set("max_tokens", 8000)
+    page.evaluate("document.querySelector('#field-ignore_eos').click()")
+    editor.write("It was")
+    page.focus("#text")
+    page.keyboard.press("Control+Enter")
+    editor.until("document.querySelector('#text').value.length > 60")
+    page.reload()
+    page.wait_for_selector("body[data-ready=true]")
+    # It is the model's: it has its tints, and another version can be written.
+    text = editor.text
+    assert len(text) > 60
+    assert editor.tints()
+    expect(page.locator("#regenerate")).to_be_enabled()
+    assert len(editor.branches()) == 3
+    # Each of several versions is kept.
+    editor.set("n", 2)
+    page.focus("#text")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".choice-text")
+    editor.until(
+        "[...document.querySelectorAll('.choice-text')].every((each) => each.textContent !== '')"
+    )
+    page.reload()
+    page.wait_for_selector("body[data-ready=true]")
+    assert editor.text == text
+    assert len(editor.branches()) == 5
+
+
 def test_a_failure_amid_a_stream(editor: Playground) -> None:
     body = f"data: {envelope('The engine failed. (request id req_1)', 'x')}\n\n"
     editor.page.route(
@@ -494,6 +524,14 @@ def test_small_screens(visit: Open) -> None:
     editor.proceed()
     # Nothing is wider than the screen.
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    # The last button of the bar stands in the row of the model.
+    middles = [
+        page.locator(name).evaluate(
+            "(e) => (({ top, bottom }) => top + bottom)(e.getBoundingClientRect())"
+        )
+        for name in ("#model", "#look-open")
+    ]
+    assert middles[0] == pytest.approx(middles[1], abs=4)
     expect(page.locator("#continue")).to_be_in_viewport()
     page.click("#text")
     expect(page.locator("#card")).to_be_visible()
@@ -554,6 +592,8 @@ def test_the_live_view_moves(visit: Open) -> None:
     editor.view("server")
     value = page.locator(".live-value")
     expect(value.nth(0)).to_have_text("0")
+    # A screen reader does not announce figures that change each second.
+    expect(page.locator(".live-value:not([aria-live=off])")).to_have_count(0)
     with asked_again(page.url):
         expect(value.nth(0)).to_have_text("1")
         expect(value.nth(2)).not_to_have_text("0.0")

@@ -60,6 +60,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open) -> None:
     page.reload()
     dialog = page.locator("#key")
     expect(dialog).to_be_visible()
+    expect(page.locator("#key-value")).to_be_focused()
     expect(page.locator("#key-error")).to_have_text("This server needs a key.")
     page.fill("#key-value", "sk-wrong")
     page.keyboard.press("Enter")
@@ -86,6 +87,56 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open) -> None:
     page.reload()
     page.wait_for_selector("body[data-ready=true]")
     expect(dialog).to_be_hidden()
+
+
+def test_counting_leaves_half_of_the_requests_of_a_key(editor: Playground) -> None:
+    page = editor.page
+    asked: list[str] = []
+    remaining = 5
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        limits = {"limit": "10", "remaining": str(remaining)}
+        headers = {f"x-ratelimit-{what}-requests": value for what, value in limits.items()}
+        response = route.fetch()
+        route.fulfill(response=response, headers={**response.headers, **headers})
+
+    page.route("**/tokenize", answer)
+    count = page.locator("#count")
+    editor.write("One")
+    expect(count).to_have_text("1 of 8,192 tokens")
+    remaining = 4
+    editor.write(" two")
+    expect(count).to_have_text("2 of 8,192 tokens")
+    # Now it says nothing, and asks nothing.
+    editor.write(" three")
+    expect(count).to_have_text("")
+    assert len(asked) == 2
+    # What the reader asks for is sent.
+    editor.set("max_tokens", 1)
+    assert editor.proceed()
+
+
+def test_a_limit_that_counting_reaches_is_no_news(editor: Playground) -> None:
+    page = editor.page
+    words = envelope("Rate limit reached.", "rate_limit_exceeded")
+    page.route("**/tokenize", lambda route: route.fulfill(status=429, body=words))
+    editor.write("One")
+    expect(page.locator("#count")).to_have_text("")
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+def test_a_key_without_a_model_is_said(editor: Playground) -> None:
+    page = editor.page
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": []}))
+    page.reload()
+    notice = page.locator("#notice")
+    expect(notice).to_contain_text("This server has no model for you.")
+    page.click("#notice .remove")
+    editor.write("Hello")
+    page.keyboard.press("Control+Enter")
+    expect(notice).to_contain_text("This server has no model for you.")
+    assert editor.text == "Hello"
 
 
 def test_no_key_given_is_said(visit: Open) -> None:

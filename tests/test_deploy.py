@@ -82,7 +82,9 @@ def test_the_documents_commands_mean_the_units_ledger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    (block,) = [one for one in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "sudo" in one]
+    (block,) = [
+        one for one in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "systemd-run" in one
+    ]
     service = unit("afterword.service")["Service"]
     text = (DEPLOY / "afterword.service").read_text()
     (data,) = re.findall(r"AFTERWORD_DATA_DIR=(\S+)", text)
@@ -101,6 +103,31 @@ def test_the_documents_commands_mean_the_units_ledger(
         assert done.exit_code == 0, done.output
         assert done.stderr.startswith(f"ledger: {tmp_path / 'data' / 'ledger.db'}\n")
     assert commands[-1].startswith("journalctl --unit afterword")
+
+
+def test_the_documents_install_the_units() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (block,) = [one for one in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "--now" in one]
+    commands = [shlex.split(line)[1:] for line in block.splitlines()]
+    (config,) = [words[1] for words in commands if words[0] == "touch"]
+    service = unit("afterword.service")["Service"]
+    assert config == shlex.split(service["ExecStart"])[-1]
+    home = service["ExecStart"].partition("/.venv")[0]
+    (copied,) = [words[1:-1] for words in commands if words[0] == "cp"]
+    assert {Path(file).name for file in copied} == {path.name for path in DEPLOY.glob("*.s*")}
+    for file in copied:
+        assert (ROOT / Path(file).relative_to(home)).is_file()
+    assert commands[-1][3:] == ["afterword.socket", "afterword.service"]
+
+
+def test_the_service_can_keep_models_of_the_hub() -> None:
+    """It has no home, so the hub's own folder is not there."""
+    text = (DEPLOY / "afterword.service").read_text()
+    cache = f"/var/cache/{unit('afterword.service')['Service']['CacheDirectory']}"
+    assert f"Environment=HF_HOME={cache}/huggingface\n" in text
+    kept = image_environment()["HF_HOME"]
+    assert any(kept in rest and "--owner afterword" in rest for rest in given("RUN"))
+    assert f"hub:{kept}" in SERVICES["afterword"]["volumes"]
 
 
 # The image.
@@ -211,8 +238,9 @@ def test_compose_keeps_what_the_server_writes() -> None:
     """Everything else in it is read-only, and it gets the time that it may take to end."""
     afterword = SERVICES["afterword"]
     assert afterword["read_only"]
-    (volume,) = afterword["volumes"]
-    assert volume.split(":")[1] == image_environment()["AFTERWORD_DATA_DIR"]
+    volumes = [volume.split(":")[1] for volume in afterword["volumes"]]
+    environment = image_environment()
+    assert volumes == [environment["AFTERWORD_DATA_DIR"], environment["HF_HOME"]]
     assert int(afterword["stop_grace_period"].removesuffix("s")) > Settings().shutdown_grace_s
     (port,) = afterword["ports"]
     assert port.split(":")[-1] == image_environment()["AFTERWORD_PORT"]

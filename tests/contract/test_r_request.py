@@ -257,7 +257,11 @@ async def test_R15_seeds(client: Client) -> None:
     assert await drawn(seed=0) != await drawn(seed=1)
     assert len({await drawn() for _ in range(4)}) > 1
     for seed in (2**63, -(2**63) - 1, 2**70):
-        assert (await client.refuse(prompt="a", seed=seed))["param"] == "seed"
+        error = await client.refuse(prompt="a", seed=seed)
+        assert error["param"] == "seed"
+        assert ": expected a 64-bit integer, but got " in error["message"]
+    error = await client.refuse(prompt="a", max_tokens=2**63)
+    assert ": expected a 64-bit integer of at least 0" in error["message"]
 
 
 async def test_R16_user_is_a_string_that_can_be_recorded(client: Client) -> None:

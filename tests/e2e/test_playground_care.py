@@ -60,6 +60,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open) -> None:
     page.reload()
     dialog = page.locator("#key")
     expect(dialog).to_be_visible()
+    expect(page.locator("#key-value")).to_be_focused()
     expect(page.locator("#key-error")).to_have_text("This server needs a key.")
     page.fill("#key-value", "sk-wrong")
     page.keyboard.press("Enter")
@@ -86,6 +87,56 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(visit: Open) -> None:
     page.reload()
     page.wait_for_selector("body[data-ready=true]")
     expect(dialog).to_be_hidden()
+
+
+def test_counting_leaves_half_of_the_requests_of_a_key(editor: Playground) -> None:
+    page = editor.page
+    asked: list[str] = []
+    remaining = 5
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        limits = {"limit": "10", "remaining": str(remaining)}
+        headers = {f"x-ratelimit-{what}-requests": value for what, value in limits.items()}
+        response = route.fetch()
+        route.fulfill(response=response, headers={**response.headers, **headers})
+
+    page.route("**/tokenize", answer)
+    count = page.locator("#count")
+    editor.write("One")
+    expect(count).to_have_text("1 of 8,192 tokens")
+    remaining = 4
+    editor.write(" two")
+    expect(count).to_have_text("2 of 8,192 tokens")
+    # Now it says nothing, and asks nothing.
+    editor.write(" three")
+    expect(count).to_have_text("")
+    assert len(asked) == 2
+    # What the reader asks for is sent.
+    editor.set("max_tokens", 1)
+    assert editor.proceed()
+
+
+def test_a_limit_that_counting_reaches_is_no_news(editor: Playground) -> None:
+    page = editor.page
+    words = envelope("Rate limit reached.", "rate_limit_exceeded")
+    page.route("**/tokenize", lambda route: route.fulfill(status=429, body=words))
+    editor.write("One")
+    expect(page.locator("#count")).to_have_text("")
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+def test_a_key_without_a_model_is_said(editor: Playground) -> None:
+    page = editor.page
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": []}))
+    page.reload()
+    notice = page.locator("#notice")
+    expect(notice).to_contain_text("This server has no model for you.")
+    page.click("#notice .remove")
+    editor.write("Hello")
+    page.keyboard.press("Control+Enter")
+    expect(notice).to_contain_text("This server has no model for you.")
+    assert editor.text == "Hello"
 
 
 def test_no_key_given_is_said(visit: Open) -> None:
@@ -142,6 +193,36 @@ def test_an_answer_that_breaks_off(editor: Playground) -> None:
     editor.page.keyboard.press("Control+Enter")
     expect(editor.page.locator("#notice")).to_contain_text("The answer broke off.")
     assert editor.text == "One half"
+
+
+def test_a_reload_amid_a_stream_keeps_what_the_model_wrote(editor: Playground) -> None:
+    page = editor.page
+    editor.set("max_tokens", 8000)
+    page.evaluate("document.querySelector('#field-ignore_eos').click()")
+    editor.write("It was")
+    page.focus("#text")
+    page.keyboard.press("Control+Enter")
+    editor.until("document.querySelector('#text').value.length > 60")
+    page.reload()
+    page.wait_for_selector("body[data-ready=true]")
+    # It is the model's: it has its tints, and another version can be written.
+    text = editor.text
+    assert len(text) > 60
+    assert editor.tints()
+    expect(page.locator("#regenerate")).to_be_enabled()
+    assert len(editor.branches()) == 3
+    # Each of several versions is kept.
+    editor.set("n", 2)
+    page.focus("#text")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".choice-text")
+    editor.until(
+        "[...document.querySelectorAll('.choice-text')].every((each) => each.textContent !== '')"
+    )
+    page.reload()
+    page.wait_for_selector("body[data-ready=true]")
+    assert editor.text == text
+    assert len(editor.branches()) == 5
 
 
 def test_a_failure_amid_a_stream(editor: Playground) -> None:
@@ -494,6 +575,14 @@ def test_small_screens(visit: Open) -> None:
     editor.proceed()
     # Nothing is wider than the screen.
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    # The last button of the bar stands in the row of the model.
+    middles = [
+        page.locator(name).evaluate(
+            "(e) => (({ top, bottom }) => top + bottom)(e.getBoundingClientRect())"
+        )
+        for name in ("#model", "#look-open")
+    ]
+    assert middles[0] == pytest.approx(middles[1], abs=4)
     expect(page.locator("#continue")).to_be_in_viewport()
     page.click("#text")
     expect(page.locator("#card")).to_be_visible()
@@ -554,6 +643,8 @@ def test_the_live_view_moves(visit: Open) -> None:
     editor.view("server")
     value = page.locator(".live-value")
     expect(value.nth(0)).to_have_text("0")
+    # A screen reader does not announce figures that change each second.
+    expect(page.locator(".live-value:not([aria-live=off])")).to_have_count(0)
     with asked_again(page.url):
         expect(value.nth(0)).to_have_text("1")
         expect(value.nth(2)).not_to_have_text("0.0")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Request, expect
+from playwright.sync_api import Browser, Request, Route, expect
 
 from e2e.browser import Playground, arrive, forget, playground
 from e2e.process import Server, serving
@@ -413,6 +413,29 @@ def test_numbers_are_honest(editor: Playground) -> None:
     hints = page.locator("#live .hint").all_inner_texts()
     assert len(hints) == 5
     assert all(hint.endswith(".") for hint in hints)
+
+
+def test_a_count_that_comes_during_a_score_is_of_the_whole_text(written: Playground) -> None:
+    page = written.page
+    counts: list[Route] = []
+    scores: list[Route] = []
+    page.route("**/tokenize", lambda route: counts.append(route))  # noqa: PLW0108 - a method takes no attributes
+    with page.expect_request("**/tokenize"):
+        written.proceed()
+    page.route("**/v1/completions", lambda route: scores.append(route))  # noqa: PLW0108
+    with page.expect_request("**/v1/completions"):
+        page.click("#score")
+    with page.expect_response("**/tokenize") as answer:
+        counts[-1].continue_()
+    number = answer.value.json()["count"]
+    # The foot of the page is drawn a frame after the answer is read.
+    page.evaluate(
+        """() => new Promise((done) => setTimeout(() => requestAnimationFrame(
+            () => requestAnimationFrame(done))))"""
+    )
+    assert page.locator("#count").inner_text() == f"{number} of 8,192 tokens"
+    scores[-1].continue_()
+    written.settle()
 
 
 def test_the_foot_of_the_page_fits(written: Playground) -> None:

@@ -266,6 +266,18 @@ def test_the_hubs_file_is_fetched_once_and_checked(tmp_path: Path, tiny: bytes) 
 
 
 @pytest.mark.e2e
+def test_a_folder_that_cannot_keep_the_hubs_files_is_named(tmp_path: Path, tiny: bytes) -> None:
+    home = tmp_path / "home"
+    home.write_bytes(b"")
+    with running(Hub({"m.gguf": tiny})) as hub:
+        done = pull(hub, home, "hf:org/repo/m.gguf")
+    assert done.returncode == 2
+    said = f"afterword: hf:org/repo/m.gguf: cannot be stored (HF_HOME): {home}"
+    assert done.stderr.startswith(said), done.stderr
+    assert done.stderr.endswith(": Not a directory\n")
+
+
+@pytest.mark.e2e
 def test_a_file_of_a_repository_is_chosen(
     tmp_path: Path, tiny: bytes, parts: dict[str, bytes]
 ) -> None:

@@ -483,6 +483,13 @@ test("meter: the server's count, or what is seen", () => {
   assert.equal(told.tokens, 5);
   told.add({ choices: [], usage: { completion_tokens: 6 } }, 30);
   assert.equal(told.tokens, 6);
+  // A search sends a whole text at once, and its usage counts all that it tried.
+  const searched = new Meter(0);
+  const infill = { found_by: "search" };
+  searched.add({ ...chunk(0, "a", { completion_tokens: 1 }), infill }, 4000);
+  searched.add({ ...chunk(0, "b", { completion_tokens: 2 }), infill }, 4001);
+  searched.add({ choices: [], usage: { completion_tokens: 198 }, infill }, 4002);
+  assert.deepEqual([searched.tokens, searched.first_s, searched.tokens_per_s], [2, 4, null]);
 });
 
 test("prose: programs are told from texts", () => {

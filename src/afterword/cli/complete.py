@@ -34,7 +34,7 @@ _FIELDS = ("max_tokens", "temperature", "top_p", "seed", "suffix", "echo", "logp
 @click.option("--suffix", metavar="TEXT", help="Write the text between PROMPT and TEXT.")
 @click.option("--echo", is_flag=True, default=None, help="Print the prompt first.")
 @click.option("--logprobs", type=int, metavar="N",
-              help="Then show each token with the N likeliest ones.")  # fmt: skip
+              help="After the answer, list its tokens, each with the N likeliest.")  # fmt: skip
 def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """Complete PROMPT and print the answer as it streams. PROMPT "-" reads standard input."""
     if prompt == "-":

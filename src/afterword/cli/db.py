@@ -31,7 +31,7 @@ def upgrade_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     click.echo(f"the ledger is at step {REVISION} (it was at {before or 'none'})")
 
 
-@db.command("check", short_help="Look for what does not agree.")
+@db.command("check", short_help="Look for damage and contradictions.")
 @ledger_flags
 def check_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     """Check the file, the tables, the sums against their records, and the journals.

@@ -53,14 +53,18 @@ def keys() -> None:
 
 @keys.command(short_help="Make a key.")
 @click.argument("name")
-@click.option("--models", metavar="NAMES", help="Only these, separated by commas. [default: all]")
+@click.option(
+    "--models", metavar="NAMES", help="Only these models, separated by commas. [default: all]"
+)
 @click.option("--rpm", type=int, metavar="N", help="Requests in any minute.")
 @click.option("--tpm", type=int, metavar="N", help="Tokens in any minute.")
 @click.option("--concurrent", type=int, metavar="N", help="Requests at once.")
 @click.option("--budget-tokens", type=int, metavar="N", help="Tokens in a day or month.")
 @click.option("--per", type=click.Choice(["day", "month"]), help="What the budget is for. "
               "[default: month]")  # fmt: skip
-@click.option("--expires", metavar="SPAN", help="How long it is good, as in 90d. [default: ever]")
+@click.option(
+    "--expires", metavar="SPAN", help="How long it is valid, as in 90d. [default: for ever]"
+)
 @click.option("--admin", is_flag=True, help="It may also manage keys and see usage over HTTP.")
 @ledger_flags
 def create(name: str, **given: Any) -> None:  # noqa: ANN401 - the terms' and the ledger's flags
@@ -116,7 +120,7 @@ def show(key: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
 @keys.command(short_help="Give a key a new secret.")
 @click.argument("key")
 @click.option("--overlap", default="0s", show_default=True, metavar="SPAN",
-              help="How long the old one goes on, as in 24h.")  # fmt: skip
+              help="How long the old secret stays valid, as in 24h.")  # fmt: skip
 @ledger_flags
 def rotate(key: str, overlap: str, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     """Give KEY a new secret. Limits, budget and usage stay."""

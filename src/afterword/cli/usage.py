@@ -24,13 +24,13 @@ _PAGE = 1000
 
 @click.command(short_help="Show what was used.")
 @click.option("--by", type=click.Choice(["key", "model", "user", "day"]), default="key",
-              show_default=True, help="What is added up.")  # fmt: skip
+              show_default=True, help="Add up the tokens of each.")  # fmt: skip
 @click.option("--since", metavar="WHEN", help="From 2026-11-01, 2026-11-01T12:00 (UTC) or 7d ago.")
-@click.option("--until", metavar="WHEN", help="Before then.")
-@click.option("--key", metavar="NAME", help="Only of this key.")
-@click.option("--requests", is_flag=True, help="Every request instead of sums.")
-@click.option("--csv", "as_csv", is_flag=True, help="Lines of commas.")
-@click.option("--json", "as_json", is_flag=True, help="Lines of JSON.")
+@click.option("--until", metavar="WHEN", help="Before this moment, written like --since.")
+@click.option("--key", metavar="NAME", help="Only the requests of this key.")
+@click.option("--requests", is_flag=True, help="List the requests; add nothing up.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object on each line.")
 @ledger_flags
 def usage(**given: Any) -> None:  # noqa: ANN401 - flags
     """Show tokens by key, model, user or day, or every request with its answer's id.

@@ -126,7 +126,10 @@ def out_of_range(name: str, value: Json, wanted: str) -> InvalidRequest:
 
 def integer(least: int, most: int, *, hint: str = "") -> Kind:
     """An integer from ``least`` to ``most``. A refusal of others ends with the hint."""
-    expected = f"an integer from {least} to {most}{hint}"
+    expected = f"an integer from {least} to {most}"
+    if most == INT64 - 1:
+        expected = "a 64-bit integer" + (f" of at least {least}" if least > -INT64 else "")
+    expected += hint
 
     def parse(name: str, value: Json) -> int:
         if type(value) is float:

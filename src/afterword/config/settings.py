@@ -149,17 +149,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=256)],
         _setting(
             "Engine",
-            "Sequences computed at once; others wait in line. With four or more, one extra is for "
-            "a request that has none yet. Models with recurrent or latent layers get at most 8 "
-            "unless slots says more, because each sequence has memory of its own there.",
+            "Sequences computed at once; others wait in line. If it is four or more, one sequence "
+            "is added for a request that has none running. Models with recurrent or latent layers "
+            "get at most 8, because each sequence has memory of its own there; slots sets more.",
         ),
     ] = 64
     slots: Annotated[
         Annotated[int, Meta(ge=1, le=256)] | None,
         _setting(
             "Engine",
-            "The old name of max-sequences; it goes first, and models with recurrent or latent "
-            "layers get so many, too.",
+            "The old name of max-sequences. It overrides max-sequences, also for models with "
+            "recurrent or latent layers.",
             default="max-sequences",
         ),
     ] = None
@@ -210,8 +210,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Count,
         _setting(
             "Engine",
-            "The time between two tokens of a running stream that the server aims for, in "
-            "milliseconds. It computes prompts in chunks to keep it.",
+            "The server computes prompts in chunks, so that a running stream gets its next token "
+            "after about so many milliseconds.",
         ),
     ] = 200
     max_waiting: Annotated[

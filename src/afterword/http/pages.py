@@ -11,13 +11,19 @@ from typing import Any
 
 from starlette.responses import Response
 
+from afterword.completion.fields import INT64
+
 _STYLE = (
-    ":root{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif}"
-    "body{max-width:56rem;margin:2rem auto;padding:0 1rem}"
+    # The colours of the playground.
+    ":root{color-scheme:light dark;font:16px/1.5 system-ui,sans-serif;"
+    "background:light-dark(#fdfbf7,#191c20);color:light-dark(#211e1a,#e9e4da)}"
+    "body{max-width:56rem;margin:2rem auto;padding:0 1rem;overflow-wrap:break-word}"
+    "a{color:light-dark(#27507a,#8fbbe6)}"
     "code,pre{font-family:ui-monospace,monospace;font-size:.9rem}"
     "pre{overflow-x:auto;padding:.75rem 1rem;border:1px solid #8886;border-radius:.4rem}"
     "table{border-collapse:collapse;width:100%}"
     "td,th{text-align:left;vertical-align:top;padding:.3rem .6rem;border-top:1px solid #8886}"
+    "@media(max-width:40rem){tr,td{display:block}td+td{border:0;padding-top:0}}"
 )
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
@@ -36,6 +42,8 @@ _SHOWN_LIMITS = {
     "maxItems": "at most",
     "default": "default",
 }
+_NO_LIMITS = (-INT64, INT64 - 1)
+"""Bounds of a 64-bit integer, which say nothing to a reader."""
 
 
 def page(html: str) -> Response:
@@ -104,7 +112,11 @@ def _type(schema: Mapping[str, Any]) -> str:
     text = " or ".join(kinds) if isinstance(kinds, list) else str(kinds)
     if "items" in schema:
         text += f" of {_type(schema['items'])}"
-    limits = [f"{word} {json.dumps(schema[k])}" for k, word in _SHOWN_LIMITS.items() if k in schema]
+    limits = [
+        f"{word} {json.dumps(schema[k])}"
+        for k, word in _SHOWN_LIMITS.items()
+        if k in schema and schema[k] not in _NO_LIMITS
+    ]
     return ", ".join([text, *limits])
 
 

@@ -126,4 +126,7 @@ def _fetch_file(source: HubSource) -> Path:
     except LocalEntryNotFoundError as error:
         raise ConfigError(f"{name}: the hub cannot be reached") from error
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            reason = f"{error.filename}: {error.strerror}"
+            raise ConfigError(f"{name}: cannot be stored (HF_HOME): {reason}") from error
         raise ConfigError(f"{name}: cannot be fetched: {type(error).__name__}") from error

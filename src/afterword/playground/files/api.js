@@ -15,9 +15,12 @@ export class Unreachable extends Error {}
 
 export { Interrupted };
 
+const MINUTE_MS = 60_000;
+
 export class Api {
   #key;
   #askKey;
+  #scarceUntil_ms = 0;
 
   /**
    * @param {{get(): string|null}} key
@@ -62,6 +65,11 @@ export class Api {
     }
   }
 
+  /** Whether less than half of the key's requests in any minute are left. */
+  get isScarce() {
+    return performance.now() < this.#scarceUntil_ms;
+  }
+
   async #ask(path, body, signal) {
     for (;;) {
       const reply = await this.#fetch(path, body, signal);
@@ -77,9 +85,12 @@ export class Api {
     const key = this.#key.get();
     if (key !== null) headers.Authorization = `Bearer ${key}`;
     const method = body === undefined ? "GET" : "POST";
-    return readWhole(() => fetch(path, {
+    const reply = await readWhole(() => fetch(path, {
       method, headers, signal, body: body && JSON.stringify(body), cache: "no-store",
     }));
+    const [limit, left] = ["limit", "remaining"].map((what) => reply.headers.get(`x-ratelimit-${what}-requests`));
+    if (limit !== null) this.#scarceUntil_ms = 2 * Number(left) < Number(limit) ? performance.now() + MINUTE_MS : 0;
+    return reply;
   }
 }
 

@@ -68,10 +68,14 @@ export class Commands {
 
   /** Run a request of the page if its settings can be sent. */
   async #write(request) {
-    const { controls, editor, notice, panel, session, stage } = this.#parts;
+    const { controls, editor, models, notice, panel, session, stage } = this.#parts;
     if (session.running !== null) return;
     notice.clear();
     controls.clearErrors();
+    if (models.isEmpty) {
+      notice.refuse(t("problem.noModel"));
+      return;
+    }
     if (!(await this.#ready())) return;
     if (panel.isDrawer) panel.closeDrawer();
     stage.close();

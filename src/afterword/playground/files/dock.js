@@ -36,7 +36,7 @@ export class Dock {
 
   /** The server has counted the tokens of the text. */
   counted() {
-    if (this.#session.running === null) this.#awaited = false;
+    if (this.#session.running?.kind !== "writing") this.#awaited = false;
     this.draw();
   }
 

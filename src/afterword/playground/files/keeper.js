@@ -159,8 +159,9 @@ export class Keeper extends EventTarget {
   #leave() {
     if (this.#store === null) return;
     const isSaved = !this.#dirty && this.#session.running === null;
+    const { tree, at } = this.#session.kept;
     const state = isSaved || (this.#isBlank && !this.#store.isStored) ? null
-      : { tree: this.#session.tree, page: this.#page, name: this.name };
+      : { tree, page: { ...this.#page, at }, name: this.name };
     try {
       this.#store.draft(state);
     } catch (error) {

@@ -37,7 +37,8 @@ export class Live {
 
   build() {
     const rows = PLOTS.map(({ key }) => {
-      const value = h("output", { class: "live-value" }, "–");
+      // It changes each second, which a screen reader must not announce.
+      const value = h("output", { class: "live-value", "aria-live": "off" }, "–");
       const canvas = h("canvas", { class: "live-plot", "aria-hidden": "true" });
       this.#made.set(key, { value, canvas });
       return h("section", { class: "live-row" },

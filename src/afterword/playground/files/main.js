@@ -49,7 +49,9 @@ const api = new Api(key, (refused) => keys.ask(refused));
 
 async function loadModels() {
   const list = await attempt(() => api.json("/v1/models"), () => void loadModels());
-  if (list !== null) models.take(list);
+  if (list === null) return;
+  models.take(list);
+  if (models.isEmpty) notice.refuse(t("problem.noModel"));
 }
 
 /** Returns what `ask` resolves to, or null after an error that the page shows. */
@@ -60,6 +62,18 @@ async function attempt(ask, retry) {
     fail(error, retry);
     return null;
   }
+}
+
+/** As `attempt`, for what the reader did not ask for: a limit that is reached is no news. */
+function aside(ask) {
+  return attempt(async () => {
+    try {
+      return await ask();
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 429) return null;
+      throw error;
+    }
+  });
 }
 
 function fail(error, retry = null) {
@@ -93,16 +107,19 @@ function waitForServer() {
 }
 
 async function tokenize(prompt) {
-  const found = await attempt(() => api.json("/tokenize", {
+  const found = await api.json("/tokenize", {
     model: settings.model, prompt, add_special_tokens: false, return_token_strs: true,
-  }));
-  return found && { ...found, prompt };
+  });
+  return { ...found, prompt };
 }
 
-const ask = remembering((model, messages) => attempt(() => rendered(api, model, messages)));
+/** Whether the page may ask what the reader did not: each such request counts in the limits of a key. */
+const hasSpare = () => settings.model !== "" && !looking && !api.isScarce;
+
+const ask = remembering((model, messages) => aside(() => rendered(api, model, messages)));
 const render = (messages) => ask(settings.model, messages);
 const sent = new Sent(() => {
-  if (settings.model === "" || looking || session.busy) return undefined;
+  if (!hasSpare() || session.busy) return undefined;
   if (models.template !== "server") return session.request.messages;
   // Under this name the server wraps the text as one message.
   return [{ role: "user", content: session.text.slice(0, session.place.start), at: 0 }];
@@ -113,7 +130,7 @@ const session = new Session({
 });
 const keeper = new Keeper(session, settings);
 const controls = new Controls(find("#controls"), settings, async (text) => {
-  const found = await tokenize(text);
+  const found = await attempt(() => tokenize(text));
   return found && found.tokens.map((id, i) => ({ id, text: found.token_strs[i] }));
 }, sent.box);
 const panel = new Panel(find("#panel"), find("#panel-toggle"));
@@ -124,10 +141,10 @@ const branches = new Branches(session);
 const comparison = new Comparison(session, stage);
 const map = new TreeMap(session, stage);
 const tokenView = new TokenView(find("#token-view"), async (text) => {
-  if (settings.model === "" || looking) return null;
+  if (!hasSpare()) return null;
   const { messages } = session;
   const sent = messages === null ? { prompt: text } : await render(messages);
-  return sent && tokenize(sent.prompt);
+  return sent && aside(() => tokenize(sent.prompt));
 });
 const dock = new Dock({ session, settings, models, found: () => tokenView.found });
 const start = new Start(session, models);
@@ -153,7 +170,7 @@ const share = new Share(() => {
 });
 new Reference(stage, () => attempt(() => api.json("/openapi.json")));
 const body = () => attempt(() => bodyOf(api, session.request));
-const commands = new Commands({ session, editor, controls, panel, stage, notice, share, branches, map, keeper, live, body });
+const commands = new Commands({ session, editor, controls, panel, stage, notice, share, branches, map, models, body });
 
 const followText = settled(SETTLE_MS, () => {
   appearance.follow(session.text);

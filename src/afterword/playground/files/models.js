@@ -23,6 +23,9 @@ export class Models extends EventTarget {
     });
   }
 
+  /** Whether the server has no model for this reader. */
+  isEmpty = false;
+
   /** The operator's limits of the chosen model. */
   get limits() {
     return this.#chosen?.afterword ?? {};
@@ -57,6 +60,7 @@ export class Models extends EventTarget {
   /** Show the models of an answer of `/v1/models`. */
   take({ data }) {
     this.#known = data;
+    this.isEmpty = data.length === 0;
     this.#select.replaceChildren(...data.map(({ id, afterword }) => h("option", { value: id },
       afterword?.alias_of ? t("model.alias", { id, model: afterword.alias_of }) : id)));
     this.refresh();

@@ -12,12 +12,14 @@ import { completionBody, scoringBody } from "./request.js";
 import { Sheet } from "./sheet.js";
 import { asks, BREAK, messagesOf } from "./template.js";
 import { TokenReader } from "./tokens.js";
-import { textOf, upTo, withScores } from "./tree.js";
+import { add, textOf, upTo, withScores } from "./tree.js";
 
 export class Session extends Sheet {
   #runner;
   #settings;
   #page;
+  // Returns what the running request has written so far, as parts of the tree.
+  #written = () => [];
 
   /**
    * @param {{api: import("./api.js").Api, settings: () => object,
@@ -68,6 +70,13 @@ export class Session extends Sheet {
   /** Whether Continue would answer an instruction in the chat template. */
   get answers() {
     return this.#page().wraps && asks(messagesOf(this.passages(this.place.start)));
+  }
+
+  /** The tree and its node, with what a running request has written so far. */
+  get kept() {
+    const nodes = this.#written().map((part) => this.nodeOf(part));
+    const at = nodes.length > 0 && this.choices.length === 0 ? nodes[0].id : this.at;
+    return { tree: nodes.reduce(add, this.tree), at };
   }
 
   resume(...given) {
@@ -188,8 +197,9 @@ export class Session extends Sheet {
     }
     if (fills) this.setGap({ start, end: start });
     this.tell("marks");
-    let finish = null;
-    const early = await this.#runner.write(request, (choice) => {
+    const side = { reader, finish: null };
+    const place = { from, front: head.slice(from), lead, tail };
+    const early = await this.#write(request, [side], place, (choice) => {
       const [units, count] = [reader.text.length, reader.groups.length];
       reader.add(choice.text, choice.logprobs);
       shown.push(...reader.groups.slice(count));
@@ -197,20 +207,30 @@ export class Session extends Sheet {
       this.valid = start + reader.text.length;
       if (fills) this.setGap({ start, end: this.valid });
       this.tell("grown", { at: start + units, text: reader.text.slice(units) });
-      finish = choice.finish_reason ?? finish;
+      side.finish = choice.finish_reason ?? side.finish;
     });
-    if (reader.groups.length > 0 || reader.text !== "" || lead.length > 0) {
-      const groups = [...lead, ...reader.groups];
-      const text = head.slice(from) + reader.text + tail;
-      this.at = this.hang(from, text, { groups, finish: early ?? finish, lead: start - from, tail: tail.length });
+    side.finish ??= early;
+    const part = partOf(side, place);
+    if (part !== null) {
+      this.at = this.hang(part);
       this.refresh();
     } else {
       // Nothing came, so the text is as it was.
       this.show(textOf(this.tree, this.at), at);
       this.setGap(gapBefore);
-      if (finish === "stop") this.tell("ended");
+      if (side.finish === "stop") this.tell("ended");
     }
     this.tell("tree");
+  }
+
+  /** Run a request that writes `sides` at a place. Returns why it was cut short, or null. */
+  async #write(request, sides, place, take) {
+    this.#written = () => sides.map((side) => partOf(side, place)).filter((part) => part !== null);
+    try {
+      return await this.#runner.write(request, take);
+    } finally {
+      this.#written = () => [];
+    }
   }
 
   /** Write several continuations side by side. Each becomes a branch. */
@@ -220,22 +240,33 @@ export class Session extends Sheet {
     const makeChoice = () => ({ reader: new TokenReader(start), finish: null, node: undefined });
     this.choices = Array.from({ length: request.body.n }, makeChoice);
     this.tell("choices");
-    const early = await this.#runner.write(request, (choice) => {
+    const place = { from, front: before, lead: [], tail };
+    const early = await this.#write(request, this.choices, place, (choice) => {
       const side = this.choices[choice.index];
       side.reader.add(choice.text, choice.logprobs);
       side.finish = choice.finish_reason ?? side.finish;
       this.tell("choices");
     });
     for (const side of this.choices) {
-      if (side.reader.groups.length === 0 && side.reader.text === "") continue;
-      const { text, groups } = side.reader;
-      const more = { groups, finish: side.finish ?? early, lead: before.length, tail: tail.length };
-      side.node = this.hang(from, before + text + tail, more);
+      side.finish ??= early;
+      const part = partOf(side, place);
+      if (part !== null) side.node = this.hang(part);
     }
     if (this.choices.every((side) => side.node === undefined)) this.choices = [];
     this.tell("choices");
     this.tell("tree");
   }
+}
+
+/**
+ * Returns what the tree keeps of a continuation, or null if nothing came. `front` and `tail` stand
+ * around it, `lead` are the groups of `front` that belong to it.
+ */
+function partOf({ reader, finish }, { from, front, lead, tail }) {
+  if (reader.groups.length === 0 && reader.text === "" && lead.length === 0) return null;
+  const groups = [...lead, ...reader.groups];
+  const more = { groups, finish, lead: front.length, tail: tail.length };
+  return { from, text: front + reader.text + tail, more };
 }
 
 /** Returns a request for one continuation. */

@@ -182,11 +182,15 @@ export class Sheet extends EventTarget {
   }
 
   /** Put what the model wrote into the tree. Returns the id of the new node. */
-  hang(from, text, more) {
-    const parent = ownerOf(this.tree, this.at, from);
-    const node = makeNode(freshId(), parent, from, text, { by: "model", ...more });
+  hang(part) {
+    const node = this.nodeOf(part);
     this.tree = add(this.tree, node);
     return node.id;
+  }
+
+  /** Returns a node of what the model wrote after the first `from` units of the text. */
+  nodeOf({ from, text, more }) {
+    return makeNode(freshId(), ownerOf(this.tree, this.at, from), from, text, { by: "model", ...more });
   }
 
   /** Make the next change an undo step of its own. */

@@ -40,15 +40,19 @@ export class TokenView extends EventTarget {
     this.#asked += 1;
     const request = this.#asked;
     const found = await this.#tokenize(this.#text.toWellFormed());
-    // The text has changed since, or the server did not answer.
-    if (request !== this.#asked || found === null) return;
+    // The text has changed since.
+    if (request !== this.#asked) return;
     this.#found = found;
     this.draw();
     this.dispatchEvent(new Event("counted"));
   }
 
   draw() {
-    if (this.#box.closest("[hidden]") !== null || this.#found === null) return;
+    if (this.#box.closest("[hidden]") !== null) return;
+    if (this.#found === null) {
+      this.#box.replaceChildren();
+      return;
+    }
     const { prompt, tokens, token_strs: strings, count, max_model_len: context } = this.#found;
     const first = Math.max(0, count - SHOWN);
     const rows = strings.slice(first).map((text, i) => h("li", { class: "token" },

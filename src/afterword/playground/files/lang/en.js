@@ -298,6 +298,7 @@ export const words = {
   "notice.retry": "Try again",
   "notice.close": "Close",
   "problem.unreachable": "The server does not answer.",
+  "problem.noModel": "This server has no model for you. Ask its operator which models your key may use.",
   "problem.interrupted": "The answer broke off.",
   "problem.changed": "The model's tokenizer changes this text.",
   "problem.page": "This page has an error.",

@@ -298,6 +298,7 @@ export const words = {
   "notice.retry": "重试",
   "notice.close": "关闭",
   "problem.unreachable": "服务器没有回应。",
+  "problem.noModel": "这台服务器没有你可以使用的模型。请询问管理员你的密钥可以使用哪些模型。",
   "problem.interrupted": "回答中途断开。",
   "problem.changed": "模型把这段文字读成了另一段。",
   "problem.page": "本页出了错。",

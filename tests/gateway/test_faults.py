@@ -311,6 +311,36 @@ async def test_a_full_upstream_is_waited_for(front: Front) -> None:
         assert len(upstream.bodies) == 2
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": 429},
+        {"code": "503"},
+        {"code": "rate_limit_exceeded"},
+        {"code": "engine_overloaded", "type": "server_error"},
+        {"type": "overloaded_error", "code": ["x"]},
+    ],
+)
+async def test_one_that_says_in_its_stream_that_it_is_full_is_left_alone(
+    front: Front, error: dict[str, Any]
+) -> None:
+    """It does not count as down, however often it says so."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.begin()
+        exchange.part(b"data: %b\n\n" % json.dumps({"error": {"message": "x", **error}}).encode())
+
+    async with StandIn(behave) as upstream:
+        engine = front(upstream)
+        for _ in range(4):
+            reply = await client_of(engine).post(PATH, BODY)
+            assert (reply.status, reply.error["code"]) == (503, "engine_overloaded")
+            assert int(reply.headers["retry-after"]) >= 1
+            (behind,) = engine.pool.upstreams
+            assert behind.up
+            behind.resting_until_s = 0.0
+
+
 async def test_the_waiting_line_is_limited(front: Front) -> None:
     async with StandIn(hung) as upstream:
         client = client_of(front(upstream, max_waiting=2))

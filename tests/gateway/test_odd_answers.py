@@ -135,6 +135,24 @@ READABLE = {
     "content_filter": (events(choices({**LAST, "finish_reason": "content_filter"})), "b", "stop"),
     "unknown reason": (events(choices({**LAST, "finish_reason": "repetition"})), "b", "stop"),
     "reason is a number": (events(choices({**LAST, "finish_reason": 1})), "b", "stop"),
+    "no reason as text": (
+        events(choices({"index": 0, "text": "a", "finish_reason": "null"}), choices(LAST)),
+        "ab", "stop",
+    ),
+    "None as text": (
+        events(choices({"index": 0, "text": "a", "finish_reason": "None"}), choices(LAST)),
+        "ab", "stop",
+    ),
+    "reason 0": (
+        events(choices({"index": 0, "text": "a", "finish_reason": 0}), choices(LAST)), "ab", "stop",
+    ),
+    "reason is an empty object": (
+        events(choices({"index": 0, "text": "a", "finish_reason": {}}), choices(LAST)),
+        "ab", "stop",
+    ),
+    "length in capitals": (
+        events(choices({**LAST, "finish_reason": "MAX_TOKENS"})), "b", "length",
+    ),
     "reason in capitals": (events(choices({**LAST, "finish_reason": "STOP"})), "b", "stop"),
     "empty reason first": (
         events(choices({"index": 0, "text": "a", "finish_reason": ""}), choices(LAST)),
@@ -289,6 +307,7 @@ UNREADABLE = {
     "negative index": events(choices({**LAST, "index": -1})),
     "endless index": events(choices({**LAST, "index": 2**70})),
     "given up": events(choices({**LAST, "finish_reason": "abort"})),
+    "given up in capitals": events(choices({**LAST, "finish_reason": "ABORT"})),
     "given up with an error": events(choices({**LAST, "finish_reason": "error"})),
     "no reason and no [DONE]": events(choices({"index": 0, "text": "b"}), done=False),
     "no token and no reason": events(choices({"index": 0, "text": ""})),

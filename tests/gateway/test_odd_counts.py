@@ -10,7 +10,13 @@ import pytest
 from afterword.core.job import Counted, Ended, Event, Job, Sampled, SamplingParams
 from afterword.gateway.dialects.dialect import Reader
 from afterword.gateway.dialects.registry import DIALECTS
-from afterword.gateway.failures import StreamBroke, UpstreamFailure
+from afterword.gateway.failures import (
+    ClientsFault,
+    Overloaded,
+    Refused,
+    StreamBroke,
+    UpstreamFailure,
+)
 from afterword.gateway.vocabulary import RemoteTokenizer
 from standins.server import VOCABULARY
 
@@ -66,6 +72,31 @@ def test_sglang_s_prompt_is_counted_here(given: object) -> None:
     (counted,) = [event for event in events if isinstance(event, Counted)]
     assert counted.prompt_tokens == 2
     assert 0 <= counted.cached_tokens <= 2
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(503, Overloaded), (400, ClientsFault), (500, Refused), (None, Refused)]
+)
+def test_sglang_says_why_it_aborts(code: int | None, kind: type[UpstreamFailure]) -> None:
+    """It answers 200 to all of these: its line is full, or the request's grammar is not one."""
+    said = output([], completion_tokens=0)
+    said["meta_info"]["finish_reason"] = {
+        "type": "abort", "message": "It is too long.", "status_code": code,
+    }  # fmt: skip
+    with pytest.raises(kind) as caught:
+        read(reader_of("sglang"), said)
+    assert type(caught.value) is kind
+    if isinstance(caught.value, ClientsFault):
+        assert caught.value.said == "It is too long."
+
+
+@pytest.mark.parametrize("why", ["", "none"])
+def test_an_end_without_a_reason_is_an_end(why: str) -> None:
+    sglang, llamacpp = reader_of("sglang"), reader_of("llamacpp")
+    read(sglang, output([99], finish=why, completion_tokens=1))
+    read(llamacpp, partial([99], "c", stop=True, stop_type=why, tokens_predicted=1))
+    assert sglang.over
+    assert llamacpp.over
 
 
 def partial(ids: list[int], content: str = "", **more: object) -> dict[str, Any]:

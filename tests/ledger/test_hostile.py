@@ -110,6 +110,9 @@ async def test_admin_bodies(running: Team, caplog: pytest.LogCaptureFixture) -> 
         *(json.dumps({"name": next(names), "models": [one]}) for one in TEXTS),
         json.dumps({"name": next(names), "models": ["m"] * 5000}),
         json.dumps({"name": next(names), "expires": "36525d"}),
+        # Bytes that are not UTF-8.
+        '{"name": "\udcff"}',
+        '{"\udcff": "name"}',
     ]  # fmt: skip
     for body in raw:
         given = body.encode("utf-8", "surrogatepass")
@@ -118,6 +121,8 @@ async def test_admin_bodies(running: Team, caplog: pytest.LogCaptureFixture) -> 
     for span in SPANS:
         given = json.dumps({"overlap": span}).encode()
         assert (await admin.request("POST", "/admin/v1/keys/boss/rotate", given)).status == 400
+    cut = b'{"overlap": "\xff"}'
+    assert (await admin.request("POST", "/admin/v1/keys/boss/rotate", cut)).status == 400
     listed = await admin.get("/admin/v1/keys")
     assert listed.status == 200
     assert all(key["expires_at"] is None or key["expires_at"] <= END_OF_TIME_S

@@ -170,6 +170,13 @@ def test_failures_take_a_network_of_ipv6_for_one_source() -> None:
     assert failures.wait_s("2001:db8:0:1::1", 0) == 0.5
 
 
+def test_failures_take_mapped_addresses_of_ipv4_for_what_they_are() -> None:
+    failures = Failures()
+    assert failures.wait_s("::ffff:192.0.2.1", 0) == 0.5
+    assert failures.wait_s("::ffff:192.0.2.2", 0) == 0.5
+    assert failures.wait_s("192.0.2.1", 0) == 1
+
+
 def test_failures_remember_so_many_sources_and_no_more() -> None:
     failures = Failures()
     for i in range(10_000):

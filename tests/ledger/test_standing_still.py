@@ -223,6 +223,8 @@ def test_a_lock_lives_as_long_as_its_process(tmp_path: Path) -> None:
         assert presences(here) == [Presence(("toy", "alias"))]
         (file,) = here.iterdir()
         assert file.stat().st_mode & 0o777 == 0o600
+        file.write_bytes(b'{"serves":["\xff"]}')
+        assert presences(here) == [Presence()]
     assert not lives(here, "p")
     assert list(here.iterdir()) == []
     engine.dispose()

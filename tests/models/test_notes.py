@@ -12,6 +12,7 @@ from afterword.models.notes import Notes
 
 class Found(msgspec.Struct, frozen=True):
     size: int
+    name: str = ""
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_a_value_is_kept_by_all_that_it_depends_on(notes: Notes) -> None:
     assert notes.read("weight", ("a", 1), Found) is None
 
 
-@pytest.mark.parametrize("left", [b"", b"{", b'{"size":"x"}', b"\xff\x00"])
+@pytest.mark.parametrize("left", [b"", b"{", b'{"size":"x"}', b'{"size":5,"name":"\xff"}'])
 def test_what_cannot_be_read_is_found_out_again(notes: Notes, tmp_path: Path, left: bytes) -> None:
     notes.write("size", ("a",), Found(5))
     (kept,) = (tmp_path / "notes").iterdir()

@@ -230,7 +230,7 @@ async def _body(request: Request, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         what, _, where = str(error).replace("`", "'").partition(" - at '$.")
         raise InvalidRequest(what, param=where.removesuffix("'") or None) from None
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("We could not parse the JSON body of your request.") from None
     twice = repeated_name(raw or b"{}", nested=True)
     if twice is not None:

@@ -92,7 +92,7 @@ def presences(folder: Path) -> list[Presence]:
 def _read(file: Path) -> Presence:
     try:
         return msgspec.json.decode(file.read_bytes(), type=Presence)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return Presence()
 
 

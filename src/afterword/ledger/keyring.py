@@ -88,5 +88,8 @@ def _network(source: str) -> str:
     except ValueError:
         return ""
     if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            # A socket of IPv6 shows clients of IPv4 so, all of them in one network.
+            return str(address.ipv4_mapped)
         return str(ipaddress.ip_network((int(address), 64), strict=False))
     return str(address)

@@ -54,5 +54,5 @@ class Digests:
     def _load(self) -> dict[str, str]:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
             return {}

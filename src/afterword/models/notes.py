@@ -36,7 +36,7 @@ class Notes:
         """Returns the value for ``name`` and ``origin``; None if there is none of this type."""
         try:
             return msgspec.json.decode(self._path(name, origin).read_bytes(), type=kind)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return None
 
     def write(self, name: str, origin: Sequence[object], value: Any) -> None:  # noqa: ANN401 - any JSON value

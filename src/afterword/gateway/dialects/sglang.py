@@ -22,7 +22,7 @@ from afterword.gateway.dialects.grammars import SCHEMA_KEYWORDS, gbnf_of_choices
 from afterword.gateway.dialects.routes import encode, facts_of, model_of
 from afterword.gateway.dialects.single import SingleReader
 from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top, scored_prompt
-from afterword.gateway.failures import Refused, StreamBroke
+from afterword.gateway.failures import StreamBroke
 from afterword.gateway.lenient import decoder
 from afterword.gateway.transport.api import Api, failure_in_stream
 from afterword.gateway.vocabulary import RemoteTokenizer
@@ -196,7 +196,8 @@ class _OutputReader(SingleReader):
         meta = output.meta_info
         finish = meta.finish_reason
         if finish is not None and finish.type == "abort":
-            raise Refused("it aborted the request")
+            # Also if its line is full (503), or if the request's grammar is not one (400).
+            raise failure_in_stream({"code": finish.status_code, "message": finish.message})
         new = max(meta.completion_tokens - self._seen, 0)
         if new > len(output.output_ids):
             raise StreamBroke("it counts more tokens than it sent")
@@ -219,9 +220,10 @@ class _OutputReader(SingleReader):
         reason = self._stream.reason
         events += self._stream.sampled(
             TokenDelta(
-                self._seq, ids, logprobs, tops, None if finish is None else reason(finish.type)
+                self._seq, ids, logprobs, tops,
+                None if finish is None else reason(finish.type) or "stop",
             )
-        )
+        )  # fmt: skip
         if finish is not None:
             events.append(self._stream.counted(meta.prompt_tokens, meta.cached_tokens))
         return events

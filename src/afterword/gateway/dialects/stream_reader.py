@@ -27,6 +27,8 @@ _REASONS: Mapping[object, FinishReason] = {
     "stop": "stop", "eos": "stop", "eos_token": "stop", "stop_sequence": "stop",
     "content_filter": "stop", "length": "length", "limit": "length", "max_tokens": "length",
 }  # fmt: skip
+_NO_REASON = frozenset({"null", "none"})
+"""What servers write for null as text."""
 _BROKEN = frozenset({"abort", "aborted", "cancelled", "canceled", "error"})
 _SHOWN_CHARACTERS = 40
 
@@ -123,13 +125,16 @@ class StreamReader:
 
         Raises ``StreamBroke`` if the upstream gave the choice up.
         """
-        if finish is None or finish == "" or finish is False:
+        if not finish:
             return None
         if isinstance(finish, str):
-            known = _REASONS.get(finish)
+            word = finish.lower()
+            known = _REASONS.get(word)
             if known is not None:
                 return known
-            if finish in _BROKEN:
+            if word in _NO_REASON:
+                return None
+            if word in _BROKEN:
                 raise StreamBroke("it gave up a choice before its end")
         self.remark("its reason for the end of a choice is unknown and counts as stop", finish)
         return "stop"

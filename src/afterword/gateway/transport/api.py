@@ -26,6 +26,11 @@ _MOST_REST_S = 60.0
 _BOM = b"\xef\xbb\xbf"
 _encode = msgspec.json.Encoder().encode
 _CONTEXT_CODE = ContextLengthExceeded.default_code
+_FULL = (
+    429, 503, "429", "503", "rate_limit_exceeded", "rate_limit_error", "engine_overloaded",
+    "overloaded_error",
+)  # fmt: skip
+"""What servers that are full say in an error of a stream, as ``code`` or ``type``."""
 _REQUESTS_FAULT = ("invalid_request_error", "BadRequestError")
 
 
@@ -93,8 +98,10 @@ def clients_fault(error: Any) -> ClientsFault:  # noqa: ANN401 - any JSON value
 
 
 def failure_in_stream(error: Any) -> UpstreamFailure:  # noqa: ANN401 - any JSON value
-    """Returns the failure of an error event: the request's fault, or the upstream's."""
+    """Returns the failure of an error event: the request's fault, load, or the upstream's."""
     said = error if isinstance(error, dict) else {}
+    if said.get("code") in _FULL or said.get("type") in _FULL:
+        return Overloaded(503, rest_s=_REST_S)
     if said.get("code") in (400, "400") or said.get("type") in _REQUESTS_FAULT:
         return clients_fault(error)
     return Refused("it reported an error of its own")

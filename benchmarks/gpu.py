@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -36,7 +35,7 @@ from native_build import (
     unpack,
     variants,
 )
-from run import line, rate
+from run import line, medians_in_turn, rate
 from servers import Servers
 from support.embedded import embedded_file
 from support.load import stream_all
@@ -79,7 +78,8 @@ def compile_both(way: Way, work: Path, source: Path | None) -> None:
     tree = unpack(source or fetch(work), work / "source")
     vendor = tree / "vendor" / "llama.cpp"
     for patch in sorted((NATIVE / "gpu").glob("*.patch")):
-        subprocess.run(["patch", "-s", "-p1", "-i", patch], cwd=vendor, check=True)  # noqa: S607
+        command = ["patch", "-s", "-p1", "--fuzz=0", "-i", str(patch)]
+        subprocess.run(command, cwd=vendor, check=True)
     (vendor / "afterword-gpu-patches").touch()
     (made,) = variants(way)
     environment = build_environment(way)
@@ -155,8 +155,8 @@ class GpuBench(Servers):
         took = []
         with running(command, port, wait_s=START_S):
             grouped = workloads.scoring_prompts(port, items)
-            for few in (self.sizes.few, len(items)):
-                prompts = [prompt for item in grouped[:few] for prompt in item]
+            for some in (grouped[: self.sizes.few], grouped[self.sizes.few :]):
+                prompts = [prompt for item in some for prompt in item]
                 took.append(workloads.score(port, prompts).took_s)
         file = self.args.work / "hellaswag.txt"
         rows = [
@@ -165,7 +165,8 @@ class GpuBench(Servers):
         ]  # fmt: skip
         file.write_text("\n".join(line for row in rows for line in row) + "\n", "utf-8")
         few_s, all_s = (self._perplexity_s(file, n) for n in (self.sizes.few, len(items)))
-        ours, peer = len(items) / took[-1], (len(items) - self.sizes.few) / (all_s - few_s)
+        counted = len(items) - self.sizes.few
+        ours, peer = counted / took[-1], counted / (all_s - few_s)
         line("HellaSwag, items/s | llama-perplexity", f"{ours:.1f}", f"{peer:.1f}", ours / peer, "")
 
     def _perplexity_s(self, file: Path, items: int) -> float:
@@ -179,9 +180,10 @@ class GpuBench(Servers):
         return time.perf_counter() - started
 
     def _row(self, name: str, ports: Sequence[int], measure: Measure) -> None:
-        """Print the medians of rounds that take turns. One before them is not counted."""
-        pairs = [[measure(port, seed) for port in ports] for seed in range(self.sizes.rounds + 1)]
-        ours, peer = map(statistics.median, zip(*pairs[1:], strict=True))
+        """Print the medians of rounds in turn. One request before them is not counted."""
+        for port in ports:
+            measure(port, self.sizes.rounds)
+        ours, peer = medians_in_turn(measure, ports, self.sizes.rounds)
         line(name, f"{ours:.2f}", f"{peer:.2f}", peer / ours, "")
 
 

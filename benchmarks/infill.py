@@ -2,26 +2,25 @@
 
 ``python benchmarks/infill.py FILE.jsonl --model FILE --peers FOLDER``; a line of the file is
 ``{"prompt", "suffix", "answer", "test", "entry_point"}``. The benchmark runs the tests of the
-file in child processes without a sandbox, so use it only on files that you trust.
+file in child processes with limits but without a sandbox, so use it only on files that you trust.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peers
 import tests_path  # noqa: F401 - where support is
+from infill_any import passes
 from run import serve_command
 from support.processes import free_port, running
 from workloads import post
 
 TOKENS = 64
-TEST_LIMIT_S = 10
 
 
 def ours(port: int, item: dict[str, Any]) -> str:
@@ -40,20 +39,6 @@ def theirs(port: int, item: dict[str, Any]) -> str:
         "temperature": 0, "stop": ["\n"],
     }  # fmt: skip
     return str(post(port, "/infill", body)["content"])
-
-
-def passes(item: dict[str, Any], line: str) -> bool:
-    """Whether the program with this line passes its test."""
-    program = (
-        f"{item['prompt']}{line}{item['suffix']}\n{item['test']}\ncheck({item['entry_point']})\n"
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", program], check=False, capture_output=True, timeout=TEST_LIMIT_S
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
 
 
 def report(
@@ -87,10 +72,9 @@ def main() -> None:
     if args.peers is None:
         return
     port = free_port()
-    command = [
-        str(args.peers / "llama-server"), "-m", str(args.model), "-c", str(args.ctx), "-np", "1",
-        "-t", str(args.threads), "--port", str(port), "--host", "127.0.0.1",
-    ]  # fmt: skip
+    command = peers.llama_server(
+        args.peers, args.model, port, threads=args.threads, slots=1, ctx=args.ctx
+    )
     with running(command, port):
         other = report("llama-server", items, lambda item: theirs(port, item))
     print(f"the same line: {sum(a == b for a, b in zip(mine, other, strict=True))} of {len(items)}")

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peers
 import tests_path  # noqa: F401 - where support is
 from run import serve_command
 from support.processes import free_port, running
@@ -107,10 +108,9 @@ def main() -> None:
     if args.peers is None:
         return
     port = free_port()
-    command = [
-        str(args.peers / "llama-server"), "-m", str(args.model), "-c", str(args.ctx), "-np", "1",
-        "-t", str(args.threads), "--port", str(port), "--host", "127.0.0.1",
-    ]  # fmt: skip
+    command = peers.llama_server(
+        args.peers, args.model, port, threads=args.threads, slots=1, ctx=args.ctx
+    )
     with running(command, port):
         theirs = report("llama-server", type_through(port, text, start, args.stops))
     ratios = [f"{a / b:.2f}" for a, b in zip(mine, theirs, strict=True)]

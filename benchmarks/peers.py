@@ -9,6 +9,16 @@ from pathlib import Path
 from typing import Any
 
 
+def llama_server(
+    folder: Path, model: Path, port: int, *, threads: int, slots: int, ctx: int
+) -> list[str]:
+    """Returns the command of llama-server; ``ctx`` is in tokens for each slot."""
+    return [
+        str(folder / "llama-server"), "-m", str(model), "-c", str(slots * ctx), "-np", str(slots),
+        "-t", str(threads), "--port", str(port), "--host", "127.0.0.1",
+    ]  # fmt: skip
+
+
 def llama_bench(folder: Path, model: Path, *, threads: int, tokens: int, prompt: int = 0) -> float:
     """Returns tokens a second of one stream or prompt; tries flash attention on and off."""
     command = [

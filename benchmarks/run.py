@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import operator
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from support.processes import free_port, running
 TEXT = "The harbour was quiet that morning, and nobody had yet seen the ship. "
 TOKENS = 128
 PROMPT = 64
+MISSES = {">=": operator.lt, "<=": operator.gt, "<": operator.ge}
+"""By the relation of a goal: what a value that misses it is to the goal's number."""
 DATA = tempfile.TemporaryDirectory(prefix="afterword-bench-")
 """The data folder of every server here: a ledger of this machine's user would cost time."""
 
@@ -44,10 +48,33 @@ def rate(timed: list[load.Timed]) -> float:
     return tokens / (max(t.last for t in timed) - min(t.first for t in timed))
 
 
+def missed(value: float, goal: str) -> str:
+    """Returns a mark for a value that misses a goal, such as ``>= 0.9``; "" is no goal.
+
+    What is not a number misses none.
+    """
+    if not goal:
+        return ""
+    relation, _, bound = goal.partition(" ")
+    return "  <- missed" if MISSES[relation](value, float(bound)) else ""
+
+
 def line(name: str, ours: str, peer: str, ratio: float | None, goal: str) -> None:
-    """Print one row of the table."""
+    """Print one row of the table. Without a ratio the goal is one of ``ours``."""
     shown = "" if ratio is None else f"{ratio:.2f}"
-    print(f"{name:<44} {ours:>14} {peer:>14} {shown:>7}  {goal}", flush=True)
+    mark = missed(float(ours) if ratio is None else ratio, goal)
+    print(f"{name:<44} {ours:>14} {peer:>14} {shown:>7}  {goal}{mark}", flush=True)
+
+
+def medians_in_turn(
+    measure: Callable[[int, int], float], ports: Sequence[int], rounds: int
+) -> list[float]:
+    """Returns each server's median. A round has a seed, and measures one server after another.
+
+    In turn, because the speed of a machine changes over time.
+    """
+    measured = [[measure(port, seed) for port in ports] for seed in range(rounds)]
+    return [statistics.median(each) for each in zip(*measured, strict=True)]
 
 
 def serve_command(model: Path, port: int, args: argparse.Namespace, slots: int) -> list[str]:
@@ -97,10 +124,9 @@ def streams(model: Path, args: argparse.Namespace) -> None:
 def llama_server_memory(model: Path, args: argparse.Namespace) -> int:
     """Returns the resident bytes of llama-server with equal context and slots, after 8 streams."""
     port = free_port()
-    command = [
-        str(args.peers / "llama-server"), "-m", str(model), "-c", str(8 * args.ctx), "-np", "8",
-        "-t", str(args.threads), "--port", str(port), "--host", "127.0.0.1",
-    ]  # fmt: skip
+    command = peers.llama_server(
+        args.peers, model, port, threads=args.threads, slots=8, ctx=args.ctx
+    )
     with running(command, port) as pid:
         load.stream_all(port, [body("bench", i) for i in range(8)])
         return resident_bytes(pid)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import peers
 import tests_path  # noqa: F401 - where support is
 from run import serve_command
 from support.embedded import embedded_file
@@ -29,11 +30,10 @@ class Servers:
         self, port: int, *, slots: int, ctx: int, flags: Sequence[str] = ()
     ) -> list[str]:
         """Returns the command of llama-server on this port."""
-        return [
-            str(self.args.peers / "llama-server"), "-m", str(self.model), "-c", str(slots * ctx),
-            "-np", str(slots), "-t", str(self.args.threads), "--port", str(port),
-            "--host", "127.0.0.1", *flags,
-        ]  # fmt: skip
+        command = peers.llama_server(
+            self.args.peers, self.model, port, threads=self.args.threads, slots=slots, ctx=ctx
+        )
+        return [*command, *flags]
 
     @contextmanager
     def ours(

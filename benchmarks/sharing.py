@@ -23,7 +23,7 @@ import tests_path  # noqa: F401 - where support is
 import workloads
 from accuracy import report
 from afterword.core.machine import usable_cores
-from run import body, line, rate
+from run import body, line, medians_in_turn, rate
 from servers import Servers
 from support.load import stream_all
 from support.processes import free_port
@@ -67,6 +67,11 @@ def sampled_streams_s(port: int, seed: int) -> float:
     )
 
 
+def choices_s(port: int, seed: int) -> float:
+    """Returns the seconds for the choices of one prompt, in one request."""
+    return workloads.choices_s(port, CHOICES, seed, apart=False)
+
+
 def prefill_s(port: int, seed: int) -> float:
     """Returns the seconds to the first token after a new prompt."""
     return workloads.first_token_s(port, workloads.text(500, 20 + seed))
@@ -97,10 +102,8 @@ class Bench(Servers):
 
     def one(self) -> None:
         """One greedy stream."""
-        with self.ours(slots=4, ctx=1024) as port:
-            ours = self.rounds(partial(one_stream_s, port))
-        with self.llama_server(slots=4, ctx=1024) as port:
-            peer = self.rounds(partial(one_stream_s, port))
+        with self.ours(slots=4, ctx=1024) as port, self.llama_server(slots=4, ctx=1024) as other:
+            ours, peer = medians_in_turn(one_stream_s, (port, other), self.args.rounds)
         line("one greedy stream, ms a token | llama-server", f"{1e3 * ours:.1f}",
              f"{1e3 * peer:.1f}", peer / ours, ">= 1.0")  # fmt: skip
 
@@ -108,21 +111,16 @@ class Bench(Servers):
         """One sampled stream without drafts."""
         ours = self.ours("--no-prompt-lookup", slots=4, ctx=1024)
         with ours as port, self.llama_server(slots=4, ctx=1024) as other:
-            pairs = [
-                (free_stream_s(port, i), free_stream_s(other, i)) for i in range(ROUNDS_IN_TURN)
-            ]
-        mine, peer = map(statistics.median, zip(*pairs, strict=True))
+            mine, peer = medians_in_turn(free_stream_s, (port, other), ROUNDS_IN_TURN)
         line("one sampled stream, ms a token | llama-server", f"{1e3 * mine:.1f}",
              f"{1e3 * peer:.1f}", peer / mine, ">= 1.25")  # fmt: skip
 
     def prompt(self) -> None:
         """Time to the first token after a new prompt of 2,000 tokens."""
-        found = []
-        for server in (self.ours, self.llama_server):
-            with server(slots=2, ctx=4096) as port:
-                found.append(self.rounds(partial(long_prompt_s, port)))
-        line("prefill of 2,000 tokens, s | llama-server", f"{found[0]:.2f}", f"{found[1]:.2f}",
-             found[1] / found[0], "")  # fmt: skip
+        with self.ours(slots=2, ctx=4096) as port, self.llama_server(slots=2, ctx=4096) as other:
+            ours, peer = medians_in_turn(long_prompt_s, (port, other), self.args.rounds)
+        line("prefill of 2,000 tokens, s | llama-server", f"{ours:.2f}", f"{peer:.2f}",
+             peer / ours, "")  # fmt: skip
 
     def start(self) -> None:
         """Time from starting the server to the first token, with files in the page cache."""
@@ -160,10 +158,9 @@ class Bench(Servers):
 
     def streams(self) -> None:
         """32 sampled streams of 64 tokens after prompts of 64, until the last has ended."""
-        with self.ours(slots=STREAMS, ctx=256) as port:
-            ours = self.rounds(partial(sampled_streams_s, port))
-        with self.llama_server(slots=STREAMS, ctx=256) as port:
-            peer = self.rounds(partial(sampled_streams_s, port))
+        mine = self.ours(slots=STREAMS, ctx=256)
+        with mine as port, self.llama_server(slots=STREAMS, ctx=256) as other:
+            ours, peer = medians_in_turn(sampled_streams_s, (port, other), self.args.rounds)
         line(f"{STREAMS} sampled streams, s | llama-server", f"{ours:.1f}", f"{peer:.1f}",
              peer / ours, ">= 1.5")  # fmt: skip
         limit = peers.llama_batched_bench_s(
@@ -197,13 +194,16 @@ class Bench(Servers):
 
     def choices(self) -> None:
         """16 choices of one 512-token prompt; the peer tries ``n`` and separate requests."""
-        with self.ours(slots=CHOICES, ctx=1024) as port:
-            ours = self.rounds(partial(workloads.choices_s, port, CHOICES, apart=False))
-        with self.llama_server(slots=CHOICES, ctx=1024) as port:
-            for apart, name in ((False, "n = 16"), (True, "16 requests")):
-                peer = self.rounds(partial(workloads.choices_s, port, CHOICES, apart=apart))
-                line(f"{CHOICES} choices, s | llama-server, {name}", f"{ours:.1f}",
-                     f"{peer:.1f}", peer / ours, ">= 2")  # fmt: skip
+        mine = self.ours(slots=CHOICES, ctx=1024)
+        with mine as port, self.llama_server(slots=CHOICES, ctx=1024) as other:
+            ours, by_n = medians_in_turn(choices_s, (port, other), self.args.rounds)
+            # Prompts of their own: the peer has those before in its cache.
+            apart = self.rounds(
+                lambda i: workloads.choices_s(other, CHOICES, self.args.rounds + i, apart=True)
+            )
+        for peer, name in ((by_n, "n = 16"), (apart, "16 requests")):
+            line(f"{CHOICES} choices, s | llama-server, {name}", f"{ours:.1f}",
+                 f"{peer:.1f}", peer / ours, ">= 2")  # fmt: skip
 
     def scoring(self, name: str, ctx: int, few: Few, goals: tuple[str, str, str]) -> None:
         """Echo and log-probabilities of a multiple-choice file."""
@@ -311,17 +311,17 @@ class Bench(Servers):
 
     def invariance(self) -> None:
         """The cost of batch invariance: ``--kv exact`` against ``--kv fast``."""
-        took: dict[str, dict[str, float]] = {}
-        for kv in ("exact", "fast"):
-            with self.ours(slots=STREAMS, ctx=1024, kv=kv) as port:
-                took[kv] = {
-                    "one stream": self.rounds(partial(one_stream_s, port)),
-                    f"{STREAMS} streams": self.rounds(partial(sampled_streams_s, port)),
-                    "prefill of 512": self.rounds(partial(prefill_s, port)),
-                }
-        for name in took["exact"]:
-            line(f"--kv exact | --kv fast: {name}", "", "",
-                 took["fast"][name] / took["exact"][name], ">= 0.85")  # fmt: skip
+        measures = {
+            "one stream": one_stream_s,
+            f"{STREAMS} streams": sampled_streams_s,
+            "prefill of 512": prefill_s,
+        }
+        servers = [self.ours(slots=STREAMS, ctx=1024, kv=kv) for kv in ("exact", "fast")]
+        with servers[0] as one, servers[1] as other:
+            for name, measure in measures.items():
+                exact, fast = medians_in_turn(measure, (one, other), self.args.rounds)
+                line(f"--kv exact | --kv fast: {name}, s", f"{exact:.4f}", f"{fast:.4f}",
+                     fast / exact, ">= 0.85")  # fmt: skip
 
 
 ROWS = (

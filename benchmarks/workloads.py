@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
-import threading
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,7 @@ PROMPTS = 40
 
 def text(words: int, seed: int) -> str:
     """Returns words without meaning, different for each seed; about one token each."""
-    return " ".join(WORDS[(seed * 7 + i * (1 + seed % 5) + i // 31) % len(WORDS)]
-                    for i in range(words))  # fmt: skip
+    return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
 def sampled(seed: int, *, prompt_words: int, tokens: int) -> dict[str, Any]:
@@ -128,25 +127,18 @@ class Scored(NamedTuple):
 
 def score(port: int, prompts: Sequence[Sequence[int]]) -> Scored:
     """Score all prompts, as token ids, with echo and log-probabilities."""
-    left = list(range(0, len(prompts), PROMPTS))[::-1]
-    found: dict[int, list[Sequence[float | None]]] = {}
 
-    def send() -> None:
-        while left:
-            at = left.pop()
-            body = {"model": "bench", "prompt": prompts[at : at + PROMPTS], "max_tokens": 0,
-                    "echo": True, "logprobs": 1}  # fmt: skip
-            choices = post(port, "/v1/completions", body)["choices"]
-            found[at] = [choice["logprobs"]["token_logprobs"] for choice in choices]
+    def scored(at: int) -> list[Sequence[float | None]]:
+        body = {"model": "bench", "prompt": prompts[at : at + PROMPTS], "max_tokens": 0,
+                "echo": True, "logprobs": 1}  # fmt: skip
+        choices = post(port, "/v1/completions", body)["choices"]
+        return [choice["logprobs"]["token_logprobs"] for choice in choices]
 
     started = time.perf_counter()
-    senders = [threading.Thread(target=send) for _ in range(2)]
-    for sender in senders:
-        sender.start()
-    for sender in senders:
-        sender.join()
+    with ThreadPoolExecutor(2) as senders:
+        found = list(senders.map(scored, range(0, len(prompts), PROMPTS)))
     took_s = time.perf_counter() - started
-    return Scored(took_s, [values for at in sorted(found) for values in found[at]])
+    return Scored(took_s, [values for batch in found for values in batch])
 
 
 def score_texts_s(port: int, items: Sequence[Mapping[str, Any]]) -> float:

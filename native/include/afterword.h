@@ -31,6 +31,11 @@ enum {
     AFTERWORD_USER_DEFINED = 4, // text is cut at it before anything else
 };
 
+// Cells of a block of keys and values.
+enum {
+    AFTERWORD_BLOCK_CELLS = 64,
+};
+
 // --- What this library is ---------------------------------------------------------------------------------------------
 
 // The digest of native/ by which the library was made. Static.
@@ -122,16 +127,16 @@ LLAMA_API int32_t llama_afterword_memory(const struct llama_context * context, u
 // Whether a batch is computed at once if its sequences have unequal numbers of tokens.
 LLAMA_API bool llama_afterword_ragged(llama_memory_t memory);
 
-// The next context that this thread makes has one pool of n_cells cells for all of its sequences, in blocks of 64, if the
-// model's memory is cells of keys and values alone; else each sequence has a stream, as without this call. n_cells is a
-// multiple of 64, and not less than what one sequence may have.
+// The next context that this thread makes has one pool of n_cells cells for all of its sequences, in blocks, if the model's
+// memory is cells of keys and values alone; else each sequence has a stream, as without this call. n_cells is a multiple
+// of AFTERWORD_BLOCK_CELLS, and not less than what one sequence may have.
 LLAMA_API void llama_afterword_want_blocks(uint32_t n_cells);
 
 // Whether a context got a pool of blocks. The caller then gives blocks to sequences, and no sequence has any of its own.
 LLAMA_API bool llama_afterword_has_blocks(llama_memory_t memory);
 
-// Sequences 0 to n_sequences - 1 have these tables of blocks, and so many tokens. A table has a block for each 64 tokens
-// that the sequence has or gets in the next batch. It is read until the batch is computed.
+// Sequences 0 to n_sequences - 1 have these tables of blocks, and so many tokens. A table has a block for each
+// AFTERWORD_BLOCK_CELLS tokens that the sequence has or gets in the next batch. It is read until the batch is computed.
 LLAMA_API void llama_afterword_bind(
     llama_memory_t memory, int32_t n_sequences, const int32_t * const * tables, const int32_t * lengths);
 

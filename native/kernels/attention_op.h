@@ -4,6 +4,7 @@
 // A block is BLOCK_CELLS cells of one cache; the cells of a sequence are in blocks anywhere in it.
 #pragma once
 
+#include "afterword.h"
 #include "common.h"
 
 #include <algorithm>
@@ -13,7 +14,7 @@
 
 namespace afterword {
 
-constexpr int64_t BLOCK_CELLS = 64;
+constexpr int64_t BLOCK_CELLS = AFTERWORD_BLOCK_CELLS;
 
 // A split is so many cells of a row's stream, counted from the first. It has a soft-max of its own.
 constexpr int64_t SPLIT_CELLS = 512;

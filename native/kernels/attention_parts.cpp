@@ -19,9 +19,10 @@ void merge(float * part, const float * next, int64_t size) {
     }
     const float now    = fmaxf(largest, most);
     const float shrink = expf(largest - now);
+    const float weight = expf(most - now);
     ggml_vec_scale_f32(size, part, shrink);
-    ggml_vec_mad_f32(size, part, next, expf(most - now));
-    total   = multiply_add(more, expf(most - now), total * shrink);
+    ggml_vec_mad_f32(size, part, next, weight);
+    total   = multiply_add(more, weight, total * shrink);
     largest = now;
 }
 

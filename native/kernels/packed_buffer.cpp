@@ -4,7 +4,7 @@
 // The weights of 16 rows are kept together, a lane for each row. A lane is one chain of sums over its row, in one
 // order, whatever else is in the batch. The weights are put in another order, not changed.
 
-#include "packed.h"
+#include "afterword.h"
 #include "packed_kernels.h"
 #include "packed_memory.h"
 #include "packed_products.h"
@@ -38,6 +38,7 @@ template <class Work> void share_out(int64_t count, int64_t bytes, const Work & 
         }
     };
     std::vector<std::thread> helpers;
+    helpers.reserve(threads);
     try {
         for (int64_t t = 1; t < threads; t++) {
             helpers.emplace_back(take);
@@ -140,7 +141,7 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
 
 void buffer_set_tensor(
     ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
-    GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor));
+    GGML_ASSERT(tensor->extra && offset == 0 && size == ggml_nbytes(tensor));
     auto * found = static_cast<traits *>((ggml::cpu::tensor_traits *) tensor->extra);
     found->pack(data, tensor);
     if (ggml_backend_buffer_get_size(buffer) > LARGE_AT_ONCE) {

@@ -2,8 +2,6 @@
 
 #include "packed_products.h"
 
-#include "ggml-impl.h"
-
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -17,13 +15,11 @@ constexpr int64_t COLUMNS = 48;
 }  // namespace
 
 size_t expert_product::work_bytes() const {
-    const parts<char> of_none = parts_of((char *) nullptr);
-    return of_none.begins - of_none.columns + whole_lines((n_experts() + 1) * sizeof(int32_t));
+    return bytes_of_columns() + bytes_of_uses() + whole_lines((n_experts() + 1) * sizeof(int32_t));
 }
 
 template <class Byte> expert_product::parts<Byte> expert_product::parts_of(Byte * work) const {
-    const size_t columns = whole_lines(n_uses() * kernel.column_bytes(op->src[1]->ne[0]));
-    return { work, work + columns, work + columns + whole_lines(n_uses() * sizeof(use)) };
+    return { work, work + bytes_of_columns(), work + bytes_of_columns() + bytes_of_uses() };
 }
 
 int32_t expert_product::expert_of(int64_t number, int64_t token) const {

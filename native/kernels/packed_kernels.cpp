@@ -2,7 +2,7 @@
 
 #include "packed_kernels.h"
 
-#include "packed.h"
+#include "afterword.h"
 
 #include "ggml-impl.h"
 

@@ -2,8 +2,6 @@
 
 #include "packed_products.h"
 
-#include "ggml-impl.h"
-
 #include <algorithm>
 
 namespace afterword {

@@ -67,6 +67,9 @@ private:
 
     template <class Byte> parts<Byte> parts_of(Byte * work) const;
 
+    size_t bytes_of_columns() const { return whole_lines(n_uses() * kernel.column_bytes(op->src[1]->ne[0])); }
+    size_t bytes_of_uses() const { return whole_lines(n_uses() * sizeof(use)); }
+
     int64_t n_experts() const { return op->src[0]->ne[2]; }
     int64_t n_uses() const { return ggml_nelements(op->src[2]); }
     int32_t expert_of(int64_t number, int64_t token) const;

@@ -137,16 +137,17 @@ inline uint32_t sum_of(__m256i v) {
 // Eight bits a value, a scale for each block.
 template <class F> void quantize(const float * values, column_block * out, int64_t blocks) {
     for (int64_t b = 0; b < blocks; b++, values += VALUES, out++) {
-        __m256 v[4];
-        __m256 most = _mm256_setzero_ps();
+        // The bits of floats without a sign are in their order, and NaN is above infinity. A maximum of floats loses NaN.
+        __m256  v[4];
+        __m256i most = _mm256_setzero_si256();
         for (int i = 0; i < 4; i++) {
             v[i] = _mm256_loadu_ps(values + 8 * i);
-            most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v[i]));
+            most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(v[i]), _mm256_set1_epi32(0x7fffffff)));
         }
-        __m128 half = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
-        half        = _mm_max_ps(half, _mm_movehl_ps(half, half));
-        half        = _mm_max_ss(half, _mm_movehdup_ps(half));
-        const float largest = _mm_cvtss_f32(half);
+        __m128i half = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+        half         = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+        half         = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
+        const float largest = _mm_cvtss_f32(_mm_castsi128_ps(half));
         const float inverse = largest > 1e-35f ? 127.0f / largest : 0.0f;  // finite
         __m256i q[4];
         for (int i = 0; i < 4; i++) {

@@ -10,7 +10,6 @@
 
 #include "turns.h"
 
-#include "ggml-cpu-impl.h"
 #include "ggml.h"
 
 #include <atomic>
@@ -55,10 +54,14 @@ private:
     uint64_t bits_;
 };
 
-bool is_small(const ggml_tensor * op) { return ggml_nelements(op) <= SMALL; }
+bool is_small(const ggml_tensor * op) {
+    // The result of this one is all of the memory that it writes some rows of.
+    const ggml_tensor * rows = op->op == GGML_OP_SET_ROWS ? op->src[0] : op;
+    return ggml_nelements(rows) <= SMALL;
+}
 
 // What is known of an operation before it is computed.
-struct plan {
+struct division {
     int  seats;
     int  stages;
     bool apart;       // no seat waits for another
@@ -67,7 +70,7 @@ struct plan {
     int seats_of(int stage) const { return last_alone && stages > 1 && stage == stages - 1 ? 1 : seats; }
 };
 
-plan plan_of(const ggml_tensor * op, int threads, bool reference) {
+division division_of(const ggml_tensor * op, int threads, bool reference) {
     switch (op->op) {
         case GGML_OP_MUL_MAT:
         case GGML_OP_MUL_MAT_ID: {
@@ -160,11 +163,11 @@ struct afterword_turns {
                 }
                 seat = seen.next();
             }
-            const int with = afterword_pool_compute(pool, node_, seat, plan_.seats_of(stage_));
+            const int with = afterword_pool_compute(pool, node_, seat, division_.seats_of(stage_));
             // Nobody holds a seat when the last one is done, and nobody else writes what belongs to the turn.
             leads = left_.fetch_sub(1, std::memory_order_acq_rel) == 1;
             if (leads) {
-                node = ++stage_ < plan_.stages ? node_ : node_ + 1 + with;
+                node = ++stage_ < division_.stages ? node_ : node_ + 1 + with;
             }
         }
     }
@@ -173,13 +176,13 @@ struct afterword_turns {
     bool open(ggml_threadpool * pool, int node) {
         for (const ggml_tensor * op; (op = afterword_pool_node(pool, &node)) != nullptr;) {
             if (node != node_) {
-                node_  = node;
-                stage_ = 0;
-                plan_  = plan_of(op, threads_, reference_);
+                node_     = node;
+                stage_    = 0;
+                division_ = division_of(op, threads_, reference_);
             }
             int with = 0;
-            for (; stage_ < plan_.stages; stage_++) {
-                const int seats = plan_.seats_of(stage_);
+            for (; stage_ < division_.stages; stage_++) {
+                const int seats = division_.seats_of(stage_);
                 afterword_pool_chunk(pool, seats);
                 if (seats > 1) {
                     left_.store(seats, std::memory_order_relaxed);
@@ -202,7 +205,7 @@ struct afterword_turns {
         show(0, 0);
     }
 
-    bool apart() const { return plan_.apart; }
+    bool apart() const { return division_.apart; }
     int  stage() const { return stage_; }
 
 private:
@@ -210,10 +213,10 @@ private:
     alignas(64) std::atomic<int> left_{ 0 };  // seats of the turn that are not done
 
     // Of the turn at hand. Written while no seat is taken; read by those who have one.
-    int      node_  = -1;
-    int      stage_ = 0;
-    plan     plan_  = { 1, 1, false, false };
-    uint64_t turn_  = 0;
+    int      node_     = -1;
+    int      stage_    = 0;
+    division division_ = { 1, 1, false, false };
+    uint64_t turn_     = 0;
     int      threads_   = 1;
     bool     reference_ = false;
 

@@ -1,4 +1,4 @@
-// How the threads of a pool share a graph. turns.cpp has the parts; docs/decisions/0072-turns.md the reasons.
+// How the threads of a pool share a graph. turns.cpp has the parts; docs/decisions/0072-threads-take-turns.md the reasons.
 #pragma once
 
 #include <stdbool.h>

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "afterword.h"
 #include "llama-batch.h"
 #include "llama-hparams.h"
 
@@ -14,8 +15,7 @@ struct llama_model;
 // The caller owns the tables: which block has which cells of a sequence. Before a batch it binds the tables of the
 // sequences in it. The cell of a position is the one of that number, so nothing else has to be remembered of a cell.
 struct afterword_blocks {
-    // As many as a tile of attention has, see attention_tiles.h.
-    static constexpr int64_t CELLS = 64;
+    static constexpr int64_t CELLS = AFTERWORD_BLOCK_CELLS;
 
     struct sequence {
         const int32_t * table  = nullptr;
@@ -33,7 +33,7 @@ struct afterword_blocks {
 
     bool remove(llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 
-    // Whether all tokens of a batch go to the ends of bound sequences that have room for them.
+    // Whether each token of a batch has one sequence, which is bound, and a position that a sequence may have.
     bool fit(const llama_ubatch & ubatch) const;
 
     void add(const llama_ubatch & ubatch);

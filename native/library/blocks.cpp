@@ -2,7 +2,6 @@
 
 #include "afterword-blocks.h"
 
-#include "afterword-guard.h"
 #include "afterword.h"
 #include "llama-impl.h"
 #include "llama-kv-cache-iswa.h"

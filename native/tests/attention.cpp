@@ -1,5 +1,6 @@
 // Attention against float64, and each row alone against the same row in a batch.
 
+#include "afterword.h"
 #include "backend.h"
 #include "tests.h"
 
@@ -10,7 +11,7 @@
 namespace tests {
 namespace {
 
-constexpr int64_t BLOCK = 64;  // cells
+constexpr int64_t BLOCK = AFTERWORD_BLOCK_CELLS;
 
 struct options {
     ggml_type keys = GGML_TYPE_F16, values = GGML_TYPE_F16;

@@ -32,7 +32,7 @@ public:
 };
 
 // Operations of every kind that threads share: products of packed weights, with one stage or two; products whose parts
-// wait for each other; large ones and small ones between them.
+// wait for each other; large ones and small ones between them; rows that are written into a larger tensor.
 struct chain {
     static constexpr int64_t SIZE = 64, LAYERS = 6;
 
@@ -40,14 +40,22 @@ struct chain {
         random_numbers random(columns);
         const auto packed = random.uniform(SIZE * SIZE), plain = random.uniform(SIZE * SIZE);
         const auto input  = random.uniform(SIZE * columns);
+        std::vector<int64_t> backwards(columns);
+        for (int64_t i = 0; i < columns; i++) {
+            backwards[i] = columns - 1 - i;
+        }
         ggml_context * context = all.context();
         ggml_tensor *  a       = all.make(packed_buffer_type(), GGML_TYPE_F32, { SIZE, SIZE }, packed.data());
         ggml_tensor *  b       = all.make(GGML_TYPE_F32, { SIZE, SIZE }, plain.data());
+        ggml_tensor *  cache   = all.make(GGML_TYPE_F32, { SIZE, columns + SIZE });
+        ggml_tensor *  places  = all.make(GGML_TYPE_I64, { columns }, backwards.data());
         result                 = all.make(GGML_TYPE_F32, { SIZE, columns }, input.data());
         for (int64_t i = 0; i < LAYERS; i++) {
             result = ggml_mul_mat(context, a, ggml_rms_norm(context, result, 1e-5f));
             result = ggml_mul_mat(context, b, ggml_silu(context, result));
             result = ggml_add(context, result, ggml_soft_max(context, result));
+            result = ggml_set_rows(context, cache, result, places);
+            result = ggml_view_2d(context, result, SIZE, columns, result->nb[1], 0);
         }
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from afterword.engine.llama import binding
+from afterword.engine.llama.context import BLOCK_TOKENS
 from afterword.engine.llama.native import AbortListener, DrawnRow, signatures
 
 HEADER = Path(__file__).parents[3] / "native" / "include" / "afterword.h"
@@ -76,6 +77,11 @@ def test_header_and_structure_say_the_same() -> None:
             for name in names.split(",")
         ]
     assert fields == list(DrawnRow._fields_)
+
+
+def test_header_and_python_have_blocks_of_one_size() -> None:
+    (cells,) = re.findall(r"AFTERWORD_BLOCK_CELLS\s*=\s*(\d+),", HEADER.read_text())
+    assert int(cells) == BLOCK_TOKENS
 
 
 def test_every_declaration_was_read() -> None:

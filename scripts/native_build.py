@@ -347,7 +347,7 @@ def build_digest(way: Way) -> str:
 
 def cache() -> Path:
     """Returns the folder of everything that was compiled."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "afterword" / "native"
 
 
@@ -454,7 +454,7 @@ def _put_in_place(folder: Path) -> Iterator[Path]:
 def compiled(way: Way) -> Path:
     """Returns the folder of this checkout's libraries; compiles them unless the cache has them.
 
-    Raises ``BuildError`` with what is missing or did not compile.
+    Raises ``BuildError`` with what is missing, did not compile, or changed meanwhile.
     """
     found = cached(way)
     if found is not None:
@@ -463,13 +463,17 @@ def compiled(way: Way) -> Path:
     minutes = {"native": "4", "portable": "6"}.get(way, "20 or more")
     say(f"compiling llama.cpp, {way}: {minutes} minutes on 2 cores, once")
     started = time.monotonic()
-    folder = cache() / build_digest(way)
+    digest = build_digest(way)
+    folder = cache() / digest
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache(), prefix=".build-") as scratch:
         file = fetch(Path(scratch))
         source = unpack(file, Path(scratch, "source"))
         with _put_in_place(folder) as part:
             compile_all(source, part, way)
+            # Kernels are compiled where they are, so that one may be newer than its digest.
+            if build_digest(way) != digest:
+                raise BuildError("native/ changed while it was compiled; compile it again")
     say(f"compiled in {time.monotonic() - started:.0f} s")
     return folder
 

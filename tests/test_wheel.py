@@ -189,6 +189,28 @@ def test_a_package_that_cannot_be_written_leaves_the_old_one(
     assert [file.name for file in folder.parent.iterdir()] == ["afterword_native"]
 
 
+def test_an_empty_name_of_a_cache_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert native_build.cache() == Path.home() / ".cache" / "afterword" / "native"
+
+
+def test_sources_that_change_while_they_are_compiled_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = tmp_path / "kernel.cpp"
+    kernel.write_text("one")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native_build, "compiled_files", lambda: [kernel])
+    monkeypatch.setattr(native_build, "check_programs", lambda _way: None)
+    monkeypatch.setattr(native_build, "fetch", lambda folder: folder)
+    monkeypatch.setattr(native_build, "unpack", lambda _file, folder: folder)
+    monkeypatch.setattr(native_build, "compile_all", lambda *_: kernel.write_text("two"))
+    with pytest.raises(BuildError, match="changed while it was compiled"):
+        native_build.compiled("native")
+    assert native_build.cached("native") is None
+    assert native_build.compiled("native").is_dir()
+
+
 def test_a_build_is_named_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     before = native_build.build_digest("native"), native_build.build_digest("portable")
     assert before[0] != before[1]

@@ -140,6 +140,17 @@ steps = st.lists(
 @given(rpm=limits, tpm=st.none() | st.integers(1, 100), concurrent=limits, steps=steps)
 @example(rpm=None, tpm=None, concurrent=None, steps=[("ask", 0), ("release", 0)])
 @example(rpm=None, tpm=None, concurrent=None, steps=[("ask", 0), ("wait", 60), ("ask", 1)])
+# What a request did not use is not given back a second time when it leaves the window.
+@example(
+    rpm=None, tpm=100, concurrent=None,
+    steps=[("ask", 60), ("settle", 10), ("wait", 40), ("ask", 1), ("wait", 40), ("ask", 1)],
+)  # fmt: skip
+# Nobody waits for a request that was taken back, and it leaves once.
+@example(
+    rpm=None, tpm=100, concurrent=None,
+    steps=[("ask", 1), ("wait", 1), ("ask", 50), ("release", 0), ("wait", 1), ("ask", 60),
+           ("ask", 60), ("wait", 40), ("wait", 20), ("ask", 1)],
+)  # fmt: skip
 @settings(
     max_examples=examples(150), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -15,10 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from afterword.core.errors import EngineFailed
 from afterword.core.limits import Limits
+from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import ToyRunner, toy_engine
 from afterword.http.lifecycle import Lifecycle
+from afterword.http.middleware import AccessRecord
+from conftest import make_client
 from support.asgi import Client
 
 PATH = "/v1/completions"
@@ -206,6 +210,35 @@ async def test_H10_a_model_that_computes_no_numbers(
     assert any(words in reply.body for words in said)
     assert b"choices" not in reply.body
     assert b"logit_bias" not in reply.body
+
+
+@pytest.mark.parametrize("error", [ValueError("PROMPT OF THE CLIENT"), EngineFailed("It broke.")])
+async def test_H10_what_nobody_expected_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The operator finds the place by the request id; a refusal is no fault."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    records: list[AccessRecord] = []
+    engine = toy_engine()
+    client = make_client({"toy": engine}, observe=lambda record, _: records.append(record))
+    assert (await client.post(PATH, {"model": "x"})).status == 404
+    assert not caplog.records
+    monkeypatch.setattr(BatchingEngine, "open", fail)
+    reply = await client.post(PATH, {"model": "toy", "prompt": "a"})
+    await engine.aclose()
+    assert (reply.status, reply.error["type"]) == (500, "server_error")
+    request_id = reply.headers["x-request-id"]
+    assert request_id in reply.error["message"]
+    (line,) = caplog.messages
+    assert line.startswith(f"{request_id} failed: ")
+    assert type(error).__name__ in line
+    assert f"{__name__}.{fail.__qualname__}" in line
+    assert "PROMPT" not in line + reply.body.decode()
+    assert [record.outcome for record in records] == ["refused", "failed"]
+    assert (records[0].code, records[0].param) == ("model_not_found", "model")
 
 
 async def test_H10_logs_places_and_not_text(

@@ -20,11 +20,13 @@ def test_the_interval_has_the_shares_that_the_score_test_keeps(met: list[bool]) 
     found = share(met)
     count = len(met)
     assert found.value == sum(met) / count
-    for bound in (found.low, found.high):
+    for bound, end in ((found.low, 0), (found.high, 1)):
+        if found.value == end:
+            assert bound == end
+            continue
         # Wilson's bounds are where the standardised difference is the quantile.
-        if 0 < bound < 1:
-            deviation = math.sqrt(bound * (1 - bound) / count)
-            assert abs(found.value - bound) / deviation == pytest.approx(Z)
+        deviation = math.sqrt(bound * (1 - bound) / count)
+        assert abs(found.value - bound) / deviation == pytest.approx(Z)
     assert 0 <= found.low <= found.value <= found.high <= 1
     # As lm-eval's mean_stderr.
     assert found.stderr == pytest.approx(statistics.stdev(map(float, met)) / math.sqrt(count))

@@ -125,6 +125,7 @@ def one_asks(limiter: RateLimiter, oracle: Oracle, request_id: str, tokens: int)
         if rate is not None and limit is not None:
             assert (rate.limit, rate.remaining) == (limit, limit - taken)
             assert oracle.used(now_s + rate.reset_s) == (0, 0)
+            assert rate.reset_s == 0 or oracle.used(now_s + rate.reset_s - 0.001) != (0, 0)
 
 
 limits = st.none() | st.integers(1, 6)
@@ -144,6 +145,12 @@ steps = st.lists(
 @example(
     rpm=None, tpm=100, concurrent=None,
     steps=[("ask", 60), ("settle", 10), ("wait", 40), ("ask", 1), ("wait", 40), ("ask", 1)],
+)  # fmt: skip
+# Nobody waits for a request that was taken back, and it leaves once.
+@example(
+    rpm=None, tpm=100, concurrent=None,
+    steps=[("ask", 1), ("wait", 1), ("ask", 50), ("release", 0), ("ask", 100), ("wait", 1),
+           ("ask", 60), ("ask", 60), ("wait", 40), ("wait", 20), ("ask", 1)],
 )  # fmt: skip
 @settings(
     max_examples=examples(150), deadline=None,

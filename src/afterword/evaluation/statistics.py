@@ -48,8 +48,8 @@ def share(met: Sequence[bool]) -> Share:
     )  # fmt: skip
     stderr = math.sqrt(value * (1 - value) / (count - 1)) if count > 1 else None
     # Of none and of all, the bound is exact; the formula leaves a rounding error.
-    low = max(middle - half, 0.0) if value else 0.0
-    high = min(middle + half, 1.0) if value < 1 else 1.0
+    low = middle - half if value else 0.0
+    high = middle + half if value < 1 else 1.0
     return Share(value, low, high, stderr, count)
 
 

@@ -515,12 +515,12 @@ def luminance(colour: list[int]) -> float:
 
 
 def serious(page: Page) -> list[str]:
-    """Returns the serious and critical findings of axe-core."""
+    """Returns the findings of axe-core that are more than minor."""
     found = Axe().run(page).response["violations"]
     return [
         f"{rule['id']}: {node['target']} {node['failureSummary']}"
         for rule in found
-        if rule["impact"] in {"serious", "critical"}
+        if rule["impact"] != "minor"
         for node in rule["nodes"]
     ]
 

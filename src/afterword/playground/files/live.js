@@ -42,7 +42,7 @@ export class Live {
       const canvas = h("canvas", { class: "live-plot", "aria-hidden": "true" });
       this.#made.set(key, { value, canvas });
       return h("section", { class: "live-row" },
-        h("h3", {}, t(`live.${key}`)), value, canvas, h("p", { class: "hint" }, t(`live.${key}.hint`)));
+        h("h2", {}, t(`live.${key}`)), value, canvas, h("p", { class: "hint" }, t(`live.${key}.hint`)));
     });
     this.#box.replaceChildren(...rows);
     this.#draw();

@@ -12,7 +12,7 @@ const PLOTS = [
   { key: "tokens_per_s", of: (r) => r.tokens_per_s, shown: (r) => number(r.tokens_per_s, 1) },
   {
     key: "cells", of: (r) => r.cells, top: (r) => r.cells_total,
-    shown: (r) => t("live.of", { used: number(r.cells), total: number(r.cells_total) }),
+    shown: (r) => (r.cells === null ? "–" : t("live.of", { used: number(r.cells), total: number(r.cells_total) })),
   },
   {
     key: "hits", of: (r) => r.hits, top: () => 1,

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from afterword.core.alias import Alias
 from afterword.core.errors import ConfigError
+from afterword.engine.toy import toy_engine
 from afterword.gateway.address import Address, is_remote, parse_addresses
+from conftest import make_client
+from standins.upstreams import facts_of, listening
 
 
 def test_what_is_in_an_address() -> None:
@@ -42,3 +48,20 @@ def test_mistakes(source: str) -> None:
 def test_files_are_not_addresses() -> None:
     for source in ("/models/a.gguf", "hf:a/b/c.gguf", "pypi:a==1", "http://a/v1"):
         assert not is_remote(source)
+
+
+def test_an_alias_is_no_other_model() -> None:
+    """An Afterword with one model needs no ``#MODEL``, whatever its model is called here."""
+    one, other = toy_engine(), toy_engine()
+    with listening(make_client({"toy": one}, aliases={"old": Alias("toy")}).app) as base:
+        (facts,) = facts_of(f"afterword+{base}", name="big")
+        assert facts.model == "toy"
+        (facts,) = facts_of(f"afterword+{base}", name="old")
+        assert facts.model == "old"
+    with (
+        listening(make_client({"toy": one, "more": other}).app) as base,
+        pytest.raises(ConfigError, match=r"serves gpt-3\.5-turbo-instruct, more, toy; choose one"),
+    ):
+        facts_of(f"afterword+{base}", name="big")
+    for engine in (one, other):
+        asyncio.run(engine.aclose())

@@ -432,6 +432,10 @@ test("exposition: samples add up, and rates are differences", () => {
   assert.equal(rates(scrape(5), scrape(5), 1).hits, null);
   // A restarted server counts from 0.
   assert.equal(rates(scrape(10), scrape(1), 1).tokens_per_s, 0);
+  const cells = (used, total) => totals(`afterword_engine_cells_used ${used}\nafterword_engine_cells_total ${total}`);
+  assert.equal(rates(cells(0, 0), cells(3, 9), 1).cells, 3);
+  // A gateway has no cells.
+  assert.equal(rates(cells(0, 0), cells(0, 0), 1).cells, null);
 });
 
 test("language: chosen, offered, or English", () => {

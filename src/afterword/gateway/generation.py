@@ -205,7 +205,7 @@ class RemoteGeneration(MailboxReader):
             if not attempt.produced:
                 raise
             pool.failed(upstream, failure)
-            raise error_of(failure, "broke off") from failure
+            raise error_of(failure, "did not finish its answer") from failure
         else:
             upstream.answered()
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -193,10 +193,11 @@ def refuse(dialect: Dialect, facts: Facts, jobs: Sequence[Job]) -> None:
         )
 
 
-def chosen(listed: Sequence[str], api: Api, name: str) -> str:
+def chosen(listed: Sequence[str], api: Api, name: str, *, aliases: Collection[str] = ()) -> str:
     """Returns the upstream's name for the model: the address's, else ours, else its only one.
 
-    Raises ``ConfigError`` if the upstream does not serve that model, or serves several.
+    ``aliases`` are those of ``listed`` that are other names of its models. Raises ``ConfigError``
+    if the upstream does not serve that model, or serves several.
     """
     wanted = api.address.model
     if wanted is not None:
@@ -205,12 +206,13 @@ def chosen(listed: Sequence[str], api: Api, name: str) -> str:
         return wanted
     if name in listed:
         return name
-    if len(listed) != 1:
+    models = [one for one in listed if one not in aliases]
+    if len(models) != 1:
         raise ConfigError(
             f"model {name}: {api.address.origin} serves {', '.join(sorted(listed)) or 'nothing'}; "
             "choose one with #MODEL at the end of the address"
         )
-    return listed[0]
+    return models[0]
 
 
 def identity(*parts: object) -> str:

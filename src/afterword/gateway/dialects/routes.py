@@ -42,7 +42,8 @@ async def model_of(api: Api, name: str) -> Listed:
     """
     answer = await api.get(f"{api.address.base}/models", _MODELS)
     listed: list[Listed] = answer if isinstance(answer, list) else answer.data
-    wanted = chosen([model.id for model in listed], api, name)
+    aliases = {model.id for model in listed if model.afterword.get("alias_of") is not None}
+    wanted = chosen([model.id for model in listed], api, name, aliases=aliases)
     return next(model for model in listed if model.id == wanted)
 
 

@@ -14,7 +14,8 @@ export function totals(text) {
 
 /**
  * Returns what the live view plots, from two scrapes `elapsed_s` apart. `hits` is the share of
- * prompt tokens that came from the cache, or null if there were no prompt tokens.
+ * prompt tokens that came from the cache, or null if there were no prompt tokens. `cells` is null if
+ * other servers compute.
  */
 export function rates(before, now, elapsed_s) {
   const engine = (name) => now.get(`afterword_engine_${name}`) ?? 0;
@@ -28,7 +29,7 @@ export function rates(before, now, elapsed_s) {
     running: engine("running_sequences"),
     waiting: engine("waiting_sequences"),
     tokens_per_s: grown("generated_tokens") / elapsed_s,
-    cells: engine("cells_used"),
+    cells: engine("cells_total") > 0 ? engine("cells_used") : null,
     cells_total: engine("cells_total"),
     hits: cached + prefilled > 0 ? cached / (cached + prefilled) : null,
   };

@@ -12,7 +12,7 @@ const PLOTS = [
   { key: "tokens_per_s", of: (r) => r.tokens_per_s, shown: (r) => number(r.tokens_per_s, 1) },
   {
     key: "cells", of: (r) => r.cells, top: (r) => r.cells_total,
-    shown: (r) => t("live.of", { used: number(r.cells), total: number(r.cells_total) }),
+    shown: (r) => (r.cells === null ? "–" : t("live.of", { used: number(r.cells), total: number(r.cells_total) })),
   },
   {
     key: "hits", of: (r) => r.hits, top: () => 1,
@@ -42,7 +42,7 @@ export class Live {
       const canvas = h("canvas", { class: "live-plot", "aria-hidden": "true" });
       this.#made.set(key, { value, canvas });
       return h("section", { class: "live-row" },
-        h("h3", {}, t(`live.${key}`)), value, canvas, h("p", { class: "hint" }, t(`live.${key}.hint`)));
+        h("h2", {}, t(`live.${key}`)), value, canvas, h("p", { class: "hint" }, t(`live.${key}.hint`)));
     });
     this.#box.replaceChildren(...rows);
     this.#draw();

@@ -64,13 +64,13 @@ async function attempt(ask, retry) {
   }
 }
 
-/** As `attempt`, for what the reader did not ask for: a limit that is reached is no news. */
+/** As `attempt`, for what the reader did not ask for: that it is refused for now is no news. */
 function aside(ask) {
   return attempt(async () => {
     try {
       return await ask();
     } catch (error) {
-      if (error instanceof ApiError && error.status === 429) return null;
+      if (error instanceof ApiError && (error.status === 429 || error.status >= 500)) return null;
       throw error;
     }
   });

@@ -41,7 +41,7 @@ export class Sent {
     const parts = partsOf(found, messages)
       .map(({ text, at }) => h(at === null ? "span" : "strong", {}, h("bdi", {}, text)));
     const code = h("pre", { class: "code", tabindex: "0", role: "group", "aria-label": t("sent.title") }, ...parts);
-    this.box.replaceChildren(h("h3", {}, t("sent.title")), code, h("p", { class: "hint" }, t("sent.hint")));
+    this.box.replaceChildren(h("h2", {}, t("sent.title")), code, h("p", { class: "hint" }, t("sent.hint")));
     // The model goes on at the end.
     code.scrollTop = code.scrollHeight;
   }

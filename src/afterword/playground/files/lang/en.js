@@ -312,7 +312,7 @@ export const words = {
   "advice.rate": "Your key has reached its rate limit.",
   "advice.quota": "Ask the operator of this server for a higher quota.",
   "advice.key": "Enter another key under “Key”.",
-  "advice.wait": "Try again in {seconds} seconds.",
+  "advice.wait": "Try again in {seconds} s.",
   "news.ended": "The model ends the text here. Change the end of the text, or try again.",
   "news.endedChat": "The model has ended its answer. Begin a new line to go on asking.",
   "news.back": "The server is back.",

@@ -207,6 +207,21 @@ async def test_probes_run_by_themselves(front: Front) -> None:
             await asyncio.sleep(0)
 
 
+async def test_a_silent_server_holds_up_no_probe_of_another(front: Front) -> None:
+    """Each is asked once at a time."""
+    async with StandIn(silent=True) as silent, StandIn() as other:
+        engine = front(silent, other, options=hasty(probe_s=0.005, connect_s=3600))
+        pool = engine.pool
+        pool.watch()
+        for upstream in pool.upstreams:
+            upstream.went_down("toy", "a test")
+        while not engine.healthy():
+            await asyncio.sleep(0)
+        while len(other.paths) < 3:
+            await asyncio.sleep(0)
+        assert len(silent.paths) == 1
+
+
 async def test_probes_go_on_whatever_they_find(
     front: Front, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -79,6 +80,30 @@ async def test_what_has_no_content_does_not_stop_the_reading(size: int, ending: 
             await asyncio.sleep(0)
         assert b"200" in wire.written
         connection.connection_lost(None)
+
+
+async def test_tiny_chunks_take_little_more_than_their_bytes() -> None:
+    """An app that does not read, as while a wrong key waits, has 64 KiB of content kept for it."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    left, right = socket.socketpair()
+    with left, right:
+        wire = Wire(left)
+        connection = ClientConnection(app, Timeouts(), Register())
+        connection.connection_made(wire)
+        connection.data_received(HEAD)
+        tracemalloc.start()
+        while wire.reading:
+            connection.data_received(b"2\r\n{}\r\n" * 1000)
+            await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        connection.connection_lost(None)
+    assert kept_bytes < 500_000
 
 
 async def test_parts_without_asgi() -> None:

@@ -10,6 +10,7 @@ from typing import Self
 from starlette.types import Receive, Scope, Send
 
 from afterword.core.errors import BodyTooLarge, UnsupportedEncoding
+from afterword.http.uploads import Upload
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -18,8 +19,10 @@ class ClientDisconnected(Exception):
     """The client has gone."""
 
 
-async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
-    """Returns the whole body, without a byte order mark (H14).
+async def read_body(
+    scope: Scope, receive: Receive, limit_bytes: int, upload: Upload | None = None
+) -> bytes:
+    """Returns the whole body, without a byte order mark (H14). ``upload`` counts what is there.
 
     Raises ``UnsupportedEncoding`` if the body is compressed, and ``BodyTooLarge`` if the declared
     length is over the limit, before anything is read (a client that waits for ``100 Continue`` then
@@ -41,6 +44,8 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
         size_bytes += len(part)
         if size_bytes > limit_bytes:
             raise _too_large(limit_bytes)
+        if upload is not None:
+            upload.grow(size_bytes, limit_bytes)
         parts.append(part)
         if not message.get("more_body", False):
             body = parts[0] if len(parts) == 1 else b"".join(parts)

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from afterword import __version__
 from afterword.completion.catalog import ServedModel
 from afterword.completion.plan import Plan
-from afterword.completion.service import CompletionService
+from afterword.completion.service import Caller, CompletionService
 from afterword.completion.stream import CompletionStream
 from afterword.core import wire
 from afterword.core.account import Ask, Principal, Spent, UsageStatus
@@ -36,6 +36,7 @@ from afterword.http.scope import CacheScope, caller_of
 from afterword.http.shapes import CompletionReading, Reading, Shape
 from afterword.http.stream import EventStream
 from afterword.http.tokenizing import Tokenizing
+from afterword.http.uploads import Upload, Uploads
 
 _encode = msgspec.json.Encoder().encode
 _JSON = ((b"content-type", b"application/json"),)
@@ -94,6 +95,7 @@ class Completions:
         reading: Reading,
         service: CompletionService,
         ledger: Ledger,
+        uploads: Uploads,
         *,
         lifecycle: Lifecycle,
         clock: Callable[[], float],
@@ -103,6 +105,7 @@ class Completions:
         self._reading = reading
         self._service = service
         self._ledger = ledger
+        self._uploads = uploads
         self._lifecycle = lifecycle
         self._clock = clock
         self._keep_alive_s = keep_alive_s
@@ -112,18 +115,27 @@ class Completions:
         """Answer one request."""
         if self._lifecycle.draining:
             raise EngineUnavailable("The server is shutting down.", retry_after_s=_RETRY_AFTER_S)
+        caller = caller_of(exchange_of(scope), self._cache_scope)
+        with self._uploads.by(caller.owner) as upload:
+            await self._answer(scope, receive, send, caller, upload)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, caller: Caller, upload: Upload
+    ) -> None:
         exchange = exchange_of(scope)
         principal = exchange.principal
         service = self._service.restricted_to(principal.models)
-        body = await read_body(scope, receive, service.limits.max_body_bytes)
+        body = await read_body(scope, receive, service.limits.max_body_bytes, upload)
         parts: list[bytes] = []
-        caller = caller_of(exchange, self._cache_scope)
         async with ClientWatch(receive) as watch:
             try:
                 plan, shape = await self._reading.plan(service, body, scope, caller)
             except ApiError:
                 exchange.asked_model = scope["path_params"].get("model") or asked_model(body)
                 raise
+            # A stream may take an hour.
+            del body
+            upload.end()
             exchange.model, exchange.stream = service.recorded(plan.model), plan.stream
             reservation = await self._ledger.reserve(principal, _ask(plan, exchange.model))
             exchange.rates = reservation.rates
@@ -220,11 +232,13 @@ class Routes:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._page = page
+        uploads = Uploads()
         self._completions, self._fim, self._infill = (
             Completions(
                 reading,
                 service,
                 ledger,
+                uploads,
                 lifecycle=lifecycle,
                 clock=clock,
                 keep_alive_s=keep_alive_s,
@@ -232,7 +246,7 @@ class Routes:
             )
             for reading in (CompletionReading(), FimReading(), InfillReading())
         )
-        self._tokenizing = Tokenizing(service, ledger, clock=clock)
+        self._tokenizing = Tokenizing(service, ledger, uploads, clock=clock)
 
     def table(self) -> Sequence[BaseRoute]:
         """Returns the routes. ``HEAD`` works wherever ``GET`` does."""

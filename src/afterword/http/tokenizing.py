@@ -17,6 +17,7 @@ from afterword.core.ledger import Ledger
 from afterword.http.client import ClientDisconnected, ClientWatch, read_body
 from afterword.http.exchange import Exchange, asked_model, exchange_of
 from afterword.http.scope import caller_of
+from afterword.http.uploads import Upload, Uploads
 
 _encode = msgspec.json.Encoder().encode
 _Parse: TypeAlias = Callable[[bytes, str], Awaitable[TokenizerCall[msgspec.Struct]]]
@@ -30,10 +31,16 @@ class Tokenizing:
     """
 
     def __init__(
-        self, service: CompletionService, ledger: Ledger, *, clock: Callable[[], float]
+        self,
+        service: CompletionService,
+        ledger: Ledger,
+        uploads: Uploads,
+        *,
+        clock: Callable[[], float],
     ) -> None:
         self._service = service
         self._ledger = ledger
+        self._uploads = uploads
         self._clock = clock
 
     async def tokenize(self, request: Request) -> Response:
@@ -52,13 +59,18 @@ class Tokenizing:
         return self._service.restricted_to(exchange_of(request.scope).principal.models)
 
     async def _answer(self, request: Request, parse: _Parse) -> Response:
+        owner = caller_of(exchange_of(request.scope), "all").owner
+        with self._uploads.by(owner) as upload:
+            return await self._run(request, parse, owner, upload)
+
+    async def _run(self, request: Request, parse: _Parse, owner: str, upload: Upload) -> Response:
         exchange = exchange_of(request.scope)
         limit_bytes = self._service.limits.max_body_bytes
-        body = await read_body(request.scope, request.receive, limit_bytes)
+        body = await read_body(request.scope, request.receive, limit_bytes, upload)
         encoded = b""
         async with ClientWatch(request.receive) as watch:
             try:
-                call = await parse(body, caller_of(exchange, "all").owner)
+                call = await parse(body, owner)
             except ApiError:
                 exchange.asked_model = asked_model(body)
                 raise

@@ -126,13 +126,23 @@ class Pool:
 
     async def _probe_all(self) -> None:
         every_s = self.options.probe_s
-        while True:
-            await asyncio.sleep(every_s if self.healthy else min(every_s, _LEAST_PROBE_S))
-            asked = [self.probe(upstream) for upstream in self.upstreams]
-            for failure in await asyncio.gather(*asked, return_exceptions=True):
-                if isinstance(failure, Exception):
-                    # The next probe comes all the same.
-                    self._say(f"a probe failed: {in_one_line(failure)}")
+        asked: set[Upstream] = set()
+
+        async def ask(upstream: Upstream) -> None:
+            try:
+                await self.probe(upstream)
+            except Exception as failure:  # noqa: BLE001 - the next probe comes all the same
+                self._say(f"a probe failed: {in_one_line(failure)}")
+            finally:
+                asked.discard(upstream)
+
+        async with asyncio.TaskGroup() as probes:
+            while True:
+                await asyncio.sleep(every_s if self.healthy else min(every_s, _LEAST_PROBE_S))
+                # One that does not answer holds up no other.
+                for upstream in [one for one in self.upstreams if one not in asked]:
+                    asked.add(upstream)
+                    probes.create_task(ask(upstream))
 
     def _say(self, what: str) -> None:
         """Log what probes find again and again, once."""

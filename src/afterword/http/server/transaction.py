@@ -89,8 +89,11 @@ class Transaction:
 
     def take(self, parts: list[bytes], *, last: bool) -> None:
         """Take parts of the body."""
-        self._parts += parts
-        self._kept_bytes += sum(map(len, parts))
+        # Thousands of tiny chunks would take many times their bytes.
+        content = b"".join(parts)
+        if content:
+            self._parts.append(content)
+        self._kept_bytes += len(content)
         self._arrived = last
         if last:
             self._awaits_continue = False

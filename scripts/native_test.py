@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import native_build
 from native_build import (
     CMAKE_FLAGS,
     LOG_LINES,
@@ -97,8 +98,7 @@ PACKAGES = {
 
 def cache() -> Path:
     """Returns the folder in which builds stay."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return home / "afterword" / "native-tests"
+    return native_build.cache().with_name("native-tests")
 
 
 def digest(*parts: Path | str) -> str:

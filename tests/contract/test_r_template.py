@@ -136,6 +136,9 @@ async def test_R1_the_model_list_says_it(client: Client) -> None:
         ("{% for %}", "cannot be read"),
         ("{{ raise_exception('no users here') }}", "no users here"),
         ("{{ messages.__class__.__mro__ }}", "fails"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "fails: maximum recursion depth"),
+        ("{{ 'x' * 10 ** 16 }}", "fails: MemoryError"),
+        ("{% if 1 %}{% for a in [1] %}" * 40 + "{% endfor %}{% endif %}" * 40, "cannot be read"),
         ("", "has no chat template"),
     ],
 )

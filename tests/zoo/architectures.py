@@ -92,9 +92,9 @@ SOME_ATTEND: Mapping[str, Value] = {"block_count": 3, "attention.head_count_kv":
 class Architecture(msgspec.Struct, frozen=True):
     """One architecture of llama.cpp: its metadata in addition to ``SIZES``, and its file format.
 
-    ``without`` names keys that it must not have. ``embeddings`` is the standard deviation of the
-    token embeddings. It is small if the model scales embeddings itself; otherwise the context of a
-    token would hardly matter.
+    ``without`` names keys that it must not have, ``needs`` tensors that are optional elsewhere.
+    ``embeddings`` is the standard deviation of the token embeddings. It is small if the model
+    scales embeddings itself; otherwise the context of a token would hardly matter.
     """
 
     arch: str
@@ -102,6 +102,7 @@ class Architecture(msgspec.Struct, frozen=True):
     vocabulary: VocabularyKind = "bpe"
     weights: Weights = "F16"
     without: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     embeddings: float = 0.3
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -48,7 +48,7 @@ def make_model(name: str, path: Path, weights: Weights | None = None) -> Path:
     asked = path.with_suffix(".metadata")
     _write(_writer(asked, name, made))
     try:
-        tensors = _tensors(asked)
+        tensors = _tensors(asked, made.needs)
     finally:
         asked.unlink()
     writer = _writer(path, name, made)
@@ -114,7 +114,7 @@ def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _tensors(metadata: Path) -> Sequence[Tensor]:
+def _tensors(metadata: Path, needs: Collection[str]) -> Sequence[Tensor]:
     """Returns the tensors that the library asks for, given this metadata."""
     read = _function("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _InitParams)
     free = _function("gguf_free", None, ctypes.c_void_p)
@@ -126,7 +126,7 @@ def _tensors(metadata: Path) -> Sequence[Tensor]:
     def note(pointer: int, _user: object) -> None:
         name = name_of(pointer).decode()
         ne = _TensorHead.from_address(pointer).ne[: max(1, dimensions(pointer))]
-        if not _NOT_ASKED_FOR.search(name):
+        if name in needs or not _NOT_ASKED_FOR.search(name):
             found.setdefault(name, Tensor(name, tuple(reversed(ne))))
 
     binding.start()
@@ -167,6 +167,7 @@ _FILLS: Sequence[tuple[str, Callable[[Tensor, np.random.Generator], Values]]] = 
     (r"conv", _normal(0.4)),
     (r"time_mix_w0", _between(-4, -0.5)),
     (r"lerp", _between(0, 1)),
+    (r"rope_freqs", _between(1, 2)),
     (r"(norm|_ln\d?)\.weight$", _around_one),
     (r"(norm|_ln\d?)\.bias$", _normal(0.05)),
     (r"\.bias$|sinks", _normal(0.1)),

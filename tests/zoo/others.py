@@ -12,6 +12,7 @@ from zoo.architectures import (
     LATENT,
     NO_ATTENTION,
     SCAN,
+    SCAN_BY_HEADS,
     SHARED_EXPERT,
     SLIDING,
     SOME_ATTEND,
@@ -38,6 +39,27 @@ _GRANITE: Mapping[str, Value] = {
     "attention.scale": 0.03125,
 }
 _SECTIONS: Mapping[str, Value] = {"rope.dimension_sections": [4, 6, 6, 0]}
+_LATENT_EXPERTS: Mapping[str, Value] = {**LATENT, **EXPERTS, **SHARED_EXPERT}
+_INDEXER: Mapping[str, Value] = {
+    "attention.indexer.head_count": 4,
+    "attention.indexer.key_length": 64,
+    "attention.indexer.top_k": 16,
+}
+"""A row attends to the cells that a small network of its own chooses."""
+_HYPER: Mapping[str, Value] = {
+    "hyper_connection.count": 4,
+    "hyper_connection.epsilon": 1e-6,
+    "hyper_connection.sinkhorn_iterations": 2,
+}
+_KDA: Mapping[str, Value] = {
+    "block_count": 3,
+    "attention.head_count_kv": [0, 1, 0],
+    "ssm.conv_kernel": 4,
+    "kda.head_dim": 32,
+    "kda.safe_gate": True,
+    "kda.gate_lower_bound": -5.0,
+}
+_IN_TURN: Mapping[str, Value] = {**SLIDING, "attention.sliding_window_pattern": [True, False]}
 
 OTHERS: Mapping[str, Architecture] = {
     # All layers attend to the whole context.
@@ -140,12 +162,73 @@ OTHERS: Mapping[str, Architecture] = {
     "deepseek32": Architecture(
         "deepseek32",
         {
-            **LATENT,
+            **_LATENT_EXPERTS,
+            **_INDEXER,
+        },
+    ),
+    "glm-dsa": Architecture("glm-dsa", {**_LATENT_EXPERTS, **_BY_SIGMOID, **_INDEXER}),
+    "hy_v4": Architecture(
+        "hy_v4",
+        {
+            **_LATENT_EXPERTS,
+            **_BY_SIGMOID,
+            **_INDEXER,
+            **_HYPER,
+            "hyper_connection.magnitude": 2.0,
+            "attention.indexer.types": [1, 0],
+        },
+    ),
+    "deepseek4": Architecture(
+        "deepseek4",
+        {
             **EXPERTS,
             **SHARED_EXPERT,
-            "attention.indexer.head_count": 4,
-            "attention.indexer.key_length": 64,
-            "attention.indexer.top_k": 16,
+            **SLIDING,
+            **_ONE_HEAD,
+            **_INDEXER,
+            **_HYPER,
+            **HEADS_OF_32,
+            "block_count": 3,
+            "rope.dimension_count": 16,
+            "attention.q_lora_rank": 64,
+            "attention.output_group_count": 4,
+            "attention.output_lora_rank": 32,
+            "attention.compress_ratios": [0, 4, 128],
+            "attention.compress_rope_freq_base": 160000.0,
+            "hash_layer_count": 0,
+            "swiglu_clamp_exp": 10.0,
+            "expert_gating_func": 4,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.0,
+        },
+    ),
+    "minimax-m3": Architecture(
+        "minimax-m3",
+        {
+            **EXPERTS,
+            **SHARED_EXPERT,
+            **_BY_SIGMOID,
+            **HEADS_OF_32,
+            **_INDEXER,
+            "block_count": 3,
+            "leading_dense_block_count": 1,
+            "attention.indexer.head_count": 2,
+            "attention.indexer.top_k": 4,
+            "attention.indexer.block_size": 8,
+            "attention.indexer.local_blocks": 1,
+        },
+    ),
+    "hy_v3": Architecture(
+        "hy_v3", {**EXPERTS, **SHARED_EXPERT, **_BY_SIGMOID, "leading_dense_block_count": 1}
+    ),
+    "grovemoe": Architecture(
+        "grovemoe",
+        {
+            **EXPERTS,
+            **HEADS_OF_32,
+            "expert_chunk_feed_forward_length": 64,
+            "expert_group_scale": 0.05,
+            "experts_per_group": 2,
         },
     ),
     "llama4": Architecture(
@@ -181,6 +264,90 @@ OTHERS: Mapping[str, Architecture] = {
             "expert_weights_norm": True,
         },
     ),
+    "muse-glimmer": Architecture("muse-glimmer", {**_IN_TURN, **HEADS_OF_32, "logit_scale": 1.0}),
+    "spark2_5": Architecture("spark2_5", {**_IN_TURN, **HEADS_OF_32}),
+    "granite_swa": Architecture("granite_swa", {**_IN_TURN, **_GRANITE}, embeddings=0.1),
+    "maple": Architecture(
+        "maple", {**EXPERTS, **_BY_SIGMOID, **_IN_TURN, **HEADS_OF_32, "swiglu_clamp_exp": 7.0}
+    ),
+    "exaone-moe": Architecture(
+        "exaone-moe", {**_DENSE_FIRST, **_BY_SIGMOID, **SLIDING, **HEADS_OF_32, "block_count": 4}
+    ),
+    "cohere2moe": Architecture(
+        "cohere2moe",
+        {**_DENSE_FIRST, **_BY_SIGMOID, **_IN_TURN, **HEADS_OF_32, "logit_scale": 0.5},
+    ),
+    "laguna": Architecture(
+        "laguna",
+        {
+            **_DENSE_FIRST,
+            **_BY_SIGMOID,
+            **_IN_TURN,
+            **HEADS_OF_32,
+            "rope.freq_base_swa": 10000.0,
+            "rope.dimension_count_swa": 32,
+        },
+    ),
+    "dots3note": Architecture(
+        "dots3note",
+        {
+            **_LATENT_EXPERTS,
+            **_BY_SIGMOID,
+            **_INDEXER,
+            **SLIDING,
+            "attention.sliding_window_pattern": [False, True],
+            "attention.indexer.types": [1, 0],
+            "attention.kv_lora_rank_swa": 64,
+            "attention.key_length_swa": 96,
+            "attention.value_length_swa": 64,
+            "attention.key_length_mla_swa": 64,
+            "attention.value_length_mla_swa": 32,
+            "rope.freq_base_swa": 10000.0,
+        },
+    ),
+    "gemma4": Architecture(
+        "gemma4",
+        {
+            **SLIDING,
+            **HEADS_OF_32,
+            "block_count": 5,
+            "attention.sliding_window_pattern": [True, True, True, True, False],
+            "attention.shared_kv_layers": 0,
+            "attention.key_length_swa": 32,
+            "attention.value_length_swa": 32,
+            "embedding_length_per_layer_input": 32,
+            "rope.freq_base_swa": 10000.0,
+            "rope.dimension_count_swa": 32,
+            "final_logit_softcapping": 30.0,
+        },
+        vocabulary="spm",
+        embeddings=0.1,
+        needs=("rope_freqs.weight",),
+    ),
+    # Layers that are computed several times, and one that chooses among adapters.
+    "nanbeige": Architecture("nanbeige", {"num_loops": 2}),
+    "hrm_text": Architecture(
+        "hrm_text",
+        {
+            **_ALL_HEADS,
+            "block_count": 6,
+            "hrm.layers_per_stack": 1,
+            "hrm.h_cycles": 2,
+            "hrm.l_cycles": 2,
+        },
+    ),
+    "graniteswitch": Architecture(
+        "graniteswitch",
+        {
+            **_GRANITE,
+            "adapters.count": 2,
+            "adapters.lora_rank": 8,
+            "adapters.router_gain": 1.0,
+            "adapters.token_ids_activate": [300, 301],
+            "adapters.token_ids_substitute": [270, 271],
+        },
+        embeddings=0.1,
+    ),
     # Recurrent states.
     "mamba": Architecture("mamba", {**SCAN, **NO_ATTENTION, "feed_forward_length": 0}),
     "rwkv6": Architecture(
@@ -197,6 +364,45 @@ OTHERS: Mapping[str, Architecture] = {
     "qwen35": Architecture(
         "qwen35",
         {**DELTA, **HEADS_OF_32, "block_count": 3, "rope.dimension_sections": [4, 2, 2, 0]},
+    ),
+    "qwen4exp": Architecture(
+        "qwen4exp",
+        {
+            **DELTA,
+            **HEADS_OF_32,
+            **EXPERTS,
+            **SHARED_EXPERT,
+            **_INDEXER,
+            **_HYPER,
+            "block_count": 3,
+            "attention.indexer.key_length": 32,
+            "attention.compress_ratios": [4, 4, 4],
+            "hyper_connection.low_rank": 8,
+            "rope.dimension_sections": [4, 2, 2, 0],
+        },
+    ),
+    "kimi-k3": Architecture(
+        "kimi-k3",
+        {
+            **_LATENT_EXPERTS,
+            **_BY_SIGMOID,
+            **_KDA,
+            "attn_res.block_size": 2,
+            "activation.situ_beta": 4.0,
+            "activation.situ_linear_beta": 25.0,
+        },
+    ),
+    "bailingmoe3": Architecture("bailingmoe3", {**_LATENT_EXPERTS, **_BY_SIGMOID, **_KDA}),
+    "nemotron_h": Architecture(
+        "nemotron_h",
+        {
+            **SCAN_BY_HEADS,
+            **HEADS_OF_32,
+            "block_count": 4,
+            "attention.head_count": [0, 4, 0, 0],
+            "attention.head_count_kv": [0, 2, 0, 0],
+            "feed_forward_length": [0, 0, 256, 256],
+        },
     ),
     "lfm2moe": Architecture(
         "lfm2moe",

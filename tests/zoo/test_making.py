@@ -36,3 +36,15 @@ def test_every_model_is_batch_invariant_and_shares(model: Model) -> None:
     """Otherwise the law would check little on this model."""
     assert model.batch_invariant
     assert model.loaded.sharing == ("cells" if model.loaded.model.can_trim else "checkpoints")
+
+
+@pytest.mark.parametrize("name", ["deepseek4", "minimax-m3"])
+def test_what_the_probe_is_too_short_to_see_is_known_by_name(tmp_path: Path, name: str) -> None:
+    made = Model(make_model(name, tmp_path / f"{name}.gguf"))
+    try:
+        assert (made.batch_invariant, made.loaded.sharing) == (False, "none")
+        request = (job(prompt(0, 300), max_tokens=2),)
+        with made.server() as server:
+            assert server.ask(request) == server.ask(request) == made.fresh(request)
+    finally:
+        made.close()

@@ -87,5 +87,8 @@ def _fail(message: str, status: int) -> None:
     if is_json():
         logging.getLogger("afterword.start").critical("%s", line)
     else:
-        print(f"afterword: {line}", file=sys.stderr)  # noqa: T201 - the one line
+        from afterword.cli.terminal import printable  # noqa: PLC0415
+
+        # Files and servers have texts of their own in what is said of them.
+        print(f"afterword: {printable(line)}", file=sys.stderr)  # noqa: T201 - the one line
     sys.exit(status)

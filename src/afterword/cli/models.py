@@ -170,7 +170,8 @@ def _facts(header: Header) -> Iterator[tuple[str, str]]:
     yield "name", str(header.metadata.get("general.name", "-"))
     yield "architecture", header.architecture
     yield "parameters", f"{header.parameters / 1e6:,.0f} million"
-    yield "context", f"{header.context_tokens} tokens"
+    context = header.context_tokens
+    yield "context", "-" if context is None else f"{context} tokens"
     yield "vocabulary", f"{header.vocabulary} tokens"
     formats = sorted(header.formats.items(), key=lambda item: -item[1])
     yield "formats", ", ".join(f"{n} {v / header.parameters:.0%}" for n, v in formats)

@@ -19,11 +19,16 @@ _LINE_EVERY = 0.25
 """Without a terminal, progress is one line for each quarter."""
 
 
+def printable(text: str) -> str:
+    """Returns untrusted text as one line, without control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def plain(text: str) -> Text:
     """Returns untrusted text for a table, without markup or control characters."""
     from rich.text import Text  # noqa: PLC0415
 
-    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+    return Text(printable(text))
 
 
 def bare_table(*columns: str) -> Table:
@@ -46,7 +51,7 @@ def print_table(table: Table) -> None:
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print names and values on standard output, one line each."""
     for name, value in facts:
-        click.echo(f"{name:<14} {value}")
+        click.echo(f"{name:<14} {printable(str(value))}")
 
 
 class Terminal:

@@ -21,6 +21,10 @@ from afterword.core.protocols import Tokenizer
 _MARK = "\ue0f1\ue0a7\ue05d"
 """Characters for private use, which stand for a text until it is known where the text goes."""
 _EXTENSIONS: Sequence[type[Extension]] = (loopcontrols,)
+_TOO_MUCH = (RecursionError, MemoryError)
+_UNREADABLE = (jinja2.TemplateError, SyntaxError, *_TOO_MUCH)
+"""Templates become Python, whose compiler has limits of its own."""
+_FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, *_TOO_MUCH)
 
 
 class TemplateUnusable(Exception):
@@ -57,8 +61,8 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise TemplateUnusable(f"the chat template cannot be read: {error}") from error
+        except _UNREADABLE as error:
+            raise TemplateUnusable(f"the chat template cannot be read: {_said(error)}") from error
         self._names = {"bos_token": bos, "eos_token": eos}
 
     @staticmethod
@@ -154,8 +158,12 @@ class ChatTemplate:
                 strftime_now=moment.strftime,
                 **self._names,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            raise TemplateUnusable(f"the chat template fails: {error}") from error
+        except _FAILURES as error:
+            raise TemplateUnusable(f"the chat template fails: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _to_json(value: Any, indent: int | None = None, **more: Any) -> str:  # noqa: ANN401 - any JSON

@@ -28,6 +28,7 @@ class BatchDependent(ToyRunner):
             "tiles": len(batch.tokens) >= 64,
             "other slots": len(set(batch.slots.tolist())) > 1,
             "slot": int(batch.slots.max()) > 0,
+            "chunks": len(batch.tokens) > len(set(batch.slots.tolist())),
         }[self.about]
         return np.nextafter(rows, np.float32(np.inf)) if told else rows
 
@@ -62,7 +63,7 @@ def test_a_sound_runner_passes_and_is_left_empty(slots: int) -> None:
     assert batch_difference(runner) == 0
 
 
-@pytest.mark.parametrize("about", ["size", "tiles", "other slots", "slot"])
+@pytest.mark.parametrize("about", ["size", "tiles", "other slots", "slot", "chunks"])
 def test_a_batch_dependent_runner_fails(about: str) -> None:
     runner = BatchDependent(VOCABULARY, slots=4, context_tokens=256, max_batch_tokens=128)
     runner.about = about

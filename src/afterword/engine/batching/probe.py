@@ -31,9 +31,10 @@ PROMPT_TOKENS = 66
 """Some attention kernels work in tiles from 64 rows on; this is longer."""
 WINDOW_TOKENS = 24
 """The longest sliding window that the probe can look behind."""
-_CHUNKS = (3, 40, 41)
+_STEPS = ((3, 1), (40, 2), (41, 2))
+"""Where chunks of the prompt end, and how many tokens each neighbour computes beside one."""
 _AFTER = 4
-"""Tokens after the prompt, each in a step of its own."""
+"""Tokens after the prompt: alone each in a step of its own, among others the last in a chunk."""
 _NEIGHBOURS = 3
 _BEYOND = 8
 """Tokens that the source of a fork has after the shared prefix."""
@@ -54,26 +55,23 @@ def batch_difference(runner: ModelRunner) -> float:
     """
     tokens = _tokens(runner)
     prompt = len(tokens) - _AFTER
-    if prompt <= _CHUNKS[-1]:
+    if prompt <= _STEPS[-1][0]:
         return float("inf")
     alone = _rows_alone(runner, tokens)
     mine = runner.sequences - 1
     others = range(max(0, mine - _NEIGHBOURS), mine)
-    together: list[Row] = []
-    edges = (0, *_CHUNKS, *range(prompt, len(tokens) + 1))
-    done = 0
-    for start, end in itertools.pairwise(edges):
-        # In each step every neighbour computes one token of its own, or two if we compute a chunk.
-        goal = done + min(end - start, 2)
-        parts = [(slot, tokens[slot + done : slot + goal], done) for slot in others]
+    pairs: list[tuple[Row, Row]] = []
+    start = done = 0
+    for end, beside in (*_STEPS, (prompt, 2), (prompt + 1, 1), (len(tokens), 1)):
+        parts = [(slot, tokens[slot + done : slot + done + beside], done) for slot in others]
         row = _row(runner, [*parts, (mine, tokens[start:end], start)], mine)
-        done = goal
+        start, done = end, done + beside
         if end >= prompt:
-            together.append(row)
+            pairs.append((alone[end - prompt], row))
     _clear(runner, (*others, mine))
-    if _identical(alone, together):
+    if all(np.array_equal(a, b) for a, b in pairs):
         return 0.0
-    return max(_nats_apart(a, b) for a, b in zip(alone, together, strict=True))
+    return max(_nats_apart(a, b) for a, b in pairs)
 
 
 def proven_sharing(runner: ModelRunner) -> PrefixSharing:

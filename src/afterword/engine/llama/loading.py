@@ -30,12 +30,18 @@ from afterword.models.notes import Notes
 if TYPE_CHECKING:
     from afterword.engine.batching.runner import ModelRunner
 
-_PROBE = 2
+_PROBE = 3
 """Increase it when a change of the probe may change its result."""
 _MOST_ROUNDING = 1.0
 """Nats. A larger difference between two batches is an error, not rounding."""
 _PROBE_SLOTS = 4
 _PROBE_TOKENS = 256
+_BATCH_DEPENDENT = ("deepseek4", "minimax-m3")
+"""Architectures whose rows depend on their batch where the probe is too short to see it.
+
+DeepSeek-V4's compressed cells stand behind the longest sequence of the batch, rounded to 256.
+MiniMax-M3 gathers the cells of single tokens, and masks those of chunks.
+"""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +170,8 @@ def _load_and_probe(
     path: Path, options: EngineOptions, offload: Offload
 ) -> tuple[LlamaModel, Probed]:
     model = LlamaModel(path, offload=offload)
+    if model.metadata("general.architecture") in _BATCH_DEPENDENT:
+        return model, Probed(model.repack, batch_invariant=False, sharing="none")
     try:
         found = _probe(model, options)
         # Other kernels of the processor make no difference to a GPU's.

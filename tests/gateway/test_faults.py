@@ -192,6 +192,7 @@ AFTER = {
     "killed": lambda exchange: exchange.transport.close(),
     "half": lambda exchange: exchange.part(b'data: {"choices": [{"ind\n\n'),
     "no json": lambda exchange: exchange.part(b"data: NaN\n\n"),
+    "an answer that ends without its end": lambda exchange: exchange.transport.write(b"0\r\n\r\n"),
     "no chunk": lambda exchange: exchange.transport.write(b"zzz\r\n"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -16,7 +17,7 @@ from afterword.gateway.pool.pool import PoolOptions
 from conftest import make_client
 from standins.server import Exchange, StandIn
 from standins.upstreams import engine_of
-from support.asgi import Client, fold
+from support.asgi import Client, chunks_of, fold
 
 FACTS = Facts(model="gpt", context_tokens=UNKNOWN_CONTEXT, max_logprobs=5, identity="x")
 Open = Callable[[StandIn], Client]
@@ -103,6 +104,27 @@ async def test_stops_are_ours(hosted: Open) -> None:
         answer = await hosted(upstream).complete(prompt="a", max_tokens=9, stop="lo")
         assert answer["choices"][0]["text"] == "Hel"
         assert "stop" not in upstream.bodies[0]
+
+
+async def test_a_stop_string_ends_one_choice_alone(hosted: Open) -> None:
+    """The upstream goes on with the other one."""
+    asked: asyncio.Queue[Exchange] = asyncio.Queue()
+    async with StandIn(asked.put_nowait) as upstream:
+        given = {"model": "toy", "prompt": "a", "max_tokens": 9, "n": 2, "stop": "lo"}
+        client, run = hosted(upstream).begin({**given, "stream": True})
+        exchange = await asked.get()
+        exchange.begin()
+        say(exchange, "wor", None, 1)
+        say(exchange, "Hello", None, 0)
+        while not any(b'"finish_reason":"stop"' in part.get("body", b"") for part in client.sent):
+            client.news.clear()
+            await client.news.wait()
+        say(exchange, "ld", "length", 1)
+        done(exchange)
+        await run
+        choices = fold(chunks_of(client.reply.body), usage=False)["choices"]
+        assert [choice["text"] for choice in choices] == ["Hel", "world"]
+        assert [choice["finish_reason"] for choice in choices] == ["stop", "length"]
 
 
 async def test_several_choices_are_counted_together(hosted: Open) -> None:

@@ -310,6 +310,20 @@ async def test_logs_have_no_prompt(client: Client, caplog: pytest.LogCaptureFixt
     assert record["status"] == 400
 
 
+async def test_a_server_that_leaves_is_not_ready_and_answers(serve: Callable[..., Client]) -> None:
+    """A load balancer sends it nothing more; what comes is answered."""
+    lifecycle = Lifecycle()
+    client = serve(toy_engine(), lifecycle=lifecycle)
+    ready = await client.get("/ready")
+    assert (ready.status, ready.json()["status"]) == (200, "ready")
+    lifecycle.leaving = True
+    reply = await client.post(PATH, {"model": "toy", "prompt": "a", "max_tokens": 1})
+    assert (reply.status, reply.headers["connection"]) == (200, "close")
+    assert (await client.get("/health")).status == 200
+    ready = await client.get("/ready")
+    assert (ready.status, ready.json()["status"]) == (503, "not_ready")
+
+
 async def test_draining_refuses_new_work(serve: Callable[..., Client]) -> None:
     lifecycle = Lifecycle()
     client = serve(toy_engine(), lifecycle=lifecycle)
@@ -320,3 +334,4 @@ async def test_draining_refuses_new_work(serve: Callable[..., Client]) -> None:
     health = await client.get("/health")
     assert health.status == 503
     assert health.json()["status"] == "draining"
+    assert (await client.get("/ready")).status == 503

@@ -208,6 +208,7 @@ async def test_health_turns_red_with_a_dead_engine(serve: Callable[..., Client])
     health = await client.get("/health")
     assert health.status == 503
     assert health.json()["status"] == "unhealthy"
+    assert (await client.get("/ready")).status == 503
 
 
 async def test_metrics_count(serve: Callable[..., Client]) -> None:

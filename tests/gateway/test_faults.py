@@ -15,7 +15,7 @@ from afterword.gateway.engine import RemoteEngine
 from conftest import make_client
 from standins.server import Exchange, StandIn
 from standins.upstreams import Front, hasty
-from support.asgi import Client, Reply, chunks_of
+from support.asgi import Client, Reply, chunks_of, fold
 
 PATH = "/v1/completions"
 BODY = {"model": "toy", "prompt": [97], "max_tokens": 3}
@@ -192,6 +192,7 @@ AFTER = {
     "killed": lambda exchange: exchange.transport.close(),
     "half": lambda exchange: exchange.part(b'data: {"choices": [{"ind\n\n'),
     "no json": lambda exchange: exchange.part(b"data: NaN\n\n"),
+    "an answer that ends without its end": lambda exchange: exchange.transport.write(b"0\r\n\r\n"),
     "no chunk": lambda exchange: exchange.transport.write(b"zzz\r\n"),
 }
 
@@ -214,6 +215,22 @@ async def test_a_fault_in_the_middle_is_never_tried_again(
             assert first["choices"][0]["text"] == "b"
         else:
             assert reply.status == 502
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_only_the_end_of_the_answer_is_missing(front: Front, stream: bool) -> None:
+    def complete(exchange: Exchange) -> None:
+        exchange.begin()
+        exchange.tokens([98, 98])
+        exchange.tokens([98], "length")
+        exchange.transport.close()
+
+    async with StandIn(complete) as upstream:
+        reply = await client_of(front(upstream)).post(PATH, {**BODY, "stream": stream})
+        assert reply.status == 200
+        answer = fold(chunks_of(reply.body), usage=False) if stream else reply.json()
+        (choice,) = answer["choices"]
+        assert (choice["text"], choice["finish_reason"]) == ("bbb", "length")
 
 
 async def test_what_was_used_is_counted_once_when_it_breaks(front: Front) -> None:

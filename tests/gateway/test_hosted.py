@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -16,7 +17,7 @@ from afterword.gateway.pool.pool import PoolOptions
 from conftest import make_client
 from standins.server import Exchange, StandIn
 from standins.upstreams import engine_of
-from support.asgi import Client, fold
+from support.asgi import Client, chunks_of, fold
 
 FACTS = Facts(model="gpt", context_tokens=UNKNOWN_CONTEXT, max_logprobs=5, identity="x")
 Open = Callable[[StandIn], Client]
@@ -105,6 +106,27 @@ async def test_stops_are_ours(hosted: Open) -> None:
         assert "stop" not in upstream.bodies[0]
 
 
+async def test_a_stop_string_ends_one_choice_alone(hosted: Open) -> None:
+    """The upstream goes on with the other one."""
+    asked: asyncio.Queue[Exchange] = asyncio.Queue()
+    async with StandIn(asked.put_nowait) as upstream:
+        given = {"model": "toy", "prompt": "a", "max_tokens": 9, "n": 2, "stop": "lo"}
+        client, run = hosted(upstream).begin({**given, "stream": True})
+        exchange = await asked.get()
+        exchange.begin()
+        say(exchange, "wor", None, 1)
+        say(exchange, "Hello", None, 0)
+        while not any(b'"finish_reason":"stop"' in part.get("body", b"") for part in client.sent):
+            client.news.clear()
+            await client.news.wait()
+        say(exchange, "ld", "length", 1)
+        done(exchange)
+        await run
+        choices = fold(chunks_of(client.reply.body), usage=False)["choices"]
+        assert [choice["text"] for choice in choices] == ["Hel", "world"]
+        assert [choice["finish_reason"] for choice in choices] == ["stop", "length"]
+
+
 async def test_several_choices_are_counted_together(hosted: Open) -> None:
     def two(exchange: Exchange) -> None:
         exchange.begin()
@@ -118,6 +140,56 @@ async def test_several_choices_are_counted_together(hosted: Open) -> None:
         assert [c["text"] for c in answer["choices"]] == ["b", "a"]
         assert [c["finish_reason"] for c in answer["choices"]] == ["length", "stop"]
         assert answer["usage"]["completion_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("alone", "whole", "counted"),
+    [(None, 1, 2), (1, None, 4), (1, 6, 6), (9, 6, 6)],
+    ids=["too few in all", "of one choice alone", "in all at the end", "the end is believed"],
+)
+async def test_several_choices_whose_counts_differ(
+    hosted: Open, alone: int | None, whole: int | None, counted: int
+) -> None:
+    """A count in a chunk with a choice may be of that choice. No count is below zero."""
+
+    def three(exchange: Exchange) -> None:
+        exchange.begin()
+        for index in range(3):
+            say(exchange, "a", None, index)
+        say(exchange, "b", "stop", 0)
+        say(exchange, "", "stop", 1)
+        last = {"index": 2, "text": "", "finish_reason": "stop"}
+        used = {} if alone is None else {"usage": {"prompt_tokens": 1, "completion_tokens": alone}}
+        chunk(exchange, choices=[last], **used)
+        if whole is not None:
+            chunk(exchange, choices=[], usage={"prompt_tokens": 1, "completion_tokens": whole})
+            # Another count of a choice changes nothing.
+            chunk(exchange, choices=[last], **used)
+        done(exchange)
+
+    async with StandIn(three) as upstream:
+        answer = await hosted(upstream).complete(prompt="a", max_tokens=9, n=3)
+        assert [c["text"] for c in answer["choices"]] == ["ab", "a", "a"]
+        assert answer["usage"]["completion_tokens"] == counted
+
+
+@pytest.mark.parametrize("tops", [None, []])
+async def test_logprobs_without_alternatives(hosted: Open, tops: list[Any] | None) -> None:
+    """``logprobs: 0`` asks for none, and a server may leave the array out."""
+
+    def scored(exchange: Exchange) -> None:
+        exchange.begin()
+        logprobs = {"tokens": ["a", "b"], "token_logprobs": [-0.5, None], "top_logprobs": tops}
+        last = {"index": 0, "text": "ab", "logprobs": logprobs, "finish_reason": "length"}
+        chunk(exchange, choices=[last])
+        done(exchange)
+
+    async with StandIn(scored) as upstream:
+        answer = await hosted(upstream).complete(prompt="x", max_tokens=2, logprobs=0)
+        assert answer["choices"][0]["logprobs"] == {
+            "tokens": ["a", "b"], "token_logprobs": [-0.5, 0], "text_offset": [1, 2],
+            "top_logprobs": [{"a": -0.5}, {"b": 0}],
+        }  # fmt: skip
 
 
 async def test_logprobs_name_the_tokens(hosted: Open) -> None:

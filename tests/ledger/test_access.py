@@ -303,10 +303,11 @@ async def test_streams_are_recorded_before_their_last_byte(running: Team) -> Non
     nothing_is_held(running)
 
 
-async def test_a_client_that_leaves_pays_for_what_was_made(
-    engine: sa.Engine, tmp_path: Path
+@pytest.mark.parametrize("status", ["client_gone", "cancelled"])
+async def test_a_request_that_is_left_pays_for_what_was_made(
+    engine: sa.Engine, tmp_path: Path, status: str
 ) -> None:
-    """Five tokens, then the model waits until the client is gone."""
+    """Five tokens, then the model waits until the client is gone, or the server stops."""
     hold, steps = threading.Event(), itertools.count()
 
     def wait(_: Batch) -> None:
@@ -320,12 +321,16 @@ async def test_a_client_that_leaves_pays_for_what_was_made(
         exchange, run = known.begin({**BODY, "stream": True, "max_tokens": 200})
         try:
             await exchange.frames(1)
-            exchange.leave.set()
-            await run
+            if status == "cancelled":
+                run.cancel()
+            else:
+                exchange.leave.set()
+            await asyncio.wait([run])
         finally:
             hold.set()
+        assert run.cancelled() == (status == "cancelled")
         (record,) = await running.records()
-        assert record.status == "client_gone"
+        assert record.status == status
         assert 1 <= record.completion_tokens <= 5
         assert record.prompt_tokens == 1
         nothing_is_held(running)

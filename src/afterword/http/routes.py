@@ -20,7 +20,7 @@ from afterword.completion.service import Caller, CompletionService
 from afterword.completion.stream import CompletionStream
 from afterword.core import wire
 from afterword.core.account import Ask, Principal, Spent, UsageStatus
-from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable, UnknownUrl
+from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable
 from afterword.core.ledger import Ledger, Reservation
 from afterword.core.protocols import PrefixSharing
 from afterword.http import pages
@@ -277,8 +277,6 @@ class Routes:
     async def model(self, request: Request) -> Response:
         """Describe one model. Its id may contain slashes."""
         name: str = request.path_params["model"]
-        if not name:
-            raise UnknownUrl(f"Invalid URL ({request.method} {request.scope['path']})")
         exchange_of(request.scope).asked_model = name
         service = self._for(request)
         return _json(service.catalog.describe(name, service.limits))

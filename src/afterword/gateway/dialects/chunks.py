@@ -125,7 +125,7 @@ class ChunkReader:
         events: list[Event] = []
         for choice in choices or ():
             delta = self._bare(choice) if self._unscored else self._scored(choice, events)
-            if not self._stream.begun and self._job.prompt_logprobs is None:
+            if self._job.prompt_logprobs is None:
                 events += self._stream.prefilled()
             self._begun = self._stream.begun
             events += self._taken(delta)
@@ -138,7 +138,7 @@ class ChunkReader:
 
     def done(self, *, said: bool) -> list[Event]:
         """See ``Reader``."""
-        events = self._ends(said=said) if self._stream.begun else []
+        events = self._ends(said=said)
         if not self._stream.over:
             raise StreamBroke("it ended its stream without ending its choices")
         return [*events, self._counted()] if self._stream.begun else events

@@ -268,7 +268,7 @@ def add_top(
         return
     shown = {token for token, _ in likeliest}
     for token in scored_ids:
-        if token not in shown and token not in values:
+        if token not in values:
             raise StreamBroke("it did not score the tokens that were asked for")
         ids.append(NO_TOKEN if token in shown else token)
         logprobs.append(0.0 if token in shown else values[token])

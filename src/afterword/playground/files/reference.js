@@ -36,7 +36,7 @@ export function drawReference(box, { info, paths, components }) {
       h("dt", {}, field), h("dd", {}, [typeOf(schema), schema.description].filter(Boolean).join(". ")),
     ])),
   ]);
-  box.replaceChildren(h("p", {}, `${info.title} ${info.version}`), ...operations.flat(), ...schemas.flat());
+  box.replaceChildren(h("h2", {}, `${info.title} ${info.version}`), ...operations.flat(), ...schemas.flat());
   box.scrollTop = 0;
 }
 

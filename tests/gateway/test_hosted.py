@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from afterword.gateway.address import parse_addresses
 from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT, Facts
 from afterword.gateway.engine import RemoteEngine, open_remote
 from afterword.gateway.pool.pool import PoolOptions
+from afterword.gateway.transport.connection import HttpClient
 from conftest import make_client
 from standins.server import Exchange, StandIn
 from standins.upstreams import engine_of
@@ -76,6 +78,26 @@ async def test_the_list_of_models_in_every_shape(listed: bytes) -> None:
         engine = await open_remote("gpt", parse_addresses(source), options=PoolOptions())
         assert engine.card.details["upstream_model"] == "gpt"
         await engine.aclose()
+
+
+async def test_a_thread_writes_long_prompts(hosted: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of prompt would hold the event loop for a tenth of a second."""
+    threads: list[int] = []
+    written = HttpClient.request
+
+    def request(client: HttpClient, *given: Any) -> bytes:
+        threads.append(threading.get_ident())
+        return written(client, *given)
+
+    monkeypatch.setattr(HttpClient, "request", request)
+    prompts = ["\u20ac" * 100_000, "", "short"]
+    async with StandIn(hello) as upstream:
+        client = hosted(upstream)
+        for prompt in prompts:
+            await client.complete(prompt=prompt, max_tokens=3)
+    assert [body.get("prompt", "") for body in upstream.bodies] == prompts
+    here = threading.get_ident()
+    assert [thread == here for thread in threads] == [False, True, True]
 
 
 async def test_text_goes_through_and_usage_is_theirs(hosted: Open) -> None:

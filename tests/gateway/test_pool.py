@@ -155,6 +155,13 @@ def test_the_map_is_bounded_and_forgets_ends_first() -> None:
     assert prefixes.shared_tokens(block_keys(new), 1) == 0
 
 
+def test_keys_of_a_long_prompt_are_bounded() -> None:
+    """Others keep their places in the map, and the event loop its time."""
+    ids = list(range(1 << 18))
+    assert len(block_keys(ids)) == 1 << 12
+    assert block_keys(ids) == block_keys(ids[: 1 << 17])
+
+
 async def test_one_that_failed_is_the_second_choice_among_equals(front: Front) -> None:
     async with StandIn(lambda exchange: exchange.transport.abort()) as bad, StandIn() as good:
         engine = front(bad, good)

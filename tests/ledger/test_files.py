@@ -101,6 +101,34 @@ def test_a_database_that_is_named_is_closed_too(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_a_link_leads_to_a_closed_file_or_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    there, missing = tmp_path / "there.db", tmp_path / "missing.db"
+    there.touch(0o644)
+    for target in (there, missing):
+        link = tmp_path / f"link to {target.name}"
+        link.symlink_to(target)
+        engine = connect(sqlite_url(link))
+        prepare(engine)
+        engine.dispose()
+    assert mode(missing) == 0o600
+    # It may be anybody's file.
+    assert mode(there) == 0o644
+    assert f"{there}, which is open to others (mode 644): close it" in caplog.text
+    assert "missing" not in caplog.text
+
+
+def test_a_backup_follows_no_link(tmp_path: Path) -> None:
+    database = open_database(tmp_path / "data", None)
+    link = tmp_path / "copy.db"
+    link.symlink_to(tmp_path / "elsewhere.db")
+    with pytest.raises(ConfigError, match="File exists"):
+        backup(database, link)
+    assert not (tmp_path / "elsewhere.db").exists()
+    database.dispose()
+
+
 @pytest.mark.parametrize("kind", ["sticky", "with folders of others", "home", "of the system"])
 def test_a_folder_that_others_need_stays_open_and_is_named(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

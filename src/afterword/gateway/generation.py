@@ -31,6 +31,8 @@ _encode = msgspec.json.Encoder().encode
 _MOST_TOGETHER = 64
 """The most requests to upstreams that one request of a client has in flight."""
 _MOST_TRIES = 2
+_LONG_TOKENS = 1 << 18
+"""Of a prompt. A thread writes its request."""
 
 
 class Counts:
@@ -193,9 +195,10 @@ class RemoteGeneration(MailboxReader):
     async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
         """Make one attempt. Raises ``UpstreamFailure`` only if it has produced no event."""
         pool = self._pool
+        request = await self._written(upstream, job, seqs)
         load = pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
 
-        attempt = self._attempt(upstream, index, job, seqs, load)
+        attempt = self._attempt(upstream, request, index, job, seqs, load)
         try:
             await attempt.run()
         except ClientsFault as fault:
@@ -215,9 +218,24 @@ class RemoteGeneration(MailboxReader):
             for seq in seqs:
                 self._attempts.pop((index, seq), None)
 
+    async def _written(self, upstream: Upstream, job: Job, seqs: Sequence[int]) -> bytes:
+        """Returns the bytes of a request."""
+
+        def write() -> bytes:
+            assert upstream.facts is not None  # noqa: S101 - it is up
+            path, body = self._pool.dialect.request(
+                upstream.api, job, seqs, upstream.facts, self._tokenizer
+            )
+            return upstream.client.request("POST", path, _encode(body))
+
+        if len(job.prompt_ids) < _LONG_TOKENS:
+            return write()
+        return await asyncio.to_thread(write)
+
     def _attempt(
         self,
         upstream: Upstream,
+        request: bytes,
         index: int,
         job: Job,
         seqs: Sequence[int],
@@ -229,13 +247,10 @@ class RemoteGeneration(MailboxReader):
             attempt.emit = self._emit
             self._emit(events)
 
-        dialect, tokenizer = self._pool.dialect, self._tokenizer
-        assert upstream.facts is not None  # noqa: S101 - it is up
-        path, body = dialect.request(upstream.api, job, seqs, upstream.facts, tokenizer)
         attempt = Attempt(
             upstream.client,
-            upstream.client.request("POST", path, _encode(body)),
-            dialect.reader(index, job, seqs, tokenizer),
+            request,
+            self._pool.dialect.reader(index, job, seqs, self._tokenizer),
             limits=limits_of(self._pool.options, job, len(seqs)),
             emit=begin,
             admitted=lambda: self._taken(index, seqs),

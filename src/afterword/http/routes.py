@@ -135,7 +135,6 @@ class Completions:
                 raise
             # A stream may take an hour.
             del body
-            upload.end()
             exchange.model, exchange.stream = service.recorded(plan.model), plan.stream
             reservation = await self._ledger.reserve(principal, _ask(plan, exchange.model))
             exchange.rates = reservation.rates

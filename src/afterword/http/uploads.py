@@ -1,6 +1,7 @@
-"""Bounds the memory of bodies from their first bytes until they are planned.
+"""Bounds the memory of large requests, from the first bytes of their bodies to their ends.
 
-One limit on a body is not enough: a client may send a thousand of them at once, and slowly.
+One limit on a body is not enough: a client may send a thousand of them at once, and slowly. What is
+made of a body takes several times its bytes, so it counts until the request is over.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _RETRY_AFTER_S = 1
 
 
 class Upload:
-    """One body: takes memory as it arrives, until ``end``."""
+    """One body: takes memory as it arrives, until the end of its request."""
 
     def __init__(self, uploads: Uploads, owner: str) -> None:
         self._uploads = uploads
@@ -38,13 +39,13 @@ class Upload:
             self._taken_bytes += more_bytes
 
     def end(self) -> None:
-        """The body is not needed any more. Idempotent."""
+        """The request is over. Idempotent."""
         self._uploads.give_back(self._owner, self._taken_bytes)
         self._taken_bytes = 0
 
 
 class Uploads:
-    """The bodies that are being read or planned.
+    """The bodies of all requests under way.
 
     Invariant: they take at most ``MOST_OF_ALL`` times the largest body, those of one owner
     ``MOST_OF_ONE`` times, and 64 KiB each.
@@ -55,7 +56,7 @@ class Uploads:
 
     @contextmanager
     def by(self, owner: str) -> Iterator[Upload]:
-        """One more body of an owner. It is over at the end of the block at the latest."""
+        """One more body of an owner, until the end of the block."""
         upload = Upload(self, owner)
         try:
             yield upload
@@ -68,7 +69,7 @@ class Uploads:
         all_bytes = self._bytes.total() + size_bytes
         if own_bytes > MOST_OF_ONE * limit_bytes or all_bytes > MOST_OF_ALL * limit_bytes:
             raise EngineOverloaded(
-                "Too many large requests are being read, please try again later.",
+                "Too many large requests are under way, please try again later.",
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._bytes[owner] = own_bytes

@@ -291,7 +291,8 @@ def backup(engine: sa.Engine, file: Path) -> None:
     if engine.dialect.name != "sqlite":
         raise ConfigError("PostgreSQL has its own tool: pg_dump --format=custom DATABASE > FILE")
     try:
-        if file.exists():
+        # A link, too: the copy would be written elsewhere.
+        if os.path.lexists(file):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         make_private_file(file)
     except OSError as error:

@@ -86,8 +86,14 @@ def make_private(folder: Path) -> None:
 def make_private_file(file: Path) -> None:
     """Make an empty file that only its owner may read, or close one to others.
 
-    Raises ``OSError`` if it cannot be made.
+    The target of a link is made, too. One that is there stays as it is, because a link may lead to
+    what is not the ledger's; the log says if it is open. Raises ``OSError`` if it cannot be made.
     """
+    if file.is_symlink():
+        link, file = file, file.resolve()
+        if file.exists():
+            _say_if_open(link, file)
+            return
     try:
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _FILE_MODE)
     except FileExistsError:
@@ -110,6 +116,12 @@ def close_files(files: Iterable[Path]) -> None:
             continue
         if stat.S_ISREG(found.st_mode) and found.st_mode & _OTHERS:
             _close(file, found, _FILE_MODE)
+
+
+def _say_if_open(link: Path, target: Path) -> None:
+    mode = stat.S_IMODE(target.stat().st_mode)
+    if mode & _OTHERS:
+        _say(f"{link} is a link to {target}, which is open to others (mode {mode:o}): close it")
 
 
 def _close(path: Path, found: os.stat_result, mode: int) -> None:

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 
 BLOCK_TOKENS = 32
 _MOST_BLOCKS = 1 << 16
+_MOST_KEYS = 1 << 12
+"""Of a prompt. Beyond 128 Ki tokens, a shared prefix is not worth the time of the event loop."""
 
 
 def block_keys(ids: Sequence[int], scope: str = "") -> list[int]:
-    """Returns a key for each whole block of a prompt.
+    """Returns a key for each whole block of a prompt, up to a bound.
 
     It depends on the cache scope and on all tokens up to the block's end.
     """
     keys: list[int] = []
     key = hash(scope)
-    for start in range(0, len(ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+    end = min(len(ids), _MOST_KEYS * BLOCK_TOKENS)
+    for start in range(0, end - BLOCK_TOKENS + 1, BLOCK_TOKENS):
         key = hash((key, tuple(ids[start : start + BLOCK_TOKENS])))
         keys.append(key)
     return keys

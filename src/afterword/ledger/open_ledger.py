@@ -189,17 +189,11 @@ async def open_ledger(
     with ExitStack() as opened:
         if engine is not None:
             opened.callback(engine.dispose)
-        try:
-            journal = opened.enter_context(
-                Journal(options.journals, identity.id, limit_bytes=options.journal_bytes)
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"{options.journals}: no journal can be kept here: {error}"
-            ) from error
+        journal = opened.enter_context(_journal(options, identity))
         limiter, limiter_thread = _limiter(options, clocks)
         if limiter_thread is not None:
             opened.callback(_end, limiter_thread)
+            limiter_thread.submit(limiter.answers).add_done_callback(_say_if_away)
         pending = PendingRecords()
         access = AccessLedger(
             pending,
@@ -230,8 +224,6 @@ async def open_ledger(
                 presence=options.presence,
             )
 
-        if limiter_thread is not None:
-            limiter_thread.submit(limiter.answers).add_done_callback(_say_if_away)
         ledger = OpenLedger(access, journal, pending, options.folder, connect)
         if engine is not None:
             ledger.attach(engine)
@@ -245,6 +237,13 @@ async def open_ledger(
             for task in upkeep:
                 task.cancel()
             await asyncio.shield(ledger.aclose())
+
+
+def _journal(options: LedgerOptions, identity: ProcessIdentity) -> Journal:
+    try:
+        return Journal(options.journals, identity.id, limit_bytes=options.journal_bytes)
+    except OSError as error:
+        raise ConfigError(f"{options.journals}: no journal can be kept here: {error}") from error
 
 
 def _limiter(options: LedgerOptions, clocks: Clocks) -> tuple[RateLimiter, Executor | None]:

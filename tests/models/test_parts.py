@@ -44,6 +44,9 @@ def test_other_parts_are_no_beginning(parts: list[Path]) -> None:
     with pytest.raises(ConfigError, match="begin with part 1"):
         part_paths(parts[1])
     # The number comes from the file's metadata, not from its name.
+    swapped = Path(shutil.copy(parts[2], parts[0].with_name("other-00001-of-00003.gguf")))
+    said = "says that it is part 3 of 3, and its name says part 1 of 3"
+    assert refusal(swapped) == f"{swapped.name}: {said}"
     renamed = parts[2].rename(parts[2].with_name("model.gguf"))
     assert refusal(renamed) == "model.gguf: is part 3 of 3 of a model; begin with part 1"
 

@@ -95,6 +95,8 @@ def _check_first(path: Path, header: Header) -> None:
     number = _whole(header, _NUMBER) or 0
     if number > 0:
         said = part_name(path.name)
+        if said is not None and said.number != number + 1:
+            raise _misnamed(path, header, said.number, said.count)
         first = "" if said is None else f", {said.of(1)}"
         raise ConfigError(
             f"{path}: is part {number + 1} of {_count(header)} of a model; begin with part 1{first}"
@@ -164,11 +166,15 @@ def _read_part(path: Path, number: int, count: int) -> Header:
     if None in said:
         raise ConfigError(f"{path}: does not say that it is part {number} of {count} of a model")
     if said != (number - 1, count):
-        raise ConfigError(
-            f"{path}: says that it is part {(said[0] or 0) + 1} of {said[1]}, "
-            f"and its name says part {number} of {count}"
-        )
+        raise _misnamed(path, header, number, count)
     return header
+
+
+def _misnamed(path: Path, header: Header, number: int, count: int) -> ConfigError:
+    return ConfigError(
+        f"{path}: says that it is part {(_whole(header, _NUMBER) or 0) + 1} of {_count(header)}, "
+        f"and its name says part {number} of {count}"
+    )
 
 
 def _whole(header: Header, key: str) -> int | None:

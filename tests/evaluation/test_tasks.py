@@ -28,6 +28,8 @@ def test_items(tmp_path: Path) -> None:
     (item,) = read_task(written(tmp_path, GENERATION)).items
     assert isinstance(item, GenerationItem)
     assert (item.stops, item.targets, item.max_tokens) == (["\n"], ["b"], 256)
+    (item,) = read_task(written(tmp_path, '{"prompt": "a", "target": "b", "max_tokens": 1}')).items
+    assert item == GenerationItem("a", "b", max_tokens=1)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ("c", r"\d", [False, False, False]),
         ("it is b .", r"is(.*)\.", [False, False, True]),
         ("so c or b", r"(d)|c or (b)", [False, False, True]),
+        ("b or c", r"(\w) or (\w)", [False, False, True]),
         ("so c", r"(d)?(e)?", [False, False, False]),
         ("c", r"(d)?", [False, False, False]),
         ("x", r"[xy]", [True, True, True]),

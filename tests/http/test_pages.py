@@ -7,9 +7,11 @@ import logging
 from collections.abc import Callable
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from afterword.engine.toy import toy_engine
 from afterword.http.app import Access
+from afterword.http.origins import OriginHeaders, Preflights
 from conftest import make_client
 from support.asgi import Client, Reply
 
@@ -122,3 +124,32 @@ async def test_errors_can_be_read(make: Make) -> None:
     for path, status in (("/v1/completions", 400), ("/completion", 404)):
         reply = await make(APP).request("POST", path, b"{", headers={"origin": APP})
         assert (reply.status, reply.headers["access-control-allow-origin"]) == (status, APP)
+
+
+async def test_a_request_that_looks_like_a_preflight_is_answered_once(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What follows an answer would fail, in the log alone."""
+    reply = await make(APP).request("GET", "/health", headers={"origin": APP, **PREFLIGHT})
+    assert reply.status == 200
+    assert reply.json()["status"] == "ok"
+    assert reply.headers["access-control-allow-origin"] == APP
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["lifespan", "websocket"])
+async def test_what_is_no_request_passes(kind: str) -> None:
+    passed: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        passed.append(scope["type"])
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    preflights = Preflights(app, [APP])
+    await OriginHeaders(preflights, preflights.cors)({"type": kind}, receive, send)
+    assert passed == [kind]

@@ -17,7 +17,7 @@ def uniform(seed: int, sibling: int, position: int, *, second: bool = False) -> 
 
     A position has a ``second`` number, independent of the first, for draws before the draw.
     """
-    key = mix64(mix64(mix64(seed & _MASK) ^ sibling) ^ position)
+    key = mix64(mix64(mix64(seed) ^ sibling) ^ position)
     if second:
         key = mix64(key)
     return float(key >> 11) * 2.0**-53

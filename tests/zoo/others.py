@@ -365,6 +365,18 @@ OTHERS: Mapping[str, Architecture] = {
         "qwen35",
         {**DELTA, **HEADS_OF_32, "block_count": 3, "rope.dimension_sections": [4, 2, 2, 0]},
     ),
+    "arwkv7": Architecture(
+        "arwkv7",
+        {
+            "wkv.head_size": 64,
+            "token_shift_count": 1,
+            "attention.head_count": 0,
+            "attention.decay_lora_rank": 32,
+            "attention.iclr_lora_rank": 32,
+            "attention.value_residual_mix_lora_rank": 32,
+            "attention.gate_lora_rank": 32,
+        },
+    ),
     "qwen4exp": Architecture(
         "qwen4exp",
         {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from afterword.engine.llama.binding import packed_kernels
+from afterword.engine.llama.loading import EngineOptions, load
 from zoo.making import make_model
 from zoo.orders import job, prompt
 from zoo.serving import Model
@@ -38,13 +39,20 @@ def test_every_model_is_batch_invariant_and_shares(model: Model) -> None:
     assert model.loaded.sharing == ("cells" if model.loaded.model.can_trim else "checkpoints")
 
 
-@pytest.mark.parametrize("name", ["deepseek4", "minimax-m3"])
-def test_what_the_probe_is_too_short_to_see_is_known_by_name(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["deepseek4", "minimax-m3", "arwkv7"])
+def test_what_the_probe_does_not_see_is_known_by_name(tmp_path: Path, name: str) -> None:
+    together = name != "arwkv7"
     made = Model(make_model(name, tmp_path / f"{name}.gguf"))
     try:
         assert (made.batch_invariant, made.loaded.sharing) == (False, "none")
-        request = (job(prompt(0, 300), max_tokens=2),)
+        request = tuple(job(prompt(stem, 300), max_tokens=2) for stem in range(3))
         with made.server() as server:
-            assert server.ask(request) == server.ask(request) == made.fresh(request)
+            assert (server.runner.sequences > 1) == together
+            found = server.ask(request)
+        for number, one in enumerate(request):
+            assert found.choices[number, 0].tokens == made.fresh((one,)).choices[0, 0].tokens
     finally:
         made.close()
+    fast = load(made.path, EngineOptions(exact=False, threads=1))
+    fast.model.close()
+    assert fast.together == together

@@ -15,7 +15,7 @@ from afterword.core.errors import ConfigError
 from afterword.models.gguf import Header, read_file_header
 from afterword.models.kinds import is_no_continuation
 
-CHECKS = 3
+CHECKS = 4
 """The version of the checks of a header; increase it with every new check."""
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"

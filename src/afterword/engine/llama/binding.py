@@ -328,6 +328,11 @@ class LlamaModel:
         return int(lib.llama_model_n_ctx_train(self.pointer))
 
     @property
+    def architecture(self) -> str:
+        """The architecture by its name in ggml, such as llama or qwen2."""
+        return self.metadata("general.architecture") or ""
+
+    @property
     def can_trim(self) -> bool:
         """Whether the end of a sequence can be removed; not possible with recurrent state."""
         recurrent = lib.llama_model_is_recurrent(self.pointer)

@@ -42,6 +42,11 @@ _BATCH_DEPENDENT = ("deepseek4", "minimax-m3")
 DeepSeek-V4's compressed cells stand behind the longest sequence of the batch, rounded to 256.
 MiniMax-M3 gathers the cells of single tokens, and masks those of chunks.
 """
+_ONE_AT_A_TIME = ("arwkv7", "rwkv6qwen2")
+"""Architectures whose rows are wrong if llama.cpp computes several sequences in one batch.
+
+It stores the last tokens of all sequences but the first wrongly (RWKV heads on Qwen).
+"""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,15 +168,25 @@ def _loaded(model: LlamaModel, found: Probed) -> Loaded:
 
 
 def _unproven(model: LlamaModel) -> Loaded:
-    return Loaded(model, batch_invariant=False, sharing=model.unproven_sharing)
+    together = model.architecture not in _ONE_AT_A_TIME
+    return Loaded(model, batch_invariant=False, sharing=model.unproven_sharing, together=together)
+
+
+def _known(model: LlamaModel) -> Probed | None:
+    """Returns what the probe cannot find out about a model and is known by its architecture."""
+    together = model.architecture not in _ONE_AT_A_TIME
+    if together and model.architecture not in _BATCH_DEPENDENT:
+        return None
+    return Probed(model.repack, batch_invariant=False, sharing="none", together=together)
 
 
 def _load_and_probe(
     path: Path, options: EngineOptions, offload: Offload
 ) -> tuple[LlamaModel, Probed]:
     model = LlamaModel(path, offload=offload)
-    if model.metadata("general.architecture") in _BATCH_DEPENDENT:
-        return model, Probed(model.repack, batch_invariant=False, sharing="none")
+    known = _known(model)
+    if known is not None:
+        return model, known
     try:
         found = _probe(model, options)
         # Other kernels of the processor make no difference to a GPU's.

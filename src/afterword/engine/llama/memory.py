@@ -121,7 +121,7 @@ def _kv_bytes(model: LlamaModel, options: ContextOptions) -> tuple[int, bool]:
 
 def _cell_bytes(model: LlamaModel) -> int:
     """Returns the bytes of a token by the metadata; exact for plain transformers only."""
-    arch = model.metadata("general.architecture") or ""
+    arch = model.architecture
 
     def number(key: str, otherwise: int) -> int:
         text = model.metadata(f"{arch}.{key}") or ""

@@ -127,7 +127,8 @@ def test_keys_are_listed_in_the_order_of_their_making(key_store: KeyStore, hand:
      (KeyTerms(name="a", rpm=0), "rpm"), (KeyTerms(name="a", tpm=-1), "tpm"),
      (KeyTerms(name="a", budget_tokens=2**60), "budget_tokens"),
      (KeyTerms(name="a", concurrent=0), "concurrent"),
-     (KeyTerms(name="a", models=()), "models"), (KeyTerms(name="a", models=("",)), "models")],
+     (KeyTerms(name="a", models=()), "models"), (KeyTerms(name="a", models=("",)), "models"),
+     (KeyTerms(name="a", models=("m",) * 1001), "models")],
 )  # fmt: skip
 def test_terms_that_mean_nothing(key_store: KeyStore, terms: KeyTerms, param: str) -> None:
     with pytest.raises(InvalidRequest) as error:

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from afterword.core.job import Ended, Job, Prefilled, Sampled, SamplingParams
+from afterword.engine.batching.block_budget import BlockBudget
 from afterword.engine.batching.blocks import BlockCopy, BlockTables, NoBlocksError
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
+from afterword.engine.batching.slots import Slots
 from afterword.engine.sampler import Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
 from support.examples import examples
@@ -304,3 +306,14 @@ def test_a_table_without_blocks_left_says_so() -> None:
         tables.grow(1, 1)
     with pytest.raises(NoBlocksError, match="none is free"):
         tables.fork(0, 1, 5)
+
+
+@pytest.mark.parametrize(("blocks", "kept"), [(15, 0), (16, 4), (20, 4)])
+def test_more_choices_of_a_request_leave_room_for_a_context(blocks: int, kept: int) -> None:
+    """Where there is room for four: the next request starts without waiting for them."""
+    slots = Slots(1, 1)
+    budget = BlockBudget(BlockTables(blocks, 4), slots, 16, lambda *_: None)
+    assert budget.admits(blocks * 4, None, more=False)
+    assert not budget.admits(blocks * 4 + 1, None, more=False)
+    assert budget.admits((blocks - kept) * 4, None, more=True)
+    assert not budget.admits((blocks - kept) * 4 + 1, None, more=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 import struct
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -75,7 +78,35 @@ def test_a_file_for_other_processors_is_called_so(tmp_path: Path, tiny: bytes) -
 def test_a_context_that_no_prompt_can_use(tmp_path: Path, tokens: int) -> None:
     """Without this check the library has no memory for it, or looks for some without end."""
     path = make_gguf(tmp_path / "x.gguf", context=tokens)
-    with pytest.raises(ConfigError, match=f"its context is {tokens} tokens"):
+    with pytest.raises(ConfigError, match=rf"llama\.context_length is {tokens}$"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"llama.block_count": 0}, "llama.block_count is 0"),
+        ({"llama.block_count": 600}, "llama.block_count is 600"),
+        ({"llama.expert_count": 4}, "llama.expert_used_count is 0 of 4"),
+        ({"llama.expert_count": 4, "llama.expert_used_count": 5}, "llama.expert_used_count is 5"),
+        ({"llama.expert_count": 1025, "llama.expert_used_count": 2}, "llama.expert_count is 1025"),
+        ({"llama.expert_used_count": 2}, "llama.expert_used_count is 2 of 0"),
+        ({"llama.rope.scaling.type": "twisted"}, "llama.rope.scaling.type is twisted"),
+        (
+            {"llama.attention.layer_norm_rms_epsilon": math.nan},
+            "llama.attention.layer_norm_rms_epsilon is nan",
+        ),
+        (
+            {"llama.attention.layer_norm_rms_epsilon": -1.0},
+            "llama.attention.layer_norm_rms_epsilon is -1.0",
+        ),
+    ],
+)
+def test_numbers_that_would_end_the_process(
+    tmp_path: Path, changed: Mapping[str, object], said: str
+) -> None:
+    path = make_gguf(tmp_path / "x.gguf", changed=changed)
+    with pytest.raises(ConfigError, match="is a broken GGUF file: " + re.escape(said)):
         read_header(path)
 
 
@@ -126,6 +157,7 @@ def test_changed_headers_are_read_or_refused(tmp_path: Path, tiny: bytes) -> Non
 
 _LOAD = """
 import asyncio, sys
+from collections.abc import Mapping
 from pathlib import Path
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.engine import open_engine

@@ -14,14 +14,13 @@ import msgspec
 from afterword.core.errors import ConfigError
 from afterword.models.gguf import Header, read_file_header
 from afterword.models.kinds import is_no_continuation
+from afterword.models.numbers import wrong_number
 
-CHECKS = 4
+CHECKS = 5
 """The version of the checks of a header; increase it with every new check."""
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 _MOST_PARTS = 2**16
-_MOST_CONTEXT = 2**31
-"""The library counts tokens in 32 bits, with a sign."""
 
 
 class PartName(msgspec.Struct, frozen=True):
@@ -117,9 +116,9 @@ def _check_kind(path: Path, header: Header) -> None:
         raise ConfigError(f"{path}: is a broken GGUF file: general.architecture is missing")
     if not header.vocabulary:
         raise ConfigError(f"{path}: has no vocabulary: it cannot continue text")
-    context = header.context_tokens
-    if context is not None and not 0 < context < _MOST_CONTEXT:
-        raise ConfigError(f"{path}: is a broken GGUF file: its context is {context} tokens")
+    wrong = wrong_number(header)
+    if wrong is not None:
+        raise ConfigError(f"{path}: is a broken GGUF file: {wrong}")
 
 
 def _with_other_parts(path: Path, first: Header, count: int) -> Header:

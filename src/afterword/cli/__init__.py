@@ -89,6 +89,6 @@ def _fail(message: str, status: int) -> None:
     else:
         from afterword.cli.terminal import printable  # noqa: PLC0415
 
-        # Files and servers have texts of their own in what is said of them.
+        # It may quote a file or a server.
         print(f"afterword: {printable(line)}", file=sys.stderr)  # noqa: T201 - the one line
     sys.exit(status)

@@ -19,9 +19,9 @@ _LINE_EVERY = 0.25
 """Without a terminal, progress is one line for each quarter."""
 
 
-def printable(text: str) -> str:
-    """Returns untrusted text as one line, without control characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def printable(text: str, kept: str = "") -> str:
+    """Returns untrusted text without control characters and ends of lines, but ``kept`` ones."""
+    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def plain(text: str) -> Text:

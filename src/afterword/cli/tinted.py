@@ -8,7 +8,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from afterword.cli.terminal import bare_table
+from afterword.cli.terminal import bare_table, printable
 from afterword.library.html import percentage
 from afterword.library.segments import segments
 from afterword.library.tints import INK, tint_of
@@ -24,7 +24,7 @@ def tinted_text(
     """Returns a text in which each token has its tint."""
     made = Text()
     for segment in segments(text, offsets, logprobs, base=base):
-        made.append(_shown(segment.text), style_of(segment.logprob))
+        made.append(printable(segment.text, _KEPT), style_of(segment.logprob))
     return made
 
 
@@ -66,18 +66,12 @@ def table_of_tokens(
     table.add_column("#", justify="right")
     table.add_column("TOKEN")
     for name in columns:
-        table.add_column(_shown(name), justify="right")
+        table.add_column(printable(name), justify="right")
     listed = tops or {}
     for name in listed:
-        table.add_column(_shown(name), overflow="fold")
+        table.add_column(printable(name), overflow="fold")
     for i, token in enumerate(tokens):
         values = [each[i] for each in columns.values()]
         cells = [Text(str(i)), token_text(token, values[0]), *map(value_text, values)]
         table.add_row(*cells, *(alternatives(each[i]) for each in listed.values()))
     return table
-
-
-def _shown(text: str) -> str:
-    return "".join(
-        c if c.isprintable() or c in _KEPT else "\N{REPLACEMENT CHARACTER}" for c in text
-    )

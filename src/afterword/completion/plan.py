@@ -148,8 +148,8 @@ def make_plan(
         place=None if inputs.infill is None else inputs.infill.place,
         spelled=inputs.spelled,
     )
-    searched = choices if _is_searched(request, tokenizer, inputs, budget) else None
-    laid = _lay_out(layout, common, n, searched)
+    searched = _is_searched(request, tokenizer, inputs, budget)
+    laid = _lay_out(layout, common, choices, searched=searched)
     jobs = laid.jobs
     silent = end_ids.union(() if request.include_stop_str_in_output else common.stop_ids)
     if request.skip_special_tokens:
@@ -195,22 +195,20 @@ class _LaidOut(NamedTuple):
     cut: bool
 
 
-def _lay_out(
-    layout: Prompts, common: Job, shown: int, searched: tuple[int, int] | None
-) -> _LaidOut:
+def _lay_out(layout: Prompts, common: Job, choices: tuple[int, int], *, searched: bool) -> _LaidOut:
     """Returns what each prompt becomes; ``common`` is what the jobs share.
 
-    ``shown`` choices are shown of each. ``searched`` are the choices of a search, those that are
-    shown and those that are made. Raises ``InvalidRequest``.
+    ``choices`` are how many of a prompt are shown, and how many are made. Raises
+    ``InvalidRequest``.
     """
     request, budget, asked = layout.request, layout.budget, layout.asked
-    weight = AnswerWeight(request, shown, _log_probabilities(request)[0], budget.limits)
+    weight = AnswerWeight(request, choices[0], _log_probabilities(request)[0], budget.limits)
     jobs, prompts, sizes, any_cut = list[Job](), list[PromptText](), list[SearchSize](), False
     for prompt in request.prompt or ("",):
         ids, text, cut = layout.lay_out(prompt)
         most = layout.completion_tokens(len(ids))
-        if searched is not None and most:
-            sizes.append(search_size(asked, searched, len(ids), budget))
+        if searched and most:
+            sizes.append(search_size(asked, choices, len(ids), budget))
             most = sizes[-1].middle_tokens
         refuse_min_tokens(common.sampling.min_tokens, most, asked)
         weight.add(text)

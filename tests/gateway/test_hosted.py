@@ -100,6 +100,33 @@ async def test_a_thread_writes_long_prompts(hosted: Open, monkeypatch: pytest.Mo
     assert [thread == here for thread in threads] == [False, True, True]
 
 
+async def test_an_upstream_that_drains_gets_what_is_being_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, begun, drained = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    written = HttpClient.request
+
+    def request(client: HttpClient, *given: Any) -> bytes:
+        loop.call_soon_threadsafe(begun.set)
+        drained.wait()
+        return written(client, *given)
+
+    monkeypatch.setattr(HttpClient, "request", request)
+    async with StandIn(hello) as upstream:
+        engine = engine_of(upstream.address.replace("vllm+", "openai+"), [FACTS])
+        client = make_client({"toy": engine})
+        answer = asyncio.ensure_future(client.complete(prompt="a" * 300_000, max_tokens=3))
+        await begun.wait()
+        (behind,) = engine.pool.upstreams
+        behind.draining = True
+        engine.pool.drop_drained()
+        left = list(engine.pool.upstreams)
+        drained.set()
+        assert (await answer)["choices"][0]["text"] == "Hello 🙂"
+        assert left == [behind]
+        await engine.aclose()
+
+
 async def test_text_goes_through_and_usage_is_theirs(hosted: Open) -> None:
     async with StandIn(hello) as upstream:
         client = hosted(upstream)

@@ -194,11 +194,20 @@ class RemoteGeneration(MailboxReader):
 
     async def _try(self, upstream: Upstream, index: int, job: Job, seqs: Sequence[int]) -> None:
         """Make one attempt. Raises ``UpstreamFailure`` only if it has produced no event."""
-        pool = self._pool
-        request = await self._written(upstream, job, seqs)
-        load = pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
+        # An upstream that drains stays until its requests end, also those that are written.
+        load = self._pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
+        try:
+            request = await self._written(upstream, job, seqs)
+            await self._run_attempt(
+                upstream, self._attempt(upstream, request, index, job, seqs, load)
+            )
+        finally:
+            load.end()
+            for seq in seqs:
+                self._attempts.pop((index, seq), None)
 
-        attempt = self._attempt(upstream, request, index, job, seqs, load)
+    async def _run_attempt(self, upstream: Upstream, attempt: Attempt) -> None:
+        pool = self._pool
         try:
             await attempt.run()
         except ClientsFault as fault:
@@ -212,11 +221,8 @@ class RemoteGeneration(MailboxReader):
         else:
             upstream.answered()
         finally:
-            load.end()
             for oddity, given in attempt.remarks.items():
                 upstream.remark(pool.model, oddity, given)
-            for seq in seqs:
-                self._attempts.pop((index, seq), None)
 
     async def _written(self, upstream: Upstream, job: Job, seqs: Sequence[int]) -> bytes:
         """Returns the bytes of a request."""

@@ -222,6 +222,6 @@ class TextTokenizer:
         """Returns the text of a prompt; "" for an empty prompt."""
         if ids[0] == self._START:
             return ""
-        # In slices, because each holds up all threads.
+        # In slices, because no other thread runs while `bytes` makes one.
         parts = range(0, len(ids), _SLICE_TOKENS)
         return b"".join(bytes(ids[at : at + _SLICE_TOKENS]) for at in parts).decode()

@@ -1,8 +1,9 @@
-"""Large bodies: what is there of them before they are planned is bounded, for a key and for all."""
+"""Large bodies: what requests under way have of them is bounded, for a key and for all."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -101,3 +102,22 @@ async def test_one_client_s_large_bodies_are_bounded(
     again.rest.set()
     await again.run
     assert again.status == 400
+
+
+async def test_a_large_body_counts_until_its_request_is_over(serve: Callable[..., Client]) -> None:
+    """What was made of it takes memory until then."""
+    client = serve(toy_engine(), limits=Limits(max_body_bytes=LIMIT_BYTES))
+    body = {"model": "toy", "prompt": "a", "max_tokens": 1, "stream": True}
+    large = json.dumps(body).encode().ljust(LIMIT_BYTES)
+    reads = asyncio.Event()
+    begun = [client.begin(large, blocked=reads) for _ in range(MOST_OF_ONE)]
+    for exchange, _ in begun:
+        await exchange.frames(1)
+    refused = await client.request("POST", "/v1/completions", large)
+    reads.set()
+    assert (refused.status, refused.error["code"]) == (503, "engine_overloaded")
+    assert "retry-after" in refused.headers
+    for exchange, run in begun:
+        await run
+        assert exchange.reply.status == 200
+    assert (await client.request("POST", "/v1/completions", large)).status == 200

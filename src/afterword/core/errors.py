@@ -206,7 +206,7 @@ class UpstreamFailed(ApiError):
 
 
 class EngineOverloaded(ApiError):
-    """The waiting line is full (H9)."""
+    """The waiting line is full, or too many large requests are under way (H9)."""
 
     status = 503
     default_code = "engine_overloaded"

@@ -25,7 +25,8 @@ _ERRORS: Mapping[int, str] = {
     429: "The key's rate or budget is used up.",
     500: "The server failed; the message has the request id.",
     502: "The answer of a server behind this one broke off, or cannot be read.",
-    503: "The waiting line is full, an engine or the ledger is away, or the server shuts down.",
+    503: "The waiting line is full, too many large requests are under way, an engine or the ledger "
+    "is away, or the server shuts down.",
 }
 _COMMON = (401, 405, 500)
 _OPERATORS = (400, 401, 403, 405, 413, 415, 500, 503)

@@ -157,7 +157,6 @@ def test_changed_headers_are_read_or_refused(tmp_path: Path, tiny: bytes) -> Non
 
 _LOAD = """
 import asyncio, sys
-from collections.abc import Mapping
 from pathlib import Path
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.engine import open_engine

@@ -517,7 +517,7 @@ def luminance(colour: list[int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def serious(page: Page) -> list[str]:
+def findings(page: Page) -> list[str]:
     """Returns the findings of axe-core that are more than minor."""
     found = Axe().run(page).response["violations"]
     return [
@@ -547,19 +547,19 @@ def test_nothing_serious_for_axe(visit: Open, scheme: str, size: tuple[int, int]
     page.keyboard.press("Enter")
     editor.view("settings")
     page.evaluate("for (const group of document.querySelectorAll('details')) group.open = true")
-    assert serious(page) == []
+    assert findings(page) == []
     page.keyboard.press("Escape")
     editor.write("The sea was")
     editor.proceed()
     page.keyboard.press("ArrowLeft")
     expect(page.locator("#card")).to_be_visible()
-    assert serious(page) == []
+    assert findings(page) == []
     for view in ("branches", "tokens", "server"):
         editor.view(view)
-        assert serious(page) == []
+        assert findings(page) == []
     page.keyboard.press("Escape")
     page.click("#share-open")
-    assert serious(page) == []
+    assert findings(page) == []
 
 
 def test_small_screens(visit: Open) -> None:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Route, expect
 
 from e2e.browser import Playground, arrive, forget, playground
 from e2e.process import MODEL, Server, serving
-from e2e.test_playground_care import serious
+from e2e.test_playground_care import findings
 from e2e.test_playground_writing import caret, sent
 from support.tiny_gguf import make_gguf
 
@@ -310,4 +310,4 @@ def test_an_end_at_once_is_said(chat: Playground) -> None:
 def test_the_template_for_axe(chat: Playground) -> None:
     chat.write(ASKED)
     shows(chat, framed(ASKED))
-    assert serious(chat.page) == []
+    assert findings(chat.page) == []

@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from e2e.browser import Open, Playground, arrive, watch
 from e2e.process import Server
-from e2e.test_playground_care import lock, serious
+from e2e.test_playground_care import findings, lock
 
 START = "Once upon a time, in a village by the sea,"
 
@@ -244,7 +244,7 @@ def test_a_telephone(visit: Open) -> None:
     )
     page = editor.page
     assert page.evaluate(SMALL) == []
-    assert serious(page) == []
+    assert findings(page) == []
     editor.set("max_tokens", 4)
     editor.set("seed", 3)
     assert page.evaluate(SMALL) == []
@@ -330,22 +330,22 @@ def test_the_reference_asks_for_the_key(visit: Open) -> None:
 def test_dialogs_and_stage_for_axe(visit: Open) -> None:
     editor = visit(locale="zh-CN")
     page = editor.page
-    assert serious(page) == []
+    assert findings(page) == []
     editor.write("The sea was\n" * 2)
     editor.view("branches")
     for opener in ("#documents-open", "#look-open", "#export-open"):
         page.click(opener)
-        assert serious(page) == []
+        assert findings(page) == []
         page.keyboard.press("Escape")
     page.keyboard.press("Alt+m")
-    assert serious(page) == []
+    assert findings(page) == []
     page.keyboard.press("Escape")
     rows = page.locator("#branches > li")
     rows.first.focus()
     for key in ("c", "ArrowDown", "c"):
         page.keyboard.press(key)
     expect(page.locator("#comparison")).to_be_visible()
-    assert serious(page) == []
+    assert findings(page) == []
 
 
 def test_chinese_has_a_chinese_font(visit: Open) -> None:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 
 from e2e.browser import PATIENCE_MS, Playground, watch
 from e2e.process import run, serving
-from e2e.test_playground_care import serious
+from e2e.test_playground_care import findings
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -35,7 +35,7 @@ def test_a_browser_is_asked_for_the_key(
         expect(page.locator("#key")).to_be_visible()
         expect(page.locator("#key-error")).to_have_text("This server needs a key.")
         assert "hidden-name" not in page.content()
-        assert serious(page) == []
+        assert findings(page) == []
         # Without a key the page says why it is empty, and asks again.
         page.keyboard.press("Escape")
         expect(page.locator("#notice")).to_contain_text("You didn't provide an API key")
@@ -48,7 +48,7 @@ def test_a_browser_is_asked_for_the_key(
         expect(page.locator("#reference")).to_contain_text("POST /v1/completions")
         expect(page.locator("#reference dt").filter(has_text="temperature").first).to_be_visible()
         expect(page.locator("#notice")).to_be_hidden()
-        assert serious(page) == []
+        assert findings(page) == []
         assert page.url == f"{server.url}/docs"
         assert secret not in page.content()
         # The tab keeps the key, for the playground, too.

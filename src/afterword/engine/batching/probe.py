@@ -34,7 +34,7 @@ WINDOW_TOKENS = 24
 _STEPS = ((3, 1), (40, 2), (41, 2))
 """Where chunks of the prompt end, and how many tokens each neighbour computes beside one."""
 _AFTER = 4
-"""Tokens after the prompt: alone each in a step of its own, among others the last in a chunk."""
+"""Tokens after the prompt: each has a step of its own, but among others the last are one chunk."""
 _NEIGHBOURS = 3
 _BEYOND = 8
 """Tokens that the source of a fork has after the shared prefix."""

@@ -167,17 +167,21 @@ def _loaded(model: LlamaModel, found: Probed) -> Loaded:
     return Loaded(model, found.batch_invariant, found.sharing, found.together)
 
 
+def _together(model: LlamaModel) -> bool:
+    return model.architecture not in _ONE_AT_A_TIME
+
+
 def _unproven(model: LlamaModel) -> Loaded:
-    together = model.architecture not in _ONE_AT_A_TIME
-    return Loaded(model, batch_invariant=False, sharing=model.unproven_sharing, together=together)
+    return Loaded(
+        model, batch_invariant=False, sharing=model.unproven_sharing, together=_together(model)
+    )
 
 
 def _known(model: LlamaModel) -> Probed | None:
     """Returns what the probe cannot find out about a model and is known by its architecture."""
-    together = model.architecture not in _ONE_AT_A_TIME
-    if together and model.architecture not in _BATCH_DEPENDENT:
+    if _together(model) and model.architecture not in _BATCH_DEPENDENT:
         return None
-    return Probed(model.repack, batch_invariant=False, sharing="none", together=together)
+    return Probed(model.repack, batch_invariant=False, sharing="none", together=_together(model))
 
 
 def _load_and_probe(

@@ -266,7 +266,7 @@ class _PartialReader(SingleReader):
             if len(logprobs) != len(ids):
                 raise StreamBroke("it did not send one log-probability for each token")
         self._seen += len(ids)
-        finish = self._stream.reason(partial.stop_type) or "stop" if partial.stop else None
+        finish = self._stream.end_reason(partial.stop_type) if partial.stop else None
         if self._held is not None:
             events += self._released(
                 self._held, ended=partial.stop and partial.stop_type == "eos" and not ids

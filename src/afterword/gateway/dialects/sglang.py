@@ -217,13 +217,8 @@ class _OutputReader(SingleReader):
             if len(logprobs) != len(ids) or len(tops) != len(ids):
                 raise StreamBroke("it did not send one log-probability for each token")
         events = self._prefilled(meta)
-        reason = self._stream.reason
-        events += self._stream.sampled(
-            TokenDelta(
-                self._seq, ids, logprobs, tops,
-                None if finish is None else reason(finish.type) or "stop",
-            )
-        )  # fmt: skip
+        reason = None if finish is None else self._stream.end_reason(finish.type)
+        events += self._stream.sampled(TokenDelta(self._seq, ids, logprobs, tops, reason))
         if finish is not None:
             events.append(self._stream.counted(meta.prompt_tokens, meta.cached_tokens))
         return events

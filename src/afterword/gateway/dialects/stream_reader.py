@@ -139,6 +139,13 @@ class StreamReader:
         self.remark("its reason for the end of a choice is unknown and counts as stop", finish)
         return "stop"
 
+    def end_reason(self, finish: object) -> FinishReason:
+        """Returns the reason of a choice that has ended: stop, unless the upstream says another.
+
+        Raises ``StreamBroke`` as ``reason`` does.
+        """
+        return self.reason(finish) or "stop"
+
     def remark(self, oddity: str, given: object) -> None:
         """Note something odd that did not stop the answer."""
         # repr of an endless number is an error.

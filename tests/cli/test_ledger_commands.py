@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -237,14 +238,69 @@ def test_half_a_copy_is_none(
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    copy = tmp_path / "copy.db"
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    copy = copies / "copy.db"
     with monkeypatch.context() as patch:
         patch.setattr("afterword.ledger.database.contextlib.closing", full)
         done = afterword("db", "backup", str(copy))
     assert isinstance(done.exception, ConfigError)
     assert str(done.exception) == f"{copy}: database or disk is full"
-    assert not copy.exists()
+    assert list(copies.iterdir()) == []
     assert afterword("db", "backup", str(copy)).exit_code == 0
+    assert list(copies.iterdir()) == [copy]
+
+
+def test_a_copy_has_its_name_once_it_is_whole(
+    afterword: Afterword, spent: str, database_url: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A kill in the middle of it would leave nothing that looks like a copy."""
+    if database_url.startswith("postgresql"):
+        return
+    copy = tmp_path / "copy.db"
+    seen: list[bool] = []
+
+    def look(file: Path) -> sqlite3.Connection:
+        seen.append(copy.exists())
+        return sqlite3.Connection(file)
+
+    monkeypatch.setattr("afterword.ledger.database.sqlite3.connect", look)
+    assert afterword("db", "backup", str(copy)).exit_code == 0
+    assert seen == [False]
+    assert copy.exists()
+
+
+def test_a_ledger_of_an_older_version_is_copied(
+    afterword: Afterword, spent: str, engine: sa.Engine, database_url: str, tmp_path: Path
+) -> None:
+    """Before its upgrade, as the docs advise."""
+    if database_url.startswith("postgresql"):
+        return
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0000'"))
+    assert "older version" in str(afterword("usage").exception)
+    copy = tmp_path / "copy.db"
+    assert afterword("db", "backup", str(copy)).stdout == f"copied to {copy}\n"
+    with contextlib.closing(sqlite3.connect(copy)) as found:
+        assert found.execute("SELECT count(*) FROM usage").fetchone() == (3,)
+
+
+@pytest.mark.parametrize("words", [("backup", "copy.db"), ("check",)])
+def test_where_no_ledger_is_none_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """A folder's name may be a mistake: a copy of nothing is no backup."""
+    monkeypatch.chdir(tmp_path)
+    for flags in (("--data-dir", "typo"), ("--database", "sqlite:///typo.db")):
+        done = CliRunner().invoke(cli, ["db", *words, *flags])
+        assert isinstance(done.exception, ConfigError)
+        assert str(done.exception).endswith(": there is no ledger")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty.db").touch(0o600)
+    done = CliRunner().invoke(cli, ["db", *words, "--database", "sqlite:///empty.db"])
+    assert done.exit_code == 1
+    assert not (tmp_path / "copy.db").exists()
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,21 @@ def test_revoked_expired_and_rotated_keys(
         key_store.rotate("a", overlap_s=0)
 
 
+def test_no_secret_is_made_that_nobody_takes(
+    key_store: KeyStore, engine: sa.Engine, hand: Hand
+) -> None:
+    first = key_store.create(KeyTerms(name="a", expires_at=hand() + 100))
+    hand.now_s += 99
+    second = key_store.rotate("a", overlap_s=10)
+    assert ring(engine).find(second.secret, hand()) is not None
+    hand.now_s += 1
+    before = ring(engine).version
+    with pytest.raises(InvalidRequest, match="key 'a' has expired: make another one"):
+        key_store.rotate("a", overlap_s=10)
+    assert ring(engine).version == before
+    assert key_store.find("a").id == first.view.id
+
+
 def test_every_change_is_noticed(key_store: KeyStore, engine: sa.Engine) -> None:
     seen = [ring(engine).version]
     changes: list[Callable[[], object]] = [

@@ -16,9 +16,11 @@ from afterword.ledger.folder import journals_in
 from afterword.ledger.keys import KeyStore
 
 
-def database(settings: Settings, *, prepared: bool = True) -> AbstractContextManager[Database]:
+def database(
+    settings: Settings, *, prepared: bool = True, made: bool = True
+) -> AbstractContextManager[Database]:
     """The database that the settings name; see ``open_for_command``."""
-    return open_for_command(data_folder(settings), settings.database, prepared=prepared)
+    return open_for_command(data_folder(settings), settings.database, prepared=prepared, made=made)
 
 
 def key_store(engine: Database) -> KeyStore:

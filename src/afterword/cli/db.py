@@ -40,7 +40,7 @@ def check_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     something is wrong.
     """
     settings = ledger_settings(given)
-    with database(settings, prepared=False) as engine:
+    with database(settings, prepared=False, made=False) as engine:
         wrong = check(engine) + unreadable(journals_in(data_folder(settings)))
     for line in wrong:
         click.echo(line)
@@ -54,6 +54,6 @@ def check_tables(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
 @ledger_flags
 def backup_tables(file: Path, **given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     """Copy a SQLite ledger to FILE while servers go on. PostgreSQL has pg_dump."""
-    with database(ledger_settings(given)) as engine:
+    with database(ledger_settings(given), prepared=False, made=False) as engine:
         backup(engine, file)
     click.echo(f"copied to {file}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from afterword.core.errors import ConfigError
@@ -26,11 +28,13 @@ from afterword.ledger.process import KEYLESS
 
 
 @contextmanager
-def open_for_command(folder: Path, database: str | None, *, prepared: bool) -> Iterator[Database]:
+def open_for_command(
+    folder: Path, database: str | None, *, prepared: bool, made: bool = True
+) -> Iterator[Database]:
     """The database, with what keyless servers on this data folder have recorded.
 
-    ``prepared`` makes its tables if there are none. Raises ``ConfigError``, also for errors of the
-    database in the context.
+    ``prepared`` makes its tables if there are none, and refuses those of another version. ``made``
+    makes its file. Raises ``ConfigError``, also for errors of the database in the context.
     """
     journals = journals_in(folder)
     recorded = database is None and any_journal(journals, of=KEYLESS)
@@ -38,8 +42,11 @@ def open_for_command(folder: Path, database: str | None, *, prepared: bool) -> I
         if prepared or (recorded and not has_database(folder)):
             engine = open_database(folder, database)
         else:
+            url = parse_url(database) if database else sqlite_url(database_file(folder))
+            if not made:
+                _refuse_missing(url)
             make_folder(folder)
-            engine = connect(parse_url(database) if database else sqlite_url(database_file(folder)))
+            engine = connect(url)
         try:
             if recorded and revision_of(engine) == REVISION:
                 _take_over(engine, journals)
@@ -48,6 +55,12 @@ def open_for_command(folder: Path, database: str | None, *, prepared: bool) -> I
             engine.dispose()
     except SQLAlchemyError as error:
         raise ConfigError(f"the ledger's database cannot be used: {reason(error)}") from error
+
+
+def _refuse_missing(url: URL) -> None:
+    """Raises ``ConfigError`` for a file that is not there: its name may be a mistake."""
+    if url.get_backend_name() == "sqlite" and not os.path.exists(url.database or ""):  # noqa: PTH110 - Path.exists raises for a closed folder
+        raise ConfigError(f"{url.database}: there is no ledger")
 
 
 def _take_over(engine: Database, journals: Path) -> None:

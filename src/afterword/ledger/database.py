@@ -283,27 +283,31 @@ def _disagreements(connection: sa.Connection) -> Iterator[str]:
 
 
 def backup(engine: sa.Engine, file: Path) -> None:
-    """Copy a SQLite ledger to a new file, consistently, while servers go on.
+    """Copy a SQLite ledger of any version to a new file, consistently, while servers go on.
 
-    Raises ``ConfigError`` if the file exists or cannot be written, and for PostgreSQL, which has
-    its own tool.
+    Raises ``ConfigError`` if the file exists or cannot be written, if there is no ledger, and for
+    PostgreSQL, which has its own tool.
     """
     if engine.dialect.name != "sqlite":
         raise ConfigError("PostgreSQL has its own tool: pg_dump --format=custom DATABASE > FILE")
+    if revision_of(engine) is None:
+        raise ConfigError("there is no ledger to copy: the database has no tables")
+    # A copy that is cut short, by a signal too, never has the name of a copy.
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         # A link, too: the copy would be written elsewhere.
         if os.path.lexists(file):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        make_private_file(file)
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from error
-    try:
-        with engine.connect() as connection, contextlib.closing(sqlite3.connect(file)) as copy:
+        make_private_file(part)
+        with engine.connect() as connection, contextlib.closing(sqlite3.connect(part)) as copy:
             source: Any = connection.connection.driver_connection
             source.backup(copy)
             # The copy is one file, without a -wal file next to it.
             copy.execute("PRAGMA journal_mode=DELETE")
+        part.rename(file)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
     except sqlite3.Error as error:
-        # Half a copy is none, and would stand in the way of the next one.
-        file.unlink(missing_ok=True)
         raise ConfigError(f"{file}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -69,12 +69,17 @@ class KeyStore:
     def rotate(self, key: str, overlap_s: float) -> NewKey:
         """Make a new secret. The old ones end after ``overlap_s`` seconds.
 
-        Raises ``InvalidRequest`` if the key is revoked.
+        Raises ``InvalidRequest`` if the key is revoked or has expired: nobody would take the secret.
         """
         view = self.find(key)
+        now_s = self._clock()
         if view.revoked_at is not None:
             raise InvalidRequest(f"key {view.terms.name!r} is revoked", param="key")
-        end = self._clock() + overlap_s
+        if view.terms.expires_at is not None and view.terms.expires_at <= now_s:
+            raise InvalidRequest(
+                f"key {view.terms.name!r} has expired: make another one", param="key"
+            )
+        end = now_s + overlap_s
         runs_on = secrets.c.expires_at.is_(None) | (secrets.c.expires_at > end)
         with self._engine.begin() as connection:
             connection.execute(

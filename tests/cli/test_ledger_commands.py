@@ -131,6 +131,21 @@ def test_usage_request_by_request(afterword: Afterword, spent: str) -> None:
     assert [(one.id, one.key_id) for one in found] == [("cmpl-1", spent), ("cmpl-2", spent)]
 
 
+def test_lists_of_any_length(afterword: Afterword, engine: sa.Engine, key_store: KeyStore) -> None:
+    """No row waits for the last one, and each is one line, however wide it is."""
+    made = [record(f"cmpl-{n:04}", tokens=n) for n in range(1, 1202)]
+    wide = msgspec.structs.replace(made[-1], user="入" * 90)
+    spend(engine, key_store, [*made[:-1], wide])
+    names, *lines = afterword("usage", "--requests").stdout.splitlines()
+    assert names.split()[:3] == ["ID", "KEY", "ID"]
+    assert [line.split()[0] for line in lines] == [one.id for one in made]
+    assert lines[-1].split()[3] == wide.user
+    for n in range(3):
+        key_store.create(KeyTerms(name=f"{'入' * n}x", rpm=10**n))
+    names, *lines = afterword("keys", "list").stdout.splitlines()
+    assert {line.index("sk-af-") + line.count("入") for line in lines} == {names.index("KEY")}
+
+
 def test_what_clients_wrote_controls_neither_terminal_nor_spreadsheet(
     afterword: Afterword, spent: str
 ) -> None:
@@ -148,8 +163,20 @@ def test_the_database_is_checked(afterword: Afterword, spent: str, engine: sa.En
         connection.execute(sa.update(spending).values(used=1, reserved=5))
     done = afterword("db", "check")
     assert done.exit_code == 1
-    assert f"{spent} used 150 tokens by its records, 1 by its sums" in done.stdout
+    assert f"{spent} used 150 tokens by its records, 1 by its days" in done.stdout
+    assert f"{spent} used 150 tokens by its records, 1 by its months" in done.stdout
     assert f"{spent} has 5 tokens reserved in 2026-11, 0 by its reservations" in done.stdout
+
+
+def test_sums_without_records_are_found(
+    afterword: Afterword, spent: str, engine: sa.Engine
+) -> None:
+    """A month's sum is what most budgets are decided by."""
+    row = {"key_id": "key-other", "period": "2026-11", "used": 9, "reserved": 0}
+    with engine.begin() as connection:
+        connection.execute(sa.insert(spending), row)
+    done = afterword("db", "check")
+    assert done.stdout == "key-other used 0 tokens by its records, 9 by its months\n"
 
 
 def test_commands_say_which_ledger_they_mean(

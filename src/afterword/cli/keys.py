@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import rich_click as click
@@ -12,7 +12,7 @@ import rich_click as click
 from afterword.cli.database import database, key_store, unknown_models
 from afterword.cli.ledger import ledger_place
 from afterword.cli.options import Command, read_settings
-from afterword.cli.terminal import bare_table, plain, print_facts, print_table
+from afterword.cli.terminal import print_facts, print_rows
 from afterword.config import Settings
 from afterword.core.account import KeyTerms, KeyView, NewKey
 from afterword.core.moments import iso, parse_span
@@ -94,18 +94,9 @@ def create(name: str, **given: Any) -> None:  # noqa: ANN401 - the terms' and th
 @ledger_flags
 def list_keys(**given: Any) -> None:  # noqa: ANN401 - the ledger's flags
     """List keys, their limits, and how much of their budgets they used."""
-    table = bare_table("NAME", "KEY", "STATE", "MODELS", "RPM", "TPM", "AT ONCE", "BUDGET", "USED")
+    names = ("NAME", "KEY", "STATE", "MODELS", "RPM", "TPM", "AT ONCE", "BUDGET", "USED")
     with database(ledger_settings(given)) as engine:
-        for view in key_store(engine).all():
-            terms = view.terms
-            limits = (terms.rpm, terms.tpm, terms.concurrent)
-            table.add_row(
-                plain(terms.name), f"{view.prefix}…", _state(view),
-                plain(",".join(terms.models or ("all",))),
-                *("-" if limit is None else str(limit) for limit in limits),
-                _budget(terms), str(view.period_used_tokens),
-            )  # fmt: skip
-    print_table(table)
+        print_rows(names, map(_row, key_store(engine).all()))
 
 
 @keys.command(short_help="Show a key.")
@@ -143,6 +134,16 @@ def _show_secret(made: NewKey) -> None:
     """Print the secret on standard output, the rest on standard error."""
     click.echo(made.secret)
     click.echo(f"This is the key of {made.view.terms.name}; it is not shown again.", err=True)
+
+
+def _row(view: KeyView) -> Sequence[str]:
+    terms = view.terms
+    limits = (terms.rpm, terms.tpm, terms.concurrent)
+    return (
+        terms.name, f"{view.prefix}…", _state(view), ",".join(terms.models or ("all",)),
+        *("-" if limit is None else str(limit) for limit in limits),
+        _budget(terms), str(view.period_used_tokens),
+    )  # fmt: skip
 
 
 def _state(view: KeyView) -> str:

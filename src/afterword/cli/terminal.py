@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import click
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _WIDE = 10_000
+_MEASURED_ROWS = 1000
 _LINE_EVERY = 0.25
 """Without a terminal, progress is one line for each quarter."""
 
 
 def printable(text: str, kept: str = "") -> str:
     """Returns untrusted text without control characters and ends of lines, but ``kept`` ones."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -46,6 +50,27 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         console = Console(width=_WIDE)
     console.print(table)
+
+
+def print_rows(
+    names: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False
+) -> None:
+    """Print untrusted rows on standard output as they come, each as one line below its names.
+
+    However many there are, they take no memory: the first ``_MEASURED_ROWS`` say how wide columns
+    are. With ``numbers`` all columns but the first are aligned right.
+    """
+    from rich.cells import cell_len  # noqa: PLC0415
+
+    shown = (tuple(map(printable, row)) for row in chain((names,), rows))
+    first = list(islice(shown, _MEASURED_ROWS))
+    widths = [max(map(cell_len, column)) for column in zip(*first, strict=True)]
+    for row in chain(first, shown):
+        cells = []
+        for at, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            gap = " " * (width - cell_len(cell))
+            cells.append(gap + cell if numbers and at else cell + gap)
+        click.echo(" ".join(cells).rstrip())
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:

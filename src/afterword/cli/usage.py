@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ import rich_click as click
 
 from afterword.cli.database import database, key_store
 from afterword.cli.keys import ledger_flags, ledger_settings
-from afterword.cli.terminal import bare_table, plain, print_table
+from afterword.cli.terminal import print_rows
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
 from afterword.core.moments import parse_moment
 from afterword.ledger.database import Database
@@ -49,16 +49,17 @@ def usage(**given: Any) -> None:  # noqa: ANN401 - flags
         key_id = key_store(engine).find(given["key"]).id if given["key"] else None
         query = UsageQuery(**moments, key_id=key_id)
         if given["requests"]:
-            rows: Iterator[UsageSum | UsageRecord] = _records(engine, query)
+            rows: Iterable[UsageSum | UsageRecord] = _records(engine, query)
         else:
-            rows = iter(UsageStore(engine).sums(given["by"], query))
+            sums = UsageStore(engine).sums(given["by"], query)
+            rows = sums if given["as_json"] or given["as_csv"] else _with_total(sums)
         if given["as_json"]:
             for row in rows:
                 click.echo(msgspec.json.encode(row))
         elif given["as_csv"]:
             _write_csv(rows, UsageRecord if given["requests"] else UsageSum)
         else:
-            _write_table(rows, given["by"], UsageRecord if given["requests"] else UsageSum)
+            _write_table(rows, None if given["requests"] else given["by"])
 
 
 def _records(engine: Database, query: UsageQuery) -> Iterator[UsageRecord]:
@@ -69,7 +70,7 @@ def _records(engine: Database, query: UsageQuery) -> Iterator[UsageRecord]:
         after = page[-1].id
 
 
-def _write_csv(rows: Iterator[UsageSum | UsageRecord], kind: type[UsageSum | UsageRecord]) -> None:
+def _write_csv(rows: Iterable[UsageSum | UsageRecord], kind: type[UsageSum | UsageRecord]) -> None:
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(kind.__struct_fields__)
     for row in rows:
@@ -81,26 +82,27 @@ def _write_csv(rows: Iterator[UsageSum | UsageRecord], kind: type[UsageSum | Usa
         )  # fmt: skip
 
 
-def _write_table(
-    rows: Iterator[UsageSum | UsageRecord], by: UsageBy, kind: type[UsageSum | UsageRecord]
-) -> None:
+def _write_table(rows: Iterable[UsageSum | UsageRecord], by: UsageBy | None) -> None:
+    """Print sums by ``by``, or records if it is None."""
+    kind = UsageRecord if by is None else UsageSum
     names = [name.upper().replace("_", " ") for name in kind.__struct_fields__]
-    if kind is UsageSum:
+    if by is not None:
         names[0] = by.upper()
-    table = bare_table()
-    for at, name in enumerate(names):
-        table.add_column(name, justify="right" if at and kind is UsageSum else "left")
-    totals = [0] * (len(names) - 1)
-    count = 0
-    for row in rows:
-        count += 1
-        first, *numbers = msgspec.structs.astuple(row)
-        table.add_row(plain(str(first)), *(plain(_cell(value)) for value in numbers))
-        if kind is UsageSum:
-            totals = [total + number for total, number in zip(totals, numbers, strict=True)]
-    if kind is UsageSum and count > 1:
-        table.add_row("total", *map(_cell, totals))
-    print_table(table)
+    print_rows(names, map(_cells, rows), numbers=by is not None)
+
+
+def _with_total(sums: list[UsageSum]) -> list[UsageSum]:
+    """Returns several sums with their total."""
+    if len(sums) < 2:
+        return sums
+    names = UsageSum.__struct_fields__[1:]
+    total = {name: sum(getattr(one, name) for one in sums) for name in names}
+    return [*sums, UsageSum(group="total", **total)]
+
+
+def _cells(row: UsageSum | UsageRecord) -> Sequence[str]:
+    first, *others = msgspec.structs.astuple(row)
+    return str(first), *map(_cell, others)
 
 
 def _cell(value: object) -> str:

@@ -17,9 +17,11 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from afterword.core.account import PERIODS
 from afterword.core.errors import ConfigError
 from afterword.ledger import migrations
 from afterword.ledger.folder import database_file, make_folder, make_private_file
+from afterword.ledger.periods import period_of
 from afterword.ledger.sqlite_file import Identity, SqliteFile, remove_leftovers
 from afterword.ledger.tables import metadata, reservations, spending, usage
 
@@ -249,23 +251,24 @@ def check(engine: sa.Engine) -> list[str]:
 
 def _disagreements(connection: sa.Connection) -> Iterator[str]:
     """Compare the sums that are kept with the rows that they sum."""
-    day = sa.func.length(spending.c.period) == len("2026-11-25")
-    kept: dict[str, int] = dict(
-        connection.execute(
-            sa.select(spending.c.key_id, sa.cast(sa.func.sum(spending.c.used), sa.BigInteger))
-            .where(day)
-            .group_by(spending.c.key_id)
-        ).all()
-    )
     total = sa.func.sum(usage.c.prompt_tokens + usage.c.completion_tokens)
-    recorded = connection.execute(
-        sa.select(usage.c.key_id, sa.cast(total, sa.BigInteger))
-        .where(usage.c.key_id.is_not(None))
-        .group_by(usage.c.key_id)
+    recorded = _by_key(
+        connection,
+        sa.select(usage.c.key_id, sa.cast(total, sa.BigInteger)).where(usage.c.key_id.is_not(None)),
     )
-    for key_id, tokens in recorded:
-        if kept.get(key_id, 0) != tokens:
-            yield f"{key_id} used {tokens} tokens by its records, {kept.get(key_id, 0)} by its sums"
+    for per in PERIODS:
+        # The name of a day is longer than that of a month.
+        of_one = sa.func.length(spending.c.period) == len(period_of(0.0, per))
+        kept = _by_key(
+            connection,
+            sa.select(
+                spending.c.key_id, sa.cast(sa.func.sum(spending.c.used), sa.BigInteger)
+            ).where(of_one),
+        )
+        for key_id in sorted({*recorded, *kept}):
+            tokens, summed = recorded.get(key_id, 0), kept.get(key_id, 0)
+            if tokens != summed:
+                yield f"{key_id} used {tokens} tokens by its records, {summed} by its {per}s"
     held = sa.func.coalesce(sa.func.sum(reservations.c.tokens), 0)
     open_tokens = (
         sa.select(held)
@@ -280,6 +283,11 @@ def _disagreements(connection: sa.Connection) -> Iterator[str]:
     )
     for key_id, period, reserved, tokens in rows:
         yield f"{key_id} has {reserved} tokens reserved in {period}, {tokens} by its reservations"
+
+
+def _by_key(connection: sa.Connection, sums: sa.Select[tuple[Any, Any]]) -> dict[str, int]:
+    """Returns the sums of a statement, whose first column is a key's id."""
+    return dict(connection.execute(sums.group_by(sums.selected_columns[0])).all())
 
 
 def backup(engine: sa.Engine, file: Path) -> None:

@@ -69,7 +69,7 @@ class KeyStore:
     def rotate(self, key: str, overlap_s: float) -> NewKey:
         """Make a new secret. The old ones end after ``overlap_s`` seconds.
 
-        Raises ``InvalidRequest`` if the key is revoked or has expired: nobody would take the secret.
+        Raises ``InvalidRequest`` if the key is revoked or has expired: its secret would not do.
         """
         view = self.find(key)
         now_s = self._clock()

@@ -806,9 +806,13 @@ async def test_names_of_keys_may_have_slashes(lite: Callable[..., Any]) -> None:
 async def test_pages_of_requests(lite: Callable[..., Any]) -> None:
     async with lite() as running:
         admin = running.key("root", admin=True)
-        ids = set()
-        for _ in range(5):
-            ids.add((await admin.post(PATH, {**BODY, "max_tokens": 1})).json()["id"])
+        ids = list[list[str]]()
+        for moment in range(4):
+            running.hand.now_s += 1
+            ids.append([])
+            for _ in range(1 + moment % 2):
+                reply = await admin.post(PATH, {**BODY, "max_tokens": 1})
+                ids[-1].append(reply.json()["id"])
         await running.records()
         seen: list[str] = []
         more = True
@@ -817,7 +821,10 @@ async def test_pages_of_requests(lite: Callable[..., Any]) -> None:
             page = (await admin.get(f"/admin/v1/usage/requests?limit=2&after={after}")).json()
             seen += [one["id"] for one in page["data"]]
             more = page["has_more"]
-        assert seen == sorted(ids)
+        # As they began; those of one moment by their ids.
+        assert seen == [one for began in ids for one in sorted(began)]
+        nobody = await admin.get("/admin/v1/usage/requests?after=cmpl-nobody")
+        assert (nobody.status, nobody.error["param"]) == (400, "after")
 
 
 async def test_admin_routes_refuse(lite: Callable[..., Any]) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from afterword.core.account import UsageQuery
 from afterword.core.errors import ConfigError
+from afterword.ledger import budgets
 from afterword.ledger.database import (
     REVISION,
     check,
     connect,
     is_away,
+    open_database,
     parse_url,
     prepare,
     reading,
@@ -24,7 +28,9 @@ from afterword.ledger.database import (
     sqlite_url,
     upgrade,
 )
+from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import metadata
+from ledger.values import NOW, record
 
 
 def test_the_steps_lead_to_the_tables(engine: sa.Engine) -> None:
@@ -86,6 +92,30 @@ def test_readers_hold_up_no_writer(connected: Callable[[], sa.Engine]) -> None:
         with writer.begin() as other:
             other.execute(sa.text("UPDATE state SET keys_version = keys_version + 1"))
         assert before is not None
+
+
+def test_a_page_of_requests_reads_no_others(tmp_path: Path) -> None:
+    """Each is found by an index that has its order, so a long table costs no more."""
+    engine = open_database(tmp_path, None)
+    asked: list[tuple[str, Any]] = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def note(_: object, __: object, statement: str, values: object, *___: object) -> None:
+        asked.append((statement, values))
+
+    with engine.begin() as connection:
+        budgets.write(connection, [record("cmpl-1"), record("cmpl-2")])
+    store = UsageStore(engine)
+    for query in (UsageQuery(), UsageQuery(since=NOW), UsageQuery(since=NOW, key_id="k")):
+        for after in ("", "cmpl-1"):
+            store.requests(query, after=after)
+            with engine.connect() as connection:
+                plan = connection.exec_driver_sql(
+                    f"EXPLAIN QUERY PLAN {asked[-1][0]}", asked[-1][1]
+                )
+                (how, *_) = [row.detail for row in plan]
+            assert "USING INDEX usage_by_" in how, how
+    engine.dispose()
 
 
 def test_a_database_that_stays_locked_is_away(

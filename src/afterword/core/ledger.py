@@ -96,4 +96,7 @@ class AdminQueries(Protocol):
         """Returns sums of the selected records, largest first, days in order."""
 
     async def requests(self, query: UsageQuery, *, after: str, most: int) -> list[UsageRecord]:
-        """Returns at most ``most`` selected records after the id ``after``, by id."""
+        """Returns at most ``most`` selected records, as they began, behind that of id ``after``.
+
+        Raises ``InvalidRequest`` if ``after`` is not empty and no record's id.
+        """

@@ -194,7 +194,7 @@ def _administration() -> Mapping[str, Schema]:
             ("since", "The first moment: 2026-11-25, 2026-11-25T14:00 (UTC) or 7d."),
             ("until", "The end, written in the same way. It is not included."),
             ("key", "Only requests of this key, by id or name."),
-            ("after", "Only records after this id."),
+            ("after", "Only records behind that of this id, in the order in which they began."),
             ("limit", "The largest number of records, 1000 by default."),
         )
     }

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
+from afterword.core.errors import InvalidRequest
 from afterword.ledger.database import reading
 from afterword.ledger.tables import keys, usage
 
@@ -53,14 +54,24 @@ class UsageStore:
     def requests(
         self, query: UsageQuery, *, after: str = "", most: int = 1000
     ) -> list[UsageRecord]:
-        """Returns at most ``most`` records after the id ``after``, by id."""
+        """Returns at most ``most`` records in the order in which they began.
+
+        ``after`` is the id of a record: those behind it. Raises ``InvalidRequest`` if it is none.
+        """
         statement = (
             sa.select(usage)
-            .where(usage.c.id > after, *_conditions(query))
-            .order_by(usage.c.id)
+            .where(*_conditions(query))
+            # An index has this order, so a page costs what it shows, however long the table is.
+            .order_by(usage.c.started_at, usage.c.id)
             .limit(most)
         )
         with reading(self._engine) as connection:
+            if after:
+                began = connection.scalar(sa.select(usage.c.started_at).where(usage.c.id == after))
+                if began is None:
+                    raise InvalidRequest("'after' is no id of a record", param="after")
+                behind = sa.tuple_(usage.c.started_at, usage.c.id) > sa.tuple_(began, after)
+                statement = statement.where(usage.c.started_at >= began, behind)
             rows = connection.execute(statement).mappings().all()
         return [UsageRecord(**row) for row in rows]
 

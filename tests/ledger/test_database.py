@@ -15,7 +15,9 @@ from alembic.migration import MigrationContext
 from afterword.core.account import UsageQuery
 from afterword.core.errors import ConfigError
 from afterword.ledger import budgets
+from afterword.ledger.command import open_for_command
 from afterword.ledger.database import (
+    _UPGRADE_LOCK,
     REVISION,
     check,
     connect,
@@ -31,6 +33,7 @@ from afterword.ledger.database import (
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import metadata
 from ledger.values import NOW, record
+from standins.services import Postgres
 
 
 def test_the_steps_lead_to_the_tables(engine: sa.Engine) -> None:
@@ -64,6 +67,45 @@ def test_servers_that_start_at_once_make_one_ledger(
 
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(start, range(8))) == {REVISION}
+
+
+def test_an_upgrade_waits_for_another(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For longer than any other statement may take."""
+    postgres.sql("CREATE DATABASE upgraded")
+    url = parse_url(postgres.url("upgraded"))
+    other = connect(url)
+    monkeypatch.setattr("afterword.ledger.database._STATEMENT_MS", 50)
+    second = connect(url)
+    waits = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = 'upgraded' AND "
+        "wait_event = 'advisory' AND clock_timestamp() > query_start + interval '100 ms'"
+    )
+    with ThreadPoolExecutor(1) as threads:
+        with other.begin() as holding:
+            holding.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+            waiting = threads.submit(upgrade, second)
+            with other.connect().execution_options(isolation_level="AUTOCOMMIT") as looking:
+                while not looking.scalar(waits):
+                    assert not waiting.done()
+        waiting.result()
+    other.dispose()
+    second.dispose()
+
+
+def test_commands_wait_for_long_statements(postgres: Postgres, tmp_path: Path) -> None:
+    """A sum over millions of records; a server's requests do not wait for so long."""
+    postgres.sql("CREATE DATABASE patient")
+    url = postgres.url("patient")
+    for prepared in (True, False):
+        with (
+            open_for_command(tmp_path, url, prepared=prepared) as engine,
+            engine.connect() as connection,
+        ):
+            assert connection.scalar(sa.text("SHOW statement_timeout")) == "0"
+    engine = open_database(tmp_path, url)
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text("SHOW statement_timeout")) == "30s"
+    engine.dispose()
 
 
 @pytest.mark.parametrize(

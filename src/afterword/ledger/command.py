@@ -40,13 +40,13 @@ def open_for_command(
     recorded = database is None and any_journal(journals, of=KEYLESS)
     try:
         if prepared or (recorded and not has_database(folder)):
-            engine = open_database(folder, database)
+            engine = open_database(folder, database, patient=True)
         else:
             url = parse_url(database) if database else sqlite_url(database_file(folder))
             if not made:
                 _refuse_missing(url)
             make_folder(folder)
-            engine = connect(url)
+            engine = connect(url, patient=True)
         try:
             if recorded and revision_of(engine) == REVISION:
                 _take_over(engine, journals)

@@ -59,15 +59,18 @@ def sqlite_url(file: Path) -> URL:
     return URL.create("sqlite", database=str(file))
 
 
-def connect(url: URL) -> sa.Engine:
-    """Returns an engine, which connects at first use. Raises ``ConfigError``."""
+def connect(url: URL, *, patient: bool = False) -> sa.Engine:
+    """Returns an engine, which connects at first use. Raises ``ConfigError``.
+
+    ``patient``: a statement may take any time, because no request waits for it.
+    """
     if url.get_backend_name() == "sqlite":
         return _connect_sqlite(url)
     arguments = {
         "connect_timeout": _CONNECT_S,
         "application_name": "afterword",
         # Notices a server that vanished before TCP gives up.
-        "options": f"-c statement_timeout={_STATEMENT_MS}",
+        "options": f"-c statement_timeout={0 if patient else _STATEMENT_MS}",
         "keepalives_idle": 5,
         "keepalives_interval": 2,
         "keepalives_count": 3,
@@ -141,17 +144,17 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
-def open_database(folder: Path, database: str | None) -> sa.Engine:
+def open_database(folder: Path, database: str | None, *, patient: bool = False) -> sa.Engine:
     """The ledger's database, its tables made if there are none. Raises ``ConfigError``.
 
-    ``database`` None is a file in ``folder``.
+    ``database`` None is a file in ``folder``. ``patient`` as for ``connect``.
     """
     if database is None:
         make_folder(folder)
         url = sqlite_url(database_file(folder))
     else:
         url = parse_url(database)
-    engine = connect(url)
+    engine = connect(url, patient=patient)
     try:
         prepare(engine)
     except BaseException:
@@ -187,6 +190,8 @@ def upgrade(engine: sa.Engine) -> None:
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
+            # Another process may be upgrading a long table.
+            connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
         found = _step(connection)
         steps = {step.revision for step in ScriptDirectory.from_config(config).walk_revisions()}

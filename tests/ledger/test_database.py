@@ -108,6 +108,30 @@ def test_commands_wait_for_long_statements(postgres: Postgres, tmp_path: Path) -
     engine.dispose()
 
 
+def test_an_upgrade_that_fails_halfway_has_done_nothing(
+    database_url: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is killed, or whose disk is full. The next one begins anew."""
+    if database_url.startswith("sqlite"):
+        database_url = f"sqlite:///{tmp_path_factory.mktemp('empty')}/l.db"
+    engine = connect(parse_url(database_url))
+    with engine.begin() as connection:
+        metadata.drop_all(connection)
+        connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version"))
+
+    def fail(*_: object) -> None:
+        raise OSError("no space is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("alembic.op.create_index", fail)
+        with pytest.raises(OSError, match="no space"):
+            upgrade(engine)
+    assert sa.inspect(engine).get_table_names() == []
+    upgrade(engine)
+    assert check(engine) == []
+    engine.dispose()
+
+
 @pytest.mark.parametrize(
     ("found", "says"), [("0000", "run `afterword db upgrade`"), ("9999", "of a newer version")]
 )

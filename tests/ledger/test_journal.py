@@ -47,6 +47,18 @@ def left_in(folder: Path) -> dict[str, str]:
     return {request_id: str(status) for request_id, status in ends.items()}
 
 
+def test_refused_requests_fill_no_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may refuse for hours: what was released waits for no database."""
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 4000)
+    with Journal(tmp_path, "p", limit_bytes=12_000) as journal:
+        for number in range(200):
+            refused = replace(record(f"r{number}"), status="lost")
+            journal.admit(refused)
+            journal.release(refused)
+        assert journal.size_bytes == 4000
+    assert list(tmp_path.iterdir()) == []
+
+
 steps = st.lists(
     st.tuples(st.sampled_from(["admit", "settle", "release", "write"]), st.integers(0, 9)),
     max_size=60,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import AsyncIterator
@@ -33,6 +34,7 @@ from afterword.ledger.keys import KeyStore
 from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.store import UsageStore
+from afterword.ledger.writer import LedgerWriter
 from support.asgi import Client
 
 BODY: dict[str, Any] = {"model": "toy", "prompt": "a", "ignore_eos": True, "max_tokens": 3}
@@ -215,6 +217,21 @@ async def test_what_a_running_server_recorded_is_shown(server: Keyless) -> None:
     assert len(await server.complete(1) | ids) == 4
     await server.opened()
     assert len(recorded(server.folder)) == 4
+
+
+async def test_a_server_that_has_just_found_the_database_has_not_written_yet(
+    server: Keyless, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first heartbeat comes before its records: commands still take them from its journal."""
+    ids = await server.complete(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerWriter, "_write", lambda _: None)
+        patch.setattr("afterword.ledger.writer._HEARTBEAT_S", math.inf)
+        create(server.folder, "a")
+        while server.ledger.queries is None:
+            await asyncio.sleep(0)
+        assert await asyncio.to_thread(usage, server.folder) == ids
+    assert {record.id for record in recorded(server.folder)} == ids
 
 
 async def test_two_commands_show_what_a_running_server_recorded(tmp_path: Path) -> None:

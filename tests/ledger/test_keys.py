@@ -113,6 +113,9 @@ def test_no_secret_is_made_that_nobody_takes(
         key_store.rotate("a", overlap_s=10)
     assert ring(engine).version == before
     assert key_store.find("a").id == first.view.id
+    with pytest.raises(InvalidRequest, match="has to lie in the future"):
+        key_store.create(KeyTerms(name="b", expires_at=hand()))
+    assert [view.terms.name for view in key_store.all()] == ["a"]
 
 
 def test_every_change_is_noticed(key_store: KeyStore, engine: sa.Engine) -> None:

@@ -19,7 +19,7 @@ from afterword.ledger.database import check, connect, parse_url
 from afterword.ledger.presence import Presence
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim
-from afterword.ledger.silence import DEAD_S
+from afterword.ledger.silence import DEAD_S, Silence
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import processes, spending
 from afterword.ledger.writer import LedgerWriter
@@ -179,6 +179,27 @@ def test_from_afar_what_comes_late_counts(
     assert check(engine) == []
 
 
+def test_what_has_ended_is_not_reserved_again(
+    make_writer: MakeWriter, engine: sa.Engine, tmp_path: Path, hand: Hand
+) -> None:
+    """By a process that was taken for dead: nobody would give it back."""
+    late, neighbour = make_writer("late", tmp_path / "a"), make_writer("near", tmp_path / "b")
+    held = [late.claim(claim(name, 100)) for name in ("ended", "released", "runs")]
+    late.flush()
+    assert [one.result() for one in held] == [None] * 3
+    late.ended(record("ended", tokens=30))
+    late.released("released")
+    hand.now_s += 1
+    late.flush()
+    assert spent(engine) == (30, 100)
+    neighbour.flush()
+    watch(neighbour, hand, DEAD_S)
+    assert spent(engine) == (30, 0)
+    late.flush()
+    assert spent(engine) == (30, 100)
+    assert check(engine) == []
+
+
 def test_who_stood_still_saw_nobodys_silence(
     make_writer: MakeWriter, engine: sa.Engine, tmp_path: Path, hand: Hand
 ) -> None:
@@ -228,3 +249,20 @@ def test_a_lock_lives_as_long_as_its_process(tmp_path: Path) -> None:
     assert not lives(here, "p")
     assert list(here.iterdir()) == []
     engine.dispose()
+
+
+def test_what_is_gone_is_silent_no_more() -> None:
+    """Its reservations come back once, and the log says so once."""
+    silence = Silence(0.0)
+    for now_s in (0.0, 10.0, 20.0):
+        assert silence.look([("p1", 7)], now_s) == []
+    assert silence.look([("p1", 7)], 30.0) == ["p1"]
+    assert silence.look([], 35.0) == []
+
+
+@pytest.mark.parametrize(("pause_s", "found"), [(15.0, ["p1"]), (15.5, [])])
+def test_who_paused_for_long_watches_anew(pause_s: float, found: list[str]) -> None:
+    silence = Silence(0.0)
+    silence.look([("p1", 7)], 0.0)
+    silence.look([("p1", 7)], DEAD_S - pause_s)
+    assert silence.look([("p1", 7)], DEAD_S) == found

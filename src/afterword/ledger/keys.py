@@ -35,8 +35,13 @@ class KeyStore:
         self._entropy = entropy
 
     def create(self, terms: KeyTerms) -> NewKey:
-        """Make a key; its secret is shown once. Raises ``InvalidRequest`` for a taken name."""
+        """Make a key; its secret is shown once.
+
+        Raises ``InvalidRequest`` for a taken name, and for a key that has expired already.
+        """
         check_terms(terms)
+        if terms.expires_at is not None and terms.expires_at <= self._clock():
+            raise InvalidRequest("'expires' has to lie in the future", param="expires")
         key_id = f"key-{self._entropy(_ID_BYTES).hex()}"
         models = None if terms.models is None else msgspec.json.encode(terms.models).decode()
         row = {**msgspec.structs.asdict(terms), "id": key_id, "models": models}

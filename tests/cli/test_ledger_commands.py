@@ -132,7 +132,7 @@ def test_usage_request_by_request(afterword: Afterword, spent: str) -> None:
 
 
 def test_lists_of_any_length(afterword: Afterword, engine: sa.Engine, key_store: KeyStore) -> None:
-    """No row waits for the last one, and each is one line, however wide it is."""
+    """Each row is one line, however wide it is."""
     made = [record(f"cmpl-{n:04}", tokens=n) for n in range(1, 1202)]
     wide = msgspec.structs.replace(made[-1], user="入" * 90)
     spend(engine, key_store, [*made[:-1], wide])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from afterword.cli import main
+from afterword.cli.terminal import print_rows
 from support.tiny_gguf import make_gguf
 
 CONTROLS = "a\n\x1b[31m\u202eb"
@@ -37,3 +39,16 @@ def test_what_a_file_is_refused_for(
     refused = capsys.readouterr().err
     assert "is an embedding model" in refused
     assert refused.strip().isprintable()
+
+
+def test_rows_are_printed_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:
+    """A list of millions takes no memory, and its first rows do not wait for its last."""
+
+    def rows() -> Iterator[tuple[str, str]]:
+        for number in range(1500):
+            yield "a", str(number)
+        assert "a 1499\n" in capsys.readouterr().out
+        yield "wider", "b\x1b"
+
+    print_rows(("N", "M"), rows())
+    assert capsys.readouterr().out.splitlines() == ["wider b\N{REPLACEMENT CHARACTER}"]

@@ -54,7 +54,7 @@ async def test_L2_logprobs_are_the_models_own_to_1e_4(
     logprobs = choice.logprobs
     assert logprobs is not None
     tokenizer = service.catalog.default.engine.tokenizer
-    ids = tokenizer.encode(choice.text)
+    ids = list(tokenizer.encode(choice.text))
     assert [tokenizer.pieces[i].decode(errors="replace") for i in ids][:3] == logprobs.tokens[:3]
     reference = Reference(embedded_model)
     exact = reference.log_softmax(ids)

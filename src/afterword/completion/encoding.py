@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from afterword.completion.fields import Prompt, out_of_range
+from afterword.completion.fields import Prompt, out_of_range, slices
 from afterword.core.errors import InvalidRequest, UnspellableText
 from afterword.core.protocols import Tokenizer
 
@@ -26,7 +26,7 @@ def encode(
     *,
     parse_special: bool = True,
     continues: bool = False,
-) -> list[int]:
+) -> Sequence[int]:
     """Returns the ids of a field's text. Raises ``InvalidRequest`` if there are none for it."""
     try:
         return tokenizer.encode(text, parse_special=parse_special, continues=continues)
@@ -43,7 +43,7 @@ def known_ids(name: str, ids: Sequence[int] | None, tokenizer: Tokenizer) -> tup
     """Returns the ids of a field; none for None. Raises ``InvalidRequest`` for unknown ones."""
     if not ids:
         return ()
-    largest, vocabulary = max(ids), len(tokenizer.pieces)
+    largest, vocabulary = max(map(max, slices(ids))), len(tokenizer.pieces)
     if largest >= vocabulary:
         raise out_of_range(name, largest, f"token ids below the vocabulary's size of {vocabulary}")
     return tuple(ids)

@@ -6,7 +6,7 @@ A parser returns a value, or raises a 400 that names the field, the value and th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -85,6 +85,8 @@ def _or_null(schema: Schema) -> Schema:
 
 _SHOWN_CHARACTERS = 40
 _SHOWN_BITS = 128
+T = TypeVar("T")
+
 _SLICE_VALUES = 1 << 15
 INT64 = 2**63
 Prompt: TypeAlias = str | tuple[int, ...]
@@ -366,7 +368,7 @@ def _integers(name: str, value: Sequence[Json]) -> Sequence[int]:
 
 
 def _checked_ids(name: str, value: Sequence[int]) -> tuple[int, ...]:
-    least = min(map(min, _slices(value)))
+    least = min(map(min, slices(value)))
     if least < 0:
         raise out_of_range(name, least, "token ids of at least 0")
     return tuple(value)
@@ -374,10 +376,13 @@ def _checked_ids(name: str, value: Sequence[int]) -> tuple[int, ...]:
 
 def _kinds(values: Sequence[Json]) -> set[type]:
     """Returns the types of the values."""
-    return set().union(*(map(type, part) for part in _slices(values)))
+    kinds = set[type]()
+    for part in slices(values):
+        kinds.update(map(type, part))
+    return kinds
 
 
-def _slices(values: Sequence[Json]) -> Iterator[Sequence[Json]]:
+def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
     """Yields the values in slices, because a single call holds the GIL to its end."""
     for start in range(0, len(values), _SLICE_VALUES):
         yield values[start : start + _SLICE_VALUES]

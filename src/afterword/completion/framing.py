@@ -89,7 +89,7 @@ class Framing(msgspec.Struct, frozen=True):
         framed = self.frame(sent)
         before = encode("prompt", framed.before, tokenizer) if framed.before else []
         bos = tokenizer.bos_id
-        if bos is not None and before[:1] != [bos]:
+        if bos is not None and (not before or before[0] != bos):
             before = [bos, *before]
         content = encode(
             "prompt", framed.content, tokenizer, parse_special=False, continues=bool(before)

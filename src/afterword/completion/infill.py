@@ -185,7 +185,7 @@ def _context(
 def _heading(snippet: Snippet, tokens: InfillTokens, tokenizer: Tokenizer) -> list[int]:
     """Returns the ids between two snippets."""
     if tokens.file_id is None:
-        return _ids(_SEPARATOR, tokenizer)
+        return list(_ids(_SEPARATOR, tokenizer))
     return [tokens.file_id, *_ids(_title(snippet), tokenizer)]
 
 
@@ -193,5 +193,5 @@ def _title(snippet: Snippet) -> str:
     return f"{snippet.filename}\n"
 
 
-def _ids(text: str, tokenizer: Tokenizer) -> list[int]:
+def _ids(text: str, tokenizer: Tokenizer) -> Sequence[int]:
     return encode("input_extra", text, tokenizer, parse_special=False, continues=True)

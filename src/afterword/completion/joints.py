@@ -141,7 +141,7 @@ def _text(ids: Sequence[int], vocab: VocabView) -> str | None:
         return None
 
 
-def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
+def _encode(text: str, tokenizer: Tokenizer) -> Sequence[int]:
     return encode("suffix", text, tokenizer, parse_special=False, continues=True)
 
 

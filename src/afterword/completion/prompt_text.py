@@ -61,7 +61,7 @@ class PromptText(msgspec.Struct, frozen=True):
     of a chat template around the prompt, which no count shows.
     """
 
-    ids: tuple[int, ...]
+    ids: Sequence[int]
     hidden: int
     text: str
     dangling: bytes = b""
@@ -77,10 +77,16 @@ class Shown(msgspec.Struct, frozen=True):
     offsets: bool
 
 
+def fixed(ids: Sequence[int]) -> Sequence[int]:
+    """Returns ids that nobody changes: the same ones if they are a tuple or bytes."""
+    # A byte of text takes eight in a tuple, and copying millions of them holds the GIL.
+    return ids if isinstance(ids, (tuple, bytes)) else tuple(ids)
+
+
 def prompt_of_text(sent: str, ids: Sequence[int], vocab: VocabView, shown: Shown) -> PromptText:
     """Returns a prompt that was sent as text. ``ids`` are its visible tokens (L8)."""
     return PromptText(
-        tuple(ids),
+        fixed(ids),
         0,
         sent if shown.text else "",
         offsets=tuple(_offsets_in(sent, ids, vocab)) if shown.offsets else (),
@@ -94,11 +100,11 @@ def prompt_of_ids(ids: Sequence[int], vocab: VocabView, shown: Shown) -> PromptT
     fresh = vocab.is_fresh(ids[-1] if ids else None)
     if not shown.text:
         detokenizer.feed(_end(ids, vocab))
-        return PromptText(tuple(ids), 0, "", detokenizer.pending, fresh=fresh)
+        return PromptText(fixed(ids), 0, "", detokenizer.pending, fresh=fresh)
     fed = [detokenizer.feed(piece) for piece in vocab.pieces_of(ids)]
     text = "".join(text for text, _ in fed)
     offsets = tuple(offset for _, offset in fed) if shown.offsets else ()
-    return PromptText(tuple(ids), 0, text, detokenizer.pending, offsets, fresh)
+    return PromptText(fixed(ids), 0, text, detokenizer.pending, offsets, fresh)
 
 
 def text_of_ids(ids: Sequence[int], vocab: VocabView) -> str:

@@ -23,6 +23,7 @@ from afterword.completion.prompt_text import (
     PromptText,
     Shown,
     VocabView,
+    fixed,
     prompt_of_ids,
     prompt_of_text,
 )
@@ -55,7 +56,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
         limit = self.request.max_tokens
         return self.request.max_completion_tokens if limit is None else limit
 
-    def lay_out(self, prompt: Prompt) -> tuple[tuple[int, ...], PromptText, bool]:
+    def lay_out(self, prompt: Prompt) -> tuple[Sequence[int], PromptText, bool]:
         """Returns the ids to compute, the prompt as its choices show it, and whether it was cut."""
         if self.chat is not None:
             return *self.chat.prompt(prompt, self.tokenizer, self.vocab, self._shown()), False
@@ -71,7 +72,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
             asked = min(asked, self.budget.context_tokens - prompt_tokens)
         return self.budget.completion_tokens(prompt_tokens, asked)
 
-    def _plain(self, prompt: Prompt) -> tuple[tuple[int, ...], PromptText]:
+    def _plain(self, prompt: Prompt) -> tuple[Sequence[int], PromptText]:
         request, tokenizer = self.request, self.tokenizer
         suffix = request.suffix or ""
         laid_out = bool(suffix) and tokenizer.infill is not None
@@ -79,7 +80,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
             prompt, tokenizer, self.asked, cut=request.truncate_prompt_tokens is not None
         )
         self.budget.refuse_endless(suffix, tokenizer, self.asked)
-        visible = _ids(prompt, tokenizer, parse_special=not (suffix or self.spelled))
+        visible = fixed(_ids(prompt, tokenizer, parse_special=not (suffix or self.spelled)))
         after: Sequence[int] = ()
         if laid_out:
             after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
@@ -89,7 +90,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
             and isinstance(prompt, str)
             and bos is not None
             and request.add_special_tokens is not False
-            and visible[:1] != [bos]
+            and visible[:1] != (bos,)
         )
         added = len(after) + INFILL_TOKENS if laid_out else int(adds_bos)
         if suffix and not laid_out:
@@ -108,7 +109,7 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
             return (bos, *kept), msgspec.structs.replace(text, hidden=1)
         if not kept:
             return (tokenizer.document_start_id,), msgspec.structs.replace(text, hidden=1)
-        return tuple(kept), text
+        return kept, text
 
     def _kept(self, ids: Sequence[int], added: int) -> Sequence[int]:
         """Returns the end of a prompt that ``truncate_prompt_tokens`` keeps, or all of it.

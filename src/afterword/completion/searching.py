@@ -257,7 +257,7 @@ class Searching:
         return self._late
 
 
-def _ids(text: str, search: Search) -> list[int]:
+def _ids(text: str, search: Search) -> Sequence[int]:
     """Returns the tokens of a middle."""
     if not text:
         return []

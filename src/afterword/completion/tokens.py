@@ -121,7 +121,7 @@ def refuse_long_ids(request: DetokenizeRequest, card: EngineCard) -> None:
 
 def tokenize(request: TokenizeRequest, tokenizer: Tokenizer, card: EngineCard) -> Tokenized:
     """Returns the ids of a text. Special tokens are parsed as in a prompt (R2)."""
-    ids = encode("prompt", request.prompt, tokenizer)
+    ids = list(encode("prompt", request.prompt, tokenizer))
     bos = tokenizer.bos_id
     if request.add_special_tokens and bos is not None and ids[:1] != [bos]:
         ids = [bos, *ids]

@@ -126,5 +126,6 @@ async def _open_remote(name: str, addresses: Sequence[Address], settings: Settin
         silence_s=settings.upstream_silence_s,
         probe_s=settings.upstream_probe_s,
         patience_s=settings.upstream_patience_s,
+        round_s=settings.upstream_round_ms / 1000,
     )
     return await open_remote(name, addresses, options=options, max_waiting=settings.max_waiting)

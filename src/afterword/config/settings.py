@@ -278,6 +278,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value="SECONDS",
         ),
     ] = 10.0
+    upstream_round_ms: Annotated[
+        Annotated[int, Meta(ge=0, le=1000)],
+        _setting(
+            "Other servers",
+            "Milliseconds between two rounds in which tokens are read while many come; a token "
+            "may wait for one round. 0 reads each as it comes.",
+        ),
+    ] = 10
     max_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=1000)],
         _setting(

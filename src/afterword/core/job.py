@@ -108,7 +108,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt and its siblings, the unit that an engine schedules.
 
-    ``prompt_ids`` has at least one id, all inside the vocabulary, and
+    ``prompt_ids``, a tuple or bytes, has at least one id, all inside the vocabulary, and
     ``len(prompt_ids) + max_tokens`` is at most the engine's context. ``n`` siblings continue the
     prompt, each for at most ``max_tokens`` tokens. A draw depends on ``(seed, sibling, position)``
     alone (D2). ``logprobs`` k asks for the log-probability of each generated token and of the k
@@ -122,7 +122,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     nothing is generated, so that later prompts find it in the cache.
     """
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Sequence[int]
     n: int
     max_tokens: int
     sampling: SamplingParams

@@ -81,7 +81,7 @@ class Tokenizer(Protocol):
 
     def encode(
         self, text: str, *, parse_special: bool = True, continues: bool = False
-    ) -> list[int]:
+    ) -> Sequence[int]:
         """Returns the ids of a text, without a BOS. ``parse_special`` parses special tokens' names.
 
         Text that ``continues`` other text gets no space in front, if the tokenizer can do so.

@@ -139,7 +139,7 @@ class _Vocabulary:
 
     def __call__(self, text: str | bytes) -> list[int]:
         written = text if isinstance(text, str) else text.decode()
-        return self._encode(written, parse_special=False, continues=True)
+        return list(self._encode(written, parse_special=False, continues=True))
 
 
 def _source(grammar: OutputGrammar) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -26,6 +27,8 @@ from afterword.gateway.pool.upstream import Upstream, UpstreamStats
 from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
 
 _RETRY_AFTER_S = 1
+_LONG = 1 << 16
+"""Longer texts and arrays of ids are looked at in a thread."""
 _OF_ENGINES: tuple[Feature, ...] = ("cache_salt", "returned_ids")
 """Features that a plan needs, and no job."""
 
@@ -101,7 +104,12 @@ class RemoteEngine:
         """Ask an upstream for the ids of a text; split names of special tokens if they are text."""
         dialect = self.pool.dialect
         whole = parse_special or dialect.takes_names_as_text
-        parts = [text] if whole else self._without_names(text)
+        if whole:
+            parts = [text]
+        elif len(text) < _LONG:
+            parts = self._without_names(text)
+        else:
+            parts = await asyncio.to_thread(self._without_names, text)
         ids: list[int] = []
         for part in parts:
             ids += await self.pool.ask(partial(self._encode, part, parse_special))
@@ -114,7 +122,10 @@ class RemoteEngine:
             upstream.api, facts.model, text, parse_special=parse_special
         )
         if isinstance(self.tokenizer, RemoteTokenizer):
-            self.tokenizer.check(ids)
+            if len(ids) < _LONG:
+                self.tokenizer.check(ids)
+            else:
+                await asyncio.to_thread(self.tokenizer.check, ids)
         return ids
 
     def _without_names(self, text: str) -> list[str]:
@@ -125,10 +136,19 @@ class RemoteEngine:
         if not found:
             return [text]
         longest_first = sorted(found, key=len, reverse=True)
-        parts, start = [], 0
-        for match in re.finditer("|".join(map(re.escape, longest_first)), text):
+        pattern = re.compile("|".join(map(re.escape, longest_first)))
+        beyond = len(longest_first[0]) - 1
+        parts, start, at = [], 0, 0
+        # A search holds the GIL to its end, so each goes through a slice, and the names that begin
+        # in it.
+        while at < len(text):
+            end = at + _LONG
+            match = pattern.search(text, at, end + beyond)
+            if match is None or match.start() >= end:
+                at = end
+                continue
             parts.append(text[start : match.start() + 1])
-            start = match.start() + 1
+            start, at = match.start() + 1, match.end()
         return [*parts, text[start:]]
 
     def _against(self, facts: Facts) -> str | None:

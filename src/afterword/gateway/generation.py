@@ -25,14 +25,15 @@ from afterword.gateway.pool.attempt import Attempt, limits_of
 from afterword.gateway.pool.pool import Pool
 from afterword.gateway.pool.prefixes import block_keys
 from afterword.gateway.pool.upstream import Load, Upstream
-
-_encode = msgspec.json.Encoder().encode
+from afterword.gateway.transport.long_json import encoded
 
 _MOST_TOGETHER = 64
 """The most requests to upstreams that one request of a client has in flight."""
 _MOST_TRIES = 2
 _LONG_TOKENS = 1 << 18
 """Of a prompt. A thread writes its request."""
+_BIAS_TOKENS = 8
+"""A bias takes as long to write as so many tokens."""
 
 
 class Counts:
@@ -232,9 +233,10 @@ class RemoteGeneration(MailboxReader):
             path, body = self._pool.dialect.request(
                 upstream.api, job, seqs, upstream.facts, self._tokenizer
             )
-            return upstream.client.request("POST", path, _encode(body))
+            return upstream.client.request("POST", path, encoded(body))
 
-        if len(job.prompt_ids) < _LONG_TOKENS:
+        biases = len(job.sampling.logit_bias)
+        if len(job.prompt_ids) + _BIAS_TOKENS * biases < _LONG_TOKENS:
             return write()
         return await asyncio.to_thread(write)
 

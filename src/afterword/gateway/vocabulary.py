@@ -17,6 +17,7 @@ _TOKEN_BYTES = 4
 _MOST_CUT_BYTES = 256
 """Of characters that tokens cut. Longer text is not divided, because that takes long."""
 _SLICE_TOKENS = 1 << 16
+_FEW_TOKENS = 8
 _GIVEN_UP = b"\xff"
 """The piece of tokens whose bytes an upstream never reports; U+FFFD in text."""
 
@@ -162,6 +163,11 @@ class RemoteTokenizer:
     def check(self, ids: Sequence[int]) -> None:
         """Raises ``StreamBroke`` if an id is outside the upstream's vocabulary."""
         most = self._named
+        if len(ids) > _FEW_TOKENS:
+            # In slices: no other thread runs while one is looked at.
+            starts = range(0, len(ids), _SLICE_TOKENS)
+            parts = [ids[at : at + _SLICE_TOKENS] for at in starts]
+            ids = min(map(min, parts)), max(map(max, parts))
         for token in ids:
             if not 0 <= token < most:
                 raise StreamBroke("it sent a token that its vocabulary does not have")
@@ -183,11 +189,9 @@ class RemoteTokenizer:
 class TextTokenizer:
     """A ``Tokenizer`` for an upstream that has none: text passes through unchanged.
 
-    An id below 256 is a byte of a prompt, and 256 is an empty prompt. Later ids are pieces of text
-    that the upstream sent. Clients can name none of them.
+    An id below 256 is a byte of a prompt, whose ids are ``bytes``; 256 is an empty prompt. Later
+    ids are pieces of text that the upstream sent. Clients can name none of them.
     """
-
-    _START = 256
 
     def __init__(self) -> None:
         self.pieces = Pieces(())
@@ -210,9 +214,9 @@ class TextTokenizer:
         *,
         parse_special: bool = True,  # noqa: ARG002 - bytes have no special tokens
         continues: bool = False,  # noqa: ARG002 - no space is added
-    ) -> list[int]:
+    ) -> bytes:
         """Returns the bytes of the text as ids."""
-        return list(text.encode())
+        return text.encode()
 
     async def prepare(self, texts: Iterable[tuple[str, bool]]) -> TextTokenizer:  # noqa: ARG002 - no upstream is asked
         """Returns the tokenizer itself."""
@@ -220,8 +224,4 @@ class TextTokenizer:
 
     def text(self, ids: Sequence[int]) -> str:
         """Returns the text of a prompt; "" for an empty prompt."""
-        if ids[0] == self._START:
-            return ""
-        # In slices, because no other thread runs while `bytes` makes one.
-        parts = range(0, len(ids), _SLICE_TOKENS)
-        return b"".join(bytes(ids[at : at + _SLICE_TOKENS]) for at in parts).decode()
+        return ids.decode() if isinstance(ids, bytes) else ""

@@ -63,7 +63,7 @@ class AfterwordDialect(CompletionsDialect):
         seqs: Sequence[int],
         facts: Facts,
         tokenizer: AnyTokenizer,  # noqa: ARG002 - the prompt is ids
-    ) -> tuple[str, object]:
+    ) -> tuple[str, Mapping[str, object]]:
         """See ``Dialect``."""
         sampling = job.sampling
         body = (

@@ -95,6 +95,7 @@ class ChunkReader:
         self._usage_is_whole = False
         self._unscored = job.logprobs is None and job.prompt_logprobs is None
         self._begun = False
+        self._named: dict[str, int] = {}
 
     @property
     def over(self) -> bool:
@@ -233,7 +234,7 @@ class ChunkReader:
 
     def _scores(self, given: ChoiceLogprobs) -> tuple[list[float], list[Top]]:
         values = [0.0 if value is None else value for value in given.token_logprobs]
-        id_of = self._resolver.id_of
+        id_of = self._id_of
         tops: list[Top] = [
             [(id_of(name), value) for name, value in top.items()] if top else ()
             for top in given.top_logprobs or [None] * len(values)
@@ -241,6 +242,13 @@ class ChunkReader:
         if not len(given.tokens) == len(values) == len(tops):
             raise StreamBroke("its log-probabilities have arrays of different lengths")
         return values, tops
+
+    def _id_of(self, name: str) -> int:
+        """Returns the id of a name. Each is read once, because most of them come again."""
+        known = self._named.get(name)
+        if known is None:
+            known = self._named[name] = self._resolver.id_of(name)
+        return known
 
 
 class UsageCountReader(ChunkReader):

@@ -156,7 +156,7 @@ class Dialect(Protocol):
 
     def request(
         self, api: Api, job: Job, seqs: Sequence[int], facts: Facts, tokenizer: AnyTokenizer
-    ) -> tuple[str, object]:
+    ) -> tuple[str, Mapping[str, object]]:
         """Returns path and body of a request for some siblings of a job."""
 
     def reader(self, index: int, job: Job, seqs: Sequence[int], tokenizer: AnyTokenizer) -> Reader:

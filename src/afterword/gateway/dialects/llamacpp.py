@@ -25,6 +25,7 @@ from afterword.gateway.dialects.dialect import (
 )
 from afterword.gateway.dialects.grammars import SCHEMA_KEYWORDS, gbnf_of_choices, unusable
 from afterword.gateway.dialects.introspection import introspect_vocabulary
+from afterword.gateway.dialects.routes import read_tokens
 from afterword.gateway.dialects.single import SingleReader
 from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top
 from afterword.gateway.failures import StreamBroke
@@ -95,10 +96,6 @@ class _Props(msgspec.Struct):
     chat_template: str = ""
 
 
-class _TokenIds(msgspec.Struct):
-    tokens: list[int]
-
-
 class _Content(msgspec.Struct):
     content: str
 
@@ -152,7 +149,7 @@ class LlamacppDialect:
 
         async def encode(text: str, *, add_special: bool = False) -> list[int]:
             body = {"content": text, "add_special": add_special, "parse_special": True}
-            return (await api.post(f"{root}/tokenize", body, _TokenIds)).tokens
+            return await api.ask(f"{root}/tokenize", body, read_tokens)
 
         meta = model.meta
         return Facts(
@@ -170,7 +167,7 @@ class LlamacppDialect:
     async def encode(self, api: Api, model: str, text: str, *, parse_special: bool) -> list[int]:  # noqa: ARG002 - it serves one model
         """See ``Dialect``."""
         body = {"content": text, "add_special": False, "parse_special": parse_special}
-        return (await api.post(f"{api.address.root}/tokenize", body, _TokenIds)).tokens
+        return await api.ask(f"{api.address.root}/tokenize", body, read_tokens)
 
     def unusable(self, grammar: OutputGrammar) -> str | None:
         """See ``Dialect``."""
@@ -187,7 +184,7 @@ class LlamacppDialect:
         seqs: Sequence[int],
         facts: Facts,
         tokenizer: AnyTokenizer,  # noqa: ARG002 - the prompt is ids
-    ) -> tuple[str, object]:
+    ) -> tuple[str, Mapping[str, object]]:
         """See ``Dialect``."""
         sampling, most = job.sampling, facts.context_tokens
         typical = sampling.typical_p < 1 and not is_greedy(job)

@@ -89,7 +89,7 @@ class OpenaiDialect(CompletionsDialect):
 
     def request(
         self, api: Api, job: Job, seqs: Sequence[int], facts: Facts, tokenizer: AnyTokenizer
-    ) -> tuple[str, object]:
+    ) -> tuple[str, Mapping[str, object]]:
         """See ``Dialect``."""
         assert isinstance(tokenizer, TextTokenizer)  # noqa: S101 - it has no vocabulary
         sampling = job.sampling

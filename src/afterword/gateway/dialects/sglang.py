@@ -137,7 +137,7 @@ class SglangDialect:
         seqs: Sequence[int],
         facts: Facts,  # noqa: ARG002 - it serves one model
         tokenizer: AnyTokenizer,  # noqa: ARG002 - the prompt is ids
-    ) -> tuple[str, object]:
+    ) -> tuple[str, Mapping[str, object]]:
         """See ``Dialect``."""
         sampling = job.sampling
         greedy = is_greedy(job)

@@ -86,7 +86,7 @@ class VllmDialect(CompletionsDialect):
         seqs: Sequence[int],
         facts: Facts,
         tokenizer: AnyTokenizer,  # noqa: ARG002 - the prompt is ids
-    ) -> tuple[str, object]:
+    ) -> tuple[str, Mapping[str, object]]:
         """See ``Dialect``."""
         sampling = job.sampling
         greedy = is_greedy(job)

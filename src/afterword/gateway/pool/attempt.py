@@ -274,7 +274,10 @@ class Attempt:
     def _give(self, events: list[Event]) -> None:
         if events:
             self._heard_s = self._loop.time()
-            self.produced = True
+            if not self.produced:
+                self.produced = True
+                if self._connection is not None:
+                    self._connection.join_rounds()
             self.emit(events)
         if not self._lingers and (self._reader.over or self._done):
             self._lingers = True

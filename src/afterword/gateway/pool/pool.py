@@ -27,6 +27,7 @@ from afterword.gateway.failures import (
 )
 from afterword.gateway.pool.prefixes import PrefixMap
 from afterword.gateway.pool.upstream import Load, Upstream
+from afterword.gateway.transport.rounds import ReadingRounds
 
 _log = logging.getLogger("afterword.upstream")
 T = TypeVar("T")
@@ -44,7 +45,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     ``connect_s`` limits a connection, ``first_token_s`` the time from request to first token,
     ``silence_s`` the time between two tokens, ``patience_s`` the wait for resting upstreams.
-    ``probe_s`` is the time between two probes.
+    ``probe_s`` is the time between two probes. ``round_s`` is the time between two rounds in which
+    many streams are read; with 0 each packet is read when it comes.
     """
 
     key: str | None = None
@@ -53,6 +55,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True):
     silence_s: float = 60.0
     probe_s: float = 5.0
     patience_s: float = 10.0
+    round_s: float = 0.01
 
 
 class Pool:
@@ -69,12 +72,19 @@ class Pool:
         self._accept: Callable[[Facts], str | None] = lambda _: None
         self._probes: asyncio.Task[None] | None = None
         self._said = ""
+        self._rounds = ReadingRounds(options.round_s) if options.round_s else None
         self.upstreams: list[Upstream] = [self._make(address) for address in addresses]
 
     def _make(self, address: Address) -> Upstream:
         options = self.options
         answer_s = max(options.connect_s, _LEAST_PROBE_S) * 4
-        made = Upstream(address, key=options.key, connect_s=options.connect_s, answer_s=answer_s)
+        made = Upstream(
+            address,
+            key=options.key,
+            connect_s=options.connect_s,
+            answer_s=answer_s,
+            rounds=self._rounds,
+        )
         made.bit = 1 << self._bits
         self._bits += 1
         return made
@@ -304,3 +314,5 @@ class Pool:
             self._probes = None
         for upstream in self.upstreams:
             upstream.client.close()
+        if self._rounds is not None:
+            self._rounds.close()

@@ -13,6 +13,7 @@ from afterword.gateway.failures import ClientsFault
 from afterword.gateway.redact import PARAMS, redacted
 from afterword.gateway.transport.api import Api
 from afterword.gateway.transport.connection import HttpClient
+from afterword.gateway.transport.rounds import ReadingRounds
 
 _log = logging.getLogger("afterword.upstream")
 
@@ -41,10 +42,16 @@ class Upstream:
     """
 
     def __init__(
-        self, address: Address, *, key: str | None, connect_s: float, answer_s: float
+        self,
+        address: Address,
+        *,
+        key: str | None,
+        connect_s: float,
+        answer_s: float,
+        rounds: ReadingRounds | None,
     ) -> None:
         self.address = address
-        self.client = HttpClient(address, key=key, connect_s=connect_s)
+        self.client = HttpClient(address, key=key, connect_s=connect_s, rounds=rounds)
         self.api = Api(self.client, address, timeout_s=answer_s)
         self.facts: Facts | None = None
         self.bit = 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,13 +20,14 @@ from afterword.gateway.failures import (
 )
 from afterword.gateway.lenient import decoder
 from afterword.gateway.transport.connection import Head, HttpClient
+from afterword.gateway.transport.long_json import encoded, is_long
 
 T = TypeVar("T")
 
+_LONG_BYTES = 1 << 18
 _REST_S = 1.0
 _MOST_REST_S = 60.0
 _BOM = b"\xef\xbb\xbf"
-_encode = msgspec.json.Encoder().encode
 _CONTEXT_CODE = ContextLengthExceeded.default_code
 _FULL = (
     429, 503, "429", "503", "rate_limit_exceeded", "rate_limit_error", "engine_overloaded",
@@ -44,11 +47,19 @@ class Api:
 
     async def get(self, path: str, answer: type[T]) -> T:
         """GET a path. Returns the body, decoded as ``answer``. Raises ``UpstreamFailure``."""
-        return await self._ask("GET", path, None, answer)
+        return await self._read("GET", path, None, decoder(answer))
 
-    async def post(self, path: str, body: object, answer: type[T]) -> T:
+    async def post(self, path: str, body: Mapping[str, object], answer: type[T]) -> T:
         """POST a body as JSON. Returns the answer as ``answer``. Raises ``UpstreamFailure``."""
-        return await self._ask("POST", path, _encode(body), answer)
+        return await self.ask(path, body, decoder(answer))
+
+    async def ask(self, path: str, body: Mapping[str, object], read: Callable[[bytes], T]) -> T:
+        """POST a body as JSON. Returns what ``read`` makes of the answer.
+
+        Threads write and read what is long. Raises ``UpstreamFailure``.
+        """
+        sent = await asyncio.to_thread(encoded, body) if is_long(body) else encoded(body)
+        return await self._read("POST", path, sent, read)
 
     async def check(self, path: str) -> None:
         """GET a path and ignore the body. Raises ``UpstreamFailure`` unless the status is 200."""
@@ -60,10 +71,14 @@ class Api:
             raise failure_of(head, received)
         return received
 
-    async def _ask(self, method: str, path: str, body: bytes | None, answer: type[T]) -> T:
-        received = await self._receive(method, path, body)
+    async def _read(
+        self, method: str, path: str, body: bytes | None, read: Callable[[bytes], T]
+    ) -> T:
+        received = (await self._receive(method, path, body)).removeprefix(_BOM)
         try:
-            return decoder(answer)(received.removeprefix(_BOM))
+            if len(received) < _LONG_BYTES:
+                return read(received)
+            return await asyncio.to_thread(read, received)
         except StreamBroke:
             raise StreamBroke(f"its answer to {method} {path} is not the expected JSON") from None
 

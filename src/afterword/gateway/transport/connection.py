@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 import httptools
@@ -15,12 +16,14 @@ import msgspec
 
 from afterword.gateway.address import Address
 from afterword.gateway.failures import ConnectFailed, Silent, StreamBroke
+from afterword.gateway.transport.rounds import ReadingRounds
 
 _MOST_IDLE = 64
 _MOST_WHOLE_BYTES = 64 * 1024 * 1024
 _MOST_HEAD_BYTES = 64 * 1024
 """Interim answers, head and trailers together; also the framing between two parts of a body."""
 _ENDLESS_HEAD = "its headers are too long"
+_BROKEN_OFF = "the connection broke off"
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -47,10 +50,10 @@ class Connection(asyncio.Protocol):
     """One socket with one exchange at a time. ``reusable`` if all answers were complete.
 
     Interim answers (100, 102, 103) are skipped. Bytes that no request asked for end the
-    connection: they would be read as the answer to the next request.
+    connection: they would be read as the answer to the next request. ``rounds`` may read it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rounds: ReadingRounds | None = None) -> None:
         self.reusable = True
         self.answered = False
         self._transport: asyncio.Transport | None = None
@@ -62,6 +65,8 @@ class Connection(asyncio.Protocol):
         self._interim = False
         self._until_close = False
         self._parts: list[bytes] = []
+        self._rounds = rounds
+        self._number: int | None = None
 
     def send(self, request: bytes, receiver: Receiver) -> None:
         """Send a whole request; ``receiver`` gets its answer."""
@@ -73,8 +78,36 @@ class Connection(asyncio.Protocol):
             return
         self._transport.write(request)
 
+    def join_rounds(self) -> None:
+        """Be read together with others, to the end of the answer. Nothing changes with TLS."""
+        transport, rounds = self._transport, self._rounds
+        if rounds is None or transport is None or self._number is not None:
+            return
+        plain = transport.get_extra_info("sslcontext") is None
+        if plain and self._receiver is not None and not transport.is_closing():
+            transport.pause_reading()
+            self._number = transport.get_extra_info("socket").fileno()
+            rounds.join(self._number, self)
+
+    def round_ended(self, *, broke: bool) -> None:
+        """See ``RoundStream``."""
+        if broke:
+            self._break(StreamBroke(_BROKEN_OFF))
+        else:
+            # The loop sees the end, too.
+            self._leave_rounds()
+
+    def _leave_rounds(self) -> None:
+        if self._number is None or self._rounds is None or self._transport is None:
+            return
+        self._rounds.leave(self._number)
+        self._number = None
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def abort(self) -> None:
         """Close at once, so that the upstream stops. The receiver gets no further call."""
+        self._leave_rounds()
         self._receiver = None
         self.reusable = False
         if self._transport is not None:
@@ -118,7 +151,7 @@ class Connection(asyncio.Protocol):
         """Called by the loop."""
         self.reusable = False
         whole = self._until_close and exc is None
-        self._finish(None if whole else StreamBroke("the connection broke off"))
+        self._finish(None if whole else StreamBroke(_BROKEN_OFF))
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
@@ -173,6 +206,7 @@ class Connection(asyncio.Protocol):
                 self._receiver.body(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _finish(self, error: StreamBroke | None) -> None:
+        self._leave_rounds()
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.end(error)
@@ -182,13 +216,21 @@ class HttpClient:
     """Connections to one upstream. Keeps at most 64 idle ones.
 
     ``key`` is sent in a header and appears nowhere else. ``connect_s`` limits the time in which a
-    connection must open.
+    connection must open. ``rounds`` read the streams; without them the loop does.
     """
 
-    def __init__(self, address: Address, *, key: str | None, connect_s: float) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        key: str | None,
+        connect_s: float,
+        rounds: ReadingRounds | None = None,
+    ) -> None:
         self._address = address
         self._connect_s = connect_s
         self._tls = ssl.create_default_context() if address.tls else None
+        self._open = partial(Connection, rounds)
         self._idle: list[Connection] = []
         self._closed = False
         lines = [f"host: {address.authority}", "user-agent: afterword", "accept: */*",
@@ -220,7 +262,7 @@ class HttpClient:
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await loop.create_connection(
-                    Connection, address.host, address.port, ssl=self._tls
+                    self._open, address.host, address.port, ssl=self._tls
                 )
         except TimeoutError:
             raise ConnectFailed(f"no connection within {self._connect_s:g} s") from None

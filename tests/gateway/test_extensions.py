@@ -143,6 +143,10 @@ def test_llama_server_cuts_typically_only_what_has_a_probability() -> None:
     body = body_for("llamacpp", msgspec.structs.replace(EVERYTHING, sampling=greedy))
     assert body["typical_p"] == 1
     assert "typ_p" not in body["samplers"]
+    # top_p 0 keeps one of the typical tokens, which need not be the likeliest of all.
+    one = SamplingParams(top_p=0, typical_p=0.5)
+    body = body_for("llamacpp", msgspec.structs.replace(EVERYTHING, sampling=one))
+    assert (body["temperature"], body["typical_p"], body["top_p"]) == (1, 0.5, 0)
 
 
 # Reading.

@@ -223,7 +223,9 @@ def identity(*parts: object) -> str:
 def is_greedy(job: Job) -> bool:
     """Returns whether the sampling settings leave only the likeliest token."""
     sampling = job.sampling
-    return sampling.temperature == 0 or sampling.top_p == 0 or sampling.top_k == 1
+    # typical_p may cut the likeliest token away before top_p keeps one.
+    keeps_likeliest = sampling.top_p == 0 and sampling.typical_p >= 1
+    return sampling.temperature == 0 or keeps_likeliest or sampling.top_k == 1
 
 
 def truncates(job: Job) -> bool:

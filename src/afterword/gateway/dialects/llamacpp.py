@@ -197,7 +197,7 @@ class LlamacppDialect:
             "samplers": _TYPICAL if typical else _SAMPLERS,
             "temperature": 0 if is_greedy(job) else sampling.temperature,
             "top_k": sampling.top_k,
-            "top_p": sampling.top_p or 1,
+            "top_p": sampling.top_p,
             "min_p": _NEXT_TO_NOTHING if typical else sampling.min_p,
             "typical_p": sampling.typical_p if typical else 1,
             "xtc_probability": sampling.xtc_probability,

@@ -89,6 +89,17 @@ async def test_spaces_that_a_decoder_takes_away() -> None:
     assert table.pieces == pieces
 
 
+async def test_a_bos_whose_id_is_0_is_special() -> None:
+    told = Told([b"<BOS_TOKEN>", *BYTES])
+
+    async def encode(text: str, *, add_special: bool = False) -> list[int]:
+        ids = await told.encode(text)
+        return [0, *ids] if add_special else ids
+
+    table = await introspect_vocabulary(told.spell, encode)
+    assert (table.bos_id, table.special_ids) == (0, [0])
+
+
 async def test_a_separator_that_is_a_token() -> None:
     pieces = [*BYTES, b"xZqXj#Zqx"]
     assert (await Told(pieces).introspect()).pieces == pieces

@@ -100,7 +100,8 @@ async def _vocabulary(spell: Spell, encode: Encode, size: int | None) -> Vocabul
     named = [infill.prefix_id, infill.suffix_id, infill.middle_id] if infill else []
     starts = (bos, await special(_DOCUMENT_START), ends[0] if ends else None, 0)
     roles = {"bos": bos, "eos": ends[0] if ends else None}
-    special_ids = {i for i in (*ends, bos, *named, *(infill.end_ids if infill else ())) if i}
+    found = (*ends, bos, *named, *(infill.end_ids if infill else ()))
+    special_ids = {i for i in found if i is not None}
     special_ids.update(i for i, piece in enumerate(pieces) if _SPECIAL.fullmatch(piece))
     return Vocabulary(
         pieces=pieces,

@@ -57,6 +57,13 @@ async def test_F2_the_familys_own_end_tokens(serve: Callable[..., Client]) -> No
     assert plain["choices"][0]["finish_reason"] == "length"
 
 
+async def test_F2_R17_min_tokens_bans_the_familys_own_end_tokens(client: Client) -> None:
+    answer = await client.complete(prompt="ab", suffix="cd", max_tokens=6, min_tokens=3,
+                                   temperature=0, logit_bias={str(ROLE["pad"]): 100})  # fmt: skip
+    assert answer["usage"]["completion_tokens"] == 4
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
 async def test_F2_special_names_in_the_clients_text_are_text(client: Client) -> None:
     answer = await client.complete(prompt="<|fim_middle|>", suffix="x", max_tokens=0)
     assert answer["usage"]["prompt_tokens"] == len(b"<|fim_middle|>") + 4

@@ -16,7 +16,7 @@ from afterword.gateway.dialects.completions import (
     dry_fields,
     extensions_of,
 )
-from afterword.gateway.dialects.dialect import AnyTokenizer, Facts
+from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, stop_ids_of
 from afterword.gateway.dialects.routes import model_of
 from afterword.gateway.dialects.token_names import numbered
 from afterword.gateway.failures import StreamBroke
@@ -107,7 +107,7 @@ class AfterwordDialect(CompletionsDialect):
             """Returns the last id of a choice, which may be an end token of the servers behind."""
             if not isinstance(tokenizer, RemoteTokenizer) or token >= len(tokenizer.pieces):
                 return token
-            if token in job.stop_ids or job.constraint is not None:
+            if token in stop_ids_of(job) or job.constraint is not None:
                 return token
             return tokenizer.end(token)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from afterword.core.job import Job, OutputGrammar, SamplingParams
 from afterword.gateway.dialects.chunks import ChunkReader, IdResolver
-from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, Reader
+from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, Reader, stop_ids_of
 from afterword.gateway.dialects.routes import encode
 from afterword.gateway.dialects.stream_reader import StreamReader
 from afterword.gateway.transport.api import Api
@@ -85,8 +85,9 @@ def extensions_of(job: Job) -> dict[str, Any]:
             body["repetition_penalty_range"] = sampling.repetition_window
     if sampling.allowed_ids:
         body["allowed_token_ids"] = sampling.allowed_ids
-    if job.stop_ids:
-        body["stop_token_ids"] = job.stop_ids
+    stop_ids = stop_ids_of(job)
+    if stop_ids:
+        body["stop_token_ids"] = stop_ids
     if job.scored_ids:
         body["logprob_token_ids"] = job.scored_ids
     if constraint is not None:

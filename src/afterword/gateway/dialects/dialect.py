@@ -228,6 +228,17 @@ def is_greedy(job: Job) -> bool:
     return sampling.temperature == 0 or keeps_likeliest or sampling.top_k == 1
 
 
+def stop_ids_of(job: Job) -> tuple[int, ...]:
+    """Returns the ids that an upstream is told to stop at.
+
+    Before ``min_tokens`` it bans only the end tokens that it knows, so it is told those of middles.
+    """
+    sampling = job.sampling
+    if sampling.min_tokens and not sampling.ignore_eos:
+        return job.stop_ids + job.extra_end_ids
+    return job.stop_ids
+
+
 def truncates(job: Job) -> bool:
     """Returns whether a job draws, and only from some of the likely tokens."""
     sampling = job.sampling

@@ -17,6 +17,7 @@ from afterword.gateway.dialects.dialect import (
     Reader,
     identity,
     is_greedy,
+    stop_ids_of,
 )
 from afterword.gateway.dialects.grammars import SCHEMA_KEYWORDS, gbnf_of_choices, unusable
 from afterword.gateway.dialects.routes import encode, facts_of, model_of
@@ -156,9 +157,10 @@ class SglangDialect:
         }
         if sampling.logit_bias:
             params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
-        if job.stop_ids:
+        stop_ids = stop_ids_of(job)
+        if stop_ids:
             # With ``ignore_eos`` it does not stop at them; the stream reader does.
-            params["stop_token_ids"] = job.stop_ids
+            params["stop_token_ids"] = stop_ids
         if job.constraint is not None:
             params |= _grammar(job.constraint.grammar)
         body: dict[str, Any] = {
@@ -228,7 +230,7 @@ class _OutputReader(SingleReader):
 
         Some grammars end at their last token of text instead.
         """
-        return token not in self._job.stop_ids and self._job.constraint is None
+        return token not in stop_ids_of(self._job) and self._job.constraint is None
 
     def _prefilled(self, meta: _MetaInfo) -> list[Event]:
         k = self._job.prompt_logprobs

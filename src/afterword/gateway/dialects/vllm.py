@@ -16,7 +16,13 @@ from afterword.gateway.dialects.completions import (
     body_of,
     extensions_of,
 )
-from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, identity, is_greedy
+from afterword.gateway.dialects.dialect import (
+    AnyTokenizer,
+    Facts,
+    identity,
+    is_greedy,
+    stop_ids_of,
+)
 from afterword.gateway.dialects.routes import facts_of, model_of
 from afterword.gateway.dialects.token_names import numbered
 from afterword.gateway.failures import StreamBroke
@@ -122,7 +128,7 @@ class VllmDialect(CompletionsDialect):
             if ids is None:
                 return tokenizer.pieces.spell(choice.text.encode()) if choice.text else []
             tokenizer.check(ids)
-            if choice.finish_reason == "stop" and ids and ids[-1] not in job.stop_ids:
+            if choice.finish_reason == "stop" and ids and ids[-1] not in stop_ids_of(job):
                 # The request has no stop strings, so an end token has ended the choice.
                 ids[-1] = tokenizer.end(ids[-1])
             return ids

@@ -408,9 +408,10 @@ async def test_repeated_failures_take_an_address_out(behind: Behind) -> None:
 
 async def test_several_choices_need_an_index(behind: Behind) -> None:
     good = events(choices({**LAST, "index": 1.0}), choices({**LAST, "index": 0, "text": "a"}))
-    for index in (None, True, "1", 0.5, 2):
+    for index in (None, True, False, "1", 0.5, 2):
         assert [c["text"] for c in (await behind.whole(good, n=2))["choices"]] == ["a", "b"]
-        await behind.refused(events(choices({**LAST, "index": index}), choices(LAST)), n=2)
+        last = choices({**LAST, "index": 1})
+        await behind.refused(events(choices({**LAST, "index": index}), last), n=2)
 
 
 async def test_a_choice_that_never_came_is_refused(behind: Behind) -> None:

@@ -62,7 +62,7 @@ def test_sglang_counts_nothing(count: object) -> None:
         reader.done(said=True)
 
 
-@pytest.mark.parametrize("given", [10**19, -1, "2", None, 2.0, 1.5])
+@pytest.mark.parametrize("given", [10**19, -1, "2", None, 2.0, 1.5, 1])
 def test_sglang_s_prompt_is_counted_here(given: object) -> None:
     reader = reader_of("sglang")
     done = output([99.0, 100], finish="length", completion_tokens=2.0, prompt_tokens=given,
@@ -123,7 +123,8 @@ def test_llama_server_s_ids_are_its_tokens(count: object) -> None:
     assert tokens_of(events) == [99]
     (counted,) = [event for event in events if isinstance(event, Counted)]
     assert (counted.prompt_tokens, counted.cached_tokens) == (2, 0)
-    assert [event.completion_tokens for event in events if isinstance(event, Ended)] == [1]
+    (end,) = [event for event in events if isinstance(event, Ended)]
+    assert (end.reason, end.completion_tokens) == ("length", 1)
 
 
 def test_a_plain_answer_of_llama_server_without_ids() -> None:

@@ -148,11 +148,7 @@ class StreamReader:
 
     def remark(self, oddity: str, given: object) -> None:
         """Note something odd that did not stop the answer."""
-        # repr of an endless number is an error.
-        shown = "a number" if isinstance(given, int | float) else ascii(given)[:_SHOWN_CHARACTERS]
-        if isinstance(given, int) and -(10**30) < given < 10**30:
-            shown = str(given)
-        self.remarks.setdefault(oddity, shown)
+        self.remarks.setdefault(oddity, ascii(given)[:_SHOWN_CHARACTERS])
 
     def prefilled(self, scored: ScoredPrompt | None = None) -> list[Event]:
         """Returns the ``Prefilled`` event at the first call, nothing later."""
@@ -171,7 +167,7 @@ class StreamReader:
         own = most = self._prompt_tokens
         if self._estimated:
             ids = len(self._job.prompt_ids)
-            most = max(ids + self._job.max_tokens * len(self._seqs) - completion_tokens, own)
+            most = ids + self._job.max_tokens * len(self._seqs) - completion_tokens
         given = self.believed("its count of prompt tokens is not believed", prompt, own, most)
         tokens = given if self._estimated else own
         kept = self.believed("its count of cached tokens is not believed", cached, 0, tokens)

@@ -160,6 +160,9 @@ READABLE = {
     ),
     "empty reason only": (events(choices({**LAST, "finish_reason": ""})), "b", "stop"),
     "no reason": (events(choices({"index": 0, "text": "b"})), "b", "stop"),
+    "no reason at the limit": (
+        events(*[choices({"index": 0, "text": "b"})] * 9), "b" * 9, "length",
+    ),
     "false reason": (events(choices({**LAST, "finish_reason": False})), "b", "stop"),
     "index 0.0": (events(choices({**LAST, "index": 0.0})), "b", "stop"),
     "no index": (events(choices({"text": "b", "finish_reason": "stop"})), "b", "stop"),
@@ -280,7 +283,8 @@ async def test_what_can_be_read_is_delivered(behind: Behind, case: str) -> None:
     whole = await behind.whole(answer)
     (choice,) = whole["choices"]
     assert (choice["text"], choice["finish_reason"]) == (text, reason)
-    assert whole["usage"]["completion_tokens"] == (2 if text == "ab" else int(text != ""))
+    tokens = {"ab": 2, "b" * 9: 9}.get(text, int(text != ""))
+    assert whole["usage"]["completion_tokens"] == tokens
 
 
 BIG = b"x" * (1 << 20)

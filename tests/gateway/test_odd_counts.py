@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from afterword.core.job import Counted, Ended, Event, Job, Sampled, SamplingParams
@@ -51,6 +52,26 @@ def output(ids: list[Any], *, finish: str | None = None, **meta: object) -> dict
 def test_sglang_counts_no_more_than_it_sends(count: int) -> None:
     with pytest.raises(StreamBroke, match="counts more"):
         read(reader_of("sglang"), output([99, 100], completion_tokens=count))
+
+
+@pytest.mark.parametrize("finish", [None, "length"])
+def test_tokens_behind_the_limit_are_dropped(finish: str | None) -> None:
+    end = min(VOCABULARY.end_ids)
+    said = output([99, 100, 101, 102, end], finish=finish, completion_tokens=5)
+    events = read(reader_of("sglang"), said)
+    assert tokens_of(events) == [99, 100, 101, 102]
+    assert [event.reason for event in events if isinstance(event, Ended)] == ["length"]
+
+
+def test_scores_behind_the_limit_are_dropped() -> None:
+    ids = [99, 100, 101, 102, 103]
+    scores = [[-1.0, i, None] for i in ids]
+    said = output(ids, completion_tokens=5, output_token_logprobs=scores,
+                  output_top_logprobs=[[score] for score in scores])  # fmt: skip
+    events = read(reader_of("sglang", msgspec.structs.replace(JOB, logprobs=1)), said)
+    (sampled,) = [event for event in events if isinstance(event, Sampled)]
+    assert sampled.tokens.tolist() == sampled.top_ids.tolist() == ids[:4]
+    assert sampled.logprobs.tolist() == sampled.top_logprobs.tolist() == [-1.0] * 4
 
 
 @pytest.mark.parametrize("count", [-5, 0, None])

@@ -244,10 +244,8 @@ def scored_prompt(
     """Returns the scores of a prompt's tokens after the first.
 
     Each has its ``k`` likeliest tokens and the ``scored_ids``. Raises ``StreamBroke`` if one of
-    these is missing, or a rank.
+    these is missing.
     """
-    if ranks and len(ranks) != len(logprobs):
-        raise StreamBroke("it did not rank the prompt's tokens")
     top_ids, top_logprobs = array("i"), array("d")
     for top in tops:
         add_top(top, k, scored_ids, top_ids, top_logprobs)

@@ -171,6 +171,7 @@ READABLE = {
     "index text": (events(choices({**LAST, "index": "0"})), "b", "stop"),
     "null text": (events(choices({"index": 0, "text": None}), choices(LAST)), "b", "stop"),
     "no text": (events(choices({"index": 0}), choices(LAST)), "b", "stop"),
+    "a message beside choices": (events({**choices(LAST), "message": "fine"}), "b", "stop"),
     "null text only": (events(choices({**LAST, "text": None})), "", "stop"),
     "null choices": (events({"choices": None}, choices(LAST)), "b", "stop"),
     "no choices": (events({"id": "x"}, choices(LAST)), "b", "stop"),
@@ -408,6 +409,18 @@ async def test_repeated_failures_take_an_address_out(behind: Behind) -> None:
         assert upstream.up is up
     await behind.engine.pool.probe(upstream)
     assert upstream.up
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"error": {"message": "Too long.", "code": 400}},
+     {"object": "error", "message": "Too long.", "code": 400},
+     {"object": "error", "message": "", "code": 400}],
+)  # fmt: skip
+async def test_a_fault_of_the_request_is_the_clients(behind: Behind, said: dict[str, Any]) -> None:
+    reply = await behind.ask(events(said))
+    assert reply.status == 400
+    assert reply.error["type"] == "invalid_request_error"
 
 
 async def test_several_choices_need_an_index(behind: Behind) -> None:

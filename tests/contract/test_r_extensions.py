@@ -285,6 +285,19 @@ async def test_R17_prompt_logprobs(client: Client, lacks: Lacks) -> None:
         assert choice["prompt_logprobs"] == [None]
 
 
+async def test_L3_R17_an_echo_beside_prompt_logprobs(client: Client, lacks: Lacks) -> None:
+    """Each shows as many entries as alone, whichever asks for more."""
+    if "ranks" in lacks:
+        return
+    body = {"prompt": "hello there", "max_tokens": 2, "temperature": 0}
+    for k, ranked in ((0, 5), (2, 5), (5, 2)):
+        echo = {"echo": True, "logprobs": k}
+        both = await choice_of(client, **body, **echo, prompt_logprobs=ranked)
+        assert both["logprobs"] == (await choice_of(client, **body, **echo))["logprobs"]
+        alone = await choice_of(client, **body, prompt_logprobs=ranked)
+        assert both["prompt_logprobs"] == alone["prompt_logprobs"]
+
+
 async def test_R17_token_ids(client: Client) -> None:
     bos = ToyTokenizer(adds_bos=True).bos_id
     body = {"model": "toy-bos", "prompt": "ab", "max_tokens": 6, "seed": 1, "n": 2}

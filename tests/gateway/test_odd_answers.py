@@ -171,6 +171,7 @@ READABLE = {
     "index text": (events(choices({**LAST, "index": "0"})), "b", "stop"),
     "null text": (events(choices({"index": 0, "text": None}), choices(LAST)), "b", "stop"),
     "no text": (events(choices({"index": 0}), choices(LAST)), "b", "stop"),
+    "a delta beside text": (events(choices({**LAST, "delta": {}})), "b", "stop"),
     "a message beside choices": (events({**choices(LAST), "message": "fine"}), "b", "stop"),
     "null text only": (events(choices({**LAST, "text": None})), "", "stop"),
     "null choices": (events({"choices": None}, choices(LAST)), "b", "stop"),
@@ -501,6 +502,15 @@ async def test_counts_are_believed_within_the_request(
     assert used["total_tokens"] <= len(BODY["prompt"]) + BODY["max_tokens"]
     cached = used["prompt_tokens_details"]["cached_tokens"]
     assert 0 <= cached <= used["prompt_tokens"]
+
+
+@pytest.mark.parametrize(("given", "tokens"), [(1, 2), (5, 5)])
+async def test_a_count_beside_a_choice_may_be_of_that_choice_alone(
+    behind: Behind, given: int, tokens: int
+) -> None:
+    chunks = [choices({**LAST, "index": index}, usage=counted(7, given)) for index in (0, 1)]
+    whole = await behind.whole(events(*chunks), n=2)
+    assert whole["usage"]["completion_tokens"] == tokens
 
 
 async def test_counts_that_are_not_believed_are_logged_once(

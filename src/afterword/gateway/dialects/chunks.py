@@ -167,8 +167,7 @@ class ChunkReader:
         if choice.text is None and (choice.delta is not None or choice.message is not None):
             raise StreamBroke("it answered in the shape of a chat")
         seq = self._stream.seq(choice.index)
-        given = choice.finish_reason
-        finish = None if given is None else self._stream.reason(given)
+        finish = self._stream.reason(choice.finish_reason)
         return TokenDelta(seq, self._resolver.ids(choice), (), (), finish)
 
     def _scored(self, choice: ChoiceDelta, events: list[Event]) -> TokenDelta:

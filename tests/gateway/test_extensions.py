@@ -71,12 +71,12 @@ def tokenizer() -> RemoteTokenizer:
     return RemoteTokenizer(VOCABULARY, chat_template=None, encode=_ids)
 
 
-def body_for(name: str, job: Job) -> dict[str, Any]:
+def body_for(name: str, job: Job, seq: int = 0) -> dict[str, Any]:
     (address,) = parse_addresses(f"{name}+http://127.0.0.1:1/v1")
     (upstream,) = pool_of(f"{name}+http://127.0.0.1:1/v1").upstreams
     assert upstream.api.address == address
     api: Api = upstream.api
-    _, body = DIALECTS[name].request(api, job, [0], FACTS, tokenizer())
+    _, body = DIALECTS[name].request(api, job, [seq], FACTS, tokenizer())
     found: dict[str, Any] = json.loads(msgspec.json.encode(body))
     return found
 
@@ -127,6 +127,61 @@ def test_sglang_has_them_among_its_sampling_params() -> None:
     ):
         job = msgspec.structs.replace(EVERYTHING, constraint=Constraint(grammar))
         assert body_for("sglang", job)["sampling_params"].items() >= field.items()
+
+
+DRAWN = SamplingParams(
+    temperature=0.5, top_p=0.25, top_k=7, min_p=0.125, logit_bias=((5, -100.0), (6, 2.0))
+)
+PLAIN = Job(prompt_ids=(97, 98), n=2, max_tokens=5, seed=2**31 + 3, sampling=DRAWN, logprobs=2)
+
+
+def test_the_whole_body_for_sglang() -> None:
+    """Every setting is explicit, because a server's model may bring other defaults."""
+    body = body_for("sglang", PLAIN, seq=1)
+    common = {"max_new_tokens": 5, "repetition_penalty": 1, "sampling_seed": 4}
+    assert body.pop("sampling_params") == common | {
+        "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125, "presence_penalty": 0,
+        "frequency_penalty": 0, "min_new_tokens": 0, "ignore_eos": False,
+        "logit_bias": {"5": -100, "6": 2},
+    }  # fmt: skip
+    assert body == {
+        "input_ids": [97, 98], "stream": True, "return_logprob": True, "top_logprobs_num": 2,
+        "logprob_start_len": -1,
+    }  # fmt: skip
+    scored = body_for("sglang", msgspec.structs.replace(PLAIN, logprobs=1, prompt_logprobs=3))
+    assert (scored["top_logprobs_num"], scored["logprob_start_len"]) == (3, 0)
+    greedy = SamplingParams(
+        temperature=0.5, top_p=0.25, top_k=1, min_p=0.125, presence_penalty=1.5,
+        frequency_penalty=-1.5, min_tokens=3, ignore_eos=True,
+    )  # fmt: skip
+    job = msgspec.structs.replace(PLAIN, sampling=greedy, logprobs=None, cache_scope="a")
+    body = body_for("sglang", job, seq=1)
+    assert body.pop("sampling_params") == common | {
+        "temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0, "presence_penalty": 1.5,
+        "frequency_penalty": -1.5, "min_new_tokens": 3, "ignore_eos": True,
+    }  # fmt: skip
+    assert body == {"input_ids": [97, 98], "stream": True, "extra_key": "a"}
+
+
+def test_the_whole_body_for_llama_server() -> None:
+    """As for SGLang; -100 bans a token, which other servers take for a large number."""
+    body = body_for("llamacpp", PLAIN, seq=1)
+    seeds = [body_for("llamacpp", PLAIN)["seed"], body.pop("seed")]
+    assert len(set(seeds)) == 2
+    assert all(0 <= seed < 2**32 - 1 for seed in seeds)
+    assert body == {
+        "prompt": [97, 98], "n_predict": 5, "stream": True, "cache_prompt": True,
+        "return_tokens": True, "temperature": 0.5, "top_k": 7, "top_p": 0.25, "min_p": 0.125,
+        "samplers": ["penalties", "dry", "temperature", "top_k", "top_p", "min_p", "xtc"],
+        "typical_p": 1, "xtc_probability": 0, "xtc_threshold": 0.1, "repeat_penalty": 1,
+        "repeat_last_n": 256, "dry_multiplier": 0, "logit_bias": [[5, False], [6, 2]],
+        "n_probs": 2,
+    }  # fmt: skip
+    for sampling in (SamplingParams(temperature=0), SamplingParams(top_p=0)):
+        greedy = msgspec.structs.replace(PLAIN, sampling=sampling, logprobs=0)
+        asked = body_for("llamacpp", greedy)
+        assert (asked["temperature"], asked["n_probs"]) == (0, 1)
+    assert "n_probs" not in body_for("llamacpp", msgspec.structs.replace(PLAIN, logprobs=None))
 
 
 def test_ranks_are_asked_for() -> None:

@@ -8,7 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from afterword.core.job import Counted, Ended, Event, Job, Sampled, SamplingParams
+from afterword.core.job import (
+    NO_TOKEN,
+    Counted,
+    Ended,
+    Event,
+    Job,
+    Sampled,
+    SamplingParams,
+)
 from afterword.gateway.dialects.dialect import Reader
 from afterword.gateway.dialects.registry import DIALECTS
 from afterword.gateway.failures import (
@@ -153,6 +161,66 @@ def test_a_plain_answer_of_llama_server_without_ids() -> None:
     events = read(reader, partial([], "cd", stop=True, stop_type="limit", tokens_predicted=2))
     assert tokens_of(events) == [99, 100]
     assert reader.over
+
+
+SCORED = msgspec.structs.replace(JOB, logprobs=2)
+HEAD, TAIL = map(VOCABULARY.pieces.index, (b"\xf0\x9f", b"\x98\x80"))
+NO_END = VOCABULARY.pieces.index(b"<|fim_pad|>")
+"""A token without text that the vocabulary does not declare as an end."""
+
+
+def scored(token: int, logprob: float, *tops: tuple[int, float]) -> dict[str, Any]:
+    return {"id": token, "logprob": logprob,
+            "top_logprobs": [{"id": i, "logprob": value} for i, value in tops]}  # fmt: skip
+
+
+def test_scores_of_llama_server() -> None:
+    """Half a character comes with the next token, without a score; -9999.0 is the least one."""
+    reader = reader_of("llamacpp", SCORED)
+    (_, first, second) = read(
+        reader,
+        partial([99], "c", tokens_predicted=1, completion_probabilities=[
+            scored(99, -1e30, (98, -0.5), (97, -1e30), (96, -1e30)),
+        ]),
+        partial([TAIL], "😀", tokens_predicted=3, completion_probabilities=[
+            scored(TAIL, -1.0, (TAIL, -1.0), (98, -2.0)),
+        ]),
+    )  # fmt: skip
+    assert isinstance(first, Sampled)
+    assert (first.tokens.tolist(), first.logprobs.tolist()) == ([99], [-9999.0])
+    assert first.top_ids.tolist() == [98, 96]
+    assert first.top_logprobs.tolist() == [-0.5, -9999.0]
+    assert isinstance(second, Sampled)
+    assert (second.tokens.tolist(), second.logprobs.tolist()) == ([HEAD, TAIL], [-9999.0, -1.0])
+    assert second.top_ids.tolist() == [NO_TOKEN, NO_TOKEN, TAIL, 98]
+    with pytest.raises(StreamBroke, match="one log-probability"):
+        read(reader, partial([99], "c", tokens_predicted=4))
+
+
+def test_llama_server_names_an_end_token_before_the_end() -> None:
+    reader = reader_of("llamacpp")
+    silent = partial([NO_END], tokens_predicted=1)
+    assert tokens_of(read(reader, silent)) == []
+    went_on = read(reader, partial([99], "c", tokens_predicted=2))
+    assert tokens_of(went_on) == [NO_END, 99]
+    silent["tokens_predicted"] = 3
+    ended = read(reader, silent, partial([], stop=True, stop_type="eos", tokens_predicted=3))
+    (token,) = tokens_of(ended)
+    assert token >= len(VOCABULARY.pieces)
+    assert [event.reason for event in ended if isinstance(event, Ended)] == ["stop"]
+
+
+@pytest.mark.parametrize(("why", "last"), [("limit", -1), ("eos", min(VOCABULARY.end_ids))])
+def test_llama_server_never_names_the_last_half_of_a_character(why: str, last: int) -> None:
+    reader = reader_of("llamacpp")
+    events = read(
+        reader,
+        partial([99], "c", tokens_predicted=1),
+        partial([], stop=True, stop_type=why, tokens_predicted=3),
+    )
+    ids = tokens_of(events)
+    assert (len(ids), ids[0]) == (3, 99)
+    assert (ids[-1] == last) == (why == "eos")
 
 
 @pytest.mark.parametrize("dialect", ["sglang", "llamacpp"])

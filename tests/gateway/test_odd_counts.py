@@ -210,8 +210,8 @@ def test_llama_server_names_an_end_token_before_the_end() -> None:
     assert [event.reason for event in ended if isinstance(event, Ended)] == ["stop"]
 
 
-@pytest.mark.parametrize(("why", "last"), [("limit", -1), ("eos", min(VOCABULARY.end_ids))])
-def test_llama_server_never_names_the_last_half_of_a_character(why: str, last: int) -> None:
+@pytest.mark.parametrize("why", ["limit", "eos"])
+def test_llama_server_never_names_the_last_half_of_a_character(why: str) -> None:
     reader = reader_of("llamacpp")
     events = read(
         reader,
@@ -220,7 +220,7 @@ def test_llama_server_never_names_the_last_half_of_a_character(why: str, last: i
     )
     ids = tokens_of(events)
     assert (len(ids), ids[0]) == (3, 99)
-    assert (ids[-1] == last) == (why == "eos")
+    assert (ids[-1] in VOCABULARY.end_ids) == (why == "eos")
 
 
 @pytest.mark.parametrize("dialect", ["sglang", "llamacpp"])

@@ -32,7 +32,7 @@ from afterword.gateway.dialects.registry import DIALECTS
 from afterword.gateway.dialects.stream_reader import add_top
 from afterword.gateway.failures import StreamBroke
 from afterword.gateway.transport.api import Api
-from afterword.gateway.vocabulary import RemoteTokenizer
+from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
 from conftest import make_client
 from standins.server import FACTS, VOCABULARY, Exchange, StandIn
 from standins.sglang_server import Sglang
@@ -76,7 +76,8 @@ def body_for(name: str, job: Job, seq: int = 0) -> dict[str, Any]:
     (upstream,) = pool_of(f"{name}+http://127.0.0.1:1/v1").upstreams
     assert upstream.api.address == address
     api: Api = upstream.api
-    _, body = DIALECTS[name].request(api, job, [seq], FACTS, tokenizer())
+    texts = TextTokenizer() if name == "openai" else tokenizer()
+    _, body = DIALECTS[name].request(api, job, [seq], FACTS, texts)
     found: dict[str, Any] = json.loads(msgspec.json.encode(body))
     return found
 
@@ -182,6 +183,18 @@ def test_the_whole_body_for_llama_server() -> None:
         asked = body_for("llamacpp", greedy)
         assert (asked["temperature"], asked["n_probs"]) == (0, 1)
     assert "n_probs" not in body_for("llamacpp", msgspec.structs.replace(PLAIN, logprobs=None))
+
+
+def test_the_whole_body_for_a_hosted_endpoint() -> None:
+    """It has no field for whose prompts share what was computed, and may refuse unknown ones."""
+    sampling = SamplingParams(temperature=0.5, top_p=0.25)
+    job = msgspec.structs.replace(PLAIN, sampling=sampling, cache_scope="a")
+    assert body_for("openai", job) == {
+        "model": "toy", "prompt": "ab", "max_tokens": 5, "n": 1, "stream": True,
+        "stream_options": {"include_usage": True}, "temperature": 0.5, "top_p": 0.25,
+        "seed": 2**31 + 3, "logprobs": 2,
+    }  # fmt: skip
+    assert "logprobs" not in body_for("openai", msgspec.structs.replace(job, logprobs=None))
 
 
 def test_ranks_are_asked_for() -> None:

@@ -100,6 +100,17 @@ async def test_a_bos_whose_id_is_0_is_special() -> None:
     assert (table.bos_id, table.special_ids) == (0, [0])
 
 
+async def test_the_names_of_repositories_and_files() -> None:
+    markers = [b"<|fim_%b|>" % role for role in (b"prefix", b"suffix", b"middle")]
+    pieces = [*BYTES, *markers, b"<|repo_name|>", b"<|file_sep|>"]
+    infill = (await Told(pieces).introspect()).infill
+    assert infill is not None
+    assert (infill.repository_id, infill.file_id) == (259, 260)
+    without = (await Told(pieces[:-2]).introspect()).infill
+    assert without is not None
+    assert (without.repository_id, without.file_id) == (None, None)
+
+
 async def test_a_separator_that_is_a_token() -> None:
     pieces = [*BYTES, b"xZqXj#Zqx"]
     assert (await Told(pieces).introspect()).pieces == pieces

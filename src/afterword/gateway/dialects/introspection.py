@@ -55,6 +55,9 @@ _SPECIAL = re.compile(
     rb"|</?(?:s|unk|pad|bos|eos|mask|sep|cls|(?:start|end)_of_\w+|fim_\w+|unused\d+)>"
 )
 """The usual names of special tokens. A server says of no token that it is special."""
+_REPOSITORY = ("<|repo_name|>", "<|fim_repo|>", "<repo_name>", "<reponame>")
+_FILE = ("<|file_sep|>", "<file_sep>", "<filename>")
+"""What begins the names of repositories and files; source: llama.cpp and StarCoder."""
 _INFILL_ENDS = ("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<fim_pad>", "<EOT>")
 
 
@@ -122,6 +125,8 @@ async def _infill(special: Callable[[str | None], Awaitable[int | None]]) -> Inf
         if ids[0] is None or ids[1] is None or (middle is not None and ids[2] is None):
             continue
         ends = [await special(name) for name in _INFILL_ENDS]
+        repositories = [await special(name) for name in _REPOSITORY]
+        files = [await special(name) for name in _FILE]
         # A marker begins another infill, so it ends a middle.
         after = {i for i in (*ids, *ends) if i is not None}
         return InfillTokens(
@@ -130,6 +135,8 @@ async def _infill(special: Callable[[str | None], Awaitable[int | None]]) -> Inf
             middle_id=ids[2],
             order="psm" if order == "psm" else "spm",
             end_ids=tuple(sorted(after)),
+            repository_id=next((i for i in repositories if i is not None), None),
+            file_id=next((i for i in files if i is not None), None),
         )
     return None
 

@@ -188,7 +188,7 @@ def test_the_whole_body_for_llama_server() -> None:
 def test_the_whole_body_for_a_hosted_endpoint() -> None:
     """It has no field for whose prompts share what was computed, and may refuse unknown ones."""
     sampling = SamplingParams(temperature=0.5, top_p=0.25)
-    job = msgspec.structs.replace(PLAIN, sampling=sampling, cache_scope="a")
+    job = msgspec.structs.replace(PLAIN, prompt_ids=b"ab", sampling=sampling, cache_scope="a")
     assert body_for("openai", job) == {
         "model": "toy", "prompt": "ab", "max_tokens": 5, "n": 1, "stream": True,
         "stream_options": {"include_usage": True}, "temperature": 0.5, "top_p": 0.25,

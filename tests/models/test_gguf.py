@@ -110,6 +110,19 @@ def test_numbers_that_would_end_the_process(
         read_header(path)
 
 
+@pytest.mark.parametrize("kind", ["I32", "F64", "Q8_K"])
+def test_weights_that_the_library_cannot_multiply(tmp_path: Path, tiny: bytes, kind: str) -> None:
+    """Its product of them is a call of no function."""
+    path = tmp_path / "x.gguf"
+    name = b"blk.0.attn_q.weight"
+    # Name, number of dimensions, two dimensions, type.
+    at = tiny.index(name) + len(name) + 4 + 2 * 8
+    number = gguf.GGMLQuantizationType[kind]
+    path.write_bytes(tiny[:at] + struct.pack("<I", number) + tiny[at + 4 :] + b"\0" * 2**16)
+    with pytest.raises(ConfigError, match=rf"is a broken GGUF file: weights are in {kind}$"):
+        read_header(path)
+
+
 def test_names_of_tokens_that_the_library_takes_for_one(tmp_path: Path) -> None:
     """It reads a name up to its first null character, and ends the process at equal ones."""
     more = {"one\0a": gguf.TokenType.CONTROL, "one\0b": gguf.TokenType.CONTROL}

@@ -11,11 +11,21 @@ _MOST_CONTEXT = 2**31
 """The library counts tokens in 32 bits, with a sign."""
 _MOST_LAYERS, _MOST_EXPERTS = 512, 1024
 _SCALINGS = ("none", "linear", "yarn", "longrope")
+_NO_WEIGHTS = ("F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K")
+"""Formats of tensors that the library stores, and cannot multiply with."""
+_TABLES_OF_EXPERTS = "deepseek4"
+"""Some of its layers choose experts by a table of token ids, in I32."""
 
 
 def wrong_number(header: Header) -> str | None:
     """Returns the first key whose value no model has, and the value; None if there is none."""
     return next(_wrong_numbers(header), None)
+
+
+def wrong_format(header: Header) -> str | None:
+    """Returns a format that no weights have, if a tensor has it; else None."""
+    tables = ("I32",) if header.architecture == _TABLES_OF_EXPERTS else ()
+    return next((one for one in _NO_WEIGHTS if one in header.formats and one not in tables), None)
 
 
 def _wrong_numbers(header: Header) -> Iterator[str]:

@@ -14,9 +14,9 @@ import msgspec
 from afterword.core.errors import ConfigError
 from afterword.models.gguf import Header, read_file_header
 from afterword.models.kinds import is_no_continuation
-from afterword.models.numbers import wrong_number
+from afterword.models.numbers import wrong_format, wrong_number
 
-CHECKS = 5
+CHECKS = 6
 """The version of the checks of a header; increase it with every new check."""
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -87,6 +87,8 @@ def read_header(path: Path) -> Header:
         header = _with_other_parts(path, header, count)
     if not header.formats:
         raise ConfigError(f"{path}: has a vocabulary and no weights")
+    if (wrong := wrong_format(header)) is not None:
+        raise ConfigError(f"{path}: is a broken GGUF file: weights are in {wrong}")
     return header
 
 

@@ -26,7 +26,6 @@ from support.tiny_gguf import make_gguf
         ({"general.architecture": "llada"}, "a diffusion model (llada)"),
         ({"general.architecture": "eagle3"}, "the draft half of another model (eagle3)"),
         ({"general.architecture": "wavtokenizer-dec"}, "a part of a speech model"),
-        ({"general.architecture": "cogvlm"}, "a model whose text this version of"),
         ({"general.architecture": "flux"}, "a model of pictures or films (flux)"),
         ({"general.architecture": "controlvector"}, "a control vector for another model"),
         ({"general.architecture": "clip"}, "a projector of pictures or sound for another model"),

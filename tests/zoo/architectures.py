@@ -10,8 +10,10 @@ import msgspec
 Value: TypeAlias = bool | int | float | str | list[int] | list[bool]
 VocabularyKind: TypeAlias = Literal["bpe", "spm", "rwkv"]
 Weights: TypeAlias = Literal[
-    "F16", "Q8_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4"
-]
+    "F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q6_K", "Q5_K", "Q4_K", "Q3_K",
+    "Q2_K", "IQ4_NL", "IQ4_XS", "IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
+    "TQ2_0", "TQ1_0", "MXFP4",
+]  # fmt: skip
 
 CONTEXT = 512
 WINDOW = 64
@@ -92,7 +94,8 @@ SOME_ATTEND: Mapping[str, Value] = {"block_count": 3, "attention.head_count_kv":
 class Architecture(msgspec.Struct, frozen=True):
     """One architecture of llama.cpp: its metadata in addition to ``SIZES``, and its file format.
 
-    ``without`` names keys that it must not have, ``needs`` tensors that are optional elsewhere.
+    ``without`` names keys that it must not have, ``needs`` tensors that are optional elsewhere,
+    and ``lacks`` the ends of the names of optional tensors that another architecture has.
     ``embeddings`` is the standard deviation of the token embeddings. It is small if the model
     scales embeddings itself; otherwise the context of a token would hardly matter.
     """
@@ -103,6 +106,7 @@ class Architecture(msgspec.Struct, frozen=True):
     weights: Weights = "F16"
     without: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
     embeddings: float = 0.3
 
 

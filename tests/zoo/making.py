@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -44,11 +44,15 @@ def make_model(name: str, path: Path, weights: Weights | None = None) -> Path:
     ``weights`` replaces the format of its matrices.
     """
     made = ARCHITECTURES.get(name) or OTHERS[name]
-    made = msgspec.structs.replace(made, weights=weights or made.weights)
+    return make(msgspec.structs.replace(made, weights=weights or made.weights), name, path)
+
+
+def make(made: Architecture, name: str, path: Path) -> Path:
+    """Write a tiny model of an architecture; its values depend on ``name``."""
     asked = path.with_suffix(".metadata")
     _write(_writer(asked, name, made))
     try:
-        tensors = _tensors(asked, made.needs)
+        tensors = _tensors(asked, made)
     finally:
         asked.unlink()
     writer = _writer(path, name, made)
@@ -114,8 +118,8 @@ def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _tensors(metadata: Path, needs: Collection[str]) -> Sequence[Tensor]:
-    """Returns the tensors that the library asks for, given this metadata."""
+def _tensors(metadata: Path, made: Architecture) -> Sequence[Tensor]:
+    """Returns the tensors that the library asks for, given the metadata of an architecture."""
     read = _function("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _InitParams)
     free = _function("gguf_free", None, ctypes.c_void_p)
     name_of = _function("ggml_get_name", ctypes.c_char_p, ctypes.c_void_p)
@@ -126,7 +130,8 @@ def _tensors(metadata: Path, needs: Collection[str]) -> Sequence[Tensor]:
     def note(pointer: int, _user: object) -> None:
         name = name_of(pointer).decode()
         ne = _TensorHead.from_address(pointer).ne[: max(1, dimensions(pointer))]
-        if name in needs or not _NOT_ASKED_FOR.search(name):
+        wanted = name in made.needs or not _NOT_ASKED_FOR.search(name)
+        if wanted and not name.endswith(made.lacks):
             found.setdefault(name, Tensor(name, tuple(reversed(ne))))
 
     binding.start()
@@ -203,17 +208,25 @@ def _add(writer: gguf.GGUFWriter, tensor: Tensor, values: Values, made: Architec
 
 
 def _quantized(values: Values, kind: gguf.GGMLQuantizationType) -> npt.NDArray[np.uint8]:
-    """Returns the bytes of rows in a format of files, as the library writes them."""
+    """Returns the bytes of rows in a format of files, as the library writes them.
+
+    Some formats need to know how important each value of a row is: here, all are equally.
+    """
+    values = np.ascontiguousarray(values)
+    if kind == gguf.GGMLQuantizationType.F32:
+        return values.view(np.uint8)
     pointer = ctypes.c_void_p
+    needs_importance = _function("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)
     quantize = _function(
         "ggml_quantize_chunk", ctypes.c_size_t, ctypes.c_int, pointer, pointer,
         ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, pointer,
     )  # fmt: skip
-    values = np.ascontiguousarray(values)
     out = np.empty(gguf.quant_shape_to_byte_shape(values.shape, kind), np.uint8)
     length = values.shape[-1]
+    importance = np.ones(length, np.float32).ctypes.data_as(pointer)
     written = quantize(
-        kind, values.ctypes.data, out.ctypes.data, 0, values.size // length, length, None
-    )
+        kind, values.ctypes.data, out.ctypes.data, 0, values.size // length, length,
+        importance if needs_importance(kind) else None,
+    )  # fmt: skip
     assert written == out.nbytes
     return out

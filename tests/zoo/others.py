@@ -88,6 +88,7 @@ OTHERS: Mapping[str, Architecture] = {
     **{name: Architecture(name, HEADS_OF_32) for name in ("qwen3", "seed_oss", "hunyuan-dense")},
     **{name: Architecture(name, _ALL_HEADS) for name in ("qwen", "gpt2", "bloom", "baichuan")},
     **{name: Architecture(name, _ONE_HEAD) for name in ("falcon", "starcoder", "refact")},
+    "cogvlm": Architecture("cogvlm", _ALL_HEADS),
     "stablelm": Architecture("stablelm", _PARALLEL),
     "mistral-spm": Architecture("llama", vocabulary="spm"),
     "gptneox": Architecture("gptneox", {**_PARALLEL, **_ALL_HEADS}),
@@ -376,6 +377,17 @@ OTHERS: Mapping[str, Architecture] = {
             "attention.value_residual_mix_lora_rank": 32,
             "attention.gate_lora_rank": 32,
         },
+    ),
+    "rwkv6qwen2": Architecture(
+        "rwkv6qwen2",
+        {
+            "wkv.head_size": 64,
+            "token_shift_count": 1,
+            "attention.head_count": 0,
+            "time_mix_extra_dim": 32,
+            "time_decay_extra_dim": 64,
+        },
+        lacks=("time_mix_first.weight",),
     ),
     "qwen4exp": Architecture(
         "qwen4exp",

@@ -14,7 +14,6 @@ _DRAFT = "the draft half of another model"
 _SPEECH = "a part of a speech model"
 _PICTURES = "a model of pictures or films"
 _EMBEDDING = "an embedding model"
-_WRONG = "a model whose text this version of llama.cpp computes wrongly"
 _RANKING = "a reranker or classifier"
 
 _TYPES = {
@@ -39,8 +38,6 @@ _ARCHITECTURES: Mapping[str, str] = {
     **dict.fromkeys(("eagle3", "dflash", "gemma4-assistant"), _DRAFT),
     # Their tokens are sounds.
     **dict.fromkeys(("wavtokenizer-dec", "qwen3tts", "pockettts"), _SPEECH),
-    # Its graph returns the rows of a batch's first tokens, whichever are asked for.
-    "cogvlm": _WRONG,
     "clip": _PROJECTOR,
     "controlvector": "a control vector for another model",
     # Other programs write them; llama.cpp knows none of them.

@@ -42,8 +42,8 @@ _BATCH_DEPENDENT = ("deepseek4", "minimax-m3")
 DeepSeek-V4's compressed cells stand behind the longest sequence of the batch, rounded to 256.
 MiniMax-M3 gathers the cells of single tokens, and masks those of chunks.
 """
-_ONE_AT_A_TIME = ("arwkv7", "rwkv6qwen2")
-"""Architectures whose rows are wrong if llama.cpp computes several sequences in one batch.
+_ONE_AT_A_TIME = () if CHANGES else ("arwkv7", "rwkv6qwen2")
+"""Architectures whose rows an unchanged library computes wrongly if a batch has several sequences.
 
 It stores the last tokens of all sequences but the first wrongly (RWKV heads on Qwen).
 """

@@ -167,10 +167,14 @@ bool search(
         if (in_doubles) {
             likely.mass = mass_of(left, count, float_of(probe));
         }
-        const edge here                  = { probe, gone.count + likely.count, gone.mass + likely.mass };
-        (here.mass >= goal ? low : high) = here;
-        const int inside                 = low.count - high.count;
-        middle                           = !middle && inside > before / 2;
+        const edge here = { probe, gone.count + likely.count, gone.mass + likely.mass };
+        if (here.mass >= goal) {
+            low = here;
+        } else {
+            high = here;
+        }
+        const int inside = low.count - high.count;
+        middle           = !middle && inside > before / 2;
         if (inside <= count / 2) {
             count = copy_between(left, count, float_of(low.bits), float_of(high.bits), room.sorted);
             left  = room.sorted;

@@ -69,6 +69,10 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
         afterword_compile_kernels(${FILE}.cpp -ffp-contract=off)
       endforeach()
     endif()
+    if(NOT MSVC)
+      # An exception leaves a load through functions in C: see library/abort.cpp.
+      target_compile_options(ggml-base PRIVATE $<$<COMPILE_LANGUAGE:C>:-fexceptions>)
+    endif()
     # Hundreds of small files include the same large headers: together they compile faster. Files of ours stay apart.
     set_target_properties(llama PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)
     set_source_files_properties(${AFTERWORD_LIBRARY} TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)

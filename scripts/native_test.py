@@ -38,7 +38,8 @@ from native_check import base
 # What stands alone of native/ is compiled with the tests.
 SOURCES = (
     *sorted((NATIVE / "tests").glob("*.cpp")), NATIVE / "library" / "regex.cpp",
-    NATIVE / "library" / "message.cpp", NATIVE / "kernels" / "packed_memory.cpp",
+    NATIVE / "library" / "abort.cpp", NATIVE / "library" / "message.cpp",
+    NATIVE / "kernels" / "packed_memory.cpp",
 )  # fmt: skip
 HEADERS = tuple(NATIVE / folder for folder in ("include", "library", "kernels"))
 WARNINGS = ("-Wall", "-Wextra")

@@ -57,6 +57,8 @@ GGML_BACKEND_API const char * ggml_afterword_packed_kernels(void);
 LLAMA_API void llama_afterword_log_grave(enum ggml_log_level level, const char * text, void * listener);
 
 // Before the library ends the process, it calls listener with the reason. The listener must stay valid; NULL for none.
+// With a listener, the guarded calls that load a model and make a context fail instead, with the reason as their message.
+// They fail, too, if the library crashes on what a file says.
 LLAMA_API void llama_afterword_on_abort(ggml_abort_callback_t listener);
 
 // --- Threads and rows -------------------------------------------------------------------------------------------------

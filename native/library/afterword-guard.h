@@ -4,13 +4,20 @@
 
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 
 // A text that has characters for which a vocabulary has no tokens, and no token for what is unknown.
 struct afterword_unspellable : std::runtime_error {
     using std::runtime_error::runtime_error;
+};
+
+// The library gave up, and left the call instead of ending the process. Only a guard catches it: it is no std::exception.
+struct afterword_gave_up {
+    std::string reason;
 };
 
 // Keeps what was wrong for llama_afterword_message(), and gives the code.
@@ -23,6 +30,8 @@ template <typename Call> int32_t afterword_guarded(Call call) {
         return AFTERWORD_OK;
     } catch (const afterword_unspellable & error) {
         return afterword_failed(AFTERWORD_UNSPELLABLE, error.what());
+    } catch (const afterword_gave_up & error) {
+        return afterword_failed(AFTERWORD_FAILED, error.reason.c_str());
     } catch (const std::bad_alloc &) {
         return afterword_failed(AFTERWORD_FAILED, "there is no memory left");
     } catch (const std::exception & error) {
@@ -36,3 +45,7 @@ template <typename Call> int32_t afterword_guarded(Call call) {
 template <typename Call> int32_t afterword_guarded(std::invoke_result_t<Call> * result, Call call) {
     return afterword_guarded([&] { *result = call(); });
 }
+
+// The same for a call that reads what a file says. If the library gives up or crashes in it, the call fails, and leaves its
+// memory behind. The call computes nothing, because other threads would wait for this one in the middle of a graph.
+int32_t afterword_guarded_load(const std::function<void()> & call);

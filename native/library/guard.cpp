@@ -7,12 +7,12 @@ extern "C" {
 
 int32_t llama_afterword_guarded_model_load_from_file(
     const char * path, llama_model_params params, llama_model ** result) {
-    return afterword_guarded(result, [&] { return llama_model_load_from_file(path, params); });
+    return afterword_guarded_load([&] { *result = llama_model_load_from_file(path, params); });
 }
 
 int32_t llama_afterword_guarded_init_from_model(
     llama_model * model, llama_context_params params, llama_context ** result) {
-    return afterword_guarded(result, [&] { return llama_init_from_model(model, params); });
+    return afterword_guarded_load([&] { *result = llama_init_from_model(model, params); });
 }
 
 int32_t llama_afterword_guarded_model_quantize(

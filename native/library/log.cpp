@@ -9,8 +9,4 @@ void llama_afterword_log_grave(ggml_log_level level, const char * text, void * l
         ((ggml_log_callback) listener)(level, text, nullptr);
     }
 }
-
-void llama_afterword_on_abort(ggml_abort_callback_t listener) {
-    ggml_set_abort_callback(listener);
-}
 }

@@ -9,7 +9,6 @@ import ctypes
 import itertools
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -141,11 +140,8 @@ def _load(path: Path, *, repack: bool, offload: Offload) -> Any:  # noqa: ANN401
 
 
 def _give_up(message: bytes) -> None:
-    """End the process with the reason in one line, because the library is about to abort.
-
-    The line leaves out the folder in which the library was compiled.
-    """
-    reason = re.sub(r"^\S*/", "", message.decode(errors="replace").strip())
+    """End the process with the reason in one line, because the library is about to abort."""
+    reason = message.decode(errors="replace").strip()
     sys.stderr.write(f"afterword: llama.cpp gave up on this model: {reason}\n")
     sys.stderr.flush()
     os._exit(2)

@@ -1,15 +1,16 @@
 """Compares ways to fill in a middle: a search, the tokens for it, and what ignores a suffix.
 
     python benchmarks/infill_any.py --model FILE --code FILE.jsonl [--text FILE.txt]
-        [--start N] [--items N] [--threads N]
+        [--every] [--start N] [--items N] [--threads N]
 
 The ways: ``without`` continues the prompt alone; ``appended`` continues prompt and suffix;
 ``before`` continues the prompt behind the suffix; ``search`` is ``suffix`` on a model without
 tokens for it; ``tokens`` is ``suffix`` on a model that has them. The first three are cut to the
 first line, or sentence, that is not empty. All are greedy. A line of the code file is ``{"prompt",
 "suffix", "answer", "test", "entry_point"}``; of the text file, one sentence in the middle of each
-long paragraph is masked. The tests of the code run in child processes with limits but without a
-sandbox, so use only files that you trust.
+long paragraph is masked, or with ``--every`` each sentence between two others. Behind a similarity
+stands how much more similar the search is on the same items, with the standard error. The tests of
+the code run in child processes with limits but without a sandbox, so use only files that you trust.
 """
 
 from __future__ import annotations
@@ -128,23 +129,35 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (TEST_LIMIT_S, TEST_LIMIT_S))
 
 
-def masked(path: Path) -> list[Item]:
-    """Returns sentences in the middle of long paragraphs, with the text around them."""
+def masked(path: Path, *, every: bool) -> list[Item]:
+    """Returns sentences with the text around them: of each long paragraph the middle one, or all.
+
+    The first and the last sentence of a paragraph are never masked.
+    """
     items = []
     for paragraph in path.read_text("utf-8").split("\n"):
         sentences = SENTENCE.split(paragraph.strip())
-        at = len(sentences) // 2
-        if len(sentences) < 5 or not 30 <= len(sentences[at]) <= 160:
-            continue
-        before, after = " ".join(sentences[:at]), " ".join(sentences[at + 1 :])
-        items.append(
-            {
-                "prompt": before[-500:].lstrip(),
-                "suffix": f" {after[:400]}\n",
-                "answer": f" {sentences[at]}",
-            }
-        )
+        count = len(sentences)
+        middle = [count // 2] if count >= 5 else []
+        for at in range(1, count - 1) if every else middle:
+            if not 30 <= len(sentences[at]) <= 160:
+                continue
+            before, after = " ".join(sentences[:at]), " ".join(sentences[at + 1 :])
+            items.append(
+                {
+                    "prompt": before[-500:].lstrip(),
+                    "suffix": f" {after[:400]}\n",
+                    "answer": f" {sentences[at]}",
+                }
+            )
     return items
+
+
+def difference(better: list[float], worse: list[float]) -> str:
+    """Returns the mean difference of paired values, and its standard error."""
+    pairs = [one - other for one, other in zip(better, worse, strict=True)]
+    error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
+    return f"{statistics.fmean(pairs):+.3f} ± {error:.3f}"
 
 
 async def measure(model: Model, way: str, item: Item) -> list[float]:
@@ -165,7 +178,7 @@ async def run(args: argparse.Namespace) -> None:
     if args.code is not None:
         items = [json.loads(line) for line in args.code.read_text("utf-8").splitlines()]
     else:
-        items = masked(args.text)
+        items = masked(args.text, every=args.every)
     model = Model(args.model, args.threads)
     ways = ["without", "appended", "before", "search", *(["tokens"] if model.has_tokens else [])]
     rows: dict[str, list[list[float]]] = {way: [] for way in ways}
@@ -173,10 +186,13 @@ async def run(args: argparse.Namespace) -> None:
         for way in ways:
             rows[way].append(await measure(model, way, item))
         print(f"{number} items of {args.model.stem}", flush=True)
+        similar = {way: [row[1] for row in rows[way]] for way in ways}
         for way in ways:
             means = [statistics.fmean(column) for column in zip(*rows[way], strict=True)]
+            less = difference(similar["search"], similar[way])
             print(
-                f"  {way:<9} exact {means[0]:.3f}  similarity {means[1]:.3f}  pass@1 {means[2]:.3f}"
+                f"  {way:<9} exact {means[0]:.3f}  similarity {means[1]:.3f}"
+                f" (search {less})  pass@1 {means[2]:.3f}"
                 f"  log-probability {means[3]:.1f}  CPU {means[4]:.1f} s",
                 flush=True,
             )
@@ -190,6 +206,7 @@ def main() -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--code", type=Path)
     group.add_argument("--text", type=Path)
+    parser.add_argument("--every", action="store_true", help="mask each sentence of a text in turn")
     parser.add_argument("--start", type=int, default=40, help="the items before it are for tuning")
     parser.add_argument("--items", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)

@@ -149,6 +149,9 @@ def test_where_sentences_are_missing_middles_are_whole_ones() -> None:
     found = [Joint(" In", -1.0), Joint(" He sat.", -9.0), Joint(" .", -2.0), Joint(" Who?", -8.0)]
     ordered = promising(found, 9, LengthCosts(()), "sentences")
     assert [joint.text for joint in ordered] == [" Who?", " He sat."]
+    # A text that goes on with the sentence before it is no whole one.
+    rest = Joint(" in it.", -1.0)
+    assert promising([rest, *found], 1, LengthCosts(()), "sentences") == [Joint(" Who?", -8.0)]
     assert promising(found[:1], 9, LengthCosts(()), "sentences") == found[:1]
     assert promising(found, 1, LengthCosts(()), "part") == found[:1]
 

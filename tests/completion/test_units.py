@@ -15,6 +15,7 @@ from afterword.completion.units import ends_sentence, missing_unit
         ("He sat.", " She stood.", "sentences"),
         ('He said " no . "', ' " Why ? "', "sentences"),
         ("Er saß!", "\n1924 ging er.", "sentences"),
+        ("Es así.", " ¿Quién es?", "sentences"),
         ("他坐下。", "她站着。", "sentences"),
         ("He sat", " She stood.", "part"),
         ("He sat.", " and stood.", "part"),

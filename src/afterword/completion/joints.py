@@ -18,7 +18,7 @@ from afterword.completion.lengths import LengthCosts
 from afterword.completion.openings import SEEN_TOKENS
 from afterword.completion.prompt_text import VocabView, text_of_ids
 from afterword.completion.text import Detokenizer, StopMatcher
-from afterword.completion.units import Unit, ends_sentence, missing_unit
+from afterword.completion.units import Unit, begins_sentence, ends_sentence, missing_unit
 from afterword.core.job import NO_TOKEN, Sampled, ScoredPrompt
 from afterword.core.protocols import Tokenizer
 
@@ -251,8 +251,13 @@ def promising(found: Iterable[Joint], most: int, costs: LengthCosts, unit: Unit)
             best[joint.text] = value, joint
     listed = [pair for pair in best.values() if pair[1].text.strip()] or list(best.values())
     if unit == "sentences":
-        listed = [pair for pair in listed if ends_sentence(pair[1].text)] or listed
+        listed = [pair for pair in listed if _whole(pair[1].text)] or listed
     return [joint for _, joint in sorted(listed, key=lambda pair: -pair[0])[:most]]
+
+
+def _whole(text: str) -> bool:
+    """Whether a text is whole sentences."""
+    return begins_sentence(text) and ends_sentence(text)
 
 
 class Trial(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 Unit: TypeAlias = Literal["lines", "sentences", "part"]
 
 _ENDS = (".", "!", "?", "…", "。", "！", "？")  # noqa: RUF001 - of other scripts
-_QUOTES = " \t\n\"'()[]“”‘’«»「」"  # noqa: RUF001 - as people write them
+_QUOTES = " \t\n\"'()[]“”‘’«»「」¿¡"  # noqa: RUF001 - as people write them
 """What may stand behind the end of a sentence, and before the next one."""
 _WORD = re.compile(r"[^\W\d_]{2}")
 _INITIAL = re.compile(r"\b[A-Z]\.$")
@@ -18,10 +18,14 @@ def missing_unit(before: str, suffix: str) -> Unit:
     """Returns what is missing between the end of a prompt and a suffix."""
     if before.endswith("\n") and suffix.startswith("\n"):
         return "lines"
-    first = suffix.lstrip(_QUOTES)[:1]
+    return "sentences" if begins_sentence(suffix) and ends_sentence(before) else "part"
+
+
+def begins_sentence(text: str) -> bool:
+    """Whether a text begins as a sentence does: with a digit, or a letter that is not small."""
+    first = text.lstrip(_QUOTES)[:1]
     # Scripts without cases have letters that are neither.
-    begins = first.isdigit() or (first.isalpha() and not first.islower())
-    return "sentences" if begins and ends_sentence(before) else "part"
+    return first.isdigit() or (first.isalpha() and not first.islower())
 
 
 def ends_sentence(text: str) -> bool:

@@ -324,3 +324,75 @@ def _reset(exchange: Exchange) -> None:
     connected = exchange.transport.get_extra_info("socket")
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     exchange.transport.abort()
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("end", ["answer", "reset", "abort"])
+async def test_a_held_connection_reads_nothing(*, joined: bool, end: str) -> None:
+    rounds, answer = NotedRounds(), Answer()
+    async with StandIn(Exchange.begin) as upstream:
+        address = parse_addresses(upstream.address)[0]
+        client = HttpClient(address, key=None, connect_s=60, rounds=rounds)
+        connection = await client.connect()
+        connection.send(client.request("POST", "/x", b"{}"), answer)
+        if joined:
+            connection.join_rounds()
+        await upstream.until_asked(1)
+        (other,) = upstream.connections
+        other.part(b"a")
+        assert await answer.calls.get() == b"a"
+        for _ in range(2):  # a second call changes nothing
+            connection.hold()
+        other.part(b"b")
+        if end == "reset":
+            _reset(other)
+        elif end == "answer":
+            other.transport.write(b"0\r\n\r\n")
+        # By then the loop would have read what was written before.
+        await client.exchange("GET", "/health", timeout_s=60)
+        assert answer.calls.empty()
+        assert not rounds.joined
+        if end == "abort":
+            connection.abort()
+            await other.gone.wait()
+        for _ in range(2):
+            connection.release()
+        if end == "answer":
+            assert await answer.calls.get() == b"b"
+            assert await answer.calls.get() is None
+            assert connection.reusable
+        elif end == "reset":
+            while not isinstance(await answer.calls.get(), StreamBroke):
+                pass
+        assert not rounds.joined
+        connection.abort()
+        client.close()
+    rounds.close()
+
+
+@pytest.mark.parametrize("joined", [False, True])
+async def test_a_connection_is_read_again_after_an_answer_that_came_whole(*, joined: bool) -> None:
+    """Held in the last part of an answer, it serves the next request."""
+    rounds = NotedRounds()
+
+    class Holding(Answer):
+        def body(self, received: bytes) -> None:
+            if joined:
+                connection.join_rounds()
+            connection.hold()
+            super().body(received)
+
+    async with StandIn(Exchange.whole) as upstream:
+        client = HttpClient(
+            parse_addresses(upstream.address)[0], key=None, connect_s=60, rounds=rounds
+        )
+        connection = await client.connect()
+        for _ in range(2):
+            answer = Holding()
+            connection.send(client.request("POST", "/x", b"{}"), answer)
+            while await answer.calls.get() is not None:
+                connection.release()
+            assert not rounds.joined
+        connection.abort()
+        client.close()
+    rounds.close()

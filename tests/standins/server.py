@@ -149,7 +149,7 @@ class StandIn:
             if not self.silent:
                 exchange.answer(200 if self.healthy else 500, self.listed)
         elif path == "/tokenize":
-            ids = _TOKENIZER.encode(body["prompt"])
+            ids = _TOKENIZER.encode(body.get("prompt") or body["content"])
             good = json.dumps({"tokens": ids}).encode()
             exchange.answer(200, good if self.tokenized is None else self.tokenized)
         else:

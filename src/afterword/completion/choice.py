@@ -216,28 +216,36 @@ class ChoiceBuilder:
         self._drained()
         return delta
 
-    def drain_each(self) -> list[Delta]:
-        """Returns what ``drain`` returns, with one log-probability entry in each delta (S9)."""
+    @property
+    def undrained_tokens(self) -> int:
+        """How many generated tokens no delta has shown."""
+        return len(self._ids)
+
+    def drain_each(self) -> Iterator[Delta]:
+        """Yields what ``drain`` returns, with one log-probability entry in each delta (S9).
+
+        The deltas are made one by one, because there may be 100,000. The builder has given out
+        all of them with the first.
+        """
         if self._entries is None or len(self._entries) < 2:
             whole = self.drain()
-            return [] if whole is None else [whole]
-        each = self._entries.take_each()
-        deltas, start = [], 0
-        echoed = len(each) - len(self._ids)
-        for at, (entry, end) in enumerate(zip(each, self._ends, strict=True)):
-            ids = self._ids[at - echoed : at - echoed + 1] if at >= echoed else []
-            first = not self._drained_once and at == 0
-            deltas.append(Delta(self._ready[start:end], entry, None, ids, first))
-            start = end
+            if whole is not None:
+                yield whole
+            return
+        text, ids, ends = self._ready, self._ids, self._ends
         finish = None if self._finish_given else self.finish_reason
-        last = deltas.pop()
-        deltas.append(
-            msgspec.structs.replace(
-                last, text=last.text + self._ready[start:], finish_reason=finish
-            )
-        )
+        first, start = not self._drained_once, 0
+        count = len(self._entries)
+        echoed, last = count - len(ids), count - 1
+        each = self._entries.take_each()
         self._drained()
-        return deltas
+        for at, (entry, end) in enumerate(zip(each, ends, strict=True)):
+            own = ids[at - echoed : at - echoed + 1] if at >= echoed else []
+            if at == last:
+                yield Delta(text[start:], entry, finish, own, first)
+            else:
+                yield Delta(text[start:end], entry, None, own, first)
+            start, first = end, False
 
     def _has_news(self) -> bool:
         if not self.completion_tokens and self.finish_reason is None:

@@ -71,14 +71,15 @@ class LogprobsBuilder:
         self._clear()
         return taken
 
-    def take_each(self) -> list[Logprobs]:
-        """Returns what ``take`` returns, as one item for each entry."""
-        columns = zip(
-            self._tokens, self._token_logprobs, self._top_logprobs, self._offsets, strict=True
-        )
-        each = [Logprobs([a], [b], [c], [d]) for a, b, c, d in columns]
-        self._clear()
-        return each
+    def take_each(self) -> Iterator[Logprobs]:
+        """Yields what ``take`` returns, as one item for each entry, and keeps none that it gave."""
+        taken = self.take()
+        columns = taken.tokens, taken.token_logprobs, taken.top_logprobs, taken.text_offset
+        for column in columns:
+            column.reverse()
+        a, b, c, d = columns
+        while a:
+            yield Logprobs([a.pop()], [b.pop()], [c.pop()], [d.pop()])
 
     def _text(self, token: int, *, fresh: bool) -> str:
         if self._as_ids and token < len(self._vocab.pieces):

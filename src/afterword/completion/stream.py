@@ -208,9 +208,8 @@ class CompletionStream:
         return True
 
     def _new_chunks(self, job: int, seq: int, builder: ChoiceBuilder) -> Iterator[Chunk]:
-        deltas = builder.drain_each()
-        generated = builder.completion_tokens - sum(len(delta.token_ids) for delta in deltas)
-        for delta in deltas:
+        generated = builder.completion_tokens - builder.undrained_tokens
+        for delta in builder.drain_each():
             generated += len(delta.token_ids)
             yield self._chunk([self._choice(delta, job, seq)], self._usage_of(job, generated))
 
@@ -366,28 +365,26 @@ class CompletionStream:
 
 
 def _cut(queue: deque[Event]) -> Sampled:
-    """Take the first tokens of the first event, and leave the rest if there are many."""
+    """Take the first tokens of the first event, and leave the rest in pieces if there are many."""
     event = queue.popleft()
     if not isinstance(event, Sampled):
         raise TypeError("only sampled tokens can be cut")
-    if len(event.tokens) <= _SLICE_TOKENS:
+    tokens = len(event.tokens)
+    if tokens <= _SLICE_TOKENS:
         return event
-    tops = _SLICE_TOKENS * (len(event.top_ids) // len(event.tokens))
-    queue.appendleft(
-        Sampled(
-            event.job,
-            event.seq,
-            event.tokens[_SLICE_TOKENS:],
-            event.logprobs[_SLICE_TOKENS:],
-            event.top_ids[tops:],
-            event.top_logprobs[tops:],
+    width = len(event.top_ids) // tokens
+    # All at once: to cut off one after another would copy the rest each time.
+    for end in range(tokens, 0, -_SLICE_TOKENS):
+        one = slice(max(end - _SLICE_TOKENS, 0), end)
+        tops = slice(one.start * width, end * width)
+        queue.appendleft(
+            Sampled(
+                event.job,
+                event.seq,
+                event.tokens[one],
+                event.logprobs[one],
+                event.top_ids[tops],
+                event.top_logprobs[tops],
+            )
         )
-    )
-    return Sampled(
-        event.job,
-        event.seq,
-        event.tokens[:_SLICE_TOKENS],
-        event.logprobs[:_SLICE_TOKENS],
-        event.top_ids[:tops],
-        event.top_logprobs[:tops],
-    )
+    return _cut(queue)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 
 from afterword.core.wire import LOWEST
 from afterword.gateway.failures import StreamBroke
+from afterword.gateway.long_payload import LongPayload, read_long
 
 T = TypeVar("T")
 
@@ -23,20 +25,29 @@ _MOST_DIGITS = 32
 _MOST_EXACT = 2.0**53
 
 
-def decoder(wanted: type[T]) -> Callable[[bytes], T]:
+def decoder(wanted: type[T]) -> Callable[[bytes | LongPayload], T]:
     """Returns a function from the bytes of a JSON value to ``wanted``.
 
     It raises ``StreamBroke`` if the value cannot be read.
     """
     strict = msgspec.json.Decoder(wanted).decode
 
-    def decode(payload: bytes) -> T:
+    def decode(payload: bytes | LongPayload) -> T:
         try:
-            return strict(payload)
+            return strict(payload)  # type: ignore[arg-type] # what is long is a TypeError
+        except TypeError:
+            if not isinstance(payload, LongPayload):
+                raise
+            return read_long(payload, wanted, _decoder)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return _read(payload, wanted)
+            return _read(bytes(payload), wanted)
 
     return decode
+
+
+@cache
+def _decoder(wanted: Any) -> Callable[[bytes | LongPayload], Any]:  # noqa: ANN401 - any type
+    return decoder(wanted)
 
 
 def _read(payload: bytes, wanted: type[T]) -> T:
@@ -46,10 +57,10 @@ def _read(payload: bytes, wanted: type[T]) -> T:
         raise StreamBroke("it sent JSON of another shape than an answer has") from None
 
 
-def parse(payload: bytes) -> Any:  # noqa: ANN401 - any JSON value
+def parse(payload: bytes | LongPayload) -> Any:  # noqa: ANN401 - any JSON value
     """Returns a JSON value. Raises ``StreamBroke`` if there is none."""
     try:
-        return json.loads(payload.decode("utf-8", "replace"), parse_int=_integer)
+        return json.loads(bytes(payload).decode("utf-8", "replace"), parse_int=_integer)
     except (ValueError, RecursionError):
         raise StreamBroke("it sent something that is not JSON") from None
 

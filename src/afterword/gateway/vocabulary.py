@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from afterword.core.protocols import InfillTokens
@@ -25,13 +26,14 @@ _GIVEN_UP = b"\xff"
 class Pieces(list[bytes]):
     """Bytes by id, and ids by bytes; if several ids have the same bytes, the first one is meant.
 
-    Clients may name ids below ``len``; later ids are the gateway's own.
+    Clients may name ids below ``len``; later ids are the gateway's own. Safe from any thread.
     """
 
     def __init__(self, named: Iterable[bytes]) -> None:
         super().__init__(named)
         self.named = super().__len__()
         self._ids: dict[bytes, int] = {}
+        self._learns = threading.RLock()
         for i, piece in enumerate(self):
             self._ids.setdefault(piece, i)
 
@@ -48,16 +50,20 @@ class Pieces(list[bytes]):
 
         Raises ``StreamBroke`` if an upstream has sent too many different pieces.
         """
-        if self.own >= _MOST_OWN:
-            raise StreamBroke("it sent more different tokens than any vocabulary has")
-        self.append(piece)
-        return super().__len__() - 1
+        with self._learns:
+            if self.own >= _MOST_OWN:
+                raise StreamBroke("it sent more different tokens than any vocabulary has")
+            self.append(piece)
+            return super().__len__() - 1
 
     def id_of(self, piece: bytes) -> int:
         """Returns the id whose bytes are ``piece``, or a new id of the gateway's own."""
         known = self._ids.get(piece)
         if known is None:
-            known = self._ids[piece] = self.add(piece)
+            with self._learns:
+                known = self._ids.get(piece)
+                if known is None:
+                    known = self._ids[piece] = self.add(piece)
         return known
 
     def spell(self, text: bytes) -> list[int]:
@@ -107,7 +113,7 @@ class Pieces(list[bytes]):
 
 
 class RemoteTokenizer:
-    """A ``Tokenizer`` that asks an upstream. Safe from any thread except new pieces and ``end``.
+    """A ``Tokenizer`` that asks an upstream. Safe from any thread.
 
     ``encode(text, parse_special)`` asks the upstream for ids. ``end_ids`` contain a few ids of
     the gateway's own, so that ``end`` can give one of them to an end token that the upstream has
@@ -125,6 +131,7 @@ class RemoteTokenizer:
         self._named = self.pieces.named
         self._ends = [self.pieces.add(b"") for _ in range(_ENDS)]
         self._ended_by: dict[int, int] = {}
+        self._learns = threading.Lock()
         self.aliases: dict[int, int] = {}
         self.declared_end_ids = frozenset(table.end_ids)
         self.end_ids = self.declared_end_ids.union(self._ends)
@@ -176,14 +183,15 @@ class RemoteTokenizer:
         """Returns an end id with the bytes of ``token``, which has ended a sequence upstream."""
         if token in self.declared_end_ids:
             return token
-        known = self._ended_by.get(token)
-        if known is None:
-            # A model has few end tokens. If it has too many, some share the last id.
-            known = self._ends[min(len(self._ended_by), _ENDS - 1)]
-            self._ended_by[token] = known
-            self.pieces[known] = self.pieces[token]
-            self.aliases[known] = token
-        return known
+        with self._learns:
+            known = self._ended_by.get(token)
+            if known is None:
+                # A model has few end tokens. If it has too many, some share the last id.
+                known = self._ends[min(len(self._ended_by), _ENDS - 1)]
+                self._ended_by[token] = known
+                self.pieces[known] = self.pieces[token]
+                self.aliases[known] = token
+            return known
 
 
 class TextTokenizer:

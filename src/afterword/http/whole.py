@@ -68,7 +68,10 @@ class _Parts:
 
 
 def encode_choice(choice: Choice) -> Iterator[bytes]:
-    """Yields the JSON of a choice in slices."""
+    """Yields the JSON of a choice in slices. Its arrays lose what was written.
+
+    To free all of a long choice at once would hold the loop for long.
+    """
     logprobs = choice.logprobs
     if logprobs is None or len(logprobs.tokens) <= _SLICE_ENTRIES:
         yield _encode(choice)
@@ -81,6 +84,8 @@ def encode_choice(choice: Choice) -> Iterator[bytes]:
         values = getattr(logprobs, name)
         for start in range(0, len(values), _SLICE_ENTRIES):
             comma = b"," if start else b""
-            yield comma + _encode(values[start : start + _SLICE_ENTRIES])[1:-1]
+            part = values[start : start + _SLICE_ENTRIES]
+            values[start : start + _SLICE_ENTRIES] = [None] * len(part)
+            yield comma + _encode(part)[1:-1]
         yield b"]"
     yield rest

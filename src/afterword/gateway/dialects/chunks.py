@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from afterword.core.job import Ended, Event, FinishReason, Job
 from afterword.gateway.dialects.stream_reader import (
+    PackedTops,
     StreamReader,
     TokenDelta,
     Top,
+    gathered,
     scored_prompt,
 )
 from afterword.gateway.failures import StreamBroke
 from afterword.gateway.lenient import decoder, parse
+from afterword.gateway.long_payload import LongPayload
 from afterword.gateway.transport.api import failure_in_stream
 
 
@@ -71,14 +74,14 @@ class _Echo:
     def __init__(self, left: int) -> None:
         self.left = left
         self.logprobs: list[float] = []
-        self.tops: list[Top] = []
+        self.tops = PackedTops()
         self.ranks: list[int] = []
 
-    def take(self, logprobs: list[float], tops: list[Top]) -> int:
+    def take(self, logprobs: list[float], tops: Sequence[Top]) -> int:
         """Add the scores that belong to the prompt. Returns how many they are."""
         count = min(self.left, len(logprobs))
         self.logprobs += logprobs[:count]
-        self.tops += tops[:count]
+        self.tops.extend(tops[:count])
         self.left -= count
         return count
 
@@ -111,7 +114,7 @@ class ChunkReader:
         """See ``Reader``."""
         self._stream.close(seq)
 
-    def read(self, payload: bytes) -> list[Event]:
+    def read(self, payload: bytes | LongPayload) -> list[Event]:
         """See ``Reader``."""
         chunk = _decode(payload)
         # Some servers only say what is wrong.
@@ -193,7 +196,7 @@ class ChunkReader:
         delta: TokenDelta,
         choice: ChoiceDelta,
         logprobs: list[float],
-        tops: list[Top],
+        tops: Sequence[Top],
         events: list[Event],
     ) -> int:
         """Returns how many scores are the prompt's; appends them to ``events`` when all came."""
@@ -215,12 +218,12 @@ class ChunkReader:
             )  # fmt: skip
             events += self._stream.prefilled(scored)
             # All choices echo the same prompt, and one of them is enough.
-            echo.logprobs, echo.tops = [], []
+            echo.logprobs, echo.tops = [], PackedTops()
         elif delta.finish is not None:
             raise StreamBroke("it did not score the whole prompt")
         return count
 
-    def _ranks(self, entries: list[dict[str, RankedLogprob] | None]) -> list[int]:
+    def _ranks(self, entries: Sequence[dict[str, RankedLogprob] | None]) -> list[int]:
         ids = self._job.prompt_ids[1:]
         try:
             return [
@@ -231,16 +234,17 @@ class ChunkReader:
         except (KeyError, ValueError):
             raise StreamBroke("it did not rank the prompt's tokens") from None
 
-    def _scores(self, given: ChoiceLogprobs) -> tuple[list[float], list[Top]]:
+    def _scores(self, given: ChoiceLogprobs) -> tuple[list[float], Sequence[Top]]:
         values = [0.0 if value is None else value for value in given.token_logprobs]
         id_of = self._id_of
-        tops: list[Top] = [
+        tops: Iterator[Top] = (
             [(id_of(name), value) for name, value in top.items()] if top else ()
             for top in given.top_logprobs or [None] * len(values)
-        ]
-        if not len(given.tokens) == len(values) == len(tops):
+        )
+        all_tops = gathered(tops, len(values))
+        if not len(given.tokens) == len(values) == len(all_tops):
             raise StreamBroke("its log-probabilities have arrays of different lengths")
-        return values, tops
+        return values, all_tops
 
     def _id_of(self, name: str) -> int:
         """Returns the id of a name. Each is read once, because most of them come again."""

@@ -11,6 +11,7 @@ import msgspec
 from afterword.core.errors import ConfigError, InvalidRequest
 from afterword.core.job import Event, Job, OutputGrammar
 from afterword.core.wire import Vocabulary
+from afterword.gateway.long_payload import LongPayload
 from afterword.gateway.transport.api import Api
 from afterword.gateway.vocabulary import RemoteTokenizer, TextTokenizer
 
@@ -91,8 +92,8 @@ class Reader(Protocol):
     def over(self) -> bool:
         """Whether every sequence has ended or is closed; ``done`` may still count the tokens."""
 
-    def read(self, payload: bytes) -> list[Event]:
-        """Returns the events in the payload of one server-sent event.
+    def read(self, payload: bytes | LongPayload) -> list[Event]:
+        """Returns the events in the payload of one server-sent event. A thread reads a long one.
 
         Raises ``UpstreamFailure`` if the upstream reports an error or sends nonsense.
         """

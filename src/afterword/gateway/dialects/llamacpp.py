@@ -6,7 +6,7 @@ Source of the format: llama.cpp's ``tools/server``, as llama-cpp-python 0.3.36 c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,9 +27,10 @@ from afterword.gateway.dialects.grammars import SCHEMA_KEYWORDS, gbnf_of_choices
 from afterword.gateway.dialects.introspection import introspect_vocabulary
 from afterword.gateway.dialects.routes import read_tokens
 from afterword.gateway.dialects.single import SingleReader
-from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top
+from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top, gathered
 from afterword.gateway.failures import StreamBroke
 from afterword.gateway.lenient import decoder
+from afterword.gateway.long_payload import LongPayload
 from afterword.gateway.transport.api import Api, failure_in_stream
 from afterword.gateway.vocabulary import RemoteTokenizer
 
@@ -246,7 +247,7 @@ class _PartialReader(SingleReader):
         super().__init__(stream, job, seq, tokenizer)
         self._held: TokenDelta | None = None
 
-    def read(self, payload: bytes) -> list[Event]:
+    def read(self, payload: bytes | LongPayload) -> list[Event]:
         """See ``Reader``."""
         partial = _decode(payload)
         if partial.error:
@@ -256,10 +257,7 @@ class _PartialReader(SingleReader):
         ids, logprobs, tops = self._unreported(partial)
         ids += partial.tokens
         if self._job.logprobs is not None:
-            for scored in partial.completion_probabilities:
-                logprobs.append(max(scored.logprob, LOWEST))
-                self._tokenizer.check([t.id for t in scored.top_logprobs])
-                tops.append([(t.id, max(t.logprob, LOWEST)) for t in scored.top_logprobs])
+            tops = gathered(self._tops(partial, tops, logprobs), len(ids))
             if len(logprobs) != len(ids):
                 raise StreamBroke("it did not send one log-probability for each token")
         self._seen += len(ids)
@@ -276,6 +274,16 @@ class _PartialReader(SingleReader):
             events.append(self._stream.counted(partial.tokens_evaluated, partial.timings.cache_n))
         return events
 
+    def _tops(
+        self, partial: _Partial, before: Sequence[Top], logprobs: list[float]
+    ) -> Iterator[Top]:
+        """Yields the tops of all tokens; appends the log-probabilities of the reported ones."""
+        yield from before
+        for scored in partial.completion_probabilities:
+            logprobs.append(max(scored.logprob, LOWEST))
+            self._tokenizer.check([t.id for t in scored.top_logprobs])
+            yield [(t.id, max(t.logprob, LOWEST)) for t in scored.top_logprobs]
+
     def _may_end(self, partial: _Partial) -> bool:
         """Returns whether a part is one token without text: an end token if the end comes next."""
         if partial.stop or partial.content or len(partial.tokens) != 1:
@@ -288,7 +296,7 @@ class _PartialReader(SingleReader):
             held.ids[-1] = self._tokenizer.end(held.ids[-1])
         return self._stream.sampled(held)
 
-    def _unreported(self, partial: _Partial) -> tuple[list[int], list[float], list[Top]]:
+    def _unreported(self, partial: _Partial) -> tuple[list[int], list[float], Sequence[Top]]:
         """Returns ids, log-probabilities and tops of tokens that the server has left out so far."""
         missing = partial.tokens_predicted - self._seen - len(partial.tokens)
         if missing <= 0:

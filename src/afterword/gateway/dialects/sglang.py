@@ -22,9 +22,16 @@ from afterword.gateway.dialects.dialect import (
 from afterword.gateway.dialects.grammars import SCHEMA_KEYWORDS, gbnf_of_choices, unusable
 from afterword.gateway.dialects.routes import encode, facts_of, model_of
 from afterword.gateway.dialects.single import SingleReader
-from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top, scored_prompt
+from afterword.gateway.dialects.stream_reader import (
+    StreamReader,
+    TokenDelta,
+    Top,
+    gathered,
+    scored_prompt,
+)
 from afterword.gateway.failures import StreamBroke
 from afterword.gateway.lenient import decoder
+from afterword.gateway.long_payload import LongPayload
 from afterword.gateway.transport.api import Api, failure_in_stream
 from afterword.gateway.vocabulary import RemoteTokenizer
 
@@ -190,7 +197,7 @@ class SglangDialect:
 class _OutputReader(SingleReader):
     """Reads outputs. Each lists all tokens so far, or only the new ones (a server option)."""
 
-    def read(self, payload: bytes) -> list[Event]:
+    def read(self, payload: bytes | LongPayload) -> list[Event]:
         """See ``Reader``."""
         output = _decode(payload)
         if output.error:
@@ -204,12 +211,12 @@ class _OutputReader(SingleReader):
         if new > len(output.output_ids):
             raise StreamBroke("it counts more tokens than it sent")
         self._seen += new
-        ids = _last(output.output_ids, new)
+        ids = output.output_ids[-new:] if new else []
         self._tokenizer.check(ids)
         if finish is not None and finish.type == "stop" and ids and self._ends(ids[-1]):
             ids[-1] = self._tokenizer.end(ids[-1])
         logprobs: list[float] = []
-        tops: list[Top] = []
+        tops: Sequence[Top] = ()
         if self._job.logprobs is not None and new:
             logprobs = [_value(entry) for entry in _last(meta.output_token_logprobs or [], new)]
             tops = self._tops(
@@ -254,16 +261,16 @@ class _OutputReader(SingleReader):
         self,
         likeliest: Sequence[list[_Entry] | None],
         asked: Sequence[list[_Entry] | None],
-    ) -> list[Top]:
+    ) -> Sequence[Top]:
         """Returns the likeliest tokens of each position, with those that the job asks for."""
         if len(likeliest) != len(asked):
             raise StreamBroke("it did not score the tokens that were asked for")
-        tops: list[Top] = []
-        for top, more in zip(likeliest, asked, strict=True):
-            entries = [*(top or ()), *(more or ())]
-            self._tokenizer.check([i for _, i, *_ in entries])
-            tops.append([(i, value or 0.0) for value, i, *_ in entries])
-        return tops
+        return gathered(map(self._top, likeliest, asked), len(likeliest))
+
+    def _top(self, likeliest: list[_Entry] | None, asked: list[_Entry] | None) -> Top:
+        entries = [*(likeliest or ()), *(asked or ())]
+        self._tokenizer.check([i for _, i, *_ in entries])
+        return [(i, value or 0.0) for value, i, *_ in entries]
 
 
 def _grammar(grammar: OutputGrammar) -> dict[str, str]:
@@ -279,7 +286,7 @@ def _grammar(grammar: OutputGrammar) -> dict[str, str]:
             return {"ebnf": grammar.text}
 
 
-def _last(items: list[Any], count: int) -> list[Any]:
+def _last(items: Sequence[Any], count: int) -> Sequence[Any]:
     return items[-count:] if count else []
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import overload
 
 import msgspec
 
@@ -31,6 +32,56 @@ _NO_REASON = frozenset({"null", "none"})
 """What servers write for null as text."""
 _BROKEN = frozenset({"abort", "aborted", "cancelled", "canceled", "error"})
 _SHOWN_CHARACTERS = 40
+_MANY_TOPS = 1024
+
+
+class PackedTops(Sequence[Top]):
+    """Many tops in three arrays: to free an object for each entry would hold the GIL for long."""
+
+    def __init__(self, tops: Iterable[Top] = ()) -> None:
+        self._ids = array("q")
+        self._values = array("d")
+        self._ends = array("q", (0,))
+        self.extend(tops)
+
+    def extend(self, tops: Iterable[Top]) -> None:
+        """Add tops."""
+        for top in tops:
+            for token, value in top:
+                self._ids.append(token)
+                self._values.append(value)
+            self._ends.append(len(self._ids))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[Top]:
+        return map(self._top, range(len(self)))
+
+    @overload
+    def __getitem__(self, at: int) -> Top: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Top]: ...
+    def __getitem__(self, at: int | slice) -> Top | Sequence[Top]:
+        """Returns the top of a position, or those of a slice without a step."""
+        if not isinstance(at, slice):
+            return self._top(range(len(self))[at])
+        start, stop, _ = at.indices(len(self))
+        ends = self._ends[start : max(start, stop) + 1]
+        first, last = ends[0], ends[-1]
+        part = PackedTops()
+        part._ids, part._values = self._ids[first:last], self._values[first:last]
+        part._ends = array("q", (end - first for end in ends))
+        return part
+
+    def _top(self, at: int) -> Top:
+        start, end = self._ends[at], self._ends[at + 1]
+        return list(zip(self._ids[start:end], self._values[start:end], strict=True))
+
+
+def gathered(tops: Iterable[Top], count: int) -> Sequence[Top]:
+    """Returns tops, expected to be ``count``, packed if they are many."""
+    return PackedTops(tops) if count > _MANY_TOPS else list(tops)
 
 
 class TokenDelta(msgspec.Struct):

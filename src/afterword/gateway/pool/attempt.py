@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from afterword.core.job import Event, Job
+from afterword.core.job import Ended, Event, Job, Sampled
 from afterword.gateway.dialects.dialect import Reader
 from afterword.gateway.failures import Silent, StreamBroke, UpstreamFailure
+from afterword.gateway.long_payload import LONG_BYTES, LongPayload
 from afterword.gateway.pool.pool import PoolOptions
 from afterword.gateway.transport.api import failure_of, failure_of_event
 from afterword.gateway.transport.connection import Connection, Head, HttpClient
@@ -20,9 +22,10 @@ from afterword.gateway.transport.sse import (
     ErrorPayload,
     EventSplitter,
     EventTooLongError,
+    Payload,
 )
 
-_Kind: TypeAlias = Literal["unknown", "stream", "plain", "error"]
+_Kind: TypeAlias = Literal["unknown", "stream", "plain", "error", "held"]
 _DONE = b"[DONE]"
 _SHORT_BYTES = 32
 """Shorter than any chunk: only these may be blank or the end."""
@@ -30,6 +33,8 @@ _LINGER_S = 2.0
 """The wait for the end of a stream after all its choices have ended."""
 _MOST_ERROR_BYTES = 64 * 1024
 _MOST_BLANKS = 64 * 1024
+_THREAD = ThreadPoolExecutor(1, "afterword-long-answers")
+"""One for all: the loop would wait for each of several threads in turn."""
 
 
 class AttemptLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +65,18 @@ def _most_bytes(job: Job, sequences: int) -> int:
     return min((1 << 20) + 64 * prompt + 128 * entries * tokens, MOST_EVENT_BYTES)
 
 
+class _LongRead:
+    """A payload that a thread reads, and what has come for the attempt meanwhile, in order."""
+
+    def __init__(self, kind: _Kind, behind: Sequence[Payload]) -> None:
+        self.kind = kind
+        self.behind = behind
+        self.parts: list[bytes] = []
+        self.ended = False
+        self.error: StreamBroke | None = None
+        self.closed: list[int] = []
+
+
 class Attempt:
     """Receives one answer; calls ``emit`` with its events, in the event loop's callbacks.
 
@@ -67,6 +84,8 @@ class Attempt:
     servers label them wrongly. ``admitted`` is called when the upstream has accepted the request.
     ``produced`` is True after the first event: the request cannot be tried elsewhere any more.
     Tokens set no timers: the one timer checks the time of the last event when it fires.
+    Invariant: while there is a ``_LongRead``, a thread has the reader and nothing else uses it,
+    the body is of kind "held", and the connection reads nothing.
     """
 
     def __init__(
@@ -100,11 +119,13 @@ class Attempt:
         self._counted = False
         self._lingers = False
         self._whole = False
+        self._long: _LongRead | None = None
 
     @property
     def remarks(self) -> Mapping[str, str]:
         """What was odd in the answer; see ``Reader``."""
-        return self._reader.remarks
+        # A copy: after an abort a thread may still add to them.
+        return dict(self._reader.remarks)
 
     async def run(self) -> None:
         """Returns when every sequence has ended. Raises ``UpstreamFailure``."""
@@ -138,6 +159,9 @@ class Attempt:
 
     def close(self, seq: int) -> None:
         """Drop everything that still comes for a sequence; abort after the last one."""
+        if self._long is not None:
+            self._long.closed.append(seq)
+            return
         self._reader.close(seq)
         if self._reader.over and not self._ended.done():
             self._conclude(said=False)
@@ -175,6 +199,9 @@ class Attempt:
         """See ``Receiver``."""
         if self._ended.done():
             return
+        if self._long is not None:
+            self._long.ended, self._long.error = True, error
+            return
         if error is not None:
             if self._done or self._reader.over:
                 self._conclude(said=self._done)  # only the end of the answer is missing
@@ -189,10 +216,16 @@ class Attempt:
         except Exception as failure:  # noqa: BLE001 - any error ends this request
             self._broke(failure)
         else:
-            self._conclude(said=self._done)
+            if self._long is not None:
+                self._long.ended = True
+            else:
+                self._conclude(said=self._done)
 
     def _collect(self, received: bytes) -> None:
         """Keep a part of a plain answer or an error, or find out what the answer is."""
+        if self._long is not None:
+            self._long.parts.append(received)
+            return
         self._buffer += received
         size_bytes = len(self._buffer)
         if self._kind == "error" and size_bytes > _MOST_ERROR_BYTES and self._head is not None:
@@ -222,12 +255,20 @@ class Attempt:
         if self._done:
             return
         if self._kind == "plain":
-            self._give(self._reader.read(bytes(self._buffer).removeprefix(BOM)))
-            self._done = True
+            if self._buffer.startswith(BOM):
+                del self._buffer[: len(BOM)]
+            self._plain()
         elif self._kind == "stream":
             self._events(self._splitter.flush())
         else:
             raise StreamBroke("its answer is empty")
+
+    def _plain(self) -> None:
+        if len(self._buffer) < LONG_BYTES:
+            self._give(self._reader.read(bytes(self._buffer)))
+            self._done = True
+        else:
+            self._begin_long(self._buffer, ())
 
     def _read(self, received: bytes) -> None:
         payloads = self._splitter.feed(received)
@@ -237,24 +278,73 @@ class Attempt:
         elif payloads:
             self._events(payloads)
 
-    def _events(self, payloads: list[bytes]) -> None:
+    def _events(self, payloads: Sequence[Payload]) -> None:
         events: list[Event] = []
+        long: int | None = None
         try:
-            for payload in payloads:
+            for at, payload in enumerate(payloads):
                 if self._done:
                     break
                 if isinstance(payload, ErrorPayload):
                     raise failure_of_event(payload)
+                if len(payload) >= LONG_BYTES:
+                    long = at
+                    break
                 short = payload.strip() if len(payload) < _SHORT_BYTES else payload
                 if short == _DONE:
                     self._done = True
                 elif short:
-                    events += self._reader.read(payload)
+                    events += self._reader.read(bytes(payload))
         finally:
             # Events before a broken one are valid.
             self._give(events)
-        if self._done:
+        if long is not None:
+            self._begin_long(payloads[long], payloads[long + 1 :])
+        elif self._done:
             self._count(said=True)
+
+    def _begin_long(self, payload: Payload, behind: Sequence[Payload]) -> None:
+        """Let a thread read a payload, unless the request has ended."""
+        if self._ended.done():
+            return
+        self._long = _LongRead(self._kind, behind)
+        self._kind = "held"
+        if self._connection is not None:
+            self._connection.hold()
+        read = self._loop.run_in_executor(_THREAD, self._reader.read, LongPayload(payload))
+        read.add_done_callback(self._end_long)
+
+    def _end_long(self, read: asyncio.Future[list[Event]]) -> None:
+        """Give what the thread has read, and go on with what came meanwhile."""
+        long, self._long = self._long, None
+        broken = None if read.cancelled() else read.exception()
+        if self._ended.done() or read.cancelled() or long is None:
+            return
+        self._kind = long.kind
+        self._heard_s = self._loop.time()  # the wait was not for the upstream
+        if self._connection is not None:
+            self._connection.release()
+        for seq in long.closed:
+            self.close(seq)
+        if isinstance(broken, Exception):
+            self._broke(broken)
+        elif not self._ended.done():
+            self._go_on(long, read.result())
+
+    def _go_on(self, long: _LongRead, events: list[Event]) -> None:
+        try:
+            self._give([
+                event for event in events
+                if not isinstance(event, Sampled | Ended) or event.seq not in long.closed
+            ])  # fmt: skip
+            self._done = self._done or long.kind == "plain"
+            self._events(long.behind)
+        except Exception as error:  # noqa: BLE001 - any error ends this request
+            self._broke(error)
+        for part in long.parts:
+            self.body(part)
+        if long.ended:
+            self.end(long.error)
 
     def _count(self, *, said: bool) -> None:
         """Give the events of the end, once."""
@@ -292,7 +382,10 @@ class Attempt:
             self._fail(error)
 
     def _conclude_late(self) -> None:
-        self._conclude(said=self._done)
+        if self._long is not None:
+            self._timer = self._loop.call_later(_LINGER_S, self._conclude_late)
+        else:
+            self._conclude(said=self._done)
 
     def _limit_s(self) -> float:
         limits = self._limits
@@ -300,6 +393,8 @@ class Attempt:
 
     def _look_back(self) -> None:
         limit_s = self._limit_s()
+        if self._long is not None:
+            self._heard_s = self._loop.time()
         due_s = self._heard_s + limit_s
         if self._loop.time() >= due_s:
             what = "no further token" if self.produced else "no token"

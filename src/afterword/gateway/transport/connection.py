@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._rounds = rounds
         self._number: int | None = None
+        self._held = False
 
     def send(self, request: bytes, receiver: Receiver) -> None:
         """Send a whole request; ``receiver`` gets its answer."""
@@ -97,11 +98,34 @@ class Connection(asyncio.Protocol):
             # The loop sees the end, too.
             self._leave_rounds()
 
-    def _leave_rounds(self) -> None:
-        if self._number is None or self._rounds is None or self._transport is None:
+    def hold(self) -> None:
+        """Read nothing more until ``release``; one part of the body may still come."""
+        transport = self._transport
+        if self._held or self._receiver is None or transport is None or transport.is_closing():
             return
-        self._rounds.leave(self._number)
-        self._number = None
+        self._held = True
+        if self._number is None:
+            transport.pause_reading()
+        elif self._rounds is not None:
+            self._rounds.leave(self._number)
+
+    def release(self) -> None:
+        """Read on after ``hold``."""
+        if not self._held or self._transport is None:
+            return
+        self._held = False
+        if self._number is not None and self._rounds is not None:
+            self._rounds.join(self._number, self)
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _leave_rounds(self) -> None:
+        """Be read by the loop again, also after ``hold``."""
+        if (self._number is None and not self._held) or self._transport is None:
+            return
+        if self._number is not None and not self._held and self._rounds is not None:
+            self._rounds.leave(self._number)
+        self._number, self._held = None, False
         if not self._transport.is_closing():
             self._transport.resume_reading()
 

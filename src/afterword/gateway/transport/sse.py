@@ -5,6 +5,11 @@ Source of the format: the HTML standard, "Server-sent events".
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
+from afterword.gateway.long_payload import LONG_BYTES
+
+Payload: TypeAlias = bytes | bytearray
 MOST_EVENT_BYTES = 64 * 1024 * 1024
 """More than the log-probabilities of a full context: a longer event is not valid SSE."""
 BOM = b"\xef\xbb\xbf"
@@ -25,6 +30,7 @@ class EventSplitter:
 
     An event has at most ``most_bytes``. Events without a payload are left out, and so is a byte
     order mark at the start. Invariant: the payloads do not depend on where the bytes are split.
+    Those that came in several parts and are long are bytearrays: they are not copied.
     """
 
     def __init__(self, most_bytes: int = MOST_EVENT_BYTES) -> None:
@@ -33,7 +39,7 @@ class EventSplitter:
         self._half = b""
         self._started = False
 
-    def feed(self, received: bytes) -> list[bytes]:
+    def feed(self, received: bytes) -> list[Payload]:
         """Returns the payloads of the events that ``received`` completes.
 
         Raises ``EventTooLongError``.
@@ -54,7 +60,7 @@ class EventSplitter:
             text = self._normalized(received)
         return self._split(text)
 
-    def flush(self) -> list[bytes]:
+    def flush(self) -> list[Payload]:
         """Returns the payload of an event that the end of the stream completes."""
         return self._split(b"\n\n")
 
@@ -73,7 +79,7 @@ class EventSplitter:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return text
 
-    def _split(self, text: bytes) -> list[bytes]:
+    def _split(self, text: bytes) -> list[Payload]:
         # Only the new bytes are searched: an event may come in thousands of parts.
         at_seam = self._rest.endswith(b"\n") and text.startswith(b"\n")
         if not at_seam and b"\n\n" not in text:
@@ -81,17 +87,39 @@ class EventSplitter:
             if len(self._rest) > self._most_bytes:
                 raise EventTooLongError
             return []
-        whole = bytes(self._rest) + text
-        end = whole.rfind(b"\n\n")
-        self._rest = bytearray(whole[end + 2 :])
-        payloads = []
-        for event in whole[:end].split(b"\n\n"):
+        if len(self._rest) + len(text) < LONG_BYTES:
+            return self._events(bytes(self._rest) + text)
+        event, known = self._rest, len(self._rest)
+        event += text
+        end = event.find(b"\n\n", max(known - 1, 0))
+        others = bytes(event[end + 2 :])
+        del event[end:]
+        payload = self._long(event)
+        return [payload, *self._events(others)] if payload else self._events(others)
+
+    def _events(self, whole: bytes) -> list[Payload]:
+        """Returns the payloads of the events in some bytes, and keeps the rest."""
+        *events, rest = whole.split(b"\n\n")
+        self._rest = bytearray(rest)
+        payloads: list[Payload] = []
+        for event in events:
             if len(event) > self._most_bytes:
                 raise EventTooLongError
             payload = _payload(event)
             if payload:
                 payloads.append(payload)
         return payloads
+
+    def _long(self, event: bytearray) -> Payload:
+        if len(event) > self._most_bytes:
+            raise EventTooLongError
+        if len(event) < LONG_BYTES:
+            return _payload(bytes(event))
+        if event.startswith(b"data: ") and b"\n" not in event:
+            del event[:6]
+            return event
+        payload = _payload(bytes(event))
+        return payload if isinstance(payload, ErrorPayload) else bytearray(payload)
 
 
 def _payload(event: bytes) -> bytes:

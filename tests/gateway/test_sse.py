@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.gateway.transport.sse import EventSplitter, EventTooLongError
+from afterword.gateway.transport.sse import EventSplitter, EventTooLongError, Payload
 
 PAYLOADS = st.lists(st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"").replace(b"\r", b"")), max_size=6)  # fmt: skip  # noqa: E501
 LINE_ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
-def fed(data: bytes, cuts: list[int], most_bytes: int = 1000) -> list[bytes]:
+def fed(data: bytes, cuts: list[int], most_bytes: int = 1000) -> list[Payload]:
     splitter = EventSplitter(most_bytes)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    found = []
+    found: list[Payload] = []
     for start, end in pairwise(edges):
         found += splitter.feed(data[start:end])
     return found

@@ -11,6 +11,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
 from afterword.core.limits import Limits
+from afterword.gateway import lenient, long_payload
 from afterword.gateway.dialects import routes
 from afterword.gateway.failures import StreamBroke
 from afterword.gateway.transport import long_json
@@ -155,20 +157,26 @@ def test_names_are_found_across_slices(text: str, size: int) -> None:
 def test_ids_of_a_long_answer(ids: list[int], around: str, size: int) -> None:
     received = (around % json.dumps(ids)).encode()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routes, "_LONG_BYTES", size)
+        patch.setattr(routes, "LONG_BYTES", size)
+        patch.setattr(long_payload, "_SLICE_BYTES", size)
         assert routes.read_tokens(received) == ids
 
 
 def test_no_decoder_gets_more_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = list[int]()
-    for name in ("_decode", "_decode_ids"):
-        call = getattr(routes, name)
+    made = msgspec.json.Decoder
 
-        def noting(received: bytes, call: Callable[[bytes], Any] = call) -> Any:
+    def noting(wanted: Any) -> Any:
+        def decode(received: Any) -> Any:
+            value = made(wanted).decode(received)
             sizes.append(len(received))
-            return call(received)
+            return value
 
-        monkeypatch.setattr(routes, name, noting)
+        return SimpleNamespace(decode=decode)
+
+    monkeypatch.setattr(msgspec.json, "Decoder", noting)
+    monkeypatch.setattr(lenient, "_decoder", lenient.decoder)
+    monkeypatch.setattr(routes, "_decode", lenient.decoder(routes._Tokens))
     ids = list(range(100_000))
     assert routes.read_tokens(json.dumps({"count": 9, "tokens": ids, "x": None}).encode()) == ids
     assert max(sizes) <= (1 << 16) + 10
@@ -177,6 +185,7 @@ def test_no_decoder_gets_more_than_a_slice(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("array", ["null", '["a"]', "[1, [2, 3]]", "[1, 2.5]", "{}", "[null]"])
 @pytest.mark.parametrize("size", [1, 1 << 16])
 def test_an_answer_without_ids(monkeypatch: pytest.MonkeyPatch, array: str, size: int) -> None:
-    monkeypatch.setattr(routes, "_LONG_BYTES", size)
+    monkeypatch.setattr(routes, "LONG_BYTES", size)
+    monkeypatch.setattr(long_payload, "_SLICE_BYTES", size)
     with pytest.raises(StreamBroke):
         routes.read_tokens(f'{{"tokens": {array}}}'.encode())

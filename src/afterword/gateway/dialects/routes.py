@@ -10,6 +10,7 @@ import msgspec
 from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT, Facts, chosen
 from afterword.gateway.dialects.introspection import Spell, introspect_vocabulary
 from afterword.gateway.lenient import decoder
+from afterword.gateway.long_payload import LONG_BYTES, LongPayload
 from afterword.gateway.transport.api import Api
 
 
@@ -28,7 +29,6 @@ class _Models(msgspec.Struct):
     data: list[Listed] = []
 
 
-_LONG_BYTES = 1 << 16
 _MODELS: Any = _Models | list[Listed]
 
 
@@ -37,7 +37,6 @@ class _Tokens(msgspec.Struct):
 
 
 _decode = decoder(_Tokens)
-_decode_ids = decoder(list[int])
 
 
 async def model_of(api: Api, name: str) -> Listed:
@@ -62,22 +61,10 @@ async def encode(api: Api, model: str, text: str, *, add_special: bool = False) 
 def read_tokens(received: bytes) -> list[int]:
     """Returns the ids in the answer to a text. Raises ``StreamBroke`` if there are none.
 
-    Reads a long array in slices, because a decoder in C holds the GIL to its end.
+    Reads a long array in slices.
     """
-    start = received.find(b"[", received.find(b'"tokens"')) + 1
-    end = received.find(b"]", start)
-    if end - start < _LONG_BYTES:
-        return _decode(received).tokens
-    # It is the array that is meant if what stands in its place is found there.
-    if _decode(b"%b%b%b" % (received[:start], b"-1", received[end:])).tokens != [-1]:
-        return _decode(received).tokens
-    ids: list[int] = []
-    while start < end:
-        comma = received.find(b",", start + _LONG_BYTES, end)
-        stop = end if comma < 0 else comma
-        ids += _decode_ids(b"[%b]" % received[start:stop])
-        start = stop + 1
-    return ids
+    long = len(received) >= LONG_BYTES
+    return _decode(LongPayload(received) if long else received).tokens
 
 
 async def facts_of(

@@ -19,12 +19,12 @@ from afterword.gateway.failures import (
     UpstreamFailure,
 )
 from afterword.gateway.lenient import decoder
+from afterword.gateway.long_payload import LONG_BYTES
 from afterword.gateway.transport.connection import Head, HttpClient
 from afterword.gateway.transport.long_json import encoded, is_long
 
 T = TypeVar("T")
 
-_LONG_BYTES = 1 << 18
 _REST_S = 1.0
 _MOST_REST_S = 60.0
 _BOM = b"\xef\xbb\xbf"
@@ -76,7 +76,7 @@ class Api:
     ) -> T:
         received = (await self._receive(method, path, body)).removeprefix(_BOM)
         try:
-            if len(received) < _LONG_BYTES:
+            if len(received) < LONG_BYTES:
                 return read(received)
             return await asyncio.to_thread(read, received)
         except StreamBroke:

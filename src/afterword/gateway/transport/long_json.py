@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -26,12 +27,12 @@ def encoded(body: Mapping[str, object]) -> bytes:
     return b"".join((*parts, b"}"))
 
 
-def _is_long(value: object) -> bool:
+def _is_long(value: object) -> TypeGuard[str | list[Any] | tuple[Any, ...]]:
     return isinstance(value, (str, list, tuple)) and len(value) > _SLICE
 
 
 def _parts(value: object) -> Iterator[bytes]:
-    if not (_is_long(value) and isinstance(value, (str, list, tuple))):
+    if not _is_long(value):
         yield _encode(value)
         return
     is_text = isinstance(value, str)

@@ -366,8 +366,11 @@ class Scheduler:
             self.counters.waited_s += self._now_s - request.added_s
 
     def _count_cached(self, prompt: Prompt, tokens: int) -> None:
-        """Count cached tokens for the first sibling only: usage counts a prompt once (A5)."""
-        if not prompt.announced:
+        """Count cached tokens for the first sibling only: usage counts a prompt once (A5).
+
+        What a later one finds in the cache may be the work of the first.
+        """
+        if prompt.cached_tokens is None:
             self.counters.cached_tokens += tokens
             prompt.cached_tokens = tokens
 
@@ -394,7 +397,7 @@ class Scheduler:
             return
         prompt.announced = True
         scored = None if prompt.scores is None else prompt.scores.scored_prompt()
-        event = Prefilled(prompt.index, len(prompt.ids), prompt.cached_tokens, scored)
+        event = Prefilled(prompt.index, len(prompt.ids), prompt.cached_tokens or 0, scored)
         self._events.append((sequence.request.key, event))
 
     def _extend(self, sequence: Sequence, slot: Slot, drawn: SequenceOf[SampledToken]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,9 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from afterword.core.draws import mix64, uniform
 from afterword.core.job import (
+    Constraint,
     Ended,
     Event,
     Job,
+    OutputGrammar,
     Prefilled,
     Repetition,
     Sampled,
@@ -25,9 +28,11 @@ from afterword.core.protocols import PrefixSharing
 from afterword.engine.arrays import Row
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
+from afterword.engine.batching.sequence import Sequence
 from afterword.engine.batching.step import Step
 from afterword.engine.changes import Bias
 from afterword.engine.history import History
+from afterword.engine.row_query import GrammarError
 from afterword.engine.sampler import Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
 from support.drawing import draw_token
@@ -35,17 +40,47 @@ from support.examples import examples
 
 TOKENIZER = ToyTokenizer()
 VOCABULARY = len(TOKENIZER.pieces)
+END_IDS = np.array(sorted(TOKENIZER.end_ids))
 CONTEXT = 64
 REFERENCE = ToyRunner(VOCABULARY, end_ids=sorted(TOKENIZER.end_ids))
 
 Answer = dict[int, tuple[list[int], list[float], list[tuple[int, float]], str | None]]
+"""By sibling: tokens, log-probabilities, likeliest tokens, and how it ends; None: by an error."""
+
+
+class InTurn:
+    """A compiled grammar: odd and even tokens in turn, and an error behind ``most`` of them."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.tokens = 0
+
+    def follow(self) -> InTurn:
+        return InTurn(self.most)
+
+    def mask(self) -> Any:
+        if self.tokens == self.most:
+            raise GrammarError("enough")
+        return np.arange(VOCABULARY) % 2 != self.tokens % 2
+
+    def accept(self, token: int) -> None:
+        assert token % 2 != self.tokens % 2
+        self.tokens += 1
+
+    def valid(self, tokens: list[int]) -> int:
+        places = enumerate(tokens, self.tokens)
+        return next((at for at, (n, t) in enumerate(places) if t % 2 == n % 2), len(tokens))
+
+
+def in_turn(most: int) -> Constraint:
+    return Constraint(OutputGrammar("grammar", ""), InTurn(most))
 
 
 def job_strategy() -> st.SearchStrategy[Job]:
     def build(
         head: int, tail: list[int], n: int, room: int, t: float, seed: int, lp: int | None,
         plp: int | None, sampling: SamplingParams, few: int, scored: tuple[int, ...], ranks: bool,
-        stops: tuple[int, ...],
+        stops: tuple[int, ...], scope: str, grammar: Constraint | None,
     ) -> Job:  # fmt: skip
         # There are few heads and few tokens, so that prefixes are shared often.
         prompt = tuple(([1, 2, 3] * 12)[: head * 6] + tail)
@@ -67,14 +102,16 @@ def job_strategy() -> st.SearchStrategy[Job]:
             scored_ids=scored,
             stop_ids=stops,
             warm=bool(seed % 2),
+            cache_scope=scope,
+            constraint=grammar,
         )
 
     return st.builds(
         build,
         st.integers(0, 6),
         st.lists(st.integers(1, 3), min_size=1, max_size=20),
-        st.integers(1, 3),
-        st.sampled_from((0, 0, 1, 5, 30)),
+        st.sampled_from((1, 1, 2, 3, 7)),
+        st.sampled_from((0, 0, 1, 5, 30, CONTEXT)),
         st.sampled_from((0.0, 1.0)),
         st.integers(0, 3),
         st.sampled_from((None, 0, 2)),
@@ -84,12 +121,15 @@ def job_strategy() -> st.SearchStrategy[Job]:
         st.sampled_from(((), (), (2, 40))),
         st.booleans(),
         st.sampled_from(((), (), (3,))),
+        st.sampled_from(("", "", "", "a")),
+        st.sampled_from((None, None, None, in_turn(CONTEXT), in_turn(4))),
     )
 
 
 SAMPLING = (
     SamplingParams(),
-    SamplingParams(presence_penalty=1.0),
+    SamplingParams(presence_penalty=1.0, min_tokens=3),
+    SamplingParams(ignore_eos=True),
     SamplingParams(repetition_penalty=1.3, typical_p=0.8),
     SamplingParams(xtc_probability=0.6, xtc_threshold=0.05, allowed_ids=(1, 2, 3, 5, 8)),
     SamplingParams(
@@ -129,10 +169,16 @@ def alone(job: Job) -> tuple[ScoredPrompt | None, Answer]:
         logprobs: list[float] = []
         tops: list[tuple[int, float]] = []
         history = History(np.array(job.prompt_ids, np.int32), job.sampling)
-        reason = "length"
+        grammar = None if job.constraint is None else job.constraint.compiled.follow()
+        reason: str | None = "length"
         while len(tokens) < job.max_tokens:
             row = row_after([*job.prompt_ids, *tokens])
             allowed = job.sampling.allowed_ids
+            try:
+                mask = None if grammar is None else grammar.mask()
+            except GrammarError:
+                reason = None
+                break
             token = draw_token(
                 sampler,
                 row,
@@ -142,13 +188,18 @@ def alone(job: Job) -> tuple[ScoredPrompt | None, Answer]:
                 history=history,
                 bias=Bias.of(job.sampling.logit_bias),
                 allowed=np.array(allowed) if allowed else None,
+                mask=mask,
+                banned=END_IDS if len(tokens) < job.sampling.min_tokens else None,
             )
+            if grammar is not None:
+                grammar.accept(token)
             tokens.append(token)
             history.accept(token)
             if job.logprobs is not None:
                 logprobs.append(float(row[token]) - sampler.normaliser(row))
                 tops.extend(zip(*entries(row, job, job.logprobs), strict=True))
-            if token in TOKENIZER.end_ids or token in job.stop_ids:
+            ends = token in TOKENIZER.end_ids and not job.sampling.ignore_eos
+            if ends or token in job.stop_ids:
                 reason = "stop"
                 break
         answer[sibling] = (tokens, logprobs, tops, reason)
@@ -171,9 +222,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         slots=st.integers(1, 6),
         batch=st.sampled_from((6, 7, 64)),
         score_bytes=st.sampled_from((0, 5_000, 100_000)),
-        sharing=st.sampled_from(("cells", "checkpoints", "none")),
+        sharing=st.sampled_from(("cells", "cells", "checkpoints", "none")),
         checkpoint_bytes=st.sampled_from((0, 300, 100_000)),
-        blocks=st.sampled_from((0, 0, 16, 17, 40, 300)),
+        blocks=st.sampled_from((0, 16, 17, 40, 300)),
+        least=st.sampled_from((1, 4)),
+        share=st.sampled_from((None, 0.0, 0.3)),
     )
     def begin(
         self,
@@ -183,6 +236,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         sharing: PrefixSharing,
         checkpoint_bytes: int,
         blocks: int,
+        least: int,
+        share: float | None,
     ) -> None:
         if sharing == "checkpoints":
             blocks = 0
@@ -191,6 +246,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             end_ids=sorted(TOKENIZER.end_ids), sharing=sharing, sequences=slots,
             blocks=blocks,
         )  # fmt: skip
+        self.runner.least_shared_tokens = least
         self.scheduler = Scheduler(
             self.runner, TOKENIZER.end_ids,
             score_budget_bytes=score_bytes, checkpoint_budget_bytes=checkpoint_bytes,
@@ -198,10 +254,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.sampler = Sampler(VOCABULARY)
         self.jobs: dict[int, list[Job]] = {}
         self.events: dict[int, list[Event]] = {}
-        self.gone: set[int] = set()
-        self.aborted: set[tuple[int, int, int]] = set()
+        self.failed: set[int] = set()
+        # How many events a request had when it, or one of its sequences, was taken away.
+        self.gone: dict[int, int] = {}
+        self.aborted: dict[tuple[int, int, int], int] = {}
         self.next_key = 0
-        self.row_share: float | None = None
+        self.row_share = share
 
     @rule(share=st.sampled_from((None, 0.0, 0.3, 0.9)))
     def drafts(self, share: float | None) -> None:
@@ -214,27 +272,55 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.events[self.next_key] = []
         self.next_key += 1
 
-    @rule(key=st.integers(0, 20))
-    def abort_request(self, key: int) -> None:
+    @rule(back=st.integers(0, 4))
+    def abort_request(self, back: int) -> None:
+        """Abort one of the last requests, or one that was never there."""
+        key = self.next_key - back
         self.scheduler.abort_request(key)
-        self.gone.add(key)
+        if key in self.jobs:
+            self.gone.setdefault(key, len(self.events[key]))
 
-    @rule(key=st.integers(0, 20), job=st.integers(0, 2), sibling=st.integers(0, 2))
-    def abort(self, key: int, job: int, sibling: int) -> None:
+    @rule(back=st.integers(0, 4), job=st.integers(0, 2), sibling=st.integers(0, 7))
+    def abort(self, back: int, job: int, sibling: int) -> None:
+        self._abort(self.next_key - back, job, sibling)
+
+    @rule(at=st.integers(0, 9))
+    def abort_preempted(self, at: int) -> None:
+        requests = self.scheduler._requests.values()
+        preempted = [one for request in requests for one in request.head if one.generated]
+        if preempted:
+            self._abort_sequence(preempted[at % len(preempted)])
+
+    @rule(at=st.integers(0, 9))
+    def abort_awaited(self, at: int) -> None:
+        """Abort a sequence whose prefix others wait for, or one that waits."""
+        waits = self.scheduler._waits
+        found = [*(wait.owner for wait in waits.values()), *waits]
+        if found:
+            self._abort_sequence(found[at % len(found)])
+
+    def _abort_sequence(self, sequence: Sequence) -> None:
+        self._abort(sequence.request.key, sequence.prompt.index, sequence.sibling)
+
+    def _abort(self, key: int, job: int, sibling: int) -> None:
         self.scheduler.abort(key, job, sibling)
-        self.aborted.add((key, job, sibling))
+        if key in self.jobs:
+            self.aborted.setdefault((key, job, sibling), len(self.events[key]))
 
     @rule(budget=st.integers(1, 64), steps=st.integers(1, 10))
     def steps(self, budget: int, steps: int) -> None:
         for _ in range(steps):
             self.one_step(budget)
 
-    @rule(budget=st.integers(1, 64))
-    def failing_step(self, budget: int) -> None:
+    @rule(budget=st.integers(1, 64), applied=st.integers(0, 9))
+    def failing_step(self, budget: int, applied: int) -> None:
+        """A step fails in one of its instructions, or while it is decoded."""
         step = self.schedule(budget)
         if step is not None:
-            self.runner.apply(step.instructions)
-            self.gone.update(self.scheduler.fail(step))
+            self.runner.apply(step.instructions[:applied])
+            if applied > len(step.instructions):
+                self.runner.decode(step.batch)
+            self.gone.update((key, len(self.events[key])) for key in self.scheduler.fail(step))
         self.collect()
 
     def schedule(self, budget: int) -> Step | None:
@@ -253,6 +339,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def collect(self) -> None:
         for key, event in self.scheduler.take_events():
             self.events[key].append(event)
+        self.failed.update(key for key, _ in self.scheduler.take_failures())
 
     @invariant()
     def sound(self) -> None:
@@ -262,6 +349,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
+        self.drain()
+        # All memory is there again for a request that needs the whole context.
+        whole = Job(
+            prompt_ids=tuple(range(1, 40)), n=2, max_tokens=CONTEXT - 39, seed=1,
+            sampling=SamplingParams(ignore_eos=True),
+        )  # fmt: skip
+        self.add([whole])
+        self.drain()
+        for key, jobs in self.jobs.items():
+            for index, job in enumerate(jobs):
+                self.compare(key, index, job)
+        events = [event for mine in self.events.values() for event in mine]
+        drawn = sum(len(event.tokens) for event in events if isinstance(event, Sampled))
+        assert self.scheduler.counters.generated_tokens == drawn
+
+    def drain(self) -> None:
         for _ in range(20_000):
             if self.scheduler.idle:
                 break
@@ -269,34 +372,46 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.idle
         assert self.scheduler.running == 0
         assert self.scheduler.waiting == 0
-        for key, jobs in self.jobs.items():
-            if key not in self.gone:
-                for index, job in enumerate(jobs):
-                    self.compare(key, index, job)
+        assert not self.scheduler._waits
 
     def compare(self, key: int, index: int, job: Job) -> None:
-        mine = [event for event in self.events[key] if event.job == index]
+        known = self.events[key][: self.gone.get(key)]
+        assert known == self.events[key], "an aborted request has no more events"
+        over = key in self.gone or key in self.failed
+        mine = [event for event in known if event.job == index]
         scored, answer = alone(job)
-        aborted = {s for (k, j, s) in self.aborted if (k, j) == (key, index)}
+        left = 0
         for sibling, (tokens, logprobs, tops, reason) in answer.items():
             own = [e for e in mine if isinstance(e, Sampled) and e.seq == sibling]
             got = [t for e in own for t in e.tokens]
             values = [v for e in own for v in e.logprobs]
             got_tops = [top for e in own for top in zip(e.top_ids, e.top_logprobs, strict=True)]
             ends = [e for e in mine if isinstance(e, Ended) and e.seq == sibling]
-            if sibling in aborted:
-                assert got == tokens[: len(got)]
+            assert got == tokens[: len(got)]
+            assert values == logprobs[: len(values)]
+            assert got_tops == tops[: len(got_tops)]
+            last = self.aborted.get((key, index, sibling))
+            if last is not None:
+                later = self.events[key][last:]
+                assert not any(
+                    isinstance(e, Sampled | Ended) and (e.job, e.seq) == (index, sibling)
+                    for e in later
+                )
+            if over or last is not None:
                 continue
-            assert got == tokens
-            assert values == logprobs
-            assert got_tops == tops
+            left += 1
+            assert reason is not None, "an error ends the request"
+            assert (len(got), len(values), len(got_tops)) == (len(tokens), len(logprobs), len(tops))
             assert [(e.reason, e.completion_tokens) for e in ends] == [(reason, len(tokens))]
         heads = [e for e in mine if isinstance(e, Prefilled)]
-        if len(aborted) < job.n:
-            (head,) = heads
+        assert len(heads) == 1 if left or mine else not heads
+        for head in heads:
             assert mine[0] is head
             assert head.scored == scored
             assert 0 <= head.cached_tokens <= len(job.prompt_ids)
+            assert not head.cached_tokens or self.runner.sharing != "none"
+        if key in self.failed:
+            assert any(job.constraint for job in self.jobs[key])
 
 
 TestScheduler = SchedulerMachine.TestCase

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -44,8 +44,14 @@ END_IDS = np.array(sorted(TOKENIZER.end_ids))
 CONTEXT = 64
 REFERENCE = ToyRunner(VOCABULARY, end_ids=sorted(TOKENIZER.end_ids))
 
-Answer = dict[int, tuple[list[int], list[float], list[tuple[int, float]], str | None]]
-"""By sibling: tokens, log-probabilities, likeliest tokens, and how it ends; None: by an error."""
+
+class Answer(NamedTuple):
+    """What a sequence gives, and how it ends; None if by an error."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    tops: list[tuple[int, float]]
+    reason: str | None
 
 
 class InTurn:
@@ -140,70 +146,66 @@ SAMPLING = (
 )
 
 
-def alone(job: Job) -> tuple[ScoredPrompt | None, Answer]:
-    """Returns what a job must give, computed one sequence at a time without cache and batch."""
+def row_after(tokens: list[int]) -> Row:
+    history = 1
+    for token in tokens:
+        history = mix64(history ^ (token + 1))
+    return REFERENCE.row(history)
+
+
+def scored_alone(job: Job) -> ScoredPrompt | None:
+    """Returns the scores that a prompt must have."""
+    if job.prompt_logprobs is None:
+        return None
     sampler = Sampler(VOCABULARY)
+    scored = ScoredPrompt(array("d"), array("i"), array("d"))
+    for at in range(1, len(job.prompt_ids)):
+        row = row_after(list(job.prompt_ids[:at]))
+        token = job.prompt_ids[at]
+        scored.logprobs.append(float(row[token]) - sampler.normaliser(row))
+        ids, values = entries(row, job, job.prompt_logprobs)
+        scored.top_ids.extend(ids)
+        scored.top_logprobs.extend(values)
+        if job.prompt_ranks:
+            scored.ranks.append(int((row >= row[token]).sum()))
+    return scored
 
-    def row_after(tokens: list[int]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        history = 1
-        for token in tokens:
-            history = mix64(history ^ (token + 1))
-        return REFERENCE.row(history)
 
-    scored = None
-    if job.prompt_logprobs is not None:
-        scored = ScoredPrompt(array("d"), array("i"), array("d"))
-        for at in range(1, len(job.prompt_ids)):
-            row = row_after(list(job.prompt_ids[:at]))
-            normaliser = sampler.normaliser(row)
-            token = job.prompt_ids[at]
-            scored.logprobs.append(float(row[token]) - normaliser)
-            ids, values = entries(row, job, job.prompt_logprobs)
-            scored.top_ids.extend(ids)
-            scored.top_logprobs.extend(values)
-            if job.prompt_ranks:
-                scored.ranks.append(int((row >= row[token]).sum()))
-    answer: Answer = {}
-    for sibling in range(job.n):
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        tops: list[tuple[int, float]] = []
-        history = History(np.array(job.prompt_ids, np.int32), job.sampling)
-        grammar = None if job.constraint is None else job.constraint.compiled.follow()
-        reason: str | None = "length"
-        while len(tokens) < job.max_tokens:
-            row = row_after([*job.prompt_ids, *tokens])
-            allowed = job.sampling.allowed_ids
-            try:
-                mask = None if grammar is None else grammar.mask()
-            except GrammarError:
-                reason = None
-                break
-            token = draw_token(
-                sampler,
-                row,
-                job.sampling,
-                uniform(job.seed, sibling, len(tokens)),
-                second=uniform(job.seed, sibling, len(tokens), second=True),
-                history=history,
-                bias=Bias.of(job.sampling.logit_bias),
-                allowed=np.array(allowed) if allowed else None,
-                mask=mask,
-                banned=END_IDS if len(tokens) < job.sampling.min_tokens else None,
-            )
-            if grammar is not None:
-                grammar.accept(token)
-            tokens.append(token)
-            history.accept(token)
-            if job.logprobs is not None:
-                logprobs.append(float(row[token]) - sampler.normaliser(row))
-                tops.extend(zip(*entries(row, job, job.logprobs), strict=True))
-            ends = token in TOKENIZER.end_ids and not job.sampling.ignore_eos
-            if ends or token in job.stop_ids:
-                reason = "stop"
-                break
-        answer[sibling] = (tokens, logprobs, tops, reason)
-    return scored, answer
+def alone(job: Job, sibling: int) -> Answer:
+    """Returns what a sequence must give, computed by itself without cache and batch."""
+    sampler, sampling = Sampler(VOCABULARY), job.sampling
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    tops: list[tuple[int, float]] = []
+    history = History(np.array(job.prompt_ids, np.int32), sampling)
+    grammar = None if job.constraint is None else job.constraint.compiled.follow()
+    while len(tokens) < job.max_tokens:
+        row = row_after([*job.prompt_ids, *tokens])
+        if grammar is not None and grammar.tokens == grammar.most:
+            return Answer(tokens, logprobs, tops, None)
+        token = draw_token(
+            sampler,
+            row,
+            sampling,
+            uniform(job.seed, sibling, len(tokens)),
+            second=uniform(job.seed, sibling, len(tokens), second=True),
+            history=history,
+            bias=Bias.of(sampling.logit_bias),
+            allowed=np.array(sampling.allowed_ids) if sampling.allowed_ids else None,
+            mask=None if grammar is None else grammar.mask(),
+            banned=END_IDS if len(tokens) < sampling.min_tokens else None,
+        )
+        if grammar is not None:
+            grammar.accept(token)
+        tokens.append(token)
+        history.accept(token)
+        if job.logprobs is not None:
+            logprobs.append(float(row[token]) - sampler.normaliser(row))
+            tops.extend(zip(*entries(row, job, job.logprobs), strict=True))
+        ends = token in TOKENIZER.end_ids and not sampling.ignore_eos
+        if ends or token in job.stop_ids:
+            return Answer(tokens, logprobs, tops, "stop")
+    return Answer(tokens, logprobs, tops, "length")
 
 
 def entries(row: Row, job: Job, k: int) -> tuple[list[int], list[float]]:
@@ -219,12 +221,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Adds, aborts, fails and steps in any order."""
 
     @initialize(
-        slots=st.integers(1, 6),
-        batch=st.sampled_from((6, 7, 64)),
+        slots=st.integers(1, 7),
+        batch=st.sampled_from((7, 8, 64)),
         score_bytes=st.sampled_from((0, 5_000, 100_000)),
         sharing=st.sampled_from(("cells", "cells", "checkpoints", "none")),
         checkpoint_bytes=st.sampled_from((0, 300, 100_000)),
-        blocks=st.sampled_from((0, 16, 17, 40, 300)),
+        blocks=st.sampled_from((0, 16, 17, 24, 70)),
         least=st.sampled_from((1, 4)),
         share=st.sampled_from((None, 0.0, 0.3)),
     )
@@ -272,35 +274,50 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.events[self.next_key] = []
         self.next_key += 1
 
-    @rule(back=st.integers(0, 4))
-    def abort_request(self, back: int) -> None:
-        """Abort one of the last requests, or one that was never there."""
-        key = self.next_key - back
+    @rule(
+        requests=st.integers(1, 4),
+        n=st.integers(1, 4),
+        tokens=st.integers(8, 50),
+        few=st.integers(0, 3),
+        temperature=st.sampled_from((0.0, 1.0)),
+    )
+    def crowd(self, requests: int, n: int, tokens: int, few: int, temperature: float) -> None:
+        """Add sequences that together may want more memory than there is."""
+        for number in range(requests):
+            sampling = SamplingParams(
+                ignore_eos=True,
+                temperature=temperature,
+                logit_bias=tuple((i, 100.0) for i in range(1, few + 1)),
+            )
+            prompt = (10 + number, *([1, 2, 3] * 3))
+            self.add([Job(prompt_ids=prompt, n=n, max_tokens=tokens, sampling=sampling, seed=7)])
+
+    @rule(how=st.sampled_from((1, 2, 3, 4)), at=st.integers(0, 9))
+    def abort_any(self, how: int, at: int) -> None:
+        """Abort a request, a sequence, a preempted one, or one that waits or is awaited.
+
+        Some were never there, or have ended.
+        """
+        key = self.next_key - at // 2
+        if how == 1:
+            self._abort_request(key)
+        elif how == 2:
+            self._abort(key, at % 2, at % 3)
+        found: list[Sequence] = []
+        if how == 3:
+            requests = self.scheduler._requests.values()
+            found = [one for request in requests for one in request.head if one.generated]
+        elif how == 4:
+            waits = self.scheduler._waits
+            found = [*(wait.owner for wait in waits.values()), *waits]
+        if found:
+            one = found[at % len(found)]
+            self._abort(one.request.key, one.prompt.index, one.sibling)
+
+    def _abort_request(self, key: int) -> None:
         self.scheduler.abort_request(key)
         if key in self.jobs:
             self.gone.setdefault(key, len(self.events[key]))
-
-    @rule(back=st.integers(0, 4), job=st.integers(0, 2), sibling=st.integers(0, 7))
-    def abort(self, back: int, job: int, sibling: int) -> None:
-        self._abort(self.next_key - back, job, sibling)
-
-    @rule(at=st.integers(0, 9))
-    def abort_preempted(self, at: int) -> None:
-        requests = self.scheduler._requests.values()
-        preempted = [one for request in requests for one in request.head if one.generated]
-        if preempted:
-            self._abort_sequence(preempted[at % len(preempted)])
-
-    @rule(at=st.integers(0, 9))
-    def abort_awaited(self, at: int) -> None:
-        """Abort a sequence whose prefix others wait for, or one that waits."""
-        waits = self.scheduler._waits
-        found = [*(wait.owner for wait in waits.values()), *waits]
-        if found:
-            self._abort_sequence(found[at % len(found)])
-
-    def _abort_sequence(self, sequence: Sequence) -> None:
-        self._abort(sequence.request.key, sequence.prompt.index, sequence.sibling)
 
     def _abort(self, key: int, job: int, sibling: int) -> None:
         self.scheduler.abort(key, job, sibling)
@@ -375,39 +392,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.scheduler._waits
 
     def compare(self, key: int, index: int, job: Job) -> None:
-        known = self.events[key][: self.gone.get(key)]
-        assert known == self.events[key], "an aborted request has no more events"
-        over = key in self.gone or key in self.failed
-        mine = [event for event in known if event.job == index]
-        scored, answer = alone(job)
+        everything = self.events[key]
+        assert everything == everything[: self.gone.get(key)], "an abort is silent"
+        mine = [event for event in everything if event.job == index]
         left = 0
-        for sibling, (tokens, logprobs, tops, reason) in answer.items():
+        for sibling in range(job.n):
+            answer = alone(job, sibling)
             own = [e for e in mine if isinstance(e, Sampled) and e.seq == sibling]
             got = [t for e in own for t in e.tokens]
             values = [v for e in own for v in e.logprobs]
-            got_tops = [top for e in own for top in zip(e.top_ids, e.top_logprobs, strict=True)]
-            ends = [e for e in mine if isinstance(e, Ended) and e.seq == sibling]
-            assert got == tokens[: len(got)]
-            assert values == logprobs[: len(values)]
-            assert got_tops == tops[: len(got_tops)]
+            tops = [top for e in own for top in zip(e.top_ids, e.top_logprobs, strict=True)]
+            assert got == answer.tokens[: len(got)]
+            assert values == answer.logprobs[: len(values)]
+            assert tops == answer.tops[: len(tops)]
             last = self.aborted.get((key, index, sibling))
             if last is not None:
-                later = self.events[key][last:]
-                assert not any(
-                    isinstance(e, Sampled | Ended) and (e.job, e.seq) == (index, sibling)
-                    for e in later
-                )
-            if over or last is not None:
-                continue
-            left += 1
-            assert reason is not None, "an error ends the request"
-            assert (len(got), len(values), len(got_tops)) == (len(tokens), len(logprobs), len(tops))
-            assert [(e.reason, e.completion_tokens) for e in ends] == [(reason, len(tokens))]
+                later = (e for e in everything[last:] if not isinstance(e, Prefilled))
+                assert (index, sibling) not in ((e.job, e.seq) for e in later)
+            elif key not in self.gone and key not in self.failed:
+                left += 1
+                assert answer.reason is not None, "an error ends the request"
+                assert (got, values, tops) == answer[:3]
+                ends = [e for e in mine if isinstance(e, Ended) and e.seq == sibling]
+                assert ends == [Ended(index, sibling, answer.reason, len(got))]
+                assert ends[0] == next(e for e in mine[::-1] if getattr(e, "seq", None) == sibling)
         heads = [e for e in mine if isinstance(e, Prefilled)]
-        assert len(heads) == 1 if left or mine else not heads
+        assert len(heads) == (1 if left or mine else 0)
         for head in heads:
             assert mine[0] is head
-            assert head.scored == scored
+            assert head.scored == scored_alone(job)
             assert 0 <= head.cached_tokens <= len(job.prompt_ids)
             assert not head.cached_tokens or self.runner.sharing != "none"
         if key in self.failed:

@@ -223,8 +223,8 @@ class Memory:
         """Save a checkpoint of every slot that has just reached one of its cuts."""
         if self.sharing != "checkpoints":
             return
-        for slot in self.slots.active:
-            cuts = slot.sequence.cuts if slot.sequence is not None else []
+        for slot, sequence in self.slots.running:
+            cuts = sequence.cuts
             if not cuts or cuts[0] > slot.computed:
                 continue
             wanted = slot.computed in cuts

@@ -32,9 +32,9 @@ class Prompt:
 
     ``end_ids`` are not drawn before ``min_tokens``; ``stop_ids`` are those that end a sequence.
     ``announced`` tells whether the job's ``Prefilled`` was sent; ``cached_tokens`` is what it
-    reports, None until the first sibling starts. ``scores`` is None if the job does not ask for log-probabilities of the prompt.
-    ``followers`` maps a position to prompts that share all tokens before it and wait for the
-    row that predicts it. ``bias`` is the job's ``logit_bias`` as arrays.
+    reports, None until the first sibling starts. ``scores`` is None if the job does not ask for
+    log-probabilities of the prompt. ``followers`` maps a position to prompts that share all tokens
+    before it and wait for the row that predicts it. ``bias`` is the job's ``logit_bias`` as arrays.
     """
 
     def __init__(

@@ -102,7 +102,7 @@ class Slots:
         self.count = count
         self.most_active = count if most_active is None else most_active
         self._slots: list[Slot] = []
-        self._active: dict[Slot, None] = {}
+        self._active: dict[Slot, Sequence] = {}
         # The least recently used first.
         self._resident: OrderedDict[Slot, None] = OrderedDict()
         # A heap of indices; some may be there twice, or of slots that are not empty any more.
@@ -117,9 +117,9 @@ class Slots:
         return self._slots[index]
 
     @property
-    def active(self) -> list[Slot]:
-        """The slots with a sequence, in the order in which they got it."""
-        return list(self._active)
+    def running(self) -> list[tuple[Slot, Sequence]]:
+        """The active slots, each with its sequence, in the order in which they got it."""
+        return list(self._active.items())
 
     @property
     def left(self) -> int:
@@ -141,16 +141,14 @@ class Slots:
     def occupy(self, slot: Slot, sequence: Sequence) -> None:
         """Put a sequence into an idle slot."""
         self._resident.pop(slot, None)
-        self._active[slot] = None
+        self._active[slot] = sequence
         slot.sequence, sequence.slot = sequence, slot.index
         self.touch(slot)
 
     def vacate(self, slot: Slot, *, first_to_go: bool = False) -> None:
         """Take the sequence out of a slot, which keeps its KV; for long, or as the first to go."""
-        if slot.sequence is not None:
-            slot.sequence.slot = None
-            slot.sequence = None
-        del self._active[slot]
+        sequence = self._active.pop(slot)
+        slot.sequence = sequence.slot = None
         self.touch(slot)
         self.settle(slot)
         if first_to_go and slot in self._resident:

@@ -108,15 +108,11 @@ class PrefixCache:
 
     @staticmethod
     def read(match: Match, scores: Scores) -> None:
-        """Copy the kept scores of the matched tokens into ``scores``."""
+        """Copy the kept scores of the matched tokens into ``scores``, up to the first gap."""
         for node in match.nodes:
             kept = node.scores
-            if kept is None or kept.k < scores.k:
-                return
-            usable = min(len(kept), match.tokens - node.start)
-            scores.take(kept.part(0, usable), node.start)
-            if usable < len(node.tokens):
-                return
+            if kept is not None and kept.k >= scores.k:
+                scores.take(kept.part(0, match.tokens - node.start), node.start)
 
     def hold(self, holder: Holder, ids: TokenIds) -> None:
         """Record that ``holder`` has exactly these tokens of its scope, which may be none."""

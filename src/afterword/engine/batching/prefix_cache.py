@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator
 
 import msgspec
-import numpy as np
 
-from afterword.engine.arrays import TokenIds
+from afterword.engine.arrays import NO_IDS, TokenIds
 from afterword.engine.batching.scores import Scores, ScoreSpan
 from afterword.engine.batching.slots import Holder, Source
 
@@ -53,7 +52,7 @@ class Root(Node):
     __slots__ = ("scope",)
 
     def __init__(self, scope: str) -> None:
-        super().__init__(np.empty(0, np.int32), None)
+        super().__init__(NO_IDS, None)
         self.scope = scope
 
 

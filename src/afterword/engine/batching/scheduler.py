@@ -346,7 +346,7 @@ class Scheduler:
             self._answering += len(prompt.ids) * (prompt.scores.k + 1) * _SCORES_COST
         self._stop_waiting(sequence)
         self._count_wait(sequence.request)
-        if prompt.scores is not None:
+        if prompt.scores is not None and sequence.wanted:
             self._count_cached(prompt, len(prompt.ids))
         elif prompt.job.warm:
             self._count_cached(prompt, sequence.wanted)

@@ -8,12 +8,9 @@ from enum import Enum, auto
 from heapq import heappop, heappush
 
 import msgspec
-import numpy as np
 
-from afterword.engine.arrays import TokenIds
+from afterword.engine.arrays import NO_IDS
 from afterword.engine.batching.sequence import Sequence
-
-_NO_TOKENS: TokenIds = np.empty(0, np.int32)
 
 
 class SlotState(Enum):
@@ -77,7 +74,7 @@ class Slot(Holder):
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
-        self.tokens = _NO_TOKENS
+        self.tokens = NO_IDS
         self.awaited = 0
         self.promised = 0
         self.room = 0
@@ -164,7 +161,7 @@ class Slots:
             self._resident.setdefault(slot, None)
             return
         self._resident.pop(slot, None)
-        slot.tokens = _NO_TOKENS
+        slot.tokens = NO_IDS
         heappush(self._empty, slot.index)
 
     def first_resident(self, *, but: Holder | None = None, over_awaited: bool) -> Slot | None:

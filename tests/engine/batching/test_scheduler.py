@@ -16,6 +16,7 @@ from afterword.core.job import (
     Constraint,
     Ended,
     Event,
+    FinishReason,
     Job,
     OutputGrammar,
     Prefilled,
@@ -50,7 +51,7 @@ class Answer(NamedTuple):
     tokens: list[int]
     logprobs: list[float]
     tops: list[tuple[int, float]]
-    reason: str | None
+    reason: FinishReason | None
 
 
 class InTurn:
@@ -412,7 +413,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert tops == answer.tops[: len(tops)]
             last = self.aborted.get((key, index, sibling))
             if last is not None:
-                later = (e for e in everything[last:] if not isinstance(e, Prefilled))
+                later = (e for e in everything[last:] if isinstance(e, Sampled | Ended))
                 assert (index, sibling) not in ((e.job, e.seq) for e in later)
             elif key not in self.gone and key not in self.failed:
                 left += 1

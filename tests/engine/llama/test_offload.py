@@ -6,6 +6,8 @@ The GPUs are stand-ins, so these tests need none. tests/gpu computes on a real o
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -17,7 +19,7 @@ from afterword.engine.llama import devices, engine, loading
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.devices import kv_room, layers_that_fit, place
 from afterword.engine.llama.engine import OpenModel, open_model
-from afterword.engine.llama.loading import EngineOptions, Probed, load
+from afterword.engine.llama.loading import EngineOptions, Probed, Trial, load
 from afterword.engine.llama.offload import ON_PROCESSOR, Device, Offload
 from afterword.models.gguf import Header
 from afterword.models.notes import Notes
@@ -44,6 +46,8 @@ class Machine:
         monkeypatch.setattr(devices, "backends", lambda: ["Vulkan"])
         monkeypatch.setattr(engine, "backends", lambda: ["Vulkan"])
         monkeypatch.setattr(checkup, "backends", lambda: ["Vulkan"])
+        # Another process would not find them.
+        monkeypatch.setattr(loading, "try_apart", lambda *_: None)
         self.finds(*found)
 
     def finds(self, *found: Device) -> None:
@@ -69,11 +73,17 @@ def test_a_library_for_no_gpu_computes_on_the_processor(tiny: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--gpu-layers 3: this native half is for no GPU; GPU="):
         placed(tiny, 3)
     with pytest.raises(ConfigError, match=r"^--device Vulkan0: this native half is for no GPU"):
-        placed(tiny, "auto", "Vulkan0")
+        placed(tiny, 3, "Vulkan0")
+    assert placed(tiny, 0, "Vulkan0") == ON_PROCESSOR
     whole = opened(tiny, EngineOptions(threads=1, slots=1))
     assert not {"gpu_layers", "device", "no_gpu"} & set(whole.card.details)
     whole.runner.close()
     assert checkup.gpus().startswith("none: this native half is for the processor alone")
+    # A device was named, and the processor can serve.
+    whole = opened(tiny, EngineOptions(threads=1, slots=1, device="Vulkan0"))
+    assert whole.card.details["gpu_layers"] == 0
+    assert str(whole.card.details["no_gpu"]).startswith("--device Vulkan0: this native half is for")
+    whole.runner.close()
 
 
 def test_all_layers_run_on_a_card_with_room(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +112,12 @@ def test_devices_are_chosen_by_name(tiny: Path, monkeypatch: pytest.MonkeyPatch)
     assert str(raised.value) == (
         "--device Vulkan0,CUDA0: there is no 'CUDA0' (there is: Vulkan0, Vulkan1, Vulkan2)"
     )
+    assert placed(tiny, "auto", "Vulkan0,CUDA0") == Offload(why_not=str(raised.value))
+    Machine(monkeypatch)
+    why = "--device Vulkan0: no GPU found for Vulkan"
+    assert placed(tiny, "auto", "Vulkan0") == Offload(why_not=why)
+    with pytest.raises(ConfigError, match=f"^{why}$"):
+        placed(tiny, 2, "Vulkan0")
 
 
 def test_no_gpu_is_a_reason_and_a_wanted_one_an_error(
@@ -282,3 +298,84 @@ def test_a_probe_that_fails_on_a_gpu_falls_back(
     (gone,) = failed
     assert gone.pointer is None, "its memory is free again"
     found.model.close()
+
+
+TRIED = Offload(layers=3, all_layers=3, devices=(CARD, SECOND))
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("kill -SEGV $$", "Vulkan0,Vulkan1 ended a process that computed there, with SIGSEGV"),
+        ("echo 'model m: no room'; exit 1", "model m: no room"),
+        ("exit 3", "a process failed with status 3"),
+    ],
+)
+def test_a_driver_that_ends_its_process_ends_no_server(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+    why: str,
+) -> None:
+    fails = tmp_path / "fails"
+    fails.write_text(f"#!/bin/sh\n{fault}\n")
+    fails.chmod(0o755)
+    apart = loading.try_apart
+    Machine(monkeypatch, CARD, SECOND)
+    monkeypatch.setattr(loading, "try_apart", apart)
+    monkeypatch.setattr(sys, "executable", str(fails))
+    with caplog.at_level(logging.WARNING, "afterword.engine"):
+        found = opened(tiny, EngineOptions(threads=1, slots=1, exact=False))
+    found.runner.close()
+    assert found.card.details["no_gpu"] == why
+    assert f"all layers run on the processor: {why}" in caplog.text
+
+
+def test_what_was_tried_is_not_tried_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = tmp_path / "tries"
+    works = tmp_path / "works"
+    works.write_text(f"#!/bin/sh\ncat >> {tries}\n")
+    works.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(works))
+    kept = Notes(tmp_path / "notes")
+    options = EngineOptions(threads=1)
+    for _ in range(2):
+        loading.try_apart(tiny, options, TRIED, "a", kept)
+    (first,) = tries.read_text().replace("}{", "}\n{").splitlines()
+    wanted = msgspec.json.decode(first, type=Trial)
+    assert wanted.options == msgspec.structs.replace(
+        options, gpu_layers=3, device="Vulkan0,Vulkan1"
+    )
+    assert (wanted.path, wanted.digest) == (str(tiny), "a")
+    loading.try_apart(tiny, options, msgspec.structs.replace(TRIED, layers=2), "a", kept)
+    assert tries.read_text().count("}{") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (EngineOptions(threads=1, gpu_layers=0), 0, ""),
+        (EngineOptions(threads=1, gpu_layers=2), 1, "--gpu-layers 2: this native half is for no"),
+        (EngineOptions(threads=1, gpu_layers=0, ctx=9999), 1, "model tiny: --ctx 9999 is larger"),
+    ],
+)
+def test_a_process_tries_a_whole_model(
+    tiny: Path, tmp_path: Path, options: EngineOptions, status: int, said: str
+) -> None:
+    """The processor stands in for a GPU. What the process found out is kept."""
+    wanted = Trial(str(tiny), options, "a", str(tmp_path / "notes"))
+    done = subprocess.run(
+        [sys.executable, "-m", "afterword.engine.llama.trial"],
+        input=msgspec.json.encode(wanted),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr.decode()
+    assert done.stdout.decode().startswith(said)
+    if not status:
+        kept = sorted(path.name.partition("-")[0] for path in (tmp_path / "notes").iterdir())
+        assert kept == ["memory", "probe"]

@@ -85,23 +85,18 @@ def place(
     first integrated one. ``context`` is the room that a sequence must have, in tokens; None if
     that is open.
 
-    Raises ``ConfigError`` if a number of layers or a device is wanted that is not there.
+    Raises ``ConfigError`` if a number of layers is wanted, and no GPU or no device of that name is
+    there. With ``auto``, that is the reason why the processor computes all layers.
     """
-    if wanted == 0:
+    if wanted == 0 or (wanted == "auto" and names is None and not backends()):
         return ON_PROCESSOR
-    if not backends():
-        if wanted == "auto" and names is None:
-            return ON_PROCESSOR
-        what = f"--device {names}" if names is not None else f"--gpu-layers {wanted}"
-        raise ConfigError(
-            f"{what}: this native half is for no GPU; GPU=vulkan make install builds one that is"
-        )
-    chosen = _chosen(devices(), names)
-    if not chosen:
-        why = f"no GPU found for {', '.join(backends())}"
-        if wanted == "auto":
-            return Offload(why_not=why)
-        raise ConfigError(f"--gpu-layers {wanted}: {why}")
+    try:
+        chosen = _chosen(names)
+    except ConfigError as error:
+        if wanted != "auto":
+            what = f"--gpu-layers {wanted}" if names is None else f"--device {names}"
+            raise ConfigError(f"{what}: {error}") from error
+        return Offload(why_not=str(error) if names is None else f"--device {names}: {error}")
     header = read_header(path)
     layers = _number(header, "block_count") + 1
     file_bytes = sum(part.stat().st_size for part in part_paths(path))
@@ -125,8 +120,15 @@ def place(
     )
 
 
-def _chosen(found: Sequence[Device], names: str | None) -> Sequence[Device]:
-    """Returns the named devices. Raises ``ConfigError`` for a name that is not there."""
+def _chosen(names: str | None) -> Sequence[Device]:
+    """Returns the named devices, or those to use. Raises ``ConfigError`` if there are none."""
+    if not backends():
+        raise ConfigError(
+            "this native half is for no GPU; GPU=vulkan make install builds one that is"
+        )
+    found = devices()
+    if not found:
+        raise ConfigError(f"no GPU found for {', '.join(backends())}")
     if names is None:
         cards = [device for device in found if not device.integrated]
         return cards or found[:1]
@@ -134,8 +136,7 @@ def _chosen(found: Sequence[Device], names: str | None) -> Sequence[Device]:
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in by_name:
-            there = ", ".join(by_name) or "none"
-            raise ConfigError(f"--device {names}: there is no {name!r} (there is: {there})")
+            raise ConfigError(f"there is no {name!r} (there is: {', '.join(by_name)})")
     return [by_name[name] for name in dict.fromkeys(wanted)]
 
 

@@ -5,6 +5,9 @@ The modules that compute are imported only for a probe, because loading does not
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +88,18 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         return self.threads or usable_cores()
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """What a process tries before a server does it: see ``try_apart``.
+
+    ``options`` name the layers and devices. ``notes`` is a folder.
+    """
+
+    path: str
+    options: EngineOptions
+    digest: str
+    notes: str | None
+
+
 class Probed(msgspec.Struct, frozen=True):
     """Results of the probe for a model, with weights laid out as ``repack`` says.
 
@@ -124,8 +139,8 @@ def load(
     With ``notes`` the probe runs once for each ``digest`` (the file's SHA-256 in hex), library,
     processor, number of threads, and layers on a GPU. Its result depends on nothing else.
 
-    ``offload`` says which layers run on a GPU, in place of the options. If that fails, and nobody
-    named a number of layers, all run on the processor.
+    ``offload`` says which layers run on a GPU, in place of the options. If that fails, or ends the
+    process that tries it first, and nobody named a number of layers, all run on the processor.
     Raises ``ConfigError`` if the library cannot load the file.
     """
     if offload is None:
@@ -133,6 +148,8 @@ def load(
             path, options.gpu_layers, options.device, kv=options.kv_on_gpu, context=options.ctx
         )
     try:
+        if falls_back(offload, options) and options.probe:
+            try_apart(path, options, offload, digest, notes)
         return _load(path, options, offload, digest, notes)
     except ConfigError as error:
         if not falls_back(offload, options):
@@ -143,6 +160,36 @@ def load(
 def falls_back(offload: Offload, options: EngineOptions) -> bool:
     """Returns whether the processor computes all layers if a GPU fails."""
     return bool(offload.layers) and options.gpu_layers == "auto"
+
+
+def try_apart(
+    path: Path, options: EngineOptions, offload: Offload, digest: str, notes: Notes | None
+) -> None:
+    """Open a model and compute a batch in a process of its own, because a GPU's driver may end it.
+
+    With ``notes`` that is done once, as the probe is; they keep what the process found out.
+    Raises ``ConfigError`` with the reason if it fails.
+    """
+    about = (digest, kernels(), processor(), msgspec.json.encode(options), *offload.origin)
+    if notes is not None and notes.read("trial", about, bool):
+        return
+    names = ",".join(device.name for device in offload.devices)
+    named = msgspec.structs.replace(options, gpu_layers=offload.layers, device=names)
+    wanted = Trial(str(path), named, digest, str(notes.folder) if notes is not None else None)
+    done = subprocess.run(
+        [sys.executable, "-m", "afterword.engine.llama.trial"],
+        input=msgspec.json.encode(wanted),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise ConfigError(f"{names} ended a process that computed there, with {name}")
+    if done.returncode:
+        why = done.stdout.decode().strip() or f"a process failed with status {done.returncode}"
+        raise ConfigError(why)
+    if notes is not None:
+        notes.write("trial", about, value=True)
 
 
 def _load(

@@ -48,7 +48,7 @@ def main() -> None:
         _compute(opened.runner)
         opened.runner.close()
     except (ConfigError, DecodeError) as error:
-        print(error)
+        sys.stdout.write(str(error))
         sys.exit(1)
 
 

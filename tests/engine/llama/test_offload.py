@@ -11,16 +11,20 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from afterword.cli import checkup
 from afterword.core.errors import ConfigError
-from afterword.engine.llama import devices, engine, loading
+from afterword.engine.batching.runner import Batch
+from afterword.engine.llama import devices, engine, loading, trial
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.devices import kv_room, layers_that_fit, place
 from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.loading import EngineOptions, Probed, Trial, load
 from afterword.engine.llama.offload import ON_PROCESSOR, Device, Offload
+from afterword.engine.llama.runner import LlamaRunner
 from afterword.models.gguf import Header
 from afterword.models.notes import Notes
 from support.tiny_gguf import make_gguf
@@ -46,8 +50,6 @@ class Machine:
         monkeypatch.setattr(devices, "backends", lambda: ["Vulkan"])
         monkeypatch.setattr(engine, "backends", lambda: ["Vulkan"])
         monkeypatch.setattr(checkup, "backends", lambda: ["Vulkan"])
-        # Another process would not find them.
-        monkeypatch.setattr(loading, "try_apart", lambda *_: None)
         self.finds(*found)
 
     def finds(self, *found: Device) -> None:
@@ -300,15 +302,15 @@ def test_a_probe_that_fails_on_a_gpu_falls_back(
     found.model.close()
 
 
-TRIED = Offload(layers=3, all_layers=3, devices=(CARD, SECOND))
+FOUND = ["Vulkan0 (a card)"]
 
 
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
-        ("kill -SEGV $$", "Vulkan0,Vulkan1 ended a process that computed there, with SIGSEGV"),
+        ("kill -SEGV $$", "Vulkan0 (a card): SIGSEGV ended a process that computed there"),
         ("echo 'model m: no room'; exit 1", "model m: no room"),
-        ("exit 3", "a process failed with status 3"),
+        ("exit 2", "a process failed with status 2"),
     ],
 )
 def test_a_driver_that_ends_its_process_ends_no_server(
@@ -319,13 +321,8 @@ def test_a_driver_that_ends_its_process_ends_no_server(
     fault: str,
     why: str,
 ) -> None:
-    fails = tmp_path / "fails"
-    fails.write_text(f"#!/bin/sh\n{fault}\n")
-    fails.chmod(0o755)
-    apart = loading.try_apart
-    Machine(monkeypatch, CARD, SECOND)
-    monkeypatch.setattr(loading, "try_apart", apart)
-    monkeypatch.setattr(sys, "executable", str(fails))
+    monkeypatch.setattr(sys, "executable", str(program(tmp_path, fault)))
+    monkeypatch.setattr(loading, "names", lambda: FOUND)
     with caplog.at_level(logging.WARNING, "afterword.engine"):
         found = opened(tiny, EngineOptions(threads=1, slots=1, exact=False))
     found.runner.close()
@@ -333,49 +330,72 @@ def test_a_driver_that_ends_its_process_ends_no_server(
     assert f"all layers run on the processor: {why}" in caplog.text
 
 
+def program(folder: Path, script: str) -> Path:
+    """Write a program in place of Python, which gets the arguments and input of a trial."""
+    made = folder / "program"
+    made.write_text(f"#!/bin/sh\n{script}\n")
+    made.chmod(0o755)
+    return made
+
+
 def test_what_was_tried_is_not_tried_again(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries = tmp_path / "tries"
-    works = tmp_path / "works"
-    works.write_text(f"#!/bin/sh\ncat >> {tries}\n")
-    works.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(works))
+    inputs = tmp_path / "inputs"
     kept = Notes(tmp_path / "notes")
     options = EngineOptions(threads=1)
-    for _ in range(2):
-        loading.try_apart(tiny, options, TRIED, "a", kept)
-    (first,) = tries.read_text().replace("}{", "}\n{").splitlines()
-    wanted = msgspec.json.decode(first, type=Trial)
-    assert wanted.options == msgspec.structs.replace(
-        options, gpu_layers=3, device="Vulkan0,Vulkan1"
-    )
-    assert (wanted.path, wanted.digest) == (str(tiny), "a")
-    loading.try_apart(tiny, options, msgspec.structs.replace(TRIED, layers=2), "a", kept)
-    assert tries.read_text().count("}{") == 1
+
+    def tries(found: list[str], status: int = 0) -> int:
+        """Returns how many processes were started until now."""
+        script = f"cat >> {inputs}; echo >> {inputs}; exit {status}"
+        monkeypatch.setattr(sys, "executable", str(program(tmp_path, script)))
+        loading.try_apart(tiny, options, "a", found, kept)
+        return len(inputs.read_text().splitlines())
+
+    # Where nothing fits, nothing was tried.
+    assert tries(FOUND, loading.NOTHING_TRIED) == 1
+    assert tries(FOUND) == 2
+    assert tries(FOUND) == 2
+    assert tries([*FOUND, "Vulkan1 (another)"]) == 3
+    wanted = msgspec.json.decode(inputs.read_text().splitlines()[0], type=Trial)
+    assert wanted == Trial(str(tiny), options, "a", str(tmp_path / "notes"))
 
 
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
-        (EngineOptions(threads=1, gpu_layers=0), 0, ""),
+        (EngineOptions(threads=1), loading.NOTHING_TRIED, ""),
         (EngineOptions(threads=1, gpu_layers=2), 1, "--gpu-layers 2: this native half is for no"),
-        (EngineOptions(threads=1, gpu_layers=0, ctx=9999), 1, "model tiny: --ctx 9999 is larger"),
     ],
 )
-def test_a_process_tries_a_whole_model(
-    tiny: Path, tmp_path: Path, options: EngineOptions, status: int, said: str
+def test_a_process_says_why_it_cannot_compute_on_a_gpu(
+    tiny: Path, options: EngineOptions, status: int, said: str
 ) -> None:
-    """The processor stands in for a GPU. What the process found out is kept."""
-    wanted = Trial(str(tiny), options, "a", str(tmp_path / "notes"))
     done = subprocess.run(
         [sys.executable, "-m", "afterword.engine.llama.trial"],
-        input=msgspec.json.encode(wanted),
+        input=msgspec.json.encode(Trial(str(tiny), options, "a", None)),
         capture_output=True,
         check=False,
     )
     assert done.returncode == status, done.stderr.decode()
     assert done.stdout.decode().startswith(said)
-    if not status:
-        kept = sorted(path.name.partition("-")[0] for path in (tmp_path / "notes").iterdir())
-        assert kept == ["memory", "probe"]
+
+
+def test_a_trial_opens_the_model_and_computes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, with a stand-in for a GPU. What it found out is kept."""
+    Machine(monkeypatch, CARD)
+    monkeypatch.setattr(loading, "LlamaModel", Pretending)
+    batches: list[int] = []
+    decode = LlamaRunner.decode
+
+    def counted(runner: LlamaRunner, batch: Batch) -> npt.NDArray[np.float32]:
+        batches.append(len(batch.tokens))
+        return decode(runner, batch)
+
+    monkeypatch.setattr(LlamaRunner, "decode", counted)
+    options = EngineOptions(threads=1, slots=1, exact=False)
+    trial.attempt(Trial(str(tiny), options, "a", str(tmp_path / "notes")))
+    assert batches == [511, 1]
+    assert [path.name.partition("-")[0] for path in (tmp_path / "notes").iterdir()] == ["memory"]

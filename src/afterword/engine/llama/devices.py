@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+
+import msgspec
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.binding import lib, start
@@ -45,35 +47,48 @@ def backends() -> Sequence[str]:
 
 
 def devices() -> Sequence[Device]:
-    """Returns the GPUs that the library finds, with the memory that is free now."""
+    """Returns the GPUs that the library finds, with the memory that is free now.
+
+    Asking for it may take some: CUDA opens its context in this process.
+    """
+    size = ctypes.POINTER(ctypes.c_size_t)
+    found = []
+    for device in _found():
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        memory = _function("ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
+        memory(device.pointer, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            msgspec.structs.replace(device, free_bytes=free.value, total_bytes=total.value)
+        )
+    return found
+
+
+def names() -> Sequence[str]:
+    """Returns the names and descriptions of the GPUs, and takes none of their memory."""
+    return [f"{device.name} ({device.description})" for device in _found()]
+
+
+def _found() -> Iterator[Device]:
+    """Yields the GPUs that the library finds; their memory is not asked for."""
     if not backends():
-        return []
+        return
     start()
     pointer = ctypes.c_void_p
     get = _function("ggml_backend_dev_get", pointer, ctypes.c_size_t)
     kind = _function("ggml_backend_dev_type", ctypes.c_int, pointer)
     name = _function("ggml_backend_dev_name", ctypes.c_char_p, pointer)
     description = _function("ggml_backend_dev_description", ctypes.c_char_p, pointer)
-    size = ctypes.POINTER(ctypes.c_size_t)
-    memory = _function("ggml_backend_dev_memory", None, pointer, size, size)
-    found = []
     for index in range(_function("ggml_backend_dev_count", ctypes.c_size_t)()):
         device = get(index)
-        if kind(device) not in {_GPU, _INTEGRATED}:
-            continue
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        memory(device, ctypes.byref(free), ctypes.byref(total))
-        found.append(
-            Device(
+        if kind(device) in {_GPU, _INTEGRATED}:
+            yield Device(
                 name=name(device).decode(errors="replace"),
                 description=description(device).decode(errors="replace"),
-                free_bytes=free.value,
-                total_bytes=total.value,
+                free_bytes=0,
+                total_bytes=0,
                 integrated=kind(device) == _INTEGRATED,
                 pointer=device,
             )
-        )
-    return found
 
 
 def place(

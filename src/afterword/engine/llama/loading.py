@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from afterword.engine.llama.binding import (
     packed_kernels,
     system_info,
 )
-from afterword.engine.llama.devices import Layers, place
+from afterword.engine.llama.devices import Layers, names, place
 from afterword.engine.llama.offload import Offload
 from afterword.models.notes import Notes
 
@@ -50,6 +51,10 @@ _ONE_AT_A_TIME = () if CHANGES else ("arwkv7", "rwkv6qwen2")
 
 It stores the last tokens of all sequences but the first wrongly (RWKV heads on Qwen).
 """
+
+
+NOTHING_TRIED = 3
+"""The status of a process that found no room for a layer on a GPU."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +96,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Trial(msgspec.Struct, frozen=True):
     """What a process tries before a server does it: see ``try_apart``.
 
-    ``options`` name the layers and devices. ``notes`` is a folder.
+    ``notes`` is a folder.
     """
 
     path: str
@@ -139,17 +144,13 @@ def load(
     With ``notes`` the probe runs once for each ``digest`` (the file's SHA-256 in hex), library,
     processor, number of threads, and layers on a GPU. Its result depends on nothing else.
 
-    ``offload`` says which layers run on a GPU, in place of the options. If that fails, or ends the
+    ``offload`` says which layers run on a GPU, in place of the options. If that fails, also in a
     process that tries it first, and nobody named a number of layers, all run on the processor.
     Raises ``ConfigError`` if the library cannot load the file.
     """
     if offload is None:
-        offload = place(
-            path, options.gpu_layers, options.device, kv=options.kv_on_gpu, context=options.ctx
-        )
+        offload = _tried(path, options, digest, notes)
     try:
-        if falls_back(offload, options) and options.probe:
-            try_apart(path, options, offload, digest, notes)
         return _load(path, options, offload, digest, notes)
     except ConfigError as error:
         if not falls_back(offload, options):
@@ -162,20 +163,36 @@ def falls_back(offload: Offload, options: EngineOptions) -> bool:
     return bool(offload.layers) and options.gpu_layers == "auto"
 
 
+def placed(path: Path, options: EngineOptions) -> Offload:
+    """Returns which layers run on a GPU. Raises ``ConfigError`` as ``devices.place`` does."""
+    return place(
+        path, options.gpu_layers, options.device, kv=options.kv_on_gpu, context=options.ctx
+    )
+
+
+def _tried(path: Path, options: EngineOptions, digest: str, notes: Notes | None) -> Offload:
+    """Returns which layers run on a GPU: none if a number is not named, and trying them fails."""
+    if options.gpu_layers == "auto" and options.probe and (found := names()):
+        try:
+            try_apart(path, options, digest, found, notes)
+        except ConfigError as error:
+            return Offload(why_not=str(error))
+    return placed(path, options)
+
+
 def try_apart(
-    path: Path, options: EngineOptions, offload: Offload, digest: str, notes: Notes | None
+    path: Path, options: EngineOptions, digest: str, found: Sequence[str], notes: Notes | None
 ) -> None:
     """Open a model and compute a batch in a process of its own, because a GPU's driver may end it.
 
-    With ``notes`` that is done once, as the probe is; they keep what the process found out.
+    That is before this process takes memory of the GPUs that were ``found``. With ``notes`` it is
+    done once, as the probe is; they keep what the process found out.
     Raises ``ConfigError`` with the reason if it fails.
     """
-    about = (digest, kernels(), processor(), msgspec.json.encode(options), *offload.origin)
+    about = (digest, kernels(), processor(), msgspec.json.encode(options).decode(), *found)
     if notes is not None and notes.read("trial", about, bool):
         return
-    names = ",".join(device.name for device in offload.devices)
-    named = msgspec.structs.replace(options, gpu_layers=offload.layers, device=names)
-    wanted = Trial(str(path), named, digest, str(notes.folder) if notes is not None else None)
+    wanted = Trial(str(path), options, digest, str(notes.folder) if notes is not None else None)
     done = subprocess.run(
         [sys.executable, "-m", "afterword.engine.llama.trial"],
         input=msgspec.json.encode(wanted),
@@ -184,11 +201,11 @@ def try_apart(
     )
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise ConfigError(f"{names} ended a process that computed there, with {name}")
-    if done.returncode:
+        raise ConfigError(f"{', '.join(found)}: {name} ended a process that computed there")
+    if done.returncode not in {0, NOTHING_TRIED}:
         why = done.stdout.decode().strip() or f"a process failed with status {done.returncode}"
         raise ConfigError(why)
-    if notes is not None:
+    if notes is not None and not done.returncode:
         notes.write("trial", about, value=True)
 
 

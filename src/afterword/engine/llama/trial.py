@@ -15,7 +15,7 @@ import numpy as np
 from afterword.core.errors import ConfigError
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.llama.engine import open_model
-from afterword.engine.llama.loading import Trial, load
+from afterword.engine.llama.loading import NOTHING_TRIED, Trial, load, placed
 from afterword.engine.llama.runner import LlamaRunner
 from afterword.models.notes import Notes
 
@@ -35,18 +35,32 @@ def _compute(runner: LlamaRunner) -> None:
         )
 
 
+def attempt(wanted: Trial) -> bool:
+    """Open a model, and compute. Returns whether a GPU has room for a layer of it.
+
+    Raises ``ConfigError`` or ``DecodeError`` with the reason if that fails.
+    """
+    notes = Notes(Path(wanted.notes)) if wanted.notes is not None else None
+    path, digest = Path(wanted.path), wanted.digest
+    offload = placed(path, wanted.options)
+    if not offload.layers:
+        return False
+    # A number, so that nothing is done on the processor instead.
+    options = msgspec.structs.replace(wanted.options, gpu_layers=offload.layers)
+    loaded = load(path, options, digest=digest, notes=notes, offload=offload)
+    opened = open_model(loaded, digest=digest, name=path.stem, options=options, notes=notes)
+    _compute(opened.runner)
+    opened.runner.close()
+    return True
+
+
 def main() -> None:
     """Read a ``Trial`` from standard input. Exit with 1, and the reason on standard output."""
     # Ctrl-C is for the server that waits for this.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
-    notes = Notes(Path(wanted.notes)) if wanted.notes is not None else None
-    path, options, digest = Path(wanted.path), wanted.options, wanted.digest
     try:
-        loaded = load(path, options, digest=digest, notes=notes)
-        opened = open_model(loaded, digest=digest, name=path.stem, options=options, notes=notes)
-        _compute(opened.runner)
-        opened.runner.close()
+        sys.exit(0 if attempt(wanted) else NOTHING_TRIED)
     except (ConfigError, DecodeError) as error:
         sys.stdout.write(str(error))
         sys.exit(1)

@@ -41,9 +41,12 @@ def offloaded_engine(
 ) -> BatchingEngine:
     """Returns an engine with the tokens of the toy model, and the rows of the model in ``path``.
 
-    ``layers`` of it run on a GPU.
+    ``layers`` of it run on a GPU. Then prefixes are shared as with ``--kv fast``, because no GPU is
+    known to be batch-invariant, and without shared prefixes there is no infill by a search (F3).
     """
-    options = EngineOptions(ctx=_CONTEXT, slots=_SLOTS, threads=1, gpu_layers=layers)
+    options = EngineOptions(
+        ctx=_CONTEXT, slots=_SLOTS, threads=1, gpu_layers=layers, exact=not layers
+    )
     opened = open_model(load(path, options), digest="0" * 64, name="toy", options=options)
     assert (opened.card.details.get("gpu_layers") or 0) == min(layers, 3)
     toy = ToyTokenizer(adds_bos=adds_bos, infill=infill)

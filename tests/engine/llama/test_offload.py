@@ -322,7 +322,7 @@ def test_a_driver_that_ends_its_process_ends_no_server(
     why: str,
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(program(tmp_path, fault)))
-    monkeypatch.setattr(loading, "names", lambda: FOUND)
+    monkeypatch.setattr(loading, "descriptions", lambda: FOUND)
     with caplog.at_level(logging.WARNING, "afterword.engine"):
         found = opened(tiny, EngineOptions(threads=1, slots=1, exact=False))
     found.runner.close()

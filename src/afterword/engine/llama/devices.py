@@ -63,7 +63,7 @@ def devices() -> Sequence[Device]:
     return found
 
 
-def names() -> Sequence[str]:
+def descriptions() -> Sequence[str]:
     """Returns the names and descriptions of the GPUs, and takes none of their memory."""
     return [f"{device.name} ({device.description})" for device in _found()]
 

@@ -27,7 +27,7 @@ from afterword.engine.llama.binding import (
     packed_kernels,
     system_info,
 )
-from afterword.engine.llama.devices import Layers, names, place
+from afterword.engine.llama.devices import Layers, descriptions, place
 from afterword.engine.llama.offload import Offload
 from afterword.models.notes import Notes
 
@@ -171,8 +171,8 @@ def placed(path: Path, options: EngineOptions) -> Offload:
 
 
 def _tried(path: Path, options: EngineOptions, digest: str, notes: Notes | None) -> Offload:
-    """Returns which layers run on a GPU: none if a number is not named, and trying them fails."""
-    if options.gpu_layers == "auto" and options.probe and (found := names()):
+    """Returns which layers run on a GPU; with ``auto`` none if the trial of them fails."""
+    if options.gpu_layers == "auto" and options.probe and (found := descriptions()):
         try:
             try_apart(path, options, digest, found, notes)
         except ConfigError as error:

@@ -5,6 +5,7 @@ A fault in the driver of a GPU ends the process that it happens in. Here it ends
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def main() -> None:
     """Read a ``Trial`` from standard input. Exit with 1, and the reason on standard output."""
     # Ctrl-C is for the server that waits for this.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # The server says all of that itself. The last words of a driver stay.
+    logging.disable(logging.WARNING)
     wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
     try:
         sys.exit(0 if attempt(wanted) else NOTHING_TRIED)

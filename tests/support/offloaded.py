@@ -41,12 +41,11 @@ def offloaded_engine(
 ) -> BatchingEngine:
     """Returns an engine with the tokens of the toy model, and the rows of the model in ``path``.
 
-    ``layers`` of it run on a GPU. Then prefixes are shared as with ``--kv fast``, because no GPU is
-    known to be batch-invariant, and without shared prefixes there is no infill by a search (F3).
+    ``layers`` of it run on a GPU. There the model without infill tokens shares prefixes as with
+    ``--kv fast``: a search (F3) needs that, and no GPU is known to be batch-invariant.
     """
-    options = EngineOptions(
-        ctx=_CONTEXT, slots=_SLOTS, threads=1, gpu_layers=layers, exact=not layers
-    )
+    exact = infill or not layers
+    options = EngineOptions(ctx=_CONTEXT, slots=_SLOTS, threads=1, gpu_layers=layers, exact=exact)
     opened = open_model(load(path, options), digest="0" * 64, name="toy", options=options)
     assert (opened.card.details.get("gpu_layers") or 0) == min(layers, 3)
     toy = ToyTokenizer(adds_bos=adds_bos, infill=infill)

@@ -27,7 +27,7 @@ Values: TypeAlias = npt.NDArray[np.float32]
 
 _NOT_ASKED_FOR = re.compile(r"rope_freqs|rope_factors|_scale$|\.scale$|\.input_scale$|nextn\.|^cls")
 """Optional tensors, which the models do without: random ones would make them unrealistic."""
-_PLAIN = re.compile(r"norm|conv|gate_inp|lerp|ssm_[abcd]$|time_mix_[a-z]\d|position_embd")
+_PLAIN = re.compile(r"norm|conv|gate_inp|lerp|ssm_[abcd]$|time_mix_([a-z]\d|first)|position_embd")
 """Tensors that are never quantized."""
 
 

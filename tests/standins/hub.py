@@ -19,7 +19,9 @@ class Hub:
 
     ``digests`` overrides the digests of files. The connection closes once, after ``break_after``
     bytes of a body. ``ranges`` lists the ``Range`` headers of all requests, ``listings`` counts how
-    often the files of ``org/repo`` were listed.
+    often the files of ``org/repo`` were listed. With ``elsewhere``, the address of another server,
+    bodies are there, as the hub's are on other hosts. ``tokens`` has the ``Authorization`` header
+    of each request for a file.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -27,6 +29,8 @@ class Hub:
     break_after: int | None = None
     ranges: list[str | None] = field(default_factory=list)
     listings: int = 0
+    elsewhere: str = ""
+    tokens: list[str | None] = field(default_factory=list)
     url: str = ""
 
     def digest_of(self, name: str) -> str:
@@ -96,10 +100,13 @@ def running(hub: Hub) -> Iterator[Hub]:
                 self.send_header("X-Repo-Commit", COMMIT)
                 self.end_headers()
                 return
+            hub.tokens.append(self.headers.get("Authorization"))
             wanted = hub.range_of(self) if with_body else None
             start = _start_of(wanted)
             digest = hub.digest_of(name)
-            self.send_response(206 if wanted else 200)
+            self.send_response(302 if hub.elsewhere else 206 if wanted else 200)
+            if hub.elsewhere:
+                self.send_header("Location", f"{hub.elsewhere}{self.path}")
             if wanted:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.send_header("Content-Length", str(len(data) - start))

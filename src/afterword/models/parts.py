@@ -90,7 +90,8 @@ def read_header(path: Path) -> Header:
     if (wrong := wrong_format(header)) is not None:
         raise ConfigError(f"{path}: is a broken GGUF file: weights are in {wrong}")
     if header.not_in_f32 is not None:
-        raise ConfigError(f"{path}: {header.not_in_f32}, and llama.cpp computes with it in F32 only")
+        only = "and llama.cpp computes with it in F32 only"
+        raise ConfigError(f"{path}: {header.not_in_f32}, {only}")
     return header
 
 

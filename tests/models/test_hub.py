@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from json import JSONDecodeError
 from pathlib import Path
 from typing import NoReturn
 
@@ -62,6 +63,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (ReadError("x"), "the hub cannot be reached"),
         (
             not_in_cache(FileMetadataError("x")),
+            "what answers is not a hub (HF_ENDPOINT, a proxy)",
+        ),
+        (
+            JSONDecodeError("Expecting value", "<html>", 0),
             "what answers is not a hub (HF_ENDPOINT, a proxy)",
         ),
         (RemoteProtocolError("10 of 20 bytes"), "the hub's answer broke off"),

@@ -102,5 +102,5 @@ def test_another_format_of_a_small_tensor(
     path = _written(name, tmp_path / "x.gguf", {tensor: kind})
     with pytest.raises(ConfigError) as refused:
         read_header(path)
-    said = f"{tensor} is in {kind}, and llama.cpp computes with it in F32 only"
+    said = f"tensor {tensor!r} is in {kind}, and llama.cpp computes with it in F32 only"
     assert str(refused.value) == f"{path}: {said}"

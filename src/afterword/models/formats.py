@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 _PLAIN = re.compile(r"norm|conv1d|shortconv\.conv|lerp|time_mix_first")
-"""Names of tensors with several rows that no product and no table of rows has."""
+"""Tensors with several rows that are neither in a product nor a table of rows."""
 _PRODUCTS = (".weight", ".lora_a", ".lora_b")
 _ONE_ROW = "ffn_gate_inp"
 """A gate in front of one expert is a product although it has one row."""

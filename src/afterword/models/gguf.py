@@ -166,7 +166,7 @@ class _HeaderReader:
             label, block_values, block_bytes = _BLOCKS[kind]
             formats[label] = formats.get(label, 0) + values
             if not_in_f32 is None and label != "F32" and needs_f32(name, shape):
-                not_in_f32 = f"{name[:80]} is in {label}"
+                not_in_f32 = f"tensor {name[:80]!r} is in {label}"
             end = max(end, offset + -(-values // block_values) * block_bytes)
         start = -(-self._at // alignment) * alignment
         if start + end > self._size:

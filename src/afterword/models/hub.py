@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path, PurePosixPath
 
 from afterword.core.errors import ConfigError
@@ -147,7 +148,7 @@ def _refusal(name: str, error: Exception) -> ConfigError:
             status = error.response.status_code
             kind = Unreachable if status in _BUSY or status >= _ITS_FAULT else ConfigError
             return kind(f"{name}: the hub answered {status}")
-        case errors.FileMetadataError():
+        case errors.FileMetadataError() | JSONDecodeError() | UnicodeDecodeError():
             return ConfigError(f"{name}: what answers is not a hub (HF_ENDPOINT, a proxy)")
         case ProtocolError():
             return Unreachable(f"{name}: the hub's answer broke off")

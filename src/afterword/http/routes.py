@@ -26,7 +26,7 @@ from afterword.core.protocols import PrefixSharing
 from afterword.http import pages
 from afterword.http.client import ClientDisconnected, ClientWatch, read_body, send_whole
 from afterword.http.errors import error_body
-from afterword.http.exchange import Exchange, asked_model, exchange_of
+from afterword.http.exchange import MOUNTED_AT, Exchange, asked_model, exchange_of
 from afterword.http.fim import FimReading
 from afterword.http.infill import InfillReading
 from afterword.http.lifecycle import Lifecycle
@@ -345,7 +345,9 @@ class Routes:
         """Returns the document with the limits that hold now, and a model that the key may use."""
         catalog = self._for(request).catalog
         model = next((one.id for one in catalog.listing(self._service.limits)), _NO_MODEL)
-        return document(self._service.limits, model=model, version=__version__, page=self._page)
+        found = document(self._service.limits, model=model, version=__version__, page=self._page)
+        mounted_at = request.scope.get(MOUNTED_AT)
+        return {**found, "servers": [{"url": mounted_at}]} if mounted_at else found
 
     def _for(self, request: Request) -> CompletionService:
         """Returns the service as the request's key sees it."""

@@ -20,7 +20,12 @@ from afterword.completion.service import Caller, CompletionService
 from afterword.completion.stream import CompletionStream
 from afterword.core import wire
 from afterword.core.account import Ask, Principal, Spent, UsageStatus
-from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable
+from afterword.core.errors import (
+    ApiError,
+    EngineUnavailable,
+    InvalidRequest,
+    LedgerUnavailable,
+)
 from afterword.core.ledger import Ledger, Reservation
 from afterword.core.protocols import PrefixSharing
 from afterword.http import pages
@@ -41,6 +46,8 @@ from afterword.http.uploads import Upload, Uploads
 _encode = msgspec.json.Encoder().encode
 _JSON = ((b"content-type", b"application/json"),)
 _RETRY_AFTER_S = 5
+_SWITCH = {"": False, "false": False, "true": True}
+"""The values of a switch in a query."""
 _NO_MODEL = "MODEL"
 """In the examples of a key that may use no model."""
 
@@ -287,9 +294,17 @@ class Routes:
         """
         query = request.query_params
         # Python's libraries write True.
-        whole = query.get("vocabulary", "").lower() == "true"
+        whole = query.get("vocabulary", "").lower()
+        if whole not in _SWITCH:
+            raise InvalidRequest(
+                "Invalid value for 'vocabulary': expected true or false.",
+                param="vocabulary",
+                code="invalid_value",
+            )
         exchange_of(request.scope).asked_model = query.get("model")
-        return _json(self._for(request).tokenizer_info(query.get("model"), vocabulary=whole))
+        return _json(
+            self._for(request).tokenizer_info(query.get("model"), vocabulary=_SWITCH[whole])
+        )
 
     async def health(self, request: Request) -> Response:
         """200 while every engine can compute and the server takes new work, else 503."""

@@ -119,6 +119,8 @@ class Scorer:
         try:
             return await self._backend.tokenize(text, add_special_tokens=False)
         except (ContextLengthExceeded, BodyTooLarge):
+            if len(text) == 1:
+                raise
             cut = text.find("\n", len(text) // 2) + 1
             if not 0 < cut < len(text):
                 cut = text.rfind("\n", 0, len(text) // 2) + 1 or len(text) // 2

@@ -28,7 +28,7 @@ from afterword.ledger.tables import metadata, reservations, spending, usage
 _log = logging.getLogger(__name__)
 Database: TypeAlias = sa.Engine
 """A database that a ledger is kept in."""
-REVISION = "0001"
+REVISION = "0002"
 """The step of ``migrations`` that this code needs."""
 _BUSY_MS = 5000
 _CONNECT_S = 3
@@ -176,8 +176,8 @@ def _step(connection: sa.Connection) -> str | None:
     return found
 
 
-def upgrade(engine: sa.Engine) -> None:
-    """Run the missing steps, all or none. Waits for another process that does so.
+def upgrade(engine: sa.Engine, *, to: str = "head") -> None:
+    """Run the missing steps up to one, all or none. Waits for another process that does so.
 
     Raises ``ConfigError`` for tables that no step leads on from.
     """
@@ -201,7 +201,7 @@ def upgrade(engine: sa.Engine) -> None:
                 f"{found[:40]!a}"
             )
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, to)
 
 
 def prepare(engine: sa.Engine) -> None:

@@ -38,7 +38,8 @@ class Host:
 
 
 async def silent() -> socket.socket:
-    return await asyncio.get_running_loop().create_future()
+    never: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+    return await never
 
 
 async def refuses() -> socket.socket:

@@ -200,7 +200,7 @@ class Place:
             self.secrets.append(self.store.rotate(good[which % len(good)], 3).secret)
 
     def revoke(self, which: int) -> None:
-        found = self.store.all()
+        found = list(self.store.all())
         if found:
             self.store.revoke(found[which % len(found)].id)
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import pytest
 import sqlalchemy as sa
 
-from afterword.core.account import KeyTerms, Period
+from afterword.core.account import KeyTerms, KeyView, Period
 from afterword.core.errors import InvalidRequest
+from afterword.ledger import keys
 from afterword.ledger.database import reading
 from afterword.ledger.key_reader import KeyReader
 from afterword.ledger.keyring import Failures, Keyring
@@ -148,6 +149,27 @@ def test_keys_are_listed_in_the_order_of_their_making(key_store: KeyStore, hand:
     assert [view.terms.name for view in key_store.all()] == ["c", "a", "b"]
 
 
+def test_keys_are_read_in_pages(
+    key_store: KeyStore, engine: sa.Engine, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many of them are never in memory, and those of one moment are on no two pages."""
+    made = list[str]()
+    for i in range(7):
+        made.append(key_store.create(KeyTerms(name=f"k{i}")).view.id)
+        hand.now_s += i == 5
+    sizes = list[int]()
+    page = KeyStore.page
+
+    def count(self: KeyStore, after: KeyView | None) -> list[KeyView]:
+        sizes.append(len(found := page(self, after)))
+        return found
+
+    monkeypatch.setattr(KeyStore, "page", count)
+    monkeypatch.setattr(keys, "_PAGE_KEYS", 2)
+    assert [view.id for view in key_store.all()] == [*sorted(made[:6]), made[6]]
+    assert sizes == [2, 2, 2, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("terms", "param"),
     [(KeyTerms(name=""), "name"), (KeyTerms(name="a\nb"), "name"),
@@ -162,7 +184,7 @@ def test_terms_that_mean_nothing(key_store: KeyStore, terms: KeyTerms, param: st
     with pytest.raises(InvalidRequest) as error:
         key_store.create(terms)
     assert error.value.param == param
-    assert key_store.all() == []
+    assert list(key_store.all()) == []
 
 
 def test_a_name_belongs_to_one_key(key_store: KeyStore) -> None:
@@ -236,7 +258,7 @@ def test_a_list_of_many_keys_asks_no_more_than_one_of_few(
             connection.execute(sa.insert(spending).values(row))
             connection.execute(sa.insert(spending).values({**row, "period": "2001-01"}))
         asked.clear()
-        listed = key_store.all()
+        listed = list(key_store.all())
         counts.append(len([one for one in asked if one.startswith("SELECT")]))
         found = next(view for view in listed if view.id == renewed.id)
         assert (found.period_used_tokens, found.period_reserved_tokens) == (5, 2)

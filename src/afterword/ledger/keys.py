@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from afterword.ledger.tables import key_changes, keys, secrets, spending, state
 
 _ID_BYTES = 6
 _MARK_BYTES = 8
+_PAGE_KEYS = 1000
 MOST_CHANGES = 10_000
 """As many changes of keys are listed. A server that missed more reads all keys."""
 _MOST_NAME_CHARACTERS = 200
@@ -65,10 +66,21 @@ class KeyStore:
             raise InvalidRequest(f"there is a key {terms.name!r} already", param="name") from error
         return NewKey(secret, self.find(key_id))
 
-    def all(self) -> list[KeyView]:
-        """Returns all keys, oldest first."""
+    def all(self) -> Iterator[KeyView]:
+        """Returns all keys, oldest first. They are read page by page."""
+        last: KeyView | None = None
+        while page := self.page(last):
+            yield from page
+            last = page[-1]
+
+    def page(self, after: KeyView | None) -> list[KeyView]:
+        """Returns the thousand keys behind one, oldest first; None begins with the first."""
+        behind: sa.ColumnElement[bool] = sa.true()
+        if after is not None:
+            at = sa.tuple_(keys.c.created_at, keys.c.id)
+            behind = at > sa.tuple_(after.created_at, after.id)
         with reading(self._engine) as connection:
-            return self._views(connection, sa.true())
+            return self._views(connection, behind)
 
     def find(self, key: str) -> KeyView:
         """Returns a key by id or name. Raises ``InvalidRequest`` if there is none."""
@@ -152,24 +164,33 @@ class KeyStore:
         )
 
     def _views(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[KeyView]:
-        """Returns keys, oldest first. It asks three questions, however many keys there are."""
+        """Returns keys, oldest first, a page at most. It asks three questions, not three a key."""
         now_s = self._clock()
         periods = {per: period_of(now_s, per) for per in PERIODS}
-        rows = connection.execute(
-            sa.select(keys).where(which).order_by(keys.c.created_at, keys.c.id)
-        ).mappings()
+        rows = (
+            connection.execute(
+                sa.select(keys)
+                .where(which)
+                .order_by(keys.c.created_at, keys.c.id)
+                .limit(_PAGE_KEYS)
+            )
+            .mappings()
+            .all()
+        )
+        ids = [row["id"] for row in rows]
+        if not ids:
+            return []
         # The newest secret comes last, and its prefix stays.
         made = connection.execute(
             sa.select(secrets.c.key_id, secrets.c.prefix)
-            .join(keys, keys.c.id == secrets.c.key_id)
-            .where(which)
+            .where(secrets.c.key_id.in_(ids))
             .order_by(secrets.c.created_at, secrets.c.digest.desc())
         )
         prefixes = {row.key_id: row.prefix for row in made}
         now = connection.execute(
-            sa.select(spending)
-            .join(keys, keys.c.id == spending.c.key_id)
-            .where(which, spending.c.period.in_(periods.values()))
+            sa.select(spending).where(
+                spending.c.key_id.in_(ids), spending.c.period.in_(periods.values())
+            )
         )
         spent = {(row.key_id, row.period): (row.used, row.reserved) for row in now}
         views = []

@@ -47,6 +47,7 @@ keys = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Column("revoked_at", Double),
+    Index("keys_by_time", "created_at", "id"),
 )
 
 secrets = Table(

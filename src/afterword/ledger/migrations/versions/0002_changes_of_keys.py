@@ -1,4 +1,4 @@
-"""Changes of keys one by one, and secrets found by their key."""
+"""Changes of keys one by one; secrets found by their key, and keys in the order of their making."""
 
 import os
 
@@ -22,3 +22,4 @@ def upgrade() -> None:
     first = sa.select(state.c.keys_version, sa.literal(""), sa.literal(os.urandom(8).hex()))
     op.execute(changes.insert().from_select(["version", "key_id", "mark"], first))
     op.create_index("secrets_by_key", "secrets", ["key_id"])
+    op.create_index("keys_by_time", "keys", ["created_at", "id"])

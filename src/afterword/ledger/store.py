@@ -51,12 +51,11 @@ class UsageStore:
             .order_by(*([group] if by == "day" else [grouped.c.total_tokens.desc(), group]))
         )
         with reading(self._engine) as connection:
-            rows = connection.execute(statement).mappings().all()
-        # PostgreSQL returns sums of integers as decimals.
-        return [
-            UsageSum(group=row["group"], **{name: int(row[name]) for name in _COUNTS})
-            for row in rows
-        ]
+            # PostgreSQL returns sums of integers as decimals.
+            return [
+                UsageSum(group=row["group"], **{name: int(row[name]) for name in _COUNTS})
+                for row in connection.execute(statement).mappings()
+            ]
 
     def requests(
         self, query: UsageQuery, *, after: str = "", most: int = 1000

@@ -22,7 +22,7 @@ from afterword.core.account import KeyTerms, UsageRecord
 from afterword.core.errors import ApiError, ConfigError
 from afterword.ledger import budgets
 from afterword.ledger.alive import AliveLock
-from afterword.ledger.database import connect, parse_url
+from afterword.ledger.database import REVISION, connect, parse_url
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.presence import Presence
 from afterword.ledger.set_aside import SetAside, of_line
@@ -168,7 +168,10 @@ def test_what_clients_wrote_controls_neither_terminal_nor_spreadsheet(
 
 
 def test_the_database_is_checked(afterword: Afterword, spent: str, engine: sa.Engine) -> None:
-    assert afterword("db", "upgrade").stdout == "the ledger is at step 0001 (it was at 0001)\n"
+    assert (
+        afterword("db", "upgrade").stdout
+        == f"the ledger is at step {REVISION} (it was at {REVISION})\n"
+    )
     assert afterword("db", "check").stdout == "the ledger is whole\n"
     with engine.begin() as connection:
         connection.execute(sa.update(spending).values(used=1, reserved=5))

@@ -13,15 +13,16 @@
 namespace afterword {
 
 constexpr size_t  CACHE_LINE = 64;
-constexpr int64_t FEW        = 4;  // columns
+constexpr int64_t FEW = 4;  // columns
 
 constexpr size_t whole_lines(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
 
 // Few columns are prepared by each thread for itself, more by all threads before they multiply.
 inline bool few_columns(const ggml_tensor * op) { return ggml_nrows(op->src[1]) <= FEW; }
 
-// A thread's share of the panels that are left. So portions are long, and the last ones are short: threads end together.
-// A portion's first panels come slowly, because nobody asked for them. Few columns read several panels side by side.
+// A portion is a thread's share of the panels that are left. So there are few, as the first panels of each come slowly:
+// nobody asked for them. The last ones are short, so that threads end together. Few columns read several panels side by
+// side.
 inline int64_t panels_of_portion(int64_t left, int64_t columns, int64_t threads) {
     const int64_t together = columns <= FEW ? 4 : 1;
     return std::max<int64_t>(1, left / threads / together) * together;

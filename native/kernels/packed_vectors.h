@@ -115,13 +115,12 @@ void multiply(
     const int64_t blocks   = values / F::WIDTH;
     const size_t  bytes    = panel_bytes<F>(values);
     int64_t       at       = 0;
-    // Panels behind the last one are another thread's.
+    // What is behind the last panel is another thread's.
     const auto    asks     = [&](int64_t end) { return n <= MOST_WAITING && end < n_panels; };
     if constexpr (TOGETHER > 1) {
         for (; n <= FEW_COLUMNS && at + TOGETHER <= n_panels; at += TOGETHER) {
             multiply_all<V, F, FEW_COLUMNS, TOGETHER>(
-                panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride,
-                asks(at + TOGETHER));
+                panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride, asks(at + TOGETHER));
         }
     }
     for (; at < n_panels; at++) {

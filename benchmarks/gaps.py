@@ -34,6 +34,7 @@ from afterword.ledger.database import connect, prepare, sqlite_url
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.tables import keys, secrets
 from gateway import AFTERWORD, STUB
+from gateway_stub import TOKEN
 from support.embedded import embedded_file
 from support.processes import free_port, running
 
@@ -81,6 +82,8 @@ def kinds() -> dict[str, Heavy]:
     long = (words * 200)[: 4 * (_CTX - 200)]
     scored = {"model": "local", "prompt": [f"{i} {long}" for i in range(8)], "max_tokens": 0,
               "echo": True, "logprobs": 20, "n": 8}  # fmt: skip
+    passed = {"model": "scored", "prompt": [TOKEN] * 100_000, "max_tokens": 1, "echo": True,
+              "logprobs": 5}  # fmt: skip
     structured = {"prompt": "a", "max_tokens": 1, "model": "local"}
     bodies = {
         "2,048 prompts": {"prompt": ["a"] * 2048, "max_tokens": 0},
@@ -98,6 +101,8 @@ def kinds() -> dict[str, Heavy]:
     return {
         "echo and logprobs": Heavy(body=scored, cold=True),
         **{name: Heavy(body={"model": "local", **body}) for name, body in bodies.items()},
+        "an upstream's logprobs": Heavy(body=passed),
+        "the same in a stream": Heavy(body={**passed, "stream": True}),
         "a schema of 1 MB": Heavy(
             body={**structured, "structured_outputs": {"json": schema(1500)}}
         ),
@@ -194,7 +199,8 @@ def served() -> Iterator[tuple[int, str]]:
         database.dispose()
         command = [
             str(AFTERWORD), "serve", "--port", str(port), "--model", f"local={embedded_file()}",
-            "--model", f"paced=openai+http://127.0.0.1:{upstream}/v1", "--ctx", str(_CTX),
+            "--model", f"paced=openai+http://127.0.0.1:{upstream}/v1",
+            "--model", f"scored=vllm+http://127.0.0.1:{upstream}/v1", "--ctx", str(_CTX),
             "--threads", str(max(usable_cores() - 1, 1)), "--data-dir", folder,
         ]  # fmt: skip
         stub = [sys.executable, str(STUB), str(upstream)]

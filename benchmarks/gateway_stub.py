@@ -1,7 +1,8 @@
 """An upstream for the benchmark: vLLM's routes and a fixed token, at a given pace.
 
 The length of a prompt is the pace of its stream in tokens a second, plus one; at pace 0 the stub
-writes as fast as the client reads. It makes one write for each token at any pace.
+writes as fast as the client reads. It makes one write for each token at any pace. An echoed prompt
+comes with its log-probabilities in the first event, and its tokens come without a pause.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from functools import cache
 from typing import Any
 
 import httptools
@@ -77,13 +79,17 @@ class Stream(asyncio.Protocol):
         prompt = body["prompt"]
         # A gateway may drop other fields, but it passes the prompt on.
         first = prompt[0] if isinstance(prompt[0], str) and len(prompt) == 1 else prompt
-        pace = len(first) - 1
+        echo = body.get("echo", False)
+        pace = 0 if echo else len(first) - 1
         ids = [TOKEN] if body.get("return_token_ids") else None
-        token, last = _frame("a", ids, None), _frame("a", ids, "length")
+        scores = _logprobs(1, body["logprobs"]) if echo else None
+        token, last = _frame("a", ids, None, scores), _frame("a", ids, "length", scores)
         self._transport.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
             b"transfer-encoding: chunked\r\n\r\n"
         )
+        if echo:
+            self._transport.write(_scores(len(first), body["logprobs"]))
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         for at in range(1, tokens + 1):
@@ -111,10 +117,31 @@ def _whole(url: str, body: dict[str, Any]) -> object:
     return {"version": "stub"}
 
 
-def _frame(text: str, ids: list[int] | None, finish: str | None) -> bytes:
-    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish,
+def _frame(
+    text: str, ids: list[int] | None, finish: str | None, logprobs: dict[str, Any] | None
+) -> bytes:
+    choice = {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish,
               "stop_reason": None, "token_ids": ids}  # fmt: skip
     return _part({"choices": [choice]})
+
+
+@cache
+def _scores(tokens: int, k: int) -> bytes:
+    """Returns the event of an echoed prompt. It is kept, because it takes seconds to write."""
+    return _frame("a" * tokens, [TOKEN] * tokens, None, _logprobs(tokens, k, first=True))
+
+
+def _logprobs(tokens: int, k: int, *, first: bool = False) -> dict[str, Any]:
+    top = {f"token_id:{TOKEN + i}": -1.25 - i for i in range(k)}
+    scores: dict[str, Any] = {
+        "tokens": [f"token_id:{TOKEN}"] * tokens,
+        "token_logprobs": [-1.25] * tokens,
+        "top_logprobs": [top] * tokens,
+        "text_offset": list(range(tokens)),
+    }
+    if first:
+        scores["token_logprobs"][0] = scores["top_logprobs"][0] = None
+    return scores
 
 
 def _part(more: dict[str, Any]) -> bytes:

@@ -16,7 +16,17 @@ END = b"0\r\n\r\n"
 
 
 class Upstream(asyncio.Transport):
-    """The other side, which takes everything."""
+    """The other side, which takes everything. ``is_read``: whether the loop reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_read = True
+
+    def pause_reading(self) -> None:
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        self.is_read = True
 
     def write(self, data: object) -> None:
         """The request is of no interest."""
@@ -71,6 +81,33 @@ def test_what_came_before_nonsense_counts() -> None:
     *parts, error = received(HEAD + b"1\r\na\r\nno size\r\n")
     assert parts == [b"a"]
     assert isinstance(error, StreamBroke)
+
+
+MUCH = HEAD + b"%x\r\n%b\r\n" % (1 << 18, b"a" * (1 << 18))
+
+
+@pytest.mark.parametrize(("packet", "reads_on"), [(HEAD + b"1\r\na\r\n", True), (MUCH, False)])
+async def test_much_is_read_in_turns_with_others(packet: bytes, *, reads_on: bool) -> None:
+    """The loop would read 8 MB of one socket before anything else runs."""
+    connection, upstream = Connection(), Upstream()
+    connection.connection_made(upstream)
+    connection.send(b"", Kept())
+    connection.data_received(packet)
+    assert upstream.is_read == reads_on
+    await asyncio.sleep(0)
+    assert upstream.is_read
+
+
+async def test_a_held_connection_does_not_read_on_in_its_turn() -> None:
+    connection, upstream = Connection(), Upstream()
+    connection.connection_made(upstream)
+    connection.send(b"", Kept())
+    connection.data_received(MUCH)
+    connection.hold()
+    await asyncio.sleep(0)
+    assert not upstream.is_read
+    connection.release()
+    assert upstream.is_read
 
 
 async def test_the_rest_of_an_answer_that_is_too_long_is_not_the_next_one(

@@ -22,6 +22,8 @@ _MOST_IDLE = 64
 _MOST_WHOLE_BYTES = 64 * 1024 * 1024
 _MOST_HEAD_BYTES = 64 * 1024
 """Interim answers, head and trailers together; also the framing between two parts of a body."""
+_MANY_BYTES = 64 * 1024
+"""Of a read. The loop would go on reading up to 32 times before anything else runs."""
 _ENDLESS_HEAD = "its headers are too long"
 _BROKEN_OFF = "the connection broke off"
 
@@ -159,6 +161,28 @@ class Connection(asyncio.Protocol):
             self._pass_on()
             if self._framing_bytes > _MOST_HEAD_BYTES and self._receiver is not None:
                 self._break(StreamBroke(_ENDLESS_HEAD))
+        if len(data) >= _MANY_BYTES:
+            self._let_others_run()
+
+    def _let_others_run(self) -> None:
+        """Read on in the next turn of the loop."""
+        transport = self._read_by_loop
+        if transport is not None:
+            transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        transport = self._read_by_loop
+        if transport is not None:
+            transport.resume_reading()
+
+    @property
+    def _read_by_loop(self) -> asyncio.Transport | None:
+        """The open transport, unless the connection is held or rounds read it."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._held or self._number is not None:
+            return None
+        return transport
 
     def _break(self, error: BaseException | None) -> None:
         """End the exchange and the connection."""

@@ -92,10 +92,10 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
             and request.add_special_tokens is not False
             and visible[:1] != (bos,)
         )
-        added = len(after) + INFILL_TOKENS if laid_out else int(adds_bos)
-        if suffix and not laid_out:
-            added += BEHIND_TOKENS
-        kept = self._kept(visible, added)
+        around = 0
+        if suffix:
+            around = len(after) + INFILL_TOKENS if laid_out else BEHIND_TOKENS
+        kept = self._kept(visible, int(adds_bos), around)
         if isinstance(prompt, str) and kept is visible:
             text = prompt_of_text(prompt, visible, self.vocab, self._shown())
         else:
@@ -111,15 +111,17 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
             return (tokenizer.document_start_id,), msgspec.structs.replace(text, hidden=1)
         return kept, text
 
-    def _kept(self, ids: Sequence[int], added: int) -> Sequence[int]:
+    def _kept(self, ids: Sequence[int], bos: int, around: int) -> Sequence[int]:
         """Returns the end of a prompt that ``truncate_prompt_tokens`` keeps, or all of it.
 
-        ``added`` tokens come to it.
+        ``bos`` tokens before it count as its own. ``around`` tokens are the suffix's and have to
+        fit, too.
         """
         asked = self.request.truncate_prompt_tokens
         if asked is None:
             return ids
-        most = max((self.budget.room(self.asked) if asked == _WHAT_FITS else asked) - added, 0)
+        most = self.budget.room(self.asked) - around if asked == _WHAT_FITS else asked
+        most = max(most - bos, 0)
         return ids if len(ids) <= most else ids[len(ids) - most :]
 
     def _shown(self) -> Shown:

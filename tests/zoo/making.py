@@ -146,6 +146,9 @@ def _tensors(metadata: Path, made: Architecture) -> Sequence[Tensor]:
     binding.start()
     params = binding.lib.llama_model_default_params()
     params.use_extra_bufts = False
+    # No GPU: its memory is not needed for names.
+    none = (ctypes.c_void_p * 1)()
+    params.devices = ctypes.cast(none, ctypes.c_void_p)
     context = read(str(metadata).encode(), _InitParams(no_alloc=True, context=None))
     model = binding.lib.llama_model_init_from_user(context, note, None, params)
     free(context)

@@ -1,4 +1,6 @@
-"""Compiles the native half for a kind of GPU, and runs tests/gpu with it (make test-gpu).
+"""Compiles the native half for a kind of GPU, and runs tests with it (make test-gpu).
+
+These are tests/gpu, and the contract with all layers of its models on the GPU.
 
 What is installed stays as it is. Without a card, lavapipe is a Vulkan device in software.
 """
@@ -16,6 +18,9 @@ import native_build
 from install import ROOT
 from native_build import SDKS, BuildError, Way, say
 
+TESTS = (
+    "tests/gpu", "tests/contract", "--gpu-layers", "999", "-m", "not (browser or slow)",
+)  # fmt: skip
 _DESCRIBE = (
     "from afterword.engine.llama.devices import devices; "
     "print('; '.join(device.description for device in devices()))"
@@ -70,7 +75,7 @@ def main() -> None:
     if not about:
         sys.exit("test-gpu: no GPU found; on Debian and Ubuntu: apt install mesa-vulkan-drivers")
     say(f"testing on {about}")
-    tests = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "gpu"), *sys.argv[1:]]
+    tests = [sys.executable, "-m", "pytest", *TESTS, *sys.argv[1:]]
     sys.exit(subprocess.run(tests, env=made, cwd=ROOT, check=False).returncode)
 
 

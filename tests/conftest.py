@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from ledger.values import Hand
 from standins import services
 from support.asgi import Client
 from support.embedded import embedded_file
+from support.offloaded import offloaded_engine, toy_gguf
 
 CREATED = 1_700_000_000
 FOLDERS = {"clients": "e2e", "concurrency": "slow", "e2e": "e2e", "zoo": "slow"}
@@ -49,6 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How often the heavy proofs are repeated."""
     parser.addoption("--kills", type=int, default=1, help="times that a server is killed")
     parser.addoption("--law-examples", type=int, default=4, help="histories tried of each model")
+    parser.addoption(
+        "--gpu-layers", type=int, help="layers on a GPU of a llama that computes the toy models"
+    )
     parser.addoption("--outage-s", type=float, default=0.0, help="how long a database is away")
 
 
@@ -118,14 +123,18 @@ def make_client(
 
 
 @pytest.fixture(scope="session")
-def client() -> Iterator[Client]:
+def client(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Client]:
     """A server of toy models: ``toy``, ``toy-bos`` (adds BOS), ``plain`` (no infill)."""
-    engines: dict[str, Engine] = {
-        "toy": toy_engine(),
-        "toy-bos": toy_engine(adds_bos=True),
-        "plain": toy_engine(infill=False),
-    }
-    yield make_client(engines)
+    make: Callable[..., Engine] = toy_engine
+    layers = request.config.getoption("--gpu-layers")
+    if layers is not None:
+        path = toy_gguf(tmp_path_factory.mktemp("offloaded") / "toy.gguf")
+        make = partial(offloaded_engine, path, layers)
+    engines = {"toy": make(), "toy-bos": make(adds_bos=True), "plain": make(infill=False)}
+    # A device in software may be silent for longer, and a comment is no chunk.
+    yield make_client(engines, keep_alive_s=3600)
     for engine in engines.values():
         asyncio.run(engine.aclose())
 

@@ -113,6 +113,14 @@ def test_a_files_mistake_names_the_file(tmp_path: Path, text: str, says: str) ->
     assert str(error.value).startswith(str(file))
 
 
+def test_a_file_of_another_system(tmp_path: Path) -> None:
+    """With a byte order mark and carriage returns, as editors of Windows write it."""
+    file = tmp_path / "afterword.toml"
+    file.write_bytes("\ufeffport = 1\r\nmax_n = 4\r\n".encode())
+    settings = resolve({}, {}, str(file)).settings
+    assert (settings.port, settings.max_n) == (1, 4)
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         resolve({}, {}, str(tmp_path / "none.toml"))

@@ -10,7 +10,8 @@ namespace afterword {
 namespace {
 
 // Columns that are multiplied before their products are put where they belong: all kernels take some of them at once.
-constexpr int64_t COLUMNS = 48;
+// Few columns have many panels in one product, which asks for its panels before it needs them.
+constexpr int64_t COLUMNS = 192;
 
 }  // namespace
 
@@ -76,25 +77,25 @@ void expert_product::multiply(const ggml_compute_params & params, const char * w
     const parts<const char> from   = parts_of(work);
     const auto *            begins = (const int32_t *) from.begins;
     const size_t            column_bytes = kernel.column_bytes(op->src[1]->ne[0]);
-    const int64_t           share = n_uses() * panels / (portions_of_thread(op->src[2]->ne[1]) * params.nth);
 
-    int64_t at = params.ith, before = 0;  // portions
+    int64_t at = params.ith, number = 0;  // of a portion
+    int64_t left = n_uses() * panels;     // panels times columns
     for (int64_t e = 0; e < n_experts(); e++) {
         const int64_t count = begins[e + 1] - begins[e];
         if (count == 0) {
             continue;
         }
-        // Few columns read several panels side by side.
-        const int64_t together = count <= FEW ? 4 : 1;
-        const int64_t portion  = std::max<int64_t>(1, std::min(share / count, panels) / together) * together;
-        const int64_t portions = (panels + portion - 1) / portion;
-        for (; at < before + portions; at = ggml_threadpool_chunk_add(params.threadpool, 1)) {
-            const int64_t first = (at - before) * portion;
+        int64_t portion = 0;
+        for (int64_t first = 0; first < panels; first += portion, left -= portion * count, number++) {
+            portion = std::min(panels - first, panels_of_portion(left / count, count, params.nth));
+            if (number < at) {
+                continue;
+            }
             multiply_panels(
-                e, first, std::min(panels - first, portion), from.columns + begins[e] * column_bytes,
-                (const use *) from.uses + begins[e], count);
+                e, first, portion, from.columns + begins[e] * column_bytes, (const use *) from.uses + begins[e],
+                count);
+            at = ggml_threadpool_chunk_add(params.threadpool, 1);
         }
-        before += portions;
     }
 }
 

@@ -44,26 +44,22 @@ void matrix_product::multiply(const ggml_compute_params & params, const char * w
     const int64_t       columns      = ggml_nrows(op->src[1]);
     const size_t        panel_bytes  = kernel.panel_bytes(values);
     const size_t        column_bytes = kernel.column_bytes(values);
-    const int64_t       portion      = panels_of_portion(params.nth);
-    for (int64_t at = params.ith; at * portion < panels; at = ggml_threadpool_chunk_add(params.threadpool, 1)) {
-        const int64_t first = at * portion;
-        const int64_t count = std::min(panels - first, portion);
+    int64_t             at           = params.ith;
+    int64_t             portion      = 0;
+    for (int64_t first = 0, number = 0; first < panels; first += portion, number++) {
+        portion = std::min(panels - first, panels_of_portion(panels - first, columns, params.nth));
+        if (number < at) {
+            continue;
+        }
         for (int64_t c = 0; c < columns; c += op->ne[1]) {
             const int64_t   plane  = plane_of_weights(op, c / op->ne[1]);
             const uint8_t * packed = (const uint8_t *) weights->data + (plane * panels + first) * panel_bytes;
             float *         out    = (float *) ((char *) op->data + offset_of_row(op, c)) + first * ROWS;
             kernel.multiply(
-                packed, count, values, work + c * column_bytes, op->ne[1], out, op->nb[1] / sizeof(float));
+                packed, portion, values, work + c * column_bytes, op->ne[1], out, op->nb[1] / sizeof(float));
         }
+        at = ggml_threadpool_chunk_add(params.threadpool, 1);
     }
-}
-
-// Few columns read several panels side by side.
-int64_t matrix_product::panels_of_portion(int64_t threads) const {
-    const int64_t panels   = op->src[0]->ne[1] / ROWS;
-    const int64_t columns  = ggml_nrows(op->src[1]);
-    const int64_t together = columns <= FEW ? 4 : 1;
-    return std::max<int64_t>(1, panels / (portions_of_thread(columns) * threads) / together) * together;
 }
 
 }  // namespace afterword

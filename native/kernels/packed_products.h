@@ -6,21 +6,27 @@
 #include "ggml-cpu-impl.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 namespace afterword {
 
 constexpr size_t  CACHE_LINE = 64;
-constexpr int64_t FEW = 4, MANY = 16;  // columns
+constexpr int64_t FEW = 4;  // columns
 
 constexpr size_t whole_lines(size_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
 
 // Few columns are prepared by each thread for itself, more by all threads before they multiply.
 inline bool few_columns(const ggml_tensor * op) { return ggml_nrows(op->src[1]) <= FEW; }
 
-// Some portions for each thread, so small that a thread that stops holds up little.
-inline int64_t portions_of_thread(int64_t columns) { return columns < MANY ? 4 : 16; }
+// A portion is a thread's share of the panels that are left. So there are few, as the first panels of each come slowly:
+// nobody asked for them. The last ones are short, so that threads end together. Few columns read several panels side by
+// side.
+inline int64_t panels_of_portion(int64_t left, int64_t columns, int64_t threads) {
+    const int64_t together = columns <= FEW ? 4 : 1;
+    return std::max<int64_t>(1, left / threads / together) * together;
+}
 
 // MUL_MAT: planes of weights, and planes of columns for each of them.
 class matrix_product {
@@ -36,8 +42,6 @@ public:
     void multiply(const ggml_compute_params & params, const char * work) const;
 
 private:
-    int64_t panels_of_portion(int64_t threads) const;
-
     const packed_kernel & kernel;
     ggml_tensor *         op;
 };

@@ -114,16 +114,18 @@ void multiply(
     const auto *  columns  = (const column<F> *) prepared;
     const int64_t blocks   = values / F::WIDTH;
     const size_t  bytes    = panel_bytes<F>(values);
-    const bool    asks     = n <= MOST_WAITING;
     int64_t       at       = 0;
+    // What is behind the last panel is another thread's.
+    const auto    asks     = [&](int64_t end) { return n <= MOST_WAITING && end < n_panels; };
     if constexpr (TOGETHER > 1) {
         for (; n <= FEW_COLUMNS && at + TOGETHER <= n_panels; at += TOGETHER) {
             multiply_all<V, F, FEW_COLUMNS, TOGETHER>(
-                panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride, asks);
+                panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride, asks(at + TOGETHER));
         }
     }
     for (; at < n_panels; at++) {
-        multiply_all<V, F, V::COLUMNS, 1>(panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride, asks);
+        multiply_all<V, F, V::COLUMNS, 1>(
+            panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride, asks(at + 1));
     }
 }
 

@@ -171,6 +171,23 @@ void batch_invariance(const format & of) {
     }
 }
 
+// Threads take portions of a long matrix, each of its rows once: few columns in panels side by side, and more.
+void portions() {
+    const matrix m(FORMATS[0], FORMATS[0].width, 2064, 11);
+    for (const int64_t n : { 1, 4, 5, 40 }) {
+        random_numbers random(n);
+        const auto     columns = some_columns(m.values, n, random);
+        const auto     alone   = m.times(columns.data(), n, 1);
+        m.agrees(alone, columns);
+        for (const int threads : { 2, 3, 8 }) {
+            const auto got = m.times(columns.data(), n, threads);
+            for (size_t i = 0; i < got.size(); i++) {
+                check(same_bits(got[i], alone[i]), n, " columns, ", threads, " threads: row ", i % m.rows, " differs");
+            }
+        }
+    }
+}
+
 // Columns in several planes, with room between them.
 void planes(const format & of) {
     matrix     m(of, of.is_floats() ? 40 : 256, 32, 9);
@@ -253,6 +270,7 @@ void add_packed(test_cases & cases) {
         cases.push_back({ name + " planes", [&of] { planes(of); } });
         cases.push_back({ name + " broken columns", [&of] { broken_columns(of); } });
     }
+    cases.push_back({ "packed/portions", portions });
     cases.push_back({ "packed/only whole panels", only_panels_are_packed });
     if (std::string(packed_kernels_in_use()) == "portable") {
         cases.push_back({ "packed/the same bits everywhere", same_everywhere });

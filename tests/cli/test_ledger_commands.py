@@ -22,7 +22,7 @@ from afterword.core.account import KeyTerms, UsageRecord
 from afterword.core.errors import ApiError, ConfigError
 from afterword.ledger import budgets
 from afterword.ledger.alive import AliveLock
-from afterword.ledger.database import connect, parse_url
+from afterword.ledger.database import REVISION, connect, parse_url
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.presence import Presence
 from afterword.ledger.set_aside import SetAside, of_line
@@ -90,6 +90,14 @@ def test_mistakes(afterword: Afterword, words: tuple[str, ...], says: str) -> No
     assert done.stdout == ""
 
 
+def test_a_period_without_a_budget_is_refused(afterword: Afterword) -> None:
+    """It would limit nothing, and its owner would believe that it does."""
+    done = afterword("keys", "create", "a", "--per", "day")
+    assert done.exit_code == 2
+    assert "give --budget-tokens, too" in done.stderr
+    assert len(afterword("keys", "list").stdout.splitlines()) == 1
+
+
 def spend(engine: sa.Engine, key_store: KeyStore, records: list[UsageRecord]) -> None:
     with engine.begin() as connection:
         budgets.write(connection, records)
@@ -129,6 +137,9 @@ def test_usage_request_by_request(afterword: Afterword, spent: str) -> None:
     lines = afterword("usage", "--requests", "--json", "--key", "alice").stdout.splitlines()
     found = [msgspec.json.decode(line, type=UsageRecord) for line in lines]
     assert [(one.id, one.key_id) for one in found] == [("cmpl-1", spent), ("cmpl-2", spent)]
+    # People read moments and whole milliseconds, programs the numbers.
+    table = afterword("usage", "--requests", "--key", "alice").stdout.splitlines()
+    assert table[1].split()[-3:] == ["2026-11-25T09:46:40Z", "2", "20"]
 
 
 def test_lists_of_any_length(afterword: Afterword, engine: sa.Engine, key_store: KeyStore) -> None:
@@ -157,7 +168,10 @@ def test_what_clients_wrote_controls_neither_terminal_nor_spreadsheet(
 
 
 def test_the_database_is_checked(afterword: Afterword, spent: str, engine: sa.Engine) -> None:
-    assert afterword("db", "upgrade").stdout == "the ledger is at step 0001 (it was at 0001)\n"
+    assert (
+        afterword("db", "upgrade").stdout
+        == f"the ledger is at step {REVISION} (it was at {REVISION})\n"
+    )
     assert afterword("db", "check").stdout == "the ledger is whole\n"
     with engine.begin() as connection:
         connection.execute(sa.update(spending).values(used=1, reserved=5))

@@ -98,6 +98,14 @@ def test_what_is_no_address_is_named(tmp_path: Path, url: str) -> None:
     assert url in str(done.exception)
 
 
+def test_a_file_without_requests_is_no_success(tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text("\n\n")
+    done = CliRunner().invoke(replay, [str(file), "--url", "http://127.0.0.1:1"])
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception) == f"{file}: has no requests"
+
+
 def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     """JSON may have other ends of lines inside strings, and files may begin with a mark."""
     file = tmp_path / "requests.jsonl"

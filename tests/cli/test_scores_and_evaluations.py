@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -69,6 +70,26 @@ def test_a_terminal_gets_the_pages_tints(url: str, llm: LLM) -> None:
         assert f"48;2;{red};{green};{blue}" in shown
 
 
+def test_prose_is_shown_as_it_is(url: str) -> None:
+    """But nothing in it controls the terminal, and no line is turned."""
+    text = "a\u00a0b\u3000c\u200dd\u00ad\r\ne\x1b[31m\u202ef\u2028"
+    shown = run("score", text, "--url", url).stdout
+    assert "a\u00a0b\u3000c\u200dd\u00ad\ne\ufffd[31m\ufffdf\ufffd" in shown
+
+
+def test_an_answer_controls_no_terminal(url: str) -> None:
+    """Programs get it as it is."""
+    words = ("complete", "a\x1b]0;b\u3000\x07", "--max-tokens", "0", "--echo", "--url", url)
+    assert run(*words).stdout == "a\x1b]0;b\u3000\x07\n"
+    ours, its = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(its, "wb") as terminal:
+        command = [sys.executable, "-m", "afterword", *words]
+        subprocess.run(
+            command, check=True, stdout=terminal, env={**os.environ, "PYTHONIOENCODING": "utf-8"}
+        )
+        assert screen.read(1000).decode() == "a\ufffd]0;b\u3000\ufffd\r\n"
+
+
 def test_score_reads_files_and_standard_input(url: str, llm: LLM, tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text(TEXT * 10)
@@ -105,6 +126,40 @@ def test_texts_are_read_to_the_byte(url: str, tmp_path: Path) -> None:
 def test_input_that_is_no_text_is_named(url: str, command: str) -> None:
     with pytest.raises(ConfigError, match="standard input: is not text in UTF-8"):
         run(command, "-", "--url", url, text=b"a\xff")
+
+
+def test_standard_input_is_read_once(url: str) -> None:
+    """Its second text would be empty."""
+    done = run("score", "-", "a", "-", "--url", url, text="b")
+    assert done.exit_code == 2
+    assert "standard input can be read once" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("score", "a", b"caf\xe9"), "text 2"),
+        (("complete", b"caf\xe9"), "PROMPT"),
+        (("complete", "a", "--stop", b"caf\xe9"), "--stop"),
+        (("complete", "a", "--suffix", b"caf\xe9"), "--suffix"),
+    ],
+)
+def test_arguments_that_are_no_text_are_named(
+    url: str, words: Sequence[str | bytes], name: str
+) -> None:
+    given = [os.fsdecode(word) if isinstance(word, bytes) else word for word in words]
+    with pytest.raises(ConfigError, match=f"^{name}: is not text in UTF-8$"):
+        run(*given, "--url", url)
+
+
+def test_arguments_in_the_locale_c(url: str) -> None:
+    """Python without its UTF-8 mode reads them as ASCII there; a terminal's bytes are UTF-8."""
+    done = subprocess.run(
+        [sys.executable, "-m", "afterword", "score", "é", "--json", "--url", url],
+        check=True, capture_output=True,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert '"token": "é"' in done.stdout.decode()
 
 
 def test_a_closed_standard_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,15 +49,20 @@ def drawn(ids: Sequence[int]) -> Candidate:
     return found
 
 
-@given(IDS, TEXT, st.lists(st.sampled_from(["a", "th", "\n"]), max_size=2))
+@given(
+    IDS,
+    TEXT,
+    st.lists(st.sampled_from(["a", "th", "\n", "  ", " a"]), max_size=2),
+    st.sampled_from(["", " ", "  "]),
+)
 def test_middles_are_beginnings_of_the_text_before_its_stop(
-    ids: list[int], suffix: str, stops: list[str]
+    ids: list[int], suffix: str, stops: list[str], begun: str
 ) -> None:
-    text = b"".join(TOKENIZER.pieces[token] for token in ids).decode(errors="replace")
+    text = begun + b"".join(TOKENIZER.pieces[token] for token in ids).decode(errors="replace")
     for stop in stops:
         text = text.partition(stop)[0]
     shown = Presentation(stops=tuple(stops))
-    found = joints(drawn([*ids, 1]), seam("x", suffix), VOCAB, shown, len(ids))
+    found = joints(drawn([*ids, 1]), seam("x", suffix), VOCAB, shown, len(ids), begun=begun)
     for joint in found:
         assert text.startswith(joint.text) or text.lstrip("\n").startswith(joint.text)
         assert not any(stop in joint.text for stop in stops)
@@ -112,6 +117,11 @@ def test_end_tokens_and_limits_end_a_candidate() -> None:
 def test_a_middle_begins_with_what_its_opening_begun() -> None:
     found = joints(drawn([97, 1]), seam("x\n", "\ny"), VOCAB, Presentation(), 1, begun="  ")
     assert [joint.text for joint in found] == ["  ", "  a"]
+    stop = Presentation(stops=(" ",))
+    assert joints(drawn([97, 1]), seam("x\n", "\ny"), VOCAB, stop, 1, begun="  ") == []
+    across = Presentation(stops=(" a",))
+    found = joints(drawn([97, 1]), seam("x\n", "\ny"), VOCAB, across, 1, begun="  ")
+    assert [joint.text for joint in found] == ["  ", " "]
 
 
 @given(TEXT, TEXT, TEXT)

@@ -40,6 +40,10 @@ def offsets(sent: str, pieces: list[bytes]) -> list[int]:
         # U+2581 becomes a space, and U+200B is dropped.
         ("a\n\u2581\ne", [b"a", b"\n", b" \n", b"e"], [0, 1, 2, 4]),
         ("\u200b1 the", [b"1", b" the"], [1, 2]),
+        # What has no key stays in its place beside U+2581.
+        ("\u200b\u2581a", [b"\xe2\x80\x8b", b" a"], [0, 1]),
+        ("\u3000\u2581 1", [b"\xe3", b"\x80", b"\x80", b"  1"], [0, 0, 0, 1]),
+        ("e\u0301\u2581\u2581a", [b"e\xcc\x81", b"  a"], [0, 2]),
     ],
 )
 def test_offsets_of_what_a_vocabulary_cannot_spell(

@@ -66,6 +66,11 @@ async def test_mounted_under_a_path(tiny: Settings) -> None:
         assert (await client.post("/llm/v1/completions", BODY)).status == 200
         assert (await client.get("/llm/models")).status == 200
         assert (await client.get("/llm/")).status == 404
+        # Programs that read the document find the paths where they are.
+        described = (await client.get("/llm/openapi.json")).json()
+        assert described["servers"] == [{"url": "/llm"}]
+        assert "/v1/completions" in described["paths"]
+        assert "servers" not in (await Client(inner, HERE).get("/openapi.json")).json()
         # The outer path's parameter names no model (R1).
         outer.routes.append(Mount("/{model}", inner))
         assert (await client.post("/team/v1/completions", BODY)).status == 200

@@ -135,7 +135,7 @@ async def test_texts_that_a_template_changes_have_no_place(
     [
         ({}, "messages", "you must provide a messages parameter"),
         ({"messages": None}, "messages", "you must provide"),
-        ({"messages": "a"}, "messages", "a string of 1 characters"),
+        ({"messages": "a"}, "messages", "a string of 1 character"),
         ({"messages": []}, "messages", "at least 1 message"),
         ({"messages": ["a"]}, "messages[0]", "an object with role and content"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role",
@@ -144,7 +144,7 @@ async def test_texts_that_a_template_changes_have_no_place(
         ({"messages": [{"role": ["user"], "content": "a"}]}, "messages[0].role", "an array"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "expected a string"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
-         "messages[0].content", "an array of 1 items"),
+         "messages[0].content", "an array of 1 item"),
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages[0].name",
          "Unrecognized request argument supplied: messages[0].name"),
         ({**said("a"), "tools": []}, "tools", "Unrecognized request argument supplied: tools"),

@@ -50,6 +50,17 @@ async def test_F3_the_middle_makes_the_whole_likelier_than_an_answer_that_ignore
 
 
 @HERE
+@pytest.mark.parametrize("kept", [1, 6])
+async def test_F3_a_cut_prompt_is_what_is_kept(client: Client, kept: int) -> None:
+    """R17: its suffix takes nothing from what ``truncate_prompt_tokens`` keeps."""
+    ids = list(b"Once upon a\n")
+    body = {**BODY, "echo": True}
+    whole = await client.complete(**{**body, "prompt": ids[-kept:]})
+    cut = await client.complete(**{**body, "prompt": ids, "truncate_prompt_tokens": kept})
+    assert cut["choices"] == whole["choices"]
+
+
+@HERE
 async def test_F3_the_answer_says_how_it_was_found_and_counts_all(client: Client) -> None:
     answer = await client.complete(**BODY)
     report = answer["infill"]

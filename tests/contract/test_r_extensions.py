@@ -179,6 +179,22 @@ async def test_R17_add_special_tokens(client: Client) -> None:
     assert counts[0] == counts[1] == counts[2] + 1
 
 
+@pytest.mark.parametrize("kept", [1, 2, 5])
+async def test_R17_truncate_prompt_tokens_with_a_suffix(client: Client, kept: int) -> None:
+    """The suffix and the tokens around it are no part of what is cut."""
+    ids = list(b"abcdef")
+    fields = {"suffix": "xyz", "max_tokens": 3, "seed": 1, "echo": True}
+    whole = await client.complete(prompt=ids[-kept:], **fields)
+    cut = await client.complete(prompt=ids, truncate_prompt_tokens=kept, **fields)
+    assert cut["choices"] == whole["choices"]
+    assert cut["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+    # What fits is what fits beside them. The toy's context has 256 tokens.
+    most = await client.complete(
+        prompt=ids * 50, suffix="xyz", truncate_prompt_tokens=-1, max_tokens=6, seed=1
+    )
+    assert 245 <= most["usage"]["prompt_tokens"] <= 250
+
+
 async def test_R17_truncate_prompt_tokens(client: Client) -> None:
     """The last k tokens; a BOS that the server adds is one of them."""
     ids = [i % 200 for i in range(300)]

@@ -15,6 +15,11 @@ from support.asgi import Client, fold
 TOKENIZER = ToyTokenizer()
 VOCABULARY = len(TOKENIZER.pieces)
 END = sorted(TOKENIZER.end_ids)
+PARTS_OF_CHARACTERS = [
+    number
+    for number, piece in enumerate(TOKENIZER.pieces)
+    if "\ufffd" in piece.decode(errors="replace")
+]
 
 
 async def text(client: Client, **body: Any) -> str:
@@ -292,7 +297,11 @@ async def test_R17_min_tokens_and_ignore_eos(client: Client) -> None:
 
 async def test_R17_min_tokens_holds_stop_strings_back(client: Client) -> None:
     """A stop counts if it completes after ``min_tokens`` tokens, wherever it begins."""
-    words = {"prompt": "a", "max_tokens": 12, "temperature": 0, "logprobs": 0, "ignore_eos": True}
+    words: dict[str, Any] = {
+        "prompt": "a", "max_tokens": 12, "temperature": 0, "logprobs": 0, "ignore_eos": True,
+        # The tokens' names are their text, and none of them is banned by ``min_tokens``.
+        "logit_bias": {str(i): -100 for i in (*PARTS_OF_CHARACTERS, *END)},
+    }  # fmt: skip
     whole = await client.complete(**words)
     tokens = whole["choices"][0]["logprobs"]["tokens"]
     text = whole["choices"][0]["text"]

@@ -57,6 +57,8 @@ async def test_R17_json_follows_its_schema(
     body = {
         "prompt": "an order:", "max_tokens": 200, "temperature": temperature, "seed": 5, "n": 3,
         "presence_penalty": 0.5, **asked,
+        # Strings, numbers and the whole come to an end, whatever the model.
+        "logit_bias": {str(ord(character)): 6 for character in '",]}'},
     }  # fmt: skip
     if "structured_scores" in lacks:
         error = await client.refuse(**body, logprobs=1)

@@ -173,6 +173,9 @@ async def test_tokenizer_info(client: Client) -> None:
     for wanted in ("true", "True"):
         whole = (await client.get(f"/tokenizer_info?vocabulary={wanted}")).json()
         assert len(whole["vocabulary"]["pieces"]) == whole["vocab_size"]
+    assert "vocabulary" not in (await client.get("/tokenizer_info?vocabulary=False")).json()
+    reply = await client.get("/tokenizer_info?vocabulary=maybe")
+    assert (reply.status, reply.json()["error"]["param"]) == (400, "vocabulary")
 
 
 async def test_tokenize_refuses(client: Client) -> None:

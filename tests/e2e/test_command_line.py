@@ -124,7 +124,7 @@ def test_doctor_says_whether_batch_invariance_holds(tiny_model: Path) -> None:
         port = str(taken.getsockname()[1])
         busy = run("doctor", "--model", f"m={tiny_model}", "--slots", "2", "--port", port)
         assert busy.returncode == 0
-        assert f"change         cannot listen on 127.0.0.1 port {port}" in busy.stdout
+        assert f"change            cannot listen on 127.0.0.1 port {port}" in busy.stdout
     fast = run("doctor", "--model", f"m={tiny_model}", "--slots", "2", "--kv", "fast")
     assert fast.returncode == 0
     assert "given up (--kv fast)" in fast.stdout

@@ -38,8 +38,8 @@ def test_items(tmp_path: Path) -> None:
         ([], "has no items"),
         (["[]"], ":1: is no JSON object"),
         (['{"a": 1}'], ":1: is neither multiple choice"),
-        ([CHOICE, "{"], ":2: Input data was truncated"),
-        ([CHOICE, GENERATION], ":2: Object missing required field `context`"),
+        ([CHOICE, "{"], ":2: is no JSON object: Input data was truncated"),
+        ([CHOICE, GENERATION], "`context`; the first item is of another kind"),
         (
             [CHOICE, '{"context": "a", "choices": ["b"], "label": 1}'],
             ":2: label 1 is none of the 1",
@@ -66,6 +66,14 @@ def test_a_file_of_another_system(tmp_path: Path) -> None:
     file = tmp_path / "task.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + f"{CHOICE}\r\n\r\n{CHOICE}\r\n".encode())
     assert read_task(file).items == [ChoiceItem("a", [" b", " c"], 1)] * 2
+
+
+@pytest.mark.parametrize("lines", [['{"caf\xe9": "a"}'], [CHOICE, '{"context": "caf\xe9"}']])
+def test_a_file_in_another_encoding(tmp_path: Path, lines: list[str]) -> None:
+    file = tmp_path / "task.jsonl"
+    file.write_bytes("\n".join(lines).encode("cp1252"))
+    with pytest.raises(ConfigError, match=f"task.jsonl:{len(lines)}: is not text in UTF-8"):
+        read_task(file)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

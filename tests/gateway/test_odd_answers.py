@@ -681,6 +681,18 @@ async def test_a_head_that_drips_has_a_timer(behind: Behind) -> None:
     assert "no token within" in reply.error["message"]
 
 
+async def test_what_came_while_the_process_stood_still_is_read_first(behind: Behind) -> None:
+    behind.upstream.behaviour = raw()
+    run = asyncio.ensure_future(behind.client.post(PATH, BODY))
+    await behind.upstream.until_asked(1)
+    (generation,) = behind.engine._generations
+    (attempt,) = set(generation._attempts.values())
+    attempt._heard_s -= PATIENT.first_token_s
+    attempt._look_back()
+    events(choices(LAST))(behind.upstream.connections[-1])
+    assert (await run).status == 200
+
+
 async def test_no_compression_is_asked_for(behind: Behind) -> None:
     request = behind.engine.pool.upstreams[0].client.request("GET", "/")
     assert b"accept-encoding: identity\r\n" in request

@@ -38,6 +38,19 @@ class Authority:
         )  # fmt: skip
         return Certificate(chain, key)
 
+    def expired(self, certificate: Certificate) -> Certificate:
+        """Sign the key of a server for a time that ended yesterday."""
+        asked, chain = (self._folder / f"expired.{kind}" for kind in ("request", "pem"))
+        _openssl(
+            "x509", "-x509toreq", "-copy_extensions", "copy", "-in", certificate.chain,
+            "-signkey", certificate.key, "-out", asked,
+        )  # fmt: skip
+        _openssl(
+            "x509", "-req", "-copy_extensions", "copy", "-in", asked, "-CA", self.file,
+            "-CAkey", self._key, "-days", "-1", "-out", chain,
+        )  # fmt: skip
+        return Certificate(chain, certificate.key)
+
 
 def _openssl(*arguments: str | Path) -> None:
     subprocess.run(["openssl", *arguments], check=True, capture_output=True)
@@ -101,6 +114,16 @@ def test_a_certificate_of_another_server_is_refused(authority: Authority, client
     with (
         listening(client.app, certificate=certificate) as base,
         pytest.raises(ConfigError, match="not accepted: IP address mismatch"),
+    ):
+        facts_of(f"afterword+{base}#toy")
+
+
+@pytest.mark.usefixtures("trusting")
+def test_a_certificate_that_has_expired_is_refused(authority: Authority, client: Client) -> None:
+    certificate = authority.expired(authority.certificate("IP:127.0.0.1"))
+    with (
+        listening(client.app, certificate=certificate) as base,
+        pytest.raises(ConfigError, match="not accepted: certificate has expired"),
     ):
         facts_of(f"afterword+{base}#toy")
 

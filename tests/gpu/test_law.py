@@ -1,4 +1,4 @@
-"""The law of shared prefixes with every layer on a GPU, for some kinds of models."""
+"""The law of shared prefixes with every layer on a GPU, for every architecture of the zoo."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ import msgspec
 import pytest
 
 from afterword.engine.llama.devices import devices
+from zoo.architectures import ARCHITECTURES
 from zoo.making import make_model
 from zoo.orders import ORDERS
 from zoo.serving import Model, difference, is_single, nats_apart
 
-KINDS = ("llama", "gemma3", "mamba2", "falcon-h1")
-"""Plain, with windows, recurrent, hybrid. Mesa 22.3's software driver crashes in experts."""
 SHORT = ("the same again", "behind the window", "siblings after a longer one", "arrays")
 _NATS = 0.1
 """How far a log-probability may be from that of a prompt that was computed at once."""
 
 
-@pytest.fixture(scope="session", params=KINDS)
+def in_software() -> bool:
+    return any(name in devices()[0].description for name in ("llvmpipe", "SwiftShader"))
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:
-    """Each model in turn, as the probe found it."""
+    """Each model in turn, as the probe found it.
+
+    A device in software may have a driver that ends a process. A card's may not.
+    """
     assert devices(), "no GPU found: run make test-gpu"
     made = Model(
         make_model(request.param, tmp_path_factory.mktemp("law") / f"{request.param}.gguf")
     )
     offload = made.loaded.model.offload
+    if "ended a process" in offload.why_not and in_software():
+        made.close()
+        pytest.skip(offload.why_not)
     assert offload.layers == offload.all_layers > 1, offload.why_not
     yield made
     made.close()

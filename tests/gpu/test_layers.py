@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,5 +160,10 @@ def test_a_library_for_a_gpu_computes_the_same_without_one(tiny: Path) -> None:
 
 
 def test_a_device_that_is_not_there(tiny: Path, device: Device) -> None:
-    with pytest.raises(ConfigError, match=rf"no 'CUDA9' \(there is: {device.name}"):
-        opened(tiny, device="CUDA9")
+    why = f"--device CUDA9: there is no 'CUDA9' (there is: {device.name}"
+    with pytest.raises(ConfigError, match=f"^{re.escape(why)}"):
+        opened(tiny, gpu_layers=3, device="CUDA9")
+    whole = opened(tiny, device="CUDA9")
+    whole.runner.close()
+    assert whole.card.details["gpu_layers"] == 0
+    assert str(whole.card.details["no_gpu"]).startswith(why)

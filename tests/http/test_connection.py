@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ class Wire(asyncio.Transport):
         self.written = b""
         self.reading = True
         self.closed = False
+        self.unsent_bytes = 0
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -36,7 +38,7 @@ class Wire(asyncio.Transport):
         self.reading = True
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent_bytes
 
     def can_write_eof(self) -> bool:
         return True
@@ -48,6 +50,9 @@ class Wire(asyncio.Transport):
         return self.closed
 
     def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
         self.closed = True
 
 
@@ -104,6 +109,81 @@ async def test_tiny_chunks_take_little_more_than_their_bytes() -> None:
         tracemalloc.stop()
         connection.connection_lost(None)
     assert kept_bytes < 500_000
+
+
+@pytest.fixture
+def stand_still(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Returns what lets seconds pass in which the process did not run."""
+    shift_s = 0.0
+
+    def stand(seconds: float) -> None:
+        nonlocal shift_s
+        loop, shift_s = asyncio.get_running_loop(), shift_s + seconds
+        clock = type(loop).time
+        monkeypatch.setattr(loop, "time", lambda: clock(loop) + shift_s)
+
+    return stand
+
+
+async def until_looked(connection: ClientConnection) -> None:
+    """Let the connection look at its times once."""
+    before = connection._timer
+    while connection._timer is before:
+        await asyncio.sleep(0)
+
+
+async def test_what_came_while_the_process_stood_still_is_read_first(
+    stand_still: Callable[[float], None],
+) -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        wire = Wire(left)
+        connection = ClientConnection(echo_length, Timeouts(), Register())
+        connection.connection_made(wire)
+        stand_still(60)
+        await until_looked(connection)
+        connection.data_received(HEAD + b"2\r\n{}\r\n")
+        await until_looked(connection)
+        stand_still(60)
+        await until_looked(connection)
+        connection.data_received(b"0\r\n\r\n")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert b"2 bytes" in wire.written
+        stand_still(100)
+        await until_looked(connection)
+        assert not wire.closed
+        await until_looked(connection)
+        assert wire.closed  # no further request has come
+        connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("taken_bytes", [0, 1])
+async def test_what_is_taken_when_the_process_goes_on_counts(
+    stand_still: Callable[[float], None], taken_bytes: int
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    left, right = socket.socketpair()
+    with left, right:
+        wire = Wire(left)
+        connection = ClientConnection(app, Timeouts(), Register())
+        connection.connection_made(wire)
+        connection.data_received(HEAD + b"0\r\n\r\n")
+        wire.unsent_bytes = 1000
+        connection.pause_writing()
+        stand_still(1)
+        await until_looked(connection)
+        stand_still(200)
+        await until_looked(connection)
+        assert not wire.closed
+        wire.unsent_bytes -= taken_bytes
+        stand_still(1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert wire.closed == (not taken_bytes)
+        connection.connection_lost(None)
 
 
 async def test_parts_without_asgi() -> None:

@@ -22,7 +22,7 @@ from afterword.core.account import KeyTerms, UsageRecord
 from afterword.core.machine import sync_file
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import toy_engine
-from afterword.ledger import journal
+from afterword.ledger import journal, keys
 from afterword.ledger.database import check, connect, prepare, sqlite_url
 from afterword.ledger.tables import reservations
 from ledger.team import Team, team
@@ -801,6 +801,19 @@ async def test_names_of_keys_may_have_slashes(lite: Callable[..., Any]) -> None:
         rotated = await admin.post(f"{path}/rotate", b"")
         assert rotated.json()["id"] == made["id"]
         assert (await admin.delete(path)).json()["revoked_at"] is not None
+
+
+async def test_all_keys_are_listed_however_many(
+    lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_PAGE_KEYS", 2)
+    async with lite() as running:
+        admin = running.key("root", admin=True)
+        for count in range(1, 6):
+            listed = (await admin.get("/admin/v1/keys")).json()
+            assert listed["object"] == "list"
+            assert len({key["id"] for key in listed["data"]}) == len(listed["data"]) == count
+            running.key(f"k{count}")
 
 
 async def test_pages_of_requests(lite: Callable[..., Any]) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 import pytest
 import sqlalchemy as sa
 
-from afterword.core.account import KeyTerms, Period
+from afterword.core.account import KeyTerms, KeyView, Period
 from afterword.core.errors import InvalidRequest
+from afterword.ledger import keys
 from afterword.ledger.database import reading
+from afterword.ledger.key_reader import KeyReader
 from afterword.ledger.keyring import Failures, Keyring
-from afterword.ledger.keys import KeyStore, any_key, held_keys, keys_version
+from afterword.ledger.keys import KeyStore, last_change
 from afterword.ledger.periods import period_of
 from afterword.ledger.secret import SECRET_PREFIX, masked
 from afterword.ledger.tables import metadata, spending
@@ -27,8 +29,17 @@ TERMS = KeyTerms(
 
 
 def ring(engine: sa.Engine) -> Keyring:
+    """The keys as a server that starts now reads them."""
+    reader = KeyReader()
+    while not reader.whole:
+        with reading(engine) as connection:
+            reader.look(connection)
+    return reader.keyring
+
+
+def version(engine: sa.Engine) -> int:
     with reading(engine) as connection:
-        return Keyring(keys_version(connection), held_keys(connection), needed=any_key(connection))
+        return last_change(connection).version
 
 
 def test_a_key_is_random_and_kept_as_a_hash(key_store: KeyStore, engine: sa.Engine) -> None:
@@ -108,10 +119,10 @@ def test_no_secret_is_made_that_nobody_takes(
     second = key_store.rotate("a", overlap_s=10)
     assert ring(engine).find(second.secret, hand()) is not None
     hand.now_s += 1
-    before = ring(engine).version
+    before = version(engine)
     with pytest.raises(InvalidRequest, match="key 'a' has expired: make another one"):
         key_store.rotate("a", overlap_s=10)
-    assert ring(engine).version == before
+    assert version(engine) == before
     assert key_store.find("a").id == first.view.id
     with pytest.raises(InvalidRequest, match="has to lie in the future"):
         key_store.create(KeyTerms(name="b", expires_at=hand()))
@@ -119,7 +130,7 @@ def test_no_secret_is_made_that_nobody_takes(
 
 
 def test_every_change_is_noticed(key_store: KeyStore, engine: sa.Engine) -> None:
-    seen = [ring(engine).version]
+    seen = [version(engine)]
     changes: list[Callable[[], object]] = [
         lambda: key_store.create(KeyTerms(name="a")),
         lambda: key_store.rotate("a", 0),
@@ -127,7 +138,7 @@ def test_every_change_is_noticed(key_store: KeyStore, engine: sa.Engine) -> None
     ]
     for change in changes:
         change()
-        seen.append(ring(engine).version)
+        seen.append(version(engine))
     assert seen == sorted(set(seen))
 
 
@@ -136,6 +147,27 @@ def test_keys_are_listed_in_the_order_of_their_making(key_store: KeyStore, hand:
         key_store.create(KeyTerms(name=name))
         hand.now_s += 1
     assert [view.terms.name for view in key_store.all()] == ["c", "a", "b"]
+
+
+def test_keys_are_read_in_pages(
+    key_store: KeyStore, engine: sa.Engine, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many of them are never in memory, and those of one moment are on no two pages."""
+    made = list[str]()
+    for i in range(7):
+        made.append(key_store.create(KeyTerms(name=f"k{i}")).view.id)
+        hand.now_s += i == 5
+    sizes = list[int]()
+    page = KeyStore.page
+
+    def count(self: KeyStore, after: KeyView | None) -> list[KeyView]:
+        sizes.append(len(found := page(self, after)))
+        return found
+
+    monkeypatch.setattr(KeyStore, "page", count)
+    monkeypatch.setattr(keys, "_PAGE_KEYS", 2)
+    assert [view.id for view in key_store.all()] == [*sorted(made[:6]), made[6]]
+    assert sizes == [2, 2, 2, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +184,7 @@ def test_terms_that_mean_nothing(key_store: KeyStore, terms: KeyTerms, param: st
     with pytest.raises(InvalidRequest) as error:
         key_store.create(terms)
     assert error.value.param == param
-    assert key_store.all() == []
+    assert list(key_store.all()) == []
 
 
 def test_a_name_belongs_to_one_key(key_store: KeyStore) -> None:
@@ -226,7 +258,7 @@ def test_a_list_of_many_keys_asks_no_more_than_one_of_few(
             connection.execute(sa.insert(spending).values(row))
             connection.execute(sa.insert(spending).values({**row, "period": "2001-01"}))
         asked.clear()
-        listed = key_store.all()
+        listed = list(key_store.all())
         counts.append(len([one for one in asked if one.startswith("SELECT")]))
         found = next(view for view in listed if view.id == renewed.id)
         assert (found.period_used_tokens, found.period_reserved_tokens) == (5, 2)

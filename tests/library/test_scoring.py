@@ -15,7 +15,7 @@ from afterword.engine.toy import toy_engine
 from afterword.library.windows import Window, WindowPlan, window_plan
 from properties.requests import TEXT
 from support.examples import examples
-from support.library import served
+from support.library import LIMITS, served
 
 START, BOS = "<|endoftext|>", "<|im_start|>"
 PARTS = ["The sea", " was the", " of", "\n\n", "é中文🙂", " 👩‍👩‍👧", "a"]
@@ -120,6 +120,16 @@ def test_more_text_than_a_request_can_hold(llm: LLM) -> None:
     assert list(score.token_ids) == llm.tokenize(line) * 400
     (unbroken,) = llm.score("a" * 9000, window=256, stride=255)
     assert len(unbroken.tokens) == 9000
+
+
+def test_more_text_than_a_body_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of a server's bodies can be less than what its context might hold."""
+    monkeypatch.setattr("afterword.library.scoring._REQUEST_TOKENS", 1024)
+    line = "The sea was the.\n"
+    limits = msgspec.structs.replace(LIMITS, max_body_bytes=1 << 14)
+    with served(limits=limits) as url, LLM.connect(url) as llm:
+        (score,) = llm.score(line * 1000, window=256, stride=255)
+        assert list(score.token_ids) == llm.tokenize(line) * 1000
 
 
 def test_progress_adds_up(llm: LLM) -> None:

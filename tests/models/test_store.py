@@ -98,7 +98,8 @@ def test_other_addresses_are_refused(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["pypi:", "pypi:x", "pypi:x>=1", "pypi:x==", "pypi:--index==1", "pypi:x==1 -r y",
-     "hf:", "hf:o/f.gguf", "hf:o/r/f.bin", "hf:o/r/../../f.gguf", "hf:o/r/x.gguf@a b"],
+     "hf:", "hf:o/f.gguf", "hf:o/r/f.bin", "hf:o/r/../../f.gguf", "hf:o/r/x.gguf@a b",
+     "hf:../r/x.gguf", "hf:o/..", "hf:o/r/x.gguf@..", "hf:o/r@../x"],
 )  # fmt: skip
 def test_broken_sources_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not (pypi|hf):"):

@@ -19,7 +19,9 @@ class Hub:
 
     ``digests`` overrides the digests of files. The connection closes once, after ``break_after``
     bytes of a body. ``ranges`` lists the ``Range`` headers of all requests, ``listings`` counts how
-    often the files of ``org/repo`` were listed.
+    often the files of ``org/repo`` were listed. With ``elsewhere``, the address of another server,
+    bodies are there, as the hub's are on other hosts. ``tokens`` has the ``Authorization`` header
+    of each request for a file.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -27,6 +29,8 @@ class Hub:
     break_after: int | None = None
     ranges: list[str | None] = field(default_factory=list)
     listings: int = 0
+    elsewhere: str = ""
+    tokens: list[str | None] = field(default_factory=list)
     url: str = ""
 
     def digest_of(self, name: str) -> str:
@@ -67,6 +71,25 @@ def _listed(exchange: BaseHTTPRequestHandler, hub: Hub) -> bool:
     return True
 
 
+def _describe(
+    exchange: BaseHTTPRequestHandler, hub: Hub, name: str, *, start: int, part: bool
+) -> None:
+    """Send the status and the headers of a file, or of its part from the byte ``start`` on."""
+    size, digest = len(hub.files[name]), hub.digest_of(name)
+    exchange.send_response(302 if hub.elsewhere else 206 if part else 200)
+    if hub.elsewhere:
+        exchange.send_header("Location", f"{hub.elsewhere}{exchange.path}")
+    if part:
+        exchange.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+    exchange.send_header("Content-Length", str(size - start))
+    exchange.send_header("ETag", f'"{digest}"')
+    exchange.send_header("X-Linked-ETag", f'"{digest}"')
+    exchange.send_header("X-Linked-Size", str(size))
+    exchange.send_header("X-Repo-Commit", COMMIT)
+    exchange.send_header("Accept-Ranges", "bytes")
+    exchange.end_headers()
+
+
 @contextmanager
 def running(hub: Hub) -> Iterator[Hub]:
     """Serve until the block ends."""
@@ -96,19 +119,10 @@ def running(hub: Hub) -> Iterator[Hub]:
                 self.send_header("X-Repo-Commit", COMMIT)
                 self.end_headers()
                 return
+            hub.tokens.append(self.headers.get("Authorization"))
             wanted = hub.range_of(self) if with_body else None
             start = _start_of(wanted)
-            digest = hub.digest_of(name)
-            self.send_response(206 if wanted else 200)
-            if wanted:
-                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.send_header("Content-Length", str(len(data) - start))
-            self.send_header("ETag", f'"{digest}"')
-            self.send_header("X-Linked-ETag", f'"{digest}"')
-            self.send_header("X-Linked-Size", str(len(data)))
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Accept-Ranges", "bytes")
-            self.end_headers()
+            _describe(self, hub, name, start=start, part=wanted is not None)
             if not with_body:
                 return
             if hub.break_after is not None:

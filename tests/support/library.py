@@ -26,16 +26,23 @@ from standins.upstreams import listening
 CREATED = 1_700_000_000
 
 
+LIMITS = Limits(require_model=False)
+"""Those of the library."""
+
+
 def service_of(
-    engine: BatchingEngine, name: str = "toy", aliases: Mapping[str, str] | None = None
+    engine: BatchingEngine,
+    name: str = "toy",
+    aliases: Mapping[str, str] | None = None,
+    limits: Limits = LIMITS,
 ) -> CompletionService:
-    """A service of one model, with the limits of the library."""
+    """A service of one model."""
     return CompletionService(
         Catalog(
             [ServedModel(name, engine, CREATED)],
             {alias: Alias(model) for alias, model in (aliases or {}).items()},
         ),
-        Limits(require_model=False),
+        limits,
         clock=lambda: CREATED + 0.5,
         entropy=os.urandom,
     )
@@ -56,12 +63,14 @@ def toy(engine: BatchingEngine | None = None, name: str = "toy") -> Opener:
 
 @contextmanager
 def served(
-    engine: BatchingEngine | None = None, aliases: Mapping[str, str] | None = None
+    engine: BatchingEngine | None = None,
+    aliases: Mapping[str, str] | None = None,
+    limits: Limits = LIMITS,
 ) -> Iterator[str]:
     """A server of a toy model; yields its address."""
     opened = engine or toy_engine()
     app = create_app(
-        service_of(opened, aliases=aliases),
+        service_of(opened, aliases=aliases, limits=limits),
         lifecycle=Lifecycle(),
         clock=lambda: 0.0,
         entropy=os.urandom,

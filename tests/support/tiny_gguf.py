@@ -48,12 +48,15 @@ def make_gguf(
     nan_tokens: Sequence[int] = (),
     more_tokens: Mapping[str, gguf.TokenType] | None = None,
     vocabulary: Vocabulary | None = None,
+    output_scale: float = 1.0,
 ) -> Path:
     """Write a llama model of about 200,000 random weights; greedy text of it is stable noise.
 
     With ``part_tensors`` it is written in parts of so many tensors, and the first's path is
     returned. ``changed`` are entries of the metadata that are added, or stand for others. The
     embeddings of ``nan_tokens`` are no numbers. ``more_tokens`` are the vocabulary's last.
+    ``output_scale`` is the standard deviation of the output's weights: with less of it, tokens are
+    more alike in probability.
     """
     embedding = shape.embedding
     writer = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
@@ -77,7 +80,8 @@ def make_gguf(
     def weights(name: str, *shape: int, scale: float = 0.15) -> None:
         values = rng.normal(0, scale, shape).astype(np.float32)
         # The formats of the embedded model, for which batch invariance (D1) is tested.
-        kind = gguf.GGMLQuantizationType.Q8_0 if scale == 1 else gguf.GGMLQuantizationType.Q4_1
+        outer = name in {"token_embd.weight", "output.weight"}
+        kind = gguf.GGMLQuantizationType.Q8_0 if outer else gguf.GGMLQuantizationType.Q4_1
         raw = gguf.quants.quantize(values, kind)
         if name == "token_embd.weight":
             # The scale of each block, a float16, comes first.
@@ -100,7 +104,7 @@ def make_gguf(
         weights(f"{block}.ffn_up.weight", _FEED_FORWARD, embedding)
         weights(f"{block}.ffn_down.weight", embedding, _FEED_FORWARD)
     ones("output_norm.weight")
-    weights("output.weight", tokens, embedding, scale=1.0)
+    weights("output.weight", tokens, embedding, scale=output_scale)
     _write(writer, changed or {})
     return path if not part_tensors else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
 

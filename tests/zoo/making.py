@@ -27,7 +27,7 @@ Values: TypeAlias = npt.NDArray[np.float32]
 
 _NOT_ASKED_FOR = re.compile(r"rope_freqs|rope_factors|_scale$|\.scale$|\.input_scale$|nextn\.|^cls")
 """Optional tensors, which the models do without: random ones would make them unrealistic."""
-_PLAIN = re.compile(r"norm|conv|gate_inp|lerp|ssm_[abcd]$|time_mix_[a-z]\d|position_embd")
+_PLAIN = re.compile(r"norm|conv|gate_inp|lerp|ssm_[abcd]$|time_mix_([a-z]\d|first)|position_embd")
 """Tensors that are never quantized."""
 
 
@@ -47,8 +47,16 @@ def make_model(name: str, path: Path, weights: Weights | None = None) -> Path:
     return make(msgspec.structs.replace(made, weights=weights or made.weights), name, path)
 
 
-def make(made: Architecture, name: str, path: Path) -> Path:
-    """Write a tiny model of an architecture; its values depend on ``name``."""
+def make(
+    made: Architecture,
+    name: str,
+    path: Path,
+    format_of: Callable[[Tensor, Architecture], str] | None = None,
+) -> Path:
+    """Write a tiny model of an architecture; its values depend on ``name``.
+
+    ``format_of`` chooses the format of each tensor instead of ``usual_format``.
+    """
     asked = path.with_suffix(".metadata")
     _write(_writer(asked, name, made))
     try:
@@ -59,7 +67,8 @@ def make(made: Architecture, name: str, path: Path) -> Path:
     for tensor in tensors:
         seed = zlib.crc32(f"{name} {tensor.name}".encode())
         values = _fill(tensor, made, np.random.default_rng(seed))
-        _add(writer, tensor, values, made)
+        kind = gguf.GGMLQuantizationType[(format_of or usual_format)(tensor, made)]
+        writer.add_tensor(tensor.name, _quantized(values, kind), raw_dtype=kind)
     _write(writer)
     return path
 
@@ -137,6 +146,9 @@ def _tensors(metadata: Path, made: Architecture) -> Sequence[Tensor]:
     binding.start()
     params = binding.lib.llama_model_default_params()
     params.use_extra_bufts = False
+    # No GPU: its memory is not needed for names.
+    none = (ctypes.c_void_p * 1)()
+    params.devices = ctypes.cast(none, ctypes.c_void_p)
     context = read(str(metadata).encode(), _InitParams(no_alloc=True, context=None))
     model = binding.lib.llama_model_init_from_user(context, note, None, params)
     free(context)
@@ -195,16 +207,13 @@ def _fill(tensor: Tensor, made: Architecture, rng: np.random.Generator) -> Value
     return (_normal(0.3) if vector else _by_width(1))(tensor, rng)
 
 
-def _add(writer: gguf.GGUFWriter, tensor: Tensor, values: Values, made: Architecture) -> None:
+def usual_format(tensor: Tensor, made: Architecture) -> str:
+    """Returns the architecture's own format for matrices, and F32 for other tensors."""
     matrix = sum(size > 1 for size in tensor.shape) >= 2 and tensor.name.endswith(".weight")
     if not matrix or _PLAIN.search(tensor.name):
-        writer.add_tensor(tensor.name, values)
-        return
-    kind = gguf.GGMLQuantizationType[made.weights]
-    block, _ = gguf.GGML_QUANT_SIZES[kind]
-    if tensor.shape[-1] % block:
-        kind = gguf.GGMLQuantizationType.F16
-    writer.add_tensor(tensor.name, _quantized(values, kind), raw_dtype=kind)
+        return "F32"
+    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[made.weights]]
+    return "F16" if tensor.shape[-1] % block else made.weights
 
 
 def _quantized(values: Values, kind: gguf.GGMLQuantizationType) -> npt.NDArray[np.uint8]:

@@ -10,7 +10,8 @@ import rich_click as click
 
 from afterword.cli.options import SettingsCommand
 from afterword.cli.served import model_flags, openers
-from afterword.cli.texts import standard_input
+from afterword.cli.terminal import printable_prose
+from afterword.cli.texts import argument_text, standard_input
 from afterword.library.answers import TextChunk
 from afterword.library.llm import LLM
 
@@ -37,16 +38,19 @@ _FIELDS = ("max_tokens", "temperature", "top_p", "seed", "suffix", "echo", "logp
               help="After the answer, list its tokens, each with the N likeliest.")  # fmt: skip
 def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings' flags
     """Complete PROMPT and print the answer as it streams. PROMPT "-" reads standard input."""
-    if prompt == "-":
-        prompt = standard_input()
-    stop = list(given.pop("stop"))
+    prompt = standard_input() if prompt == "-" else argument_text(prompt, "PROMPT")
+    stop = [argument_text(text, "--stop") for text in given.pop("stop")]
     fields: Any = {name: given.pop(name) for name in _FIELDS} | {"stop": stop}
+    if fields["suffix"] is not None:
+        fields["suffix"] = argument_text(fields["suffix"], "--suffix")
+    # Programs get the text as it is. A terminal would obey a server's or a model's text.
+    shown = printable_prose if sys.stdout.isatty() else str
     # One sequence runs; the operator may still say otherwise.
     (opener, *_) = openers(given, probe=False, usual={"max_sequences": "1"})
     chunks = []
     with LLM.opened_by(opener) as llm, llm.stream(prompt, **fields) as stream:
         for chunk in stream:
-            sys.stdout.write(chunk.text)
+            sys.stdout.write(shown(chunk.text))
             sys.stdout.flush()
             chunks.append(chunk)
     sys.stdout.write("\n")

@@ -69,6 +69,8 @@ def keys() -> None:
 @ledger_flags
 def create(name: str, **given: Any) -> None:  # noqa: ANN401 - the terms' and the ledger's flags
     """Make a key for NAME, a person or a program. It is shown once; the ledger keeps its hash."""
+    if given["per"] and given["budget_tokens"] is None:
+        raise click.UsageError("--per is for a budget: give --budget-tokens, too")
     settings = ledger_settings(given)
     models, expires = given["models"], given["expires"]
     terms = KeyTerms(

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import rich_click as click
-from rich.console import Console
 
 from afterword.cli.options import read_settings
-from afterword.cli.terminal import Terminal, bare_table, print_facts
+from afterword.cli.terminal import Terminal, bare_table, plain, print_facts, print_table
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.core.machine import memory_limit, usable_cores
@@ -19,8 +18,8 @@ from afterword.gateway.address import is_remote
 from afterword.models.gguf import Header
 from afterword.models.parts import part_name, read_header
 from afterword.models.recommended import USES, Use, recommended
-from afterword.models.source import Source, parse_source
-from afterword.models.store import Store
+from afterword.models.source import PathSource, Source, parse_source
+from afterword.models.store import Store, no_file
 
 _QUANTIZATIONS = ("q8_0", "bf16", "f16", "q4_0")
 _config = click.option("--config", metavar="FILE", help="A TOML file of settings.")
@@ -68,8 +67,8 @@ def list_models(**given: Any) -> None:  # noqa: ANN401 - the settings' flags
         size = "not fetched" if path is None else _megabytes(_size(path))
         if is_remote(source):
             size = "another server"
-        table.add_row(name, source, size)
-    Console(soft_wrap=True).print(table)
+        table.add_row(plain(name), plain(source), size)
+    print_table(table)
 
 
 @models.command(short_help="Fetch a model.")
@@ -133,8 +132,11 @@ def show(source: str, **given: Any) -> None:  # noqa: ANN401 - the settings' fla
     """Describe the file of SOURCE from its header. Loads and fetches nothing."""
     settings = read_settings(given, os.environ).settings
     text = settings.source_of(source)
-    path = _store(settings).find(_file_source(text))
+    wanted = _file_source(text)
+    path = _store(settings).find(wanted)
     if path is None:
+        if isinstance(wanted, PathSource):
+            raise ConfigError(f"{text}: {no_file(wanted.path)}")
         raise ConfigError(f"{text}: is not here; run `afterword models pull {text}` to fetch it")
     print_facts(_facts(read_header(path)))
 

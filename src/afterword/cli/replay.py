@@ -64,6 +64,8 @@ def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:
         different += bool(lines)
         for line in lines:
             click.echo(f"line {number}: {line}")
+    if not total:
+        raise ConfigError(f"{file}: has no requests")
     click.echo(f"{total} requests, {total - different} as recorded, {different} not")
     sys.exit(1 if different else 0)
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from afterword.cli.options import SettingsCommand
 from afterword.cli.served import model_flags, openers
 from afterword.cli.terminal import Terminal, bare_table, plain, print_table
-from afterword.cli.texts import file_text, standard_input
+from afterword.cli.texts import argument_text, file_text, standard_input
 from afterword.cli.tinted import LIKELIEST, table_of_tokens, tinted_text
 from afterword.library.answers import TextScore
 from afterword.library.llm import LLM
@@ -57,6 +57,8 @@ def score(texts: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401 - the s
     as_csv, as_json = given.pop("as_csv"), given.pop("as_json")
     if as_csv and as_json:
         raise click.UsageError("--csv or --json, not both")
+    if texts.count(_STDIN) > 1:
+        raise click.UsageError(f"{_STDIN!r} is there twice: standard input can be read once")
     named = list(_texts(texts, given.pop("files")))
     top, window, stride = (given.pop(name) for name in ("top", "window", "stride"))
     found = []
@@ -91,7 +93,8 @@ def _texts(texts: Sequence[str], files: Sequence[str]) -> Iterator[tuple[str, st
         if text == _STDIN:
             yield "standard input", standard_input()
         else:
-            yield f"text {number}", text
+            name = f"text {number}"
+            yield name, argument_text(text, name)
     for file in files:
         yield file, file_text(file)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -16,16 +17,41 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _WIDE = 10_000
+_FOLDED = 24
+"""Columns of text are folded to so many characters, at least, where a terminal is narrow."""
+_TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+"""Classes of characters that turn the direction of those behind them (Unicode's UAX #9)."""
 _MEASURED_ROWS = 1000
 _LINE_EVERY = 0.25
 """Without a terminal, progress is one line for each quarter."""
 
 
-def printable(text: str, kept: str = "") -> str:
-    """Returns untrusted text without control characters and ends of lines, but ``kept`` ones."""
+def printable(text: str) -> str:
+    """Returns untrusted text without control characters, odd spaces and ends of lines."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in kept else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def printable_prose(text: str) -> str:
+    """Returns untrusted text of many lines without what controls a terminal or turns its lines.
+
+    Carriage returns are left out: most of them stand before the end of a line.
+    """
+    if text.isprintable():
+        return text
+    shown = (c if _is_prose(c) else "\N{REPLACEMENT CHARACTER}" for c in text if c != "\r")
+    return "".join(shown)
+
+
+def _is_prose(character: str) -> bool:
+    if character.isprintable() or character in "\n\t":
+        return True
+    # Among these are spaces that do not break lines, and joiners of letters and of emoji.
+    return (
+        unicodedata.category(character) in {"Zs", "Cf"}
+        and unicodedata.bidirectional(character) not in _TURNING
+    )
 
 
 def plain(text: str) -> Text:
@@ -43,13 +69,26 @@ def bare_table(*columns: str) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print a table on standard output; without a terminal, each row is one line."""
+    """Print a table on standard output; without a terminal, each row is one line.
+
+    Nothing is cut. Where a terminal is narrow, text is folded; columns that are aligned right have
+    numbers, and stay as wide as those.
+    """
     from rich.console import Console  # noqa: PLC0415
+    from rich.measure import measure_renderables  # noqa: PLC0415
 
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDE)
-    console.print(table)
+    wide = console.options.update(max_width=_WIDE)
+    least = len(table.columns)  # the gaps between them
+    for column in table.columns:
+        cells = [column.header, *column.cells]
+        width = measure_renderables(console, wide, cells).maximum
+        column.no_wrap = column.justify == "right"
+        column.overflow = "fold"
+        least += width if column.no_wrap else min(width, _FOLDED)
+    width = max(console.width, least) if console.is_terminal else _WIDE
+    # Rich ignores a width without a height if TERM is dumb.
+    Console(width=width, height=console.height).print(table)
 
 
 def print_rows(
@@ -76,7 +115,7 @@ def print_rows(
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print names and values on standard output, one line each."""
     for name, value in facts:
-        click.echo(f"{name:<14} {printable(str(value))}")
+        click.echo(f"{name:<17} {printable(str(value))}")
 
 
 class Terminal:

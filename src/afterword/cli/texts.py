@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,16 @@ def standard_input() -> str:
     if sys.stdin is None:
         raise ConfigError("standard input: is closed")
     return _decoded(sys.stdin.buffer.read(), "standard input")
+
+
+def argument_text(argument: str, name: str) -> str:
+    """Returns the text of an argument. Raises ``ConfigError`` if it is none."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        # Bytes that the locale's encoding does not have. In the locale C these are all but ASCII.
+        return _decoded(os.fsencode(argument), name)
+    return argument
 
 
 def _decoded(raw: bytes, name: str) -> str:

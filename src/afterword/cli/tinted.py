@@ -8,14 +8,13 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from afterword.cli.terminal import bare_table, printable
+from afterword.cli.terminal import bare_table, printable, printable_prose
 from afterword.library.html import percentage
 from afterword.library.segments import segments
 from afterword.library.tints import INK, tint_of
 from afterword.library.token_names import visible
 
 LIKELIEST = "LIKELIEST"
-_KEPT = "\n\t"
 
 
 def tinted_text(
@@ -24,7 +23,7 @@ def tinted_text(
     """Returns a text in which each token has its tint."""
     made = Text()
     for segment in segments(text, offsets, logprobs, base=base):
-        made.append(printable(segment.text, _KEPT), style_of(segment.logprob))
+        made.append(printable_prose(segment.text), style_of(segment.logprob))
     return made
 
 
@@ -69,7 +68,7 @@ def table_of_tokens(
         table.add_column(printable(name), justify="right")
     listed = tops or {}
     for name in listed:
-        table.add_column(printable(name), overflow="fold")
+        table.add_column(printable(name))
     for i, token in enumerate(tokens):
         values = [each[i] for each in columns.values()]
         cells = [Text(str(i)), token_text(token, values[0]), *map(value_text, values)]

@@ -15,7 +15,7 @@ from afterword.cli.database import database, key_store
 from afterword.cli.keys import ledger_flags, ledger_settings
 from afterword.cli.terminal import print_rows
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
-from afterword.core.moments import parse_moment
+from afterword.core.moments import iso, parse_moment
 from afterword.ledger.database import Database
 from afterword.ledger.store import UsageStore
 
@@ -102,12 +102,15 @@ def _with_total(sums: list[UsageSum]) -> list[UsageSum]:
 
 def _cells(row: UsageSum | UsageRecord) -> Sequence[str]:
     first, *others = msgspec.structs.astuple(row)
-    return str(first), *map(_cell, others)
+    cells = [str(first), *map(_cell, others)]
+    if isinstance(row, UsageRecord):
+        cells[row.__struct_fields__.index("started_at")] = iso(row.started_at)
+    return cells
 
 
-def _cell(value: object) -> str:
+def _cell(value: str | float | bool | None) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return str(value) if isinstance(value, str) else f"{value:,.0f}"

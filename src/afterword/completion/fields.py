@@ -95,9 +95,9 @@ Prompt: TypeAlias = str | tuple[int, ...]
 def shown(value: Json) -> str:
     """Returns a value as an error may show it: short, and without a client's text."""
     if isinstance(value, str):
-        return f"a string of {len(value)} characters"
+        return f"a string of {_number_of(value, 'character')}"
     if isinstance(value, list):
-        return f"an array of {len(value)} items"
+        return f"an array of {_number_of(value, 'item')}"
     if isinstance(value, dict):
         return "an object"
     if value is None or isinstance(value, bool):
@@ -105,6 +105,10 @@ def shown(value: Json) -> str:
     if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
         return f"an integer of {value.bit_length()} bits"
     return repr(value)
+
+
+def _number_of(values: Sequence[Json], name: str) -> str:
+    return f"{len(values)} {name}{'' if len(values) == 1 else 's'}"
 
 
 def wrong_type(name: str, value: Json, wanted: str) -> InvalidRequest:

@@ -171,13 +171,17 @@ def joints(
     They end between two tokens, or inside a token behind which the token agrees with the suffix.
     The text of a candidate ends before an end token, and at a stop string as ``shown`` says. If a
     text begins with empty lines, its middles are there without them, too. A text that has come to
-    the suffix ends: behind a repetition any suffix is likely.
+    the suffix ends: behind a repetition any suffix is likely. There is no middle if ``begun`` has
+    a stop string.
     """
     starts, suffix = frozenset(seam.starts), seam.suffix.encode()
     detokenizer = Detokenizer()
     matcher = StopMatcher(shown.stops, include=shown.include_stop)
     found: list[Joint] = []
-    whole = sure = begun
+    whole = begun
+    sure, stopped = matcher.feed(begun, counts=not shown.min_tokens)
+    if stopped:
+        return []
     logprob = lines = 0.0
     for at, token in enumerate(candidate.tokens):
         if _repeats(whole, seam):

@@ -124,10 +124,11 @@ def _end(ids: Sequence[int], vocab: VocabView) -> bytes:
 
 def _offsets_in(sent: str, ids: Sequence[int], vocab: VocabView) -> list[int]:
     """Returns the offset of each token in the text that it was made of."""
-    raw = sent.encode()
+    # Vocabularies that write a space as this character give one back in its place.
+    spellings = sent.encode(), sent.replace(_SPACE_OF_PIECES, " ").encode()
     plain = [vocab.pieces[token] for token in ids]
     for pieces in (list(vocab.pieces_of(ids)), plain):
-        if b"".join(pieces) == raw:
+        if b"".join(pieces) in spellings:
             detokenizer = Detokenizer()
             return [detokenizer.feed(piece)[1] for piece in pieces]
     return _aligned(sent, list(vocab.pieces_of(ids)))

@@ -85,10 +85,10 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
         if laid_out:
             after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
         bos = None if laid_out else self._added_bos(prompt, visible)
-        added = len(after) + INFILL_TOKENS if laid_out else int(bos is not None)
-        if suffix and not laid_out:
-            added += BEHIND_TOKENS
-        kept = self._kept(visible, added)
+        around = 0
+        if suffix:
+            around = len(after) + INFILL_TOKENS if laid_out else BEHIND_TOKENS
+        kept = self._kept(visible, int(bos is not None), around)
         text = self._text(prompt, visible, kept)
         if laid_out:
             return lay_out(infill_tokens(tokenizer), tokenizer.bos_id, kept, after), text
@@ -114,15 +114,17 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
         # A middle continues the prefix, so no space of the tokenizer comes between them.
         return msgspec.structs.replace(text, fresh=False) if self.request.suffix else text
 
-    def _kept(self, ids: Sequence[int], added: int) -> Sequence[int]:
+    def _kept(self, ids: Sequence[int], bos: int, around: int) -> Sequence[int]:
         """Returns the end of a prompt that ``truncate_prompt_tokens`` keeps, or all of it.
 
-        ``added`` tokens come to it.
+        ``bos`` tokens before it count as its own. ``around`` tokens are the suffix's and have to
+        fit, too.
         """
         asked = self.request.truncate_prompt_tokens
         if asked is None:
             return ids
-        most = max((self.budget.room(self.asked) if asked == _WHAT_FITS else asked) - added, 0)
+        most = self.budget.room(self.asked) - around if asked == _WHAT_FITS else asked
+        most = max(most - bos, 0)
         return ids if len(ids) <= most else ids[len(ids) - most :]
 
     def _shown(self) -> Shown:

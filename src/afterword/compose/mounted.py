@@ -16,6 +16,7 @@ from afterword.config import Settings
 from afterword.core.errors import AfterwordError
 from afterword.http.app import Access
 from afterword.http.app import create_app as create_asgi_app
+from afterword.http.exchange import MOUNTED_AT
 from afterword.http.lifecycle import Lifecycle
 
 
@@ -130,11 +131,12 @@ class MountedApp:
 def _unmounted(scope: Scope) -> Scope:
     """Returns the scope without the path that the app is mounted at, and without its parameters.
 
-    One of that path would be taken for one of this app's: ``model`` is in both.
+    One of that path would be taken for one of this app's: ``model`` is in both. ``MOUNTED_AT``
+    keeps the path.
     """
     root: str = scope.get("root_path", "")
     path: str = scope.get("path", "")
     if not root or not path.startswith(root):
         return scope
     path = path.removeprefix(root) or "/"
-    return {**scope, "root_path": "", "path": path, "path_params": {}}
+    return {**scope, "root_path": "", MOUNTED_AT: root, "path": path, "path_params": {}}

@@ -83,7 +83,7 @@ def _parse_pairs(text: str, *, what: str) -> dict[str, str]:
 
 def _from_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

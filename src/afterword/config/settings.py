@@ -184,7 +184,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting(
             "Engine",
             "GPUs to use, by the library's names, separated by commas. afterword doctor lists "
-            "them.",
+            "them. If one is not there, that is an error; with gpu-layers auto it is a warning, "
+            "and the processor computes all layers.",
             value="NAMES",
             default="all graphics cards, or else the first integrated GPU",
         ),

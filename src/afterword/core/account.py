@@ -77,7 +77,7 @@ class Rates(msgspec.Struct, frozen=True):
     tokens: Rate | None = None
 
 
-class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
+class KeyTerms(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a key allows; None is "without limit"."""
 
     name: str

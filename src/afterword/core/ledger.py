@@ -1,5 +1,6 @@
 """The seam of the ledger: what other layers expect from it."""
 
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 import msgspec
@@ -80,8 +81,8 @@ class AdminQueries(Protocol):
     async def create_key(self, terms: KeyTerms) -> NewKey:
         """Make a key. Raises ``InvalidRequest`` for a taken name."""
 
-    async def keys(self) -> list[KeyView]:
-        """Returns all keys, revoked ones too, oldest first."""
+    def keys(self) -> AsyncIterator[list[KeyView]]:
+        """Returns all keys in pages, revoked ones too, oldest first."""
 
     async def key(self, key: str) -> KeyView:
         """Returns a key by id or name. Raises ``InvalidRequest`` if there is none."""

@@ -86,7 +86,9 @@ def read_task(path: Path, *, first: int | None = None) -> Task:
 def _kind_of(place: str, line: bytes) -> type[ChoiceItem | GenerationItem]:
     try:
         keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw]).keys()
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{place}: is not text in UTF-8") from error
+    except msgspec.MsgspecError as error:
         raise ConfigError(f"{place}: is no JSON object: {error}") from error
     if "choices" in keys:
         return ChoiceItem
@@ -103,8 +105,11 @@ def _decoded(place: str, line: bytes, kind: type[ChoiceItem | GenerationItem]) -
     try:
         item = msgspec.json.decode(line, type=kind)
         repeated = repeated_name(line, nested=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{place}: is not text in UTF-8") from error
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{place}: {error}") from error
+        hint = "" if _kind_of(place, line) is kind else "; the first item is of another kind"
+        raise ConfigError(f"{place}: {error}{hint}") from error
     if repeated is not None:
         # One of its values would be ignored, as in a request (R19).
         raise ConfigError(f"{place}: the key {repeated!r} is there twice")

@@ -57,6 +57,8 @@ class Exchange(msgspec.Struct, kw_only=True):
 
 REFUSED = "afterword.refused"
 """The key in a scope of the error that answers a request which the server could not read (H15)."""
+MOUNTED_AT = "afterword.mounted_at"
+"""The key in a scope of the path that the app is mounted at in another application."""
 BODY_WRITER = "afterword.body_writer"
 """The key in a scope of the ``BodyWriter`` of this server. Other servers have none."""
 _KEY = "afterword.exchange"

@@ -20,13 +20,18 @@ from afterword.completion.service import Caller, CompletionService
 from afterword.completion.stream import CompletionStream
 from afterword.core import wire
 from afterword.core.account import Ask, Principal, Spent, UsageStatus
-from afterword.core.errors import ApiError, EngineUnavailable, LedgerUnavailable
+from afterword.core.errors import (
+    ApiError,
+    EngineUnavailable,
+    InvalidRequest,
+    LedgerUnavailable,
+)
 from afterword.core.ledger import Ledger, Reservation
 from afterword.core.protocols import PrefixSharing
 from afterword.http import pages
 from afterword.http.client import ClientDisconnected, ClientWatch, read_body, send_whole
 from afterword.http.errors import error_body
-from afterword.http.exchange import Exchange, asked_model, exchange_of
+from afterword.http.exchange import MOUNTED_AT, Exchange, asked_model, exchange_of
 from afterword.http.fim import FimReading
 from afterword.http.infill import InfillReading
 from afterword.http.lifecycle import Lifecycle
@@ -41,6 +46,8 @@ from afterword.http.uploads import Upload, Uploads
 _encode = msgspec.json.Encoder().encode
 _JSON = ((b"content-type", b"application/json"),)
 _RETRY_AFTER_S = 5
+_SWITCH = {"": False, "false": False, "true": True}
+"""The values of a switch in a query."""
 _NO_MODEL = "MODEL"
 """In the examples of a key that may use no model."""
 
@@ -287,9 +294,17 @@ class Routes:
         """
         query = request.query_params
         # Python's libraries write True.
-        whole = query.get("vocabulary", "").lower() == "true"
+        whole = query.get("vocabulary", "").lower()
+        if whole not in _SWITCH:
+            raise InvalidRequest(
+                "Invalid value for 'vocabulary': expected true or false.",
+                param="vocabulary",
+                code="invalid_value",
+            )
         exchange_of(request.scope).asked_model = query.get("model")
-        return _json(self._for(request).tokenizer_info(query.get("model"), vocabulary=whole))
+        return _json(
+            self._for(request).tokenizer_info(query.get("model"), vocabulary=_SWITCH[whole])
+        )
 
     async def health(self, request: Request) -> Response:
         """200 while every engine can compute and the server takes new work, else 503."""
@@ -345,7 +360,9 @@ class Routes:
         """Returns the document with the limits that hold now, and a model that the key may use."""
         catalog = self._for(request).catalog
         model = next((one.id for one in catalog.listing(self._service.limits)), _NO_MODEL)
-        return document(self._service.limits, model=model, version=__version__, page=self._page)
+        found = document(self._service.limits, model=model, version=__version__, page=self._page)
+        mounted_at = request.scope.get(MOUNTED_AT)
+        return {**found, "servers": [{"url": mounted_at}]} if mounted_at else found
 
     def _for(self, request: Request) -> CompletionService:
         """Returns the service as the request's key sees it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import ParamSpec, TypeVar
 
 import sqlalchemy as sa
@@ -44,9 +44,12 @@ class LedgerQueries:
         """See ``AdminQueries``."""
         return await _in_thread(self._keys.create, terms)
 
-    async def keys(self) -> list[KeyView]:
+    async def keys(self) -> AsyncIterator[list[KeyView]]:
         """See ``AdminQueries``."""
-        return await _in_thread(self._keys.all)
+        last: KeyView | None = None
+        while page := await _in_thread(self._keys.page, last):
+            yield page
+            last = page[-1]
 
     async def key(self, key: str) -> KeyView:
         """See ``AdminQueries``."""

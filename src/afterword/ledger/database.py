@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,7 +28,7 @@ from afterword.ledger.tables import metadata, reservations, spending, usage
 _log = logging.getLogger(__name__)
 Database: TypeAlias = sa.Engine
 """A database that a ledger is kept in."""
-REVISION = "0001"
+REVISION = "0002"
 """The step of ``migrations`` that this code needs."""
 _BUSY_MS = 5000
 _CONNECT_S = 3
@@ -176,8 +176,8 @@ def _step(connection: sa.Connection) -> str | None:
     return found
 
 
-def upgrade(engine: sa.Engine) -> None:
-    """Run the missing steps, all or none. Waits for another process that does so.
+def upgrade(engine: sa.Engine, *, to: str = "head") -> None:
+    """Run the missing steps up to one, all or none. Waits for another process that does so.
 
     Raises ``ConfigError`` for tables that no step leads on from.
     """
@@ -201,7 +201,7 @@ def upgrade(engine: sa.Engine) -> None:
                 f"{found[:40]!a}"
             )
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, to)
 
 
 def prepare(engine: sa.Engine) -> None:
@@ -255,44 +255,53 @@ def check(engine: sa.Engine) -> list[str]:
 
 
 def _disagreements(connection: sa.Connection) -> Iterator[str]:
-    """Compare the sums that are kept with the rows that they sum."""
-    total = sa.func.sum(usage.c.prompt_tokens + usage.c.completion_tokens)
-    recorded = _by_key(
-        connection,
-        sa.select(usage.c.key_id, sa.cast(total, sa.BigInteger)).where(usage.c.key_id.is_not(None)),
-    )
-    for per in PERIODS:
-        # The name of a day is longer than that of a month.
-        of_one = sa.func.length(spending.c.period) == len(period_of(0.0, per))
-        kept = _by_key(
-            connection,
-            sa.select(
-                spending.c.key_id, sa.cast(sa.func.sum(spending.c.used), sa.BigInteger)
-            ).where(of_one),
-        )
-        for key_id in sorted({*recorded, *kept}):
-            tokens, summed = recorded.get(key_id, 0), kept.get(key_id, 0)
-            if tokens != summed:
-                yield f"{key_id} used {tokens} tokens by its records, {summed} by its {per}s"
-    held = sa.func.coalesce(sa.func.sum(reservations.c.tokens), 0)
-    open_tokens = (
-        sa.select(held)
-        .where(reservations.c.key_id == spending.c.key_id)
-        .where(reservations.c.period == spending.c.period)
-        .scalar_subquery()
-    )
-    rows = connection.execute(
-        sa.select(spending.c.key_id, spending.c.period, spending.c.reserved, open_tokens).where(
-            spending.c.reserved != open_tokens
-        )
-    )
-    for key_id, period, reserved, tokens in rows:
-        yield f"{key_id} has {reserved} tokens reserved in {period}, {tokens} by its reservations"
+    """Compare the sums that are kept with the rows that they sum.
+
+    The database does it, in one pass over the records: it has the room for any number of keys.
+    """
+    tokens = usage.c.prompt_tokens + usage.c.completion_tokens
+    recorded = sa.select(usage.c.key_id, tokens.label("recorded"), _zero("day"), _zero("month"))
+    # The name of a day is longer than that of a month.
+    by_day = sa.func.length(spending.c.period) == len(period_of(0.0, "day"))
+    kept = [
+        sa.case((of_period, spending.c.used), else_=0).label(per)
+        for per, of_period in (("day", by_day), ("month", ~by_day))
+    ]
+    rows = sa.union_all(
+        recorded.where(usage.c.key_id.is_not(None)),
+        sa.select(spending.c.key_id, _zero("recorded"), *kept),
+    ).subquery()
+    for key_id, summed, *sums in _sums(connection, rows, ["key_id"], "recorded", *PERIODS):
+        for per, used in zip(PERIODS, sums, strict=True):
+            if used != summed:
+                yield f"{key_id} used {summed} tokens by its records, {used} by its {per}s"
+    rows = sa.union_all(
+        sa.select(spending.c.key_id, spending.c.period, spending.c.reserved, _zero("held")).where(
+            spending.c.reserved != 0
+        ),
+        sa.select(
+            reservations.c.key_id, reservations.c.period, _zero("reserved"), reservations.c.tokens
+        ),
+    ).subquery()
+    for key_id, period, reserved, held in _sums(
+        connection, rows, ["key_id", "period"], "reserved", "held"
+    ):
+        yield f"{key_id} has {reserved} tokens reserved in {period}, {held} by its reservations"
 
 
-def _by_key(connection: sa.Connection, sums: sa.Select[tuple[Any, Any]]) -> dict[str, int]:
-    """Returns the sums of a statement, whose first column is a key's id."""
-    return dict(connection.execute(sums.group_by(sums.selected_columns[0])).all())
+def _zero(name: str) -> sa.Label[int]:
+    return sa.literal_column("0", sa.BigInteger).label(name)
+
+
+def _sums(
+    connection: sa.Connection, rows: sa.Subquery, by: Sequence[str], *names: str
+) -> Iterator[tuple[Any, ...]]:
+    """Returns the groups, in order, whose sums are not all equal, each with its sums."""
+    sums = [sa.cast(sa.func.sum(rows.c[name]), sa.BigInteger) for name in names]
+    groups = [rows.c[name] for name in by]
+    differ = sa.or_(*(sums[0] != other for other in sums[1:]))
+    statement = sa.select(*groups, *sums).group_by(*groups).having(differ).order_by(*groups)
+    yield from map(tuple, connection.execute(statement))
 
 
 def backup(engine: sa.Engine, file: Path) -> None:

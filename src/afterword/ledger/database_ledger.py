@@ -61,6 +61,8 @@ def open_database_ledger(  # noqa: PLR0913 - what an open ledger knows
         engine, identity, journals, clock=clocks.monotonic, on_written=on_written, pending=pending
     )
     writer.flush()
+    while writer.reachable and not writer.keys_are_read:
+        writer.flush()
     if not writer.reachable:
         alive.__exit__(None, None, None)
         engine.dispose()

@@ -5,43 +5,62 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from afterword.core.account import KeyTerms
 from afterword.ledger.secret import digest_of
 
+_PARTS = 256
+"""As many as a byte has values."""
 _MOST_SOURCES = 4096
 _FORGIVEN_S = 60.0
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 8.0
 
 
-class HeldKey(msgspec.Struct, frozen=True):
-    """A good key: the hash of its secret, its terms, its end (Unix seconds)."""
+class HeldKey(msgspec.Struct, frozen=True, gc=False):
+    """A good key by one of its secrets: the hash of that, its end (Unix seconds), the key's terms.
+
+    ``reading`` is the reading of all keys that found it, ``other`` the next secret of the key.
+    The garbage collector leaves keys out, because a visit of a million takes a twentieth of a
+    second.
+    """
 
     digest: bytes
     id: str
     terms: KeyTerms
     expires_at: float | None
+    reading: int = 0
+    other: HeldKey | None = None
+
+    def all(self) -> Iterator[HeldKey]:
+        """Returns this one and the others."""
+        one: HeldKey | None = self
+        while one is not None:
+            yield one
+            one = one.other
 
 
 class Keyring:
-    """All good keys, as of the last look at the database. Immutable.
+    """All good keys, as of the last look at the database.
 
     ``needed``: a key was once made, so every request needs one.
+
+    One thread changes it, key by key. Others look keys up meanwhile. It is kept in parts, because
+    a dictionary of a million keys holds the interpreter for as long as it takes to grow.
     """
 
-    def __init__(self, version: int, held: Iterable[HeldKey], *, needed: bool) -> None:
-        self.version = version
+    def __init__(self, *, needed: bool) -> None:
         self.needed = needed
-        self._by_digest = {key.digest: key for key in held}
-        self._terms = {key.id: key.terms for key in self._by_digest.values()}
+        self._by_digest: Sequence[dict[bytes, HeldKey]] = [{} for _ in range(_PARTS)]
+        self._by_id: Sequence[dict[str, HeldKey]] = [{} for _ in range(_PARTS)]
 
     def terms(self, key_id: str) -> KeyTerms | None:
         """Returns the terms of a key, or None if it is revoked."""
-        return self._terms.get(key_id)
+        held = self._by_id[hash(key_id) % _PARTS].get(key_id)
+        return None if held is None else held.terms
 
     def find(self, secret: str, now_s: float) -> HeldKey | None:
         """Returns the key of a secret, or None if there is none or it has expired.
@@ -50,12 +69,34 @@ class Keyring:
         constant time.
         """
         digest = digest_of(secret)
-        key = self._by_digest.get(digest)
+        key = self._by_digest[digest[0]].get(digest)
         if key is None or not hmac.compare_digest(key.digest, digest):
             return None
         if key.expires_at is not None and key.expires_at <= now_s:
             return None
         return key
+
+    def put(self, key_id: str, held: HeldKey | None) -> None:
+        """Replace what is known of a key; None if it is revoked."""
+        part = self._by_id[hash(key_id) % _PARTS]
+        before = part.get(key_id)
+        # In this order: a key that is found has terms unless it is revoked.
+        if held is None:
+            part.pop(key_id, None)
+        else:
+            part[key_id] = held
+            for key in held.all():
+                self._by_digest[key.digest[0]][key.digest] = key
+        for old in () if before is None else before.all():
+            digests = self._by_digest[old.digest[0]]
+            if digests.get(old.digest) is old:
+                del digests[old.digest]
+
+    def keep_only(self, reading: int) -> None:
+        """Remove the keys that a reading of all keys did not find."""
+        for part in self._by_id:
+            for key_id in [one for one, held in part.items() if held.reading != reading]:
+                self.put(key_id, None)
 
 
 class Failures:

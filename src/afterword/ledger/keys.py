@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -16,12 +17,23 @@ from afterword.ledger.database import reading
 from afterword.ledger.keyring import HeldKey
 from afterword.ledger.periods import period_of
 from afterword.ledger.secret import digest_of, make_secret, prefix_of
-from afterword.ledger.tables import keys, secrets, spending, state
+from afterword.ledger.tables import key_changes, keys, secrets, spending, state
 
 _ID_BYTES = 6
+_MARK_BYTES = 8
+_PAGE_KEYS = 1000
+MOST_CHANGES = 10_000
+"""As many changes of keys are listed. A server that missed more reads all keys."""
 _MOST_NAME_CHARACTERS = 200
 _MOST_MODELS = 1000
 _MOST_TOKENS = 2**53
+
+
+class KeyChange(msgspec.Struct, frozen=True):
+    """A change of a key. ``mark`` is random; None: it was made without being listed."""
+
+    version: int
+    mark: str | None
 
 
 class KeyStore:
@@ -49,15 +61,26 @@ class KeyStore:
             with self._engine.begin() as connection:
                 connection.execute(sa.insert(keys).values(**row, created_at=self._clock()))
                 secret = self._add_secret(connection, key_id)
-                _bump(connection)
+                self._note_change(connection, key_id)
         except IntegrityError as error:
             raise InvalidRequest(f"there is a key {terms.name!r} already", param="name") from error
         return NewKey(secret, self.find(key_id))
 
-    def all(self) -> list[KeyView]:
-        """Returns all keys, oldest first."""
+    def all(self) -> Iterator[KeyView]:
+        """Returns all keys, oldest first. They are read page by page."""
+        last: KeyView | None = None
+        while page := self.page(last):
+            yield from page
+            last = page[-1]
+
+    def page(self, after: KeyView | None) -> list[KeyView]:
+        """Returns the thousand keys behind one, oldest first; None begins with the first."""
+        behind: sa.ColumnElement[bool] = sa.true()
+        if after is not None:
+            at = sa.tuple_(keys.c.created_at, keys.c.id)
+            behind = at > sa.tuple_(after.created_at, after.id)
         with reading(self._engine) as connection:
-            return self._views(connection, sa.true())
+            return self._views(connection, behind)
 
     def find(self, key: str) -> KeyView:
         """Returns a key by id or name. Raises ``InvalidRequest`` if there is none."""
@@ -85,15 +108,18 @@ class KeyStore:
                 f"key {view.terms.name!r} has expired: make another one", param="key"
             )
         end = now_s + overlap_s
+        ended = secrets.c.expires_at <= now_s
         runs_on = secrets.c.expires_at.is_(None) | (secrets.c.expires_at > end)
         with self._engine.begin() as connection:
+            # They let nobody in, and servers would read them for ever.
+            connection.execute(sa.delete(secrets).where(secrets.c.key_id == view.id, ended))
             connection.execute(
                 sa.update(secrets)
                 .where(secrets.c.key_id == view.id, runs_on)
                 .values(expires_at=end)
             )
             secret = self._add_secret(connection, view.id)
-            _bump(connection)
+            self._note_change(connection, view.id)
         return NewKey(secret, self.find(view.id))
 
     def revoke(self, key: str) -> KeyView:
@@ -105,7 +131,7 @@ class KeyStore:
                 .where(keys.c.id == view.id, keys.c.revoked_at.is_(None))
                 .values(revoked_at=self._clock())
             )
-            _bump(connection)
+            self._note_change(connection, view.id)
         return self.find(view.id)
 
     def _add_secret(self, connection: sa.Connection, key_id: str) -> str:
@@ -120,25 +146,51 @@ class KeyStore:
         )
         return secret
 
+    def _note_change(self, connection: sa.Connection, key_id: str) -> None:
+        """List a change, as the last statements of its transaction.
+
+        The row of ``state`` stays locked until the transaction ends. So versions are in the order
+        of commits, and whoever sees one sees all below it.
+        """
+        version = connection.scalars(
+            sa.update(state)
+            .values(keys_version=state.c.keys_version + 1)
+            .returning(state.c.keys_version)
+        ).one()
+        row = {"version": version, "key_id": key_id, "mark": self._entropy(_MARK_BYTES).hex()}
+        connection.execute(sa.insert(key_changes).values(row))
+        connection.execute(
+            sa.delete(key_changes).where(key_changes.c.version <= version - MOST_CHANGES)
+        )
+
     def _views(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[KeyView]:
-        """Returns keys, oldest first. It asks three questions, however many keys there are."""
+        """Returns keys, oldest first, a page at most. It asks three questions, not three a key."""
         now_s = self._clock()
         periods = {per: period_of(now_s, per) for per in PERIODS}
-        rows = connection.execute(
-            sa.select(keys).where(which).order_by(keys.c.created_at, keys.c.id)
-        ).mappings()
+        rows = (
+            connection.execute(
+                sa.select(keys)
+                .where(which)
+                .order_by(keys.c.created_at, keys.c.id)
+                .limit(_PAGE_KEYS)
+            )
+            .mappings()
+            .all()
+        )
+        ids = [row["id"] for row in rows]
+        if not ids:
+            return []
         # The newest secret comes last, and its prefix stays.
         made = connection.execute(
             sa.select(secrets.c.key_id, secrets.c.prefix)
-            .join(keys, keys.c.id == secrets.c.key_id)
-            .where(which)
+            .where(secrets.c.key_id.in_(ids))
             .order_by(secrets.c.created_at, secrets.c.digest.desc())
         )
         prefixes = {row.key_id: row.prefix for row in made}
         now = connection.execute(
-            sa.select(spending)
-            .join(keys, keys.c.id == spending.c.key_id)
-            .where(which, spending.c.period.in_(periods.values()))
+            sa.select(spending).where(
+                spending.c.key_id.in_(ids), spending.c.period.in_(periods.values())
+            )
         )
         spent = {(row.key_id, row.period): (row.used, row.reserved) for row in now}
         views = []
@@ -188,33 +240,77 @@ def _is_name(text: str) -> bool:
     return bool(text) and len(text) <= _MOST_NAME_CHARACTERS and text.isprintable()
 
 
-def keys_version(connection: sa.Connection) -> int:
-    """Returns a number that grows with every change of keys."""
-    return int(connection.scalars(sa.select(state.c.keys_version)).one())
+def last_change(connection: sa.Connection) -> KeyChange:
+    """Returns the last change of a key."""
+    row = connection.execute(
+        sa.select(state.c.keys_version, key_changes.c.mark).outerjoin(
+            key_changes, key_changes.c.version == state.c.keys_version
+        )
+    ).one()
+    return KeyChange(row.keys_version, row.mark)
 
 
-def held_keys(connection: sa.Connection) -> list[HeldKey]:
-    """Returns every secret of every key that is not revoked."""
+def changed_keys(
+    connection: sa.Connection, since: KeyChange, until: KeyChange, *, most: int
+) -> tuple[list[str], KeyChange] | None:
+    """Returns the keys of the ``most`` first changes behind ``since``, and the last of these.
+
+    None if the list does not tell: it no longer goes back so far, ``since`` is a change of another
+    ledger, or somebody changed keys without it.
+    """
     rows = connection.execute(
-        sa.select(secrets.c.digest, secrets.c.expires_at.label("ends_at"), keys)
-        .join(keys, keys.c.id == secrets.c.key_id)
-        .where(keys.c.revoked_at.is_(None))
-    ).mappings()
-    held = []
-    for row in rows:
-        ends = [end for end in (row["ends_at"], row["expires_at"]) if end is not None]
-        digest = bytes.fromhex(row["digest"])
-        held.append(HeldKey(digest, row["id"], _terms(row), min(ends, default=None)))
+        sa.select(key_changes)
+        .where(key_changes.c.version.between(since.version, until.version))
+        .order_by(key_changes.c.version)
+        .limit(most + 1)
+    ).all()
+    expected = range(since.version, min(until.version, since.version + most) + 1)
+    if not rows or rows[0].mark != since.mark or [row.version for row in rows] != list(expected):
+        return None
+    return [row.key_id for row in rows[1:]], KeyChange(rows[-1].version, rows[-1].mark)
+
+
+def keys_behind(
+    connection: sa.Connection, after: str, *, most: int, reading: int
+) -> dict[str, HeldKey | None]:
+    """Returns the ``most`` first keys behind an id, in order; None for those that are revoked."""
+    which = sa.select(keys).where(keys.c.id > after).order_by(keys.c.id).limit(most)
+    return _held(connection, which, reading)
+
+
+def keys_of(
+    connection: sa.Connection, ids: Sequence[str], *, reading: int
+) -> dict[str, HeldKey | None]:
+    """Returns the keys of these ids; None for those that are revoked."""
+    return _held(connection, sa.select(keys).where(keys.c.id.in_(ids)), reading)
+
+
+def _held(
+    connection: sa.Connection, which: sa.Select[Any], reading: int
+) -> dict[str, HeldKey | None]:
+    rows = connection.execute(which).mappings().all()
+    held: dict[str, HeldKey | None] = dict.fromkeys(row["id"] for row in rows)
+    terms = {row["id"]: _terms(row) for row in rows if row["revoked_at"] is None}
+    if not terms:
+        return held
+    # Not a join: a database that counted its rows long ago may read all secrets for it.
+    made = connection.execute(
+        sa.select(secrets.c.key_id, secrets.c.digest, secrets.c.expires_at).where(
+            secrets.c.key_id.in_(list(terms))
+        )
+    ).all()
+    for key_id, digest, ends_at in made:
+        of_key = terms[key_id]
+        ends = [end for end in (ends_at, of_key.expires_at) if end is not None]
+        held[key_id] = HeldKey(
+            bytes.fromhex(digest), key_id, of_key, min(ends, default=None), reading, held[key_id]
+        )
     return held
 
 
 def any_key(connection: sa.Connection) -> bool:
     """Whether a key was once made; from then on every request needs one."""
     return connection.scalars(sa.select(sa.exists().select_from(keys))).one()
-
-
-def _bump(connection: sa.Connection) -> None:
-    connection.execute(sa.update(state).values(keys_version=state.c.keys_version + 1))
 
 
 def _terms(row: sa.RowMapping) -> KeyTerms:

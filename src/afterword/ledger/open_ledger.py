@@ -113,9 +113,18 @@ class OpenLedger:
             raise RuntimeError("no database is open")
         return self._database.writer
 
-    def attach(self, engine: sa.Engine) -> None:
-        """Write to this database from here on. Waits for it. Raises ``ConfigError``."""
-        self._take(self._connect(engine))
+    async def attach(self, engine: sa.Engine) -> None:
+        """Write to this database from here on, with all of its keys. Raises ``ConfigError``."""
+        self._opening = asyncio.create_task(self._attach(engine))
+        # ``aclose`` waits for the thread if this is cancelled.
+        await asyncio.shield(self._opening)
+
+    async def _attach(self, engine: sa.Engine) -> None:
+        try:
+            # On a thread: a million keys take many seconds.
+            self._take(await asyncio.to_thread(self._connect, engine))
+        finally:
+            self._opening = None
 
     def refresh(self) -> None:
         """Look for new keys now."""
@@ -225,13 +234,11 @@ async def open_ledger(
             )
 
         ledger = OpenLedger(access, journal, pending, options.folder, connect)
-        if engine is not None:
-            ledger.attach(engine)
-        upkeep = [
-            asyncio.create_task(_keep_up(access, limiter, limiter_thread)),
-            asyncio.create_task(ledger.watch()),
-        ]
+        upkeep = [asyncio.create_task(_keep_up(access, limiter, limiter_thread))]
         try:
+            if engine is not None:
+                await ledger.attach(engine)
+            upkeep.append(asyncio.create_task(ledger.watch()))
             yield ledger
         finally:
             for task in upkeep:

@@ -65,7 +65,7 @@ class PendingRecords:
     written = 0
 
     def __init__(self) -> None:
-        self.keyring = Keyring(-1, (), needed=False)
+        self.keyring = Keyring(needed=False)
         self.pending: deque[UsageRecord] = deque()
 
     @property

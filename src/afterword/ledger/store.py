@@ -24,32 +24,38 @@ class UsageStore:
 
     def sums(self, by: UsageBy, query: UsageQuery) -> list[UsageSum]:
         """Returns sums by key (its name), model, user or day: largest first, days in order."""
-        group = sa.literal_column('"group"', sa.Text)
         total = sa.func.sum(usage.c.prompt_tokens + usage.c.completion_tokens)
-        columns: list[sa.ColumnElement[Any]] = [
-            _group(by, self._engine.dialect.name).label("group"),
-            sa.func.count().label("requests"),
-            sa.func.sum(sa.case((usage.c.status == "answered", 1), else_=0)).label("answered"),
-            sa.func.sum(usage.c.prompt_tokens).label("prompt_tokens"),
-            sa.func.sum(usage.c.cached_tokens).label("cached_tokens"),
-            sa.func.sum(usage.c.completion_tokens).label("completion_tokens"),
-            total.label("total_tokens"),
-        ]
-        order = [group] if by == "day" else [total.desc(), group]
-        statement = (
-            sa.select(*columns)
-            .select_from(usage.outerjoin(keys, keys.c.id == usage.c.key_id))
+        grouped = (
+            sa.select(
+                _group(by, self._engine.dialect.name).label("group"),
+                sa.func.count().label("requests"),
+                sa.func.sum(sa.case((usage.c.status == "answered", 1), else_=0)).label("answered"),
+                sa.func.sum(usage.c.prompt_tokens).label("prompt_tokens"),
+                sa.func.sum(usage.c.cached_tokens).label("cached_tokens"),
+                sa.func.sum(usage.c.completion_tokens).label("completion_tokens"),
+                total.label("total_tokens"),
+            )
             .where(*_conditions(query))
-            .group_by(group)
-            .order_by(*order)
+            .group_by(sa.literal_column('"group"'))
+            .subquery()
+        )
+        group: sa.ColumnElement[Any] = grouped.c.group
+        rows_of: sa.FromClause = grouped
+        if by == "key":
+            # Names are looked up for sums, not for records.
+            rows_of = grouped.outerjoin(keys, keys.c.id == group)
+            group = sa.func.coalesce(keys.c.name, group, "-")
+        statement = (
+            sa.select(group.label("group"), *(grouped.c[name] for name in _COUNTS))
+            .select_from(rows_of)
+            .order_by(*([group] if by == "day" else [grouped.c.total_tokens.desc(), group]))
         )
         with reading(self._engine) as connection:
-            rows = connection.execute(statement).mappings().all()
-        # PostgreSQL returns sums of integers as decimals.
-        return [
-            UsageSum(group=row["group"], **{name: int(row[name]) for name in _COUNTS})
-            for row in rows
-        ]
+            # PostgreSQL returns sums of integers as decimals.
+            return [
+                UsageSum(group=row["group"], **{name: int(row[name]) for name in _COUNTS})
+                for row in connection.execute(statement).mappings()
+            ]
 
     def requests(
         self, query: UsageQuery, *, after: str = "", most: int = 1000
@@ -79,7 +85,7 @@ class UsageStore:
 def _group(by: UsageBy, dialect: str) -> sa.ColumnElement[str]:
     match by:
         case "key":
-            return sa.func.coalesce(keys.c.name, usage.c.key_id, "-")
+            return usage.c.key_id
         case "model":
             return usage.c.model
         case "user":

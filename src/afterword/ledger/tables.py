@@ -21,7 +21,15 @@ state = Table(
     "state",
     metadata,
     Column("id", Integer, primary_key=True),  # always 1
-    Column("keys_version", BigInteger, nullable=False),  # grows with every change of keys
+    Column("keys_version", BigInteger, nullable=False),  # grows by one with every change of a key
+)
+
+key_changes = Table(
+    "key_changes",
+    metadata,
+    Column("version", BigInteger, primary_key=True, autoincrement=False),  # that the change made
+    Column("key_id", Text, nullable=False),
+    Column("mark", Text, nullable=False),  # random: another ledger's version has another one
 )
 
 keys = Table(
@@ -39,6 +47,7 @@ keys = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Column("revoked_at", Double),
+    Index("keys_by_time", "created_at", "id"),
 )
 
 secrets = Table(
@@ -49,6 +58,7 @@ secrets = Table(
     Column("prefix", Text, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
+    Index("secrets_by_key", "key_id"),
 )
 
 usage = Table(

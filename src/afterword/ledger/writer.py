@@ -29,8 +29,8 @@ from afterword.ledger import budgets
 from afterword.ledger.alive import alive_folder, lives, remove_dead
 from afterword.ledger.database import file_of, is_away, prepare, reason
 from afterword.ledger.durable import refusal, write_each
+from afterword.ledger.key_reader import KeyReader
 from afterword.ledger.keyring import Keyring
-from afterword.ledger.keys import any_key, held_keys, keys_version
 from afterword.ledger.orphans import reap_journals
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim
@@ -88,11 +88,20 @@ class LedgerWriter:
         self._retry_at_s = self._heartbeat_at_s = self._look_at_s = self._write_at_s = 0.0
         self._connection: sa.Connection | None = None
         self._file: Identity | None = None
-        self._keys_are_read = False
+        self._keys = KeyReader()
         self._heard_s = clock()
-        self.keyring = Keyring(-1, (), needed=True)
         self.written = 0
         self.work = threading.Event()
+
+    @property
+    def keyring(self) -> Keyring:
+        """See ``RecordWriter``."""
+        return self._keys.keyring
+
+    @property
+    def keys_are_read(self) -> bool:
+        """Whether the last flush knew all keys."""
+        return self._keys.whole
 
     @property
     def pending_writes(self) -> int:
@@ -121,7 +130,7 @@ class LedgerWriter:
         self.work.set()
 
     def refresh(self) -> Future[None]:
-        """Read the keys now. The future is done after the flush that does so."""
+        """Look at the keys now. The future is done when all of them are known."""
         future: Future[None] = Future()
         self._refreshes.append(future)
         self.work.set()
@@ -137,6 +146,10 @@ class LedgerWriter:
             self._fail_claims()
         else:
             self._work(now_s)
+        if not (self._away or self._keys.whole):
+            self._refreshes.extendleft(reversed(refreshes))
+            self.work.set()
+            return
         for future in refreshes:
             if future.set_running_or_notify_cancel():
                 future.set_result(None)
@@ -148,8 +161,9 @@ class LedgerWriter:
                 self._heartbeat()
             # Whatever else fails, a revoked key ends.
             if now_s >= self._look_at_s:
-                self._look_at_keys()
-                self._look_at_s = now_s + FLUSH_S
+                with self._transaction(reads=True) as connection:
+                    self._keys.look(connection)
+                self._look_at_s = now_s + FLUSH_S if self._keys.whole else 0.0
             # Clients wait for claims. Ended requests can wait for the next flush.
             if not self._decide() or now_s >= self._write_at_s:
                 self._attempt("ended requests are not written", self._write)
@@ -207,11 +221,15 @@ class LedgerWriter:
             self._connection.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
-        """A transaction on this thread's connection, which stays open because that is faster."""
+    def _transaction(self, *, reads: bool = False) -> Iterator[sa.Connection]:
+        """A transaction on this thread's connection, which stays open because that is faster.
+
+        One that only ``reads`` waits for no writer.
+        """
         if self._connection is None:
             self._connection = self._connect()
         try:
+            self._connection.execution_options(reads=reads)
             with self._connection.begin():
                 yield self._connection
         except BaseException:
@@ -229,7 +247,7 @@ class LedgerWriter:
                 prepare(self._engine)
                 with connection.begin():
                     self._move_in(connection)
-            self._file, self._keys_are_read = file, False
+            self._file = file
         except BaseException:
             connection.invalidate()
             connection.close()
@@ -312,18 +330,6 @@ class LedgerWriter:
             _, future = self._claims.popleft()
             if future.set_running_or_notify_cancel():
                 future.set_exception(_unavailable())
-
-    def _look_at_keys(self) -> None:
-        with self._transaction() as connection:
-            version = keys_version(connection)
-            if version != self.keyring.version or not self._keys_are_read:
-                needed = self._keys_were_needed() or any_key(connection)
-                self.keyring = Keyring(version, held_keys(connection), needed=needed)
-                self._keys_are_read = True
-
-    def _keys_were_needed(self) -> bool:
-        """Whether this process has seen a key. An emptied ledger lets nobody in."""
-        return self.keyring.version >= 0 and self.keyring.needed
 
     def _heartbeat(self) -> None:
         """Show that this process lives. If others removed it, reserve again what it holds."""

@@ -7,7 +7,12 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from afterword.core.errors import ContextLengthExceeded, InvalidRequest, UpstreamFailed
+from afterword.core.errors import (
+    BodyTooLarge,
+    ContextLengthExceeded,
+    InvalidRequest,
+    UpstreamFailed,
+)
 from afterword.core.wire import Logprobs
 from afterword.library.answers import ContinuationScore, TextChoice, TextScore
 from afterword.library.backend import Backend
@@ -113,7 +118,9 @@ class Scorer:
             return []
         try:
             return await self._backend.tokenize(text, add_special_tokens=False)
-        except ContextLengthExceeded:
+        except (ContextLengthExceeded, BodyTooLarge):
+            if len(text) == 1:
+                raise
             cut = text.find("\n", len(text) // 2) + 1
             if not 0 < cut < len(text):
                 cut = text.rfind("\n", 0, len(text) // 2) + 1 or len(text) // 2

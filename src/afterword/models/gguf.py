@@ -6,6 +6,7 @@ length is checked against the size of the file.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import TypeAlias
 import msgspec
 
 from afterword.core.errors import ConfigError
+from afterword.models.formats import needs_f32
 
 Value: TypeAlias = int | float | bool | str
 
@@ -59,7 +61,8 @@ class Header(msgspec.Struct, frozen=True):
     """The header of a file, or of a model in ``parts`` files with the tensors of all of them.
 
     ``metadata`` has no arrays; ``array_lengths`` has their lengths. ``formats`` counts the values
-    (weights) of each tensor type, ``tensors`` the tensors.
+    (weights) of each tensor type, ``tensors`` the tensors. ``not_in_f32`` says which tensor has
+    another format although the library computes with it in F32 only; None if none has.
     """
 
     metadata: Mapping[str, Value]
@@ -68,6 +71,7 @@ class Header(msgspec.Struct, frozen=True):
     tensors: int
     file_bytes: int
     parts: int = 1
+    not_in_f32: str | None = None
 
     @property
     def architecture(self) -> str:
@@ -137,34 +141,39 @@ class _HeaderReader:
                 lengths[key] = self._skip_array(0)
             else:
                 metadata[key] = self._value(kind)
-        formats = self._tensors(tensors, metadata.get("general.alignment", 32))
-        return Header(metadata, lengths, formats, tensors, self._size)
+        formats, not_in_f32 = self._tensors(tensors, metadata.get("general.alignment", 32))
+        return Header(metadata, lengths, formats, tensors, self._size, not_in_f32=not_in_f32)
 
-    def _tensors(self, count: int, alignment: Value) -> dict[str, int]:
-        """Read the table of tensors; check that the file is long enough for all of them."""
+    def _tensors(self, count: int, alignment: Value) -> tuple[dict[str, int], str | None]:
+        """Read the table of tensors; check that the file is long enough for all of them.
+
+        Returns ``formats`` and ``not_in_f32`` of the header.
+        """
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
             raise self._broken(f"general.alignment is {str(alignment)[:80]}")
         formats: dict[str, int] = {}
+        not_in_f32: str | None = None
         end = 0
         for _ in range(count):
             name, dimensions = self._key(), self._number("I")
             if dimensions > _MOST_DIMENSIONS:
                 raise self._broken(f"tensor {name[:80]!r} has {dimensions} dimensions")
-            values = 1
-            for _ in range(dimensions):
-                values *= self._number("Q")
+            shape = [self._number("Q") for _ in range(dimensions)]
+            values = math.prod(shape)
             kind, offset = self._number("I"), self._number("Q")
             if kind not in _BLOCKS:
                 raise self._broken(f"tensor {name[:80]!r} has the unknown type {kind}")
             label, block_values, block_bytes = _BLOCKS[kind]
             formats[label] = formats.get(label, 0) + values
+            if not_in_f32 is None and label != "F32" and needs_f32(name, shape):
+                not_in_f32 = f"tensor {name[:80]!r} is in {label}"
             end = max(end, offset + -(-values // block_values) * block_bytes)
         start = -(-self._at // alignment) * alignment
         if start + end > self._size:
             raise ConfigError(
                 f"{self._path}: is truncated: it has {self._size} bytes of at least {start + end}"
             )
-        return formats
+        return formats, not_in_f32
 
     def _key(self) -> str:
         return self._string(_MOST_KEY_BYTES)

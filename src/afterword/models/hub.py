@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path, PurePosixPath
 
 from afterword.core.errors import ConfigError
@@ -10,9 +12,12 @@ from afterword.models.choosing import choose, models_in, named
 from afterword.models.parts import expected_parts, part_name
 from afterword.models.source import HubChoice, HubSource
 
+_BUSY = (408, 429)
+_ITS_FAULT = 500
+
 
 class Unreachable(ConfigError):
-    """The hub does not answer."""
+    """The hub does not answer, or not now."""
 
 
 def chosen_in_cache(choice: HubChoice) -> HubSource | None:
@@ -47,20 +52,10 @@ def choose_file(choice: HubChoice) -> HubSource:
 
 def _files(choice: HubChoice) -> Sequence[str]:
     """Returns the paths of a repository's files in their order. Raises ``ConfigError``."""
-    from httpx2 import HTTPError  # noqa: PLC0415 - the hub's own client has it
     from huggingface_hub import HfApi  # noqa: PLC0415 - half a second
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled  # noqa: PLC0415
 
-    name = f"hf:{choice.repository}"
-    try:
+    with _asking(f"hf:{choice.repository}"):
         return sorted(HfApi().list_repo_files(choice.repository, revision=choice.revision))
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "?"
-        raise ConfigError(f"{name}: the hub answered {status}") from error
-    except (HTTPError, OfflineModeIsEnabled, ConnectionError) as error:
-        raise Unreachable(f"{name}: the hub cannot be reached") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: cannot be listed: {type(error).__name__}") from error
 
 
 def _cached_files(choice: HubChoice) -> Sequence[str]:
@@ -68,20 +63,27 @@ def _cached_files(choice: HubChoice) -> Sequence[str]:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
-    try:
-        folder = Path(
-            snapshot_download(choice.repository, revision=choice.revision, local_files_only=True)
-        )
-    except LocalEntryNotFoundError:
-        return ()
+    with _asking(f"hf:{choice.repository}"):
+        try:
+            folder = Path(
+                snapshot_download(
+                    choice.repository, revision=choice.revision, local_files_only=True
+                )
+            )
+        except LocalEntryNotFoundError:
+            return ()
     return sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*.gguf"))
 
 
 def find_in_cache(source: HubSource) -> Path | None:
-    """Returns the first file of a model if the cache has all its parts, else None."""
+    """Returns the first file of a model if the cache has all its parts, else None.
+
+    Raises ``ConfigError`` if the hub's client refuses a name.
+    """
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - half a second
 
-    first = try_to_load_from_cache(source.repository, source.file, revision=source.revision)
+    with _asking(f"hf:{source.repository}/{source.file}"):
+        first = try_to_load_from_cache(source.repository, source.file, revision=source.revision)
     if not isinstance(first, str):
         return None
     said = part_name(Path(first).name)
@@ -113,20 +115,47 @@ def fetch_model(source: HubSource) -> Path:
 
 
 def _fetch_file(source: HubSource) -> Path:
-    """Download with the hub's own client: it shows progress and resumes broken downloads."""
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - half a second
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    """Download with the hub's own client, which shows progress and goes on if a connection breaks.
 
-    name = f"hf:{source.repository}/{source.file}"
-    try:
+    It keeps nothing of a download that fails. Raises ``ConfigError``.
+    """
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - half a second
+
+    with _asking(f"hf:{source.repository}/{source.file}"):
         return Path(hf_hub_download(source.repository, source.file, revision=source.revision))
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "?"
-        raise ConfigError(f"{name}: the hub answered {status}") from error
-    except LocalEntryNotFoundError as error:
-        raise ConfigError(f"{name}: the hub cannot be reached") from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            reason = f"{error.filename}: {error.strerror}"
-            raise ConfigError(f"{name}: cannot be stored (HF_HOME): {reason}") from error
-        raise ConfigError(f"{name}: cannot be fetched: {type(error).__name__}") from error
+
+
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
+    """Turn what the hub's client raises into ``ConfigError`` with one line about ``name``."""
+    from httpx2 import HTTPError  # noqa: PLC0415 - the hub's own client has it
+
+    try:
+        yield
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise _refusal(name, error) from error
+
+
+def _refusal(name: str, error: Exception) -> ConfigError:
+    from httpx2 import HTTPError, ProtocolError  # noqa: PLC0415 - as above
+    from huggingface_hub import errors  # noqa: PLC0415 - half a second
+
+    # The client overlooks what the hub answers if the cache has the file, and says so if not.
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    match error:
+        case errors.HfHubHTTPError() if error.response is not None:
+            status = error.response.status_code
+            kind = Unreachable if status in _BUSY or status >= _ITS_FAULT else ConfigError
+            return kind(f"{name}: the hub answered {status}")
+        case errors.FileMetadataError() | JSONDecodeError() | UnicodeDecodeError():
+            return ConfigError(f"{name}: what answers is not a hub (HF_ENDPOINT, a proxy)")
+        case ProtocolError():
+            return Unreachable(f"{name}: the hub's answer broke off")
+        case HTTPError() | errors.LocalEntryNotFoundError() | ConnectionError():
+            return Unreachable(f"{name}: the hub cannot be reached")
+        case OSError() if error.errno is not None:
+            where = "" if error.filename is None else f"{error.filename}: "
+            return ConfigError(f"{name}: cannot be stored (HF_HOME): {where}{error.strerror}")
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return ConfigError(f"{name}: cannot be fetched: {reason}")

@@ -30,7 +30,7 @@ class Notes:
     """Values by everything that they depend on; each is a small JSON file in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def read(self, name: str, origin: Sequence[object], kind: type[_Value]) -> _Value | None:
         """Returns the value for ``name`` and ``origin``; None if there is none of this type."""
@@ -46,11 +46,11 @@ class Notes:
     def forget(self) -> int:
         """Remove all notes. Returns the bytes freed."""
         freed = 0
-        for path in self._folder.glob("*.json"):
+        for path in self.folder.glob("*.json"):
             freed += path.stat().st_size
             path.unlink()
         return freed
 
     def _path(self, name: str, origin: Sequence[object]) -> Path:
         key = hashlib.sha256("|".join(map(str, origin)).encode()).hexdigest()
-        return self._folder / f"{name}-{key[:16]}.json"
+        return self.folder / f"{name}-{key[:16]}.json"

@@ -16,7 +16,7 @@ from afterword.models.gguf import Header, read_file_header
 from afterword.models.kinds import is_no_continuation
 from afterword.models.numbers import wrong_format, wrong_number
 
-CHECKS = 6
+CHECKS = 7
 """The version of the checks of a header; increase it with every new check."""
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -89,6 +89,9 @@ def read_header(path: Path) -> Header:
         raise ConfigError(f"{path}: has a vocabulary and no weights")
     if (wrong := wrong_format(header)) is not None:
         raise ConfigError(f"{path}: is a broken GGUF file: weights are in {wrong}")
+    if header.not_in_f32 is not None:
+        only = "and llama.cpp computes with it in F32 only"
+        raise ConfigError(f"{path}: {header.not_in_f32}, {only}")
     return header
 
 
@@ -152,6 +155,7 @@ def _with_other_parts(path: Path, first: Header, count: int) -> Header:
         formats=formats,
         tensors=tensors,
         parts=count,
+        not_in_f32=next((part.not_in_f32 for part in parts if part.not_in_f32), None),
         file_bytes=sum(part_header.file_bytes for part_header in parts),
     )
 

@@ -111,10 +111,12 @@ def source_label(text: str) -> str:
 
 def _parse_hub(text: str) -> HubSource | HubChoice:
     file = _HUB_FILE.fullmatch(text)
-    if file is not None and ".." not in file[2].split("/"):
+    # The hub's client keeps a revision in a file of its name.
+    climbs = ".." in re.split("[/:@]", text)
+    if file is not None and not climbs:
         return HubSource(file[1], file[2], file[3])
     choice = _HUB_CHOICE.fullmatch(text)
-    if choice is not None and not choice[1].endswith(".gguf"):
+    if choice is not None and not choice[1].endswith(".gguf") and not climbs:
         return HubChoice(choice[1], choice[2], choice[3])
     raise ConfigError(
         f"{text!r} is not hf:ORG/REPO/FILE.gguf, hf:ORG/REPO or hf:ORG/REPO:QUANTIZATION"

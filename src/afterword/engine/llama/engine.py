@@ -152,7 +152,7 @@ def _open(
             "buffer_bytes": sizes.buffers,
             "process_bytes": opened.process_bytes,
             "library": LIBRARY,
-            **(model.offload.details() if backends() else {}),
+            **(model.offload.details() if backends() or model.offload.why_not else {}),
         },
     )
     return OpenModel(runner, tokenizer, card)

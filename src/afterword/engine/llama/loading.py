@@ -5,6 +5,10 @@ The modules that compute are imported only for a probe, because loading does not
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +27,7 @@ from afterword.engine.llama.binding import (
     packed_kernels,
     system_info,
 )
-from afterword.engine.llama.devices import Layers, place
+from afterword.engine.llama.devices import Layers, descriptions, place
 from afterword.engine.llama.offload import Offload
 from afterword.models.notes import Notes
 
@@ -47,6 +51,10 @@ _ONE_AT_A_TIME = () if CHANGES else ("arwkv7", "rwkv6qwen2")
 
 It stores the last tokens of all sequences but the first wrongly (RWKV heads on Qwen).
 """
+
+
+NOTHING_TRIED = 3
+"""The status of a process that found no room for a layer on a GPU."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +91,18 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     def compute_threads(self) -> int:
         """The threads given, or one for each core that this process may use."""
         return self.threads or usable_cores()
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """What a process tries before a server does it: see ``try_apart``.
+
+    ``notes`` is a folder.
+    """
+
+    path: str
+    options: EngineOptions
+    digest: str
+    notes: str | None
 
 
 class Probed(msgspec.Struct, frozen=True):
@@ -124,14 +144,12 @@ def load(
     With ``notes`` the probe runs once for each ``digest`` (the file's SHA-256 in hex), library,
     processor, number of threads, and layers on a GPU. Its result depends on nothing else.
 
-    ``offload`` says which layers run on a GPU, in place of the options. If that fails, and nobody
-    named a number of layers, all run on the processor.
+    ``offload`` says which layers run on a GPU, in place of the options. If that fails, also in a
+    process that tries it first, and nobody named a number of layers, all run on the processor.
     Raises ``ConfigError`` if the library cannot load the file.
     """
     if offload is None:
-        offload = place(
-            path, options.gpu_layers, options.device, kv=options.kv_on_gpu, context=options.ctx
-        )
+        offload = _tried(path, options, digest, notes)
     try:
         return _load(path, options, offload, digest, notes)
     except ConfigError as error:
@@ -143,6 +161,52 @@ def load(
 def falls_back(offload: Offload, options: EngineOptions) -> bool:
     """Returns whether the processor computes all layers if a GPU fails."""
     return bool(offload.layers) and options.gpu_layers == "auto"
+
+
+def placed(path: Path, options: EngineOptions) -> Offload:
+    """Returns which layers run on a GPU. Raises ``ConfigError`` as ``devices.place`` does."""
+    return place(
+        path, options.gpu_layers, options.device, kv=options.kv_on_gpu, context=options.ctx
+    )
+
+
+def _tried(path: Path, options: EngineOptions, digest: str, notes: Notes | None) -> Offload:
+    """Returns which layers run on a GPU; with ``auto`` none if the trial of them fails."""
+    if options.gpu_layers == "auto" and options.probe and (found := descriptions()):
+        try:
+            try_apart(path, options, digest, found, notes)
+        except ConfigError as error:
+            return Offload(why_not=str(error))
+    return placed(path, options)
+
+
+def try_apart(
+    path: Path, options: EngineOptions, digest: str, found: Sequence[str], notes: Notes | None
+) -> None:
+    """Open a model and compute a batch in a process of its own, because a GPU's driver may end it.
+
+    That is before this process takes memory of the GPUs that were ``found``. With ``notes`` it is
+    done once, as the probe is; they keep what the process found out.
+    Raises ``ConfigError`` with the reason if it fails.
+    """
+    about = (digest, kernels(), processor(), msgspec.json.encode(options).decode(), *found)
+    if notes is not None and notes.read("trial", about, bool):
+        return
+    wanted = Trial(str(path), options, digest, str(notes.folder) if notes is not None else None)
+    done = subprocess.run(
+        [sys.executable, "-m", "afterword.engine.llama.trial"],
+        input=msgspec.json.encode(wanted),
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise ConfigError(f"{', '.join(found)}: {name} ended a process that computed there")
+    if done.returncode not in {0, NOTHING_TRIED}:
+        why = done.stdout.decode().strip() or f"a process failed with status {done.returncode}"
+        raise ConfigError(why)
+    if notes is not None and not done.returncode:
+        notes.write("trial", about, value=True)
 
 
 def _load(

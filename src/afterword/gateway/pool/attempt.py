@@ -31,6 +31,8 @@ _SHORT_BYTES = 32
 """Shorter than any chunk: only these may be blank or the end."""
 _LINGER_S = 2.0
 """The wait for the end of a stream after all its choices have ended."""
+_MOMENT_S = 0.01
+"""In which the loop polls all sockets at least once."""
 _MOST_ERROR_BYTES = 64 * 1024
 _MOST_BLANKS = 64 * 1024
 _THREAD = ThreadPoolExecutor(1, "afterword-long-answers")
@@ -119,6 +121,7 @@ class Attempt:
         self._counted = False
         self._lingers = False
         self._whole = False
+        self._overdue_s = 0.0
         self._long: _LongRead | None = None
 
     @property
@@ -395,12 +398,16 @@ class Attempt:
         limit_s = self._limit_s()
         if self._long is not None:
             self._heard_s = self._loop.time()
-        due_s = self._heard_s + limit_s
-        if self._loop.time() >= due_s:
+        due_s, now_s = self._heard_s + limit_s, self._loop.time()
+        if now_s < due_s:
+            self._timer = self._loop.call_at(due_s, self._look_back)
+        elif due_s != self._overdue_s:
+            # If the process stood still, what has come meanwhile is read first.
+            self._overdue_s = due_s
+            self._timer = self._loop.call_at(now_s + _MOMENT_S, self._look_back)
+        else:
             what = "no further token" if self.produced else "no token"
             self._fail(Silent(f"{what} within {limit_s:g} s"))
-        else:
-            self._timer = self._loop.call_at(due_s, self._look_back)
 
     def _finish(self) -> None:
         if not self._ended.done():

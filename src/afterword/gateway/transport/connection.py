@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import msgspec
 
 from afterword.gateway.address import Address
 from afterword.gateway.failures import ConnectFailed, Silent, StreamBroke
+from afterword.gateway.transport.dial import dial
 from afterword.gateway.transport.rounds import ReadingRounds
 
 _MOST_IDLE = 64
@@ -309,9 +311,16 @@ class HttpClient:
         address = self._address
         try:
             async with asyncio.timeout(self._connect_s):
-                _, connection = await loop.create_connection(
-                    self._open, address.host, address.port, ssl=self._tls
-                )
+                dialled = await dial(address.host, address.port)
+                with ExitStack() as failed:
+                    failed.callback(dialled.close)
+                    _, connection = await loop.create_connection(
+                        self._open,
+                        sock=dialled,
+                        ssl=self._tls,
+                        server_hostname=address.host if self._tls else None,
+                    )
+                    failed.pop_all()
         except TimeoutError:
             raise ConnectFailed(f"no connection within {self._connect_s:g} s") from None
         except ssl.SSLCertVerificationError as error:
@@ -320,7 +329,7 @@ class HttpClient:
         except ssl.SSLError as error:
             raise ConnectFailed(f"TLS failed: {error.reason}") from None
         except OSError as error:
-            # Errors of name resolution and of several addresses have no meaningful number.
+            # Some errors of name resolution have no text.
             reason = error.strerror if error.errno and error.strerror else "it cannot be reached"
             raise ConnectFailed(reason.lower()) from None
         return connection

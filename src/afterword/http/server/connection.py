@@ -23,6 +23,8 @@ _LEAST_BYTES_PER_S = 65_536
 """A body may take longer than the timeout if it arrives at this rate."""
 _LINGER_S = 2.0
 """A client may still be sending when it is refused. It reads the answer if nothing resets it."""
+_MOMENT_S = 0.01
+"""In which the loop polls all sockets at least once."""
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +57,7 @@ class ClientConnection(asyncio.Protocol):
         self._register = register
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._overdue = False
         self._deadline_s: float | None = None
         self._head = HeadReader()
         self._body: FixedBody | ChunkedBody = FixedBody(0)
@@ -333,6 +336,7 @@ class ClientConnection(asyncio.Protocol):
     def _wait(self, seconds: float) -> None:
         """Give the client this long for what it has to do next."""
         self._deadline_s = self._loop.time() + seconds
+        self._overdue = False
         self._look_at(self._deadline_s)
 
     def _look_at(self, moment_s: float) -> None:
@@ -349,10 +353,18 @@ class ClientConnection(asyncio.Protocol):
     def _look(self) -> None:
         self._timer = None
         now_s = self._loop.time()
-        if self._is_stalled(now_s) or self._is_gone(now_s):
+        stalled = self._is_stalled(now_s)
+        late = self._deadline_s is not None and now_s >= self._deadline_s
+        if (stalled or late) and not self._overdue:
+            # If the process stood still, the loop first reads and writes what it can.
+            self._overdue = True
+            self._look_at(now_s + _MOMENT_S)
+            return
+        self._overdue = False
+        if stalled or self._is_gone(now_s):
             self._transport.abort()
             return
-        if self._deadline_s is not None and now_s >= self._deadline_s:
+        if late:
             self._deadline_s = None
             self._run_out()
         if self._deadline_s is not None:

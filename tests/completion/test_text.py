@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterword.completion.text import Detokenizer, StopMatcher
+from support.examples import examples
 
 # Whole characters, pieces of characters, and bytes that are never valid.
 BYTES = st.lists(
@@ -17,7 +18,11 @@ BYTES = st.lists(
     max_size=12,
 ).map(b"".join)
 ALPHABET = st.sampled_from("ab")
-STOPS = st.lists(st.text(ALPHABET, min_size=1, max_size=5), min_size=1, max_size=4)
+STOPS = st.lists(
+    st.text(ALPHABET, min_size=1, max_size=3) | st.text(ALPHABET, min_size=4, max_size=9),
+    min_size=1,
+    max_size=4,
+)
 
 
 def split(whole: bytes | str, cuts: list[int]) -> list[bytes | str]:
@@ -32,14 +37,16 @@ def test_any_split_of_the_bytes_gives_the_same_text(data: bytes, cuts: list[int]
     for piece in split(data, cuts):
         assert isinstance(piece, bytes)
         text += detokenizer.feed(piece)[0]
+        # A token may write nothing.
+        text += detokenizer.feed(b"")[0]
     text += detokenizer.flush()
     assert text == data.decode("utf-8", "replace")
     assert detokenizer.characters == len(text)
 
 
-@given(data=BYTES, cuts=st.lists(st.integers(0, 40)))
+@given(data=BYTES, cuts=st.lists(st.integers(0, 40)), begun=st.integers(0, 4))
 def test_an_offset_is_that_of_the_character_the_piece_starts_in(
-    data: bytes, cuts: list[int]
+    data: bytes, cuts: list[int], begun: int
 ) -> None:
     """L5: the offset is the index of the character that the piece's first byte belongs to."""
     begins: list[int] = []
@@ -49,8 +56,13 @@ def test_an_offset_is_that_of_the_character_the_piece_starts_in(
         at += len(character)
     detokenizer = Detokenizer()
     at = 0
-    for piece in split(data, cuts):
+    for number, piece in enumerate(split(data, cuts)):
         assert isinstance(piece, bytes)
+        if number == begun:
+            # The pieces before are the prompt's.
+            detokenizer = Detokenizer(
+                characters=detokenizer.characters, pending=detokenizer.pending
+            )
         _, offset = detokenizer.feed(piece)
         assert offset == sum(begin <= at for begin in begins) - 1
         at += len(piece)
@@ -81,9 +93,17 @@ def naive(text: str, stops: list[str]) -> tuple[str, bool]:
     return text, False
 
 
-@given(text=st.text(ALPHABET, max_size=20), stops=STOPS, cuts=st.lists(st.integers(0, 20)))
-def test_stops_are_those_of_a_naive_search(text: str, stops: list[str], cuts: list[int]) -> None:
-    matcher = StopMatcher(stops)
+@given(
+    text=st.text(ALPHABET, max_size=40),
+    stops=STOPS | st.just([]),
+    cuts=st.lists(st.integers(0, 40)),
+    include=st.booleans(),
+)
+@settings(max_examples=examples(300))
+def test_stops_are_those_of_a_naive_search(
+    text: str, stops: list[str], cuts: list[int], include: bool
+) -> None:
+    matcher = StopMatcher(stops, include=include)
     given_out, met = "", False
     for piece in split(text, cuts):
         assert isinstance(piece, str)
@@ -91,9 +111,11 @@ def test_stops_are_those_of_a_naive_search(text: str, stops: list[str], cuts: li
         given_out += part
         if met:
             break
-    if not met:
-        given_out += matcher.flush()
-    assert (given_out, met) == naive(text, stops)
+    given_out += matcher.flush()
+    before, found = naive(text, stops)
+    assert (met, matcher.met in stops) == (found, found)
+    assert given_out == (before + matcher.met if include else before)
+    assert text.startswith(before + matcher.met)
 
 
 @given(before=st.text(ALPHABET, max_size=12), text=st.text(ALPHABET, max_size=12), stops=STOPS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from afterword.completion.prompt_text import VocabView
 from afterword.core.job import NO_TOKEN, ScoredPrompt
@@ -49,19 +49,12 @@ class LogprobsBuilder:
         self._tokens.append(text)
         self._token_logprobs.append(logprob)
         top: dict[str, float] = {}
-        # There are N or N + 1 entries (L3), even if two tokens have the same text.
-        chosen_is_among = False
         for i, value in zip(top_ids, top_logprobs, strict=True):
             if i == token:
-                chosen_is_among = True
                 top[text] = logprob
             elif i != NO_TOKEN:
-                key = self._text(i, fresh=fresh)
-                # Only the chosen token may have its text as a key.
-                key = bytes_text(self._vocab.pieces[i]) if key == text else key
-                self._put(top, key, i, finite(value))
-        if not chosen_is_among:
-            top[text] = logprob
+                top[self._key(i, top, text, fresh=fresh)] = finite(value)
+        top.setdefault(text, logprob)
         self._top_logprobs.append(top)
         self._offsets.append(offset)
 
@@ -92,13 +85,18 @@ class LogprobsBuilder:
         self._top_logprobs: list[dict[str, float] | None] = []
         self._offsets: list[int] = []
 
-    def _put(self, top: dict[str, float], key: str, token: int, logprob: float) -> None:
-        if key in top:
+    def _key(self, token: int, top: Mapping[str, float], chosen: str, *, fresh: bool) -> str:
+        """Returns a name that no entry has, and that is not the text of the ``chosen`` token.
+
+        So there are N or N + 1 entries (L3), even if two tokens have the same text.
+        """
+        key = self._text(token, fresh=fresh)
+        if key == chosen or key in top:
             key = bytes_text(self._vocab.pieces[token])
-        while key in top:
-            # A third token with the same bytes. No known vocabulary has one, but one may.
+        while key == chosen or key in top:
+            # Tokens with the same bytes. No known vocabulary has more than two, but one may.
             key += "\u200b"
-        top[key] = logprob
+        return key
 
 
 def prompt_logprobs(

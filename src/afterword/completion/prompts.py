@@ -84,32 +84,35 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
         after: Sequence[int] = ()
         if laid_out:
             after = encode("suffix", suffix, tokenizer, parse_special=False, continues=True)
-        bos = tokenizer.bos_id
-        adds_bos = (
-            not laid_out
-            and isinstance(prompt, str)
-            and bos is not None
-            and request.add_special_tokens is not False
-            and visible[:1] != (bos,)
-        )
+        bos = None if laid_out else self._added_bos(prompt, visible)
         around = 0
         if suffix:
             around = len(after) + INFILL_TOKENS if laid_out else BEHIND_TOKENS
-        kept = self._kept(visible, int(adds_bos), around)
+        kept = self._kept(visible, int(bos is not None), around)
+        text = self._text(prompt, visible, kept)
+        if laid_out:
+            return lay_out(infill_tokens(tokenizer), tokenizer.bos_id, kept, after), text
+        if not kept:
+            return (tokenizer.document_start_id,), msgspec.structs.replace(text, hidden=1)
+        if bos is not None:
+            return (bos, *kept), msgspec.structs.replace(text, hidden=1)
+        return kept, text
+
+    def _added_bos(self, prompt: Prompt, visible: Sequence[int]) -> int | None:
+        """Returns the BOS that comes before a text prompt's ids; None if none does (R2)."""
+        bos = self.tokenizer.bos_id
+        if not isinstance(prompt, str) or self.request.add_special_tokens is False:
+            return None
+        return None if visible[:1] == (bos,) else bos
+
+    def _text(self, prompt: Prompt, visible: Sequence[int], kept: Sequence[int]) -> PromptText:
+        """Returns a prompt as its choices show it; ``kept`` are those of its ids that stay."""
         if isinstance(prompt, str) and kept is visible:
             text = prompt_of_text(prompt, visible, self.vocab, self._shown())
         else:
             text = prompt_of_ids(kept, self.vocab, self._shown())
-        if suffix:
-            # The middle continues the prefix, so no space of the tokenizer comes between them.
-            text = msgspec.structs.replace(text, fresh=False)
-        if laid_out:
-            return lay_out(infill_tokens(tokenizer), bos, kept, after), text
-        if adds_bos and bos is not None and kept:
-            return (bos, *kept), msgspec.structs.replace(text, hidden=1)
-        if not kept:
-            return (tokenizer.document_start_id,), msgspec.structs.replace(text, hidden=1)
-        return kept, text
+        # A middle continues the prefix, so no space of the tokenizer comes between them.
+        return msgspec.structs.replace(text, fresh=False) if self.request.suffix else text
 
     def _kept(self, ids: Sequence[int], bos: int, around: int) -> Sequence[int]:
         """Returns the end of a prompt that ``truncate_prompt_tokens`` keeps, or all of it.

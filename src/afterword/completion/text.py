@@ -36,19 +36,17 @@ class Detokenizer:
                 self.characters = offset + len(text)
                 return text, offset
         pending = self.pending
-        if pending and piece and not _continues(pending, piece[0]):
+        if piece and not _continues(pending, piece[0]):
             # The pending bytes become U+FFFD, and the piece starts after it.
-            given_up = len(pending.decode("utf-8", "replace"))
-            offset += given_up
+            offset += len(pending.decode("utf-8", "replace"))
         text = self._decoder.decode(piece)
         self._between = not self.pending
         self.characters += len(text)
         return text, offset
 
     def flush(self) -> str:
-        """Returns the rest: U+FFFD for a character that never completed (A4)."""
+        """Returns the rest, after which nothing comes: U+FFFD for an incomplete character (A4)."""
         text = self._decoder.decode(b"", final=True)
-        self._between = True
         self.characters += len(text)
         return text
 
@@ -60,7 +58,7 @@ def _continues(pending: bytes, byte: int) -> bool:
     try:
         together.decode()
     except UnicodeDecodeError as error:
-        return error.end == len(together) and error.reason == "unexpected end of data"
+        return error.end == len(together)  # only more bytes could tell
     return True
 
 

@@ -10,3 +10,5 @@ TokenIds = npt.NDArray[np.int32]
 Row = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float32]
 LogProbs = npt.NDArray[np.float64]
+
+NO_IDS: TokenIds = np.empty(0, np.int32)

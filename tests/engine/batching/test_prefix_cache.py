@@ -122,6 +122,37 @@ def test_a_scope_is_forgotten_with_its_last_node() -> None:
     assert cache.match(array([1]), "999").tokens == 0
 
 
+def known(cache: PrefixCache, ids: list[int], k: int = 0) -> int:
+    scores = Scores(len(ids), k)
+    cache.read(cache.match(array(ids)), scores)
+    return scores.known
+
+
+def test_scores_that_cover_less_replace_none() -> None:
+    cache, ids = PrefixCache(BUDGET_BYTES), [1, 2, 1, 1, 2]
+    cache.keep(array(ids), found(ids, 5, 1))
+    for positions, k in ((3, 1), (5, 0), (3, 2)):
+        cache.keep(array(ids), found(ids, positions, k))
+        assert known(cache, ids, 1) == 5
+    cache.keep(array(ids), found(ids, 5, 2))
+    assert known(cache, ids, 2) == 5
+
+
+def test_scores_that_were_used_last_are_kept_longest() -> None:
+    cache, slot = PrefixCache(4 * EDGE_BYTES), Slot(0)
+    first, second, third, fourth, fifth = ([at, *range(10, 30)] for at in range(1, 6))
+    for ids in (first, second, third):
+        cache.keep(array(ids), found(ids, len(ids), 0))
+    # One is continued by a new prompt, one is held by a slot.
+    cache.touch(cache.match(array([*second, 7])))
+    cache.hold(slot, array(first))
+    for ids, gone in ((fourth, third), (fifth, second)):
+        cache.keep(array(ids), found(ids, len(ids), 0))
+        assert known(cache, gone) == 1
+        assert known(cache, ids) == len(ids)
+        assert known(cache, first) == len(first)
+
+
 def test_the_budget_is_of_all_that_kept_scores_take() -> None:
     """An infill scores many places that are a few tokens apart (F3)."""
     budget_bytes = 512 * 1024

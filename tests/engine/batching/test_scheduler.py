@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,9 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from afterword.core.draws import mix64, uniform
 from afterword.core.job import (
+    Constraint,
     Ended,
     Event,
+    FinishReason,
     Job,
+    OutputGrammar,
     Prefilled,
     Repetition,
     Sampled,
@@ -25,9 +29,11 @@ from afterword.core.protocols import PrefixSharing
 from afterword.engine.arrays import Row
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
+from afterword.engine.batching.sequence import Sequence
 from afterword.engine.batching.step import Step
 from afterword.engine.changes import Bias
 from afterword.engine.history import History
+from afterword.engine.row_query import GrammarError
 from afterword.engine.sampler import Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
 from support.drawing import draw_token
@@ -38,14 +44,49 @@ VOCABULARY = len(TOKENIZER.pieces)
 CONTEXT = 64
 REFERENCE = ToyRunner(VOCABULARY, end_ids=sorted(TOKENIZER.end_ids))
 
-Answer = dict[int, tuple[list[int], list[float], list[tuple[int, float]], str | None]]
+
+class Answer(NamedTuple):
+    """What a sequence gives, and how it ends; None if by an error."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    tops: list[tuple[int, float]]
+    reason: FinishReason | None
+
+
+class InTurn:
+    """A compiled grammar: odd and even tokens in turn, and an error behind ``most`` of them."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.tokens = 0
+
+    def follow(self) -> InTurn:
+        return InTurn(self.most)
+
+    def mask(self) -> Any:
+        if self.tokens == self.most:
+            raise GrammarError("enough")
+        return np.arange(VOCABULARY) % 2 != self.tokens % 2
+
+    def accept(self, token: int) -> None:
+        assert token % 2 != self.tokens % 2
+        self.tokens += 1
+
+    def valid(self, tokens: list[int]) -> int:
+        places = enumerate(tokens, self.tokens)
+        return next((at for at, (n, t) in enumerate(places) if t % 2 == n % 2), len(tokens))
+
+
+def in_turn(most: int) -> Constraint:
+    return Constraint(OutputGrammar("grammar", ""), InTurn(most))
 
 
 def job_strategy() -> st.SearchStrategy[Job]:
     def build(
         head: int, tail: list[int], n: int, room: int, t: float, seed: int, lp: int | None,
         plp: int | None, sampling: SamplingParams, few: int, scored: tuple[int, ...], ranks: bool,
-        stops: tuple[int, ...],
+        stops: tuple[int, ...], scope: str, grammar: Constraint | None,
     ) -> Job:  # fmt: skip
         # There are few heads and few tokens, so that prefixes are shared often.
         prompt = tuple(([1, 2, 3] * 12)[: head * 6] + tail)
@@ -67,14 +108,16 @@ def job_strategy() -> st.SearchStrategy[Job]:
             scored_ids=scored,
             stop_ids=stops,
             warm=bool(seed % 2),
+            cache_scope=scope,
+            constraint=grammar,
         )
 
     return st.builds(
         build,
         st.integers(0, 6),
         st.lists(st.integers(1, 3), min_size=1, max_size=20),
-        st.integers(1, 3),
-        st.sampled_from((0, 0, 1, 5, 30)),
+        st.sampled_from((1, 1, 2, 3, 7)),
+        st.sampled_from((0, 0, 1, 5, 30, CONTEXT)),
         st.sampled_from((0.0, 1.0)),
         st.integers(0, 3),
         st.sampled_from((None, 0, 2)),
@@ -84,12 +127,15 @@ def job_strategy() -> st.SearchStrategy[Job]:
         st.sampled_from(((), (), (2, 40))),
         st.booleans(),
         st.sampled_from(((), (), (3,))),
+        st.sampled_from(("", "", "", "a")),
+        st.sampled_from((None, None, None, in_turn(CONTEXT), in_turn(4))),
     )
 
 
 SAMPLING = (
     SamplingParams(),
-    SamplingParams(presence_penalty=1.0),
+    SamplingParams(presence_penalty=1.0, min_tokens=3),
+    SamplingParams(ignore_eos=True),
     SamplingParams(repetition_penalty=1.3, typical_p=0.8),
     SamplingParams(xtc_probability=0.6, xtc_threshold=0.05, allowed_ids=(1, 2, 3, 5, 8)),
     SamplingParams(
@@ -100,59 +146,67 @@ SAMPLING = (
 )
 
 
-def alone(job: Job) -> tuple[ScoredPrompt | None, Answer]:
-    """Returns what a job must give, computed one sequence at a time without cache and batch."""
+def row_after(tokens: list[int]) -> Row:
+    history = 1
+    for token in tokens:
+        history = mix64(history ^ (token + 1))
+    return REFERENCE.row(history)
+
+
+def scored_alone(job: Job) -> ScoredPrompt | None:
+    """Returns the scores that a prompt must have."""
+    if job.prompt_logprobs is None:
+        return None
     sampler = Sampler(VOCABULARY)
+    scored = ScoredPrompt(array("d"), array("i"), array("d"))
+    for at in range(1, len(job.prompt_ids)):
+        row = row_after(list(job.prompt_ids[:at]))
+        token = job.prompt_ids[at]
+        scored.logprobs.append(float(row[token]) - sampler.normaliser(row))
+        ids, values = entries(row, job, job.prompt_logprobs)
+        scored.top_ids.extend(ids)
+        scored.top_logprobs.extend(values)
+        if job.prompt_ranks:
+            scored.ranks.append(int((row >= row[token]).sum()))
+    return scored
 
-    def row_after(tokens: list[int]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        history = 1
-        for token in tokens:
-            history = mix64(history ^ (token + 1))
-        return REFERENCE.row(history)
 
-    scored = None
-    if job.prompt_logprobs is not None:
-        scored = ScoredPrompt(array("d"), array("i"), array("d"))
-        for at in range(1, len(job.prompt_ids)):
-            row = row_after(list(job.prompt_ids[:at]))
-            normaliser = sampler.normaliser(row)
-            token = job.prompt_ids[at]
-            scored.logprobs.append(float(row[token]) - normaliser)
-            ids, values = entries(row, job, job.prompt_logprobs)
-            scored.top_ids.extend(ids)
-            scored.top_logprobs.extend(values)
-            if job.prompt_ranks:
-                scored.ranks.append(int((row >= row[token]).sum()))
-    answer: Answer = {}
-    for sibling in range(job.n):
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        tops: list[tuple[int, float]] = []
-        history = History(np.array(job.prompt_ids, np.int32), job.sampling)
-        reason = "length"
-        while len(tokens) < job.max_tokens:
-            row = row_after([*job.prompt_ids, *tokens])
-            allowed = job.sampling.allowed_ids
-            token = draw_token(
-                sampler,
-                row,
-                job.sampling,
-                uniform(job.seed, sibling, len(tokens)),
-                second=uniform(job.seed, sibling, len(tokens), second=True),
-                history=history,
-                bias=Bias.of(job.sampling.logit_bias),
-                allowed=np.array(allowed) if allowed else None,
-            )
-            tokens.append(token)
-            history.accept(token)
-            if job.logprobs is not None:
-                logprobs.append(float(row[token]) - sampler.normaliser(row))
-                tops.extend(zip(*entries(row, job, job.logprobs), strict=True))
-            if token in TOKENIZER.end_ids or token in job.stop_ids:
-                reason = "stop"
-                break
-        answer[sibling] = (tokens, logprobs, tops, reason)
-    return scored, answer
+def alone(job: Job, sibling: int) -> Answer:
+    """Returns what a sequence must give, computed by itself without cache and batch."""
+    sampler, sampling = Sampler(VOCABULARY), job.sampling
+    banned = np.array(sorted(TOKENIZER.end_ids.union(job.stop_ids)))
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    tops: list[tuple[int, float]] = []
+    history = History(np.array(job.prompt_ids, np.int32), sampling)
+    grammar = None if job.constraint is None else job.constraint.compiled.follow()
+    while len(tokens) < job.max_tokens:
+        row = row_after([*job.prompt_ids, *tokens])
+        if grammar is not None and grammar.tokens == grammar.most:
+            return Answer(tokens, logprobs, tops, None)
+        token = draw_token(
+            sampler,
+            row,
+            sampling,
+            uniform(job.seed, sibling, len(tokens)),
+            second=uniform(job.seed, sibling, len(tokens), second=True),
+            history=history,
+            bias=Bias.of(sampling.logit_bias),
+            allowed=np.array(sampling.allowed_ids) if sampling.allowed_ids else None,
+            mask=None if grammar is None else grammar.mask(),
+            banned=banned if len(tokens) < sampling.min_tokens else None,
+        )
+        if grammar is not None:
+            grammar.accept(token)
+        tokens.append(token)
+        history.accept(token)
+        if job.logprobs is not None:
+            logprobs.append(float(row[token]) - sampler.normaliser(row))
+            tops.extend(zip(*entries(row, job, job.logprobs), strict=True))
+        ends = token in TOKENIZER.end_ids and not sampling.ignore_eos
+        if ends or token in job.stop_ids:
+            return Answer(tokens, logprobs, tops, "stop")
+    return Answer(tokens, logprobs, tops, "length")
 
 
 def entries(row: Row, job: Job, k: int) -> tuple[list[int], list[float]]:
@@ -168,12 +222,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Adds, aborts, fails and steps in any order."""
 
     @initialize(
-        slots=st.integers(1, 6),
-        batch=st.sampled_from((6, 7, 64)),
+        slots=st.integers(1, 7),
+        batch=st.sampled_from((7, 8, 64)),
         score_bytes=st.sampled_from((0, 5_000, 100_000)),
-        sharing=st.sampled_from(("cells", "checkpoints", "none")),
+        sharing=st.sampled_from(("cells", "cells", "cells", "checkpoints", "none")),
         checkpoint_bytes=st.sampled_from((0, 300, 100_000)),
-        blocks=st.sampled_from((0, 0, 16, 17, 40, 300)),
+        blocks=st.sampled_from((16, 17, 24, 70, 0)),
+        least=st.sampled_from((1, 4)),
+        share=st.sampled_from((None, 0.0, 0.3)),
     )
     def begin(
         self,
@@ -183,6 +239,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         sharing: PrefixSharing,
         checkpoint_bytes: int,
         blocks: int,
+        least: int,
+        share: float | None,
     ) -> None:
         if sharing == "checkpoints":
             blocks = 0
@@ -191,6 +249,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             end_ids=sorted(TOKENIZER.end_ids), sharing=sharing, sequences=slots,
             blocks=blocks,
         )  # fmt: skip
+        self.runner.least_shared_tokens = least
         self.scheduler = Scheduler(
             self.runner, TOKENIZER.end_ids,
             score_budget_bytes=score_bytes, checkpoint_budget_bytes=checkpoint_bytes,
@@ -198,10 +257,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.sampler = Sampler(VOCABULARY)
         self.jobs: dict[int, list[Job]] = {}
         self.events: dict[int, list[Event]] = {}
-        self.gone: set[int] = set()
-        self.aborted: set[tuple[int, int, int]] = set()
+        self.failed: set[int] = set()
+        # How many events a request had when it, or one of its sequences, was taken away.
+        self.gone: dict[int, int] = {}
+        self.aborted: dict[tuple[int, int, int], int] = {}
         self.next_key = 0
-        self.row_share: float | None = None
+        self.row_share = share
 
     @rule(share=st.sampled_from((None, 0.0, 0.3, 0.9)))
     def drafts(self, share: float | None) -> None:
@@ -214,27 +275,75 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.events[self.next_key] = []
         self.next_key += 1
 
-    @rule(key=st.integers(0, 20))
-    def abort_request(self, key: int) -> None:
+    @rule(
+        requests=st.integers(1, 3),
+        n=st.integers(1, 4),
+        tokens=st.integers(15, 50),
+        few=st.integers(0, 3),
+        temperature=st.sampled_from((0.0, 1.0)),
+    )
+    def crowd(self, requests: int, n: int, tokens: int, few: int, temperature: float) -> None:
+        """Add sequences that together may want more memory than there is."""
+        for number in range(requests):
+            sampling = SamplingParams(
+                ignore_eos=True,
+                temperature=temperature,
+                logit_bias=tuple((i, 100.0) for i in range(1, few + 1)),
+            )
+            prompt = (10 + number, *([1, 2, 3] * 3))
+            self.add([Job(prompt_ids=prompt, n=n, max_tokens=tokens, sampling=sampling, seed=7)])
+
+    @rule(how=st.sampled_from((1, 2, 3, 4)), at=st.integers(0, 9))
+    def abort_any(self, how: int, at: int) -> None:
+        """Abort a request, a sequence, a preempted one, or one that waits or is awaited.
+
+        Some were never there, or have ended.
+        """
+        key = self.next_key - at // 2
+        if how == 1:
+            self._abort_request(key)
+        elif how == 2:
+            self._abort(key, at % 2, at % 3)
+        found: list[Sequence] = []
+        if how == 3:
+            requests = self.scheduler._requests.values()
+            found = [one for request in requests for one in request.head if one.generated]
+        elif how == 4:
+            waits = self.scheduler._waits
+            found = [*(wait.owner for wait in waits.values()), *waits]
+        if found:
+            one = found[at % len(found)]
+            self._abort(one.request.key, one.prompt.index, one.sibling)
+
+    def _abort_request(self, key: int) -> None:
         self.scheduler.abort_request(key)
-        self.gone.add(key)
+        if key in self.jobs:
+            self.gone.setdefault(key, len(self.events[key]))
 
-    @rule(key=st.integers(0, 20), job=st.integers(0, 2), sibling=st.integers(0, 2))
-    def abort(self, key: int, job: int, sibling: int) -> None:
+    def _abort(self, key: int, job: int, sibling: int) -> None:
         self.scheduler.abort(key, job, sibling)
-        self.aborted.add((key, job, sibling))
+        if key in self.jobs:
+            self.aborted.setdefault((key, job, sibling), len(self.events[key]))
 
-    @rule(budget=st.integers(1, 64), steps=st.integers(1, 10))
+    @rule(budget=st.integers(1, 64), steps=st.integers(1, 30))
     def steps(self, budget: int, steps: int) -> None:
         for _ in range(steps):
             self.one_step(budget)
 
-    @rule(budget=st.integers(1, 64))
-    def failing_step(self, budget: int) -> None:
+    @rule(budget=st.integers(1, 64), applied=st.integers(0, 9), fails=st.sampled_from((0, 0, 1)))
+    def step(self, budget: int, applied: int, fails: int) -> None:
+        """Do a step. Some fail, in one of their instructions or while they are decoded."""
+        if not fails:
+            self.one_step(budget)
+            return
         step = self.schedule(budget)
         if step is not None:
-            self.runner.apply(step.instructions)
-            self.gone.update(self.scheduler.fail(step))
+            self.runner.apply(step.instructions[:applied])
+            if applied > len(step.instructions):
+                self.runner.decode(step.batch)
+            # Sequences that needed no slot have ended before.
+            self.collect()
+            self.gone.update((key, len(self.events[key])) for key in self.scheduler.fail(step))
         self.collect()
 
     def schedule(self, budget: int) -> Step | None:
@@ -253,6 +362,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def collect(self) -> None:
         for key, event in self.scheduler.take_events():
             self.events[key].append(event)
+        self.failed.update(key for key, _ in self.scheduler.take_failures())
 
     @invariant()
     def sound(self) -> None:
@@ -262,6 +372,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
+        self.drain()
+        # All memory is there again for a request that needs the whole context.
+        whole = Job(
+            prompt_ids=tuple(range(1, 40)), n=2, max_tokens=CONTEXT - 39, seed=1,
+            sampling=SamplingParams(ignore_eos=True),
+        )  # fmt: skip
+        self.add([whole])
+        self.drain()
+        for key, jobs in self.jobs.items():
+            for index, job in enumerate(jobs):
+                self.compare(key, index, job)
+        events = [event for mine in self.events.values() for event in mine]
+        drawn = sum(len(event.tokens) for event in events if isinstance(event, Sampled))
+        assert self.scheduler.counters.generated_tokens == drawn
+
+    def drain(self) -> None:
         for _ in range(20_000):
             if self.scheduler.idle:
                 break
@@ -269,35 +395,43 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.idle
         assert self.scheduler.running == 0
         assert self.scheduler.waiting == 0
-        for key, jobs in self.jobs.items():
-            if key not in self.gone:
-                for index, job in enumerate(jobs):
-                    self.compare(key, index, job)
+        assert not self.scheduler._waits
 
     def compare(self, key: int, index: int, job: Job) -> None:
-        mine = [event for event in self.events[key] if event.job == index]
-        scored, answer = alone(job)
-        aborted = {s for (k, j, s) in self.aborted if (k, j) == (key, index)}
-        for sibling, (tokens, logprobs, tops, reason) in answer.items():
+        everything = self.events[key]
+        assert everything == everything[: self.gone.get(key)], "an abort is silent"
+        mine = [event for event in everything if event.job == index]
+        left = 0
+        for sibling in range(job.n):
+            answer = alone(job, sibling)
             own = [e for e in mine if isinstance(e, Sampled) and e.seq == sibling]
             got = [t for e in own for t in e.tokens]
             values = [v for e in own for v in e.logprobs]
-            got_tops = [top for e in own for top in zip(e.top_ids, e.top_logprobs, strict=True)]
-            ends = [e for e in mine if isinstance(e, Ended) and e.seq == sibling]
-            if sibling in aborted:
-                assert got == tokens[: len(got)]
-                continue
-            assert got == tokens
-            assert values == logprobs
-            assert got_tops == tops
-            assert [(e.reason, e.completion_tokens) for e in ends] == [(reason, len(tokens))]
+            tops = [top for e in own for top in zip(e.top_ids, e.top_logprobs, strict=True)]
+            assert got == answer.tokens[: len(got)]
+            assert values == answer.logprobs[: len(values)]
+            assert tops == answer.tops[: len(tops)]
+            last = self.aborted.get((key, index, sibling))
+            if last is not None:
+                later = (e for e in everything[last:] if isinstance(e, Sampled | Ended))
+                assert (index, sibling) not in ((e.job, e.seq) for e in later)
+            elif key not in self.gone and key not in self.failed:
+                left += 1
+                assert answer.reason is not None, "an error ends the request"
+                assert (got, values, tops) == answer[:3]
+                ends = [e for e in mine if isinstance(e, Ended) and e.seq == sibling]
+                assert ends == [Ended(index, sibling, answer.reason, len(got))]
+                assert ends[0] == next(e for e in mine[::-1] if getattr(e, "seq", None) == sibling)
         heads = [e for e in mine if isinstance(e, Prefilled)]
-        if len(aborted) < job.n:
-            (head,) = heads
+        assert len(heads) == (1 if left or mine else 0)
+        for head in heads:
             assert mine[0] is head
-            assert head.scored == scored
+            assert head.scored == scored_alone(job)
             assert 0 <= head.cached_tokens <= len(job.prompt_ids)
+            assert not head.cached_tokens or self.runner.sharing != "none"
+        if key in self.failed:
+            assert any(job.constraint for job in self.jobs[key])
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=examples(400), stateful_step_count=30, deadline=None)
+TestScheduler.settings = settings(max_examples=examples(200), stateful_step_count=30, deadline=None)

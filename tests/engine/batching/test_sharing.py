@@ -191,6 +191,22 @@ def cached(engine: Engine, key: int, job: Job) -> int:
     return head.cached_tokens
 
 
+def test_A5_what_siblings_share_did_not_come_from_the_cache() -> None:
+    """A prompt of one token more than a chunk: the second sibling starts before the first draws."""
+    engine = Engine(slots=4, budget=64)
+    prompt = tuple(range(3, 68))
+    assert cached(engine, 0, drawn(*prompt, n=2)) == 0
+    assert engine.prefilled == len(prompt) + 1
+    assert cached(engine, 1, drawn(*prompt, n=2)) == len(prompt) - 1
+    assert engine.scheduler.counters.cached_tokens == len(prompt) - 1
+
+
+def test_A5_a_prompt_of_one_token_has_no_scores_that_come_from_the_cache() -> None:
+    engine = Engine(slots=2)
+    assert [cached(engine, key, scored(7)) for key in range(2)] == [0, 0]
+    assert [cached(engine, 2 + key, scored(7, 8)) for key in range(2)] == [0, 2]
+
+
 HEADER, OTHER = tuple(range(3, 103)), (*range(3, 93), 200, *range(94, 103))
 """Two headers that differ near their ends."""
 

@@ -172,12 +172,13 @@ class BlockBudget:
         """Raise ``AssertionError`` if an invariant does not hold."""
         self._tables.check()
         busy: Counter[int] = Counter()
-        for slot in self._slots.active:
+        for slot, _ in self._slots.running:
             busy.update(self._tables.table(slot.index))
             blocks = len(self._tables.table(slot.index)) + slot.promised
             if slot.promised < 0 or slot.room != blocks * self._tables.block_tokens:
                 raise AssertionError(f"slot {slot.index} was promised another number of blocks")
-        if busy != self._busy or self._promised != sum(s.promised for s in self._slots.active):
+        promised = sum(slot.promised for slot, _ in self._slots.running)
+        if (busy, promised) != (self._busy, self._promised):
             raise AssertionError("blocks of active slots are counted wrongly")
         if len(busy) + self._promised > self._tables.blocks:
             raise AssertionError("more blocks are promised than there are")

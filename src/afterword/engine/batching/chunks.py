@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from afterword.engine.batching.sequence import Sequence
 from afterword.engine.batching.slots import Slot
 from afterword.engine.batching.step import Span
 
 
 def choose_spans(
-    slots: Iterable[Slot],
+    running: Iterable[tuple[Slot, Sequence]],
     *,
     drafted: int,
     budget_tokens: int,
@@ -18,18 +19,13 @@ def choose_spans(
 ) -> list[Span]:
     """Returns every row that decodes and up to ``budget_tokens`` of prefill, ordered by slot.
 
-    ``slots`` are the active ones.
-
     Each row that decodes is followed by ``drafted`` tokens of a draft, taken from the slot. Half
     of the budget goes to the prompt that has waited longest, the rest to the shortest first: no
     prompt is stuck behind a long one, and a long one still advances.
     """
     spans: list[Span] = []
-    prefilling: list[Slot] = []
-    for slot in slots:
-        sequence = slot.sequence
-        if sequence is None:
-            continue
+    prefilling: dict[Slot, Sequence] = {}
+    for slot, sequence in running:
         if sequence.decodes(slot.computed):
             tokens = 1 + drafted
             start = slot.computed
@@ -40,12 +36,12 @@ def choose_spans(
                 )
             )  # fmt: skip
         else:
-            prefilling.append(slot)
+            prefilling[slot] = sequence
     if prefilling:
         budget_tokens = min(budget_tokens, most_tokens - len(spans))
         rows = most_rows - len(spans)
-        for slot, tokens in _share(prefilling, budget_tokens):
-            span = _prefill_span(slot, tokens, rows)
+        for slot, tokens in _share(list(prefilling), budget_tokens):
+            span = _prefill_span(slot, prefilling[slot], tokens, rows)
             if span is not None:
                 spans.append(span)
                 rows -= span.rows
@@ -69,9 +65,8 @@ def _share(prefilling: list[Slot], budget_tokens: int) -> list[tuple[Slot, int]]
     return [(slot, share[slot.index]) for slot in prefilling]
 
 
-def _prefill_span(slot: Slot, tokens: int, most_rows: int) -> Span | None:
-    sequence = slot.sequence
-    if sequence is None or tokens <= 0 or most_rows <= 0:
+def _prefill_span(slot: Slot, sequence: Sequence, tokens: int, most_rows: int) -> Span | None:
+    if tokens <= 0 or most_rows <= 0:
         return None
     start = slot.computed
     unread = max(0, sequence.first_row - start)

@@ -9,7 +9,7 @@ from collections.abc import Sequence as SequenceOf
 import msgspec
 import numpy as np
 
-from afterword.engine.arrays import TokenIds
+from afterword.engine.arrays import NO_IDS
 from afterword.engine.batching.block_budget import BlockBudget
 from afterword.engine.batching.blocks import BlockTables
 from afterword.engine.batching.checkpoints import Checkpoints
@@ -77,7 +77,6 @@ class Memory:
             size_bytes=runner.checkpoint_bytes,
             budget_bytes=checkpoint_budget_bytes,
         )
-        self._nothing: TokenIds = np.empty(0, np.int32)
         self._instructions: list[KVInstruction] = []
 
     @property
@@ -223,8 +222,8 @@ class Memory:
         """Save a checkpoint of every slot that has just reached one of its cuts."""
         if self.sharing != "checkpoints":
             return
-        for slot in self.slots.active:
-            cuts = slot.sequence.cuts if slot.sequence is not None else []
+        for slot, sequence in self.slots.running:
+            cuts = sequence.cuts
             if not cuts or cuts[0] > slot.computed:
                 continue
             wanted = slot.computed in cuts
@@ -259,7 +258,7 @@ class Memory:
         self._instruct(Trim(slot.index, 0))
         slot.computed = 0
         if slot.sequence is None:
-            self.cache.hold(slot, self._nothing)
+            self.cache.hold(slot, NO_IDS)
             self.slots.settle(slot)
         else:
             slot.sequence.prompt.cached_tokens = 0
@@ -353,7 +352,7 @@ class Memory:
         self.slots.touch(kept)
 
     def _lose(self, checkpoint: Checkpoint) -> None:
-        self.cache.hold(checkpoint, self._nothing)
+        self.cache.hold(checkpoint, NO_IDS)
         self._instructions.append(Drop(checkpoint.index))
 
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator
 
 import msgspec
-import numpy as np
 
-from afterword.engine.arrays import TokenIds
+from afterword.engine.arrays import NO_IDS, TokenIds
 from afterword.engine.batching.scores import Scores, ScoreSpan
 from afterword.engine.batching.slots import Holder, Source
 
@@ -53,7 +52,7 @@ class Root(Node):
     __slots__ = ("scope",)
 
     def __init__(self, scope: str) -> None:
-        super().__init__(np.empty(0, np.int32), None)
+        super().__init__(NO_IDS, None)
         self.scope = scope
 
 
@@ -108,15 +107,11 @@ class PrefixCache:
 
     @staticmethod
     def read(match: Match, scores: Scores) -> None:
-        """Copy the kept scores of the matched tokens into ``scores``."""
+        """Copy the kept scores of the matched tokens into ``scores``, up to the first gap."""
         for node in match.nodes:
             kept = node.scores
-            if kept is None or kept.k < scores.k:
-                return
-            usable = min(len(kept), match.tokens - node.start)
-            scores.take(kept.part(0, usable), node.start)
-            if usable < len(node.tokens):
-                return
+            if kept is not None and kept.k >= scores.k:
+                scores.take(kept.part(0, match.tokens - node.start), node.start)
 
     def hold(self, holder: Holder, ids: TokenIds) -> None:
         """Record that ``holder`` has exactly these tokens of its scope, which may be none."""

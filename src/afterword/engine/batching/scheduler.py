@@ -154,7 +154,7 @@ class Scheduler:
         drafted = 0 if row_share is None else self._draft(row_share)
         self._find_room(1 + drafted)
         spans = choose_spans(
-            self._slots.active,
+            self._slots.running,
             drafted=drafted,
             budget_tokens=budget_tokens,
             most_tokens=self._max_batch_tokens,
@@ -216,15 +216,12 @@ class Scheduler:
         them still prefills. Only sharing "cells" allows drafts: with "checkpoints" a rejected
         draft could not be trimmed, and with "none" a row may depend on the rest of the batch.
         """
-        count, _ = self._slots.counts
-        if self._memory.sharing != "cells" or not 0 < count <= MOST_SEQUENCES:
+        running = self._slots.running
+        if self._memory.sharing != "cells" or not 0 < len(running) <= MOST_SEQUENCES:
             return 0
-        running = [
-            (slot, slot.sequence) for slot in self._slots.active if slot.sequence is not None
-        ]
         if not all(sequence.decodes(slot.computed) for slot, sequence in running):
             return 0
-        most = min(self._max_batch_tokens, self._max_rows) // count - 1
+        most = min(self._max_batch_tokens, self._max_rows) // len(running) - 1
         drafted = min(make_drafts(running, row_share), most)
         for slot, sequence in running:
             start = sequence.length
@@ -295,24 +292,21 @@ class Scheduler:
         While there is too little, a sequence is preempted: one of the request with most of them,
         the one that started last.
         """
-        for slot in self._slots.active:
+        for slot, sequence in self._slots.running:
             most = slot.computed + tokens
-            while most > slot.room:
-                sequence = slot.sequence
-                if sequence is None or not sequence.decodes(slot.computed):
-                    break
+            if most <= slot.room or not sequence.decodes(slot.computed):
+                continue
+            # The sequence itself may be the one that is preempted.
+            while sequence.state is State.RUNNING:
                 if self._memory.extend(slot, sequence, most):
                     break
                 self._preempt()
 
     def _preempt(self) -> None:
         """Take the memory of a sequence that decodes; it goes on when there is some again."""
-        decoding = [
-            (len(sequence.request.running), at, slot, sequence)
-            for at, slot in enumerate(self._slots.active)
-            if (sequence := slot.sequence) is not None and sequence.decodes(slot.computed)
-        ]
-        *_, slot, sequence = max(decoding, key=lambda one: one[:2])
+        latest_first = reversed(self._slots.running)
+        decoding = [one for one in latest_first if one[1].decodes(one[0].computed)]
+        slot, sequence = max(decoding, key=lambda one: len(one[1].request.running))
         sequence.preempt(slot.tokens[: sequence.length].copy())
         self._leave(sequence)
         sequence.request.head.appendleft(sequence)
@@ -352,7 +346,7 @@ class Scheduler:
             self._answering += len(prompt.ids) * (prompt.scores.k + 1) * _SCORES_COST
         self._stop_waiting(sequence)
         self._count_wait(sequence.request)
-        if prompt.scores is not None:
+        if prompt.scores is not None and sequence.wanted:
             self._count_cached(prompt, len(prompt.ids))
         elif prompt.job.warm:
             self._count_cached(prompt, sequence.wanted)
@@ -366,8 +360,11 @@ class Scheduler:
             self.counters.waited_s += self._now_s - request.added_s
 
     def _count_cached(self, prompt: Prompt, tokens: int) -> None:
-        """Count cached tokens for the first sibling only: usage counts a prompt once (A5)."""
-        if not prompt.announced:
+        """Count cached tokens for the first sibling only: usage counts a prompt once (A5).
+
+        What a later one finds in the cache may be the work of the first.
+        """
+        if prompt.cached_tokens is None:
             self.counters.cached_tokens += tokens
             prompt.cached_tokens = tokens
 
@@ -394,7 +391,7 @@ class Scheduler:
             return
         prompt.announced = True
         scored = None if prompt.scores is None else prompt.scores.scored_prompt()
-        event = Prefilled(prompt.index, len(prompt.ids), prompt.cached_tokens, scored)
+        event = Prefilled(prompt.index, len(prompt.ids), prompt.cached_tokens or 0, scored)
         self._events.append((sequence.request.key, event))
 
     def _extend(self, sequence: Sequence, slot: Slot, drawn: SequenceOf[SampledToken]) -> None:
@@ -444,7 +441,7 @@ class Scheduler:
     @property
     def decoding(self) -> bool:
         """Whether a running sequence generates, so that a client waits for its next token."""
-        return any(slot.sequence and slot.sequence.generated for slot in self._slots.active)
+        return any(sequence.generated for _, sequence in self._slots.running)
 
     @property
     def running(self) -> int:

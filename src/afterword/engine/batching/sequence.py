@@ -32,9 +32,9 @@ class Prompt:
 
     ``end_ids`` are not drawn before ``min_tokens``; ``stop_ids`` are those that end a sequence.
     ``announced`` tells whether the job's ``Prefilled`` was sent; ``cached_tokens`` is what it
-    reports. ``scores`` is None if the job does not ask for log-probabilities of the prompt.
-    ``followers`` maps a position to prompts that share all tokens before it and wait for the
-    row that predicts it. ``bias`` is the job's ``logit_bias`` as arrays.
+    reports, None until the first sibling starts. ``scores`` is None if the job does not ask for
+    log-probabilities of the prompt. ``followers`` maps a position to prompts that share all tokens
+    before it and wait for the row that predicts it. ``bias`` is the job's ``logit_bias`` as arrays.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Prompt:
         self.end_ids = end_ids.union(more) if more else end_ids
         self.stop_ids = frozenset(job.stop_ids) if job.sampling.ignore_eos else self.end_ids
         self.announced = False
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = None
         self.scores: Scores | None = None
         if job.prompt_logprobs is not None:
             self.scores = Scores(

@@ -8,12 +8,9 @@ from enum import Enum, auto
 from heapq import heappop, heappush
 
 import msgspec
-import numpy as np
 
-from afterword.engine.arrays import TokenIds
+from afterword.engine.arrays import NO_IDS
 from afterword.engine.batching.sequence import Sequence
-
-_NO_TOKENS: TokenIds = np.empty(0, np.int32)
 
 
 class SlotState(Enum):
@@ -77,7 +74,7 @@ class Slot(Holder):
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
-        self.tokens = _NO_TOKENS
+        self.tokens = NO_IDS
         self.awaited = 0
         self.promised = 0
         self.room = 0
@@ -102,7 +99,7 @@ class Slots:
         self.count = count
         self.most_active = count if most_active is None else most_active
         self._slots: list[Slot] = []
-        self._active: dict[Slot, None] = {}
+        self._active: dict[Slot, Sequence] = {}
         # The least recently used first.
         self._resident: OrderedDict[Slot, None] = OrderedDict()
         # A heap of indices; some may be there twice, or of slots that are not empty any more.
@@ -117,9 +114,9 @@ class Slots:
         return self._slots[index]
 
     @property
-    def active(self) -> list[Slot]:
-        """The slots with a sequence, in the order in which they got it."""
-        return list(self._active)
+    def running(self) -> list[tuple[Slot, Sequence]]:
+        """The active slots, each with its sequence, in the order in which they got it."""
+        return list(self._active.items())
 
     @property
     def left(self) -> int:
@@ -141,16 +138,14 @@ class Slots:
     def occupy(self, slot: Slot, sequence: Sequence) -> None:
         """Put a sequence into an idle slot."""
         self._resident.pop(slot, None)
-        self._active[slot] = None
+        self._active[slot] = sequence
         slot.sequence, sequence.slot = sequence, slot.index
         self.touch(slot)
 
     def vacate(self, slot: Slot, *, first_to_go: bool = False) -> None:
         """Take the sequence out of a slot, which keeps its KV; for long, or as the first to go."""
-        if slot.sequence is not None:
-            slot.sequence.slot = None
-            slot.sequence = None
-        del self._active[slot]
+        sequence = self._active.pop(slot)
+        slot.sequence = sequence.slot = None
         self.touch(slot)
         self.settle(slot)
         if first_to_go and slot in self._resident:
@@ -166,7 +161,7 @@ class Slots:
             self._resident.setdefault(slot, None)
             return
         self._resident.pop(slot, None)
-        slot.tokens = _NO_TOKENS
+        slot.tokens = NO_IDS
         heappush(self._empty, slot.index)
 
     def first_resident(self, *, but: Holder | None = None, over_awaited: bool) -> Slot | None:

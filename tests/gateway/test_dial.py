@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
+import uvloop
 
 from afterword.gateway.address import parse_addresses
 from afterword.gateway.failures import ConnectFailed
@@ -24,6 +26,7 @@ class Host:
     def __init__(self, patch: pytest.MonkeyPatch, *attempts: _Attempt) -> None:
         self.begun = self.cancelled = 0
         self.opened: list[socket.socket] = []
+        patch.setattr(asyncio.get_running_loop(), "getaddrinfo", _known)
         patch.setattr(dialling, "_in_turn", lambda _: list(attempts))
         patch.setattr(dialling, "_connected", self._run)
 
@@ -35,6 +38,11 @@ class Host:
             self.cancelled += 1
             raise
         return self.opened[-1]
+
+
+async def _known(*_: object, **__: object) -> list[object]:
+    """Returns at once, so that no test waits for a resolver."""
+    return []
 
 
 async def silent() -> socket.socket:
@@ -151,6 +159,34 @@ async def test_a_server_on_one_kind_of_address(host: str) -> None:
     client.close()
     server.close()
     await server.wait_closed()
+
+
+def _link_local() -> str:
+    """Returns an address that is one only with its interface; empty if this machine has none."""
+    table = Path("/proc/net/if_inet6")
+    if not table.exists():
+        return ""
+    for line in table.read_text(encoding="ascii").splitlines():
+        digits, *_, interface = line.split()
+        if digits.startswith("fe80"):
+            return f"{socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))}%{interface}"
+    return ""
+
+
+@pytest.mark.skipif(not _link_local(), reason="this machine has no link-local address")
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_an_address_keeps_its_interface(run: Callable[..., None]) -> None:
+    """Without it the system takes no connection to such an address."""
+    ((*_, at),) = socket.getaddrinfo(_link_local(), 0, type=socket.SOCK_STREAM)
+
+    async def connects(port: int) -> None:
+        with await dial(_link_local(), port) as dialled:
+            assert dialled.getpeername() == (at[0], port, *at[2:])
+
+    with socket.socket(socket.AF_INET6) as server:
+        server.bind(at)
+        server.listen()
+        run(connects(server.getsockname()[1]))
 
 
 def test_kinds_of_addresses_take_turns() -> None:

@@ -52,8 +52,10 @@ class Authority:
         return Certificate(chain, certificate.key)
 
 
-def _openssl(*arguments: str | Path) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+def _openssl(*arguments: str | Path) -> str:
+    return subprocess.run(
+        ["openssl", *arguments], check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,24 @@ async def test_an_authority_that_is_not_known_any_more_takes_the_upstream_down(
     assert reply.status == 503
     assert "is down: its certificate is not accepted: unable to get local" in caplog.text
     assert (await client.get("/health")).status == 503
+
+
+async def test_an_authority_that_is_added_to_the_folder_needs_no_restart(
+    upstream: str,
+    front: Front,
+    authority: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    pool = front(upstream).pool
+    await pool.probe(pool.upstreams[0])
+    assert not pool.upstreams[0].up
+    name = _openssl("x509", "-hash", "-noout", "-in", authority.file).strip()
+    (tmp_path / f"{name}.0").write_bytes(authority.file.read_bytes())
+    await pool.probe(pool.upstreams[0])
+    assert pool.upstreams[0].up
 
 
 @pytest.mark.usefixtures("trusting")

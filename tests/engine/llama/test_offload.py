@@ -22,7 +22,7 @@ from afterword.engine.llama import devices, engine, loading, trial
 from afterword.engine.llama.binding import LlamaModel
 from afterword.engine.llama.devices import kv_room, layers_that_fit, place
 from afterword.engine.llama.engine import OpenModel, open_model
-from afterword.engine.llama.loading import EngineOptions, Probed, Trial, load
+from afterword.engine.llama.loading import EngineOptions, GpuTrial, Probed, load
 from afterword.engine.llama.offload import ON_PROCESSOR, Device, Offload
 from afterword.engine.llama.runner import LlamaRunner
 from afterword.models.gguf import Header
@@ -357,8 +357,8 @@ def test_what_was_tried_is_not_tried_again(
     assert tries(FOUND) == 2
     assert tries(FOUND) == 2
     assert tries([*FOUND, "Vulkan1 (another)"]) == 3
-    wanted = msgspec.json.decode(inputs.read_text().splitlines()[0], type=Trial)
-    assert wanted == Trial(str(tiny), options, "a", str(tmp_path / "notes"))
+    wanted = msgspec.json.decode(inputs.read_text().splitlines()[0], type=GpuTrial)
+    assert wanted == GpuTrial(str(tiny), options, "a", str(tmp_path / "notes"))
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_a_process_says_why_it_cannot_compute_on_a_gpu(
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "afterword.engine.llama.trial"],
-        input=msgspec.json.encode(Trial(str(tiny), options, "a", None)),
+        input=msgspec.json.encode(GpuTrial(str(tiny), options, "a", None)),
         capture_output=True,
         check=False,
     )
@@ -396,6 +396,6 @@ def test_a_trial_opens_the_model_and_computes(
 
     monkeypatch.setattr(LlamaRunner, "decode", counted)
     options = EngineOptions(threads=1, slots=1, exact=False)
-    trial.attempt(Trial(str(tiny), options, "a", str(tmp_path / "notes")))
+    trial.attempt(GpuTrial(str(tiny), options, "a", str(tmp_path / "notes")))
     assert batches == [511, 1]
     assert [path.name.partition("-")[0] for path in (tmp_path / "notes").iterdir()] == ["memory"]

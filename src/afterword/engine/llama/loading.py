@@ -93,7 +93,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         return self.threads or usable_cores()
 
 
-class Trial(msgspec.Struct, frozen=True):
+class GpuTrial(msgspec.Struct, frozen=True):
     """What a process tries before a server does it: see ``try_apart``.
 
     ``notes`` is a folder.
@@ -192,7 +192,7 @@ def try_apart(
     about = (digest, kernels(), processor(), msgspec.json.encode(options).decode(), *found)
     if notes is not None and notes.read("trial", about, bool):
         return
-    wanted = Trial(str(path), options, digest, str(notes.folder) if notes is not None else None)
+    wanted = GpuTrial(str(path), options, digest, str(notes.folder) if notes is not None else None)
     done = subprocess.run(
         [sys.executable, "-m", "afterword.engine.llama.trial"],
         input=msgspec.json.encode(wanted),

@@ -16,7 +16,7 @@ import numpy as np
 from afterword.core.errors import ConfigError
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.llama.engine import open_model
-from afterword.engine.llama.loading import NOTHING_TRIED, Trial, load, placed
+from afterword.engine.llama.loading import NOTHING_TRIED, GpuTrial, load, placed
 from afterword.engine.llama.runner import LlamaRunner
 from afterword.models.notes import Notes
 
@@ -36,7 +36,7 @@ def _compute(runner: LlamaRunner) -> None:
         )
 
 
-def attempt(wanted: Trial) -> bool:
+def attempt(wanted: GpuTrial) -> bool:
     """Open a model, and compute. Returns whether a GPU has room for a layer of it.
 
     Raises ``ConfigError`` or ``DecodeError`` with the reason if that fails.
@@ -56,12 +56,12 @@ def attempt(wanted: Trial) -> bool:
 
 
 def main() -> None:
-    """Read a ``Trial`` from standard input. Exit with 1, and the reason on standard output."""
+    """Read a ``GpuTrial`` from standard input. Exit with 1, and the reason on standard output."""
     # Ctrl-C is for the server that waits for this.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # The server says all of that itself. The last words of a driver stay.
     logging.disable(logging.WARNING)
-    wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
+    wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=GpuTrial)
     try:
         sys.exit(0 if attempt(wanted) else NOTHING_TRIED)
     except (ConfigError, DecodeError) as error:

@@ -7,6 +7,7 @@ tries one address after another and waits for each to the end.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ async def dial(host: str, port: int) -> socket.socket:
     Raises ``OSError``: why the name is unknown, or why the last address failed.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # If it is told the type, uvloop drops the scope (fe80::1%eth0).
+    kind = 0 if "%" in host else socket.SOCK_STREAM
+    found = await loop.getaddrinfo(host, port, type=kind, proto=socket.IPPROTO_TCP)
     waiting = _in_turn(found)
     dialled: list[asyncio.Task[socket.socket]] = []
     pending: set[asyncio.Task[socket.socket]] = set()
@@ -65,12 +68,23 @@ async def _connected(resolved: _Resolved) -> socket.socket:
         opened.settimeout(0)
         # Small packets are sent at once. Not every loop does this to a socket that it did not make.
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(opened, address)
-    except OSError as error:
-        opened.close()
-        # Loops write the address into the text.
-        raise OSError(error.errno, os.strerror(error.errno or 0)) from None
+        await _connect(opened, address)
     except BaseException:
         opened.close()
         raise
     return opened
+
+
+async def _connect(opened: socket.socket, address: tuple[Any, ...]) -> None:
+    """``sock_connect``; but uvloop's resolves the address again, on a thread, without its scope."""
+    number = opened.connect_ex(address)
+    if number == errno.EINPROGRESS:
+        loop, writable = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_writer(opened, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(opened)
+        number = opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if number:
+        raise OSError(number, os.strerror(number))

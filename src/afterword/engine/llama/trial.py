@@ -69,9 +69,9 @@ def main() -> None:
 
     Exit with 1, and the reason on standard output, if it fails.
     """
-    # Ctrl-C reaches this process, too. The server says the rest.
+    # Ctrl-C reaches this process, too, and ends it without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # The server says all of that itself. The last words of a driver stay.
+    # The server gives the same warnings itself. The last words of a driver stay.
     logging.disable(logging.WARNING)
     wanted = msgspec.json.decode(sys.stdin.buffer.readline(), type=Trial)
     Thread(target=_end_with_input, daemon=True).start()

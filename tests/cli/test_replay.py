@@ -78,9 +78,10 @@ def test_how_a_stream_is_divided_changes_no_shape() -> None:
     assert folded([]) == {"chunk": {}, "usage": None}
 
 
-def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["[1]", '{"prompt": %s}' % ("[" * 10**5 + "]" * 10**5)])
+def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "requests.jsonl"
-    file.write_text('{"prompt": "a"}\n[1]\n')
+    file.write_text(f'{{"prompt": "a"}}\n{line}\n')
     with listening(make_client({"toy": toy_engine()}).app) as base:
         done = CliRunner().invoke(replay, [str(file), "--url", base])
     assert isinstance(done.exception, ConfigError)

@@ -82,12 +82,12 @@ def test_an_answer_controls_no_terminal(url: str) -> None:
     words = ("complete", "a\x1b]0;b\u3000\x07", "--max-tokens", "0", "--echo", "--url", url)
     assert run(*words).stdout == "a\x1b]0;b\u3000\x07\n"
     ours, its = pty.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(its, "wb") as terminal:
+    with os.fdopen(ours, "rb") as screen, os.fdopen(its, "wb") as terminal:
         command = [sys.executable, "-m", "afterword", *words]
         subprocess.run(
             command, check=True, stdout=terminal, env={**os.environ, "PYTHONIOENCODING": "utf-8"}
         )
-        assert screen.read(1000).decode() == "a\ufffd]0;b\u3000\ufffd\r\n"
+        assert screen.readline().decode() == "a\ufffd]0;b\u3000\ufffd\r\n"
 
 
 def test_score_reads_files_and_standard_input(url: str, llm: LLM, tmp_path: Path) -> None:

@@ -97,9 +97,10 @@ def test_a_state_of_something_else(tmp_path: Path) -> None:
     changed = RunHeader("task", "another digest", "toy", "fp_0000000000")
     with pytest.raises(ConfigError, match="the file of its task has changed"):
         StateFile(path, changed)
-    path.write_text("# no state\n")
-    with pytest.raises(ConfigError, match="is no state of an evaluation"):
-        StateFile(path, HEADER)
+    for text in ("# no state\n", '{"a": %s}\n' % ("[" * 10**5 + "]" * 10**5)):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="is no state of an evaluation"):
+            StateFile(path, HEADER)
     with pytest.raises(ConfigError, match="cannot be used"):
         StateFile(tmp_path / "none" / "state", HEADER)
 

@@ -12,6 +12,7 @@ from afterword.evaluation.tasks import ChoiceItem, GenerationItem, read_task
 
 CHOICE = '{"context": "a", "choices": [" b", " c"], "label": 1, "more": 1}'
 GENERATION = '{"prompt": "a", "until": "\\n", "target": "b"}'
+DEEP = '{"context": "a", "choices": [], "label": 0, "more": %s}' % ("[" * 10**5 + "]" * 10**5)
 
 
 def written(folder: Path, *lines: str) -> Path:
@@ -38,6 +39,8 @@ def test_items(tmp_path: Path) -> None:
         ([], "has no items"),
         (["[]"], ":1: is no JSON object"),
         (['{"a": 1}'], ":1: is neither multiple choice"),
+        ([DEEP], ":1: is no JSON object: "),
+        ([CHOICE, DEEP], ":2: is no JSON object: "),
         ([CHOICE, "{"], ":2: is no JSON object: Input data was truncated"),
         ([CHOICE, GENERATION], "`context`; the first item is of another kind"),
         (

@@ -186,4 +186,5 @@ def test_errors_of_a_server_have_their_classes(
     error = error_of(status, msgspec.json.encode({"error": body}))
     assert type(error) is kind
     assert (error.message, error.param, error.code) == ("No.", "p", code)
-    assert isinstance(error_of(status, b"<html>"), UpstreamFailed)
+    for raw in (b"<html>", b'{"a": "\xff"}', b'{"a": %s}' % (b"[" * 10**5 + b"]" * 10**5)):
+        assert isinstance(error_of(status, raw), UpstreamFailed)

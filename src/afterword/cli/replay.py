@@ -93,7 +93,7 @@ def _recordings(file: Path) -> Iterator[tuple[int, Recording]]:
             if not isinstance(found.get("request"), dict):
                 found = {"request": found}
             yield number, msgspec.convert(found, Recording)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(
                 f"{file}, line {number}: is not a recorded request: {error}"
             ) from error

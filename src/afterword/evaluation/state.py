@@ -48,7 +48,7 @@ class StateFile:
             for line in lines[1:]:
                 outcome: Outcome = msgspec.json.decode(line, type=Outcome)
                 self.outcomes[outcome.index] = outcome
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{self.path}: is no state of an evaluation: {error}") from error
         if found == header:
             return

@@ -88,7 +88,7 @@ def _kind_of(place: str, line: bytes) -> type[ChoiceItem | GenerationItem]:
         keys = msgspec.json.decode(line, type=dict[str, msgspec.Raw]).keys()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{place}: is not text in UTF-8") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(f"{place}: is no JSON object: {error}") from error
     if "choices" in keys:
         return ChoiceItem

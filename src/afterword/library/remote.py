@@ -23,6 +23,7 @@ _END = b"[DONE]"
 _DATA = b"data:"
 _JSON = {"content-type": "application/json"}
 _SHOWN_CHARACTERS = 200
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _IdsAnswer(msgspec.Struct):
@@ -232,7 +233,7 @@ def _broken(error: httpx2.HTTPError) -> UpstreamFailed:
 def _read(raw: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise UpstreamFailed(f"The answer is not that of an Afterword server: {error}") from error
 
 
@@ -240,7 +241,7 @@ def error_of(status: int, raw: bytes) -> ApiError:
     """Returns the error of an answer: the class that the server raised, with all that it said."""
     try:
         body = msgspec.json.decode(raw, type=wire.ErrorEnvelope).error
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         shown = raw[:_SHOWN_CHARACTERS].decode(errors="replace")
         return UpstreamFailed(f"The server answered with status {status}: {shown}")
     kind = _KINDS.get((status, body.code)) or _BY_STATUS.get(status, ApiError)

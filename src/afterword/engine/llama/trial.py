@@ -6,9 +6,11 @@ A fault in the driver of a GPU ends the process that it happens in. Here it ends
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
+from threading import Thread
 
 import msgspec
 import numpy as np
@@ -55,13 +57,24 @@ def attempt(wanted: GpuTrial) -> bool:
     return True
 
 
+def _end_with_input() -> None:
+    """End this process when its input ends, because then the server that waited has ended."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
 def main() -> None:
-    """Read a ``GpuTrial`` from standard input. Exit with 1, and the reason on standard output."""
-    # Ctrl-C is for the server that waits for this.
+    """Read a line with a ``GpuTrial`` from standard input, which stays open while somebody waits.
+
+    Exit with 1, and the reason on standard output, if it fails.
+    """
+    # Ctrl-C reaches this process, too, and ends it without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # The server says all of that itself. The last words of a driver stay.
+    # The server gives the same warnings itself. The last words of a driver stay.
     logging.disable(logging.WARNING)
-    wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=GpuTrial)
+    wanted = msgspec.json.decode(sys.stdin.buffer.readline(), type=GpuTrial)
+    Thread(target=_end_with_input, daemon=True).start()
     try:
         sys.exit(0 if attempt(wanted) else NOTHING_TRIED)
     except (ConfigError, DecodeError) as error:

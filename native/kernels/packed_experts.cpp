@@ -71,7 +71,7 @@ void expert_product::prepare(char * work, int64_t ith, int64_t nth) const {
     }
 }
 
-// Portions have a like number of panels times columns, over all experts.
+// A portion is a share of the panels times columns that are left, within one expert.
 void expert_product::multiply(const ggml_compute_params & params, const char * work) const {
     const int64_t           panels = op->src[0]->ne[1] / ROWS;
     const parts<const char> from   = parts_of(work);

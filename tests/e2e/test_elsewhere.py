@@ -52,7 +52,8 @@ def test_doctor_says_what_it_can(tmp_path: Path, tiny_model: Path) -> None:
     command = [*PROGRAM, "doctor", *flags]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = {line[:14].rstrip(): line[15:] for line in done.stdout.splitlines()}
+    columns = (line.partition("  ") for line in done.stdout.splitlines())
+    rows = {name: said.strip() for name, _, said in columns}
     assert rows["cores"] == str(os.cpu_count())
     assert rows["kernels"] == "no vector instructions known"
     assert float(rows["memory"].removesuffix(" GiB")) > 0.1

@@ -66,6 +66,10 @@ async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"%d bytes" % length})
 
 
+async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.Event().wait()
+
+
 @pytest.mark.parametrize("size", [1, 17_000, 33_000, 60_000])
 @pytest.mark.parametrize("ending", [b"0\r\nx: %b", b"1;%b"])
 async def test_what_has_no_content_does_not_stop_the_reading(size: int, ending: bytes) -> None:
@@ -89,14 +93,10 @@ async def test_what_has_no_content_does_not_stop_the_reading(size: int, ending: 
 
 async def test_tiny_chunks_take_little_more_than_their_bytes() -> None:
     """An app that does not read, as while a wrong key waits, has 64 KiB of content kept for it."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.Event().wait()
-
     left, right = socket.socketpair()
     with left, right:
         wire = Wire(left)
-        connection = ClientConnection(app, Timeouts(), Register())
+        connection = ClientConnection(silent, Timeouts(), Register())
         connection.connection_made(wire)
         connection.data_received(HEAD)
         tracemalloc.start()
@@ -162,13 +162,10 @@ async def test_what_came_while_the_process_stood_still_is_read_first(
 async def test_what_is_taken_when_the_process_goes_on_counts(
     stand_still: Callable[[float], None], taken_bytes: int
 ) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.Event().wait()
-
     left, right = socket.socketpair()
     with left, right:
         wire = Wire(left)
-        connection = ClientConnection(app, Timeouts(), Register())
+        connection = ClientConnection(silent, Timeouts(), Register())
         connection.connection_made(wire)
         connection.data_received(HEAD + b"0\r\n\r\n")
         wire.unsent_bytes = 1000

@@ -60,8 +60,8 @@ def test_python(server: Server, expected: str) -> None:
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1].choices[0].finish_reason == "length"
-    # Each token is a chunk, except in characters of several tokens.
-    assert len(chunks) == 7
+    # A reader that lags gets several tokens in a chunk.
+    assert len(chunks) <= 7
 
 
 async def test_python_asynchronous(server: Server, expected: str) -> None:

@@ -28,6 +28,7 @@ from afterword.http.lifecycle import Lifecycle
 from afterword.http.middleware import Observer
 from afterword.ledger.database import connect, parse_url, prepare, sqlite_url
 from afterword.ledger.keys import KeyStore
+from afterword.ledger.tables import metadata
 from ledger.values import Hand
 from standins import services
 from support.asgi import Client
@@ -188,6 +189,18 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     name = f"t{next(_numbers)}"
     server.sql(f"CREATE DATABASE {name}")
     return server.url(name)
+
+
+@pytest.fixture
+def empty_url(database_url: str) -> str:
+    """A database without a table; with SQLite, a file that is not there."""
+    if not database_url.startswith("sqlite"):
+        engine = connect(parse_url(database_url))
+        with engine.begin() as connection:
+            metadata.drop_all(connection)
+            connection.execute(sa.text("DROP TABLE alembic_version"))
+        engine.dispose()
+    return database_url
 
 
 @pytest.fixture

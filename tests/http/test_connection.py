@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterword.http.exchange import BODY_WRITER, BodyWriter
 from afterword.http.server.connection import ClientConnection, Timeouts
@@ -70,15 +71,23 @@ async def silent(scope: Scope, receive: Receive, send: Send) -> None:
     await asyncio.Event().wait()
 
 
+@contextmanager
+def connected(app: ASGIApp) -> Iterator[tuple[Wire, ClientConnection]]:
+    """Yields a client's side and its connection to an app."""
+    left, right = socket.socketpair()
+    with left, right:
+        wire = Wire(left)
+        connection = ClientConnection(app, Timeouts(), Register())
+        connection.connection_made(wire)
+        yield wire, connection
+        connection.connection_lost(None)
+
+
 @pytest.mark.parametrize("size", [1, 17_000, 33_000, 60_000])
 @pytest.mark.parametrize("ending", [b"0\r\nx: %b", b"1;%b"])
 async def test_what_has_no_content_does_not_stop_the_reading(size: int, ending: bytes) -> None:
     """The app is not woken by extensions and trailers, so it cannot ask for more."""
-    left, right = socket.socketpair()
-    with left, right:
-        wire = Wire(left)
-        connection = ClientConnection(echo_length, Timeouts(), Register())
-        connection.connection_made(wire)
+    with connected(echo_length) as (wire, connection):
         connection.data_received(HEAD + b"2\r\n{}\r\n")
         connection.data_received(ending % (b"y" * size))
         for _ in range(20):
@@ -88,16 +97,11 @@ async def test_what_has_no_content_does_not_stop_the_reading(size: int, ending: 
         for _ in range(20):
             await asyncio.sleep(0)
         assert b"200" in wire.written
-        connection.connection_lost(None)
 
 
 async def test_tiny_chunks_take_little_more_than_their_bytes() -> None:
     """An app that does not read, as while a wrong key waits, has 64 KiB of content kept for it."""
-    left, right = socket.socketpair()
-    with left, right:
-        wire = Wire(left)
-        connection = ClientConnection(silent, Timeouts(), Register())
-        connection.connection_made(wire)
+    with connected(silent) as (wire, connection):
         connection.data_received(HEAD)
         tracemalloc.start()
         while wire.reading:
@@ -107,7 +111,6 @@ async def test_tiny_chunks_take_little_more_than_their_bytes() -> None:
             await asyncio.sleep(0)
         kept_bytes, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        connection.connection_lost(None)
     assert kept_bytes < 500_000
 
 
@@ -135,11 +138,7 @@ async def until_looked(connection: ClientConnection) -> None:
 async def test_what_came_while_the_process_stood_still_is_read_first(
     stand_still: Callable[[float], None],
 ) -> None:
-    left, right = socket.socketpair()
-    with left, right:
-        wire = Wire(left)
-        connection = ClientConnection(echo_length, Timeouts(), Register())
-        connection.connection_made(wire)
+    with connected(echo_length) as (wire, connection):
         stand_still(60)
         await until_looked(connection)
         connection.data_received(HEAD + b"2\r\n{}\r\n")
@@ -155,18 +154,13 @@ async def test_what_came_while_the_process_stood_still_is_read_first(
         assert not wire.closed
         await until_looked(connection)
         assert wire.closed  # no further request has come
-        connection.connection_lost(None)
 
 
 @pytest.mark.parametrize("taken_bytes", [0, 1])
 async def test_what_is_taken_when_the_process_goes_on_counts(
     stand_still: Callable[[float], None], taken_bytes: int
 ) -> None:
-    left, right = socket.socketpair()
-    with left, right:
-        wire = Wire(left)
-        connection = ClientConnection(silent, Timeouts(), Register())
-        connection.connection_made(wire)
+    with connected(silent) as (wire, connection):
         connection.data_received(HEAD + b"0\r\n\r\n")
         wire.unsent_bytes = 1000
         connection.pause_writing()
@@ -180,7 +174,6 @@ async def test_what_is_taken_when_the_process_goes_on_counts(
         for _ in range(20):
             await asyncio.sleep(0)
         assert wire.closed == (not taken_bytes)
-        connection.connection_lost(None)
 
 
 async def test_parts_without_asgi() -> None:
@@ -195,11 +188,7 @@ async def test_parts_without_asgi() -> None:
         await receive()
         gone.set()
 
-    left, right = socket.socketpair()
-    with left, right:
-        wire = Wire(left)
-        connection = ClientConnection(app, Timeouts(), Register())
-        connection.connection_made(wire)
+    with connected(app) as (wire, connection):
         connection.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         while not writers:
             await asyncio.sleep(0)

@@ -46,21 +46,11 @@ def test_the_steps_lead_to_the_tables(engine: sa.Engine) -> None:
     assert check(engine) == []
 
 
-def test_servers_that_start_at_once_make_one_ledger(
-    database_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_servers_that_start_at_once_make_one_ledger(empty_url: str) -> None:
     """An empty database, eight at once: one makes the tables, the others find them."""
-    if database_url.startswith("sqlite"):
-        database_url = f"sqlite:///{tmp_path_factory.mktemp('empty')}/l.db"
-    else:
-        engine = connect(parse_url(database_url))
-        with engine.begin() as connection:
-            metadata.drop_all(connection)
-            connection.execute(sa.text("DROP TABLE alembic_version"))
-        engine.dispose()
 
     def start(_: int) -> str | None:
-        engine = connect(parse_url(database_url))
+        engine = connect(parse_url(empty_url))
         prepare(engine)
         found = revision_of(engine)
         engine.dispose()
@@ -110,15 +100,10 @@ def test_commands_wait_for_long_statements(postgres: Postgres, tmp_path: Path) -
 
 
 def test_an_upgrade_that_fails_halfway_has_done_nothing(
-    database_url: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that is killed, or whose disk is full. The next one begins anew."""
-    if database_url.startswith("sqlite"):
-        database_url = f"sqlite:///{tmp_path_factory.mktemp('empty')}/l.db"
-    engine = connect(parse_url(database_url))
-    with engine.begin() as connection:
-        metadata.drop_all(connection)
-        connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version"))
+    engine = connect(parse_url(empty_url))
 
     def fail(*_: object) -> None:
         raise OSError("no space is left")

@@ -44,26 +44,31 @@ template <class V, class F> struct factors {
     }
 };
 
-// Not a part of its caller, which would take registers from its loop.
+// Not a part of its caller, which would take registers from its loop. All parts of a panel take turns: four columns alone
+// are too few sums for a processor that begins two a cycle and ends them four cycles later.
 template <class V, class F, int N>
 __attribute__((noinline)) void multiply_floats(
     const uint8_t * panel, int64_t values, const float * columns, float * out, size_t out_stride) {
-    for (int part = 0; part < PARTS<V>; part++) {
-        const typename F::block * weights = (const typename F::block *) panel + part * V::LANES;
-        typename V::floats        sums[N];
-        for (int c = 0; c < N; c++) {
-            sums[c] = V::set1(0.0f);
+    const typename F::block * weights = (const typename F::block *) panel;
+    typename V::floats        sums[PARTS<V>][N];
+    for (int i = 0; i < PARTS<V> * N; i++) {
+        sums[i / N][i % N] = V::set1(0.0f);
+    }
+    for (int64_t i = 0; i < values; i++, weights += ROWS) {
+        typename V::floats of_rows[PARTS<V>];
+        for (int part = 0; part < PARTS<V>; part++) {
+            of_rows[part] = V::load_floats(weights + part * V::LANES);
         }
-        for (int64_t i = 0; i < values; i++, weights += ROWS) {
-            const typename V::floats of_rows = V::load_floats(weights);
 #pragma GCC unroll 16
-            for (int c = 0; c < N; c++) {
-                sums[c] = V::fma(of_rows, V::set1(columns[c * values + i]), sums[c]);
+        for (int c = 0; c < N; c++) {
+            const typename V::floats value = V::set1(columns[c * values + i]);
+            for (int part = 0; part < PARTS<V>; part++) {
+                sums[part][c] = V::fma(of_rows[part], value, sums[part][c]);
             }
         }
-        for (int c = 0; c < N; c++) {
-            V::store(out + c * out_stride + part * V::LANES, sums[c]);
-        }
+    }
+    for (int i = 0; i < PARTS<V> * N; i++) {
+        V::store(out + i % N * out_stride + i / N * V::LANES, sums[i / N][i % N]);
     }
 }
 

@@ -60,7 +60,7 @@ def keys() -> None:
 @click.option("--tpm", type=int, metavar="N", help="Tokens in any minute.")
 @click.option("--concurrent", type=int, metavar="N", help="Requests at once.")
 @click.option("--budget-tokens", type=int, metavar="N", help="Tokens in a day or month.")
-@click.option("--per", type=click.Choice(["day", "month"]), help="What the budget is for. "
+@click.option("--per", type=click.Choice(["day", "month"]), help="The period of the budget. "
               "[default: month]")  # fmt: skip
 @click.option(
     "--expires", metavar="SPAN", help="How long it is valid, as in 90d. [default: for ever]"

@@ -166,7 +166,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=512)] | None,
         _setting(
-            "Engine", "The number of threads that compute.", default="the cores that it may use"
+            "Engine",
+            "The number of threads that compute.",
+            default="the cores that the process may use",
         ),
     ] = None
     gpu_layers: Annotated[
@@ -174,7 +176,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting(
             "Engine",
             "Layers of a model that run on GPUs, the last ones first; the output counts as one. "
-            "auto: as many as fit beside their KV memory, and none without a GPU or where it "
+            "auto: as many as fit with their KV memory, and none without a GPU or where it "
             "fails, with a warning. This needs a native half for a GPU (GPU=vulkan make install).",
             value="LAYERS",
         ),

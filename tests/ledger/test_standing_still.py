@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -249,6 +250,23 @@ def test_a_lock_lives_as_long_as_its_process(tmp_path: Path) -> None:
     assert not lives(here, "p")
     assert list(here.iterdir()) == []
     engine.dispose()
+
+
+def test_a_lock_that_a_full_disk_refused_can_be_taken_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = AliveLock(tmp_path, "p", Presence())
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            lock.__enter__()
+    assert list(tmp_path.iterdir()) == []
+    with lock:
+        assert lives(tmp_path, "p")
 
 
 def test_what_is_gone_is_silent_no_more() -> None:

@@ -35,11 +35,17 @@ class AliveLock:
         unnamed = self._file.with_suffix(".new")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._descriptor = os.open(unnamed, flags, 0o600)
-        os.fchmod(self._descriptor, 0o600)
-        # The file gets the name by which others find it after the lock is taken.
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        os.write(self._descriptor, msgspec.json.encode(self._presence))
-        unnamed.rename(self._file)
+        try:
+            os.fchmod(self._descriptor, 0o600)
+            # The file gets the name by which others find it after the lock is taken.
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            os.write(self._descriptor, msgspec.json.encode(self._presence))
+            unnamed.rename(self._file)
+        except OSError:
+            # A file that stays would refuse the next attempt.
+            unnamed.unlink()
+            os.close(self._descriptor)
+            raise
         return self
 
     def __exit__(

@@ -314,6 +314,8 @@ def backup(engine: sa.Engine, file: Path) -> None:
         raise ConfigError("PostgreSQL has its own tool: pg_dump --format=custom DATABASE > FILE")
     if revision_of(engine) is None:
         raise ConfigError("there is no ledger to copy: the database has no tables")
+    if not file.name:
+        raise ConfigError(f"{file}: is a folder, not a file")
     # A copy that is cut short, by a signal too, never has the name of a copy.
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:

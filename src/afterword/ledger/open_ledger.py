@@ -198,7 +198,13 @@ async def open_ledger(
     with ExitStack() as opened:
         if engine is not None:
             opened.callback(engine.dispose)
-        journal = opened.enter_context(_journal(options, identity))
+        journal = Journal(options.journals, identity.id, limit_bytes=options.journal_bytes)
+        try:
+            opened.enter_context(journal)
+        except OSError as error:
+            raise ConfigError(
+                f"{options.journals}: no journal can be kept here: {error.strerror or error}"
+            ) from error
         limiter, limiter_thread = _limiter(options, clocks)
         if limiter_thread is not None:
             opened.callback(_end, limiter_thread)
@@ -244,13 +250,6 @@ async def open_ledger(
             for task in upkeep:
                 task.cancel()
             await asyncio.shield(ledger.aclose())
-
-
-def _journal(options: LedgerOptions, identity: ProcessIdentity) -> Journal:
-    try:
-        return Journal(options.journals, identity.id, limit_bytes=options.journal_bytes)
-    except OSError as error:
-        raise ConfigError(f"{options.journals}: no journal can be kept here: {error}") from error
 
 
 def _limiter(options: LedgerOptions, clocks: Clocks) -> tuple[RateLimiter, Executor | None]:

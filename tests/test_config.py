@@ -98,9 +98,8 @@ def test_what_is_wrong_is_said_with_its_place(flags: dict[str, Any], says: str) 
 @pytest.mark.parametrize("key", ["a\r\nx-evil: 1", "a\n", "a\u2028", " ", "\u00e9"])
 def test_a_key_that_no_header_takes_is_refused_and_not_shown(tmp_path: Path, key: str) -> None:
     file = tmp_path / "a.toml"
-    file.write_text(
-        f"models = {{m = 'vllm+http://h/v1'}}\nupstream_keys = {{m = {json.dumps(key)}}}"
-    )
+    models, keys = "models.m = 'vllm+http://h/v1'", f"upstream_keys.m = {json.dumps(key)}"
+    file.write_text(f"{models}\n{keys}")
     with pytest.raises(ConfigError) as caught:
         resolve({}, {}, str(file))
     assert str(caught.value) == (

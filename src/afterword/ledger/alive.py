@@ -9,7 +9,7 @@ import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 import sqlalchemy as sa
@@ -83,10 +83,13 @@ def lives(folder: Path, process_id: str) -> bool:
 
 
 def remove_dead(folder: Path) -> None:
-    """Remove the files of processes that have died."""
+    """Remove the files of processes that have died.
+
+    What cannot be opened stays, as the lock of another user's process.
+    """
     for file in folder.glob(f"*{_SUFFIX}"):
         # A folder of such a name is nobody's lock, and stays.
-        if not file.is_dir() and not _is_locked(file):
+        if not file.is_dir() and _lock(file) == "free":
             file.unlink(missing_ok=True)
 
 
@@ -103,14 +106,19 @@ def _read(file: Path) -> Presence:
 
 
 def _is_locked(file: Path) -> bool:
+    return _lock(file) == "held"
+
+
+def _lock(file: Path) -> Literal["held", "free", "unseen"]:
+    """Returns the state of a file's lock: "unseen" if the file cannot be opened."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return False
+        return "unseen"
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True
+        return "held"
     finally:
         os.close(descriptor)
-    return False
+    return "free"

@@ -33,7 +33,8 @@ REVISION = "0002"
 _BUSY_MS = 5000
 _CONNECT_S = 3
 _STATEMENT_MS = 30_000
-_QUOTED = re.compile(r'"[^"]*"')
+_QUOTED = re.compile(r'"[^"]*"(?: \([^)]*\))?')
+"""What a driver quotes: names, and a host with its address."""
 _FILE = "afterword_file"
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 # Of two servers that start at once on one database, the second waits for the first.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,6 +23,7 @@ from afterword.core.account import KeyTerms
 from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.ledger import access, open_ledger
 from afterword.ledger import redis as in_redis
+from afterword.ledger.access import AccessLedger
 from afterword.ledger.open_ledger import redis_limiter
 from afterword.ledger.rate_limits import WINDOW_S, MemoryRateLimiter, RateLimiter
 from afterword.ledger.redis import RedisRateLimiter, connect
@@ -263,6 +266,32 @@ def test_leases_are_renewed_past_a_server_that_is_away() -> None:
     with pytest.raises(LedgerUnavailable):
         limiter.renew()
     assert renewed == ["b"]
+
+
+async def test_leases_that_are_not_renewed_are_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(open_ledger, "_SYNC_S", 0)
+    monkeypatch.setattr(open_ledger, "_RENEW_ROUNDS", 1)
+    synced: Future[None] = Future()
+    synced.set_result(None)
+    upkeep = asyncio.create_task(
+        open_ledger._keep_up(
+            cast("AccessLedger", SimpleNamespace(sync=lambda: synced)),
+            redis_limiter("redis://127.0.0.1:9/0"),
+            cast("ThreadPoolExecutor", SimpleNamespace(submit=_away)),
+        )
+    )
+    async with asyncio.timeout(10):
+        while "leases in redis are not renewed" not in caplog.text:
+            await asyncio.sleep(0)
+    upkeep.cancel()
+
+
+def _away(_: object) -> Future[None]:
+    failed: Future[None] = Future()
+    failed.set_exception(LedgerUnavailable("Limits cannot be counted now."))
+    return failed
 
 
 def test_a_clock_that_is_set_back_holds_nobody_up(

@@ -299,4 +299,10 @@ async def _keep_up(
             _log.error("the journal cannot be brought to the disk: %s", in_one_line(error))
         rounds += 1
         if limiter_thread is not None and rounds % _RENEW_ROUNDS == 0:
-            limiter_thread.submit(limiter.renew)
+            limiter_thread.submit(limiter.renew).add_done_callback(_say_if_not_renewed)
+
+
+def _say_if_not_renewed(renewed: Future[None]) -> None:
+    error = None if renewed.cancelled() else renewed.exception()
+    if error is not None:
+        _log.warning("leases in redis are not renewed, and end in a minute: %s", in_one_line(error))

@@ -95,7 +95,7 @@ def test_what_is_wrong_is_said_with_its_place(flags: dict[str, Any], says: str) 
         resolve(flags, {})
 
 
-@pytest.mark.parametrize("key", ["a\r\nx-evil: 1", "a\n", "a\u2028", " ", "\u00e9"])
+@pytest.mark.parametrize("key", ["a\r\nx-evil: 1", "a\n", "a\u2028", " ", "a ", "\u00e9"])
 def test_a_key_that_no_header_takes_is_refused_and_not_shown(tmp_path: Path, key: str) -> None:
     file = tmp_path / "a.toml"
     models, keys = "models.m = 'vllm+http://h/v1'", f"upstream_keys.m = {json.dumps(key)}"
@@ -105,6 +105,8 @@ def test_a_key_that_no_header_takes_is_refused_and_not_shown(tmp_path: Path, key
     assert str(caught.value) == (
         f"{file}: the key for 'm' has characters that no header takes, or none"
     )
+    file.write_text(f"{models}\nupstream_keys.m = 'a key with spaces'")
+    assert resolve({}, {}, str(file)).settings.upstream_keys == {"m": "a key with spaces"}
 
 
 @pytest.mark.parametrize(

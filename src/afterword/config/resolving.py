@@ -32,7 +32,7 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
-_HEADER_WORD = re.compile(r"[\x21-\x7e]+")
+_HEADER_TEXT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
 def is_model_name(text: str) -> bool:
@@ -160,7 +160,7 @@ def _check_keys(settings: Settings, place: str) -> None:
         if name not in settings.models:
             raise ConfigError(f"{place}: a key for {name!r}, which is no model")
         # A line end, as of a file, would begin another header.
-        if not _HEADER_WORD.fullmatch(key):
+        if not _HEADER_TEXT.fullmatch(key):
             raise ConfigError(
                 f"{place}: the key for {name!r} has characters that no header takes, or none"
             )

@@ -7,6 +7,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from afterword.completion import tokens
-from afterword.core.account import KeyTerms, UsageRecord
+from afterword.core.account import Ask, KeyTerms, Principal, UsageRecord
 from afterword.core.machine import sync_file
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import toy_engine
@@ -738,6 +739,27 @@ async def test_a_full_disk_refuses_before_anything_is_computed(
         assert (await running.client.get("/ready")).status == 200
         assert (await known.post(PATH, {**BODY, "max_tokens": 5})).status == 200
         nothing_is_held(running)
+
+
+async def test_a_disk_that_fails_keeps_no_limit_and_no_budget(
+    lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that is refused after its admission gives everything back."""
+    async with lite() as running:
+        known = running.key(concurrent=1, budget_tokens=100)
+        (view,) = running.keys.all()
+        principal = Principal(view.id, "k", None, admin=False)
+        ask = Ask(id="r", model="toy", user=None, stream=False, most_tokens=60)
+        reservation = await running.ledger.access.reserve(principal, ask)
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object) -> int:
+                raise OSError(5, "Input/output error")
+
+            patch.setattr(os, "pwrite", fail)
+            reservation.release()
+        nothing_is_held(running)
+        assert (await known.post(PATH, {**BODY, "max_tokens": 5})).status == 200
 
 
 async def test_records_on_the_disk_before_the_last_byte(

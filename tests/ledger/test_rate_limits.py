@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from redis import Redis
+from redis import Redis, RedisError
 from redis.connection import SSLConnection
 from redis.sentinel import SentinelConnectionPool
 
@@ -21,6 +23,7 @@ from afterword.core.account import KeyTerms
 from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.ledger import access, open_ledger
 from afterword.ledger import redis as in_redis
+from afterword.ledger.access import AccessLedger
 from afterword.ledger.open_ledger import redis_limiter
 from afterword.ledger.rate_limits import WINDOW_S, MemoryRateLimiter, RateLimiter
 from afterword.ledger.redis import RedisRateLimiter, connect
@@ -225,6 +228,70 @@ def test_what_a_dead_server_ran_no_longer_counts(
     assert made.limiter.acquire("k", terms, "early", 1).refused_by == "concurrent"
     made.move(START_S + 61)
     assert made.limiter.acquire("k", terms, "later", 1).refused_by is None
+
+
+@pytest.mark.database
+def test_an_admission_that_is_asked_for_twice_counts_once(redis_client: Redis) -> None:
+    """As a cluster's client does if an answer is late."""
+    redis_client.flushall()
+    limiter = RedisRateLimiter(redis_client)
+    terms = KeyTerms(name="k", rpm=1, tpm=100, concurrent=1)
+    for _ in range(2):
+        decision = limiter.acquire("k", terms, "a", 60)
+        assert decision.refused_by is None
+        assert decision.rates.tokens is not None
+        assert decision.rates.tokens.remaining == 40
+    limiter.settle("k", "a", None)
+    assert limiter.acquire("k", terms, "b", 100).refused_by is None
+
+
+def test_leases_are_renewed_past_a_server_that_is_away() -> None:
+    renewed: list[str] = []
+
+    class Cluster:
+        def register_script(self, script: bytes) -> Callable[..., object]:
+            def run(keys: list[str], args: list[object]) -> object:
+                if b"'XX'" not in script:
+                    return [b"", 0, 1, 1, 0]
+                if "away" in keys[0]:
+                    raise RedisError
+                renewed.append(str(args[0]))
+                return 1
+
+            return run
+
+    limiter = RedisRateLimiter(cast("Redis", Cluster()))
+    for request_id, key_id in (("a", "away"), ("b", "here")):
+        limiter.acquire(key_id, KeyTerms(name="k", concurrent=1), request_id, 1)
+    with pytest.raises(LedgerUnavailable):
+        limiter.renew()
+    assert renewed == ["b"]
+
+
+async def test_leases_that_are_not_renewed_are_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(open_ledger, "_SYNC_S", 0)
+    monkeypatch.setattr(open_ledger, "_RENEW_ROUNDS", 1)
+    synced: Future[None] = Future()
+    synced.set_result(None)
+    upkeep = asyncio.create_task(
+        open_ledger._keep_up(
+            cast("AccessLedger", SimpleNamespace(sync=lambda: synced)),
+            redis_limiter("redis://127.0.0.1:9/0"),
+            cast("ThreadPoolExecutor", SimpleNamespace(submit=_away)),
+        )
+    )
+    async with asyncio.timeout(10):
+        while "leases in redis are not renewed" not in caplog.text:
+            await asyncio.sleep(0)
+    upkeep.cancel()
+
+
+def _away(_: object) -> Future[None]:
+    failed: Future[None] = Future()
+    failed.set_exception(LedgerUnavailable("Limits cannot be counted now."))
+    return failed
 
 
 def test_a_clock_that_is_set_back_holds_nobody_up(

@@ -244,7 +244,11 @@ class AccessLedger:
     def release(self, admission: Admission) -> None:
         """Give back what the admission has taken so far."""
         if admission.journaled:
-            self._journal.release(admission.record)
+            try:
+                self._journal.release(admission.record)
+            except OSError as error:
+                # What it holds of limits and budgets comes back all the same.
+                _log.error("the journal cannot be written to: %s", in_one_line(error))
         self._settle_limits(admission, None)
         claim = admission.claim
         if claim is not None and not claim.cancel():

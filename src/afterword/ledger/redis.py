@@ -56,6 +56,14 @@ local function bring_back(key, latest)
 end
 bring_back(KEYS[1], now)
 bring_back(KEYS[3], now + lease)
+-- A cluster's client asks again if an answer is late: what it asked first counts no more.
+local before = redis.call('HGET', KEYS[2], ARGV[1])
+if before then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('HDEL', KEYS[2], ARGV[1])
+  redis.call('HINCRBY', KEYS[2], '=', 0 - tonumber(before))
+  redis.call('ZREM', KEYS[3], ARGV[1])
+end
 local count = redis.call('ZCARD', KEYS[1])
 local used = tonumber(redis.call('HGET', KEYS[2], '=') or 0)
 local newest = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
@@ -158,12 +166,18 @@ class RedisRateLimiter:
         self._answer(lambda: self._settle(keys=_names(key_id), args=arguments))
 
     def renew(self) -> None:
-        """See ``rate_limits.RateLimiter``."""
+        """See ``rate_limits.RateLimiter``. One server of a cluster may be away: others go on."""
         with self._lock:
             running = list(self._running.items())
+        away: LedgerUnavailable | None = None
         for request_id, key_id in running:
             arguments = [request_id, int(_LEASE_S * 1e6)]
-            self._answer(lambda: self._renew(keys=_names(key_id), args=arguments))  # noqa: B023 - called at once
+            try:
+                self._answer(lambda: self._renew(keys=_names(key_id), args=arguments))  # noqa: B023 - called at once
+            except LedgerUnavailable as error:
+                away = error
+        if away is not None:
+            raise away
 
     def _answer(self, call: Callable[[], T]) -> T:
         try:

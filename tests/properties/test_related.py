@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from afterword.engine.toy import ToyTokenizer
 from properties.laws import delivered_the_same
-from properties.requests import STOP, TEXT, VOCABULARY, bodies
+from properties.requests import STOP, TEXT, bodies
 from support.asgi import Client, chunks_of
 from support.examples import examples
 
@@ -36,7 +36,7 @@ def infills(body: dict[str, Any], suffix: str, model: str) -> dict[str, Any]:
 
 
 @given(body=bodies(greedy=False), suffix=SUFFIX, model=MODELS, usage=st.booleans())
-@settings(max_examples=examples(300), deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 async def test_F1_a_folded_stream_of_a_middle_is_the_answer(
     client: Client, body: dict[str, Any], suffix: str, model: str, usage: bool
 ) -> None:
@@ -47,7 +47,7 @@ async def test_F1_a_folded_stream_of_a_middle_is_the_answer(
 
 
 @given(body=bodies(greedy=False), prompts=st.lists(TEXT, min_size=1, max_size=2), suffix=SUFFIX)
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 async def test_F4_echo_puts_the_prompt_before_the_middle(
     client: Client, body: dict[str, Any], prompts: list[str], suffix: str
 ) -> None:
@@ -61,7 +61,7 @@ async def test_F4_echo_puts_the_prompt_before_the_middle(
 
 
 @given(body=bodies(greedy=False), model=MODELS, logprobs=st.integers(0, 5))
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 async def test_L2_log_probabilities_change_no_text(
     client: Client, body: dict[str, Any], model: str, logprobs: int
 ) -> None:
@@ -72,7 +72,7 @@ async def test_L2_log_probabilities_change_no_text(
 
 
 @given(body=bodies(greedy=False), model=MODELS, more=st.integers(1, 2))
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 async def test_D2_more_choices_change_none(
     client: Client, body: dict[str, Any], model: str, more: int
 ) -> None:
@@ -86,7 +86,7 @@ async def test_D2_more_choices_change_none(
 
 
 @given(body=bodies(greedy=False), text=TEXT.filter(bool), model=st.sampled_from(sorted(TOKENIZERS)))
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 async def test_R2_text_and_its_tokens_give_one_answer(
     client: Client, body: dict[str, Any], text: str, model: str
 ) -> None:
@@ -103,7 +103,7 @@ async def test_R2_text_and_its_tokens_give_one_answer(
 
 
 @given(body=bodies(greedy=False), k=st.integers(1, 12))
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 async def test_R17_a_truncated_prompt_is_its_last_tokens(
     client: Client, body: dict[str, Any], k: int
 ) -> None:
@@ -115,7 +115,7 @@ async def test_R17_a_truncated_prompt_is_its_last_tokens(
 
 
 @given(body=bodies(greedy=False), model=MODELS, tokens=st.integers(0, 24))
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 async def test_R4_fewer_tokens_are_the_beginning_of_more(
     client: Client, body: dict[str, Any], model: str, tokens: int
 ) -> None:
@@ -136,7 +136,7 @@ async def test_R4_fewer_tokens_are_the_beginning_of_more(
     model=MODELS,
     stops=st.lists(STOP, min_size=1, max_size=4),
 )
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 async def test_R12_a_stop_is_where_it_first_stands(
     client: Client, body: dict[str, Any], model: str, stops: list[str]
 ) -> None:
@@ -161,7 +161,7 @@ async def test_R12_a_stop_is_where_it_first_stands(
 
 
 @given(body=bodies(greedy=False), model=MODELS)
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 async def test_S10_the_usage_of_chunks_adds_up(
     client: Client, body: dict[str, Any], model: str
 ) -> None:

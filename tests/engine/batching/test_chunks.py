@@ -121,8 +121,8 @@ def test_a_sequence_that_lost_its_memory_is_computed_as_a_prompt_is() -> None:
 
 def test_the_longest_waiting_prompt_gets_rows_first() -> None:
     early, late = running(0, 30, since=1, scored=True), running(1, 10, since=2, scored=True)
-    assert shares(choose(early, late, budget=40, most_rows=33)) == {0: 30, 1: 3}
-    assert shares(choose(early, late, budget=40, most_rows=30)) == {0: 30}
+    assert shares(choose(late, early, budget=40, most_rows=33)) == {0: 30, 1: 3}
+    assert shares(choose(late, early, budget=40, most_rows=30)) == {0: 30}
     # Tokens before the first row that is wanted take no row.
     plain = running(2, 12, since=3)
     assert shares(choose(early, plain, decoding(3), budget=42, most_rows=31)) == {0: 30, 3: 1}

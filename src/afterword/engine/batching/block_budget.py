@@ -91,10 +91,7 @@ class BlockBudget:
         return self.extend_all([(slot, tokens)], more=more)
 
     def extend_all(self, wanted: Iterable[tuple[Slot, int]], *, more: bool) -> bool:
-        """Promise each slot room for its tokens; False, and no promise, if there are too few blocks.
-
-        See ``extend``.
-        """
+        """Promise each slot room for its tokens, or none of them. See ``extend``."""
         size = self._tables.block_tokens
         short = [(slot, tokens) for slot, tokens in wanted if tokens > slot.room]
         missing = sum(self._tables.blocks_for(tokens) - slot.room // size for slot, tokens in short)

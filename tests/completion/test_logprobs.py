@@ -67,3 +67,14 @@ def test_S9_single_entries_are_those_of_all(tokens: list[int], as_ids: bool) -> 
     # What was taken is not given again.
     assert not whole.take().tokens
     assert not list(single.take_each())
+
+
+def test_L3_an_id_that_stands_for_another_is_shown_as_the_other() -> None:
+    """The end of a choice behind another server, which is among the likeliest tokens itself."""
+    vocab = VocabView((*PIECES, b"b"), frozenset(), aliases={len(PIECES): 7})
+    for as_ids, names in ((False, ["b", "a"]), (True, ["token_id:7", "token_id:0"])):
+        builder = LogprobsBuilder(vocab, as_ids=as_ids)
+        builder.add(len(PIECES), -0.5, [7, 0], [-0.5, -2.0], 0, fresh=False)
+        entries = builder.take()
+        assert entries.tokens == names[:1]
+        assert entries.top_logprobs == [dict(zip(names, (-0.5, -2.0), strict=True))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import chain
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,3 +79,25 @@ def test_L3_an_id_that_stands_for_another_is_shown_as_the_other() -> None:
         entries = builder.take()
         assert entries.tokens == names[:1]
         assert entries.top_logprobs == [dict(zip(names, (-0.5, -2.0), strict=True))]
+
+
+@pytest.mark.parametrize(
+    ("token", "tops", "names"),
+    [
+        (7, [0, 7], ["a", "b"]),
+        (0, [0, 1, 2], ["a", "bytes:\\x61", "bytes:\\x61\u200b"]),
+        # The chosen token has its own text, although another one of that text is likelier.
+        (1, [0, 1], ["bytes:\\x61", "a"]),
+        (5, [4, 5], ["bytes:\\xff\u200b", "bytes:\\xff"]),
+        (5, [4], ["bytes:\\xff\u200b", "bytes:\\xff"]),
+    ],
+)
+def test_L4_of_tokens_with_one_text_all_but_one_are_bytes(
+    token: int, tops: list[int], names: list[str]
+) -> None:
+    builder = LogprobsBuilder(VOCAB)
+    values = [-1.0 - at for at in range(len(tops))]
+    builder.add(token, -1.0 - (len(names) - 1), tops, values, 0, fresh=False)
+    (top,) = builder.take().top_logprobs
+    assert top is not None
+    assert list(top) == names

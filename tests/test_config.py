@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,20 @@ def test_a_variable_that_is_no_setting_is_reported() -> None:
 def test_what_is_wrong_is_said_with_its_place(flags: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         resolve(flags, {})
+
+
+@pytest.mark.parametrize("key", ["a\r\nx-evil: 1", "a\n", "a\u2028", " ", "a ", "\u00e9"])
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "a.toml"
+    models, keys = "models.m = 'vllm+http://h/v1'", f"upstream_keys.m = {json.dumps(key)}"
+    file.write_text(f"{models}\n{keys}")
+    with pytest.raises(ConfigError) as caught:
+        resolve({}, {}, str(file))
+    assert str(caught.value) == (
+        f"{file}: the key for 'm' has characters that no header takes, or none"
+    )
+    file.write_text(f"{models}\nupstream_keys.m = 'a key with spaces'")
+    assert resolve({}, {}, str(file)).settings.upstream_keys == {"m": "a key with spaces"}
 
 
 @pytest.mark.parametrize(

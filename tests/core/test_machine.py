@@ -403,6 +403,14 @@ def test_a_connection_ends_when_its_peer_vanishes() -> None:
     assert told == [30, 10, 3, 60_000]
 
 
+@linux
+def test_a_year_is_no_time_that_the_system_refuses() -> None:
+    """The system counts milliseconds in 32 bits."""
+    with socket.socket() as connection:
+        for level, name, value in death_options(365 * 86_400):
+            connection.setsockopt(level, name, value)
+
+
 def test_options_of_a_connection_on_macos(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "TCP_KEEPALIVE", 0x10, raising=False)
     monkeypatch.setattr(socket, "TCP_KEEPINTVL", 0x101)

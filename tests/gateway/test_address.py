@@ -25,6 +25,12 @@ def test_what_is_in_an_address() -> None:
     assert (full.origin, full.root) == ("https://[::1]:443", "/api")
 
 
+def test_names_beyond_ascii_are_sent_in_ascii() -> None:
+    """The Host header and the first line of a request have no other characters."""
+    (found,) = parse_addresses("vllm+http://b\u00fccher.example/\u00e9t\u00e9%20/v1")
+    assert (found.host, found.base) == ("xn--bcher-kva.example", "/%C3%A9t%C3%A9%20/v1")
+
+
 def test_several() -> None:
     addresses = parse_addresses("vllm+http://a:1/v1  vllm+http://b:2/v1")
     assert [address.host for address in addresses] == ["a", "b"]
@@ -37,6 +43,8 @@ def test_several() -> None:
         "vllm+http://a:99999/v1", "vllm+http://a/v1?x=1", "vllm+http://a/v1 openai+http://b/v1",
         "vllm+http://a/v1 vllm+http://a/v1", "vllm+http://user:secret@a/v1",
         "vllm+http://user:secret@a:x/v1", "other+http://user:secret@a/v1",
+        "vllm+http://a:0/v1", "vllm+http://a..b/v1", f"vllm+http://{'a' * 64}.b/v1",
+        "vllm+http://a\0/v1", "vllm+http://a/\x7f/v1", "vllm+http://a/v1#\x1b[2J",
     ],
 )  # fmt: skip
 def test_mistakes(source: str) -> None:

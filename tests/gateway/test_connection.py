@@ -8,7 +8,8 @@ import pytest
 
 from afterword.gateway.address import parse_addresses
 from afterword.gateway.failures import StreamBroke
-from afterword.gateway.transport.connection import Connection, Head, HttpClient
+from afterword.gateway.transport.client import HttpClient
+from afterword.gateway.transport.connection import Connection, Head
 from standins.server import Exchange, StandIn
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -113,7 +114,7 @@ async def test_a_held_connection_does_not_read_on_in_its_turn() -> None:
 async def test_the_rest_of_an_answer_that_is_too_long_is_not_the_next_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("afterword.gateway.transport.connection._MOST_WHOLE_BYTES", 10)
+    monkeypatch.setattr("afterword.gateway.transport.client._MOST_WHOLE_BYTES", 10)
 
     def begin(exchange: Exchange) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n"

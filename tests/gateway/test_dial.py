@@ -13,7 +13,7 @@ import uvloop
 from afterword.gateway.address import parse_addresses
 from afterword.gateway.failures import ConnectFailed
 from afterword.gateway.transport import dial as dialling
-from afterword.gateway.transport.connection import HttpClient
+from afterword.gateway.transport.client import HttpClient
 from afterword.gateway.transport.dial import _in_turn, dial
 
 _Attempt = Callable[[], Awaitable[socket.socket]]

@@ -15,7 +15,7 @@ from afterword.gateway.address import parse_addresses
 from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT, Facts
 from afterword.gateway.engine import RemoteEngine, open_remote
 from afterword.gateway.pool.pool import PoolOptions
-from afterword.gateway.transport.connection import HttpClient
+from afterword.gateway.transport.client import HttpClient
 from conftest import make_client
 from standins.server import Exchange, StandIn
 from standins.upstreams import engine_of

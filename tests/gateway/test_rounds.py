@@ -13,7 +13,8 @@ import pytest
 
 from afterword.gateway.address import parse_addresses
 from afterword.gateway.failures import StreamBroke
-from afterword.gateway.transport.connection import Head, HttpClient
+from afterword.gateway.transport.client import HttpClient
+from afterword.gateway.transport.connection import Head
 from afterword.gateway.transport.rounds import ReadingRounds
 from standins.server import Exchange, StandIn
 

@@ -7,6 +7,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +19,7 @@ import pytest
 import sqlalchemy as sa
 
 from afterword.completion import tokens
-from afterword.core.account import KeyTerms, UsageRecord
+from afterword.core.account import Ask, KeyTerms, Principal, UsageRecord
 from afterword.core.machine import sync_file
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import toy_engine
@@ -430,6 +431,32 @@ async def test_H7_requests_per_minute(running: Team) -> None:
     )
 
 
+async def test_every_answer_has_the_state_of_the_limits(running: Team) -> None:
+    """Refusals and lists count nothing, and say what is left."""
+    known = running.key(rpm=3, tpm=1000, budget_tokens=100)
+
+    def state(reply: Reply) -> list[str]:
+        names = ("remaining-requests", "remaining-tokens", "reset-requests")
+        return [reply.headers[f"x-ratelimit-{name}"] for name in names]
+
+    refused = await known.post(PATH, {**BODY, "n": 0})
+    assert (refused.status, state(refused)) == (400, ["3", "1000", "0ms"])
+    answered = await known.post(PATH, {**BODY, "max_tokens": 9})
+    assert (answered.status, state(answered)) == (200, ["2", "990", "1m0s"])
+    over_budget = await known.post(PATH, {**BODY, "max_tokens": 200})
+    assert (over_budget.status, state(over_budget)) == (429, ["2", "990", "1m0s"])
+    running.hand.now_s += 12.5
+    for reply, status in (
+        (await known.post(PATH, {**BODY, "model": "none"}), 404),
+        (await known.get("/v1/models"), 200),
+        (await known.get("/nothing"), 404),
+        (await known.get("/health"), 200),
+    ):
+        assert (reply.status, state(reply)) == (status, ["2", "990", "47.5s"])
+    assert len(await running.records()) == 1
+    nothing_is_held(running)
+
+
 async def test_H7_tokens_per_minute_count_what_was_used(running: Team) -> None:
     """A request reserves its worst case; tokens that it does not use are free again."""
     known = running.key(tpm=100)
@@ -738,6 +765,27 @@ async def test_a_full_disk_refuses_before_anything_is_computed(
         assert (await running.client.get("/ready")).status == 200
         assert (await known.post(PATH, {**BODY, "max_tokens": 5})).status == 200
         nothing_is_held(running)
+
+
+async def test_a_disk_that_fails_keeps_no_limit_and_no_budget(
+    lite: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that is refused after its admission gives everything back."""
+    async with lite() as running:
+        known = running.key(concurrent=1, budget_tokens=100)
+        (view,) = running.keys.all()
+        principal = Principal(view.id, "k", None, admin=False)
+        ask = Ask(id="r", model="toy", user=None, stream=False, most_tokens=60)
+        reservation = await running.ledger.access.reserve(principal, ask)
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object) -> int:
+                raise OSError(5, "Input/output error")
+
+            patch.setattr(os, "pwrite", fail)
+            reservation.release()
+        nothing_is_held(running)
+        assert (await known.post(PATH, {**BODY, "max_tokens": 5})).status == 200
 
 
 async def test_records_on_the_disk_before_the_last_byte(

@@ -37,6 +37,13 @@ from ledger.values import NOW, record
 from standins.services import Postgres
 
 
+def test_a_reason_names_no_host_and_no_address() -> None:
+    """As psycopg writes it for a host with a name."""
+    said = 'connection to server at "db.internal" (10.1.2.3), port 5432 failed: refused\nIs it on?'
+    error = sa.exc.OperationalError("SELECT 1", None, Exception(said))
+    assert database.reason(error) == 'connection to server at "\u2026", port 5432 failed: refused'
+
+
 def test_the_steps_lead_to_the_tables(engine: sa.Engine) -> None:
     """No difference between what migrations made and what the code expects."""
     assert revision_of(engine) == REVISION

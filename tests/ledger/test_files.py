@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +14,17 @@ import pytest
 from msgspec.structs import replace
 
 from afterword.core.errors import ConfigError
+from afterword.ledger import journal
+from afterword.ledger.access import Clocks
 from afterword.ledger.alive import AliveLock
 from afterword.ledger.command import open_for_command
 from afterword.ledger.database import backup, connect, open_database, prepare, sqlite_url
 from afterword.ledger.folder import make_folder, make_private
 from afterword.ledger.journal import Journal
+from afterword.ledger.open_ledger import LedgerOptions, open_ledger
 from afterword.ledger.other_journals import orphaned_bytes
 from afterword.ledger.presence import Presence
+from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.set_aside import SetAside, of_line
 from ledger.values import record
 
@@ -127,6 +133,32 @@ def test_a_backup_follows_no_link(tmp_path: Path) -> None:
         backup(database, link)
     assert not (tmp_path / "elsewhere.db").exists()
     database.dispose()
+
+
+@pytest.mark.parametrize("file", [".", "/"])
+def test_a_backup_needs_a_files_name(tmp_path: Path, file: str) -> None:
+    database = open_database(tmp_path, None)
+    with pytest.raises(ConfigError, match="is a folder"):
+        backup(database, Path(file))
+    database.dispose()
+
+
+async def test_a_journal_that_cannot_be_made_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journal, "reserve_space", full)
+    clocks = Clocks(time.monotonic, time.time)
+    opened = open_ledger(
+        None, LedgerOptions(folder=tmp_path), ProcessIdentity("k1", "host", 1), clocks=clocks,
+        entropy=os.urandom,
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        await opened.__aenter__()
+    said = f"{tmp_path / 'journal'}: no journal can be kept here: No space left on device"
+    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize("kind", ["sticky", "with folders of others", "home", "of the system"])

@@ -248,6 +248,24 @@ def test_a_disk_that_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.Mon
     assert left_in(tmp_path)["b"] == "answered"
 
 
+def test_an_admission_that_cannot_be_taken_back_keeps_no_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody writes a released request to the database, so its lines would stay for ever."""
+    with Journal(tmp_path, "p", limit_bytes=LIMIT) as journal:
+        journal.admit(replace(record("a"), status="lost"))
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object) -> int:
+                raise OSError(errno.EIO, "Input/output error")
+
+            patch.setattr(os, "pwrite", fail)
+            with pytest.raises(OSError, match="Input/output"):
+                journal.release(record("a"))
+        assert journal.unsettled == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_are_nobody_elses_business(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     with Journal(folder, "p", limit_bytes=LIMIT):

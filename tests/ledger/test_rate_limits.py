@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from redis import Redis
+from redis import Redis, RedisError
 from redis.connection import SSLConnection
 from redis.sentinel import SentinelConnectionPool
 
-from afterword.core.account import KeyTerms
+from afterword.core.account import KeyTerms, Principal, Rates
 from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.ledger import access, open_ledger
 from afterword.ledger import redis as in_redis
+from afterword.ledger.access import AccessLedger
 from afterword.ledger.open_ledger import redis_limiter
 from afterword.ledger.rate_limits import WINDOW_S, MemoryRateLimiter, RateLimiter
 from afterword.ledger.redis import RedisRateLimiter, connect
@@ -81,7 +84,7 @@ def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
         return in_memory
     client: Redis = request.getfixturevalue("redis_client")
     # The scripts ask Redis for the time; here they ask for a list that has the same shape.
-    for name in ("_ACQUIRE", "_RENEW"):
+    for name in ("_ACQUIRE", "_RATES", "_RENEW"):
         script = getattr(in_redis, name).replace("'TIME'", "'LRANGE', 'clock', 0, 1")
         monkeypatch.setattr(in_redis, name, script)
 
@@ -116,10 +119,16 @@ def one_asks(limiter: RateLimiter, oracle: Oracle, request_id: str, tokens: int)
         free = Oracle(KeyTerms(name="k", rpm=terms.rpm, tpm=terms.tpm), seen=oracle.seen)
         assert free.admits(tokens, now_s + decision.wait_s)
         assert not free.admits(tokens, now_s + decision.wait_s - 0.001)
+    rates_agree(decision.rates, oracle)
+
+
+def rates_agree(rates: Rates, oracle: Oracle) -> None:
+    """The state of the limits agrees with the oracle."""
+    terms, now_s = oracle.terms, oracle.now_s
     requests, used = oracle.used(now_s)
     for rate, limit, taken in (
-        (decision.rates.requests, terms.rpm, requests),
-        (decision.rates.tokens, terms.tpm, used),
+        (rates.requests, terms.rpm, requests),
+        (rates.tokens, terms.tpm, used),
     ):
         assert (rate is None) == (limit is None)
         if rate is not None and limit is not None:
@@ -170,6 +179,7 @@ def test_what_is_admitted_is_what_fits(
     limiter = made.limiter
     ids = map(str, itertools.count())
     for step, number in steps:
+        rates_agree(limiter.rates("k", terms), oracle)
         match step:
             case "ask":
                 one_asks(made.limiter, oracle, next(ids), number)
@@ -227,6 +237,70 @@ def test_what_a_dead_server_ran_no_longer_counts(
     assert made.limiter.acquire("k", terms, "later", 1).refused_by is None
 
 
+@pytest.mark.database
+def test_an_admission_that_is_asked_for_twice_counts_once(redis_client: Redis) -> None:
+    """As a cluster's client does if an answer is late."""
+    redis_client.flushall()
+    limiter = RedisRateLimiter(redis_client)
+    terms = KeyTerms(name="k", rpm=1, tpm=100, concurrent=1)
+    for _ in range(2):
+        decision = limiter.acquire("k", terms, "a", 60)
+        assert decision.refused_by is None
+        assert decision.rates.tokens is not None
+        assert decision.rates.tokens.remaining == 40
+    limiter.settle("k", "a", None)
+    assert limiter.acquire("k", terms, "b", 100).refused_by is None
+
+
+def test_leases_are_renewed_past_a_server_that_is_away() -> None:
+    renewed: list[str] = []
+
+    class Cluster:
+        def register_script(self, script: bytes) -> Callable[..., object]:
+            def run(keys: list[str], args: list[object]) -> object:
+                if b"'XX'" not in script:
+                    return [b"", 0, 1, 1, 0]
+                if "away" in keys[0]:
+                    raise RedisError
+                renewed.append(str(args[0]))
+                return 1
+
+            return run
+
+    limiter = RedisRateLimiter(cast("Redis", Cluster()))
+    for request_id, key_id in (("a", "away"), ("b", "here")):
+        limiter.acquire(key_id, KeyTerms(name="k", concurrent=1), request_id, 1)
+    with pytest.raises(LedgerUnavailable):
+        limiter.renew()
+    assert renewed == ["b"]
+
+
+async def test_leases_that_are_not_renewed_are_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(open_ledger, "_SYNC_S", 0)
+    monkeypatch.setattr(open_ledger, "_RENEW_ROUNDS", 1)
+    synced: Future[None] = Future()
+    synced.set_result(None)
+    upkeep = asyncio.create_task(
+        open_ledger._keep_up(
+            cast("AccessLedger", SimpleNamespace(sync=lambda: synced)),
+            redis_limiter("redis://127.0.0.1:9/0"),
+            cast("ThreadPoolExecutor", SimpleNamespace(submit=_away)),
+        )
+    )
+    async with asyncio.timeout(10):
+        while "leases in redis are not renewed" not in caplog.text:
+            await asyncio.sleep(0)
+    upkeep.cancel()
+
+
+def _away(_: object) -> Future[None]:
+    failed: Future[None] = Future()
+    failed.set_exception(LedgerUnavailable("Limits cannot be counted now."))
+    return failed
+
+
 def test_a_clock_that_is_set_back_holds_nobody_up(
     bench: Callable[[], Bench], request: pytest.FixtureRequest
 ) -> None:
@@ -266,6 +340,32 @@ def test_a_redis_that_is_away_admits_nobody() -> None:
     assert not limiter.answers()
     with pytest.raises(LedgerUnavailable):
         limiter.acquire("k", KeyTerms(name="k", rpm=1), "r", 1)
+    with pytest.raises(LedgerUnavailable):
+        limiter.rates("k", KeyTerms(name="k", rpm=1))
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_an_answer_goes_out_without_the_limits_that_cannot_be_seen(
+    silent: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Redis that is away, or silent, changes no answer that counts nothing."""
+    monkeypatch.setattr(access, "_LOOK_S", 0)
+    ends = threading.Event()
+    keyring = SimpleNamespace(terms=lambda _: KeyTerms(name="k", rpm=1))
+    with ThreadPoolExecutor(1) as thread:
+        if silent:
+            thread.submit(ends.wait)
+        ledger = AccessLedger(
+            cast("Any", SimpleNamespace(keyring=keyring)),
+            cast("Any", None),
+            redis_limiter("redis://127.0.0.1:9/0"),
+            policy=access.Policy(),
+            clocks=access.Clocks(Hand(), Hand()),
+            limiter_thread=thread,
+        )
+        assert await ledger.rates(Principal("id", "k")) == Rates()
+        ends.set()
 
 
 def test_a_silent_redis_does_not_hold_up_the_end(

@@ -22,7 +22,7 @@ from afterword.ledger.keys import KeyStore
 from afterword.ledger.orphans import unreadable
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim
-from afterword.ledger.set_aside import SetAside
+from afterword.ledger.set_aside import SetAside, of_line
 from afterword.ledger.soundness import bounded, clean, fault_of
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import reservations
@@ -230,6 +230,29 @@ def test_one_claim_that_the_database_does_not_take_fails_alone(
     assert [futures[0].result(), futures[2].result()] == [None, None]
     assert futures[1].exception() is not None
     assert writer.reachable
+
+
+def test_claims_go_on_while_a_record_can_be_neither_kept_nor_set_aside(
+    writer: LedgerWriter, engine: sa.Engine, tmp_path: Path
+) -> None:
+    (folder(tmp_path) / "set-aside.jsonl").mkdir()
+    writer.flush()
+    writer.ended(replace(record("odd"), prompt_tokens=-1))
+    fits, refused = writer.claim(claim("fits")), writer.claim(claim("refused", 101))
+    writer.flush()
+    assert fits.result() is None
+    assert refused.result() == 90
+    assert writer.reachable
+    assert writer.pending_writes == 1
+
+
+def test_what_a_full_disk_cut_off_damages_no_other_entry(tmp_path: Path) -> None:
+    aside = SetAside(folder(tmp_path))
+    aside.file.write_bytes(b'{"source":"cut o')
+    entry = of_line("place", "reason", b"text")
+    aside.add([entry])
+    assert [one.source for one in aside.entries()] == ["set-aside.jsonl", "place"]
+    assert aside.entries()[1] == entry
 
 
 ODD_LINES: dict[str, Callable[[UsageRecord], UsageRecord]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from afterword.core.account import UsageQuery
-from afterword.ledger.alive import AliveLock, alive_folder, lives, presences
+from afterword.ledger.alive import AliveLock, alive_folder, lives, presences, remove_dead
 from afterword.ledger.database import check, connect, parse_url
 from afterword.ledger.presence import Presence
 from afterword.ledger.process import ProcessIdentity
@@ -249,6 +250,37 @@ def test_a_lock_lives_as_long_as_its_process(tmp_path: Path) -> None:
     assert not lives(here, "p")
     assert list(here.iterdir()) == []
     engine.dispose()
+
+
+def test_a_lock_that_a_full_disk_refused_can_be_taken_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = AliveLock(tmp_path, "p", Presence())
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            lock.__enter__()
+    assert list(tmp_path.iterdir()) == []
+    with lock:
+        assert lives(tmp_path, "p")
+
+
+def test_a_lock_that_cannot_be_opened_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of another user's process, which lives or not."""
+    with AliveLock(tmp_path, "p", Presence()), monkeypatch.context() as patch:
+
+        def closed(*_: object) -> int:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        patch.setattr(os, "open", closed)
+        remove_dead(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_is_gone_is_silent_no_more() -> None:

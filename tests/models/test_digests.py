@@ -17,3 +17,15 @@ def test_what_cannot_be_read_is_computed_again(tmp_path: Path, left: bytes) -> N
     kept.write_bytes(left)
     assert Digests(kept).of([model]) == hashlib.sha256(b"weights").hexdigest()
     assert kept.read_bytes() != left
+
+
+def test_a_file_that_cannot_be_opened_costs_time_and_no_start(tmp_path: Path) -> None:
+    """As one that another user made. A folder is such a file for every user."""
+    parts = [tmp_path / "a", tmp_path / "b"]
+    for part in parts:
+        part.write_bytes(b"weights")
+    (tmp_path / "digests.json").mkdir()
+    digests = Digests(tmp_path / "digests.json")
+    assert digests.of(parts[:1]) == hashlib.sha256(b"weights").hexdigest()
+    assert len(digests.of(parts)) == 64
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "digests.json"]

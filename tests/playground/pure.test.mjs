@@ -27,6 +27,8 @@ const { layout } = await load("layout.js");
 const { search } = await load("search.js");
 const { commandOf, tooltip } = await load("keys.js");
 const { spansOf } = await load("tint.js");
+const { Api, ApiError } = await load("api.js");
+const { Runner } = await load("runner.js");
 
 /** The API's arrays for tokens and their offsets, each with log-probability −1. */
 function wire(list, offsets) {
@@ -681,4 +683,37 @@ test("passages: a blank line before an answer is the page's", () => {
   assert.deepEqual(texts(trees.makeNode("b", "a", 3, "\n\nYes", model)), [["you", "Ask\n\n"], ["model", "Yes"]]);
   const taken = trees.makeNode("b", "a", 3, "\n\nYes", { ...model, groups: [group(3, 5), group(5, 8)] });
   assert.deepEqual(texts(taken), [["you", "Ask"], ["model", "\n\nYes"]]);
+});
+
+/** An API whose server refuses a key, if it gets one that a header can carry. */
+function serving(answer) {
+  const calls = [];
+  globalThis.fetch = async (path, { headers, signal }) => {
+    // As in browsers: raises TypeError for a value that no header takes.
+    calls.push({ headers: new Headers(headers), signal });
+    return answer();
+  };
+  return calls;
+}
+
+test("api: a key that no header takes is refused by the server, and the server is not away", async () => {
+  const { fetch } = globalThis;
+  const calls = serving(() => Response.json({ error: { message: "no such key" } }, { status: 401 }));
+  const api = new Api({ get: () => "sk-af-\u2026\u200b\n12" }, async () => false);
+  await assert.rejects(() => api.json("/v1/models"), (error) => error instanceof ApiError && error.status === 401);
+  assert.equal(calls[0].headers.get("authorization"), "Bearer sk-af-???12");
+  globalThis.fetch = fetch;
+});
+
+test("runner: an answer that the page cannot use is not waited for", async () => {
+  const { fetch } = globalThis;
+  const chunk = JSON.stringify({ choices: [{ index: 0, text: "a", finish_reason: null }] });
+  const calls = serving(() => new Response(`data: ${chunk}\n\n`));
+  const runner = new Runner(new Api({ get: () => null }, async () => false));
+  const use = () => {
+    throw new RangeError("the page is at fault");
+  };
+  await assert.rejects(() => runner.write({ body: { model: "m", prompt: "p" }, messages: null }, use), RangeError);
+  assert.equal(calls[0].signal.aborted, true);
+  globalThis.fetch = fetch;
 });

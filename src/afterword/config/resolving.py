@@ -32,6 +32,7 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+_HEADER_TEXT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
 def is_model_name(text: str) -> bool:
@@ -90,7 +91,7 @@ def _from_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
     for name in values:
         if name not in FIELDS:
-            raise ConfigError(f"{path}: unknown setting {name!r}{_nearest(name)}")
+            raise ConfigError(f"{path}: unknown setting {name!r}{nearest(name)}")
     return values, dict.fromkeys(values, str(path))
 
 
@@ -151,12 +152,22 @@ def _check_names(settings: Settings, origins: Mapping[str, str]) -> None:
             )
         if alias in settings.models:
             raise ConfigError(f"{origins['aliases']}: alias {alias!r} is a model's name")
-    for name in settings.upstream_keys or {}:
+    _check_keys(settings, origins["upstream_keys"])
+
+
+def _check_keys(settings: Settings, place: str) -> None:
+    for name, key in (settings.upstream_keys or {}).items():
         if name not in settings.models:
-            raise ConfigError(f"{origins['upstream_keys']}: a key for {name!r}, which is no model")
+            raise ConfigError(f"{place}: a key for {name!r}, which is no model")
+        # A line end, as of a file, would begin another header.
+        if not _HEADER_TEXT.fullmatch(key):
+            raise ConfigError(
+                f"{place}: the key for {name!r} has characters that no header takes, or none"
+            )
 
 
-def _nearest(name: str) -> str:
+def nearest(name: str) -> str:
+    """Returns a question after the setting with the most similar name; empty if there is none."""
     found = difflib.get_close_matches(name, FIELDS, n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 

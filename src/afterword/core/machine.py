@@ -49,6 +49,8 @@ _KEEP_ALIVE = (
 )
 _RETRANSMIT_DROP = 0x80
 """macOS's TCP_RXT_CONNDROPTIME, which Python does not name; its value is in seconds."""
+_MOST_MS = 2**31 - 1
+"""24 days. The system takes no longer time."""
 _NOT_OFFERED = {errno.EINVAL, errno.ENOTSUP, errno.ENOTTY}
 """Errors of a file system that has no F_FULLFSYNC."""
 
@@ -217,7 +219,8 @@ def death_options(sending_s: float) -> Sequence[tuple[int, int, int]]:
     level, a name and a value.
     """
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in (*_KEEP_ALIVE, ("TCP_USER_TIMEOUT", int(sending_s * 1000))):
+    sending_ms = min(int(sending_s * 1000), _MOST_MS)
+    for name, value in (*_KEEP_ALIVE, ("TCP_USER_TIMEOUT", sending_ms)):
         if hasattr(socket, name):
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
     if sys.platform == "darwin":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -13,13 +13,16 @@ DIALECTS = ("afterword", "vllm", "sglang", "llamacpp", "openai")
 _SCHEME = re.compile(r"([a-z]+)\+(https?)://")
 _AUTHORITY = re.compile(r"^.*?://([^/?#]*).*$", re.DOTALL)
 _PORTS = {"http": 80, "https": 443}
+_PATH_CHARACTERS = "/%:@!$&'()*+,;="
+"""What a path may have as it is, besides letters, digits and ``-._~`` (RFC 3986, 3.3)."""
 
 
 class Address(msgspec.Struct, frozen=True):
     """The address of one upstream.
 
-    ``base`` is the path of the base URL that an SDK takes, without a trailing slash. ``model`` is
-    the upstream's name for the model, or None if the address gives no name.
+    ``base`` is the path of the base URL that an SDK takes, without a trailing slash. ``host`` and
+    ``base`` are ASCII, as they are sent. ``model`` is the upstream's name for the model, or None if
+    the address gives no name.
     """
 
     dialect: str
@@ -78,16 +81,18 @@ def _parse(text: str) -> Address:
         raise ConfigError(f"{text!r} does not begin with {'+, '.join(DIALECTS)}+ and http(s)://")
     try:
         parts = urlsplit(text[len(found[1]) + 1 :])
-        port = parts.port or _PORTS[found[2]]
+        port = _PORTS[found[2]] if parts.port is None else parts.port
+        # Raises for names that no resolver takes.
+        host = (parts.hostname or "").encode("idna").decode()
     except ValueError:
         raise ConfigError(f"{text!r}: the host or the port is invalid") from None
-    if not parts.hostname or parts.query:
+    if not host or not port or parts.query or not text.isprintable():
         raise ConfigError(f"{text!r} is not {found[1]}+{found[2]}://HOST:PORT/v1")
     return Address(
         found[1],
         found[2] == "https",
-        parts.hostname,
+        host,
         port,
-        parts.path.rstrip("/"),
+        quote(parts.path.rstrip("/"), safe=_PATH_CHARACTERS),
         parts.fragment or None,
     )

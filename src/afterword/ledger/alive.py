@@ -9,7 +9,7 @@ import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 import sqlalchemy as sa
@@ -35,11 +35,17 @@ class AliveLock:
         unnamed = self._file.with_suffix(".new")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._descriptor = os.open(unnamed, flags, 0o600)
-        os.fchmod(self._descriptor, 0o600)
-        # The file gets the name by which others find it after the lock is taken.
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        os.write(self._descriptor, msgspec.json.encode(self._presence))
-        unnamed.rename(self._file)
+        try:
+            os.fchmod(self._descriptor, 0o600)
+            # The file gets the name by which others find it after the lock is taken.
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            os.write(self._descriptor, msgspec.json.encode(self._presence))
+            unnamed.rename(self._file)
+        except OSError:
+            # A file that stays would refuse the next attempt.
+            unnamed.unlink()
+            os.close(self._descriptor)
+            raise
         return self
 
     def __exit__(
@@ -77,10 +83,13 @@ def lives(folder: Path, process_id: str) -> bool:
 
 
 def remove_dead(folder: Path) -> None:
-    """Remove the files of processes that have died."""
+    """Remove the files of processes that have died.
+
+    What cannot be opened stays, as the lock of another user's process.
+    """
     for file in folder.glob(f"*{_SUFFIX}"):
         # A folder of such a name is nobody's lock, and stays.
-        if not file.is_dir() and not _is_locked(file):
+        if not file.is_dir() and _lock(file) == "free":
             file.unlink(missing_ok=True)
 
 
@@ -97,14 +106,19 @@ def _read(file: Path) -> Presence:
 
 
 def _is_locked(file: Path) -> bool:
+    return _lock(file) == "held"
+
+
+def _lock(file: Path) -> Literal["held", "free", "unseen"]:
+    """Returns the state of a file's lock: "unseen" if the file cannot be opened."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return False
+        return "unseen"
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True
+        return "held"
     finally:
         os.close(descriptor)
-    return False
+    return "free"

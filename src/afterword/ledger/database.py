@@ -33,7 +33,8 @@ REVISION = "0002"
 _BUSY_MS = 5000
 _CONNECT_S = 3
 _STATEMENT_MS = 30_000
-_QUOTED = re.compile(r'"[^"]*"')
+_QUOTED = re.compile(r'"[^"]*"(?: \([^)]*\))?')
+"""What a driver quotes: names, and a host with its address."""
 _FILE = "afterword_file"
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 # Of two servers that start at once on one database, the second waits for the first.
@@ -314,6 +315,8 @@ def backup(engine: sa.Engine, file: Path) -> None:
         raise ConfigError("PostgreSQL has its own tool: pg_dump --format=custom DATABASE > FILE")
     if revision_of(engine) is None:
         raise ConfigError("there is no ledger to copy: the database has no tables")
+    if not file.name:
+        raise ConfigError(f"{file}: is a folder, not a file")
     # A copy that is cut short, by a signal too, never has the name of a copy.
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:

@@ -137,13 +137,16 @@ class Journal:
         self.unsettled += 1
 
     def settle(self, record: UsageRecord) -> None:
-        """Record the end of a request."""
+        """Record the end of a request. Raises ``OSError`` if the disk fails."""
         self._end("settled", record)
 
     def release(self, record: UsageRecord) -> None:
-        """Take back an admission."""
-        self._end("released", record)
-        self.written([record.id])
+        """Take back an admission. Its lines are dropped even if it raises ``OSError``."""
+        try:
+            self._end("released", record)
+        finally:
+            # Nobody writes it to the database.
+            self.written([record.id])
 
     def written(self, ids: Sequence[str]) -> None:
         """Drop the lines of requests that are in the database, and segments without others."""

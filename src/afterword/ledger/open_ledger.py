@@ -198,7 +198,13 @@ async def open_ledger(
     with ExitStack() as opened:
         if engine is not None:
             opened.callback(engine.dispose)
-        journal = opened.enter_context(_journal(options, identity))
+        journal = Journal(options.journals, identity.id, limit_bytes=options.journal_bytes)
+        try:
+            opened.enter_context(journal)
+        except OSError as error:
+            raise ConfigError(
+                f"{options.journals}: no journal can be kept here: {error.strerror or error}"
+            ) from error
         limiter, limiter_thread = _limiter(options, clocks)
         if limiter_thread is not None:
             opened.callback(_end, limiter_thread)
@@ -244,13 +250,6 @@ async def open_ledger(
             for task in upkeep:
                 task.cancel()
             await asyncio.shield(ledger.aclose())
-
-
-def _journal(options: LedgerOptions, identity: ProcessIdentity) -> Journal:
-    try:
-        return Journal(options.journals, identity.id, limit_bytes=options.journal_bytes)
-    except OSError as error:
-        raise ConfigError(f"{options.journals}: no journal can be kept here: {error}") from error
 
 
 def _limiter(options: LedgerOptions, clocks: Clocks) -> tuple[RateLimiter, Executor | None]:
@@ -300,4 +299,10 @@ async def _keep_up(
             _log.error("the journal cannot be brought to the disk: %s", in_one_line(error))
         rounds += 1
         if limiter_thread is not None and rounds % _RENEW_ROUNDS == 0:
-            limiter_thread.submit(limiter.renew)
+            limiter_thread.submit(limiter.renew).add_done_callback(_say_if_not_renewed)
+
+
+def _say_if_not_renewed(renewed: Future[None]) -> None:
+    error = None if renewed.cancelled() else renewed.exception()
+    if error is not None:
+        _log.warning("leases in redis are not renewed, and end in a minute: %s", in_one_line(error))

@@ -42,7 +42,10 @@ class SetAside:
 
         Raises ``OSError``.
         """
-        known = set(self.entries()) if entries else set()
+        if not entries:
+            return
+        data = self._read()
+        known = set(_entries(data))
         new = [entry for entry in dict.fromkeys(entries) if entry not in known]
         if not new:
             return
@@ -50,7 +53,9 @@ class SetAside:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self.file, flags)
         try:
-            lines = memoryview(b"".join(_encode(entry) + b"\n" for entry in new))
+            # A full disk may have cut off the last line.
+            end = b"\n" if data and not data.endswith(b"\n") else b""
+            lines = memoryview(end + b"".join(_encode(entry) + b"\n" for entry in new))
             while lines:
                 lines = lines[os.write(descriptor, lines) :]
             os.fsync(descriptor)
@@ -60,19 +65,22 @@ class SetAside:
     def entries(self) -> list[AsideEntry]:
         """Returns what is set aside. A damaged line of this file counts, too.
 
-        Raises ``OSError`` for what is no file: reading a pipe would wait for ever.
+        Raises ``OSError``.
         """
+        return _entries(self._read())
+
+    def _read(self) -> bytes:
+        """Returns the file. Raises ``OSError`` for what is none: reading a pipe would wait."""
         try:
             descriptor = os.open(
                 self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             )
         except FileNotFoundError:
-            return []
+            return b""
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "it is no file")
-            data = file.read()
-        return [_entry(line) for line in data.split(b"\n") if line]
+            return file.read()
 
 
 def of_record(record: UsageRecord, reason: str) -> AsideEntry:
@@ -95,6 +103,10 @@ def sentences(entries: Iterable[AsideEntry], file: Path) -> list[str]:
         f"{len(sources)} set aside in {file}, the first from {sources[0]}: {reason}"
         for reason, sources in reasons.items()
     ]
+
+
+def _entries(data: bytes) -> list[AsideEntry]:
+    return [_entry(line) for line in data.split(b"\n") if line]
 
 
 def _entry(line: bytes) -> AsideEntry:

@@ -166,7 +166,7 @@ class LedgerWriter:
                 self._look_at_s = now_s + FLUSH_S if self._keys.whole else 0.0
             # Clients wait for claims. Ended requests can wait for the next flush.
             if not self._decide() or now_s >= self._write_at_s:
-                self._attempt("ended requests are not written", self._write)
+                self._write_if_possible()
                 self._write_at_s = now_s + FLUSH_S
             if now_s >= self._heartbeat_at_s:
                 self._attempt("dead processes are not taken over", partial(self._reap, now_s))
@@ -254,6 +254,9 @@ class LedgerWriter:
             raise
         return connection
 
+    def _write_if_possible(self) -> None:
+        self._attempt("ended requests are not written", self._write)
+
     def _write(self) -> None:
         while self._ended or self._released:
             records = [self._ended[i] for i in range(min(len(self._ended), _MOST_RECORDS))]
@@ -302,7 +305,7 @@ class LedgerWriter:
         left = self._claim([wanted for wanted, _ in asked])
         if any(tokens is not None for tokens in left) and (self._ended or self._released):
             # Requests that ended meanwhile may give back enough.
-            self._write()
+            self._write_if_possible()
             again = [c for (c, _), tokens in zip(asked, left, strict=True) if tokens is not None]
             answers = iter(self._claim(again))
             left = [None if tokens is None else next(answers) for tokens in left]

@@ -54,5 +54,6 @@ class Digests:
     def _load(self) -> dict[str, str]:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+            # What cannot be read, as a file of another user, is computed again.
             return {}

@@ -20,8 +20,11 @@ def keep(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(value)))
-        part.replace(path)
+        try:
+            part.write_bytes(msgspec.json.format(msgspec.json.encode(value)))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         _log.info("%s cannot be written: %s", path.name, error.strerror)
 

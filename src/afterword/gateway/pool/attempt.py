@@ -15,7 +15,8 @@ from afterword.gateway.failures import Silent, StreamBroke, UpstreamFailure
 from afterword.gateway.long_payload import LONG_BYTES, LongPayload
 from afterword.gateway.pool.pool import PoolOptions
 from afterword.gateway.transport.api import failure_of, failure_of_event
-from afterword.gateway.transport.connection import Connection, Head, HttpClient
+from afterword.gateway.transport.client import HttpClient
+from afterword.gateway.transport.connection import Connection, Head
 from afterword.gateway.transport.sse import (
     BOM,
     MOST_EVENT_BYTES,

@@ -12,7 +12,7 @@ from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.failures import ClientsFault
 from afterword.gateway.redact import PARAMS, redacted
 from afterword.gateway.transport.api import Api
-from afterword.gateway.transport.connection import HttpClient
+from afterword.gateway.transport.client import HttpClient
 from afterword.gateway.transport.rounds import ReadingRounds
 
 _log = logging.getLogger("afterword.upstream")

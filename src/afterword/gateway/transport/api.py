@@ -20,7 +20,8 @@ from afterword.gateway.failures import (
 )
 from afterword.gateway.lenient import decoder
 from afterword.gateway.long_payload import LONG_BYTES
-from afterword.gateway.transport.connection import Head, HttpClient
+from afterword.gateway.transport.client import HttpClient
+from afterword.gateway.transport.connection import Head
 from afterword.gateway.transport.long_json import encoded, is_long
 
 T = TypeVar("T")

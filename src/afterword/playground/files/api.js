@@ -83,7 +83,8 @@ export class Api {
     const headers = {};
     if (body !== undefined) headers["Content-Type"] = "application/json";
     const key = this.#key.get();
-    if (key !== null) headers.Authorization = `Bearer ${key}`;
+    // Fetch refuses other characters, as of a key that was copied with an ellipsis. The server says what is wrong.
+    if (key !== null) headers.Authorization = `Bearer ${key.replace(/[^!-~]/g, "?")}`;
     const method = body === undefined ? "GET" : "POST";
     const reply = await readWhole(() => fetch(path, {
       method, headers, signal, body: body && JSON.stringify(body), cache: "no-store",

@@ -90,6 +90,8 @@ export class Runner extends EventTarget {
       if (!KNOWN.some((each) => error instanceof each)) throw error;
       return "interrupted";
     } finally {
+      // If the page cannot use an answer, nobody reads the rest.
+      abort.abort();
       this.running = null;
       this.dispatchEvent(new Event("running"));
     }

@@ -131,9 +131,9 @@ struct avx2 {
         const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride,
         bool asks) {
         static_assert(P == PANELS && PANELS == 1);
-        constexpr int                        TWO = PARTS<avx2>;
+        constexpr int                       TWO = PARTS<avx2>;
         const panel_parts<F, const uint8_t> parts(panel, blocks);
-        floats                               sums[N][TWO];
+        floats                              sums[N][TWO];
         for (int i = 0; i < N * TWO; i++) {
             sums[i / TWO][i % TWO] = set1(0.0f);
         }

@@ -14,7 +14,7 @@ inline void keep(__m256i & sum) { __asm__("" : "+x"(sum)); }
 struct avx2 {
     static constexpr int LANES            = 8;
     static constexpr int COLUMNS          = 4;
-    static constexpr int PANELS           = 4;  // that are read side by side for few columns
+    static constexpr int PANELS           = 1;  // several side by side are slower than one whose next is asked for
     static constexpr int EIGHT_BIT_OFFSET = 0;
     // So many columns pay for unpacking in memory.
     static constexpr int MANY             = 32;
@@ -162,29 +162,26 @@ struct avx2 {
         }
     }
 
-    // out[c * out_stride + row] for the rows of P panels and N columns. `asks`: memory is asked for the next panels.
+    // out[c * out_stride + row] for the rows of a panel and N columns. `asks`: memory is asked for the next panel.
     template <class F, int N, int P>
     static void multiply_quants(
-        const uint8_t * panels, int64_t blocks, const column_block * columns, float * out, size_t out_stride,
+        const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride,
         bool asks) {
-        constexpr int TWO = PARTS<avx2>;
-        const size_t  stride = panel_bytes<F>(blocks * VALUES);
-        floats        sums[P][N][TWO];
-        for (int i = 0; i < P * N * TWO; i++) {
-            sums[i / TWO / N][i / TWO % N][i % TWO] = set1(0.0f);
+        static_assert(P == PANELS && PANELS == 1);
+        constexpr int                       TWO = PARTS<avx2>;
+        const panel_parts<F, const uint8_t> parts(panel, blocks);
+        floats                              sums[N][TWO];
+        for (int i = 0; i < N * TWO; i++) {
+            sums[i / TWO][i % TWO] = set1(0.0f);
         }
         for (int64_t b = 0; b < blocks; b++, columns++) {
             if (N <= MOST_ASKING && asks) {
-                ask_ahead(panels, P * stride, b, blocks);
+                ask_ahead(panel, panel_bytes<F>(blocks * VALUES), b, blocks);
             }
-#pragma GCC unroll 4
-            for (int p = 0; p < P; p++) {
-                add_block<F, N>(packed_block<F>({ panels + p * stride, blocks }, b), blocks, columns, sums[p]);
-            }
+            add_block<F, N>(packed_block<F>(parts, b), blocks, columns, sums);
         }
-        for (int i = 0; i < P * N * TWO; i++) {
-            const int p = i / TWO / N, c = i / TWO % N, part = i % TWO;
-            store(out + c * out_stride + p * ROWS + part * LANES, sums[p][c][part]);
+        for (int i = 0; i < N * TWO; i++) {
+            store(out + i / TWO * out_stride + i % TWO * LANES, sums[i / TWO][i % TWO]);
         }
     }
 

@@ -108,8 +108,7 @@ void multiply_all(
     }
 }
 
-// So few columns leave registers for several panels of quants. These are read side by side: processors read several
-// streams quicker than one.
+// So few columns leave registers for several panels of quants. With AVX-512 these are read side by side.
 constexpr int FEW_COLUMNS = 2;
 
 // With more columns a panel is computed for so long that its memory does not matter.

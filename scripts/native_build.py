@@ -75,15 +75,18 @@ SDKS: Mapping[Way, Sdk] = {
         # Without virtual memory, the library opens on a machine that has no driver, too.
         "the CUDA toolkit", ("-DGGML_CUDA=ON", "-DGGML_CUDA_NO_VMM=ON"), "nvcc",
         ("cublas_v2.h",), ("CUDA_HOME", "CUDA_PATH"),
-        "install it from NVIDIA, and put its bin folder into PATH or its folder into CUDA_HOME",
+        "install NVIDIA's package cuda-toolkit, and put its bin folder into PATH or its folder "
+        "into CUDA_HOME",
     ),
     "metal": Sdk(
         "Metal", ("-DGGML_METAL=ON",), "xcrun", (), (),
         "it is part of macOS; there: xcode-select --install",
     ),
     "hip": Sdk(
-        "ROCm", ("-DGGML_HIP=ON",), "hipconfig", (), ("ROCM_PATH",),
-        "install it from AMD, and put its bin folder into PATH or its folder into ROCM_PATH",
+        "ROCm", ("-DGGML_HIP=ON",), "hipconfig",
+        ("hip/hip_runtime.h", "hipblas/hipblas.h", "rocblas/rocblas.h"), ("ROCM_PATH",),
+        "install AMD's packages hip-dev, hipblas-dev and rocblas-dev, and put its bin folder into "
+        "PATH or its folder into ROCM_PATH",
     ),
 }  # fmt: skip
 _INSTRUCTIONS = ("SSE42", "AVX", "AVX2", "BMI2", "F16C", "FMA", "AVX512")
@@ -187,17 +190,21 @@ def missing_packages() -> Sequence[str]:
     return packages if shutil.which("ninja") else [*packages, "ninja"]
 
 
-def _misses_headers(way: Way, program: str) -> bool:
-    home = os.environ.get("VULKAN_SDK")
-    command = [compiler(), *([f"-I{home}/include"] if home else []), "-x", "c++"]
+def _missing_headers(way: Way, program: str) -> Sequence[str]:
+    """Returns the headers of an SDK that its compiler does not find."""
+    headers = SDKS[way].headers
+    homes = [os.environ.get("VULKAN_SDK"), _told_by_sdk(way, "-R") if way == "hip" else None]
+    command = [compiler(), *(f"-I{home}/include" for home in homes if home), "-x", "c++"]
     done = subprocess.run(
         # nvcc alone knows where those of CUDA are.
         [*([program, "-x", "cu"] if way == "cuda" else command), "-E", "-"],
-        input="".join(f"#include <{header}>\n" for header in SDKS[way].headers),
+        input="".join(
+            f"#if !__has_include(<{header}>)\n#error no {header}\n#endif\n" for header in headers
+        ),
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     # Another fault, such as a compiler that is too new, is said when the build is configured.
-    return done.returncode != 0 and any(header in done.stderr for header in SDKS[way].headers)
+    return [header for header in headers if f"#error no {header}" in done.stderr]
 
 
 def sdk_path(way: Way) -> str:
@@ -223,14 +230,11 @@ def check_sdk(way: Way) -> None:
     sdk = SDKS.get(way)
     if sdk is None:
         return
-    missing = None
     program = shutil.which(sdk.program, path=sdk_path(way))
-    if program is None:
-        missing = f"no {sdk.program}"
-    elif sdk.headers and _misses_headers(way, program):
-        missing = f"no {' or no '.join(sdk.headers)}"
-    if missing is not None:
-        raise BuildError(f"GPU={way}: {sdk.name} not found ({missing}); {sdk.advice}")
+    missing = [sdk.program] if program is None else _missing_headers(way, program)
+    if missing:
+        parts = f"no {' and no '.join(missing)}"
+        raise BuildError(f"GPU={way}: {sdk.name} not found ({parts}); {sdk.advice}")
 
 
 def check_programs(way: Way = "native") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -11,7 +12,7 @@ import msgspec
 
 from afterword.core.errors import ConfigError
 from afterword.engine.llama.binding import lib, start
-from afterword.engine.llama.offload import ON_PROCESSOR, Device, Offload
+from afterword.engine.llama.offload import ON_PROCESSOR, Device, Offload, split
 from afterword.models.gguf import Header
 from afterword.models.parts import part_paths, read_header
 
@@ -23,10 +24,14 @@ _BACKENDS = {
     "CUDA or HIP": "ggml_backend_cuda_reg",
     "Metal": "ggml_backend_metal_reg",
 }
+_VARIABLES = ("GGML_CUDA_", "GGML_METAL_", "GGML_VK_", "HSA_OVERRIDE_")
+"""Beginnings of the names of variables that choose kernels, or switch parts of a backend off."""
+_CHOOSES_DEVICES = "_DEVICES"
+"""The end of those that choose devices. What they choose is known by its name."""
 _GPU, _INTEGRATED = 1, 2
 """Types of devices in ggml-backend.h."""
 _SPARE_BYTES = 256 * 2**20
-"""Left free on devices: for the driver, and for the library's smaller buffers."""
+"""Left free on each device: for the driver, and for the library's smaller buffers."""
 _LOGITS_ROWS = 512
 """Rows of logits that the library has a buffer for: those of a batch."""
 _KV_PART = 4
@@ -66,6 +71,15 @@ def devices() -> Sequence[Device]:
 def descriptions() -> Sequence[str]:
     """Returns the names and descriptions of the GPUs, and takes none of their memory."""
     return [f"{device.name} ({device.description})" for device in _found()]
+
+
+def variables() -> Sequence[str]:
+    """Returns what the environment says about how GPUs compute."""
+    return sorted(
+        f"{name}={value}"
+        for name, value in os.environ.items()
+        if name.startswith(_VARIABLES) and not name.endswith(_CHOOSES_DEVICES)
+    )
 
 
 def _found() -> Iterator[Device]:
@@ -115,23 +129,25 @@ def place(
     header = read_header(path)
     layers = _number(header, "block_count") + 1
     file_bytes = sum(part.stat().st_size for part in part_paths(path))
-    free = sum(device.free_bytes for device in chosen)
-    count = min(wanted, layers) if wanted != "auto" else 0
     if wanted == "auto":
+        free = sum(device.free_bytes for device in chosen)
         kv_bytes = _least_kv_bytes(header, free, context) if kv else 0
-        count = layers_that_fit(header, file_bytes, free, kv_bytes)
+        count, fitting = _most_layers(header, file_bytes, kv_bytes, chosen)
         if not count:
             return Offload(
                 why_not=f"{', '.join(device.name for device in chosen)} has {free / _GIB:.1f} GiB "
                 "free, which is too little for a layer"
             )
+        chosen = fitting
+    else:
+        count = min(wanted, layers)
     return Offload(
         layers=count,
         all_layers=layers,
         devices=tuple(chosen),
         kv=kv,
-        free_bytes=free,
         weights_bytes=file_bytes * count // layers,
+        variables=tuple(variables()),
     )
 
 
@@ -155,34 +171,69 @@ def _chosen(names: str | None) -> Sequence[Device]:
     return [by_name[name] for name in dict.fromkeys(wanted)]
 
 
-def layers_that_fit(header: Header, file_bytes: int, free_bytes: int, kv_bytes: int) -> int:
-    """Returns how many layers fit into ``free_bytes`` with their KV memory, the output counted.
+def _most_layers(
+    header: Header, file_bytes: int, kv_bytes: int, chosen: Sequence[Device]
+) -> tuple[int, Sequence[Device]]:
+    """Returns how many layers fit, and on which devices.
+
+    A card with little memory may be left out: the library would give it more than has room there.
+    """
+    most: tuple[int, Sequence[Device]] = (0, ())
+    for least in sorted({device.free_bytes for device in chosen}):
+        larger = [device for device in chosen if device.free_bytes >= least]
+        free = [device.free_bytes for device in larger]
+        most = max(most, (layers_that_fit(header, file_bytes, kv_bytes, free), larger), key=_count)
+    return most
+
+
+def _count(found: tuple[int, Sequence[Device]]) -> int:
+    return found[0]
+
+
+def layers_that_fit(
+    header: Header, file_bytes: int, kv_bytes: int, free_bytes: Sequence[int]
+) -> int:
+    """Returns how many layers fit into the memory of devices with their KV, the output counted.
 
     Every layer counts as if the file had nothing but layers. So a layer is never larger than that
-    on average, and there is room for what a layer needs beside its weights.
+    on average, and there is room for what a layer needs beside its weights. The output, which is
+    the last, takes no more.
     """
     layers = _number(header, "block_count")
     buffers = _SPARE_BYTES + _LOGITS_ROWS * header.vocabulary * 4
-    room = free_bytes - buffers
-    if not layers or room <= 0:
+    rooms = [free - buffers for free in free_bytes]
+    if not layers or not any(room > 0 for room in rooms):
         return 0
-    if file_bytes + kv_bytes <= room:
-        return layers + 1
-    return min(room * layers // (file_bytes + kv_bytes), layers)
+
+    def fit(count: int) -> bool:
+        on_each = list(split(count, free_bytes))
+        if count > layers:
+            last = max(device for device, n in enumerate(on_each) if n)
+            on_each[last] -= 1
+        taken = file_bytes + kv_bytes
+        return all(
+            n * taken <= room * layers for n, room in zip(on_each, rooms, strict=True) if n > 0
+        )
+
+    return next((count for count in range(layers + 1, 0, -1) if fit(count)), 0)
 
 
 def kv_room(offload: Offload) -> int | None:
-    """Returns the bytes that KV memory may take so that its part on devices fits there.
+    """Returns the bytes that KV memory may take so that each device has room for its part.
 
     Returns None if no part is on a device. A driver may not count what was taken already, so the
     weights count by their estimate, too.
     """
-    if not offload.kv_share:
+    if not offload.layers or not offload.kv:
         return None
-    names = {device.name for device in offload.devices}
-    free = sum(device.free_bytes for device in devices() if device.name in names)
-    room = min(free, offload.free_bytes - offload.weights_bytes) - _SPARE_BYTES
-    return int(max(room, 0) / offload.kv_share)
+    free = {device.name: device.free_bytes for device in devices()}
+    rooms = []
+    for device, count in zip(offload.devices, offload.on_each, strict=True):
+        weights = offload.weights_bytes * count // offload.layers
+        room = min(free.get(device.name, 0), device.free_bytes - weights) - _SPARE_BYTES
+        if count:
+            rooms.append(max(room, 0) * offload.all_layers // count)
+    return min(rooms)
 
 
 def _least_kv_bytes(header: Header, free_bytes: int, context: int | None) -> int:

@@ -31,6 +31,7 @@ from native_build import (
     check_programs,
     compile_all,
     compile_variant,
+    compiled,
     fetch,
     unpack,
     variants,
@@ -71,7 +72,7 @@ def compile_both(way: Way, work: Path, source: Path | None) -> None:
     In one folder, so that what is compiled for the GPU is compiled once, and the same. Raises
     ``BuildError``.
     """
-    if (work / "ours" / "lib").is_dir():
+    if (work / "ours" / "lib" / "libafterword-llama.so").exists():
         return
     check_programs(way)
     shutil.rmtree(work, ignore_errors=True)
@@ -93,6 +94,7 @@ def compile_both(way: Way, work: Path, source: Path | None) -> None:
     binaries = compile_variant(tree, peer, environment)
     shutil.copytree(binaries, work / "peers", symlinks=True)
     compile_all(tree, work / "ours", way)
+    shutil.copytree(compiled("native"), work / "ours", dirs_exist_ok=True)
 
 
 class GpuBench(Servers):

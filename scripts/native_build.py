@@ -20,7 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -275,7 +275,7 @@ def variants(way: Way) -> Sequence[Variant]:
     if way in SDKS:
         include = f"-DCMAKE_PROJECT_INCLUDE={NATIVE / 'gpu.cmake'}"
         flags = (*CMAKE_FLAGS, *SDKS[way].flags, include)
-        return (Variant("native", flags, ("llama",), ""),)
+        return (Variant("native", flags, (f"ggml-{way}",), ""),)
     flags = (*CMAKE_FLAGS, "-DGGML_NATIVE=OFF")
     if platform.machine() not in {"x86_64", "AMD64"}:
         return (Variant("portable", flags, ("llama",), ""),)
@@ -301,8 +301,8 @@ def compiled_files() -> Sequence[Path]:
 
 
 def gpu_files() -> Sequence[Path]:
-    """Returns the files that libraries for a GPU depend on, besides ``compiled_files``."""
-    return _files("gpu.cmake", "gpu/*")
+    """Returns the files that the backend of a GPU depends on: no kernels of the processor."""
+    return [REQUIREMENT, *_files("BASE", "afterword.cmake", "patches/*", "gpu.cmake", "gpu/*")]
 
 
 def package_files() -> Sequence[Path]:
@@ -331,18 +331,27 @@ def build_digest(way: Way) -> str:
 
     Raises ``BuildError`` if there is no compiler.
     """
+    if way in SDKS:
+        return _digest(build_digest("native"), backend_digest(way))
+    return _digest_of(way, compiled_files(), ())
+
+
+def backend_digest(way: Way) -> str:
+    """Returns the digest of all that the backend of a GPU depends on; see ``build_digest``."""
+    # Libraries of a toolkit have names with its version.
+    told = (_told_by_sdk(way, "--version"),) if way in {"cuda", "hip"} else ()
+    return _digest_of(way, gpu_files(), told)
+
+
+def _digest_of(way: Way, files: Sequence[Path], more: Sequence[str]) -> str:
     about = subprocess.run(
         [compiler(), "--version"], check=False, capture_output=True, text=True
     ).stdout.partition("\n")[0]
     surroundings = [os.environ.get(name, "") for name in ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS")]
-    if way in {"cuda", "hip"}:
-        # Its libraries have names with its version.
-        surroundings.append(_told_by_sdk(way, "--version"))
-    files = [*compiled_files(), *(gpu_files() if way in SDKS else ())]
     return _digest(
         *_flags_text(way), *(file.read_text() for file in files), about,
         platform.machine(), *platform.libc_ver(), "" if way == "portable" else cpu_flags(),
-        *surroundings,
+        *surroundings, *more,
     )  # fmt: skip
 
 
@@ -427,14 +436,18 @@ def compile_variant(source: Path, variant: Variant, environment: Mapping[str, st
 
 
 def compile_all(source: Path, folder: Path, way: Way) -> None:
-    """Compile all variants of a source package into a folder, with the bindings that they need."""
+    """Compile all variants of a source package into a folder, with the bindings that they need.
+
+    For a GPU that is the library of its backend alone.
+    """
     for variant in variants(way):
         if variant.name != "native":
             say(f"for {variant.name}")
         libraries = compile_variant(source, variant, build_environment(way))
-        for file in libraries.glob("libafterword-*"):
+        wanted = f"libafterword-ggml-{way}.*" if way in SDKS else "libafterword-*"
+        for file in libraries.glob(wanted):
             own = variant.folder if "ggml-cpu" in file.name else ""
-            if own or "llama" in variant.targets:
+            if own or way in SDKS or "llama" in variant.targets:
                 target = folder / "lib" / own
                 target.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, target)
@@ -458,17 +471,31 @@ def _put_in_place(folder: Path) -> Iterator[Path]:
 def compiled(way: Way) -> Path:
     """Returns the folder of this checkout's libraries; compiles them unless the cache has them.
 
+    Those for a GPU are those for this processor, and the library of its backend.
     Raises ``BuildError`` with what is missing, did not compile, or changed meanwhile.
     """
     found = cached(way)
     if found is not None:
         return found
     check_programs(way)
-    minutes = {"native": "4", "portable": "6"}.get(way, "20 or more")
+    if way not in SDKS:
+        return _compiled(way, build_digest)
+    parts = (compiled("native"), _compiled(way, backend_digest))
+    folder = cache() / build_digest(way)
+    with _put_in_place(folder) as whole:
+        for part in parts:
+            shutil.copytree(part, whole, dirs_exist_ok=True)
+    return folder
+
+
+def _compiled(way: Way, digest_of: Callable[[Way], str]) -> Path:
+    digest = digest_of(way)
+    folder = cache() / digest
+    if folder.is_dir():
+        return folder
+    minutes = {"native": "4", "portable": "6"}.get(way, "10 or more")
     say(f"compiling llama.cpp, {way}: {minutes} minutes on 2 cores, once")
     started = time.monotonic()
-    digest = build_digest(way)
-    folder = cache() / digest
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache(), prefix=".build-") as scratch:
         file = fetch(Path(scratch))
@@ -476,7 +503,7 @@ def compiled(way: Way) -> Path:
         with _put_in_place(folder) as part:
             compile_all(source, part, way)
             # Kernels are compiled where they are, so that one may be newer than its digest.
-            if build_digest(way) != digest:
+            if digest_of(way) != digest:
                 raise BuildError("native/ changed while it was compiled; compile it again")
     say(f"compiled in {time.monotonic() - started:.0f} s")
     return folder

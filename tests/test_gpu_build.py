@@ -52,7 +52,9 @@ def test_a_gpu_is_one_flag_more(way: Way) -> None:
     assert made.flags[: len(plain.flags)] == plain.flags
     assert made.flags[len(plain.flags)] == f"-DGGML_{way.upper()}=ON"
     assert made.flags[-1].endswith("native/gpu.cmake")
-    assert (made.name, made.targets, made.folder) == (plain.name, plain.targets, plain.folder)
+    assert (made.name, made.folder) == (plain.name, plain.folder)
+    # The other libraries are those for no GPU.
+    assert made.targets == (f"ggml-{way}",)
 
 
 def test_each_kind_has_a_build_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +64,35 @@ def test_each_kind_has_a_build_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     after = {way: native_build.build_digest(way) for way in before}
     # What is for a GPU changes nothing in the other builds.
     assert {way for way in before if before[way] != after[way]} == set(KINDS)
+
+
+def test_kernels_of_the_processor_compile_no_backend_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shaders take longer than all the rest."""
+    kernel = make_program(tmp_path / "kernel.cpp", "")
+    before = [native_build.backend_digest("vulkan"), native_build.build_digest("vulkan")]
+    monkeypatch.setattr(native_build, "compiled_files", lambda: [kernel])
+    after = [native_build.backend_digest("vulkan"), native_build.build_digest("vulkan")]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
+def test_libraries_for_a_gpu_are_those_for_none_and_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the cache has of both is not compiled again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native_build, "check_programs", lambda _way: None)
+    digests = {"llama": native_build.build_digest("native")}
+    digests["ggml-vulkan"] = native_build.backend_digest("vulkan")
+    for name, digest in digests.items():
+        make_program(native_build.cache() / digest / "lib" / f"libafterword-{name}.so", name)
+    whole = native_build.compiled("vulkan")
+    assert whole == native_build.cached("vulkan")
+    assert {file.name for file in (whole / "lib").iterdir()} == {
+        "libafterword-llama.so", "libafterword-ggml-vulkan.so",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("way", KINDS)

@@ -5,10 +5,12 @@ The GPUs are stand-ins, so these tests need none. tests/gpu computes on a real o
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -52,6 +54,7 @@ class Machine:
         monkeypatch.setattr(devices, "backends", lambda: ["Vulkan"])
         monkeypatch.setattr(engine, "backends", lambda: ["Vulkan"])
         monkeypatch.setattr(checkup, "backends", lambda: ["Vulkan"])
+        monkeypatch.setattr(devices, "_opened", list)
         self.finds(*found)
 
     def finds(self, *found: Device) -> None:
@@ -139,6 +142,34 @@ def test_no_gpu_is_a_reason_and_a_wanted_one_an_error(
     assert checkup.gpus() == "Vulkan0 (a card), 0.2 of 8.0 GiB free"
     # Who names a number decides.
     assert placed(tiny, 2).layers == 2
+
+
+def test_a_backend_that_cannot_be_opened_leaves_the_processor(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the libraries of a driver or toolkit are gone."""
+    monkeypatch.setattr(devices, "LLAMA", Library(devices.LLAMA, tmp_path))
+    monkeypatch.setattr(devices, "_opened", devices._opened.__wrapped__)
+    backend = devices._file("CUDA")
+    backend.write_bytes(b"not a library")
+    assert devices.backends() == ["CUDA"]
+    assert devices.descriptions() == []
+    why_not = placed(tiny).why_not
+    assert why_not.startswith(f"no GPU found for CUDA ({backend}: ")
+    assert checkup.gpus() == why_not.replace("no GPU", "none")
+    with pytest.raises(ConfigError, match=r"^--gpu-layers 3: no GPU found for CUDA \("):
+        placed(tiny, 3)
+
+
+class Library:
+    """A library that is opened already, as if it were in another folder."""
+
+    def __init__(self, library: ctypes.CDLL, folder: Path) -> None:
+        self._library = library
+        self._name = str(folder / Path(library._name).name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
 
 
 HEADER = Header(

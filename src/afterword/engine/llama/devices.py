@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from afterword.core.errors import ConfigError
-from afterword.engine.llama.binding import lib, start
+from afterword.engine.llama.binding import LLAMA, start
 from afterword.engine.llama.offload import ON_PROCESSOR, Device, Offload, split
 from afterword.models.gguf import Header
 from afterword.models.parts import part_paths, read_header
@@ -20,10 +21,12 @@ Layers: TypeAlias = int | Literal["auto"]
 """How many layers run on GPUs; ``auto`` for as many as fit."""
 
 _BACKENDS = {
-    "Vulkan": "ggml_backend_vk_reg",
-    "CUDA or HIP": "ggml_backend_cuda_reg",
-    "Metal": "ggml_backend_metal_reg",
+    "Vulkan": ("ggml-vulkan", "ggml_backend_vk_reg"),
+    "CUDA": ("ggml-cuda", "ggml_backend_cuda_reg"),
+    "HIP": ("ggml-hip", "ggml_backend_cuda_reg"),
+    "Metal": ("ggml-metal", "ggml_backend_metal_reg"),
 }
+"""By kind of GPU: the library of its backend, and the function that registers it."""
 _VARIABLES = ("GGML_CUDA_", "GGML_METAL_", "GGML_VK_", "HSA_OVERRIDE_")
 """Beginnings of the names of variables that choose kernels, or switch parts of a backend off."""
 _CHOOSES_DEVICES = "_DEVICES"
@@ -41,14 +44,52 @@ _GIB = 2**30
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:  # noqa: ANN401 - types of ctypes
-    function = getattr(lib._lib, name)  # noqa: SLF001 - no binding has it
+    function = getattr(LLAMA, name)
     function.restype, function.argtypes = result, arguments
     return function
 
 
 def backends() -> Sequence[str]:
     """Returns the kinds of GPU that the library was built for."""
-    return [kind for kind, symbol in _BACKENDS.items() if hasattr(lib._lib, symbol)]  # noqa: SLF001
+    return [kind for kind in _BACKENDS if _linked(kind) or _file(kind).exists()]
+
+
+def _file(kind: str) -> Path:
+    """Returns the library of a backend, beside libllama whether it is there or not."""
+    llama = Path(LLAMA._name)  # noqa: SLF001 - ctypes documents it
+    return llama.with_name(llama.name.replace("llama", _BACKENDS[kind][0]))
+
+
+def _linked(kind: str) -> bool:
+    """Returns whether libllama needs the library, as where others built both: it registers it."""
+    return _file(kind).exists() and hasattr(LLAMA, _BACKENDS[kind][1])
+
+
+@cache
+def _opened() -> Sequence[str]:
+    """Open and register the backends, once. Returns the reasons why some cannot be opened.
+
+    Their libraries need those of a driver or toolkit, which a machine may not have.
+    """
+    why_not = []
+    for kind in backends():
+        if _linked(kind):
+            continue
+        try:
+            library = ctypes.CDLL(str(_file(kind)))
+        except OSError as error:
+            why_not.append(str(error))
+            continue
+        registers = getattr(library, _BACKENDS[kind][1])
+        registers.restype = ctypes.c_void_p
+        _function("ggml_backend_register", None, ctypes.c_void_p)(registers())
+    return why_not
+
+
+def searched() -> str:
+    """Returns for what kinds of GPU none was found, with the reasons that are known."""
+    kinds = ", ".join(backends())
+    return f"{kinds} ({'; '.join(_opened())})" if _opened() else kinds
 
 
 def devices() -> Sequence[Device]:
@@ -87,6 +128,7 @@ def _found() -> Iterator[Device]:
     if not backends():
         return
     start()
+    _opened()
     pointer = ctypes.c_void_p
     get = _function("ggml_backend_dev_get", pointer, ctypes.c_size_t)
     kind = _function("ggml_backend_dev_type", ctypes.c_int, pointer)
@@ -159,7 +201,7 @@ def _chosen(names: str | None) -> Sequence[Device]:
         )
     found = devices()
     if not found:
-        raise ConfigError(f"no GPU found for {', '.join(backends())}")
+        raise ConfigError(f"no GPU found for {searched()}")
     if names is None:
         cards = [device for device in found if not device.integrated]
         return cards or found[:1]

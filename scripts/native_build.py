@@ -493,7 +493,7 @@ def _compiled(way: Way, digest_of: Callable[[Way], str]) -> Path:
     folder = cache() / digest
     if folder.is_dir():
         return folder
-    minutes = {"native": "4", "portable": "6"}.get(way, "10 or more")
+    minutes = {"native": "4", "portable": "6"}.get(way, "20 or more")
     say(f"compiling llama.cpp, {way}: {minutes} minutes on 2 cores, once")
     started = time.monotonic()
     cache().mkdir(parents=True, exist_ok=True)

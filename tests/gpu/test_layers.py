@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -148,6 +149,37 @@ def test_no_backend_is_opened_without_layers_there(tiny: Path) -> None:
     ]  # fmt: skip
     assert opened[0] == "['base.so\\n', 'cpu.so\\n']\n"
     assert len(opened[1]) > len(opened[0])
+
+
+_SPLIT = """
+import logging, sys
+from pathlib import Path
+from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.devices import place
+logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+offload = place(Path(sys.argv[1]), int(sys.argv[2]), None, kv=True, context=None)
+LlamaModel(Path(sys.argv[1]), offload=offload)
+print(*offload.on_each, sep=",")
+"""
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_two_devices_get_the_layers_that_were_counted(
+    tiny: Path, device: Device, layers: int
+) -> None:
+    """One device twice: llama.cpp's Vulkan takes that for two."""
+    if not device.name.startswith("Vulkan"):
+        pytest.skip("another card is needed")
+    number = os.environ.get("GGML_VK_VISIBLE_DEVICES", "0").partition(",")[0]
+    said = subprocess.run(
+        [sys.executable, "-c", _SPLIT, tiny, str(layers)],
+        check=True, capture_output=True, text=True,
+        env={**os.environ, "GGML_VK_VISIBLE_DEVICES": f"{number},{number}"},
+    ).stdout  # fmt: skip
+    counted = said.splitlines()[-1]
+    assert counted == ",".join(
+        str(said.count(f"assigned to device {name},")) for name in ("Vulkan0", "Vulkan1")
+    )
 
 
 def opened(path: Path, **given: object) -> OpenModel:

@@ -23,7 +23,7 @@ from afterword.cli import checkup
 from afterword.core.errors import ConfigError
 from afterword.engine.batching.runner import Batch
 from afterword.engine.llama import devices, engine, loading, trial
-from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.binding import LLAMA, LlamaModel
 from afterword.engine.llama.devices import kv_room, layers_that_fit, place, variables
 from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.loading import EngineOptions, GpuTrial, Probed, load
@@ -148,7 +148,7 @@ def test_a_backend_that_cannot_be_opened_leaves_the_processor(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the libraries of a driver or toolkit are gone."""
-    monkeypatch.setattr(devices, "LLAMA", Library(devices.LLAMA, tmp_path))
+    monkeypatch.setattr(devices, "LLAMA", Library(LLAMA, tmp_path))
     monkeypatch.setattr(devices, "_opened", devices._opened.__wrapped__)
     backend = devices._file("CUDA")
     backend.write_bytes(b"not a library")

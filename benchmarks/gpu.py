@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -31,10 +31,12 @@ from native_build import (
     check_programs,
     compile_all,
     compile_variant,
+    compiled,
     fetch,
     unpack,
     variants,
 )
+from processes import resident_bytes
 from run import line, medians_in_turn, rate
 from servers import Servers
 from support.embedded import embedded_file
@@ -70,7 +72,7 @@ def compile_both(way: Way, work: Path, source: Path | None) -> None:
     In one folder, so that what is compiled for the GPU is compiled once, and the same. Raises
     ``BuildError``.
     """
-    if (work / "ours" / "lib").is_dir():
+    if (work / "ours" / "lib" / "libafterword-llama.so").exists():
         return
     check_programs(way)
     shutil.rmtree(work, ignore_errors=True)
@@ -92,6 +94,7 @@ def compile_both(way: Way, work: Path, source: Path | None) -> None:
     binaries = compile_variant(tree, peer, environment)
     shutil.copytree(binaries, work / "peers", symlinks=True)
     compile_all(tree, work / "ours", way)
+    shutil.copytree(compiled("native"), work / "ours", dirs_exist_ok=True)
 
 
 class GpuBench(Servers):
@@ -100,20 +103,40 @@ class GpuBench(Servers):
     def __init__(self, args: argparse.Namespace, sizes: Sizes) -> None:
         super().__init__(args)
         self.sizes = sizes
+        self.log = args.work / "servers.log"
+
+    def _ours_there(self, port: int, *, slots: int, ctx: int) -> list[str]:
+        """Returns the command of this server. Its default on a GPU is fewer sequences."""
+        command = self.our_command(port, slots=slots, ctx=ctx)
+        return [*command, "--slots", str(slots), "--gpu-layers", ALL_LAYERS]
+
+    def _peer_there(self, port: int, *, slots: int, ctx: int) -> list[str]:
+        return self.llama_command(port, slots=slots, ctx=ctx, flags=("-ngl", ALL_LAYERS))
 
     @contextmanager
     def both(self, slots: int, ctx: int) -> Iterator[Sequence[int]]:
         """Run both servers; yields their ports."""
-        ours, peer = free_port(), free_port()
-        command = [*self.our_command(ours, slots=slots, ctx=ctx), "--gpu-layers", ALL_LAYERS]
-        flags = ("-ngl", ALL_LAYERS)
-        with (
-            running(command, ours, wait_s=START_S),
-            running(
-                self.llama_command(peer, slots=slots, ctx=ctx, flags=flags), peer, wait_s=START_S
-            ),
-        ):
-            yield ours, peer
+        with ExitStack() as servers:
+            ports = []
+            for command in (self._ours_there, self._peer_there):
+                port = free_port()
+                made = command(port, slots=slots, ctx=ctx)
+                servers.enter_context(running(made, port, wait_s=START_S, log=self.log))
+                ports.append(port)
+            yield ports
+
+    def start(self) -> None:
+        """From the start of a server to its first token, the second time, and its memory."""
+        took, memory = [], []
+        for command in (self._ours_there, self._peer_there):
+            port = free_port()
+            made = command(port, slots=4, ctx=1024)
+            with running(made, port, wait_s=START_S, log=self.log) as pid:
+                workloads.first_token_s(port, "The harbour was quiet")
+                memory.append(resident_bytes(pid) / 1e6)
+            took.append(workloads.start_s(made, port))
+        for name, (ours, peer) in (("start, s", took), ("memory of the process, MB", memory)):
+            line(f"{name} | llama-server", f"{ours:.2f}", f"{peer:.2f}", peer / ours, "")
 
     def stream(self) -> None:
         """One sampled stream, without the time to its first token."""
@@ -151,9 +174,9 @@ class GpuBench(Servers):
         """HellaSwag scored by this server, and by llama-perplexity, because llama-server cannot."""
         items = workloads.read_items(self.args.data / "hellaswag.jsonl", self.sizes.items)
         port = free_port()
-        command = [*self.our_command(port, slots=16, ctx=512), "--gpu-layers", ALL_LAYERS]
         took = []
-        with running(command, port, wait_s=START_S):
+        command = self._ours_there(port, slots=16, ctx=512)
+        with running(command, port, wait_s=START_S, log=self.log):
             grouped = workloads.scoring_prompts(port, items)
             for some in (grouped[: self.sizes.few], grouped[self.sizes.few :]):
                 prompts = [prompt for item in some for prompt in item]
@@ -165,6 +188,8 @@ class GpuBench(Servers):
         ]  # fmt: skip
         file.write_text("\n".join(line for row in rows for line in row) + "\n", "utf-8")
         few_s, all_s = (self._perplexity_s(file, n) for n in (self.sizes.few, len(items)))
+        if all_s <= few_s:
+            raise RuntimeError("too few items to tell their time from that of a start")
         counted = len(items) - self.sizes.few
         ours, peer = counted / took[-1], counted / (all_s - few_s)
         line("HellaSwag, items/s | llama-perplexity", f"{ours:.1f}", f"{peer:.1f}", ours / peer, "")
@@ -176,7 +201,8 @@ class GpuBench(Servers):
             "-t", str(self.args.threads),
         ]  # fmt: skip
         started = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        with self.log.open("ab") as said:
+            subprocess.run(command, check=True, stdout=said, stderr=said)
         return time.perf_counter() - started
 
     def _row(self, name: str, ports: Sequence[int], measure: Measure) -> None:
@@ -212,11 +238,19 @@ def main() -> None:
         sys.exit("gpu: no GPU found")
     os.environ.update(made)
     bench = GpuBench(args, SMALL if args.small else LARGE)
+    bench.log.unlink(missing_ok=True)
     print(f"{about}, {args.model.name}, --kv {args.kv}; compiled in {compiled_s:.0f} s")
     print(f"{'':<44} {'afterword':>14} {'peer':>14} {'ratio':>7}", flush=True)
-    for row in (bench.stream, bench.streams, bench.prompt, bench.scoring):
-        row()
+    failed = False
+    for row in (bench.stream, bench.streams, bench.prompt, bench.scoring, bench.start):
+        try:
+            row()
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+            # Nobody may be there to start the others.
+            failed = True
+            print(f"{row.__name__}: {error} (see {bench.log})", flush=True)
     print(f"{time.perf_counter() - started:.0f} s in all")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

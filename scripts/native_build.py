@@ -20,7 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -75,15 +75,18 @@ SDKS: Mapping[Way, Sdk] = {
         # Without virtual memory, the library opens on a machine that has no driver, too.
         "the CUDA toolkit", ("-DGGML_CUDA=ON", "-DGGML_CUDA_NO_VMM=ON"), "nvcc",
         ("cublas_v2.h",), ("CUDA_HOME", "CUDA_PATH"),
-        "install it from NVIDIA, and put its bin folder into PATH or its folder into CUDA_HOME",
+        "install NVIDIA's package cuda-toolkit, and put its bin folder into PATH or its folder "
+        "into CUDA_HOME",
     ),
     "metal": Sdk(
         "Metal", ("-DGGML_METAL=ON",), "xcrun", (), (),
         "it is part of macOS; there: xcode-select --install",
     ),
     "hip": Sdk(
-        "ROCm", ("-DGGML_HIP=ON",), "hipconfig", (), ("ROCM_PATH",),
-        "install it from AMD, and put its bin folder into PATH or its folder into ROCM_PATH",
+        "ROCm", ("-DGGML_HIP=ON",), "hipconfig",
+        ("hip/hip_runtime.h", "hipblas/hipblas.h", "rocblas/rocblas.h"), ("ROCM_PATH",),
+        "install AMD's packages hip-dev, hipblas-dev and rocblas-dev, and put its bin folder into "
+        "PATH or its folder into ROCM_PATH",
     ),
 }  # fmt: skip
 _INSTRUCTIONS = ("SSE42", "AVX", "AVX2", "BMI2", "F16C", "FMA", "AVX512")
@@ -187,17 +190,21 @@ def missing_packages() -> Sequence[str]:
     return packages if shutil.which("ninja") else [*packages, "ninja"]
 
 
-def _misses_headers(way: Way, program: str) -> bool:
-    home = os.environ.get("VULKAN_SDK")
-    command = [compiler(), *([f"-I{home}/include"] if home else []), "-x", "c++"]
+def _missing_headers(way: Way, program: str) -> Sequence[str]:
+    """Returns the headers of an SDK that its compiler does not find."""
+    headers = SDKS[way].headers
+    homes = [os.environ.get("VULKAN_SDK"), _told_by_sdk(way, "-R") if way == "hip" else None]
+    command = [compiler(), *(f"-I{home}/include" for home in homes if home), "-x", "c++"]
     done = subprocess.run(
         # nvcc alone knows where those of CUDA are.
         [*([program, "-x", "cu"] if way == "cuda" else command), "-E", "-"],
-        input="".join(f"#include <{header}>\n" for header in SDKS[way].headers),
+        input="".join(
+            f"#if !__has_include(<{header}>)\n#error no {header}\n#endif\n" for header in headers
+        ),
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     # Another fault, such as a compiler that is too new, is said when the build is configured.
-    return done.returncode != 0 and any(header in done.stderr for header in SDKS[way].headers)
+    return [header for header in headers if f"#error no {header}" in done.stderr]
 
 
 def sdk_path(way: Way) -> str:
@@ -223,14 +230,11 @@ def check_sdk(way: Way) -> None:
     sdk = SDKS.get(way)
     if sdk is None:
         return
-    missing = None
     program = shutil.which(sdk.program, path=sdk_path(way))
-    if program is None:
-        missing = f"no {sdk.program}"
-    elif sdk.headers and _misses_headers(way, program):
-        missing = f"no {' or no '.join(sdk.headers)}"
-    if missing is not None:
-        raise BuildError(f"GPU={way}: {sdk.name} not found ({missing}); {sdk.advice}")
+    missing = [sdk.program] if program is None else _missing_headers(way, program)
+    if missing:
+        parts = f"no {' and no '.join(missing)}"
+        raise BuildError(f"GPU={way}: {sdk.name} not found ({parts}); {sdk.advice}")
 
 
 def check_programs(way: Way = "native") -> None:
@@ -271,7 +275,7 @@ def variants(way: Way) -> Sequence[Variant]:
     if way in SDKS:
         include = f"-DCMAKE_PROJECT_INCLUDE={NATIVE / 'gpu.cmake'}"
         flags = (*CMAKE_FLAGS, *SDKS[way].flags, include)
-        return (Variant("native", flags, ("llama",), ""),)
+        return (Variant("native", flags, (f"ggml-{way}",), ""),)
     flags = (*CMAKE_FLAGS, "-DGGML_NATIVE=OFF")
     if platform.machine() not in {"x86_64", "AMD64"}:
         return (Variant("portable", flags, ("llama",), ""),)
@@ -297,8 +301,8 @@ def compiled_files() -> Sequence[Path]:
 
 
 def gpu_files() -> Sequence[Path]:
-    """Returns the files that libraries for a GPU depend on, besides ``compiled_files``."""
-    return _files("gpu.cmake", "gpu/*")
+    """Returns the files that the backend of a GPU depends on: no kernels of the processor."""
+    return [REQUIREMENT, *_files("BASE", "afterword.cmake", "patches/*", "gpu.cmake", "gpu/*")]
 
 
 def package_files() -> Sequence[Path]:
@@ -327,18 +331,27 @@ def build_digest(way: Way) -> str:
 
     Raises ``BuildError`` if there is no compiler.
     """
+    if way in SDKS:
+        return _digest(build_digest("native"), backend_digest(way))
+    return _digest_of(way, compiled_files(), ())
+
+
+def backend_digest(way: Way) -> str:
+    """Returns the digest of all that the backend of a GPU depends on; see ``build_digest``."""
+    # Libraries of a toolkit have names with its version.
+    told = (_told_by_sdk(way, "--version"),) if way in {"cuda", "hip"} else ()
+    return _digest_of(way, gpu_files(), told)
+
+
+def _digest_of(way: Way, files: Sequence[Path], more: Sequence[str]) -> str:
     about = subprocess.run(
         [compiler(), "--version"], check=False, capture_output=True, text=True
     ).stdout.partition("\n")[0]
     surroundings = [os.environ.get(name, "") for name in ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS")]
-    if way in {"cuda", "hip"}:
-        # Its libraries have names with its version.
-        surroundings.append(_told_by_sdk(way, "--version"))
-    files = [*compiled_files(), *(gpu_files() if way in SDKS else ())]
     return _digest(
         *_flags_text(way), *(file.read_text() for file in files), about,
         platform.machine(), *platform.libc_ver(), "" if way == "portable" else cpu_flags(),
-        *surroundings,
+        *surroundings, *more,
     )  # fmt: skip
 
 
@@ -423,14 +436,18 @@ def compile_variant(source: Path, variant: Variant, environment: Mapping[str, st
 
 
 def compile_all(source: Path, folder: Path, way: Way) -> None:
-    """Compile all variants of a source package into a folder, with the bindings that they need."""
+    """Compile all variants of a source package into a folder, with the bindings that they need.
+
+    For a GPU that is the library of its backend alone.
+    """
     for variant in variants(way):
         if variant.name != "native":
             say(f"for {variant.name}")
         libraries = compile_variant(source, variant, build_environment(way))
-        for file in libraries.glob("libafterword-*"):
+        wanted = f"libafterword-ggml-{way}.*" if way in SDKS else "libafterword-*"
+        for file in libraries.glob(wanted):
             own = variant.folder if "ggml-cpu" in file.name else ""
-            if own or "llama" in variant.targets:
+            if own or way in SDKS or "llama" in variant.targets:
                 target = folder / "lib" / own
                 target.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, target)
@@ -454,17 +471,31 @@ def _put_in_place(folder: Path) -> Iterator[Path]:
 def compiled(way: Way) -> Path:
     """Returns the folder of this checkout's libraries; compiles them unless the cache has them.
 
+    Those for a GPU are those for this processor, and the library of its backend.
     Raises ``BuildError`` with what is missing, did not compile, or changed meanwhile.
     """
     found = cached(way)
     if found is not None:
         return found
     check_programs(way)
+    if way not in SDKS:
+        return _compiled(way, build_digest)
+    parts = (compiled("native"), _compiled(way, backend_digest))
+    folder = cache() / build_digest(way)
+    with _put_in_place(folder) as whole:
+        for part in parts:
+            shutil.copytree(part, whole, dirs_exist_ok=True)
+    return folder
+
+
+def _compiled(way: Way, digest_of: Callable[[Way], str]) -> Path:
+    digest = digest_of(way)
+    folder = cache() / digest
+    if folder.is_dir():
+        return folder
     minutes = {"native": "4", "portable": "6"}.get(way, "20 or more")
     say(f"compiling llama.cpp, {way}: {minutes} minutes on 2 cores, once")
     started = time.monotonic()
-    digest = build_digest(way)
-    folder = cache() / digest
     cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache(), prefix=".build-") as scratch:
         file = fetch(Path(scratch))
@@ -472,7 +503,7 @@ def compiled(way: Way) -> Path:
         with _put_in_place(folder) as part:
             compile_all(source, part, way)
             # Kernels are compiled where they are, so that one may be newer than its digest.
-            if build_digest(way) != digest:
+            if digest_of(way) != digest:
                 raise BuildError("native/ changed while it was compiled; compile it again")
     say(f"compiled in {time.monotonic() - started:.0f} s")
     return folder

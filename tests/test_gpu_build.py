@@ -52,7 +52,9 @@ def test_a_gpu_is_one_flag_more(way: Way) -> None:
     assert made.flags[: len(plain.flags)] == plain.flags
     assert made.flags[len(plain.flags)] == f"-DGGML_{way.upper()}=ON"
     assert made.flags[-1].endswith("native/gpu.cmake")
-    assert (made.name, made.targets, made.folder) == (plain.name, plain.targets, plain.folder)
+    assert (made.name, made.folder) == (plain.name, plain.folder)
+    # The other libraries are those for no GPU.
+    assert made.targets == (f"ggml-{way}",)
 
 
 def test_each_kind_has_a_build_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +64,35 @@ def test_each_kind_has_a_build_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     after = {way: native_build.build_digest(way) for way in before}
     # What is for a GPU changes nothing in the other builds.
     assert {way for way in before if before[way] != after[way]} == set(KINDS)
+
+
+def test_kernels_of_the_processor_compile_no_backend_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shaders take longer than all the rest."""
+    kernel = make_program(tmp_path / "kernel.cpp", "")
+    before = [native_build.backend_digest("vulkan"), native_build.build_digest("vulkan")]
+    monkeypatch.setattr(native_build, "compiled_files", lambda: [kernel])
+    after = [native_build.backend_digest("vulkan"), native_build.build_digest("vulkan")]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
+def test_libraries_for_a_gpu_are_those_for_none_and_one_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the cache has of both is not compiled again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native_build, "check_programs", lambda _way: None)
+    digests = {"llama": native_build.build_digest("native")}
+    digests["ggml-vulkan"] = native_build.backend_digest("vulkan")
+    for name, digest in digests.items():
+        make_program(native_build.cache() / digest / "lib" / f"libafterword-{name}.so", name)
+    whole = native_build.compiled("vulkan")
+    assert whole == native_build.cached("vulkan")
+    assert {file.name for file in (whole / "lib").iterdir()} == {
+        "libafterword-llama.so", "libafterword-ggml-vulkan.so",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("way", KINDS)
@@ -80,15 +111,20 @@ def test_missing_headers_are_one_line(programs: Path, monkeypatch: pytest.Monkey
     there = SDKS["vulkan"]._replace(headers=("vector",))
     monkeypatch.setattr(native_build, "SDKS", {"vulkan": there})
     native_build.check_sdk("vulkan")
-    gone = there._replace(headers=("vector", "no/such/header.hpp"))
+    gone = there._replace(headers=("no/such/header.hpp", "vector", "gone.hpp"))
     monkeypatch.setattr(native_build, "SDKS", {"vulkan": gone})
-    with pytest.raises(BuildError, match=r"not found \(no vector or no no/such/header.hpp\); on D"):
+    with pytest.raises(BuildError) as raised:
         native_build.check_sdk("vulkan")
+    # What is there is not named.
+    assert str(raised.value) == (
+        "GPU=vulkan: the Vulkan SDK not found (no no/such/header.hpp and no gone.hpp); on Debian "
+        "and Ubuntu: apt install glslc libvulkan-dev spirv-headers"
+    )
 
 
 def test_a_toolkit_without_cublas_is_one_line(programs: Path) -> None:
     """As packages have it that are for other programs: nvcc, and no library."""
-    make_program(programs / "nvcc", "echo 'cublas_v2.h: No such file' >&2; exit 1")
+    make_program(programs / "nvcc", "echo '<stdin>:2:2: error: #error no cublas_v2.h' >&2; exit 1")
     with pytest.raises(BuildError, match=r"CUDA toolkit not found \(no cublas_v2.h\); install"):
         native_build.check_sdk("cuda")
     make_program(programs / "nvcc", "echo 'unsupported GNU version' >&2; exit 1")
@@ -108,14 +144,24 @@ def test_other_builds_need_no_sdk(programs: Path) -> None:
     native_build.check_sdk("portable")
 
 
-def test_hip_is_compiled_with_the_compiler_of_rocm(programs: Path) -> None:
+def test_hip_is_compiled_with_the_compiler_of_rocm(programs: Path, tmp_path: Path) -> None:
+    rocm = tmp_path / "rocm"
     make_program(
-        programs / "hipconfig", '[ "$1" = -l ] && echo /rocm/llvm/bin || echo /rocm'
+        programs / "hipconfig", f'[ "$1" = -l ] && echo {rocm}/llvm/bin || echo {rocm}'
     )  # fmt: skip
+    # As with the driver's packages alone.
+    with pytest.raises(
+        BuildError, match=r"\(no hip/hip_runtime.h and no hipblas/hipblas.h and no "
+    ):
+        native_build.check_sdk("hip")
+    for header in SDKS["hip"].headers:
+        file = rocm / "include" / header
+        file.parent.mkdir(parents=True)
+        file.touch()
     native_build.check_sdk("hip")
     made = native_build.build_environment("hip")
-    assert made["HIPCXX"] == "/rocm/llvm/bin/clang"
-    assert made["HIP_PATH"] == made["ROCM_PATH"] == "/rocm"
+    assert made["HIPCXX"] == f"{rocm}/llvm/bin/clang"
+    assert made["HIP_PATH"] == made["ROCM_PATH"] == str(rocm)
     assert "HIPCXX" not in native_build.build_environment("native")
 
 
@@ -198,7 +244,7 @@ def test_make_install_says_it_before_anything_is_installed(programs: Path, tmp_p
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("install: GPU=cuda: the CUDA toolkit not found (no nvcc); install it")
+    assert line.startswith("install: GPU=cuda: the CUDA toolkit not found (no nvcc); install NV")
     assert not (checkout / ".venv").exists()
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,12 +121,65 @@ def test_a_cut_slot_computes_what_it_computed_before(tiny: Path) -> None:
 
 @pytest.mark.parametrize("layers", [0, 1, 999])
 def test_only_weights_of_the_processor_are_packed(
-    tiny: Path, layers: int, caplog: pytest.LogCaptureFixture
+    tiny: Path, device: Device, layers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG, "afterword.llama"):
         LlamaModel(tiny, offload=place(tiny, layers, None, kv=True, context=None)).close()
     assert ("CPU_PACKED model buffer size" in caplog.text) == (layers < 3)
-    assert ("Vulkan0 model buffer size" in caplog.text) == (layers > 0)
+    assert (f"{device.name} model buffer size" in caplog.text) == (layers > 0)
+
+
+_LOAD = """
+import sys
+from pathlib import Path
+from afterword.engine.llama.loading import EngineOptions, load
+load(Path(sys.argv[1]), EngineOptions(threads=1, exact=False, gpu_layers=int(sys.argv[2])))
+print(sorted({line.split("ggml-")[1] for line in open("/proc/self/maps") if "ggml-" in line}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no list of opened libraries")
+def test_no_backend_is_opened_without_layers_there(tiny: Path) -> None:
+    """It loads a driver, which takes memory and may fail."""
+    opened = [
+        subprocess.run(
+            [sys.executable, "-c", _LOAD, tiny, str(layers)],
+            check=True, capture_output=True, text=True,
+        ).stdout for layers in (0, 1)
+    ]  # fmt: skip
+    assert opened[0] == "['base.so\\n', 'cpu.so\\n']\n"
+    assert len(opened[1]) > len(opened[0])
+
+
+_SPLIT = """
+import logging, sys
+from pathlib import Path
+from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.devices import place
+logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+offload = place(Path(sys.argv[1]), int(sys.argv[2]), None, kv=True, context=None)
+LlamaModel(Path(sys.argv[1]), offload=offload)
+print(*offload.on_each, sep=",")
+"""
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_two_devices_get_the_layers_that_were_counted(
+    tiny: Path, device: Device, layers: int
+) -> None:
+    """One device twice: llama.cpp's Vulkan takes that for two."""
+    if not device.name.startswith("Vulkan"):
+        pytest.skip("another card is needed")
+    number = os.environ.get("GGML_VK_VISIBLE_DEVICES", "0").partition(",")[0]
+    said = subprocess.run(
+        [sys.executable, "-c", _SPLIT, tiny, str(layers)],
+        check=True, capture_output=True, text=True,
+        env={**os.environ, "GGML_VK_VISIBLE_DEVICES": f"{number},{number}"},
+    ).stdout  # fmt: skip
+    counted = said.splitlines()[-1]
+    assert counted == ",".join(
+        str(said.count(f"assigned to device {name},")) for name in ("Vulkan0", "Vulkan1")
+    )
 
 
 def opened(path: Path, **given: object) -> OpenModel:

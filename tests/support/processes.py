@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def free_port() -> int:
@@ -21,21 +22,28 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    command: list[str], port: int, *, ready: str = "/health", wait_s: int = 60
+    command: list[str],
+    port: int,
+    *,
+    ready: str = "/health",
+    wait_s: int = 60,
+    log: str | Path = os.devnull,
 ) -> Iterator[int]:
     """Start a server, wait until it answers, give its process id, stop it."""
-    with started(command) as process:
+    with started(command, log) as process:
         _wait_until_ready(process, f"http://127.0.0.1:{port}{ready}", wait_s)
         yield process.pid
 
 
 @contextmanager
-def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that has just been started; it is stopped at the end."""
+def started(command: list[str], log: str | Path = os.devnull) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that has just been started; it is stopped at the end. ``log`` gets what it says."""
     # Where this is set, each start of a Python program compiles it anew.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) as process:
+    with (
+        Path(log).open("ab") as said,
+        subprocess.Popen(command, env=environment, stdout=said, stderr=said) as process,
+    ):
         try:
             yield process
         finally:

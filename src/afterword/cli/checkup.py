@@ -16,7 +16,7 @@ from afterword.cli.sockets import bind, is_loopback, load_tls
 from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.core.machine import processor_features, usable_cores
-from afterword.engine.llama.devices import backends, devices
+from afterword.engine.llama.devices import backends, devices, searched
 from afterword.ledger.database import REVISION, check, reading, revision_of
 from afterword.ledger.folder import has_database, journals_in
 from afterword.ledger.keys import any_key
@@ -54,7 +54,7 @@ def gpus() -> str:
         f"{device.total_bytes / _GIB:.1f} GiB free"
         for device in devices()
     ]
-    return "; ".join(found) or f"none found for {', '.join(kinds)}"
+    return "; ".join(found) or f"none found for {searched()}"
 
 
 def surroundings(settings: Settings) -> Iterator[Finding]:

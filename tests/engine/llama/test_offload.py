@@ -5,25 +5,29 @@ The GPUs are stand-ins, so these tests need none. tests/gpu computes on a real o
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from afterword.cli import checkup
 from afterword.core.errors import ConfigError
 from afterword.engine.batching.runner import Batch
 from afterword.engine.llama import devices, engine, loading, trial
-from afterword.engine.llama.binding import LlamaModel
-from afterword.engine.llama.devices import kv_room, layers_that_fit, place
+from afterword.engine.llama.binding import LLAMA, LlamaModel
+from afterword.engine.llama.devices import kv_room, layers_that_fit, place, variables
 from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.loading import EngineOptions, GpuTrial, Probed, load
-from afterword.engine.llama.offload import ON_PROCESSOR, Device, Offload
+from afterword.engine.llama.offload import ON_PROCESSOR, Device, Offload, split
 from afterword.engine.llama.runner import LlamaRunner
 from afterword.models.gguf import Header
 from afterword.models.notes import Notes
@@ -50,6 +54,7 @@ class Machine:
         monkeypatch.setattr(devices, "backends", lambda: ["Vulkan"])
         monkeypatch.setattr(engine, "backends", lambda: ["Vulkan"])
         monkeypatch.setattr(checkup, "backends", lambda: ["Vulkan"])
+        monkeypatch.setattr(devices, "_opened", list)
         self.finds(*found)
 
     def finds(self, *found: Device) -> None:
@@ -94,7 +99,7 @@ def test_all_layers_run_on_a_card_with_room(tiny: Path, monkeypatch: pytest.Monk
     assert (found.layers, found.all_layers, found.kv) == (3, 3, True)
     # An integrated GPU beside a card slows it down.
     assert found.devices == (CARD, SECOND)
-    assert found.free_bytes == 16 * GIB
+    assert found.on_each == [2, 1]
     assert found.weights_bytes == tiny.stat().st_size
     assert str(found) == ("3 of 3 layers on Vulkan0 (a card), Vulkan1 (another), KV memory there")
     assert "KV memory in main memory" in str(placed(tiny, kv=False))
@@ -139,6 +144,34 @@ def test_no_gpu_is_a_reason_and_a_wanted_one_an_error(
     assert placed(tiny, 2).layers == 2
 
 
+def test_a_backend_that_cannot_be_opened_leaves_the_processor(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the libraries of a driver or toolkit are gone."""
+    monkeypatch.setattr(devices, "LLAMA", Library(LLAMA, tmp_path))
+    monkeypatch.setattr(devices, "_opened", devices._opened.__wrapped__)
+    backend = devices._file("CUDA")
+    backend.write_bytes(b"not a library")
+    assert devices.backends() == ["CUDA"]
+    assert devices.descriptions() == []
+    why_not = placed(tiny).why_not
+    assert why_not.startswith(f"no GPU found for CUDA ({backend}: ")
+    assert checkup.gpus() == why_not.replace("no GPU", "none")
+    with pytest.raises(ConfigError, match=r"^--gpu-layers 3: no GPU found for CUDA \("):
+        placed(tiny, 3)
+
+
+class Library:
+    """A library that is opened already, as if it were in another folder."""
+
+    def __init__(self, library: ctypes.CDLL, folder: Path) -> None:
+        self._library = library
+        self._name = str(folder / Path(library._name).name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+
 HEADER = Header(
     metadata={
         "general.architecture": "llama", "llama.block_count": 32, "llama.embedding_length": 4096,
@@ -163,12 +196,63 @@ BUFFERS = SPARE + 512 * 128256 * 4
     ],
 )
 def test_layers_fit_with_their_kv_memory(room: int, layers: int) -> None:
-    assert layers_that_fit(HEADER, 4 * GIB, BUFFERS + room, GIB) == layers
+    assert layers_that_fit(HEADER, 4 * GIB, GIB, [BUFFERS + room]) == layers
 
 
 def test_layers_of_an_unknown_number_stay_on_the_processor() -> None:
     unknown = msgspec.structs.replace(HEADER, metadata={"general.architecture": "llama"})
-    assert layers_that_fit(unknown, GIB, 99 * GIB, 0) == 0
+    assert layers_that_fit(unknown, GIB, 0, [99 * GIB]) == 0
+
+
+@given(
+    layers=st.integers(1, 100),
+    file_bytes=st.integers(1, 80 * GIB),
+    kv_bytes=st.integers(0, 20 * GIB),
+    free=st.lists(st.integers(0, 48 * GIB), min_size=1, max_size=4),
+)
+def test_layers_have_room_on_each_device_with_their_kv_memory(
+    layers: int, file_bytes: int, kv_bytes: int, free: list[int]
+) -> None:
+    header = msgspec.structs.replace(
+        HEADER, metadata={**HEADER.metadata, "llama.block_count": layers}
+    )
+    count = layers_that_fit(header, file_bytes, kv_bytes, free)
+    assert 0 <= count <= layers + 1
+    if not count:
+        return
+    on_each = split(count, free)
+    assert sum(on_each) == count
+    # The output, which is the last, takes nothing that is not counted with the layers.
+    output = max(device for device, n in enumerate(on_each) if n)
+    for device, n in enumerate(on_each):
+        blocks = n - (device == output and count == layers + 1)
+        if blocks > 0:
+            assert blocks * (file_bytes + kv_bytes) / layers <= (free[device] - BUFFERS) * 1.000001
+    # With more memory there are no fewer layers on one card.
+    if len(free) == 1:
+        assert layers_that_fit(header, file_bytes, kv_bytes, [free[0] + GIB]) >= count
+
+
+def test_the_split_is_the_librarys() -> None:
+    """By what is free, and equally if no driver tells it."""
+    assert split(33, [8 * GIB]) == [33]
+    assert split(33, [2 * GIB, GIB]) == [22, 11]
+    assert split(33, [24 * GIB, GIB // 2]) == [33, 0]
+    assert split(4, [0, 0]) == [2, 2]
+    assert split(0, [GIB]) == [0]
+
+
+def test_a_card_with_little_memory_takes_no_layers_from_a_larger_one(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = msgspec.structs.replace(SECOND, free_bytes=SPARE)
+    Machine(monkeypatch, small, CARD)
+    found = placed(tiny)
+    assert (found.layers, found.devices) == (3, (CARD,))
+    # Nobody is asked about a number, or else about the devices.
+    assert placed(tiny, 3).devices == (small, CARD)
+    Machine(monkeypatch, small)
+    assert "Vulkan1 has 0.2 GiB free" in placed(tiny).why_not
 
 
 def test_kv_memory_of_a_sequence_is_computed_by_hand() -> None:
@@ -180,9 +264,7 @@ def test_kv_memory_of_a_sequence_is_computed_by_hand() -> None:
 
 
 def test_kv_memory_has_the_room_that_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    half = Offload(
-        layers=16, all_layers=32, devices=(CARD,), free_bytes=8 * GIB, weights_bytes=3 * GIB
-    )
+    half = Offload(layers=16, all_layers=32, devices=(CARD,), weights_bytes=3 * GIB)
     assert kv_room(ON_PROCESSOR) is None
     assert kv_room(msgspec.structs.replace(half, kv=False)) is None
     # A driver that does not count what was taken.
@@ -192,6 +274,14 @@ def test_kv_memory_has_the_room_that_weights_leave(monkeypatch: pytest.MonkeyPat
     assert kv_room(half) == 2 * (2 * GIB - SPARE)
     machine.finds(msgspec.structs.replace(CARD, free_bytes=1), SECOND)
     assert kv_room(half) == 0
+    # A card that is gone has no room.
+    machine.finds(SECOND)
+    assert kv_room(half) == 0
+    # The card with the least room for its part decides.
+    both = msgspec.structs.replace(half, devices=(CARD, SECOND))
+    machine.finds(CARD, msgspec.structs.replace(SECOND, free_bytes=GIB))
+    assert both.on_each == [8, 8]
+    assert kv_room(both) == 4 * (GIB - SPARE)
 
 
 class Broken(LlamaModel):
@@ -279,6 +369,34 @@ def test_layers_on_a_gpu_are_in_card_fingerprint_and_notes(
     }  # fmt: skip
 
 
+def test_variables_of_a_backend_are_in_fingerprint_and_notes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D3: they choose kernels. They say nothing about the processor."""
+    Machine(monkeypatch, CARD)
+    monkeypatch.setattr(loading, "LlamaModel", Pretending)
+    monkeypatch.delenv("GGML_VK_DISABLE_F16", raising=False)
+    kept = Notes(tmp_path / "notes")
+
+    def fingerprint(layers: int) -> str:
+        options = EngineOptions(threads=1, slots=1, gpu_layers=layers)
+        loaded = load(tiny, options, digest="a", notes=kept)
+        found = open_model(loaded, digest="a", name="tiny", options=options, notes=kept)
+        found.runner.close()
+        return found.card.fingerprint
+
+    before = [fingerprint(layers) for layers in (0, 1)]
+    monkeypatch.setenv("GGML_VK_DISABLE_F16", "1")
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
+    assert [line for line in variables() if "F16" in line] == ["GGML_VK_DISABLE_F16=1"]
+    assert not [line for line in variables() if "VISIBLE" in line]
+    after = [fingerprint(layers) for layers in (0, 1)]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+    for name in ("probe", "memory"):
+        assert len(list(kept.folder.glob(f"{name}-*"))) == 3
+
+
 def test_a_probe_that_fails_on_a_gpu_falls_back(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,27 +457,87 @@ def program(folder: Path, script: str) -> Path:
     return made
 
 
+class Trials:
+    """Loads of a model, in whose trials a shell script is the process."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder, self._monkeypatch = folder, monkeypatch
+        self.inputs = folder / "inputs"
+        self.inputs.touch()
+        self.notes = Notes(folder / "notes")
+        self.machine = Machine(monkeypatch, CARD)
+        self.found = FOUND
+        monkeypatch.setattr(loading, "descriptions", lambda: self.found)
+
+    def load(self, path: Path, options: EngineOptions, end: str = "exit 0") -> int:
+        """Choose layers. Returns how many processes were started until now."""
+        script = f"head -n 1 >> {self.inputs}; {end}"
+        self._monkeypatch.setattr(sys, "executable", str(program(self._folder, script)))
+        loading._tried(path, options, "a", self.notes)
+        return len(self.inputs.read_text().splitlines())
+
+
+@pytest.fixture
+def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trials:
+    return Trials(tmp_path, monkeypatch)
+
+
 def test_what_was_tried_is_not_tried_again(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, trials: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = tmp_path / "inputs"
-    kept = Notes(tmp_path / "notes")
     options = EngineOptions(threads=1)
-
-    def tries(found: list[str], status: int = 0) -> int:
-        """Returns how many processes were started until now."""
-        script = f"head -n 1 >> {inputs}; exit {status}"
-        monkeypatch.setattr(sys, "executable", str(program(tmp_path, script)))
-        loading.try_apart(tiny, options, "a", found, kept)
-        return len(inputs.read_text().splitlines())
-
     # Where nothing fits, nothing was tried.
-    assert tries(FOUND, loading.NOTHING_TRIED) == 1
-    assert tries(FOUND) == 2
-    assert tries(FOUND) == 2
-    assert tries([*FOUND, "Vulkan1 (another)"]) == 3
-    wanted = msgspec.json.decode(inputs.read_text().splitlines()[0], type=GpuTrial)
-    assert wanted == GpuTrial(str(tiny), options, "a", str(tmp_path / "notes"))
+    assert trials.load(tiny, options, f"exit {loading.NOTHING_TRIED}") == 1
+    assert trials.load(tiny, options) == 2
+    assert trials.load(tiny, options) == 2
+    trials.found = [*FOUND, "Vulkan1 (another)"]
+    assert trials.load(tiny, options) == 3
+    assert trials.load(tiny, msgspec.structs.replace(options, kv_on_gpu=False)) == 4
+    # A number of layers is not tried.
+    assert trials.load(tiny, msgspec.structs.replace(options, gpu_layers=2)) == 4
+    wanted = msgspec.json.decode(trials.inputs.read_text().splitlines()[0], type=GpuTrial)
+    assert wanted == GpuTrial(str(tiny), options, "a", str(trials.notes.folder))
+
+
+def test_a_variable_of_a_backend_is_tried_anew(
+    tiny: Path, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver may fail in what the variable switched off."""
+    options = EngineOptions(threads=1)
+    monkeypatch.delenv("GGML_VK_DISABLE_FUSION", raising=False)
+    assert trials.load(tiny, options) == 1
+    monkeypatch.setenv("GGML_VK_DISABLE_FUSION", "1")
+    assert trials.load(tiny, options) == 2
+    monkeypatch.delenv("GGML_VK_DISABLE_FUSION")
+    # One that chooses a device is known by what it chose, and others reach no GPU.
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("GGML_CPU_TILED_MM", "1")
+    assert trials.load(tiny, options) == 2
+
+
+def test_more_layers_than_were_tried_are_tried(
+    tiny: Path, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another program has left the card. Fewer layers need no trial."""
+    options = EngineOptions(threads=1)
+    room = {"layers": 1}
+    monkeypatch.setattr(devices, "layers_that_fit", lambda *_: room["layers"])
+    assert trials.load(tiny, options) == 1
+    room["layers"] = 3
+    assert trials.load(tiny, options) == 2
+    room["layers"] = 2
+    assert trials.load(tiny, options) == 2
+    room["layers"] = 0
+    assert trials.load(tiny, options) == 2
+
+
+def test_ctrl_c_is_no_fault_of_a_driver(tiny: Path, trials: Trials) -> None:
+    """It reaches the process of the trial, too, and the server does not go on without a GPU."""
+    options = EngineOptions(threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        trials.load(tiny, options, "kill -INT $$")
+    assert not trials.notes.folder.exists()
+    assert trials.load(tiny, options) == 2
 
 
 def test_a_process_says_why_it_cannot_compute_on_a_gpu(
@@ -369,7 +547,7 @@ def test_a_process_says_why_it_cannot_compute_on_a_gpu(
     (tmp_path / "msgspec.py").write_text("raise SystemExit(4)")
     monkeypatch.chdir(tmp_path)
     kept = Notes(tmp_path / "notes")
-    loading.try_apart(tiny, EngineOptions(threads=1), "a", FOUND, kept)
+    assert not loading.try_apart(tiny, EngineOptions(threads=1), "a", FOUND, kept)
     assert not kept.folder.exists(), "nothing was tried"
     with pytest.raises(ConfigError, match=r"^--gpu-layers 2: this native half is for no GPU"):
         loading.try_apart(tiny, EngineOptions(threads=1, gpu_layers=2), "a", FOUND, kept)

@@ -37,6 +37,8 @@ except ImportError as error:
 
 lib = llama_cpp
 """The functions of llama.h."""
+LLAMA = afterword_native.LIBRARY
+"""libllama itself."""
 BUILD = afterword_native.BUILD
 """Digest of all that the library was built from."""
 LIBRARY = f"{afterword_native.BASE}, {afterword_native.VARIANT}"

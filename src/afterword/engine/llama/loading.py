@@ -28,7 +28,7 @@ from afterword.engine.llama.binding import (
     packed_kernels,
     system_info,
 )
-from afterword.engine.llama.devices import Layers, descriptions, place
+from afterword.engine.llama.devices import Layers, descriptions, place, variables
 from afterword.engine.llama.offload import Offload
 from afterword.models.notes import Notes
 
@@ -172,27 +172,39 @@ def placed(path: Path, options: EngineOptions) -> Offload:
 
 
 def _tried(path: Path, options: EngineOptions, digest: str, notes: Notes | None) -> Offload:
-    """Returns which layers run on a GPU; with ``auto`` none if the trial of them fails."""
-    if options.gpu_layers == "auto" and options.probe and (found := descriptions()):
-        try:
-            try_apart(path, options, digest, found, notes)
-        except ConfigError as error:
-            return Offload(why_not=str(error))
-    return placed(path, options)
+    """Returns which layers run on a GPU; with ``auto`` none if the trial of them fails.
+
+    With ``notes`` it is tried once for all that it depends on, and again if more layers fit.
+    """
+    if options.gpu_layers != "auto" or not options.probe or not (found := descriptions()):
+        return placed(path, options)
+    written = msgspec.json.encode(options).decode()
+    about = (digest, kernels(), processor(), written, *found, *variables())
+    tried = (notes.read("trial", about, int) if notes is not None else None) or 0
+    if tried:
+        offload = placed(path, options)
+        if offload.layers <= tried:
+            return offload
+    try:
+        computed = try_apart(path, options, digest, found, notes)
+    except ConfigError as error:
+        return Offload(why_not=str(error))
+    offload = placed(path, options)
+    if computed and notes is not None:
+        notes.write("trial", about, offload.layers)
+    return offload
 
 
 def try_apart(
     path: Path, options: EngineOptions, digest: str, found: Sequence[str], notes: Notes | None
-) -> None:
+) -> bool:
     """Open a model and compute a batch in a process of its own, because a GPU's driver may end it.
 
-    That is before this process takes memory of the GPUs that were ``found``. With ``notes`` it is
-    done once, as the probe is; they keep what the process found out.
-    The process ends if this one does. Raises ``ConfigError`` with the reason if it fails.
+    That is before this process takes memory of the GPUs that were ``found``. The ``notes`` keep
+    what the process found out. It ends if this one does.
+
+    Returns whether there was room for a layer. Raises ``ConfigError`` with the reason if it fails.
     """
-    about = (digest, kernels(), processor(), msgspec.json.encode(options).decode(), *found)
-    if notes is not None and notes.read("trial", about, bool):
-        return
     wanted = GpuTrial(str(path), options, digest, str(notes.folder) if notes is not None else None)
     # Its input stays open, so that it sees if this process ends.
     asked, asking = os.pipe()
@@ -205,14 +217,16 @@ def try_apart(
             stdout=subprocess.PIPE,
             check=False,
         )
+    if done.returncode == -signal.SIGINT:
+        # Ctrl-C, which is meant for this process, too, is no fault of a driver.
+        raise KeyboardInterrupt
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         raise ConfigError(f"{', '.join(found)}: {name} ended a process that computed there")
     if done.returncode not in {0, NOTHING_TRIED}:
         said = done.stdout.decode(errors="replace").strip()
         raise ConfigError(said or f"a process failed with status {done.returncode}")
-    if notes is not None and not done.returncode:
-        notes.write("trial", about, value=True)
+    return not done.returncode
 
 
 def _load(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
 import msgspec
 
 
@@ -24,21 +28,22 @@ class Offload(msgspec.Struct, frozen=True):
     """The last ``layers`` of a model run on ``devices``, the others on the processor.
 
     The output counts as a layer, so there is one more in ``all_layers`` than the file says. With
-    ``kv`` the KV memory of these layers is on the devices. ``free_bytes`` is what the devices had
-    free before the model was loaded, and ``weights_bytes`` an estimate of what it takes there.
-    ``why_not`` says why no layer runs on a GPU although some might.
+    ``kv`` the KV memory of these layers is on the devices. What is free on ``devices`` is that
+    before the model was loaded, and ``weights_bytes`` an estimate of what it takes there.
+    ``variables`` are those of the environment that choose kernels of a GPU. ``why_not`` says why
+    no layer runs on a GPU although some might.
     """
 
     layers: int = 0
     all_layers: int = 0
     devices: tuple[Device, ...] = ()
     kv: bool = True
-    free_bytes: int = 0
     weights_bytes: int = 0
+    variables: tuple[str, ...] = ()
     why_not: str = ""
 
     def __str__(self) -> str:
-        """Returns all that may change an answer, in words; empty without a layer on a GPU."""
+        """Returns what runs where, in words; empty without a layer on a GPU."""
         if not self.layers:
             return ""
         kv = "KV memory there" if self.kv else "KV memory in main memory"
@@ -61,13 +66,22 @@ class Offload(msgspec.Struct, frozen=True):
 
     @property
     def origin(self) -> tuple[str, ...]:
-        """What notes about a model depend on; nothing more without a layer on a GPU."""
-        return (str(self),) if self.layers else ()
+        """All that may change an answer or a note about a model; nothing without a GPU."""
+        return (str(self), *self.variables) if self.layers else ()
 
     @property
-    def kv_share(self) -> float:
-        """The part of the KV memory that is on the devices, from 0 to 1."""
-        return self.layers / self.all_layers if self.layers and self.kv else 0.0
+    def on_each(self) -> Sequence[int]:
+        """The number of layers on each of the devices."""
+        return split(self.layers, [device.free_bytes for device in self.devices])
+
+
+def split(layers: int, free_bytes: Sequence[int]) -> Sequence[int]:
+    """Returns the number of layers on each device: the library's split by what is free there."""
+    # Drivers that tell nothing.
+    parts = free_bytes if any(free_bytes) else [1] * len(free_bytes)
+    ends = [end / sum(parts) for end in accumulate(parts)]
+    where = [bisect_right(ends, layer / layers) for layer in range(layers)]
+    return [where.count(device) for device in range(len(free_bytes))]
 
 
 ON_PROCESSOR = Offload()

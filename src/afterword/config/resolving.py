@@ -90,7 +90,7 @@ def _from_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
     for name in values:
         if name not in FIELDS:
-            raise ConfigError(f"{path}: unknown setting {name!r}{_nearest(name)}")
+            raise ConfigError(f"{path}: unknown setting {name!r}{nearest(name)}")
     return values, dict.fromkeys(values, str(path))
 
 
@@ -156,7 +156,8 @@ def _check_names(settings: Settings, origins: Mapping[str, str]) -> None:
             raise ConfigError(f"{origins['upstream_keys']}: a key for {name!r}, which is no model")
 
 
-def _nearest(name: str) -> str:
+def nearest(name: str) -> str:
+    """Returns a question after the setting with the most similar name; empty if there is none."""
     found = difflib.get_close_matches(name, FIELDS, n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 

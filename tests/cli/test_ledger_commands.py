@@ -77,6 +77,10 @@ def test_a_keys_life(afterword: Afterword) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [(("keys", "create", "a", "--expires", "soon"), "expected a number and s, m, h, d or w"),
+     # As of a variable of the shell that is not set.
+     (("keys", "create", "a", "--expires", ""), "expected a number and s, m, h, d or w"),
+     (("usage", "--until", ""), "expected 2026-11-25, 2026-11-25T14:00 or 7d"),
+     (("usage", "--key", ""), "there is no key ''"),
      (("keys", "create", "a", "--rpm", "0"), "'rpm' is 0: expected 1 or more"),
      (("keys", "show", "nobody"), "there is no key 'nobody'"),
      (("keys", "revoke", "nobody"), "there is no key 'nobody'"),

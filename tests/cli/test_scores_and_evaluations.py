@@ -167,6 +167,16 @@ def test_arguments_in_the_locale_c(url: str) -> None:
     assert '"token": "é"' in done.stdout.decode()
 
 
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_what_programs_read_is_utf8(url: str, form: str) -> None:
+    """An encoding's escapes, such as \\xe9, would be no JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "afterword", "score", "é🙂", form, "--url", url],
+        check=True, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.stdout.decode() == run("score", "é🙂", form, "--url", url).stdout
+
+
 def test_a_closed_standard_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(ConfigError, match="standard input: is closed"):

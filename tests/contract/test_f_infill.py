@@ -367,6 +367,8 @@ async def test_F5_a_model_without_infill_tokens(client: Client) -> None:
         ({"prompt": ["a"]}, "prompt"),
         ({"n_predict": -2}, "n_predict"),
         ({"n_predict": 3, "max_tokens": 3}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
+        ({"logprobs": 99}, "logprobs"),
         ({"samplers": ["top_p", "top_k"], "top_k": 4, "top_p": 0.5}, "samplers"),
         ({"samplers": "kfypmxt"}, "samplers"),
         ({"samplers": ["infill"]}, "samplers"),

@@ -17,6 +17,7 @@ from afterword.core.limits import Limits
 from afterword.core.protocols import Engine, Generation
 from afterword.core.wire import InfillReport
 from afterword.engine.toy import ToyTokenizer, toy_engine
+from conftest import make_client
 from contract.test_s_stream import AT_HAND
 from support.asgi import Client, fold
 
@@ -185,6 +186,7 @@ async def test_F3_mistrals_route_says_it_too(client: Client) -> None:
     [
         ({"max_tokens": 250}, None),
         ({"n": 100, "max_tokens": 60}, "n"),
+        ({"best_of": 20, "max_tokens": 60}, "best_of"),
         ({"prompt": ["a"] * 40}, "prompt"),
         ({"echo": True, "logprobs": 1}, "suffix"),
         ({"min_tokens": 10}, "min_tokens"),
@@ -193,6 +195,15 @@ async def test_F3_mistrals_route_says_it_too(client: Client) -> None:
 async def test_F3_refused_by_name(client: Client, more: dict[str, Any], param: str | None) -> None:
     error = await client.refuse(**{**BODY, **more})
     assert error["param"] == param or error["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_F3_the_limit_is_named_as_it_was_given(name: str) -> None:
+    engine = toy_engine(infill=False)
+    narrow = make_client({"plain": engine}, limits=Limits(infill_tokens=64))
+    error = await narrow.refuse(model="plain", prompt="a", suffix="b", **{name: 60})
+    assert error["param"] == name
+    await engine.aclose()
 
 
 @pytest.mark.parametrize("client", ["behind afterword"], indirect=True)

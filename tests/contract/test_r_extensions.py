@@ -179,6 +179,16 @@ async def test_R17_add_special_tokens(client: Client) -> None:
     assert counts[0] == counts[1] == counts[2] + 1
 
 
+async def test_R17_add_special_tokens_with_a_suffix(client: Client) -> None:
+    """The tokens of the layout stay; they are not of the prompt."""
+    body = {"prompt": "abc", "suffix": "d", "max_tokens": 0}
+    whole = await client.complete(model="toy-bos", **body)
+    bare = await client.complete(model="toy-bos", **body, add_special_tokens=False)
+    other = await client.complete(model="toy", **body)
+    assert whole["usage"]["prompt_tokens"] == bare["usage"]["prompt_tokens"] + 1
+    assert bare["usage"]["prompt_tokens"] == other["usage"]["prompt_tokens"]
+
+
 @pytest.mark.parametrize("kept", [1, 2, 5])
 async def test_R17_truncate_prompt_tokens_with_a_suffix(client: Client, kept: int) -> None:
     """The suffix and the tokens around it are no part of what is cut."""

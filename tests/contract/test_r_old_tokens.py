@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +114,11 @@ def test_the_model_list_says_it(service: CompletionService) -> None:
     assert service.catalog.describe("old", service.limits).afterword["tokens"] == "cl100k_base"
 
 
-def test_files_as_tiktoken_keeps_them(folder: Path) -> None:
+def _unreadable(_: Path) -> bytes:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_files_as_tiktoken_keeps_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = "https://openaipublic.blob.core.windows.net/encodings/p50k_base.tiktoken"
     kept = folder / hashlib.sha1(address.encode(), usedforsecurity=False).hexdigest()
     kept.write_bytes(b"eA== 0\n\n")
@@ -120,6 +126,10 @@ def test_files_as_tiktoken_keeps_them(folder: Path) -> None:
     for damaged in (b"eA== x\n", b"eA==\n", b"?? 1\n", b"eA== 0\neQ== 0\n"):
         kept.write_bytes(damaged)
         with pytest.raises(ConfigError, match=r"line [12]:"):
+            read_tiktoken("p50k_base", folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", _unreadable)
+        with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
             read_tiktoken("p50k_base", folder)
     kept.unlink()
     with pytest.raises(ConfigError, match="has neither p50k_base"):

@@ -422,7 +422,7 @@ def test_a_server_that_sentinels_name() -> None:
     assert isinstance(pool, SentinelConnectionPool)
     assert pool.service_name == "mine"
     sentinels = [one.connection_pool.connection_kwargs for one in pool.sentinel_manager.sentinels]
-    assert [(one["host"], one["port"]) for one in sentinels] == [("one", 7), ("two", 6379)]
+    assert [(one["host"], one["port"]) for one in sentinels] == [("one", 7), ("two", 26379)]
     for connects in (pool.connection_kwargs, *sentinels):
         assert (connects["username"], connects["password"]) == ("u", "p@")
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,7 +19,15 @@ from typing import Any
 
 import pytest
 
-from afterword import LLM, AsyncLLM, ConfigError, EngineUnavailable, InvalidRequest, Settings
+from afterword import (
+    LLM,
+    AsyncLLM,
+    ConfigError,
+    EngineUnavailable,
+    InvalidRequest,
+    Settings,
+    TextStream,
+)
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.runner import Batch
 from afterword.engine.toy import toy_engine
@@ -137,6 +145,60 @@ def test_a_stream_that_another_thread_closes_ends_for_its_reader(where: str) -> 
         gate.reached.wait()
         stream.close()
         assert reader.result(timeout=60) is not None
+
+
+@pytest.mark.parametrize("when", ["before it is asked", "before it answers"])
+def test_a_stream_that_closes_while_it_is_read_ends(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LLM.opened_by(toy()) as llm:
+        stream = llm.stream("a", **LONG)
+        if when == "before it answers":
+            wait = llm._session.wait
+
+            def closing_first(work: Coroutine[Any, Any, Any]) -> Any:
+                stream.close()
+                return wait(work)
+
+            monkeypatch.setattr(llm._session, "wait", closing_first)
+        else:
+            sources = [stream._source]
+
+            def closing_behind(_: TextStream) -> Any:
+                source = sources.pop() if sources else None
+                if source is not None:
+                    llm._session.submit(source.close())
+                return source
+
+            seen = property(closing_behind, lambda *_: None)
+            monkeypatch.setattr(TextStream, "_source", seen, raising=False)
+        assert list(stream) == []
+
+
+async def test_a_stream_that_comes_as_its_task_is_cancelled_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The task cannot have it any more, and nobody else can close it."""
+    engine, came = toy_engine(), threading.Event()
+    async with AsyncLLM.opened_by(toy(engine)) as model:
+        submit = model._session.submit
+        futures: list[Any] = []
+
+        def noted(work: Coroutine[Any, Any, Any]) -> Any:
+            futures.append(submit(work))
+            return futures[-1]
+
+        monkeypatch.setattr(model._session, "submit", noted)
+        task = asyncio.create_task(model.stream("a", **LONG))
+        await asyncio.sleep(0)
+        futures.pop().add_done_callback(lambda _: came.set())
+        # This loop stands still while the stream comes.
+        came.wait()
+        asyncio.get_running_loop().call_soon(task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until_idle(engine)
+        assert engine.stats().generated_tokens < LONG["max_tokens"]
 
 
 async def test_a_stream_that_another_task_closes_ends_for_its_reader() -> None:

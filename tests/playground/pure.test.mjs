@@ -25,6 +25,7 @@ const prose = await load("prose.js");
 const { fileOf, passagesOf } = await load("passages.js");
 const { layout } = await load("layout.js");
 const { search } = await load("search.js");
+const { curl } = await load("snippets.js");
 const { commandOf, tooltip } = await load("keys.js");
 const { spansOf } = await load("tint.js");
 const { Api, ApiError } = await load("api.js");
@@ -580,6 +581,20 @@ test("search: in texts and names, across where a node begins", () => {
   assert.deepEqual(search(tree, "e mo").map(({ id, end }) => [id, end]), [["c", 16]]);
   assert.deepEqual(search(tree, "other").map(({ id, found }) => [id, found]), [["c", ""]]);
   assert.deepEqual(search(tree, "nowhere"), []);
+});
+
+test("search: a letter that is longer in lower case shifts nothing", () => {
+  const tree = trees.add(
+    trees.emptyTree(), trees.makeNode("a", trees.ROOT, 0, "\u0130\u0130 then"),
+  );
+  assert.deepEqual(search(tree, "THEN").map(({ end, found }) => [end, found]), [[7, "then"]]);
+  assert.deepEqual(search(tree, "\u0130").map(({ end, found }) => [end, found]), [[1, "\u0130"]]);
+});
+
+test("snippets: an address in IPv6 is one word of every shell", () => {
+  const call = (base) => curl({ base, body: {}, keyed: false }).split(" \\\n")[0];
+  assert.equal(call("http://[::1]:8000"), "curl 'http://[::1]:8000/v1/completions'");
+  assert.equal(call("https://h.org:1"), "curl https://h.org:1/v1/completions");
 });
 
 test("keys: one command for each", () => {

@@ -81,7 +81,7 @@ def create(name: str, **given: Any) -> None:  # noqa: ANN401 - the terms' and th
         concurrent=given["concurrent"],
         budget_tokens=given["budget_tokens"],
         budget_per=given["per"] or "month",
-        expires_at=time.time() + parse_span(expires, param="expires") if expires else None,
+        expires_at=None if expires is None else time.time() + parse_span(expires, param="expires"),
         admin=given["admin"],
     )
     with database(settings) as engine:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from afterword.cli.options import SettingsCommand
 from afterword.cli.served import model_flags, openers
-from afterword.cli.terminal import Terminal, bare_table, plain, print_table
+from afterword.cli.terminal import Terminal, bare_table, plain, print_table, write_utf8
 from afterword.cli.texts import argument_text, file_text, standard_input
 from afterword.cli.tinted import LIKELIEST, table_of_tokens, tinted_text
 from afterword.library.answers import TextScore
@@ -65,6 +65,9 @@ def score(texts: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401 - the s
     named = list(_texts(texts, given.pop("files")))
     top, window, stride = (given.pop(name) for name in ("top", "window", "stride"))
     names = [name for name, _ in named]
+    if as_csv or as_json:
+        # Escapes of an encoding would not be those of JSON.
+        write_utf8()
     out = csv.writer(sys.stdout, lineterminator="\n")
     found: list[ModelScores] = []
     for opener in openers(given):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import socket
 import time
 from collections.abc import Callable
@@ -234,7 +235,7 @@ def _welcome(service: CompletionService, settings: Settings, url: str) -> str:
             _endless(settings),
             f"Afterword is ready on {url}",
             "Try it:",
-            f"  curl {url}/v1/completions {header} -d '{json.dumps(request)}'",
+            f"  curl {shlex.quote(f'{url}/v1/completions')} {header} -d '{json.dumps(request)}'",
         ]
     )
 

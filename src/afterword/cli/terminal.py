@@ -6,6 +6,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,12 @@ def print_rows(
             gap = " " * (width - cell_len(cell))
             cells.append(gap + cell if numbers and at else cell + gap)
         click.echo(" ".join(cells).rstrip())
+
+
+def write_utf8() -> None:
+    """Write standard output in UTF-8 from here on, as for programs, whatever a terminal has."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:

@@ -13,7 +13,7 @@ import rich_click as click
 
 from afterword.cli.database import database, key_store
 from afterword.cli.keys import ledger_flags, ledger_settings
-from afterword.cli.terminal import print_rows
+from afterword.cli.terminal import print_rows, write_utf8
 from afterword.core.account import UsageBy, UsageQuery, UsageRecord, UsageSum
 from afterword.core.moments import iso, parse_moment
 from afterword.ledger.database import Database
@@ -43,10 +43,10 @@ def usage(**given: Any) -> None:  # noqa: ANN401 - flags
     moments = {
         name: parse_moment(given[name], now_s=time.time(), param=name)
         for name in ("since", "until")
-        if given[name]
+        if given[name] is not None
     }
     with database(settings) as engine:
-        key_id = key_store(engine).find(given["key"]).id if given["key"] else None
+        key_id = key_store(engine).find(given["key"]).id if given["key"] is not None else None
         query = UsageQuery(**moments, key_id=key_id)
         if given["requests"]:
             rows: Iterable[UsageSum | UsageRecord] = _records(engine, query)
@@ -71,6 +71,7 @@ def _records(engine: Database, query: UsageQuery) -> Iterator[UsageRecord]:
 
 
 def _write_csv(rows: Iterable[UsageSum | UsageRecord], kind: type[UsageSum | UsageRecord]) -> None:
+    write_utf8()
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(kind.__struct_fields__)
     for row in rows:

@@ -254,14 +254,16 @@ def _parsers(limits: Limits) -> Mapping[str, Parser]:
 def decode_infill(body: bytes, limits: Limits) -> Infill:
     """Returns the infill that a body asks for. Raises ``InvalidRequest``."""
     table = _parsers(limits)
-    raw = _with_names(parse_object(body, {**table, **dict.fromkeys(_ALIASES, table["n_predict"])}))
+    raw, written = _with_names(
+        parse_object(body, {**table, **dict.fromkeys(_ALIASES, table["n_predict"])})
+    )
     parsed: dict[str, Any] = {}
     for name, value in raw.items():
         parser = table.get(name)
         if parser is None:
             _ignore_or_refuse(raw, name)
         elif value is not None:
-            parsed[name] = parser(name, value)
+            parsed[name] = parser(written[name], value)
     for name in ("input_prefix", "input_suffix"):
         if name not in parsed:
             raise InvalidRequest(f"you must provide an {name} parameter", param=name)
@@ -321,12 +323,14 @@ def _with_penalties(own: InfillRequest, theirs: Mapping[str, Any]) -> Mapping[st
     return {**theirs, "repetition_penalty_range": _LAST_TOKENS if last is None else last}
 
 
-def _with_names(raw: Mapping[str, Json]) -> dict[str, Json]:
-    """Returns the fields by their own names. Raises ``InvalidRequest`` for two of one field.
+def _with_names(raw: Mapping[str, Json]) -> tuple[dict[str, Json], dict[str, str]]:
+    """Returns the fields by their own names, and how the client wrote these.
 
-    Null asks for nothing, so it is no second one (R19).
+    Raises ``InvalidRequest`` for two of one field. Null asks for nothing, so it is no second
+    one (R19).
     """
     named: dict[str, Json] = {}
+    written: dict[str, str] = {}
     for name, value in raw.items():
         known = _ALIASES.get(name, name)
         if value is None and known in _ALIASES.values():
@@ -336,8 +340,8 @@ def _with_names(raw: Mapping[str, Json]) -> dict[str, Json]:
                 f"'{name}' and another field are two names of '{known}': give one of them.",
                 param=name,
             )
-        named[known] = value
-    return named
+        named[known], written[known] = value, name
+    return named, written
 
 
 def _ignore_or_refuse(raw: Mapping[str, Json], name: str) -> None:

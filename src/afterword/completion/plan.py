@@ -208,8 +208,9 @@ def _lay_out(layout: Prompts, common: Job, choices: tuple[int, int], *, searched
         ids, text, cut = layout.lay_out(prompt)
         most = layout.completion_tokens(len(ids))
         if searched and most:
-            sizes.append(search_size(asked, choices, len(ids), budget))
-            most = sizes[-1].middle_tokens
+            size = search_size(asked, choices, len(ids), budget, asked_by=layout.asked_by)
+            sizes.append(size)
+            most = size.middle_tokens
         refuse_min_tokens(common.sampling.min_tokens, most, asked)
         weight.add(text)
         jobs.append(msgspec.structs.replace(common, prompt_ids=ids, max_tokens=most))

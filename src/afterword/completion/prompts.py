@@ -56,6 +56,12 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
         limit = self.request.max_tokens
         return self.request.max_completion_tokens if limit is None else limit
 
+    @property
+    def asked_by(self) -> str:
+        """The name under which it was given."""
+        given = self.request.max_completion_tokens
+        return "max_tokens" if given is None else "max_completion_tokens"
+
     def lay_out(self, prompt: Prompt) -> tuple[Sequence[int], PromptText, bool]:
         """Returns the ids to compute, the prompt as its choices show it, and whether it was cut."""
         if self.chat is not None:
@@ -91,7 +97,8 @@ class Prompts(msgspec.Struct, frozen=True, kw_only=True):
         kept = self._kept(visible, int(bos is not None), around)
         text = self._text(prompt, visible, kept)
         if laid_out:
-            return lay_out(infill_tokens(tokenizer), tokenizer.bos_id, kept, after), text
+            front = None if request.add_special_tokens is False else tokenizer.bos_id
+            return lay_out(infill_tokens(tokenizer), front, kept, after), text
         if not kept:
             return (tokenizer.document_start_id,), msgspec.structs.replace(text, hidden=1)
         if bos is not None:

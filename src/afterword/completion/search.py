@@ -224,9 +224,16 @@ def refuse_search(sharing: PrefixSharing | None, prompts: int, limits: Limits) -
 
 
 def search_size(
-    asked: int | None, counts: tuple[int, int], prompt_tokens: int, budget: ContextBudget
+    asked: int | None,
+    counts: tuple[int, int],
+    prompt_tokens: int,
+    budget: ContextBudget,
+    *,
+    asked_by: str = "max_tokens",
 ) -> SearchSize:
     """Returns what a search may compute for a prompt. ``counts`` are n and the candidates asked.
+
+    ``asked_by`` is the name of the field that limits the middle.
 
     Raises ``InvalidRequest`` if the limit on tokens leaves fewer candidates than were asked for,
     and ``ContextLengthExceeded`` if the suffix does not fit behind a middle.
@@ -246,7 +253,7 @@ def search_size(
     drawn = min(max(CANDIDATES, candidates), most // 2 // (middle + 1))
     places = min((most - drawn * (middle + 1)) // SUFFIX_TOKENS, PLACES)
     if drawn < candidates or places < n:
-        name = "n" if candidates > 1 else "max_tokens"
+        name = "best_of" if candidates > n else "n" if n > 1 else asked_by
         raise InvalidRequest(
             f"Invalid value for '{name}': {candidates} texts of {middle} tokens were asked for. "
             "This model has no fill-in-the-middle tokens and searches for a middle among texts of "

@@ -27,6 +27,7 @@ _LEASE_S = 60
 """A server that is silent for so long is dead: its requests no longer count as running."""
 _TIMES_US = (int(WINDOW_S * 1e6), int(_LEASE_S * 1e6))
 _PORT = 6379
+_SENTINEL_PORT = 26379
 _CONNECT_S = 3.0
 _ANSWER_S = 5.0
 _TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": _CONNECT_S, "socket_timeout": _ANSWER_S}
@@ -235,7 +236,7 @@ def connect(url: str) -> RedisClient:
 
 
 def _cluster(rest: str) -> RedisCluster:
-    hosts, access, _ = _parts(rest)
+    hosts, access, _ = _parts(rest, _PORT)
     nodes = [ClusterNode(host, port) for host, port in hosts]  # type: ignore[no-untyped-call]
     return RedisCluster(
         startup_nodes=nodes, max_connections=_CLUSTER_CONNECTIONS, **_TIMEOUTS, **access
@@ -243,7 +244,7 @@ def _cluster(rest: str) -> RedisCluster:
 
 
 def _sentinel(rest: str) -> Redis:
-    hosts, access, service = _parts(rest)
+    hosts, access, service = _parts(rest, _SENTINEL_PORT)
     if not service:
         raise ConfigError("redis: name the sentinel's service: redis+sentinel://HOST/SERVICE")
     sentinel: Any = Sentinel(hosts, sentinel_kwargs={**_TIMEOUTS, **access}, **_TIMEOUTS, **access)  # type: ignore[no-untyped-call]
@@ -251,8 +252,11 @@ def _sentinel(rest: str) -> Redis:
     return client
 
 
-def _parts(rest: str) -> tuple[list[tuple[str, int]], dict[str, Any], str]:
-    """What follows ``://``: hosts with ports, username and password, path."""
+def _parts(rest: str, port: int) -> tuple[list[tuple[str, int]], dict[str, Any], str]:
+    """What follows ``://``: hosts with ports, username and password, path.
+
+    A host without a port has ``port``.
+    """
     credentials, _, others = rest.rpartition("@")
     given = urlsplit(f"//{credentials}@")
     access = {"username": given.username, "password": given.password}
@@ -261,7 +265,7 @@ def _parts(rest: str) -> tuple[list[tuple[str, int]], dict[str, Any], str]:
     if not all(host.hostname for host in hosts):
         raise ValueError("a host is missing")
     return (
-        [(str(host.hostname), host.port or _PORT) for host in hosts],
+        [(str(host.hostname), host.port or port) for host in hosts],
         {name: unquote(text) for name, text in access.items() if text},
         path.strip("/"),
     )

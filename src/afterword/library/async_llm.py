@@ -36,8 +36,8 @@ class AsyncLLM(OpenedModel):
         self, prompt: PromptInput = None, **fields: Unpack[CompletionFields]
     ) -> AsyncTextStream:
         """Returns the chunks of a completion as they come: ``async for chunk in await …``."""
-        source = await self._session.awaited(self._calls.open(prompt, fields))
-        return AsyncTextStream(self._session, source)
+        opening = AsyncTextStream.begun(self._session, self._calls, prompt, fields)
+        return await self._session.awaited(opening)
 
     async def infill(
         self, prompt: str, suffix: str, **fields: Unpack[InfillFields]

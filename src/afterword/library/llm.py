@@ -41,8 +41,8 @@ class LLM(OpenedModel):
 
     def stream(self, prompt: PromptInput = None, **fields: Unpack[CompletionFields]) -> TextStream:
         """Returns the chunks of a completion as they come. Refusals are raised at once."""
-        source = self._session.wait(self._calls.open(prompt, fields))
-        return TextStream(self._session, source)
+        opening = TextStream.begun(self._session, self._calls, prompt, fields)
+        return self._session.wait(opening)
 
     def infill(self, prompt: str, suffix: str, **fields: Unpack[InfillFields]) -> TextCompletion:
         """Returns what stands between ``prompt`` and ``suffix`` (F1)."""

@@ -70,6 +70,8 @@ class LocalChunks:
 
     async def pull(self) -> list[TextChunk]:
         """See ``ChunkSource``."""
+        if self._closed:
+            return []
         self._pulling = asyncio.current_task()
         try:
             async for chunks in self._chunks:

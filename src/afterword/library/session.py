@@ -90,6 +90,9 @@ class Session:
             if self._closing and (task is None or not task.cancelling()):
                 raise EngineUnavailable(_CLOSED) from None
             raise
+        finally:
+            # A result that came too late is dropped now, not with the error's traceback.
+            del future
 
     def leave(self) -> None:
         """Begin to close, without waiting. Idempotent."""

@@ -10,6 +10,8 @@ from typing import Self
 from afterword.core.errors import EngineUnavailable
 from afterword.library.answers import TextChunk
 from afterword.library.backend import ChunkSource
+from afterword.library.calls import Calls
+from afterword.library.fields import CompletionFields, PromptInput
 from afterword.library.session import Session
 
 
@@ -20,6 +22,16 @@ class OpenedStream:
         self._session = session
         self._source: ChunkSource | None = source
         self._chunks: deque[TextChunk] = deque()
+
+    @classmethod
+    async def begun(
+        cls, session: Session, calls: Calls, prompt: PromptInput, fields: CompletionFields
+    ) -> Self:
+        """Returns an admitted stream. Runs in the session's loop.
+
+        So a caller who is interrupted while it arrives drops it, which ends the request.
+        """
+        return cls(session, await calls.open(prompt, fields))
 
     def _end(self) -> None:
         """Have the request end, without waiting for it. Idempotent."""
@@ -46,10 +58,12 @@ class TextStream(OpenedStream):
     def __next__(self) -> TextChunk:
         """Returns the next chunk. Raises ``ApiError`` if the request fails."""
         while not self._chunks:
-            if self._source is None:
+            # Another thread may close it at any time.
+            source = self._source
+            if source is None:
                 raise StopIteration
             try:
-                pulled = self._session.wait(self._source.pull())
+                pulled = self._session.wait(source.pull())
             except BaseException:
                 self._end()
                 raise
@@ -87,10 +101,11 @@ class AsyncTextStream(OpenedStream):
     async def __anext__(self) -> TextChunk:
         """Returns the next chunk. Raises ``ApiError`` if the request fails."""
         while not self._chunks:
-            if self._source is None:
+            source = self._source
+            if source is None:
                 raise StopAsyncIteration
             try:
-                pulled = await self._session.awaited(self._source.pull())
+                pulled = await self._session.awaited(source.pull())
             except BaseException:
                 self._end()
                 raise

@@ -11,15 +11,15 @@ const AROUND = 40;
  *   offset after the match in the node's whole text
  */
 export function search(tree, query) {
-  const wanted = query.toLowerCase();
+  const wanted = folded(query);
   const hits = [];
   for (const { id, from, name } of tree.values()) {
     if (id === ROOT) continue;
     const text = textOf(tree, id);
     // A match may begin in the text before the node. It ends in its own.
     const first = Math.max(0, from - wanted.length + 1);
-    const at = text.slice(first).toLowerCase().indexOf(wanted);
-    if (at === -1 && !name.toLowerCase().includes(wanted)) continue;
+    const at = folded(text.slice(first)).indexOf(wanted);
+    if (at === -1 && !folded(name).includes(wanted)) continue;
     const start = at === -1 ? from : first + at;
     const end = at === -1 ? from : start + wanted.length;
     hits.push({
@@ -30,4 +30,10 @@ export function search(tree, query) {
     });
   }
   return hits;
+}
+
+/** Returns a text in lower case, as long as it was. */
+function folded(text) {
+  // The one letter whose lower case is longer: offsets behind it would shift.
+  return text.replaceAll("\u0130", "i").toLowerCase();
 }

@@ -21,10 +21,15 @@ function ascii(value, indent) {
 export function curl({ base, body, keyed }) {
   // In single quotes a shell changes nothing; only a single quote needs an escape.
   const quoted = ascii(body).replaceAll("'", String.raw`'\''`);
-  const lines = [`curl ${base}/v1/completions`, "-H 'Content-Type: application/json'"];
+  const lines = [`curl ${word(`${base}/v1/completions`)}`, "-H 'Content-Type: application/json'"];
   if (keyed) lines.push(`-H "Authorization: Bearer $${KEY_VARIABLE}"`);
   lines.push(`-d '${quoted}'`);
   return lines.join(" \\\n  ");
+}
+
+/** Returns an address as one word of a shell, some of which expand the brackets of IPv6. */
+function word(address) {
+  return /^[\w@%+=:,./-]+$/.test(address) ? address : `'${address}'`;
 }
 
 /** @param {Call} call */

@@ -128,7 +128,7 @@ def _load(path: Path, *, repack: bool, offload: Offload) -> Any:  # noqa: ANN401
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
     _complaints = []
     try:
-        model = _load_file(str(path).encode(), params)
+        model = _load_file(os.fsencode(path), params)
         if not model:
             reason = _complaints[0].rsplit("error loading model: ", 1)[-1] if _complaints else ""
             raise ConfigError(f"{path}: llama.cpp cannot load it: {reason or 'it gives no reason'}")
@@ -165,7 +165,7 @@ def convert(source: Path, destination: Path, quantization: str, threads: int) ->
     _complaints = []
     part = destination.with_name(f"{destination.name}.part")
     try:
-        files = (str(source).encode(), str(part).encode())
+        files = (os.fsencode(source), os.fsencode(part))
         if _quantize(*files, ctypes.byref(params)):
             reason = _complaints[0].rsplit("failed to quantize: ", 1)[-1] if _complaints else ""
             raise ConfigError(

@@ -112,6 +112,18 @@ def test_the_model_list_says_it(service: CompletionService) -> None:
     assert service.catalog.describe("old", service.limits).afterword["tokens"] == "cl100k_base"
 
 
+def test_a_file_of_tiktoken_that_cannot_be_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (folder / "p50k_base.tiktoken").write_bytes(b"eA== 0\n")
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(ConfigError, match=r"p50k_base.tiktoken: cannot be read: Permission"):
+        read_tiktoken("p50k_base", folder)
+
+
 def test_files_as_tiktoken_keeps_them(folder: Path) -> None:
     address = "https://openaipublic.blob.core.windows.net/encodings/p50k_base.tiktoken"
     kept = folder / hashlib.sha1(address.encode(), usedforsecurity=False).hexdigest()

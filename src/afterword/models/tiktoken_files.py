@@ -28,8 +28,12 @@ def read_tiktoken(name: str, folder: Path) -> Mapping[int, bytes]:
 
 
 def _read(file: Path) -> Mapping[int, bytes]:
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     pieces: dict[int, bytes] = {}
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:

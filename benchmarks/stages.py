@@ -111,6 +111,8 @@ def kinds() -> Mapping[str, tuple[list[Job], bool]]:
     scored = [job(i, prompt=512, tokens=0, scored=True) for i in range(4)]
     return {
         "one greedy stream": ([job(1, prompt=64, tokens=48)], False),
+        "2 greedy streams": ([job(i, prompt=64, tokens=48) for i in range(2)], False),
+        "4 greedy streams": ([job(i, prompt=64, tokens=48) for i in range(4)], False),
         "8 greedy streams": ([job(i, prompt=64, tokens=48) for i in range(8)], False),
         "32 greedy streams": ([job(i, prompt=64, tokens=24) for i in range(32)], False),
         "32 sampled streams": (sampled, False),

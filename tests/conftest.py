@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from afterword import playground
 from afterword.completion.catalog import Catalog, ServedModel
@@ -45,7 +45,10 @@ FIXTURES = {
     "redis_url": "database",
 }
 """Fixtures whose tests have a marker, directly or through another fixture."""
-settings.register_profile("fast", max_examples=5)
+# A law is not broken because the machine is busy.
+settings.register_profile("whole", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fast", settings.get_profile("whole"), max_examples=5)
+settings.load_profile("whole")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -128,20 +128,32 @@ bool are_zero(const ggml_fp16_t * halves, int n) {
     return any == 0;
 }
 
-// Reads what the rows see of n cells.
+// Asks for what a row sees of the next tile. Rows of a mask are far apart: the processor does not foresee them.
+inline void ask_for_next(const ggml_fp16_t * mask) {
+#if defined(__GNUC__)
+    for (int cell = TILE_CELLS; cell < 2 * TILE_CELLS; cell += CACHE_LINE_SIZE / sizeof(ggml_fp16_t)) {
+        __builtin_prefetch(mask + cell);
+    }
+#endif
+}
+
+// Reads what the rows see of n cells. `t.mask` has it for the rows from `begin` to `end`, unless all see all.
 seeing read_mask(const attention_op & op, int64_t first_cell, int n, tile & t) {
     if (op.mask == nullptr) {
         return {0, t.n, true};
     }
-    seeing found = {t.n, 0, true};
+    const bool asks  = first_cell + TILE_CELLS < op.n_cells;
+    seeing     found = {t.n, 0, true};
+    bool       whole[TILE_ROWS];
     for (int i = 0; i < t.n; i++) {
         const ggml_fp16_t * halves = t.seen[i] + first_cell;
         float *             mask   = t.mask + i * TILE_CELLS;
-        const bool          whole  = are_zero(halves, n);
         bool                sees   = true;
-        if (whole) {
-            std::memset(mask, 0, TILE_CELLS * sizeof(float));
-        } else {
+        if (asks) {
+            ask_for_next(halves);
+        }
+        whole[i] = are_zero(halves, n);
+        if (!whole[i]) {
             ggml_cpu_fp16_to_fp32(halves, mask, n);
             if (t.slope[i] != 1.0f) {
                 ggml_vec_scale_f32(n, mask, t.slope[i]);
@@ -151,12 +163,24 @@ seeing read_mask(const attention_op & op, int64_t first_cell, int n, tile & t) {
         }
         if (sees) {
             const bool gap = found.begin < i && found.end < i;
-            found.all      = found.all && whole && !gap;
+            found.all      = found.all && whole[i] && !gap;
             found.begin = std::min(found.begin, i);
             found.end   = i + 1;
         }
     }
+    for (int i = found.begin; i < found.end && !found.all; i++) {
+        if (whole[i]) {
+            std::memset(t.mask + i * TILE_CELLS, 0, TILE_CELLS * sizeof(float));
+        }
+    }
     return found;
+}
+
+// Whether a row does not see a cell. Compilers make vectors of comparisons of integers, not of floats.
+bool is_hidden(float mask) {
+    uint32_t bits;
+    std::memcpy(&bits, &mask, sizeof(bits));
+    return bits == 0xff800000;
 }
 
 // Adds the mask. Returns the number of cells up to the last that a row sees.
@@ -168,10 +192,11 @@ int add_mask(int n, const seeing & rows, tile & t) {
         const float * mask   = t.mask + i * TILE_CELLS;
         float *       scores = t.scores + i * TILE_CELLS;
         for (int cell = 0; cell < TILE_CELLS; cell++) {
-            scores[cell] = mask[cell] == -INFINITY ? -INFINITY : scores[cell] + mask[cell];
+            const float sum = scores[cell] + mask[cell];
+            scores[cell]    = is_hidden(mask[cell]) ? -INFINITY : sum;
         }
         int last = n;
-        while (last > seen && mask[last - 1] == -INFINITY) {
+        while (last > seen && is_hidden(mask[last - 1])) {
             last--;
         }
         seen = std::max(seen, last);

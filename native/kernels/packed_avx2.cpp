@@ -14,8 +14,10 @@ inline void keep(__m256i & sum) { __asm__("" : "+x"(sum)); }
 struct avx2 {
     static constexpr int LANES            = 8;
     static constexpr int COLUMNS          = 4;
-    static constexpr int PANELS           = 4;  // that are read side by side for few columns
+    static constexpr int PANELS           = 1;  // several side by side are slower than one whose next is asked for
     static constexpr int EIGHT_BIT_OFFSET = 0;
+    // So many columns pay for unpacking in memory.
+    static constexpr int MANY             = 32;
 
     using ints   = __m256i;
     using floats = __m256;
@@ -71,17 +73,52 @@ struct avx2 {
             : _mm256_maddubs_epi16(weights, column);
     }
 
+    // A block of a panel.
+    template <class F> struct packed_block {
+        const uint8_t *        quants;
+        const factors<avx2, F> of_rows[PARTS<avx2>];
+
+        packed_block(const panel_parts<F, const uint8_t> & parts, int64_t b)
+            : quants(parts.quants_of(b)), of_rows{ { parts, b, 0 }, { parts, b, 1 } } {}
+
+        ints   group(int part, int g) const { return unpack<avx2, F>(quants, part, g); }
+        floats scale(int part, int s) const { return of_rows[part].scales[s]; }
+        floats min(int part, int s) const { return of_rows[part].mins[s]; }
+    };
+
+    // The same with a byte for each value, and with floats.
+    template <class F> struct open_block {
+        alignas(32) uint8_t groups[GROUPS][VECTOR];
+        float scales[F::SCALES][ROWS];
+        float mins[F::MIN ? F::SCALES : 1][ROWS];
+
+        ints   group(int part, int g) const { return load(groups[g] + part * VECTOR / PARTS<avx2>); }
+        floats scale(int part, int s) const { return load_floats(scales[s] + part * LANES); }
+        floats min(int part, int s) const { return load_floats(mins[s] + part * LANES); }
+
+        void open(const packed_block<F> & from) {
+            for (int part = 0; part < PARTS<avx2>; part++) {
+                for (int g = 0; g < GROUPS; g++) {
+                    _mm256_store_si256((ints *) groups[g] + part, from.group(part, g));
+                }
+                for (int s = 0; s < F::SCALES; s++) {
+                    store(scales[s] + part * LANES, from.scale(part, s));
+                    if constexpr (F::MIN) {
+                        store(mins[s] + part * LANES, from.min(part, s));
+                    }
+                }
+            }
+        }
+    };
+
     // One block of a panel and N columns, added to sums. AVX2 has half the registers of AVX-512, half as long: the sums
     // of a block stay in them, and weights come group by group.
-    template <class F, int N>
+    template <class F, int N, class Block>
     static inline __attribute__((always_inline)) void add_block(
-        const panel_parts<F, const uint8_t> & parts, int64_t b, int64_t blocks, const column_block * columns,
-        floats (&sums)[N][PARTS<avx2>]) {
+        const Block & block, int64_t blocks, const column_block * columns, floats (&sums)[N][PARTS<avx2>]) {
         constexpr int N_GROUPS = GROUPS / F::SCALES;
         constexpr int TWO      = PARTS<avx2>;
         constexpr int STEP     = fitting<F, 2 * N_GROUPS>() / 2;  // so many sums of pairs fit 16 bits
-        const uint8_t *        quants       = parts.quants_of(b);
-        const factors<avx2, F> of_rows[TWO] = { { parts, b, 0 }, { parts, b, 1 } };
 #pragma GCC unroll 2
         for (int s = 0; s < F::SCALES; s++) {
             ints dots[N][TWO];
@@ -92,7 +129,7 @@ struct avx2 {
             ints folded[N][TWO];
 #pragma GCC unroll 8
             for (int g = s * N_GROUPS; g < (s + 1) * N_GROUPS; g++) {
-                const ints weights[TWO] = { unpack<avx2, F>(quants, 0, g), unpack<avx2, F>(quants, 1, g) };
+                const ints weights[TWO] = { block.group(0, g), block.group(1, g) };
 #pragma GCC unroll 8
                 for (int i = 0; i < N * TWO; i++) {
                     ints &     fold   = folded[i / TWO][i % TWO];
@@ -110,7 +147,7 @@ struct avx2 {
 #pragma GCC unroll 8
             for (int i = 0; i < N * TWO; i++) {
                 const int    c = i / TWO, part = i % TWO;
-                const floats scale = mul(of_rows[part].scales[s], set1(columns[c * blocks].scale));
+                const floats scale = mul(block.scale(part, s), set1(columns[c * blocks].scale));
                 sums[c][part]      = fma(to_float(dots[c][part]), scale, sums[c][part]);
             }
         }
@@ -119,35 +156,83 @@ struct avx2 {
             for (int i = 0; i < N * TWO; i++) {
                 const int c = i / TWO, part = i % TWO;
                 for (int s = 0; s < F::SCALES; s++) {
-                    sums[c][part] = fma(of_rows[part].mins[s], set1(columns[c * blocks].sums[s]), sums[c][part]);
+                    sums[c][part] = fma(block.min(part, s), set1(columns[c * blocks].sums[s]), sums[c][part]);
                 }
             }
         }
     }
 
-    // out[c * out_stride + row] for the rows of P panels and N columns. `asks`: memory is asked for the next panels.
+    // out[c * out_stride + row] for the rows of a panel and N columns. `asks`: memory is asked for the next panel.
     template <class F, int N, int P>
     static void multiply_quants(
-        const uint8_t * panels, int64_t blocks, const column_block * columns, float * out, size_t out_stride,
+        const uint8_t * panel, int64_t blocks, const column_block * columns, float * out, size_t out_stride,
         bool asks) {
-        constexpr int TWO = PARTS<avx2>;
-        const size_t  stride = panel_bytes<F>(blocks * VALUES);
-        floats        sums[P][N][TWO];
-        for (int i = 0; i < P * N * TWO; i++) {
-            sums[i / TWO / N][i / TWO % N][i % TWO] = set1(0.0f);
+        static_assert(P == PANELS && PANELS == 1);
+        constexpr int                       TWO = PARTS<avx2>;
+        const panel_parts<F, const uint8_t> parts(panel, blocks);
+        floats                              sums[N][TWO];
+        for (int i = 0; i < N * TWO; i++) {
+            sums[i / TWO][i % TWO] = set1(0.0f);
         }
         for (int64_t b = 0; b < blocks; b++, columns++) {
             if (N <= MOST_ASKING && asks) {
-                ask_ahead(panels, P * stride, b, blocks);
+                ask_ahead(panel, panel_bytes<F>(blocks * VALUES), b, blocks);
             }
-#pragma GCC unroll 4
-            for (int p = 0; p < P; p++) {
-                add_block<F, N>({ panels + p * stride, blocks }, b, blocks, columns, sums[p]);
+            add_block<F, N>(packed_block<F>(parts, b), blocks, columns, sums);
+        }
+        for (int i = 0; i < N * TWO; i++) {
+            store(out + i / TWO * out_stride + i % TWO * LANES, sums[i / TWO][i % TWO]);
+        }
+    }
+
+    // Some open blocks of a panel and n columns, as many columns as possible at once. Sums begin in `out`, unless the
+    // blocks are the first ones.
+    template <class F, int N>
+    static void multiply_open(
+        const open_block<F> * open, int64_t n_open, int64_t blocks, const column_block * columns, int64_t n, float * out,
+        size_t out_stride, bool first) {
+        constexpr int TWO = PARTS<avx2>;
+        for (; n >= N; n -= N, columns += N * blocks, out += N * out_stride) {
+            floats sums[N][TWO];
+            for (int i = 0; i < N * TWO; i++) {
+                const float * before   = out + i / TWO * out_stride + i % TWO * LANES;
+                sums[i / TWO][i % TWO] = first ? set1(0.0f) : load_floats(before);
+            }
+            for (int64_t b = 0; b < n_open; b++) {
+                add_block<F, N>(open[b], blocks, columns + b, sums);
+            }
+            for (int i = 0; i < N * TWO; i++) {
+                store(out + i / TWO * out_stride + i % TWO * LANES, sums[i / TWO][i % TWO]);
             }
         }
-        for (int i = 0; i < P * N * TWO; i++) {
-            const int p = i / TWO / N, c = i / TWO % N, part = i % TWO;
-            store(out + c * out_stride + p * ROWS + part * LANES, sums[p][c][part]);
+        if constexpr (N > 1) {
+            multiply_open<F, N - 1>(open, n_open, blocks, columns, n, out, out_stride, first);
+        }
+    }
+
+    // The same as multiply_quants for many columns: they share what unpacking costs. So many blocks are open that the
+    // first cache holds them, with their part of some columns.
+    template <class F>
+    static void multiply_many(
+        const uint8_t * panels, int64_t n_panels, int64_t blocks, const column_block * columns, int64_t n, float * out,
+        size_t out_stride, bool asks) {
+        constexpr int64_t MOST   = 16384 / sizeof(open_block<F>);
+        const int64_t     n_runs = (blocks + MOST - 1) / MOST;
+        const size_t      bytes  = panel_bytes<F>(blocks * VALUES);
+        open_block<F>     open[MOST];
+        for (int64_t run = 0; run < n_runs; run++) {
+            const int64_t begin = run * blocks / n_runs;
+            const int64_t end   = (run + 1) * blocks / n_runs;
+            for (int64_t p = 0; p < n_panels; p++) {
+                for (int64_t b = begin; b < end; b++) {
+                    open[b - begin].open(packed_block<F>({ panels + p * bytes, blocks }, b));
+                    if (asks && p + 1 < n_panels) {
+                        ask_for(panels + (p + 1) * bytes + b * QUANT_BYTES<F>, QUANT_BYTES<F>);
+                    }
+                }
+                multiply_open<F, COLUMNS>(
+                    open, end - begin, blocks, columns + begin, n, out + p * ROWS, out_stride, run == 0);
+            }
         }
     }
 };

@@ -11,6 +11,7 @@ struct avx512 {
     static constexpr int COLUMNS          = 12;   // that share a panel's unpacked weights
     static constexpr int PANELS           = 4;    // that are read side by side for few columns
     static constexpr int EIGHT_BIT_OFFSET = 128;  // its product wants unsigned weights
+    static constexpr int MANY             = 0;    // columns are never enough to unpack weights in memory
 
     using ints   = __m512i;
     using floats = __m512;

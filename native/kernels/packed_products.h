@@ -21,8 +21,8 @@ constexpr size_t whole_lines(size_t bytes) { return (bytes + CACHE_LINE - 1) / C
 inline bool few_columns(const ggml_tensor * op) { return ggml_nrows(op->src[1]) <= FEW; }
 
 // A portion is a thread's share of the panels that are left. So there are few, as the first panels of each come slowly:
-// nobody asked for them. The last ones are short, so that threads end together. Few columns read several panels side by
-// side.
+// nobody asked for them. The last ones are short, so that threads end together. Few columns may read several panels
+// side by side.
 inline int64_t panels_of_portion(int64_t left, int64_t columns, int64_t threads) {
     const int64_t together = columns <= FEW ? 4 : 1;
     return std::max<int64_t>(1, left / threads / together) * together;

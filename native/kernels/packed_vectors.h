@@ -44,38 +44,47 @@ template <class V, class F> struct factors {
     }
 };
 
-// Not a part of its caller, which would take registers from its loop.
+// Not a part of its caller, which would take registers from its loop. All parts of a panel take turns: four columns alone
+// are too few sums for a processor that begins two a cycle and ends them four cycles later.
 template <class V, class F, int N>
 __attribute__((noinline)) void multiply_floats(
     const uint8_t * panel, int64_t values, const float * columns, float * out, size_t out_stride) {
-    for (int part = 0; part < PARTS<V>; part++) {
-        const typename F::block * weights = (const typename F::block *) panel + part * V::LANES;
-        typename V::floats        sums[N];
-        for (int c = 0; c < N; c++) {
-            sums[c] = V::set1(0.0f);
+    const typename F::block * weights = (const typename F::block *) panel;
+    typename V::floats        sums[PARTS<V>][N];
+    for (int i = 0; i < PARTS<V> * N; i++) {
+        sums[i / N][i % N] = V::set1(0.0f);
+    }
+    for (int64_t i = 0; i < values; i++, weights += ROWS) {
+        typename V::floats of_rows[PARTS<V>];
+        for (int part = 0; part < PARTS<V>; part++) {
+            of_rows[part] = V::load_floats(weights + part * V::LANES);
         }
-        for (int64_t i = 0; i < values; i++, weights += ROWS) {
-            const typename V::floats of_rows = V::load_floats(weights);
 #pragma GCC unroll 16
-            for (int c = 0; c < N; c++) {
-                sums[c] = V::fma(of_rows, V::set1(columns[c * values + i]), sums[c]);
+        for (int c = 0; c < N; c++) {
+            const typename V::floats value = V::set1(columns[c * values + i]);
+            for (int part = 0; part < PARTS<V>; part++) {
+                sums[part][c] = V::fma(of_rows[part], value, sums[part][c]);
             }
         }
-        for (int c = 0; c < N; c++) {
-            V::store(out + c * out_stride + part * V::LANES, sums[c]);
-        }
+    }
+    for (int i = 0; i < PARTS<V> * N; i++) {
+        V::store(out + i % N * out_stride + i / N * V::LANES, sums[i / N][i % N]);
     }
 }
 
-// Asks for what lies behind some panels, in the order of memory: a part with each of their blocks. It is for the second
-// cache, as the first is small.
+// Asks for memory. It is for the second cache, as the first is small.
+inline void ask_for(const uint8_t * memory, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 64) {
+        __builtin_prefetch(memory + at, 0, 2);
+    }
+}
+
+// Asks for what lies behind some panels, in the order of memory: a part with each of their blocks.
 inline void ask_ahead(const uint8_t * panels, size_t bytes, int64_t b, int64_t blocks) {
     constexpr size_t LINE = 64;
 
     const size_t part = (bytes / blocks + LINE - 1) / LINE * LINE;
-    for (size_t at = 0; at < part; at += LINE) {
-        __builtin_prefetch(panels + bytes + b * part + at, 0, 2);
-    }
+    ask_for(panels + bytes + b * part, part);
 }
 
 // A product of more columns has no register left to ask with.
@@ -99,12 +108,19 @@ void multiply_all(
     }
 }
 
-// So few columns leave registers for several panels of quants. These are read side by side: processors read several
-// streams quicker than one.
+// So few columns leave registers for several panels of quants. With AVX-512 these are read side by side.
 constexpr int FEW_COLUMNS = 2;
 
 // With more columns a panel is computed for so long that its memory does not matter.
 constexpr int MOST_WAITING = 96;
+
+// Whether many columns share what unpacking costs. Eight bits are bytes already.
+template <class V, class F> constexpr bool opens() {
+    if constexpr (V::MANY > 0 && F::WIDTH > 1) {
+        return F::BITS < 8;
+    }
+    return false;
+}
 
 template <class V, class F>
 void multiply(
@@ -117,6 +133,12 @@ void multiply(
     int64_t       at       = 0;
     // What is behind the last panel is another thread's.
     const auto    asks     = [&](int64_t end) { return n <= MOST_WAITING && end < n_panels; };
+    if constexpr (opens<V, F>()) {
+        if (n >= V::MANY) {
+            V::template multiply_many<F>(panels, n_panels, blocks, columns, n, out, out_stride, n <= MOST_WAITING);
+            return;
+        }
+    }
     if constexpr (TOGETHER > 1) {
         for (; n <= FEW_COLUMNS && at + TOGETHER <= n_panels; at += TOGETHER) {
             multiply_all<V, F, FEW_COLUMNS, TOGETHER>(

@@ -151,10 +151,11 @@ void products(const format & of) {
     }
 }
 
-// A column has the same bits alone and among any number of others, with any number of threads.
+// A column has the same bits alone and among any number of others, with any number of threads. Rows are so long that
+// many columns take them in several runs of blocks.
 void batch_invariance(const format & of) {
     constexpr int64_t MOST = 40;
-    matrix            m(of, of.is_floats() ? 100 : 512, 144, 7);
+    matrix            m(of, of.is_floats() ? 100 : 1792, 144, 7);
     const auto        columns = some_columns(m.values, MOST, m.random);
     std::vector<float> alone;
     for (int64_t c = 0; c < MOST; c++) {
@@ -209,15 +210,15 @@ void planes(const format & of) {
 }
 
 // A column that is infinite or NaN somewhere has no finite product, and its neighbours are as they were.
-void broken_columns(const format & of) {
+void broken_columns(const format & of, int64_t n) {
     matrix     m(of, of.is_floats() ? 64 : 256, 32, 11);
-    const auto whole    = some_columns(m.values, 14, m.random);
-    const auto expected = m.times(whole.data(), 14, 1);
+    const auto whole    = some_columns(m.values, n, m.random);
+    const auto expected = m.times(whole.data(), n, 1);
     for (const float wrong : { INFINITY, -INFINITY, NAN, -NAN }) {
         for (const int64_t at : { 0, 33, 42, 55, 63 }) {
             auto columns = whole;
             columns[5 * m.values + at] = wrong;
-            const auto got = m.times(columns.data(), 14, 1);
+            const auto got = m.times(columns.data(), n, 1);
             for (size_t i = 0; i < got.size(); i++) {
                 if (i / m.rows == 5) {
                     check(!std::isfinite(got[i]), wrong, " at ", at, ": row ", i % m.rows, " is ", got[i]);
@@ -268,7 +269,8 @@ void add_packed(test_cases & cases) {
         cases.push_back({ name + " products", [&of] { products(of); } });
         cases.push_back({ name + " batch invariance", [&of] { batch_invariance(of); } });
         cases.push_back({ name + " planes", [&of] { planes(of); } });
-        cases.push_back({ name + " broken columns", [&of] { broken_columns(of); } });
+        cases.push_back({ name + " broken columns", [&of] { broken_columns(of, 14); } });
+        cases.push_back({ name + " broken columns among many", [&of] { broken_columns(of, 38); } });
     }
     cases.push_back({ "packed/portions", portions });
     cases.push_back({ "packed/only whole panels", only_panels_are_packed });

@@ -86,10 +86,32 @@ def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: str) -> None:
         done = CliRunner().invoke(replay, [str(file), "--url", base])
     assert isinstance(done.exception, ConfigError)
     assert "line 2" in str(done.exception)
+    # Nothing was sent.
+    assert done.output == ""
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text(json.dumps(REQUEST))
+    monkeypatch.setenv("AFTERWORD_KEY", "sk-secret\r")
+    done = CliRunner().invoke(replay, [str(file), "--url", "http://127.0.0.1:1"])
+    assert isinstance(done.exception, ConfigError)
+    assert "a key has" in str(done.exception)
+    assert "secret" not in str(done.exception) + done.output
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1", "http://127.0.0.1:99999", "http://[::1", "http://:80", "http://a..b"]
+    "url",
+    [
+        "127.0.0.1",
+        "http://127.0.0.1:99999",
+        "http://[::1",
+        "http://:80",
+        "http://a..b",
+        "http://127.0.0.1/?a=b",
+    ],
 )
 def test_what_is_no_address_is_named(tmp_path: Path, url: str) -> None:
     file = tmp_path / "requests.jsonl"
@@ -114,7 +136,7 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     file.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     with listening(make_client({"toy": toy_engine()}).app) as base:
         done = CliRunner().invoke(replay, [str(file), "--url", base])
-    assert done.output == "1 requests, 1 as recorded, 0 not\n"
+    assert done.output == "1 request, 1 as recorded, 0 not\n"
     file.write_bytes(b"\xff")
     assert isinstance(CliRunner().invoke(replay, [str(file)]).exception, ConfigError)
 
@@ -126,6 +148,8 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
          "broke off: no"),
         ("application/json", b'{"error": "in one word"}', "broke off: in one word"),
         ("application/json", b'{"error": {}}', "broke off: no message"),
+        ("application/json", b'{"error": "\\u001b[2J"}', "broke off: \ufffd[2J"),
+        ("application/json", b"[" * 10**5 + b"]" * 10**5, None),
         ("text/event-stream", b'data: {"choices": []}\r\n\r\ndata: [DONE]\r\n\r\n', None),
         ("text/event-stream", b'data:{"error": {"message": "no"}}\n\n', "broke off: no"),
         ("text/event-stream", b'data: {"choices": []}\n\ndata: {"choi', None),
@@ -142,7 +166,7 @@ def test_an_answer_that_is_an_error_is_said(
     app = Starlette(routes=[Route("/v1/completions", answer, methods=["POST"])])
     with listening(app) as base:
         done = CliRunner().invoke(replay, [str(file), "--url", base])
-    assert done.output.splitlines()[-1].startswith("1 requests, ")
+    assert done.output.splitlines()[-1].startswith("1 request, ")
     assert done.output.splitlines()[:-1] == ([] if said is None else [f"line 1: {said}"])
 
 

@@ -8,8 +8,10 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +21,10 @@ from click.testing import CliRunner, Result
 from afterword import LLM
 from afterword.cli import cli
 from afterword.cli.texts import standard_input
+from afterword.core.alias import Alias
 from afterword.core.errors import AfterwordError, ConfigError
+from afterword.engine.batching.runner import Batch
+from afterword.engine.toy import toy_engine
 from afterword.library.answers import TextScore
 from afterword.library.tints import TINTS, step_of
 from support.library import served
@@ -209,7 +214,7 @@ def test_score_as_csv_is_read_back(url: str, llm: LLM) -> None:
 
 
 def test_each_model_shows_its_likeliest_tokens() -> None:
-    aliases = {"second": "toy"}
+    aliases = {"second": Alias("toy")}
     with served(aliases=aliases) as there:
         words = ("score", "a b", "--url", there, "--model", "toy", "--model", "second")
         lines = run(*words, "--top", "2").stdout.splitlines()
@@ -226,6 +231,61 @@ def test_models_side_by_side(url: str, llm: LLM) -> None:
     header = next(line for line in done.stdout.splitlines() if "TOKEN " in line)
     assert "LIKELIEST" in header
     assert len(run("score", "a", "--url", url, *models, "--json").stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("form", ["--csv", "--json"])
+def test_a_model_that_is_done_is_written_before_the_next(url: str, form: str) -> None:
+    wanted = run("score", "a b", "--url", url, form).stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "afterword", "score", "a b", "--url", url, form,
+         "--model", "toy", "--model", "other"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == (wanted, 1)
+    assert done.stderr.startswith("afterword: The model `other` does not exist")
+
+
+@pytest.mark.parametrize("words", [("score", "a"), ("complete", "a"), ("eval", "TASK")])
+def test_an_interrupted_command_has_the_status_of_shells(
+    words: Sequence[str], tmp_path: Path
+) -> None:
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"prompt": "a", "target": "b", "max_tokens": 4}\n')
+    reached, opened = threading.Event(), threading.Event()
+
+    def wait(_: Batch) -> None:
+        reached.set()
+        opened.wait()
+
+    with served(toy_engine(before_decode=wait)) as there:
+        command = [sys.executable, "-m", "afterword"]
+        command += [str(task) if word == "TASK" else word for word in words]
+        with subprocess.Popen(
+            [*command, "--url", there], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        ) as running:
+            reached.wait()
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate()
+        opened.set()
+    assert (said, running.returncode) == ("afterword: interrupted\n", 130)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("score", "a", "--url", "URL", "--threads", "2"), "--threads has no effect with --url"),
+        (("complete", "a", "--url", "URL", "--config", "b"), "--config has no effect with --url"),
+        (("score", "a", "--key", "sk-secret"), "--key is for --url"),
+        (("score", "a", "--csv", "--top", "3"), "--csv has no alternatives"),
+        (("score", "a", "--alias", "b=c"), "No such option '--alias'"),
+        (("complete", "a", "--url", "URL", "--model", "toy", "--model", "b"), "several times"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(url: str, words: Sequence[str], said: str) -> None:
+    done = run(*(url if word == "URL" else word for word in words))
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+    assert "sk-secret" not in done.stderr
 
 
 def test_progress_on_long_input(url: str) -> None:

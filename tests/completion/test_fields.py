@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from afterword.completion.fields import INT64, integer, shown
+from afterword.completion.fields import INT64, Schema, integer, shown
+from afterword.completion.request import parsers, schema
 from afterword.core.errors import InvalidRequest
+from afterword.core.limits import Limits
 
 
 @pytest.mark.parametrize(
@@ -60,3 +64,54 @@ def test_R19_a_refusal_names_the_value_and_the_limit(
         integer(least, most, hint=" (or less)").parse("n", value)
     assert message in str(refused.value)
     assert refused.value.param == "n"
+
+
+LIMITS = Limits(max_prompts=3)
+
+
+def example(wanted: Schema) -> Any:
+    """Returns a value of a schema without alternatives."""
+    if "items" in wanted:
+        return [example(wanted["items"])]
+    return "x" if "string" in wanted["type"] else 1
+
+
+def edges(wanted: Schema) -> Iterator[tuple[Any, Any]]:
+    """Yields pairs of a value at a limit of a schema, and the next value beyond it."""
+    for one in wanted.get("anyOf", [wanted]):
+        for name, step in (("minimum", -1), ("maximum", 1)):
+            if name in one:
+                at = one[name]
+                whole = "integer" in one["type"]
+                yield at, at + step if whole else math.nextafter(at, at + step)
+        for name, step in (("minLength", -1), ("maxLength", 1)):
+            if name in one:
+                yield "x" * one[name], "x" * (one[name] + step)
+        for name, step in (("minItems", -1), ("maxItems", 1)):
+            # No array has as many, or fewer than none.
+            if 0 < one.get(name, 0) < INT64 - 1:
+                item = example(one["items"])
+                yield [item] * one[name], [item] * (one[name] + step)
+        if "items" in one:
+            yield from (([at], [beyond]) for at, beyond in edges(one["items"]))
+
+
+EDGES = [
+    (name, at, beyond)
+    for name, wanted in schema(LIMITS)["properties"].items()
+    if name in parsers(LIMITS) and name != "model"  # R1 has other words for an empty one
+    for at, beyond in edges(wanted)
+]
+
+
+def test_every_kind_of_limit_has_an_edge() -> None:
+    assert len(EDGES) > 60
+
+
+@pytest.mark.parametrize(("name", "at", "beyond"), EDGES)
+def test_R19_a_limit_of_the_schema_is_the_parsers(name: str, at: Any, beyond: Any) -> None:
+    parse = parsers(LIMITS)[name]
+    parse(name, at)
+    with pytest.raises(InvalidRequest) as refused:
+        parse(name, beyond)
+    assert refused.value.param == name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import chain
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,3 +68,36 @@ def test_S9_single_entries_are_those_of_all(tokens: list[int], as_ids: bool) -> 
     # What was taken is not given again.
     assert not whole.take().tokens
     assert not list(single.take_each())
+
+
+def test_L3_an_id_that_stands_for_another_is_shown_as_the_other() -> None:
+    """The end of a choice behind another server, which is among the likeliest tokens itself."""
+    vocab = VocabView((*PIECES, b"b"), frozenset(), aliases={len(PIECES): 7})
+    for as_ids, names in ((False, ["b", "a"]), (True, ["token_id:7", "token_id:0"])):
+        builder = LogprobsBuilder(vocab, as_ids=as_ids)
+        builder.add(len(PIECES), -0.5, [7, 0], [-0.5, -2.0], 0, fresh=False)
+        entries = builder.take()
+        assert entries.tokens == names[:1]
+        assert entries.top_logprobs == [dict(zip(names, (-0.5, -2.0), strict=True))]
+
+
+@pytest.mark.parametrize(
+    ("token", "tops", "names"),
+    [
+        (7, [0, 7], ["a", "b"]),
+        (0, [0, 1, 2], ["a", "bytes:\\x61", "bytes:\\x61\u200b"]),
+        # The chosen token has its own text, although another one of that text is likelier.
+        (1, [0, 1], ["bytes:\\x61", "a"]),
+        (5, [4, 5], ["bytes:\\xff\u200b", "bytes:\\xff"]),
+        (5, [4], ["bytes:\\xff\u200b", "bytes:\\xff"]),
+    ],
+)
+def test_L4_of_tokens_with_one_text_all_but_one_are_bytes(
+    token: int, tops: list[int], names: list[str]
+) -> None:
+    builder = LogprobsBuilder(VOCAB)
+    values = [-1.0 - at for at in range(len(tops))]
+    builder.add(token, -1.0 - (len(names) - 1), tops, values, 0, fresh=False)
+    (top,) = builder.take().top_logprobs
+    assert top is not None
+    assert list(top) == names

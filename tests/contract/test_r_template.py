@@ -162,6 +162,19 @@ def test_templates_are_rendered_as_by_their_makers() -> None:
     assert (framed.before, framed.after) == ("<s>02 Jan 1970|", '{"a": "<ü>"}')
 
 
+@pytest.mark.parametrize(
+    ("source", "after"),
+    [
+        ("{% if tools is not none or documents is not none %}T{% endif %}", ""),
+        ("{% generation %}{% set a = 'A' %}{{ a }}{% endgeneration %}{{ a }}", "A"),
+        ("{{ ['ü'] | tojson(ensure_ascii=true) }}", '["\\u00fc"]'),
+    ],
+)
+def test_templates_find_what_transformers_gives_them(source: str, after: str) -> None:
+    template = ChatTemplate("{{ messages[0].content }}" + source, bos="", eos="")
+    assert template.frame("hi", 0).after == after
+
+
 def test_templates_change_nothing_in_the_sandbox() -> None:
     template = ChatTemplate("{{ messages.append(1) }}", bos="", eos="")
     with pytest.raises(TemplateUnusable, match="fails"):

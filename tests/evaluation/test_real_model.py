@@ -62,7 +62,7 @@ async def test_multiple_choice(embedded_model: Path, reference: Reference, tmp_p
     file.write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
     task = read_task(file)
     async with AsyncLLM(f"m={embedded_model}", slots=4, threads=1) as llm:
-        header = RunHeader("task", task.digest, "m", "")
+        header = RunHeader("task", "m", "")
         outcomes = await evaluate(llm, task, StateFile(tmp_path / "state", header))
     for item, outcome in zip(ITEMS, outcomes, strict=True):
         assert isinstance(outcome, ChoiceOutcome)

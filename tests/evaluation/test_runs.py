@@ -14,10 +14,10 @@ from afterword.evaluation.outcomes import ChoiceOutcome, GenerationOutcome, Outc
 from afterword.evaluation.report import report
 from afterword.evaluation.running import evaluate
 from afterword.evaluation.state import RunHeader, StateFile
-from afterword.evaluation.tasks import Task, read_task
+from afterword.evaluation.tasks import Task, digest_of, read_task
 from support.library import toy
 
-HEADER = RunHeader("task", "digest", "toy", "fp_0000000000")
+HEADER = RunHeader("task", "toy", "fp_0000000000")
 ITEMS = [
     {"context": f"Once upon {i}", "choices": [" a time", " the", " 🙂é"], "label": i % 3}
     for i in range(12)
@@ -55,7 +55,7 @@ async def test_choices_by_direct_scores(tmp_path: Path) -> None:
             assert isinstance(outcome, ChoiceOutcome)
             scores = await llm.score_continuations(str(item["context"]), list(item["choices"]))  # type: ignore[call-overload]
             values = [score.logprob for score in scores]
-            assert (outcome.index, outcome.logprobs) == (i, values)
+            assert (outcome.item, outcome.logprobs) == (digest_of(task.items[i]), values)
             sizes = {"acc": (1, 1, 1), "acc_norm": (7, 4, 3), "acc_bytes": (7, 4, 7)}
             for name, lengths in sizes.items():
                 normed = [v / size for v, size in zip(values, lengths, strict=True)]
@@ -91,18 +91,33 @@ async def test_a_run_goes_on_where_it_broke_off(tmp_path: Path) -> None:
 def test_a_state_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "state"
     StateFile(path, HEADER)
-    other = RunHeader("task", "digest", "other", "fp_0000000000")
+    other = RunHeader("task", "other", "fp_0000000000")
     with pytest.raises(ConfigError, match="its model is 'toy', not 'other'"):
         StateFile(path, other)
-    changed = RunHeader("task", "another digest", "toy", "fp_0000000000")
-    with pytest.raises(ConfigError, match="the file of its task has changed"):
-        StateFile(path, changed)
     for text in ("# no state\n", '{"a": %s}\n' % ("[" * 10**5 + "]" * 10**5)):
         path.write_text(text)
         with pytest.raises(ConfigError, match="is no state of an evaluation"):
             StateFile(path, HEADER)
     with pytest.raises(ConfigError, match="cannot be used"):
         StateFile(tmp_path / "none" / "state", HEADER)
+
+
+async def test_a_task_that_changes_keeps_what_was_computed(tmp_path: Path) -> None:
+    """Items may be added, mended, left out and moved; equal ones are computed once."""
+    path = tmp_path / "state"
+    whole, _ = await run(task_of(tmp_path, ITEMS), path)
+    mended = {**ITEMS[3], "choices": [" a time", " the", " end"]}
+    changed = [{**ITEMS[5], "more": 1}, mended, *ITEMS[8:], mended, *ITEMS[:2]]
+    outcomes, computed = await run(task_of(tmp_path, changed), path)
+    assert computed == 2
+    assert [outcomes[0], *outcomes[2:6], *outcomes[7:]] == [whole[5], *whole[8:], *whole[:2]]
+    assert outcomes[1] == outcomes[6]
+    assert await run(task_of(tmp_path, ITEMS), path) == (whole, 0)
+    # Whether it is right is a part of an item.
+    assert not whole[0].met["acc"]
+    again, computed = await run(task_of(tmp_path, [{**ITEMS[0], "label": 1}]), path)
+    assert computed == 1
+    assert again[0].met["acc"]
 
 
 async def test_a_full_disk_loses_no_outcome(tmp_path: Path) -> None:
@@ -127,11 +142,14 @@ async def test_an_item_that_does_not_fit_is_named(tmp_path: Path) -> None:
     task = task_of(tmp_path, [*ITEMS[:2], {**ITEMS[0], "context": "a" * 300}])
     with pytest.raises(ConfigError, match="item 3: This model's maximum context length is 256"):
         await run(task, tmp_path / "state")
+    task = task_of(tmp_path, [{**ASKED[0], "until": list("abcdefghijklmnopq")}])
+    with pytest.raises(ConfigError, match=r"item 1: .*'until'"):
+        await run(task, tmp_path / "state")
 
 
-def outcome(index: int, met: bool) -> Outcome:
+def outcome(*, met: bool) -> Outcome:
     values = [-1.0, -2.0] if met else [-2.0, -1.0]
-    return ChoiceOutcome(index, values, [True, False], {"acc": met, "acc_norm": True})
+    return ChoiceOutcome("digest", values, [True, False], {"acc": met, "acc_norm": True})
 
 
 def test_the_report_of_two_models(tmp_path: Path) -> None:
@@ -141,8 +159,8 @@ def test_the_report_of_two_models(tmp_path: Path) -> None:
     ]
     task = task_of(tmp_path, items)
     runs = [
-        ModelRun("good", "fp_1", [outcome(i, met=True) for i in range(4)]),
-        ModelRun(hostile, "fp_2", [outcome(i, met=i == 0) for i in range(4)]),
+        ModelRun("good", "fp_1", [outcome(met=True) for _ in range(4)]),
+        ModelRun(hostile, "fp_2", [outcome(met=i == 0) for i in range(4)]),
     ]
     summary = summarize(task.name, task.digest, runs)
     assert summary.models["good"]["acc"].value == 1

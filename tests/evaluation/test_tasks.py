@@ -102,4 +102,4 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_measures_of_generation(text: str, regex: str | None, met: list[bool]) -> None:
     item = GenerationItem("a", ["x", "b"], regex=regex)
-    assert list(judge_text(0, item, text).met.values()) == met
+    assert list(judge_text(item, text).met.values()) == met

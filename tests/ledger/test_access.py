@@ -431,6 +431,32 @@ async def test_H7_requests_per_minute(running: Team) -> None:
     )
 
 
+async def test_every_answer_has_the_state_of_the_limits(running: Team) -> None:
+    """Refusals and lists count nothing, and say what is left."""
+    known = running.key(rpm=3, tpm=1000, budget_tokens=100)
+
+    def state(reply: Reply) -> list[str]:
+        names = ("remaining-requests", "remaining-tokens", "reset-requests")
+        return [reply.headers[f"x-ratelimit-{name}"] for name in names]
+
+    refused = await known.post(PATH, {**BODY, "n": 0})
+    assert (refused.status, state(refused)) == (400, ["3", "1000", "0ms"])
+    answered = await known.post(PATH, {**BODY, "max_tokens": 9})
+    assert (answered.status, state(answered)) == (200, ["2", "990", "1m0s"])
+    over_budget = await known.post(PATH, {**BODY, "max_tokens": 200})
+    assert (over_budget.status, state(over_budget)) == (429, ["2", "990", "1m0s"])
+    running.hand.now_s += 12.5
+    for reply, status in (
+        (await known.post(PATH, {**BODY, "model": "none"}), 404),
+        (await known.get("/v1/models"), 200),
+        (await known.get("/nothing"), 404),
+        (await known.get("/health"), 200),
+    ):
+        assert (reply.status, state(reply)) == (status, ["2", "990", "47.5s"])
+    assert len(await running.records()) == 1
+    nothing_is_held(running)
+
+
 async def test_H7_tokens_per_minute_count_what_was_used(running: Team) -> None:
     """A request reserves its worst case; tokens that it does not use are free again."""
     known = running.key(tpm=100)

@@ -19,7 +19,7 @@ from redis import Redis, RedisError
 from redis.connection import SSLConnection
 from redis.sentinel import SentinelConnectionPool
 
-from afterword.core.account import KeyTerms
+from afterword.core.account import KeyTerms, Principal, Rates
 from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.ledger import access, open_ledger
 from afterword.ledger import redis as in_redis
@@ -84,7 +84,7 @@ def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
         return in_memory
     client: Redis = request.getfixturevalue("redis_client")
     # The scripts ask Redis for the time; here they ask for a list that has the same shape.
-    for name in ("_ACQUIRE", "_RENEW"):
+    for name in ("_ACQUIRE", "_RATES", "_RENEW"):
         script = getattr(in_redis, name).replace("'TIME'", "'LRANGE', 'clock', 0, 1")
         monkeypatch.setattr(in_redis, name, script)
 
@@ -119,10 +119,16 @@ def one_asks(limiter: RateLimiter, oracle: Oracle, request_id: str, tokens: int)
         free = Oracle(KeyTerms(name="k", rpm=terms.rpm, tpm=terms.tpm), seen=oracle.seen)
         assert free.admits(tokens, now_s + decision.wait_s)
         assert not free.admits(tokens, now_s + decision.wait_s - 0.001)
+    rates_agree(decision.rates, oracle)
+
+
+def rates_agree(rates: Rates, oracle: Oracle) -> None:
+    """The state of the limits agrees with the oracle."""
+    terms, now_s = oracle.terms, oracle.now_s
     requests, used = oracle.used(now_s)
     for rate, limit, taken in (
-        (decision.rates.requests, terms.rpm, requests),
-        (decision.rates.tokens, terms.tpm, used),
+        (rates.requests, terms.rpm, requests),
+        (rates.tokens, terms.tpm, used),
     ):
         assert (rate is None) == (limit is None)
         if rate is not None and limit is not None:
@@ -173,6 +179,7 @@ def test_what_is_admitted_is_what_fits(
     limiter = made.limiter
     ids = map(str, itertools.count())
     for step, number in steps:
+        rates_agree(limiter.rates("k", terms), oracle)
         match step:
             case "ask":
                 one_asks(made.limiter, oracle, next(ids), number)
@@ -333,6 +340,32 @@ def test_a_redis_that_is_away_admits_nobody() -> None:
     assert not limiter.answers()
     with pytest.raises(LedgerUnavailable):
         limiter.acquire("k", KeyTerms(name="k", rpm=1), "r", 1)
+    with pytest.raises(LedgerUnavailable):
+        limiter.rates("k", KeyTerms(name="k", rpm=1))
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_an_answer_goes_out_without_the_limits_that_cannot_be_seen(
+    silent: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Redis that is away, or silent, changes no answer that counts nothing."""
+    monkeypatch.setattr(access, "_LOOK_S", 0)
+    ends = threading.Event()
+    keyring = SimpleNamespace(terms=lambda _: KeyTerms(name="k", rpm=1))
+    with ThreadPoolExecutor(1) as thread:
+        if silent:
+            thread.submit(ends.wait)
+        ledger = AccessLedger(
+            cast("Any", SimpleNamespace(keyring=keyring)),
+            cast("Any", None),
+            redis_limiter("redis://127.0.0.1:9/0"),
+            policy=access.Policy(),
+            clocks=access.Clocks(Hand(), Hand()),
+            limiter_thread=thread,
+        )
+        assert await ledger.rates(Principal("id", "k")) == Rates()
+        ends.set()
 
 
 def test_a_silent_redis_does_not_hold_up_the_end(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from datetime import date
 from typing import Any, get_type_hints
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from afterword import LLM, ApiError, ConfigError, InvalidRequest, TextChunk, TextCompletion
 from afterword.completion.request import CompletionRequest
 from afterword.core import wire
+from afterword.core.alias import Alias
 from afterword.core.errors import AuthenticationFailed, ModelNotFound, RateLimited, UpstreamFailed
 from afterword.library.answers import TextChoice
 from afterword.library.fields import CompletionFields
@@ -141,9 +143,17 @@ def test_the_default_is_the_start_of_a_document(either: LLM) -> None:
 
 
 def test_connecting_says_what_is_wrong(url: str) -> None:
-    for address in ("127.0.0.1:8000", "http://127.0.0.1:99999", "http://[::1", "http://:80"):
+    for address in ("127.0.0.1:8000", "http://127.0.0.1:99999", "http://[::1", "http://:80",
+                    f"{url}/?key=a", f"{url}#a"):  # fmt: skip
         with pytest.raises(ConfigError, match="no address of a server"):
             LLM.connect(address)
+    for address in ("http://me:pass@127.0.0.1", "me:pass@127.0.0.1"):
+        with pytest.raises(ConfigError, match="takes no user or password") as refused:
+            LLM.connect(address)
+        assert "pass@" not in str(refused.value)
+    for timeout in (0, -1, math.nan, "9", None, True):
+        with pytest.raises(ConfigError, match=r"timeout_s = .*: expected a number of seconds"):
+            LLM.connect(url, timeout_s=timeout)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no way to this server: Invalid IDNA"):
         LLM.connect("http://ä..b")
     for key in ("\u043a", "a\nb"):
@@ -153,8 +163,15 @@ def test_connecting_says_what_is_wrong(url: str) -> None:
         LLM.connect(url, model="")
     with pytest.raises(ModelNotFound, match="`other`"):
         LLM.connect(url, model="other")
-    with pytest.raises(UpstreamFailed, match="cannot be reached"):
+    with pytest.raises(UpstreamFailed, match=r"broke off: All connection attempts failed\.$"):
         LLM.connect("http://127.0.0.1:9")
+
+
+def test_a_silent_server_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(UpstreamFailed, match=r"silent for longer than the timeout\.$"):
+            LLM.connect(f"http://127.0.0.1:{port}", timeout_s=0.01)
 
 
 def test_a_proxy_that_cannot_be_used_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +182,10 @@ def test_a_proxy_that_cannot_be_used_is_named(url: str, monkeypatch: pytest.Monk
 
 def test_an_alias_for_every_other_name_can_be_connected_to() -> None:
     """It stands in no listing (R1)."""
-    with served(aliases={"*": "toy"}) as there, LLM.connect(there, model="org/gpt 4?") as model:
+    with (
+        served(aliases={"*": Alias("toy")}) as there,
+        LLM.connect(there, model="org/gpt 4?") as model,
+    ):
         assert model.facts.name == "org/gpt 4?"
         assert model.complete("a", max_tokens=1).model == "org/gpt 4?"
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -17,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from afterword import LLM, AsyncLLM, ConfigError, EngineUnavailable, InvalidRequest
+from afterword import LLM, AsyncLLM, ConfigError, EngineUnavailable, InvalidRequest, Settings
 from afterword.engine.batching.engine import BatchingEngine
 from afterword.engine.batching.runner import Batch
 from afterword.engine.toy import toy_engine
@@ -194,6 +196,14 @@ def test_a_forked_process_is_told(llm: LLM) -> None:
     assert llm.complete("a", max_tokens=1).usage.completion_tokens == 1
 
 
+def test_a_model_in_a_pickle_is_refused_in_words(llm: LLM) -> None:
+    """As by ``multiprocessing``, which pickles what it gives to a process. Answers may go there."""
+    with pytest.raises(TypeError, match="open it in the process that uses it"):
+        pickle.dumps(llm)
+    for answer in (llm.complete("a", max_tokens=2, logprobs=2), llm.score("a b", top=2)):
+        assert pickle.loads(pickle.dumps(answer)) == answer  # noqa: S301 - our own
+
+
 def test_a_callback_may_not_wait_for_the_library(llm: LLM) -> None:
     def advance(done: int, total: int) -> None:
         llm.complete("a", max_tokens=1)
@@ -230,8 +240,13 @@ def test_models_are_named_as_on_the_command_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             LLM(name)
-    with pytest.raises(ConfigError, match="'slot' is not a setting"):
+    with pytest.raises(ConfigError, match=r"'slot' is not a setting \(did you mean 'slots'\?\)"):
         LLM(slot=1)
+    for setting in ("port", "no_auth", "database", "max_body_bytes", "log_level"):
+        with pytest.raises(ConfigError, match=f"'{setting}' has no effect here"):
+            LLM(**{setting: 1})
+    with pytest.raises(ConfigError, match="'models' is not for one model"):
+        LLM("a", models={"b": "c"})
     with pytest.raises(ConfigError, match="slots = 0"):
         LLM(slots=0)
     file = make_gguf(tmp_path / "tiny.gguf")
@@ -242,6 +257,28 @@ def test_models_are_named_as_on_the_command_line(tmp_path: Path) -> None:
         assert llm.facts.name == "tiny"
     with pytest.raises(ConfigError, match="not NoneType"):
         LLM(None)  # type: ignore[arg-type]
+
+
+def test_several_models_of_some_settings(tmp_path: Path) -> None:
+    sources = {name: str(make_gguf(tmp_path / f"{name}.gguf")) for name in ("a", "b")}
+    with LLM.of(Settings(models=sources, slots=1, threads=1)) as llm:
+        assert llm.complete("x", max_tokens=1).model == "a"
+        assert llm.complete("x", max_tokens=1, model="b").model == "b"
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_model_that_is_gone_leaves_nothing(closed: bool) -> None:
+    """A program may open thousands; what was registered for its end would keep each of them."""
+    llm = LLM.opened_by(toy())
+    thread, session = llm._session._thread, weakref.ref(llm._session)
+    if closed:
+        llm.close()
+    del llm
+    gc.collect()
+    thread.join()
+    del thread
+    gc.collect()
+    assert session() is None
 
 
 def test_a_program_that_forgets_to_close_ends_well(tmp_path: Path) -> None:
@@ -259,3 +296,19 @@ def test_a_program_that_forgets_to_close_ends_well(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["True", "['MainThread']"]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("last", ["pass", "stream.close()", "del stream", "llm.close()"])
+def test_a_program_that_leaves_a_stream_of_a_server_ends_well(last: str) -> None:
+    with served() as url:
+        program = (
+            "import afterword\n"
+            f"llm = afterword.LLM.connect({url!r})\n"
+            "stream = llm.stream('a', max_tokens=250, ignore_eos=True)\n"
+            "next(stream)\n"
+            f"{last}\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], check=False, capture_output=True, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")

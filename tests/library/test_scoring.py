@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterword import LLM, InvalidRequest
+from afterword.completion.old_tokens import OldTokens
+from afterword.core.alias import Alias
 from afterword.engine.toy import toy_engine
 from afterword.library.windows import Window, WindowPlan, window_plan
 from properties.requests import TEXT
@@ -139,6 +142,38 @@ def test_progress_adds_up(llm: LLM) -> None:
     assert sum(done for done, _ in seen) == total
     assert {each for _, each in seen} == {total}
     assert len(seen) == 2
+
+
+def test_an_alias_for_old_tokens_is_scored_by_the_models_own(llm: LLM) -> None:
+    """Its requests have OpenAI's ids, and these are other texts."""
+    old = OldTokens("cl100k_base", dict.fromkeys(range(1000), b"x"))
+    aliases = {"old": Alias("toy", tokens="cl100k_base")}
+    there = served(aliases=aliases, vocabularies={"cl100k_base": old})
+    with there as url, LLM.connect(url, model="old") as model:
+        assert model.complete([1, 2], max_tokens=0, echo=True).text == "xx"
+        assert model.score("a b") == llm.score("a b")
+        for context in ("a", ""):
+            wanted = llm.score_continuations(context, [" b", " c"])
+            assert model.score_continuations(context, [" b", " c"]) == wanted
+        assert model.detokenize(model.tokenize("a b")) == "a b"
+
+
+def test_an_alias_that_answers_in_a_chat_scores_no_texts() -> None:
+    engine = toy_engine()
+    tokenizer: Any = engine.tokenizer
+    tokenizer.chat_template = "{{ messages[0].content }}|"
+    there = served(engine, aliases={"chat": Alias("toy", "chat")})
+    with there as url, LLM.connect(url, model="chat") as model:
+        for ask in (partial(model.score, "a"), partial(model.score_continuations, "a", ["b"])):
+            with pytest.raises(InvalidRequest, match=r"chat answers .* ask for toy\.") as refused:
+                ask()
+            assert refused.value.param == "model"
+
+
+@pytest.mark.parametrize("top", [None, True, "3", 1.0])
+def test_alternatives_that_are_no_number(llm: LLM, top: Any) -> None:
+    with pytest.raises(InvalidRequest, match="Invalid type for 'top': expected an integer"):
+        llm.score("a", top=top)
 
 
 @pytest.mark.parametrize(

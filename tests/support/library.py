@@ -11,6 +11,7 @@ from functools import partial
 import msgspec
 
 from afterword.completion.catalog import Catalog, ServedModel
+from afterword.completion.old_tokens import OldTokens
 from afterword.completion.service import CompletionService
 from afterword.core.alias import Alias
 from afterword.core.limits import Limits
@@ -33,15 +34,13 @@ LIMITS = Limits(require_model=False)
 def service_of(
     engine: BatchingEngine,
     name: str = "toy",
-    aliases: Mapping[str, str] | None = None,
+    aliases: Mapping[str, Alias] | None = None,
     limits: Limits = LIMITS,
+    vocabularies: Mapping[str, OldTokens] | None = None,
 ) -> CompletionService:
     """A service of one model."""
     return CompletionService(
-        Catalog(
-            [ServedModel(name, engine, CREATED)],
-            {alias: Alias(model) for alias, model in (aliases or {}).items()},
-        ),
+        Catalog([ServedModel(name, engine, CREATED)], aliases, vocabularies),
         limits,
         clock=lambda: CREATED + 0.5,
         entropy=os.urandom,
@@ -64,13 +63,14 @@ def toy(engine: BatchingEngine | None = None, name: str = "toy") -> Opener:
 @contextmanager
 def served(
     engine: BatchingEngine | None = None,
-    aliases: Mapping[str, str] | None = None,
+    aliases: Mapping[str, Alias] | None = None,
     limits: Limits = LIMITS,
+    vocabularies: Mapping[str, OldTokens] | None = None,
 ) -> Iterator[str]:
     """A server of a toy model; yields its address."""
     opened = engine or toy_engine()
     app = create_app(
-        service_of(opened, aliases=aliases, limits=limits),
+        service_of(opened, aliases=aliases, limits=limits, vocabularies=vocabularies),
         lifecycle=Lifecycle(),
         clock=lambda: 0.0,
         entropy=os.urandom,

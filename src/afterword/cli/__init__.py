@@ -7,6 +7,7 @@ import gc
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ _COMMANDS = (
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """What writing to a full disk gives."""
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 @contextmanager
@@ -52,6 +54,16 @@ class _Lazy(click.RichGroup):
             module = importlib.import_module(f"afterword.cli.{cmd_name}")
         command: click.Command = getattr(module, cmd_name)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command. After Ctrl-C the exit status is that of shells, where click's is 1."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # One more ends the process at once, also while threads end.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            click.echo("afterword: interrupted", err=True)
+            ctx.exit(_INTERRUPTED)
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})

@@ -46,7 +46,9 @@ def complete(prompt: str, **given: Any) -> None:  # noqa: ANN401 - the settings'
     # Programs get the text as it is. A terminal would obey a server's or a model's text.
     shown = printable_prose if sys.stdout.isatty() else str
     # One sequence runs; the operator may still say otherwise.
-    (opener, *_) = openers(given, probe=False, usual={"max_sequences": "1"})
+    opener, *others = openers(given, probe=False, usual={"max_sequences": "1"})
+    if others and len(given["models"]) > 1:
+        raise click.UsageError("--model is there several times: one model completes a prompt")
     chunks = []
     with LLM.opened_by(opener) as llm, llm.stream(prompt, **fields) as stream:
         for chunk in stream:

@@ -19,7 +19,7 @@ from afterword.evaluation.comparison import ModelRun, Summary, summarize
 from afterword.evaluation.report import report as page_of
 from afterword.evaluation.running import AT_ONCE, evaluate
 from afterword.evaluation.state import RunHeader, StateFile
-from afterword.evaluation.tasks import Task, read_task
+from afterword.evaluation.tasks import Task, digest_of, read_task
 from afterword.library.async_llm import AsyncLLM
 from afterword.library.backend import Opener
 
@@ -75,9 +75,9 @@ async def _run(
         facts = await llm.facts()
         if facts.name in others:
             raise ConfigError(f"two models have the name {facts.name}")
-        header = RunHeader(task.name, task.digest, facts.name, facts.fingerprint)
+        header = RunHeader(task.name, facts.name, facts.fingerprint)
         state = StateFile(folder / _file_name(header), header)
-        done = sum(index in state.outcomes for index in range(len(task.items)))
+        done = sum(digest_of(item) in state.outcomes for item in task.items)
         label = f"{facts.name}: items"
         with Terminal().counting(label, len(task.items), done) as advance:
             outcomes = await evaluate(llm, task, state, at_once=at_once, advance=advance)

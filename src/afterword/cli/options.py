@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import rich_click as click
@@ -32,15 +32,20 @@ class SettingsCommand(click.RichCommand):
         return super().parse_args(ctx, plain)
 
 
-def setting_flags(*panels: str) -> Callable[[Command], Command]:
-    """Returns a decorator that adds ``--config`` and the flags of some panels to a command."""
+def setting_flags(*panels: str, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Returns a decorator that adds ``--config`` and the flags of some panels to a command.
+
+    ``without`` names settings that have no effect there.
+    """
 
     def decorate(command: Command) -> Command:
         for panel in reversed(panels):
             settings = [
                 setting
                 for setting in SETTINGS.values()
-                if setting.panel == panel and setting.value is not None
+                if setting.panel == panel
+                and setting.value is not None
+                and setting.name not in without
             ]
             flags = [setting.flag for setting in settings]
             command = click.option_panel(panel, options=flags)(command)

@@ -7,16 +7,19 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult
 
 import msgspec
 import rich_click as click
 
 from afterword.cli.answer_shape import differences, folded
+from afterword.cli.terminal import printable
 from afterword.cli.texts import file_text
 from afterword.core.errors import ConfigError
+from afterword.library.server_access import authorization, server_address
 
 _KEY = "AFTERWORD_KEY"
 _PATH = "/v1/completions"
@@ -43,8 +46,8 @@ class Recording(msgspec.Struct, frozen=True):
 )
 @click.option("--model", metavar="NAME", help="Ask for this model. [default: the recorded one]")
 @click.option(
-    "--timeout", "timeout_s", default=300.0, show_default=True, metavar="SECONDS",
-    help="How long to wait for an answer.",
+    "--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=300.0,
+    show_default=True, metavar="SECONDS", help="How long to wait for an answer.",
 )  # fmt: skip
 def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:
     """Send the requests of FILE, and say what differs in shape.
@@ -55,31 +58,25 @@ def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:
 
     Exits with 1 if a request was refused or an answer differs.
     """
-    _refuse_address(url)
-    total = different = 0
-    for number, recording in _recordings(file):
-        total += 1
+    server = server_address(url)
+    headers = {"Content-Type": "application/json"} | authorization(os.environ.get(_KEY))
+    # All lines are read before anything is sent.
+    recordings = list(_recordings(file))
+    if not recordings:
+        raise ConfigError(f"{file}: has no requests")
+    ask = partial(_ask, server, headers, timeout_s)
+    different = 0
+    for number, recording in recordings:
         body = recording.request if model is None else {**recording.request, "model": model}
-        lines = list(_compare(recording, url, body, timeout_s))
+        lines = list(_compare(recording, *ask(recording.path, body)))
         different += bool(lines)
         for line in lines:
-            click.echo(f"line {number}: {line}")
-    if not total:
-        raise ConfigError(f"{file}: has no requests")
-    click.echo(f"{total} requests, {total - different} as recorded, {different} not")
+            # It may quote a file or a server.
+            click.echo(f"line {number}: {printable(line)}")
+    total = len(recordings)
+    requests = "1 request" if total == 1 else f"{total} requests"
+    click.echo(f"{requests}, {total - different} as recorded, {different} not")
     sys.exit(1 if different else 0)
-
-
-def _refuse_address(url: str) -> None:
-    """Raises ``ConfigError`` for what is not the address of a server."""
-    try:
-        server = urlsplit(url)
-        # A port that is none is an error only when it is read.
-        known = server.scheme in {"http", "https"} and server.hostname and server.port != 0
-    except ValueError:
-        known = False
-    if not known:
-        raise ConfigError(f"--url {url}: is not the address of a server")
 
 
 def _recordings(file: Path) -> Iterator[tuple[int, Recording]]:
@@ -99,10 +96,8 @@ def _recordings(file: Path) -> Iterator[tuple[int, Recording]]:
             ) from error
 
 
-def _compare(
-    recording: Recording, url: str, body: Mapping[str, Any], timeout_s: float
-) -> Iterator[str]:
-    status, answer = _ask(url, recording.path, body, timeout_s)
+def _compare(recording: Recording, status: int, answer: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
+    """Yields what differs from what was recorded."""
     failed = isinstance(recording.response, dict) and "error" in recording.response
     # A stream that fails on its way ends with an error (S6).
     end = answer[-1] if isinstance(answer, list) and answer else answer
@@ -124,13 +119,15 @@ def _message(error: Any) -> str:  # noqa: ANN401 - JSON
     return said if isinstance(said, str) else "no message"
 
 
-def _ask(url: str, path: str, body: Mapping[str, Any], timeout_s: float) -> tuple[int, Any]:
+def _ask(
+    server: SplitResult,
+    headers: Mapping[str, str],
+    timeout_s: float,
+    path: str,
+    body: Mapping[str, Any],
+) -> tuple[int, Any]:
     """Returns the status and the answer; of a stream its events. Raises ``ConfigError``."""
-    server = urlsplit(url)
     kind = http.client.HTTPSConnection if server.scheme == "https" else http.client.HTTPConnection
-    headers = {"Content-Type": "application/json"}
-    if os.environ.get(_KEY):
-        headers["Authorization"] = f"Bearer {os.environ[_KEY]}"
     connection = kind(server.hostname or "", server.port, timeout=timeout_s)
     try:
         connection.request(
@@ -139,7 +136,8 @@ def _ask(url: str, path: str, body: Mapping[str, Any], timeout_s: float) -> tupl
         reply = connection.getresponse()
         raw = reply.read().decode("utf-8", "replace")
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ConfigError(f"{url}: does not answer: {error or type(error).__name__}") from error
+        said = str(error) or type(error).__name__
+        raise ConfigError(f"{server.geturl()}: does not answer: {said}") from error
     finally:
         connection.close()
     if reply.headers.get_content_type() == "text/event-stream":
@@ -152,5 +150,5 @@ def _read(raw: str) -> Any:  # noqa: ANN401 - JSON
     """Returns a JSON value, an empty object for what is none."""
     try:
         return json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}

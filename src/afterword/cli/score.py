@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -57,11 +58,15 @@ def score(texts: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401 - the s
     as_csv, as_json = given.pop("as_csv"), given.pop("as_json")
     if as_csv and as_json:
         raise click.UsageError("--csv or --json, not both")
+    if as_csv and given["top"]:
+        raise click.UsageError("--csv has no alternatives: take --json with --top")
     if texts.count(_STDIN) > 1:
         raise click.UsageError(f"{_STDIN!r} is there twice: standard input can be read once")
     named = list(_texts(texts, given.pop("files")))
     top, window, stride = (given.pop(name) for name in ("top", "window", "stride"))
-    found = []
+    names = [name for name, _ in named]
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    found: list[ModelScores] = []
     for opener in openers(given):
         with LLM.opened_by(opener) as llm:
             with _progress(llm.facts.name) as advance:
@@ -72,16 +77,16 @@ def score(texts: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401 - the s
                     stride=stride,
                     advance=advance,
                 )
-            found.append(ModelScores(llm.facts.name, llm.facts.fingerprint, scores))
-    names = [name for name, _ in named]
-    if as_json:
-        for line in _json(names, found):
-            click.echo(line)
-    elif as_csv:
-        out = csv.writer(sys.stdout, lineterminator="\n")
-        out.writerow(_CSV)
-        out.writerows(_rows(names, found))
-    else:
+            model = ModelScores(llm.facts.name, llm.facts.fingerprint, scores)
+        # What a model took minutes for is written before the next one begins.
+        if as_json:
+            for line in _json(names, model):
+                click.echo(line)
+        elif as_csv:
+            out.writerows(_rows(names, model) if found else chain([_CSV], _rows(names, model)))
+            sys.stdout.flush()
+        found.append(model)
+    if not (as_json or as_csv):
         _show(names, found, with_tops=top > 0)
 
 
@@ -116,39 +121,36 @@ def _progress(model: str) -> Iterator[Advance]:
         yield advance
 
 
-def _json(names: Sequence[str], found: Sequence[ModelScores]) -> Iterator[str]:
-    for at, name in enumerate(names):
-        for model in found:
-            score = model.scores[at]
-            figures = {
-                "model": model.model,
-                "system_fingerprint": model.fingerprint,
-                "text": name,
-                "bytes": len(score.text.encode()),
-                "total_logprob": score.total_logprob,
-                "mean_logprob": score.mean_logprob,
-                # JSON has no infinity.
-                "perplexity": score.perplexity if math.isfinite(score.perplexity) else None,
-                "bits_per_byte": score.bits_per_byte,
-                "windows": score.windows,
-                "window_tokens": score.window_tokens,
-                "stride_tokens": score.stride_tokens,
-                "overlap_tokens": score.overlap_tokens,
-                "tokens": list(score.rows()),
-            }
-            if any(score.top_logprobs):
-                figures["top_logprobs"] = score.top_logprobs
-            yield json.dumps(figures, ensure_ascii=False)
+def _json(names: Sequence[str], model: ModelScores) -> Iterator[str]:
+    for name, score in zip(names, model.scores, strict=True):
+        figures = {
+            "model": model.model,
+            "system_fingerprint": model.fingerprint,
+            "text": name,
+            "bytes": len(score.text.encode()),
+            "total_logprob": score.total_logprob,
+            "mean_logprob": score.mean_logprob,
+            # JSON has no infinity.
+            "perplexity": score.perplexity if math.isfinite(score.perplexity) else None,
+            "bits_per_byte": score.bits_per_byte,
+            "windows": score.windows,
+            "window_tokens": score.window_tokens,
+            "stride_tokens": score.stride_tokens,
+            "overlap_tokens": score.overlap_tokens,
+            "tokens": list(score.rows()),
+        }
+        if any(score.top_logprobs):
+            figures["top_logprobs"] = score.top_logprobs
+        yield json.dumps(figures, ensure_ascii=False)
 
 
-def _rows(names: Sequence[str], found: Sequence[ModelScores]) -> Iterator[list[object]]:
-    for at, name in enumerate(names):
-        for model in found:
-            for row in model.scores[at].rows():
-                # As JSON a token needs no care of spreadsheets or ends of lines.
-                token = json.dumps(row["token"], ensure_ascii=False)
-                values = {**row, "model": model.model, "text": name, "token": token}
-                yield [values[column] for column in _CSV]
+def _rows(names: Sequence[str], model: ModelScores) -> Iterator[Sequence[object]]:
+    for name, score in zip(names, model.scores, strict=True):
+        for row in score.rows():
+            # As JSON a token needs no care of spreadsheets or ends of lines.
+            token = json.dumps(row["token"], ensure_ascii=False)
+            values = {**row, "model": model.model, "text": name, "token": token}
+            yield [values[column] for column in _CSV]
 
 
 def _show(names: Sequence[str], found: Sequence[ModelScores], *, with_tops: bool) -> None:

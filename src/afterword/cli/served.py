@@ -8,10 +8,12 @@ from typing import Any
 
 import msgspec
 import rich_click as click
+from click.core import ParameterSource
+from click.globals import get_current_context
 
 from afterword.cli.options import Command, read_settings, setting_flags
 from afterword.cli.terminal import Terminal
-from afterword.config import Settings
+from afterword.config import SETTINGS, Settings
 from afterword.library.backend import Opener
 from afterword.library.local import loading
 from afterword.library.opened import TIMEOUT_S
@@ -30,10 +32,11 @@ def model_flags(command: Command) -> Command:
     command = click.option(
         "--url",
         metavar="URL",
-        help="Ask the Afterword server there. --model then names models of the server, and "
-        "settings of engines have no effect.",
+        help="Ask the Afterword server there. --model then names models of the server, which has "
+        "its own settings.",
     )(command)
-    return setting_flags("Models", "Engine")(command)
+    # A model is asked by its own name.
+    return setting_flags("Models", "Engine", without=("aliases", "tiktoken_dir"))(command)
 
 
 def openers(
@@ -45,15 +48,27 @@ def openers(
     """
     url, key = given.pop("url"), given.pop("key")
     if url is not None:
+        _refuse_settings(given)
         # A server's start needs no client of HTTP.
         from afterword.library.remote import connecting  # noqa: PLC0415
 
         names: Sequence[str | None] = given["models"] or (None,)
         return [connecting(url, key=key, model=name, timeout_s=TIMEOUT_S) for name in names]
+    source = get_current_context().get_parameter_source("key")
+    if source is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--key is for --url")
     for name, value in (usual or {}).items():
         given[name] = given[name] or value
     settings = read_settings(given, os.environ).settings
     return [one_loading(settings, name, probe=probe) for name in settings.models]
+
+
+def _refuse_settings(given: Mapping[str, Any]) -> None:
+    """Raises ``UsageError`` for a setting that a server at ``--url`` has itself."""
+    for name, value in given.items():
+        if name != "models" and value is not None and value != ():
+            flag = SETTINGS[name].flag if name in SETTINGS else f"--{name}"
+            raise click.UsageError(f"{flag} has no effect with --url: the server has its own")
 
 
 def one_loading(settings: Settings, name: str, *, probe: bool) -> Opener:

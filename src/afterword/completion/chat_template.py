@@ -1,7 +1,8 @@
 """A model's chat template around a prompt, for aliases that answer instructions.
 
 Templates come in files of models, so they are rendered in a sandbox, as by transformers and
-llama.cpp: with ``raise_exception``, ``strftime_now`` and ``tojson``.
+llama.cpp: with ``raise_exception``, ``strftime_now``, ``tojson`` and the tag ``generation``, and
+with None for ``tools`` and ``documents``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,30 @@ from typing import Any, NoReturn
 
 import jinja2
 import msgspec
+from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from afterword.core.protocols import Tokenizer
 
 _MARK = "\ue0f1\ue0a7\ue05d"
 """Characters for private use, which stand for a text until it is known where the text goes."""
-_EXTENSIONS: Sequence[type[Extension]] = (loopcontrols,)
+
+
+class _Generation(Extension):
+    """The tag that marks what a model writes, for those who train it. It changes no text."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Returns what stands between the tag and its end."""
+        line = next(parser.stream).lineno
+        said = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(said, lineno=line)
+
+
+_EXTENSIONS: Sequence[type[Extension]] = (loopcontrols, _Generation)
 _TOO_MUCH = (RecursionError, MemoryError)
 _UNREADABLE = (jinja2.TemplateError, SyntaxError, *_TOO_MUCH)
 """Templates become Python, whose compiler has limits of its own."""
@@ -155,6 +172,9 @@ class ChatTemplate:
             return self._template.render(
                 messages=said,
                 add_generation_prompt=answers,
+                # As transformers has them when there are none.
+                tools=None,
+                documents=None,
                 strftime_now=moment.strftime,
                 **self._names,
             )
@@ -166,8 +186,8 @@ def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _to_json(value: Any, indent: int | None = None, **more: Any) -> str:  # noqa: ANN401 - any JSON
-    return json.dumps(value, ensure_ascii=False, indent=indent, **more)
+def _to_json(value: object, indent: int | None = None, **more: Any) -> str:  # noqa: ANN401 - json's
+    return json.dumps(value, indent=indent, **{"ensure_ascii": False, **more})
 
 
 def _raise(message: str) -> NoReturn:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from afterword.completion.encoding import least_tokens
-from afterword.completion.fields import Prompt
+from afterword.completion.id_fields import Prompt
 from afterword.core.errors import ContextLengthExceeded
 from afterword.core.limits import Limits
 from afterword.core.protocols import Tokenizer

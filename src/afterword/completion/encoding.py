@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from afterword.completion.fields import Prompt, out_of_range, slices
+from afterword.completion.fields import out_of_range
+from afterword.completion.id_fields import Prompt, slices
 from afterword.core.errors import InvalidRequest, UnspellableText
 from afterword.core.protocols import Tokenizer
 

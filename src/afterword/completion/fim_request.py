@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from afterword.completion import fields
+from afterword.completion.bodies import parse_object
 from afterword.completion.fields import Json, Parser, Schema
 from afterword.completion.request import (
     CompletionRequest,
     parse_fields,
-    parse_object,
     parsers,
     schema,
     with_model,

@@ -12,7 +12,7 @@ import msgspec
 
 from afterword.completion.chat_template import ChatTemplate, Framed, TemplateUnusable
 from afterword.completion.encoding import encode
-from afterword.completion.fields import Prompt
+from afterword.completion.id_fields import Prompt
 from afterword.completion.prompt_text import PromptText, Shown, VocabView, prompt_of_text
 from afterword.completion.request import CompletionRequest
 from afterword.core.errors import InvalidRequest

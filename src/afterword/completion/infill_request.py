@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import msgspec
 
-from afterword.completion import fields, foreign
+from afterword.completion import fields, foreign, id_fields
+from afterword.completion.bodies import parse_object
 from afterword.completion.fields import Field, Json, Kind, Parser, Schema, out_of_range, wrong_type
 from afterword.completion.foreign import Foreign
 from afterword.completion.infill import Place, Snippet
 from afterword.completion.plan import InfillOptions
-from afterword.completion.request import CompletionRequest, parse_object, parsers
+from afterword.completion.request import CompletionRequest, parsers
 from afterword.completion.samplers import STAGES, Stages, chosen_stages
 from afterword.core.errors import InvalidRequest
 from afterword.core.limits import Limits
@@ -126,7 +127,7 @@ def _bias(name: str, value: Json) -> tuple[tuple[int, float], ...]:
         for item in value:
             if not isinstance(item, list) or len(item) != 2:
                 raise wrong_type(name, item, "pairs of a token id and a number")
-            (token,) = fields.token_ids(name, item[:1])
+            (token,) = id_fields.token_ids(name, item[:1])
             if str(token) in pairs:
                 raise fields.duplicate(name, str(token))
             pairs[str(token)] = -100 if item[1] is False else item[1]

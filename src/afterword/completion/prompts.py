@@ -8,8 +8,8 @@ import msgspec
 
 from afterword.completion.context_budget import ContextBudget
 from afterword.completion.encoding import encode, known_ids
-from afterword.completion.fields import Prompt
 from afterword.completion.framing import Framing
+from afterword.completion.id_fields import Prompt
 from afterword.completion.infill import (
     INFILL_TOKENS,
     LaidOut,

@@ -1,15 +1,15 @@
 """Parses a body into a request in which every field has its type and is in its range."""
 
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 
-from afterword.completion import fields, foreign
-from afterword.completion.fields import Field, Json, Parser, Prompt, Schema
-from afterword.completion.long_bodies import Unreadable, read_object
+from afterword.completion import fields, foreign, id_fields
+from afterword.completion.bodies import parse_object
+from afterword.completion.fields import Field, Json, Parser, Schema
+from afterword.completion.id_fields import Prompt
 from afterword.completion.structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 from afterword.core.errors import InvalidRequest
 from afterword.core.job import OutputGrammar
@@ -21,20 +21,10 @@ from afterword.core.limits import (
     MOST_USER_CHARACTERS,
     Limits,
 )
-from afterword.core.repeated import repeated_name
-
-_UNPARSABLE = (
-    "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
-    "your HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was "
-    "not valid JSON.)"
-)
-
 
 BREAKERS = ("\n", ":", '"', "*")
 """The usual ``dry_sequence_breakers``; source: llama.cpp."""
 _MOST = fields.INT64 - 1
-LONG_BODY_BYTES = 64 * 1024
-"""Longer bodies are read in slices, and have a planning thread of their own."""
 _PENALTY = fields.number(-2, 2)
 _STREAM_OPTIONS = fields.switches(
     {
@@ -58,7 +48,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt: Annotated[
         tuple[Prompt, ...],
         Field(
-            lambda limits: fields.prompts(limits.max_prompts),
+            lambda limits: id_fields.prompts(limits.max_prompts),
             "One prompt or an array of them, each text or token ids. Null, an absent prompt and "
             "empty text mean the start of a new document.",
         ),
@@ -278,12 +268,12 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     allowed_token_ids: Annotated[
         tuple[int, ...] | None,
-        Field(fields.id_list(_MOST, least=1), "Draw only these tokens."),
+        Field(id_fields.id_list(_MOST, least=1), "Draw only these tokens."),
     ] = None
     stop_token_ids: Annotated[
         tuple[int, ...] | None,
         Field(
-            fields.id_list(MOST_STOP_IDS),
+            id_fields.id_list(MOST_STOP_IDS),
             "Tokens that end a choice, even with ignore_eos. They write no text.",
         ),
     ] = None
@@ -321,7 +311,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     logprob_token_ids: Annotated[
         tuple[int, ...] | None,
         Field(
-            fields.id_list(MOST_SCORED_IDS),
+            id_fields.id_list(MOST_SCORED_IDS),
             "Return the log-probabilities of these tokens at every position, too.",
         ),
     ] = None
@@ -407,60 +397,3 @@ def with_model(parsed: dict[str, Any], limits: Limits) -> dict[str, Any]:
     if limits.require_model:
         raise InvalidRequest("you must provide a model parameter", param="model")
     return {**parsed, "model": None}
-
-
-def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
-    """Parse a JSON object.
-
-    Raises ``InvalidRequest`` for anything else (H2), for a number beyond all limits, and for a
-    repeated key, because one of its values would be ignored (R19).
-    """
-    try:
-        if len(body) > LONG_BODY_BYTES:
-            return read_object(body)
-        raw = _decoded(body)
-    except (Unreadable, RecursionError):
-        raise InvalidRequest(_UNPARSABLE) from None
-    if not isinstance(raw, dict):
-        raise InvalidRequest(_UNPARSABLE)
-    # A field of another server may stand twice, too; all names are compared then.
-    if not raw.keys() <= known.keys() or _may_repeat(body, {name.encode() for name in known}):
-        _refuse_duplicates(body)
-    inner = [name for name, value in raw.items() if _has_objects(value)]
-    if inner:
-        written = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        for name in inner:
-            _refuse_duplicates(bytes(written[name]), name)
-    return raw
-
-
-def _decoded(body: bytes) -> Json:
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        # It says why, and which field.
-        return read_object(body)
-
-
-def _has_objects(value: Json) -> bool:
-    """Whether a field may have names in it. An array is of one kind, or a parser refuses it."""
-    return isinstance(value[0] if isinstance(value, list) and value else value, dict)
-
-
-def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:
-    """Whether a known key may stand twice. Cheap, so True in doubt."""
-    if b"\\" in body:
-        return b"\\u" in body or any(body.count(b'"%b"' % name) > 1 for name in known)
-    # Without escapes every second part between quotes is a string.
-    names = [string for string in body.split(b'"')[1::2] if string in known]
-    return len(names) > len(set(names))
-
-
-def _refuse_duplicates(body: bytes, field: str | None = None) -> None:
-    """Raises ``InvalidRequest`` for a name that stands twice (R19): of the body, or in a field."""
-    try:
-        name = repeated_name(body, nested=field is not None)
-    except (ValueError, RecursionError):
-        raise InvalidRequest(_UNPARSABLE) from None
-    if name is not None:
-        raise fields.duplicate(name) if field is None else fields.duplicate(field, name)

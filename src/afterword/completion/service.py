@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from afterword.completion import templating, tokens
+from afterword.completion.bodies import LONG_BODY_BYTES
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.context_budget import ContextBudget
 from afterword.completion.framing import Framing
@@ -22,7 +23,7 @@ from afterword.completion.plan import (
     make_plan,
 )
 from afterword.completion.prompts import texts_of
-from afterword.completion.request import LONG_BODY_BYTES, CompletionRequest, decode
+from afterword.completion.request import CompletionRequest, decode
 from afterword.completion.searching import Searching
 from afterword.completion.stopwatch import Stopwatch
 from afterword.completion.stream import CompletionStream

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from afterword.completion import fields
+from afterword.completion import fields, id_fields
+from afterword.completion.bodies import parse_object
 from afterword.completion.encoding import encode, known_ids, least_tokens
 from afterword.completion.fields import Field
 from afterword.completion.logprobs import token_text
 from afterword.completion.prompt_text import VocabView, text_of_ids
-from afterword.completion.request import parse_object
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest
 from afterword.core.limits import Limits
 from afterword.core.protocols import EngineCard, Tokenizer
@@ -39,7 +39,8 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /detokenize, and the declaration of each field."""
 
     tokens: Annotated[
-        tuple[int, ...], Field(fields.TOKEN_IDS, "The token ids to turn into text.", required=True)
+        tuple[int, ...],
+        Field(id_fields.TOKEN_IDS, "The token ids to turn into text.", required=True),
     ]
     model: Annotated[str | None, MODEL] = None
 

@@ -91,7 +91,7 @@ def _from_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
     for name in values:
         if name not in FIELDS:
-            raise ConfigError(f"{path}: unknown setting {name!r}{_nearest(name)}")
+            raise ConfigError(f"{path}: unknown setting {name!r}{nearest(name)}")
     return values, dict.fromkeys(values, str(path))
 
 
@@ -166,7 +166,8 @@ def _check_keys(settings: Settings, place: str) -> None:
             )
 
 
-def _nearest(name: str) -> str:
+def nearest(name: str) -> str:
+    """Returns a question after the setting with the most similar name; empty if there is none."""
     found = difflib.get_close_matches(name, FIELDS, n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 

@@ -65,6 +65,9 @@ class Ledger(Protocol):
         Raises ``RateLimited``, ``BudgetExceeded`` and ``LedgerUnavailable``.
         """
 
+    async def rates(self, principal: Principal) -> Rates:
+        """Returns the limits per minute of a key as they stand; none if they cannot be seen."""
+
     def ready(self) -> bool:
         """Whether requests can be admitted and recorded."""
 

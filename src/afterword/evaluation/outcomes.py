@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from afterword.evaluation.tasks import ChoiceItem, GenerationItem
+from afterword.evaluation.tasks import ChoiceItem, GenerationItem, digest_of
 from afterword.library.answers import ContinuationScore
 
 CHOICE_MEASURES = ("acc", "acc_norm", "acc_bytes")
@@ -18,18 +18,24 @@ GENERATION_MEASURES = ("exact_match", "exact_match_stripped", "regex_match")
 
 
 class ChoiceOutcome(msgspec.Struct, frozen=True, tag="choice"):
-    """The log-probability of each choice, and whether it is greedy. ``met`` says each measure."""
+    """The log-probability of each choice, and whether it is greedy. ``met`` says each measure.
 
-    index: int
+    ``item`` is the item's digest.
+    """
+
+    item: str
     logprobs: list[float]
     greedy: list[bool]
     met: dict[str, bool]
 
 
 class GenerationOutcome(msgspec.Struct, frozen=True, tag="generation"):
-    """The text that a model wrote. ``met`` says each measure that the item has."""
+    """The text that a model wrote. ``met`` says each measure that the item has.
 
-    index: int
+    ``item`` is the item's digest.
+    """
+
+    item: str
     text: str
     met: dict[str, bool]
 
@@ -37,9 +43,7 @@ class GenerationOutcome(msgspec.Struct, frozen=True, tag="generation"):
 Outcome: TypeAlias = ChoiceOutcome | GenerationOutcome
 
 
-def judge_choices(
-    index: int, item: ChoiceItem, scores: Sequence[ContinuationScore]
-) -> ChoiceOutcome:
+def judge_choices(item: ChoiceItem, scores: Sequence[ContinuationScore]) -> ChoiceOutcome:
     """Returns the outcome of an item; the first choice wins a tie.
 
     Source: lm-evaluation-harness 0.4.13, ``ConfigurableTask.process_results``.
@@ -51,7 +55,7 @@ def judge_choices(
         name: best(each) == item.label
         for name, each in zip(CHOICE_MEASURES, (values, by_character, by_byte), strict=True)
     }
-    return ChoiceOutcome(index, values, [score.is_greedy for score in scores], met)
+    return ChoiceOutcome(digest_of(item), values, [score.is_greedy for score in scores], met)
 
 
 def best(values: Sequence[float]) -> int:
@@ -59,7 +63,7 @@ def best(values: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
-def judge_text(index: int, item: GenerationItem, text: str) -> GenerationOutcome:
+def judge_text(item: GenerationItem, text: str) -> GenerationOutcome:
     """Returns the outcome of an item for a text that was written."""
     met: dict[str, bool] = {
         "exact_match": text in item.targets,
@@ -67,7 +71,7 @@ def judge_text(index: int, item: GenerationItem, text: str) -> GenerationOutcome
     }
     if item.regex is not None:
         met["regex_match"] = extracted(item.regex, text) in item.targets
-    return GenerationOutcome(index, text, met)
+    return GenerationOutcome(digest_of(item), text, met)
 
 
 def extracted(regex: str, text: str) -> str | None:

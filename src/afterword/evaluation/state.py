@@ -1,4 +1,7 @@
-"""The state of an evaluation: a file that grows by a line for each item."""
+"""The state of an evaluation: a file that grows by a line for each item.
+
+It knows items by their digests, so it goes on when a task gets other items, or in another order.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 class RunHeader(msgspec.Struct, frozen=True, tag="evaluation"):
-    """What an evaluation is of. ``task_digest`` is the SHA-256 of the task's file in hex."""
+    """What an evaluation is of. ``task`` is the name of the task's file."""
 
     task: str
-    task_digest: str
     model: str
     fingerprint: str
 
 
 class StateFile:
-    """The outcomes so far, in a file.
+    """The outcomes so far, by the digests of their items, in a file.
 
     A run that breaks off loses the items under way. A last line that was half written is dropped.
     Raises ``ConfigError`` if the file belongs to another task or model, or cannot be used.
@@ -30,7 +32,7 @@ class StateFile:
 
     def __init__(self, path: Path, header: RunHeader) -> None:
         self.path = path
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[str, Outcome] = {}
         try:
             raw = path.read_bytes() if path.exists() else b""
             whole = raw[: raw.rfind(b"\n") + 1]
@@ -47,25 +49,20 @@ class StateFile:
             found = msgspec.json.decode(lines[0], type=RunHeader) if lines else header
             for line in lines[1:]:
                 outcome: Outcome = msgspec.json.decode(line, type=Outcome)
-                self.outcomes[outcome.index] = outcome
+                self.outcomes[outcome.item] = outcome
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{self.path}: is no state of an evaluation: {error}") from error
-        if found == header:
-            return
-        why = "the file of its task has changed"
-        for field in ("task", "model", "fingerprint"):
+        for field in header.__struct_fields__:
             there, here = getattr(found, field), getattr(header, field)
             if there != here:
-                why = f"its {field} is {there!r}, not {here!r}"
-                break
-        raise ConfigError(
-            f"{self.path}: belongs to another evaluation: {why}. Remove it, or name another folder "
-            "with --state"
-        )
+                raise ConfigError(
+                    f"{self.path}: belongs to another evaluation: its {field} is {there!r}, not "
+                    f"{here!r}. Remove it, or name another folder with --state"
+                )
 
     def add(self, outcome: Outcome) -> None:
         """Write down an outcome. Raises ``ConfigError`` if it cannot be."""
-        self.outcomes[outcome.index] = outcome
+        self.outcomes[outcome.item] = outcome
         try:
             with self.path.open("ab") as file:
                 file.write(_encode(outcome) + b"\n")

@@ -18,6 +18,9 @@ MOST_TOKENS = 256
 """Of a generated answer, unless its item says otherwise; as in lm-evaluation-harness."""
 
 
+_DIGEST_LETTERS = 32
+
+
 class ChoiceItem(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     """A context and its possible continuations, of which ``choices[label]`` is right.
 
@@ -54,6 +57,11 @@ class GenerationItem(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
 
 Item: TypeAlias = ChoiceItem | GenerationItem
+
+
+def digest_of(item: Item) -> str:
+    """Returns what tells an item from others: a hash of all that its outcome depends on, in hex."""
+    return hashlib.sha256(msgspec.json.encode(item)).hexdigest()[:_DIGEST_LETTERS]
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -7,11 +7,12 @@ from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from afterword.core.account import Principal
-from afterword.core.errors import AuthenticationFailed
+from afterword.core.account import Principal, Rates
+from afterword.core.errors import AuthenticationFailed, RateLimited
 from afterword.core.ledger import Ledger
+from afterword.http.client import ClientDisconnected
 from afterword.http.exchange import exchange_of
 
 ALL_ORIGINS = "*"
@@ -64,7 +65,32 @@ class Authentication:
                     if path not in self._asking or not _is_browser_without_key(scope):
                         raise
                     scope = {**scope, "path": self._asking[path]}
+            if exchange.principal.key_id is not None:
+                await self._answer_with_rates(scope, receive, send)
+                return
         await self.routes(scope, receive, send)
+
+    async def _answer_with_rates(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, with the state of the key's limits if the request was not counted in them."""
+        exchange = exchange_of(scope)
+
+        async def note_rates() -> None:
+            if exchange.status is None and exchange.rates == Rates():
+                exchange.rates = await self._ledger.rates(exchange.principal)
+
+        async def send_after_note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await note_rates()
+            await send(message)
+
+        try:
+            await self.routes(scope, receive, send_after_note)
+        except (ClientDisconnected, RateLimited):
+            # Nobody reads the answer, or the error has the rates.
+            raise
+        except Exception:
+            await note_rates()
+            raise
 
     async def _principal(self, scope: Scope) -> Principal:
         """Returns the principal. Raises ``AuthenticationFailed``, late for a wrong key."""

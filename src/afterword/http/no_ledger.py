@@ -29,6 +29,10 @@ class NoLedger:
         """Admit the request."""
         return FreeReservation()
 
+    async def rates(self, principal: Principal) -> Rates:  # noqa: ARG002 - nobody has limits
+        """Returns no limits."""
+        return Rates()
+
     def ready(self) -> bool:
         """Always."""
         return True

@@ -44,6 +44,8 @@ Entrance: TypeAlias = Literal["open", "keys", "keys_if_any"]
 
 _CLAIM_S = 5.0
 """The wait for the database or for Redis."""
+_LOOK_S = 1.0
+"""The wait for what headers say of limits. An answer goes out without them after it."""
 _FULL_S = 5.0
 _NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header "
@@ -140,6 +142,21 @@ class AccessLedger:
             admission.release()
             raise
         return admission
+
+    async def rates(self, principal: Principal) -> Rates:
+        """See ``core.ledger.Ledger``."""
+        key_id = principal.key_id
+        terms = None if key_id is None else self.writer.keyring.terms(key_id)
+        if key_id is None or terms is None or (terms.rpm is None and terms.tpm is None):
+            return Rates()
+        if self._limiter_thread is None:
+            return self._limiter.rates(key_id, terms)
+        asked = self._limiter_thread.submit(self._limiter.rates, key_id, terms)
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                return await asyncio.wrap_future(asked)
+        except (TimeoutError, LedgerUnavailable):
+            return Rates()
 
     def ready(self) -> bool:
         """Whether requests with a good key would be admitted."""

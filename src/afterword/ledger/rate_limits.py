@@ -38,6 +38,9 @@ class RateLimiter(Protocol):
     def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> RateDecision:
         """Count a request against all limits of its key, or against none if one refuses it."""
 
+    def rates(self, key_id: str, terms: KeyTerms) -> Rates:
+        """Returns the limits of a key as they stand. Counts nothing."""
+
     def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
         """Set the real cost of an ended request; None takes the request back."""
 
@@ -100,6 +103,11 @@ class _Window:
                 last_s = entry.at_s
         return last_s + WINDOW_S - now_s
 
+    def rates(self, terms: KeyTerms, now_s: float) -> Rates:
+        newest = next((entry for entry in reversed(self.entries) if not entry.gone), None)
+        reset_s = 0.0 if newest is None else newest.at_s + WINDOW_S - now_s
+        return rates_of(terms, self.count, self.tokens, reset_s)
+
 
 class MemoryRateLimiter:
     """Counts in this process. Its methods belong to one thread.
@@ -127,7 +135,14 @@ class MemoryRateLimiter:
         if decision is not None:
             return decision
         window.add(request_id, WindowEntry(now_s, tokens))
-        return RateDecision(rates_of(terms, window.count, window.tokens, WINDOW_S))
+        return RateDecision(window.rates(terms, now_s))
+
+    def rates(self, key_id: str, terms: KeyTerms) -> Rates:
+        """See ``RateLimiter``."""
+        now_s = self._clock()
+        window = self._windows.get(key_id) or _Window()
+        window.expire(now_s)
+        return window.rates(terms, now_s)
 
     def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
         """See ``RateLimiter``."""
@@ -150,9 +165,7 @@ class MemoryRateLimiter:
 
 
 def _refusal(window: _Window, terms: KeyTerms, tokens: int, now_s: float) -> RateDecision | None:
-    newest = next((entry for entry in reversed(window.entries) if not entry.gone), None)
-    reset_s = 0.0 if newest is None else newest.at_s + WINDOW_S - now_s
-    rates = rates_of(terms, window.count, window.tokens, reset_s)
+    rates = window.rates(terms, now_s)
     if terms.tpm is not None and tokens > terms.tpm:
         return RateDecision(rates, "tpm", None)
     more_requests = 0 if terms.rpm is None else window.count + 1 - terms.rpm

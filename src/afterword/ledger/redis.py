@@ -16,7 +16,7 @@ from redis import Redis, RedisCluster, RedisError, Sentinel
 from redis.cluster import ClusterNode
 from redis.exceptions import RedisClusterException
 
-from afterword.core.account import KeyTerms
+from afterword.core.account import KeyTerms, Rates
 from afterword.core.errors import ConfigError, LedgerUnavailable
 from afterword.ledger.rate_limits import WINDOW_S, RateDecision, rates_of
 
@@ -25,6 +25,7 @@ RedisClient: TypeAlias = "Redis | RedisCluster"
 
 _LEASE_S = 60
 """A server that is silent for so long is dead: its requests no longer count as running."""
+_TIMES_US = (int(WINDOW_S * 1e6), int(_LEASE_S * 1e6))
 _PORT = 6379
 _CONNECT_S = 3.0
 _ANSWER_S = 5.0
@@ -33,14 +34,12 @@ _ERRORS = (RedisError, RedisClusterException)
 _CLUSTER_CONNECTIONS = 1000
 
 # KEYS: window (sorted by time), costs (by request), running (sorted by end of lease).
-# ARGV: request, tokens, rpm, tpm, concurrent (-1: no limit), window and lease in microseconds.
-# Returns: refused by ('': admitted), wait (-1: never), requests and tokens used, age of newest.
+# ARGV: window and lease in microseconds, then those of each script.
 # Costs are subtracted from 0, because Lua's -x of 0 is '-0', which Redis rejects as an integer.
-_ACQUIRE = """
+_EXPIRE = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local tokens, rpm, tpm = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local concurrent, window, lease = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local window, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - window)) do
   local cost = tonumber(redis.call('HGET', KEYS[2], id) or 0)
   redis.call('HINCRBY', KEYS[2], '=', 0 - cost)
@@ -56,18 +55,35 @@ local function bring_back(key, latest)
 end
 bring_back(KEYS[1], now)
 bring_back(KEYS[3], now + lease)
--- A cluster's client asks again if an answer is late: what it asked first counts no more.
-local before = redis.call('HGET', KEYS[2], ARGV[1])
-if before then
-  redis.call('ZREM', KEYS[1], ARGV[1])
-  redis.call('HDEL', KEYS[2], ARGV[1])
-  redis.call('HINCRBY', KEYS[2], '=', 0 - tonumber(before))
-  redis.call('ZREM', KEYS[3], ARGV[1])
-end
+"""
+_COUNT = """
 local count = redis.call('ZCARD', KEYS[1])
 local used = tonumber(redis.call('HGET', KEYS[2], '=') or 0)
 local newest = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 local age = newest[2] and now - tonumber(newest[2]) or window
+"""
+
+# Returns: requests and tokens used, age of newest.
+_RATES = f"{_EXPIRE}{_COUNT}return {{count, used, age}}"
+
+# ARGV: request, tokens, rpm, tpm, concurrent (-1: no limit).
+# Returns: refused by ('': admitted), wait (-1: never), and what ``_RATES`` returns.
+_ACQUIRE = (
+    _EXPIRE
+    + """
+local tokens, rpm, tpm = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local concurrent = tonumber(ARGV[7])
+-- A cluster's client asks again if an answer is late: what it asked first counts no more.
+local before = redis.call('HGET', KEYS[2], ARGV[3])
+if before then
+  redis.call('ZREM', KEYS[1], ARGV[3])
+  redis.call('HDEL', KEYS[2], ARGV[3])
+  redis.call('HINCRBY', KEYS[2], '=', 0 - tonumber(before))
+  redis.call('ZREM', KEYS[3], ARGV[3])
+end
+"""
+    + _COUNT
+    + """
 if tpm >= 0 and tokens > tpm then
   return {'tpm', -1, count, used, age}
 end
@@ -87,15 +103,16 @@ end
 if concurrent >= 0 and redis.call('ZCARD', KEYS[3]) >= concurrent then
   return {'concurrent', 1000000, count, used, age}
 end
-redis.call('ZADD', KEYS[1], now, ARGV[1])
-redis.call('HSET', KEYS[2], ARGV[1], tokens)
+redis.call('ZADD', KEYS[1], now, ARGV[3])
+redis.call('HSET', KEYS[2], ARGV[3], tokens)
 redis.call('HINCRBY', KEYS[2], '=', tokens)
-redis.call('ZADD', KEYS[3], now + lease, ARGV[1])
+redis.call('ZADD', KEYS[3], now + lease, ARGV[3])
 redis.call('PEXPIRE', KEYS[1], window / 500)
 redis.call('PEXPIRE', KEYS[2], window / 500)
 redis.call('PEXPIRE', KEYS[3], lease / 500)
 return {'', 0, count + 1, used + tokens, 0}
 """
+)
 
 # ARGV: request, its cost (-1: take the request back).
 _SETTLE = """
@@ -132,6 +149,7 @@ class RedisRateLimiter:
     def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._acquire: Any = client.register_script(_ACQUIRE.encode())
+        self._rates: Any = client.register_script(_RATES.encode())
         self._settle: Any = client.register_script(_SETTLE.encode())
         self._renew: Any = client.register_script(_RENEW.encode())
         self._running: dict[str, str] = {}
@@ -147,7 +165,7 @@ class RedisRateLimiter:
     def acquire(self, key_id: str, terms: KeyTerms, request_id: str, tokens: int) -> RateDecision:
         """See ``rate_limits.RateLimiter``."""
         limits = (-1 if n is None else n for n in (terms.rpm, terms.tpm, terms.concurrent))
-        arguments = [request_id, tokens, *limits, int(WINDOW_S * 1e6), int(_LEASE_S * 1e6)]
+        arguments = [*_TIMES_US, request_id, tokens, *limits]
         why, wait_us, count, used, age_us = self._answer(
             lambda: self._acquire(keys=_names(key_id), args=arguments)
         )
@@ -157,6 +175,11 @@ class RedisRateLimiter:
         with self._lock:
             self._running[request_id] = key_id
         return RateDecision(rates)
+
+    def rates(self, key_id: str, terms: KeyTerms) -> Rates:
+        """See ``rate_limits.RateLimiter``."""
+        count, used, age_us = self._answer(lambda: self._rates(keys=_names(key_id), args=_TIMES_US))
+        return rates_of(terms, count, used, WINDOW_S - age_us / 1e6)
 
     def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
         """See ``rate_limits.RateLimiter``."""

@@ -52,6 +52,13 @@ class Backend(Protocol):
     def facts(self) -> ModelFacts:
         """The default model."""
 
+    @property
+    def scored_name(self) -> str:
+        """The name of the default model under which token ids are its own.
+
+        Raises ``InvalidRequest`` if what it is asked for is an alias that takes no ids.
+        """
+
     async def complete(self, body: bytes) -> TextCompletion:
         """Returns the whole answer to a body without ``stream``."""
 
@@ -62,7 +69,7 @@ class Backend(Protocol):
         """Returns the ids of a text."""
 
     async def detokenize(self, ids: msgspec.Raw) -> str:
-        """Returns the text of ids, which are JSON."""
+        """Returns the text of the model's own ids, which are JSON."""
 
     async def special_names(self) -> SpecialNames:
         """Returns the names of special tokens."""

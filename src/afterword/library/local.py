@@ -27,6 +27,7 @@ class LocalBackend:
         served = service.catalog.default
         card = served.engine.card
         self.facts = ModelFacts(served.name, card.context_tokens, card.fingerprint)
+        self.scored_name = served.name
 
     async def complete(self, body: bytes) -> TextCompletion:
         """See ``Backend``."""

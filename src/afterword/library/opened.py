@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import weakref
 from os import PathLike
-from typing import Any, Self
+from typing import Any, NoReturn, Self
+
+import msgspec
 
 from afterword.config import EMBEDDED_MODEL, Settings
 from afterword.library.backend import Opener
@@ -48,8 +50,11 @@ class OpenedModel:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Returns the first model of some settings. Raises ``ConfigError``."""
-        return cls.opened_by(opener_for(settings))
+        """Returns the models of some settings; requests without ``model`` mean the first one.
+
+        Raises ``ConfigError``.
+        """
+        return cls.opened_by(opener_for(msgspec.structs.replace(settings, require_model=False)))
 
     @classmethod
     def opened_by(cls, opener: Opener) -> Self:
@@ -57,6 +62,10 @@ class OpenedModel:
         made = cls.__new__(cls)
         made._start(opener)  # noqa: SLF001 - its own
         return made
+
+    def __reduce__(self) -> NoReturn:
+        """Raises ``TypeError``: another process opens a model itself."""
+        raise TypeError("a model cannot be pickled: open it in the process that uses it")
 
     def _start(self, opener: Opener) -> None:
         self._session = Session(opener)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx2
 import msgspec
 
 from afterword.core import errors, wire
 from afterword.core.account import Rates
-from afterword.core.errors import ApiError, ConfigError, UpstreamFailed
+from afterword.core.errors import ApiError, ConfigError, InvalidRequest, UpstreamFailed
 from afterword.library.answers import TextChunk, TextCompletion
 from afterword.library.backend import ChunkSource, ModelFacts, Opener, SpecialNames
+from afterword.library.server_access import authorization, server_address
 
 T = TypeVar("T")
 _CONNECT_S = 10.0
+_IDLE_S = 2.0
+"""After which a connection is not used again: some servers close it after five."""
 _END = b"[DONE]"
 _DATA = b"data:"
 _JSON = {"content-type": "application/json"}
@@ -37,9 +40,27 @@ class _TextAnswer(msgspec.Struct):
 class RemoteBackend:
     """Answers by a server's routes. Errors are those that the server sent."""
 
-    def __init__(self, client: httpx2.AsyncClient, facts: ModelFacts) -> None:
+    def __init__(self, client: httpx2.AsyncClient, model: wire.Model) -> None:
         self._client = client
-        self.facts = facts
+        self._streams: set[RemoteChunks] = set()
+        said = model.afterword
+        fingerprint = str(said.get("system_fingerprint", ""))
+        self.facts = ModelFacts(model.id, model.max_model_len, fingerprint)
+        self._own_name = str(said.get("alias_of") or model.id)
+        self._is_chat = said.get("template") is not None
+        # Under an alias with ``tokens`` ids are OpenAI's.
+        self._ids_name = model.id if said.get("tokens") is None else self._own_name
+
+    @property
+    def scored_name(self) -> str:
+        """See ``Backend``."""
+        if self._is_chat:
+            raise InvalidRequest(
+                f"{self.facts.name} answers prompts in a chat (template=chat), so it scores no "
+                f"texts: ask for {self._own_name}.",
+                param="model",
+            )
+        return self._ids_name
 
     async def complete(self, body: bytes) -> TextCompletion:
         """See ``Backend``."""
@@ -55,7 +76,9 @@ class RemoteBackend:
         if response.status_code != httpx2.codes.OK:
             raw = await _whole(response)
             raise error_of(response.status_code, raw)
-        return RemoteChunks(response)
+        chunks = RemoteChunks(response, self._streams.discard)
+        self._streams.add(chunks)
+        return chunks
 
     async def tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """See ``Backend``."""
@@ -69,7 +92,7 @@ class RemoteBackend:
 
     async def detokenize(self, ids: msgspec.Raw) -> str:
         """See ``Backend``."""
-        body = {"model": self.facts.name, "tokens": ids}
+        body = {"model": self._ids_name, "tokens": ids}
         raw = await _post(self._client, "/detokenize", msgspec.json.encode(body))
         return _read(raw, _TextAnswer).prompt
 
@@ -79,6 +102,11 @@ class RemoteBackend:
             "GET", "/tokenizer_info", params={"model": self.facts.name}
         )
         return _read(await _ask(self._client, request), SpecialNames)
+
+    async def end_streams(self) -> None:
+        """Close the streams that nobody closed."""
+        for chunks in list(self._streams):
+            await chunks.close()
 
     def _named(self, body: bytes) -> bytes:
         """Returns a body with a model, because the server may require one (R1)."""
@@ -90,24 +118,26 @@ class RemoteBackend:
 
 
 class RemoteChunks:
-    """The events of one response. A stream that ends without ``[DONE]`` is an error (S6)."""
+    """The events of one response. A stream that ends without ``[DONE]`` is an error (S6).
 
-    def __init__(self, response: httpx2.Response) -> None:
+    ``closed`` is called with it at its end.
+    """
+
+    def __init__(self, response: httpx2.Response, closed: Callable[[RemoteChunks], object]) -> None:
         self._response = response
+        self._closed = closed
         self._parts = response.aiter_bytes()
         self._rest = b""
         self._over = False
+        self._pulling = False
 
     async def pull(self) -> list[TextChunk]:
         """See ``ChunkSource``."""
         while not self._over:
-            try:
-                part = await anext(self._parts, None)
-            except httpx2.HTTPError as error:
-                if self._over:
-                    # Another task has closed the stream.
-                    return []
-                raise _broken(error) from error
+            part = await self._part()
+            if self._over:
+                # Another task has closed the stream.
+                return []
             if part is None:
                 raise UpstreamFailed("The server's stream broke off before its end.")
             *lines, self._rest = (self._rest + part).split(b"\n")
@@ -115,6 +145,18 @@ class RemoteChunks:
             if chunks:
                 return chunks
         return []
+
+    async def _part(self) -> bytes | None:
+        """Returns the next bytes, None at their end."""
+        self._pulling = True
+        try:
+            return await anext(self._parts, None)
+        except httpx2.HTTPError as error:
+            if self._over:
+                return None
+            raise _broken(error) from error
+        finally:
+            self._pulling = False
 
     def _chunks(self, line: bytes) -> list[TextChunk]:
         """Returns the chunk of a line, if it has one. Comments and blank lines have none."""
@@ -131,6 +173,10 @@ class RemoteChunks:
     async def close(self) -> None:
         """See ``ChunkSource``."""
         self._over = True
+        self._closed(self)
+        if not self._pulling:
+            # The loop would close it at the same time as what it reads from, and complain.
+            await self._parts.aclose()
         await self._response.aclose()
 
 
@@ -148,51 +194,40 @@ async def _connect(
     url: str, key: str | None, model: str | None, timeout_s: float
 ) -> AsyncIterator[RemoteBackend]:
     async with _client(url, key, timeout_s) as client:
-        yield RemoteBackend(client, await _facts(client, model))
+        backend = RemoteBackend(client, await _described(client, model))
+        try:
+            yield backend
+        finally:
+            await backend.end_streams()
 
 
 def _client(url: str, key: str | None, timeout_s: float) -> httpx2.AsyncClient:
     """Returns a client of the server. Raises ``ConfigError``."""
-    if not _is_address(url):
-        raise ConfigError(f"{url!r} is no address of a server, as in http://127.0.0.1:8000")
-    if key and not (key.isascii() and key.isprintable()):
-        raise ConfigError("a key has letters, digits and signs of ASCII only")
+    server_address(url)
+    if type(timeout_s) not in {int, float} or not timeout_s > 0:
+        raise ConfigError(f"timeout_s = {timeout_s!r}: expected a number of seconds above 0")
     try:
         return httpx2.AsyncClient(
             base_url=url.rstrip("/").removesuffix("/v1"),
-            headers={"authorization": f"Bearer {key}"} if key else {},
+            headers=authorization(key),
             timeout=httpx2.Timeout(timeout_s, connect=_CONNECT_S),
             # Each request has a connection; the server decides how many sequences run.
-            limits=httpx2.Limits(max_connections=None),
+            limits=httpx2.Limits(max_connections=None, keepalive_expiry=_IDLE_S),
         )
     except (httpx2.InvalidURL, ValueError, ImportError) as error:
         # An odd name of a host, or a proxy in the environment that cannot be used.
         raise ConfigError(f"{url}: there is no way to this server: {error}") from error
 
 
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        # A port that is none is an error only when it is read.
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-async def _facts(client: httpx2.AsyncClient, model: str | None) -> ModelFacts:
+async def _described(client: httpx2.AsyncClient, model: str | None) -> wire.Model:
     if model is not None:
         # No listing has the names that an alias takes for all others (R1).
         request = client.build_request("GET", f"/v1/models/{quote(model or '-')}")
-        return _facts_of(_read(await _ask(client, request), wire.Model))
+        return _read(await _ask(client, request), wire.Model)
     raw = await _ask(client, client.build_request("GET", "/v1/models"))
     for one in _read(raw, wire.ModelList).data:
-        return _facts_of(one)
+        return one
     raise errors.ModelNotFound("-")
-
-
-def _facts_of(one: wire.Model) -> ModelFacts:
-    fingerprint = str(one.afterword.get("system_fingerprint", ""))
-    return ModelFacts(one.id, one.max_model_len, fingerprint)
 
 
 async def _post(client: httpx2.AsyncClient, path: str, body: bytes) -> bytes:
@@ -227,7 +262,11 @@ async def _whole(response: httpx2.Response) -> bytes:
 
 
 def _broken(error: httpx2.HTTPError) -> UpstreamFailed:
-    return UpstreamFailed(f"The server cannot be reached, or broke off: {error!r}")
+    """Returns the error of a request that came to nothing."""
+    if isinstance(error, httpx2.ReadTimeout):
+        return UpstreamFailed("The server was silent for longer than the timeout.")
+    said = str(error).rstrip(".") or type(error).__name__
+    return UpstreamFailed(f"The server cannot be reached, or broke off: {said}.")
 
 
 def _read(raw: bytes, kind: type[T]) -> T:

@@ -17,7 +17,7 @@ from afterword.core.wire import Logprobs
 from afterword.library.answers import ContinuationScore, TextChoice, TextScore
 from afterword.library.backend import Backend
 from afterword.library.segments import offsets_in
-from afterword.library.windows import Window, WindowPlan, window_plan
+from afterword.library.windows import Window, WindowPlan, integer, window_plan
 from afterword.library.written import written
 
 Advance: TypeAlias = Callable[[int, int], None]
@@ -51,6 +51,7 @@ class Scorer:
         ``top`` is how many alternatives each token gets.
         """
         plan = window_plan(self._backend.facts.context_tokens, window, stride)
+        integer("top", top)
         start = await self._start_id()
         sheets = [Sheet(text, [start, *await self._ids(text)], plan) for text in texts]
         total = sum(len(sheet.ids) - 1 for sheet in sheets)
@@ -92,7 +93,8 @@ class Scorer:
     async def _start_id(self) -> int:
         """Returns the token that begins a document (R2)."""
         if self._start is None:
-            answer = await self._backend.complete(msgspec.json.encode(_START))
+            body = {**_START, "model": self._backend.scored_name}
+            answer = await self._backend.complete(msgspec.json.encode(body))
             ids = answer.choices[0].prompt_token_ids
             if not ids:
                 raise UpstreamFailed("The server did not say which token begins a document.")
@@ -127,7 +129,13 @@ class Scorer:
             return [*await self._ids(text[:cut]), *await self._ids(text[cut:])]
 
     async def _echo(self, prompts: Sequence[Any], top: int) -> list[TextChoice]:
-        body = {"prompt": prompts, "echo": True, "logprobs": written("top", top), "max_tokens": 0}
+        body = {
+            "model": self._backend.scored_name,
+            "prompt": prompts,
+            "echo": True,
+            "logprobs": written("top", top),
+            "max_tokens": 0,
+        }
         try:
             answer = await self._backend.complete(msgspec.json.encode(body))
         except InvalidRequest as error:

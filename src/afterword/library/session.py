@@ -105,7 +105,6 @@ class Session:
         self.leave()
         if threading.current_thread() is not self._thread and not self._is_elsewhere():
             self._thread.join()
-            atexit.unregister(self.close)
 
     def _is_elsewhere(self) -> bool:
         """Whether this is a forked process: it has a copy of the loop, and no thread runs it."""
@@ -120,6 +119,8 @@ class Session:
         finally:
             executor.shutdown()
             self._loop.close()
+            # A program may open many models; none is kept until its end.
+            atexit.unregister(self.close)
 
     async def _live(self) -> None:
         try:

@@ -40,14 +40,14 @@ def window_plan(context_tokens: int, window: int | None, stride: int | None) -> 
     Raises ``InvalidRequest`` for a window longer than the context, for a stride that leaves no
     token of overlap, and for what is no integer.
     """
-    length = context_tokens if window is None else _tokens("window", window)
+    length = context_tokens if window is None else integer("window", window)
     if not _LEAST_WINDOW <= length <= context_tokens:
         raise InvalidRequest(
             f"Invalid value for 'window': expected {_LEAST_WINDOW} to {context_tokens} tokens, the "
             f"model's context, but got {length} instead.",
             param="window",
         )
-    step = max(length // 2, 1) if stride is None else _tokens("stride", stride)
+    step = max(length // 2, 1) if stride is None else integer("stride", stride)
     if not 1 <= step < length:
         raise InvalidRequest(
             f"Invalid value for 'stride': expected 1 to {length - 1} tokens, less than the window, "
@@ -57,8 +57,8 @@ def window_plan(context_tokens: int, window: int | None, stride: int | None) -> 
     return WindowPlan(length, step)
 
 
-def _tokens(name: str, value: object) -> int:
-    """Returns a number of tokens. Raises ``InvalidRequest`` for anything but an integer."""
+def integer(name: str, value: object) -> int:
+    """Returns a parameter's value. Raises ``InvalidRequest`` for anything but an integer."""
     if type(value) is not int:
         raise InvalidRequest(
             f"Invalid type for '{name}': expected an integer, but got {type(value).__name__} "

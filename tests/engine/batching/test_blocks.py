@@ -237,6 +237,24 @@ def test_a_sequence_that_was_preempted_goes_on_as_if_nothing_had_happened() -> N
     assert small.scheduler.counters.generated_tokens == large.scheduler.counters.generated_tokens
 
 
+def test_drafts_preempt_no_sequence() -> None:
+    """A sequence is preempted if one more token of each does not fit, however long drafts are."""
+    engine = Engine(16, drafts=True)
+    sampling = SamplingParams(temperature=0, ignore_eos=True, logit_bias=((1, 100.0),))
+    for head in (20, 21):
+        job = Job(prompt_ids=(head, 1, 1, 1), n=1, max_tokens=60, sampling=sampling, seed=0)
+        engine.scheduler.add(head, [job])
+    short = False
+    while not engine.scheduler.counters.preemptions:
+        running = engine.scheduler._slots.running
+        lengths = [sequence.length for _, sequence in running]
+        # One more token of each takes more blocks than there are.
+        short = sum(-(-length // SIZE) for length in lengths) > 16
+        engine.step()
+    assert short
+    assert engine.scheduler.counters.accepted_tokens > 0
+
+
 def test_a_request_with_many_sequences_gives_way_to_others() -> None:
     engine = Engine(20, sequences=9)
     crowd = engine.add([1, 2, 3, 4], n=4, tokens=56)

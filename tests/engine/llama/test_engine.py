@@ -247,6 +247,14 @@ def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
         LlamaModel(path)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+def test_the_name_of_a_file_may_be_any_bytes(tmp_path: Path) -> None:
+    path = make_gguf(tmp_path / os.fsdecode(b"caf\xe9.gguf"))
+    converted = path.with_name(os.fsdecode(b"\xff.gguf"))
+    binding.convert(path, converted, "q8_0", threads=1)
+    LlamaModel(converted).close()
+
+
 def test_a_load_does_not_log_lines_that_nobody_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

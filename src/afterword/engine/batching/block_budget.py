@@ -9,7 +9,7 @@ which others may share, stays longest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from afterword.engine.batching.blocks import BlockTables
 from afterword.engine.batching.runner import Fork, Restore, Trim
@@ -88,10 +88,17 @@ class BlockBudget:
 
         If its sequence is one ``more`` of a request, the blocks of one whole context are left over.
         """
-        missing = self._tables.blocks_for(tokens) - slot.room // self._tables.block_tokens
+        return self.extend_all([(slot, tokens)], more=more)
+
+    def extend_all(self, wanted: Iterable[tuple[Slot, int]], *, more: bool) -> bool:
+        """Promise each slot room for its tokens, or none of them. See ``extend``."""
+        size = self._tables.block_tokens
+        short = [(slot, tokens) for slot, tokens in wanted if tokens > slot.room]
+        missing = sum(self._tables.blocks_for(tokens) - slot.room // size for slot, tokens in short)
         if not self._has(missing, more=more):
             return False
-        self._give(slot, tokens)
+        for slot, tokens in short:
+            self._give(slot, tokens)
         return True
 
     def release(self, slot: Slot) -> None:

@@ -168,6 +168,18 @@ class Memory:
             return True
         return self._blocks.extend(slot, tokens, more=len(sequence.request.running) > 1)
 
+    def extend_all(self, running: SequenceOf[tuple[Slot, Sequence]], tokens: int) -> int:
+        """Make sure that running sequences can have up to ``tokens`` more than are computed.
+
+        Returns how many each of them can have, which may be fewer: those that it has room for.
+        """
+        if self._blocks is not None and any(s.room - s.computed < tokens for s, _ in running):
+            more = any(len(sequence.request.running) > 1 for _, sequence in running)
+            wanted = [(slot, slot.computed + tokens) for slot, _ in running]
+            if not self._blocks.extend_all(wanted, more=more):
+                return min(slot.room - slot.computed for slot, _ in running)
+        return tokens
+
     def _promised(self, sequence: Sequence) -> int:
         """Returns the tokens that a sequence gets room for when it starts.
 

@@ -151,8 +151,8 @@ class Scheduler:
         self._now_s = now_s
         self._memory.keep_states()
         self._place()
+        self._find_room()
         drafted = 0 if row_share is None else self._draft(row_share)
-        self._find_room(1 + drafted)
         spans = choose_spans(
             self._slots.running,
             drafted=drafted,
@@ -215,6 +215,7 @@ class Scheduler:
         Returns how many tokens each sequence got; 0 if there are too many sequences or one of
         them still prefills. Only sharing "cells" allows drafts: with "checkpoints" a rejected
         draft could not be trimmed, and with "none" a row may depend on the rest of the batch.
+        Where memory is short, drafts are shorter, so they never preempt a sequence.
         """
         running = self._slots.running
         if self._memory.sharing != "cells" or not 0 < len(running) <= MOST_SEQUENCES:
@@ -223,6 +224,7 @@ class Scheduler:
             return 0
         most = min(self._max_batch_tokens, self._max_rows) // len(running) - 1
         drafted = min(make_drafts(running, row_share), most)
+        drafted = self._memory.extend_all(running, 1 + drafted) - 1
         for slot, sequence in running:
             start = sequence.length
             slot.tokens[start : start + drafted] = sequence.draft.tokens[:drafted]
@@ -286,14 +288,14 @@ class Scheduler:
             return True
         return False
 
-    def _find_room(self, tokens: int) -> None:
-        """Make room for the ``tokens`` that each row that decodes adds.
+    def _find_room(self) -> None:
+        """Make room for the token that each row that decodes adds.
 
         While there is too little, a sequence is preempted: one of the request with most of them,
         the one that started last.
         """
         for slot, sequence in self._slots.running:
-            most = slot.computed + tokens
+            most = slot.computed + 1
             if most <= slot.room or not sequence.decodes(slot.computed):
                 continue
             # The sequence itself may be the one that is preempted.

@@ -145,8 +145,11 @@ class BatchingEngine:
     async def aclose(self) -> None:
         """End running requests with an error, stop the thread, free the runner. Idempotent."""
         self._closed = True
-        await asyncio.to_thread(self._worker.close)
-        self._close_all(EngineUnavailable("The server is shutting down."))
+        try:
+            await asyncio.to_thread(self._worker.close)
+        finally:
+            # Readers wait for an end, also if nobody waits for that of a long step.
+            self._close_all(EngineUnavailable("The server is shutting down."))
 
     def abort(self, key: int, job: int, seq: int) -> None:
         """Stop one sequence at the next step."""

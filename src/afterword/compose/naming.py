@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from afterword.config import is_model_name
 from afterword.core.errors import ConfigError
 from afterword.gateway.address import is_remote
-from afterword.models.source import has_own_name, source_label
+from afterword.models.source import has_own_name, source_label, with_home
 
 
 def named_model(value: str) -> tuple[str, str]:
@@ -30,4 +28,4 @@ def is_source(value: str) -> bool:
     left, equals, _ = value.partition("=")
     if not value or not equals or has_own_name(value):
         return bool(value)
-    return Path(value).expanduser().is_file() or (not is_model_name(left) and "/" in left)
+    return with_home(value).is_file() or (not is_model_name(left) and "/" in left)

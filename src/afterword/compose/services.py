@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afterword.completion.catalog import Catalog, ServedModel
@@ -20,6 +19,7 @@ from afterword.core.protocols import Engine
 from afterword.engine.llama.engine import start_engine
 from afterword.gateway.address import Address, is_remote, parse_addresses
 from afterword.models.package import Progress
+from afterword.models.source import with_home
 from afterword.models.tiktoken_files import read_tiktoken
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _vocabularies(settings: Settings, aliases: Mapping[str, Alias]) -> Mapping[s
             f"tokens={next(iter(names))}: name the folder of tiktoken's files (--tiktoken-dir or "
             "TIKTOKEN_CACHE_DIR)"
         )
-    path = Path(folder).expanduser()
+    path = with_home(folder)
     return {name: OldTokens(name, read_tiktoken(name, path)) for name in names}
 
 

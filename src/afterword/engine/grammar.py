@@ -45,9 +45,14 @@ _LIMITS = LLParserLimits(
 
 
 class Grammars:
-    """Compiles grammars for one vocabulary, and keeps the latest. Safe from any thread."""
+    """Compiles grammars for one vocabulary, and keeps the latest. Safe from any thread.
+
+    Raises ``UnusableGrammar`` if the vocabulary has no end token, because no answer could end.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        if not tokenizer.end_ids:
+            raise UnusableGrammar("the model's vocabulary has no end token")
         self._vocabulary = len(tokenizer.pieces)
         self._tokenizer = LLTokenizer(
             TokenizerWrapper(_Vocabulary(tokenizer)),

@@ -279,6 +279,9 @@ class Sampler:
         left = sure_enough(ids, weights[ids].astype(np.float64), infill)
         if len(left):
             return left
+        if not infill.end_ids:
+            # Nothing can end the text, so it goes on with what is not sure enough.
+            return ids
         ends = np.array(sorted(infill.end_ids), np.int64)
         end = ends[[row[ends].argmax()]]
         # It need not be a candidate. Alone it is drawn whatever its weight is.

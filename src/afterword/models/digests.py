@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Digests:
         if len(digests) == 1:
             return digests[0]
         digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
-        key = f"{parts[0].resolve()}:{len(parts)}:{_IN_PARTS}"
+        key = f"{_name(parts[0].resolve())}:{len(parts)}:{_IN_PARTS}"
         known = self._load()
         if known.get(key) != digest:
             keep(self._path, {**known, key: digest})
@@ -40,7 +41,7 @@ class Digests:
         try:
             real = path.resolve()
             stat = real.stat()
-            key = f"{real}:{stat.st_size}:{stat.st_mtime_ns}"
+            key = f"{_name(real)}:{stat.st_size}:{stat.st_mtime_ns}"
             known = self._load()
             if key not in known:
                 with real.open("rb") as file:
@@ -57,3 +58,8 @@ class Digests:
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             # What cannot be read, as a file of another user, is computed again.
             return {}
+
+
+def _name(path: Path) -> str:
+    """Returns a path as text that JSON can have: names of files may be bytes of any kind."""
+    return os.fsencode(path).decode(errors="backslashreplace")

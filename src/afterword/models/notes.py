@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,8 @@ _Value = TypeVar("_Value")
 
 def keep(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
     """Write a value as JSON, completely or not at all; log if that fails."""
-    part = path.with_suffix(f".{os.getpid()}.part")
+    # Processes and threads may write the same note at once.
+    part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -18,7 +18,7 @@ from afterword.models.numbers import wrong_format, wrong_number
 
 CHECKS = 7
 """The version of the checks of a header; increase it with every new check."""
-_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_NAME = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
 _MOST_PARTS = 2**16
 

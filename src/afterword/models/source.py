@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -96,7 +97,13 @@ def parse_source(text: str) -> Source:
         return _parse_hub(text)
     if text.startswith(("https://", "http://")):
         return _parse_hub_address(text)
-    return PathSource(Path(text).expanduser())
+    return PathSource(with_home(text))
+
+
+def with_home(text: str) -> Path:
+    """Returns a path; a ``~`` at its beginning is a home, unless no user has that name."""
+    # Path.expanduser raises RuntimeError for a user that there is not.
+    return Path(os.path.expanduser(text))  # noqa: PTH111
 
 
 def has_own_name(text: str) -> bool:

@@ -117,7 +117,8 @@ class Store:
 
     def kept(self) -> Iterator[tuple[str, Path]]:
         """Yields source and first file of each stored package, in order."""
-        for folder in sorted(self.folder.glob("pypi/*/")):
+        # Other folders are left by fetches that were killed.
+        for folder in sorted(self.folder.glob("pypi/*==*/")):
             for path in _wholes(folder):
                 yield f"pypi:{folder.name}", path
 
@@ -128,10 +129,17 @@ class Store:
         return ModelFile(path, self._digests.of(part_paths(path)))
 
     def _check(self, path: Path, name: str, wanted: str | None) -> None:
-        """Check a file's SHA-256 if one is known; remove the file if it differs."""
+        """Check a file's SHA-256 if one is known; remove the file if it differs.
+
+        Raises ``ConfigError`` if it differs.
+        """
         if wanted is not None and (digest := self._digests.of((path,))) != wanted:
-            path.resolve().unlink()
-            raise ConfigError(f"{name}: SHA-256 is {digest}, not {wanted}; the file was removed")
+            removed = "the file was removed"
+            try:
+                path.resolve().unlink()
+            except OSError as error:
+                removed = f"remove the file {path}, which cannot be removed: {error.strerror}"
+            raise ConfigError(f"{name}: SHA-256 is {digest}, not {wanted}; {removed}")
 
 
 def no_file(path: Path) -> str:

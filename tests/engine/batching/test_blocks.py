@@ -14,6 +14,7 @@ from afterword.engine.batching.block_budget import BlockBudget
 from afterword.engine.batching.blocks import BlockCopy, BlockTables, NoBlocksError
 from afterword.engine.batching.outcome import evaluate
 from afterword.engine.batching.scheduler import Scheduler
+from afterword.engine.batching.sequence import Request
 from afterword.engine.batching.slots import Slots
 from afterword.engine.sampler import Sampler
 from afterword.engine.toy import ToyRunner, ToyTokenizer
@@ -315,6 +316,19 @@ def test_a_request_that_needs_much_memory_goes_before_later_ones() -> None:
     order = [key for key, event in engine.run() if isinstance(event, Prefilled)]
     assert order == [large, *small]
     assert first not in order
+
+
+def test_a_slot_that_is_empty_again_and_again_is_listed_once() -> None:
+    """A server that computes one request after another would list it once for each."""
+    (sequence,) = Request(0, [sampled((1,), n=1, tokens=1, seed=0)], frozenset(), 0).look_ahead(1)
+    slots = Slots(2)
+    for _ in range(20):
+        slot = slots.victim(None, over_awaited=False)
+        assert slot is slots[0]
+        slots.occupy(slot, sequence)
+        slots.vacate(slot)
+        slots.check()
+    assert len(slots._empty) == 1
 
 
 def test_a_table_without_blocks_left_says_so() -> None:

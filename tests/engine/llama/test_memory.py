@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from afterword.core.errors import ConfigError
 from afterword.core.machine import release_pages, resident_bytes
 from afterword.engine.llama import engine, memory
-from afterword.engine.llama.binding import LlamaModel
+from afterword.engine.llama.binding import LlamaModel, convert
 from afterword.engine.llama.context import ContextOptions, LlamaContext
 from afterword.engine.llama.engine import OpenModel, open_model
 from afterword.engine.llama.loading import EngineOptions, load
@@ -76,6 +77,24 @@ def test_bytes_of_a_token_are_those_computed_by_hand(tmp_path: Path) -> None:
         token=2 * 2 * (16 + 16) * F16, sequence=0, in_blocks=True
     )
     model.close()
+
+
+def test_more_tokens_than_the_library_can_count_do_not_fit(tmp_path: Path) -> None:
+    """Without their upper bits, four times so many are none, and another context is made."""
+    model = LlamaModel(make_gguf(tmp_path / "x.gguf"))
+    with pytest.raises(ConfigError, match="no memory for 4 sequences of 1073741824 tokens"):
+        LlamaContext(model, msgspec.structs.replace(ASKED, slots=4, slot_tokens=2**30))
+    model.close()
+
+
+def test_a_files_name_may_be_any_bytes(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.gguf"))
+    make_gguf(tmp_path / "x.gguf").rename(path)
+    model = LlamaModel(path)
+    assert model.architecture == "llama"
+    model.close()
+    convert(path, path.with_suffix(".f16"), "f16", 1)
+    assert path.with_suffix(".f16").is_file()
 
 
 class Machine:

@@ -61,7 +61,7 @@ class BatchingEngine:
         if runner.blocks:
             self._cells_total = runner.blocks * runner.block_tokens
         self._mailboxes: dict[int, Mailbox] = {}
-        self._unstarted: dict[int, int] = {}
+        self._unstarted: set[int] = set()
         self._keys = itertools.count()
         self._dead: Exception | None = None
         self._closed = False
@@ -103,7 +103,7 @@ class BatchingEngine:
         key = next(self._keys)
         mailbox = Mailbox()
         self._mailboxes[key] = mailbox
-        self._unstarted[key] = len(jobs)
+        self._unstarted.add(key)
         self._worker.send(Add(key, tuple(jobs)))
         return BatchGeneration(self, key, mailbox)
 
@@ -145,8 +145,11 @@ class BatchingEngine:
     async def aclose(self) -> None:
         """End running requests with an error, stop the thread, free the runner. Idempotent."""
         self._closed = True
-        await asyncio.to_thread(self._worker.close)
-        self._close_all(EngineUnavailable("The server is shutting down."))
+        try:
+            await asyncio.to_thread(self._worker.close)
+        finally:
+            # Readers wait for an end, also if nobody waits for that of a long step.
+            self._close_all(EngineUnavailable("The server is shutting down."))
 
     def abort(self, key: int, job: int, seq: int) -> None:
         """Stop one sequence at the next step."""
@@ -155,7 +158,7 @@ class BatchingEngine:
 
     def leave(self, key: int) -> None:
         """Abort the sequences of a request at the next step, because its reader is gone."""
-        self._unstarted.pop(key, None)
+        self._unstarted.discard(key)
         if self._mailboxes.pop(key, None) is not None:
             self._worker.send(Abort(key, None))
 
@@ -176,7 +179,7 @@ class BatchingEngine:
         for key, event in report.events:
             by_key.setdefault(key, []).append(event)
         for key, events in by_key.items():
-            self._unstarted.pop(key, None)
+            self._unstarted.discard(key)
             mailbox = self._mailboxes.get(key)
             if mailbox is not None:
                 mailbox.put(events)
@@ -186,7 +189,7 @@ class BatchingEngine:
             self._finish(key, _as_api_error(error))
 
     def _finish(self, key: int, error: ApiError | None) -> None:
-        self._unstarted.pop(key, None)
+        self._unstarted.discard(key)
         mailbox = self._mailboxes.pop(key, None)
         if mailbox is not None:
             mailbox.close(error)

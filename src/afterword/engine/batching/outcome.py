@@ -218,8 +218,9 @@ def _take_drawn(span: Span, row: int, answers: _Answers, drawn: list[SampledToke
 def _take_token(sequence: Sequence, row: int, answers: _Answers, drawn: list[SampledToken]) -> int:
     result = answers.result(row)
     score = None
-    if sequence.prompt.job.logprobs is not None:
-        score = _score(sequence.prompt, row, result, answers)
+    wanted = sequence.prompt.job.logprobs
+    if wanted is not None:
+        score = _score(sequence.prompt, row, wanted, result, answers)
     drawn.append(SampledToken(result.token, score))
     if sequence.grammar is not None:
         # All that is drawn is kept: an error ends the request.
@@ -233,11 +234,18 @@ def _found(prompt: Prompt, position: int, row: int, answers: _Answers) -> Prompt
         (follower, float(answers.row(row)[follower.ids[position]]) - result.normaliser)
         for follower in prompt.followers.get(position, ())
     ]
-    return PromptScore(position, _score(prompt, row, result, answers), branches)
+    wanted = prompt.job.prompt_logprobs or 0
+    return PromptScore(position, _score(prompt, row, wanted, result, answers), branches)
 
 
-def _score(prompt: Prompt, row: int, result: RowResult, answers: _Answers) -> Score:
+def _score(prompt: Prompt, row: int, wanted: int, result: RowResult, answers: _Answers) -> Score:
+    """Returns the score of a row with ``wanted`` of the likeliest tokens."""
     ids, logprobs = result.top_ids, result.top_logprobs
+    missing = wanted - len(ids)
+    if missing > 0:
+        # The vocabulary has fewer.
+        ids = np.append(ids, np.full(missing, NO_TOKEN))
+        logprobs = np.append(logprobs, np.full(missing, -np.inf))
     if prompt.job.scored_ids:
         others = np.where(np.isin(prompt.scored_ids, ids), NO_TOKEN, prompt.scored_ids)
         logits = answers.row(row)[others].astype(np.float64)

@@ -74,6 +74,15 @@ class Prompt:
         return len(self.ids) - 1 if self.scores is None else self.scores.known - 1
 
     @cached_property
+    def history(self) -> History | None:
+        """What penalties know of the prompt; each sibling goes on with a copy. None without.
+
+        It takes long for a long prompt, and the engine's thread makes it.
+        """
+        sampling = self.job.sampling
+        return History(self.ids, sampling) if History.needed(sampling) else None
+
+    @cached_property
     def scored_ids(self) -> Ids:
         """The job's ``scored_ids`` as an array."""
         return np.array(self.job.scored_ids, np.int64)
@@ -153,12 +162,12 @@ class Sequence:
         self.cuts: list[int] = []
         self.slot: int | None = None
         self.state = State.WAITING
-        sampling = prompt.job.sampling
         constraint = prompt.job.constraint
         self.grammar: GrammarState | None = None
         if constraint is not None:
             self.grammar = constraint.compiled.follow()
-        self.history = History(prompt.ids, sampling) if History.needed(sampling) else None
+        history = prompt.history
+        self.history = None if history is None else history.copy()
 
     @property
     def length(self) -> int:

@@ -102,8 +102,9 @@ class Slots:
         self._active: dict[Slot, Sequence] = {}
         # The least recently used first.
         self._resident: OrderedDict[Slot, None] = OrderedDict()
-        # A heap of indices; some may be there twice, or of slots that are not empty any more.
+        # A heap of indices, each at most once; some may be of slots that are not empty any more.
         self._empty: list[int] = []
+        self._listed: set[int] = set()
         self._clock = 0
         self._oldest = 0
 
@@ -162,7 +163,9 @@ class Slots:
             return
         self._resident.pop(slot, None)
         slot.tokens = NO_IDS
-        heappush(self._empty, slot.index)
+        if slot.index not in self._listed:
+            self._listed.add(slot.index)
+            heappush(self._empty, slot.index)
 
     def first_resident(self, *, but: Holder | None = None, over_awaited: bool) -> Slot | None:
         """Returns the least recently used resident slot, never ``but``; None if there is none.
@@ -203,7 +206,7 @@ class Slots:
     def _first_empty(self) -> Slot | None:
         """Returns the empty slot of the lowest index; None if all that may be made have KV."""
         while self._empty and self._slots[self._empty[0]].state is not SlotState.EMPTY:
-            heappop(self._empty)
+            self._listed.remove(heappop(self._empty))
         if not self._empty and len(self._slots) < self.count:
             slot = Slot(len(self._slots))
             self._slots.append(slot)
@@ -217,6 +220,8 @@ class Slots:
             sound = placed == (slot.state is SlotState.ACTIVE, slot.state is SlotState.RESIDENT)
             if not sound or (not any(placed) and slot.index not in self._empty):
                 raise AssertionError(f"slot {slot.index} is not where its state says")
+        if self._listed != set(self._empty) or len(self._listed) < len(self._empty):
+            raise AssertionError("empty slots are listed twice, or not as it is remembered")
         ages = [slot.last_used for slot in self._resident]
         if ages != sorted(ages):
             raise AssertionError("resident slots are not in the order of their use")

@@ -145,6 +145,10 @@ class Worker:
             log.error("the engine is dead: %s", in_one_line(error))  # noqa: TRY400 - without paths
             self._deliver(Report([], [], [], dead=error))
         finally:
+            # Nothing runs or waits any more, and metrics should not say so for ever.
+            self.gauges = msgspec.structs.replace(
+                self.gauges, running=0, waiting=0, active_slots=0, waiting_since_s=None
+            )
             self._runner.close()
 
     def _obey(self) -> bool:

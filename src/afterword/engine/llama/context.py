@@ -37,6 +37,8 @@ _GGML_TYPE_BF16 = 30
 
 BLOCK_TOKENS = 64
 """Tokens of a block of KV memory, as the library has it: the tile of attention."""
+_MOST_CELLS = 2**32 - 1
+"""The library counts the tokens of all sequences in 32 bits."""
 MOST_SEQUENCES = 256
 """The library's limit for the sequences of a batch."""
 
@@ -128,15 +130,29 @@ def _attach_threads(context: Any, threads: int) -> None:  # noqa: ANN401 - a poi
         _attach_pool(context, _thread_pools[threads])
 
 
+def _no_memory(options: ContextOptions) -> ConfigError:
+    return ConfigError(
+        f"no memory for {options.slots} sequences of {options.slot_tokens} tokens; "
+        "try a smaller --ctx or fewer --max-sequences"
+    )
+
+
 class LlamaContext:
-    """KV memory and compute buffers for some slots. Used by one thread at a time."""
+    """KV memory and compute buffers for some slots. Used by one thread at a time.
+
+    Raises ``ConfigError`` if there is no memory for it, or the library cannot make it.
+    """
 
     def __init__(self, model: LlamaModel, options: ContextOptions) -> None:
         self._options = options
         self._vocabulary = model.vocabulary
         self._slack = options.slots if options.slots > 1 else 0
         params = lib.llama_context_default_params()
-        params.n_ctx = options.slots * options.slot_tokens
+        cells = options.slots * options.slot_tokens
+        if cells > _MOST_CELLS:
+            # ctypes would pass the number without its upper bits.
+            raise _no_memory(options)
+        params.n_ctx = cells
         if _want_blocks is not None:
             _want_blocks(options.blocks * BLOCK_TOKENS)
         # A runner may add one token for each slot to a full batch.
@@ -161,10 +177,7 @@ class LlamaContext:
         except NativeError as error:
             raise ConfigError(f"llama.cpp cannot make a context: {error}") from error
         if not self._context:
-            raise ConfigError(
-                f"no memory for {options.slots} sequences of {options.slot_tokens} tokens; "
-                "try a smaller --ctx or fewer --max-sequences"
-            )
+            raise _no_memory(options)
         _attach_threads(self._context, options.threads)
         self._memory: Any = lib.llama_get_memory(self._context)
         self.ragged = _ragged is not None and bool(_ragged(self._memory))

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from afterword import LLM
+from afterword.evaluation.tasks import digest_of, read_task
 from e2e.environments import environment
 from e2e.process import MODEL, Server, serving
 from support.reference import Reference
@@ -226,7 +227,8 @@ def evaluated(task: Path, server: Server) -> list[dict[str, Any]]:
     )  # fmt: skip
     (file,) = state.iterdir()
     outcomes = [json.loads(line) for line in file.read_text().splitlines()[1:]]
-    return sorted(outcomes, key=lambda outcome: int(outcome["index"]))
+    by_item = {outcome["item"]: outcome for outcome in outcomes}
+    return [by_item[digest_of(item)] for item in read_task(task).items]
 
 
 def test_gguf(lm_eval: Path, tasks: Path, limited: Server, reference: Reference) -> None:

@@ -27,8 +27,8 @@ def test_what_is_in_an_address() -> None:
 
 def test_names_beyond_ascii_are_sent_in_ascii() -> None:
     """The Host header and the first line of a request have no other characters."""
-    (found,) = parse_addresses("vllm+http://b\u00fccher.example/\u00e9t\u00e9%20/v1")
-    assert (found.host, found.base) == ("xn--bcher-kva.example", "/%C3%A9t%C3%A9%20/v1")
+    (found,) = parse_addresses("vllm+http://b\u00fccher.example/b\u00fc%20/v1")
+    assert (found.host, found.base) == ("xn--bcher-kva.example", "/b%C3%BC%20/v1")
 
 
 def test_several() -> None:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -74,6 +74,7 @@ async def test_what_is_answered_is_in_the_schema(
 
 
 @given(body=BODIES)
+@example(body={"truncate_prompt_tokens": 2**63})
 @settings(max_examples=examples(2000), deadline=None)
 async def test_what_the_schema_refuses_is_refused(
     client: Client, document: Document, body: dict[str, Any]

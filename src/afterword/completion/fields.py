@@ -239,7 +239,8 @@ def _count_or_fit(name: str, value: Json) -> int:
 
 
 COUNT_OR_FIT = Kind(
-    _count_or_fit, {"anyOf": [{"type": "integer", "minimum": 1}, {"const": -1, "type": "integer"}]}
+    _count_or_fit,
+    {"anyOf": [integer(1, INT64 - 1).schema, {"const": -1, "type": "integer"}]},
 )
 """A number of tokens of at least 1; -1 means as many as fit."""
 

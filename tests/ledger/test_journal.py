@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -227,19 +229,26 @@ def test_a_folder_that_somebody_removes_is_made_again(
     assert set(found.values()) == {"answered"}
 
 
+@contextmanager
+def failing_writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The disk fails inside, and that is said."""
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            yield
+
+
 def test_a_disk_that_fails_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of a request cannot be written; its admission stays until it is in the database."""
     journal = Journal(tmp_path, "p", limit_bytes=LIMIT)
     journal.__enter__()
     journal.admit(replace(record("a"), status="lost"))
-    with monkeypatch.context() as patch:
-
-        def fail(*_: object) -> int:
-            raise OSError(errno.EIO, "Input/output error")
-
-        patch.setattr(os, "pwrite", fail)
-        with pytest.raises(OSError, match="Input/output"):
-            journal.settle(record("a"))
+    with failing_writes(monkeypatch):
+        journal.settle(record("a"))
     assert journal.unsettled == 0
     journal.written(["a"])
     journal.admit(replace(record("b"), status="lost"))
@@ -254,14 +263,8 @@ def test_an_admission_that_cannot_be_taken_back_keeps_no_segment(
     """Nobody writes a released request to the database, so its lines would stay for ever."""
     with Journal(tmp_path, "p", limit_bytes=LIMIT) as journal:
         journal.admit(replace(record("a"), status="lost"))
-        with monkeypatch.context() as patch:
-
-            def fail(*_: object) -> int:
-                raise OSError(errno.EIO, "Input/output error")
-
-            patch.setattr(os, "pwrite", fail)
-            with pytest.raises(OSError, match="Input/output"):
-                journal.release(record("a"))
+        with failing_writes(monkeypatch):
+            journal.release(record("a"))
         assert journal.unsettled == 0
     assert list(tmp_path.iterdir()) == []
 

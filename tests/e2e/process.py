@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
+
 AFTERWORD = Path(sys.executable).parent / "afterword"
 MODEL = "smollm2-135m-instruct"
 
@@ -27,6 +29,13 @@ class Server:
     @property
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
+
+    def figure(self, name: str) -> float:
+        """Returns a figure of the engine from /metrics."""
+        text = httpx2.get(f"{self.url}/metrics").text
+        found = re.search(rf"^afterword_engine_{name}\{{.*\}} (.*)$", text, re.MULTILINE)
+        assert found is not None
+        return float(found[1])
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal. Returns the exit status."""

@@ -42,14 +42,6 @@ def stream() -> Iterator[Callable[..., Stream]]:
         yield open_one
 
 
-def figure(server: Server, name: str) -> float:
-    """Returns a figure of the engine from /metrics."""
-    text = httpx2.get(f"{server.url}/metrics").text
-    found = re.search(rf"^afterword_engine_{name}\{{.*\}} (.*)$", text, re.MULTILINE)
-    assert found is not None
-    return float(found[1])
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_streams_finish(
     tiny: Server, number: signal.Signals, stream: Callable[..., Stream]
@@ -84,13 +76,13 @@ def test_what_outlasts_the_grace_is_cut(
 def test_a_client_that_leaves_frees_its_slots(tiny: Server, stream: Callable[..., Stream]) -> None:
     leaving = stream(tiny, n=4, max_tokens=8000)
     next(leaving.frames())
-    assert figure(tiny, "active_slots") == 4
+    assert tiny.figure("active_slots") == 4
     leaving.close()
-    while figure(tiny, "active_slots"):
+    while tiny.figure("active_slots"):
         # If the server did not notice, the slots would be free after 32,000 tokens.
-        assert figure(tiny, "generated_tokens_total") < 30_000
+        assert tiny.figure("generated_tokens_total") < 30_000
     # The server noticed and did not generate the rest.
-    assert figure(tiny, "generated_tokens_total") < 30_000
+    assert tiny.figure("generated_tokens_total") < 30_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process")
@@ -101,7 +93,7 @@ def test_a_stalled_reader_holds_nobody_up(tiny: Server, stream: Callable[..., St
     stalled = stream(tiny, **body, receive_bytes=2048)
     for _ in range(3):
         stream(tiny, max_tokens=200).text()
-    while figure(tiny, "active_slots"):
+    while tiny.figure("active_slots"):
         pass
     # The memory that waits for it is small, compared with the engine's own for six streams.
     assert resident_bytes(tiny) - before < 64_000_000

@@ -165,8 +165,11 @@ def test_the_server_goes_and_comes_back(visit: Open, tiny_model: Path, tmp_path:
         page.evaluate("document.querySelector('#field-ignore_eos').click()")
         editor.write("It was")
         page.keyboard.press("Control+Enter")
-        editor.until("document.querySelector('#text').value.length > 60")
+        # The page draws more slowly than a tiny model writes, so the server is asked.
+        while first.figure("generated_tokens_total") < 200:
+            pass
         first.stop(signal.SIGKILL)
+        editor.until("document.querySelector('#text').value.length > 60")
         notice = page.locator("#notice")
         expect(notice).to_contain_text("The server does not answer.")
         editor.settle()

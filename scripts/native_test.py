@@ -1,8 +1,8 @@
 """Compiles and runs the tests of native/ on every kind of processor that the kernels are for.
 
-Without arguments: with sanitizers, for AVX2, for x86-64 without AVX (by clang, emulated), and for
-ARM (emulated). With --libraries it only compiles the tests for the libraries in a folder, and
-prints the program's path; tests/native runs that.
+Without arguments: with sanitizers of memory and of threads, for AVX2, for x86-64 without AVX (by
+clang, emulated), and for ARM (emulated). With --libraries it only compiles the tests for the
+libraries in a folder, and prints the program's path; tests/native runs that.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ WARNINGS = ("-Wall", "-Wextra")
 PROGRAM = "afterword-tests"
 PROCESSORS = os.cpu_count() or 1
 SANITIZERS = f"-g1 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all {NO_AMX}"
+# gcc warns that this sanitizer does not know fences: ggml has other code for it.
+OF_THREADS = f"-g1 -O1 -fsanitize=thread -Wno-tsan {NO_AMX}"
+# Products of ggml's own that take long to compile, and that no test needs.
+LEFT_OUT = ("-DGGML_CPU_REPACK=OFF", "-DGGML_LLAMAFILE=OFF")
 
 
 class Build(NamedTuple):
@@ -58,6 +62,8 @@ class Build(NamedTuple):
     flags: str = ""
     emulator: Sequence[str] = ()
     kernels: Sequence[str] = ("portable",)
+    # How the names of the cases begin that are run; all of them if there are none.
+    cases: Sequence[str] = ()
 
 
 BUILDS = (
@@ -65,10 +71,19 @@ BUILDS = (
         "sanitized", cmake=("-DCMAKE_BUILD_TYPE=None",), flags=SANITIZERS,
         kernels=("avx512", "avx2", "portable"),
     ),
+    # What threads share; the rest would only take longer.
+    Build(
+        "threads", cmake=("-DCMAKE_BUILD_TYPE=None", *LEFT_OUT), flags=OF_THREADS,
+        kernels=("avx512",),
+        cases=(
+            "threads/", "draw/2 threads", "draw/5 threads", "packed/portions", "experts/q4_K",
+            "attention/f16 blocks", "guard/",
+        ),
+    ),
     Build(
         "avx2", kernels=("avx2",),
         cmake=(
-            "-DGGML_NATIVE=OFF", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON",
+            *LEFT_OUT, "-DGGML_NATIVE=OFF", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON",
             "-DGGML_BMI2=ON",
         ),
     ),
@@ -76,7 +91,7 @@ BUILDS = (
     Build(
         "x86-64", cxx="clang++", cc="clang", flags="-Werror",
         cmake=(
-            "-DGGML_NATIVE=OFF", "-DGGML_SSE42=OFF", "-DGGML_AVX=OFF", "-DGGML_AVX2=OFF",
+            *LEFT_OUT, "-DGGML_NATIVE=OFF", "-DGGML_SSE42=OFF", "-DGGML_AVX=OFF", "-DGGML_AVX2=OFF",
             "-DGGML_FMA=OFF", "-DGGML_F16C=OFF", "-DGGML_BMI2=OFF",
         ),
         emulator=("qemu-x86_64", "-cpu", "qemu64"),
@@ -84,7 +99,8 @@ BUILDS = (
     Build(
         "aarch64", cxx="aarch64-linux-gnu-g++", cc="aarch64-linux-gnu-gcc",
         cmake=(
-            "-DGGML_NATIVE=OFF", "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+            *LEFT_OUT, "-DGGML_NATIVE=OFF", "-DCMAKE_SYSTEM_NAME=Linux",
+            "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
         ),
         emulator=("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"),
     ),
@@ -188,7 +204,8 @@ def source(given: Path | None) -> Path:
 
 def library(build: Build, tree: Path) -> Path:
     """Compile ggml with native/ in one way. Returns the folder of the libraries."""
-    folder = cache() / f"{build.name}-{digest(str(tree), repr(build))}"
+    compiled_by = (build.cc, build.cxx, build.flags, *build.cmake)
+    folder = cache() / f"{build.name}-{digest(str(tree), *compiled_by)}"
     # The last of two options of one name holds.
     options = [*CMAKE_FLAGS, *build.cmake]
     run_quietly([
@@ -208,7 +225,8 @@ def run_tests(program: Path, build: Build) -> Mapping[str, int]:
     passed = {}
     for kernels in build.kernels:
         # All tests with the first set; with the others those of packed weights.
-        wanted = () if kernels == build.kernels[0] else ("packed/", "experts/", "threads/")
+        first = kernels == build.kernels[0]
+        wanted = build.cases if first else ("packed/", "experts/", "threads/")
         done = subprocess.run(
             [*build.emulator, program, *wanted], stdout=subprocess.PIPE, text=True, check=False,
             env={**os.environ, "AFTERWORD_KERNELS": kernels},

@@ -176,10 +176,11 @@ seeing read_mask(const attention_op & op, int64_t first_cell, int n, tile & t) {
     return found;
 }
 
-// Whether a row does not see a cell. Compilers make vectors of comparisons of integers, not of floats.
-bool is_hidden(float mask) {
+// Whether a mask hides a cell, or a score gives it no weight. Compilers make vectors of comparisons of integers, not of
+// floats.
+bool is_hidden(float value) {
     uint32_t bits;
-    std::memcpy(&bits, &mask, sizeof(bits));
+    std::memcpy(&bits, &value, sizeof(bits));
     return bits == 0xff800000;
 }
 
@@ -209,7 +210,8 @@ void weigh(const attention_op & op, const seeing & rows, tile & t) {
     for (int i = rows.begin; i < rows.end; i++) {
         float *     scores = t.scores + i * TILE_CELLS;
         const float most   = largest<lanes>(scores, TILE_CELLS);
-        if (most == -INFINITY) {
+        // The largest of scores does not count those that are no number, which may be all that the row sees.
+        if (most == -INFINITY && std::all_of(scores, scores + TILE_CELLS, is_hidden)) {
             std::memset(scores, 0, TILE_CELLS * sizeof(float));
             continue;
         }

@@ -19,7 +19,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -43,7 +43,7 @@ template <class Work> void share_out(int64_t count, int64_t bytes, const Work & 
         for (int64_t t = 1; t < threads; t++) {
             helpers.emplace_back(take);
         }
-    } catch (const std::system_error & error) {
+    } catch (const std::exception & error) {  // no thread, or no memory for one
         GGML_LOG_DEBUG("weights are packed by %zu threads: %s\n", helpers.size() + 1, error.what());
     }
     take();
@@ -71,7 +71,7 @@ class traits : public ggml::cpu::tensor_traits {
 
     bool work_size(int threads, const ggml_tensor * op, size_t & size) override {
         return with_product(const_cast<ggml_tensor *>(op), [&](const auto & product) {
-            size = product.work_bytes() * (few_columns(op) ? threads : 1);
+            size = few_columns(op) ? threads * product.work_bytes(1) : product.work_bytes(threads);
         });
     }
 
@@ -80,7 +80,7 @@ class traits : public ggml::cpu::tensor_traits {
             GGML_ASSERT(op->src[1]->nb[0] == sizeof(float) && op->nb[0] == sizeof(float));
             char * work = (char *) params->wdata;
             if (few_columns(op)) {
-                work += params->ith * product.work_bytes();
+                work += params->ith * product.work_bytes(1);
                 product.prepare(work, 0, 1);
                 product.multiply(*params, work);
             } else if (afterword_turns_stage(params->threadpool) == 0) {

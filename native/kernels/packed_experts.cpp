@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 namespace afterword {
 namespace {
@@ -15,12 +14,14 @@ constexpr int64_t COLUMNS = 192;
 
 }  // namespace
 
-size_t expert_product::work_bytes() const {
-    return bytes_of_columns() + bytes_of_uses() + whole_lines((n_experts() + 1) * sizeof(int32_t));
+size_t expert_product::work_bytes(int64_t parts) const {
+    return bytes_of_columns() + bytes_of_uses() + (1 + parts) * bytes_of_begins();
 }
 
 template <class Byte> expert_product::parts<Byte> expert_product::parts_of(Byte * work) const {
-    return { work, work + bytes_of_columns(), work + bytes_of_columns() + bytes_of_uses() };
+    Byte * const uses   = work + bytes_of_columns();
+    Byte * const begins = uses + bytes_of_uses();
+    return { work, uses, begins, begins + bytes_of_begins() };
 }
 
 int32_t expert_product::expert_of(int64_t number, int64_t token) const {
@@ -39,7 +40,8 @@ void expert_product::prepare(char * work, int64_t ith, int64_t nth) const {
     const size_t        column_bytes = kernel.column_bytes(values);
     const parts<char>   to           = parts_of(work);
 
-    std::vector<int32_t> next(n_experts() + 1);
+    auto * const next = (int32_t *) (to.next + ith * bytes_of_begins());
+    std::fill_n(next, n_experts() + 1, 0);
     for (int64_t t = 0; t < tokens; t++) {
         for (int64_t i = 0; i < used; i++) {
             next[expert_of(i, t) + 1]++;
@@ -49,7 +51,7 @@ void expert_product::prepare(char * work, int64_t ith, int64_t nth) const {
         next[e + 1] += next[e];
     }
     if (ith == 0) {
-        std::copy(next.begin(), next.end(), (int32_t *) to.begins);
+        std::copy_n(next, n_experts() + 1, (int32_t *) to.begins);
     }
     for (int64_t t = 0; t < tokens; t++) {
         const char * first = nullptr;  // prepared

@@ -23,7 +23,7 @@ int64_t plane_of_weights(const ggml_tensor * op, int64_t plane) {
 
 }  // namespace
 
-size_t matrix_product::work_bytes() const {
+size_t matrix_product::work_bytes(int64_t) const {
     return whole_lines(ggml_nrows(op->src[1]) * kernel.column_bytes(op->src[1]->ne[0]));
 }
 

@@ -33,9 +33,11 @@ class matrix_product {
 public:
     matrix_product(const packed_kernel & kernel, ggml_tensor * op) : kernel(kernel), op(op) {}
 
-    size_t work_bytes() const;
+    // Bytes for columns that are prepared in so many parts.
+    size_t work_bytes(int64_t parts) const;
 
-    // Prepares part `ith` of `nth` of the columns.
+    // Prepares part `ith` of `nth` of the columns. Like all that graphs call, it allocates nothing: an exception of a
+    // thread of the pool would end the process.
     void prepare(char * work, int64_t ith, int64_t nth) const;
 
     // Takes portions of panels until there are no more: a thread that is late takes fewer.
@@ -52,7 +54,7 @@ class expert_product {
 public:
     expert_product(const packed_kernel & kernel, ggml_tensor * op) : kernel(kernel), op(op) {}
 
-    size_t work_bytes() const;
+    size_t work_bytes(int64_t parts) const;
     void   prepare(char * work, int64_t ith, int64_t nth) const;
     void   multiply(const ggml_compute_params & params, const char * work) const;
 
@@ -67,12 +69,14 @@ private:
         Byte * columns;  // by experts
         Byte * uses;     // a `use` for each column
         Byte * begins;   // the first column of each expert, and how many columns there are
+        Byte * next;     // for each part, as many numbers: where the next column of each expert goes
     };
 
     template <class Byte> parts<Byte> parts_of(Byte * work) const;
 
     size_t bytes_of_columns() const { return whole_lines(n_uses() * kernel.column_bytes(op->src[1]->ne[0])); }
     size_t bytes_of_uses() const { return whole_lines(n_uses() * sizeof(use)); }
+    size_t bytes_of_begins() const { return whole_lines((n_experts() + 1) * sizeof(int32_t)); }
 
     int64_t n_experts() const { return op->src[0]->ne[2]; }
     int64_t n_uses() const { return ggml_nelements(op->src[2]); }

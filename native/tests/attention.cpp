@@ -111,6 +111,30 @@ public:
         return all.compute(result, threads);
     }
 
+    // One value of each head of a row's query is no number.
+    void spoil_query(int64_t row) {
+        for (int64_t head = 0; head < of.heads; head++) {
+            queries[(row * of.heads + head) * of.key_size + head % of.key_size] = NAN;
+        }
+    }
+
+    // The same of the key of a cell, with which no score is a number.
+    void spoil_key(int64_t cell) {
+        const size_t cell_bytes = of.cache_heads * ggml_row_size(of.keys, of.key_size);
+        std::fill_n(keys.begin() + cell * cell_bytes, cell_bytes, (uint8_t) 0xff);
+    }
+
+    bool sees(int64_t row, int64_t cell) const { return std::isfinite(ggml_fp16_to_fp32(mask[row * of.cells + cell])); }
+
+    bool sees_any(int64_t row) const {
+        for (int64_t cell = 0; cell < of.cells; cell++) {
+            if (sees(row, cell)) {
+                return true;
+            }
+        }
+        return false;
+    }
+
     // The largest difference to float64, relative to the largest value that a row sees.
     double difference(const std::vector<float> & got) const {
         const auto k = to_floats(of.keys, keys.data(), of.streams() * of.cells * of.cache_heads * of.key_size);
@@ -289,6 +313,36 @@ void agrees(const options & of, uint64_t seed = 1) {
     same(0, std::min<int64_t>(2, of.rows), 1);
 }
 
+// Rows whose scores are no numbers have no finite result, and the others have the bits that they have without.
+void breaks(const options & of, const attention & whole, const attention & broken, const std::function<bool(int64_t)> & is_broken) {
+    const auto    expected = whole.compute(0, of.rows, 1);
+    const auto    got      = broken.compute(0, of.rows, 2);
+    const int64_t size     = of.heads * of.value_size;
+    for (int64_t i = 0; i < of.rows * size; i++) {
+        const int64_t row = i / size;
+        if (is_broken(row)) {
+            check(!std::isfinite(got[i]), of.rows, " rows, ", of.cells, " cells: row ", row, " has ", got[i]);
+        } else {
+            check(same_bits(got[i], expected[i]), of.rows, " rows, ", of.cells, " cells: row ", row, " differs");
+        }
+    }
+}
+
+void broken_rows(options of) {
+    for (const int64_t cells : { 1, 5, 64, 70, 600 }) {
+        for (const int64_t rows : { 1, 5, 70 }) {
+            of.cells = cells, of.rows = rows;
+            const attention whole(of, cells + rows);
+            const int64_t   row = rows / 2, cell = cells / 2;
+            attention       query = whole, key = whole;
+            query.spoil_query(row);
+            breaks(of, whole, query, [&](int64_t at) { return at == row && whole.sees_any(at); });
+            key.spoil_key(cell);
+            breaks(of, whole, key, [&](int64_t at) { return whole.sees(at, cell); });
+        }
+    }
+}
+
 options with(ggml_type type) {
     options of;
     of.keys = of.values = type;
@@ -368,6 +422,7 @@ void add_attention(test_cases & cases) {
         const std::string name = ggml_type_name(type);
         add_format(cases, name, with(type));
         cases.push_back({ "attention/" + name + " rows, cells and heads", [type] { shapes(with(type)); } });
+        cases.push_back({ "attention/" + name + " scores that are no numbers", [type] { broken_rows(with(type)); } });
         cases.push_back({ "attention/" + name + " sizes of heads", [type] {
             sizes(with(type), { 1, 2, 3, 5, 7, 8, 15, 16, 17, 24, 33, 40, 72, 80, 96, 100, 128, 192, 256 });
         } });

@@ -2,6 +2,7 @@
 
 #include "packed.h"
 
+#include "allocations.h"
 #include "backend.h"
 #include "tests.h"
 
@@ -246,6 +247,21 @@ void same_everywhere() {
     check(digest == 0x9f4582b6f39534f8, "the digest is ", std::hex, digest);
 }
 
+// Weights are packed by several threads if there is memory for these, else by fewer.
+void packed_without_memory_for_threads() {
+    const matrix  m(FORMATS[0], 1024, 1024, 17);
+    const size_t  size     = ggml_row_size(m.of.type, m.values) * m.rows;
+    tensors       all;
+    ggml_tensor * expected = m.pack(all);
+    ggml_tensor * packed   = m.pack(all);
+    std::memset(packed->data, 0xff, size);
+    for (int64_t most = 1; most < 3; most++) {
+        const allocations few(most);
+        ggml_backend_tensor_set(packed, m.bytes.data(), 0, m.bytes.size());
+    }
+    check(std::memcmp(packed->data, expected->data, size) == 0, "it is packed otherwise");
+}
+
 void only_panels_are_packed() {
     for (const int64_t rows : { 1, 15, 17, 31 }) {
         tensors           all;
@@ -274,6 +290,7 @@ void add_packed(test_cases & cases) {
     }
     cases.push_back({ "packed/portions", portions });
     cases.push_back({ "packed/only whole panels", only_panels_are_packed });
+    cases.push_back({ "packed/no memory for threads", packed_without_memory_for_threads });
     if (std::string(packed_kernels_in_use()) == "portable") {
         cases.push_back({ "packed/the same bits everywhere", same_everywhere });
     }

@@ -1,6 +1,7 @@
 // Pools of threads.
 
 #include "afterword.h"
+#include "allocations.h"
 #include "backend.h"
 #include "tests.h"
 
@@ -133,6 +134,30 @@ void stops() {
     }
 }
 
+// Memory that a thread of the pool asks for in vain would end the process. What the graph needs is there before it begins.
+void allocates_nothing(int64_t tokens) {
+    constexpr int64_t SIZE = 64, EXPERTS = 6, USED = 2;
+    random_numbers       random(3);
+    const auto           weights = random.uniform(SIZE * SIZE * EXPERTS), input = random.uniform(SIZE * tokens);
+    std::vector<int32_t> chosen(USED * tokens);
+    for (int64_t i = 0; i < USED * tokens; i++) {
+        chosen[i] = (int32_t) (i % EXPERTS);
+    }
+    chain          one(tokens);
+    ggml_context * context = one.all.context();
+    ggml_tensor *  experts = one.all.make(packed_buffer_type(), GGML_TYPE_F32, { SIZE, SIZE, EXPERTS }, weights.data());
+    ggml_tensor *  ids     = one.all.make(GGML_TYPE_I32, { USED, tokens }, chosen.data());
+    const size_t   stride  = one.result->nb[1];
+    ggml_tensor *  columns = ggml_view_3d(context, one.result, SIZE, 1, tokens, stride, stride, 0);
+    ggml_cgraph *  graph   = one.all.graph_of(ggml_mul_mat_id(context, experts, columns, ids));
+    pool           ours(3, 1);
+    for (const bool first : { true, false }) {
+        const allocations counted;
+        check(ggml_backend_graph_compute(ours.backend, graph) == GGML_STATUS_SUCCESS, "the graph was not computed");
+        check(first || counted.made() == 0, "it allocates memory ", counted.made(), " times");
+    }
+}
+
 std::vector<float> product(ggml_backend_t backend) {
     random_numbers           random(1);
     tensors                  all;
@@ -154,6 +179,10 @@ void add_threads(test_cases & cases) {
     cases.push_back({ "threads/beside endless loops", beside_loops });
     cases.push_back({ "threads/two pools at once", two_pools });
     cases.push_back({ "threads/a graph that stops", stops });
+    for (const int64_t tokens : { 1, 40 }) {
+        cases.push_back({ "threads/a graph of " + std::to_string(tokens) + " columns allocates nothing",
+                          [=] { allocates_nothing(tokens); } });
+    }
     for (const int threads : { 1, 2, 5 }) {
         for (const uint32_t poll : { 0u, 50u, 100u }) {
             const std::string name =

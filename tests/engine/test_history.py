@@ -155,11 +155,13 @@ def test_breakers_are_looked_for_where_a_token_comes(monkeypatch: pytest.MonkeyP
     assert looked <= 2000 * (MOST_TAIL_TOKENS + 1)
 
 
-def test_dry_reaches_no_infinity() -> None:
-    repetition = Repetition(multiplier=1, base=4, allowed_length=1, window=5000)
+@pytest.mark.parametrize(("multiplier", "base"), [(1, 4), (100, 4), (100, 100), (100, 1.000001)])
+def test_dry_reaches_no_infinity(multiplier: float, base: float) -> None:
+    """It makes tokens unlikely and bans none: the only one that is allowed can still be drawn."""
+    repetition = Repetition(multiplier=multiplier, base=base, allowed_length=1, window=5000)
     got = penalised([1] * 4000, [], SamplingParams(repetition=repetition), row_of(1))
     assert np.isfinite(got).all()
-    assert got[1] < -1e37
+    assert got[1] < (-1e37 if base > 2 else -90)
 
 
 def test_siblings_share_what_a_prompt_costs(monkeypatch: pytest.MonkeyPatch) -> None:

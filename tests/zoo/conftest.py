@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from afterword.engine.llama.thread_count import ThreadCount
 from zoo.architectures import ARCHITECTURES
 from zoo.making import make_model
 from zoo.serving import Model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads_come_and_go() -> Iterator[None]:
+    """Each batch is computed by another number of threads, as beside other programs."""
+    numbers = random.Random(5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThreadCount, "for_batch", lambda self, *_: numbers.randint(1, self.most))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -188,8 +188,9 @@ _FILLS: Sequence[tuple[str, Callable[[Tensor, np.random.Generator], Values]]] = 
     (r"(norm|_ln\d?)\.weight$", _around_one),
     (r"(norm|_ln\d?)\.bias$", _normal(0.05)),
     (r"\.bias$|sinks", _normal(0.1)),
-    # Logits are far apart, so that greedy text has no ties.
-    (r"^(output|position_embd)\.weight$", _normal(0.3)),
+    # Logits are far apart, so that greedy text has no ties, and as far in models of longer rows.
+    (r"^output\.weight$", _by_width(3.4)),
+    (r"^position_embd\.weight$", _normal(0.3)),
     (r"gate_inp", _by_width(2)),
     # Attention weighs some positions more than others.
     (r"attn_(q|k|qkv|q_b|k_b)\.", _by_width(2)),

@@ -29,6 +29,7 @@ _MOST_STEPS = 20_000
 _SMALL = ContextOptions(
     slots=1, slot_tokens=256, batch_tokens=64, max_rows=32, threads=1, exact=True
 )
+_TWO_THREADS = EngineOptions(threads=2)
 _SCORE_BYTES = 2**20
 _STRETCH_IDS = range(260, 388)
 _CHECKPOINT_BYTES = 2**22
@@ -162,10 +163,14 @@ class Server:
 class Model:
     """A model file, and the answers of fresh servers. Close it at the end.
 
-    All prompts are ``stretch`` times as long, for windows larger than ``WINDOW``.
+    All prompts are ``stretch`` times as long, for windows larger than ``WINDOW``. ``given`` are the
+    options that do not say how much memory there is.
     """
 
-    def __init__(self, path: Path, *, stretch: int = 1) -> None:
+    def __init__(
+        self, path: Path, *, stretch: int = 1, given: EngineOptions = _TWO_THREADS
+    ) -> None:
+        self._given = given
         self.path = path
         self.stretch = stretch
         self._ctx: int | None = None
@@ -187,7 +192,9 @@ class Model:
     def options(self, slots: int, contexts: int = CONTEXTS) -> EngineOptions:
         """Returns the options with which the model is opened."""
         kv_bytes = contexts * (self._ctx or 0) * self._token_bytes
-        return EngineOptions(ctx=self._ctx, slots=slots, kv_bytes=kv_bytes or None, threads=1)
+        return msgspec.structs.replace(
+            self._given, ctx=self._ctx, slots=slots, kv_bytes=kv_bytes or None
+        )
 
     def open(self, slots: int, contexts: int = CONTEXTS) -> OpenModel:
         """Open the file again, with the kernels that the first load chose."""

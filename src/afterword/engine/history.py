@@ -18,8 +18,9 @@ from afterword.engine.arrays import Ids, Row, TokenIds
 Number = TypeVar("Number", np.int32, np.int64)
 Tail = tuple[int, ...]
 
-_LARGEST_LOG = 88.7228391
-"""Logarithm of the largest float32: a larger penalty would be infinite."""
+_LARGEST = float(np.finfo(np.float32).max)
+"""A larger penalty would be infinite, and ban a token."""
+_LARGEST_LOG = math.log(_LARGEST)
 
 
 class History:
@@ -240,7 +241,8 @@ class _Repeats:
         breakers = repetition.breakers
         loses = [() not in breakers.get(token, ()) for token in ids.tolist()]
         penalties = repetition.multiplier * np.power(repetition.base, exponents, dtype=np.float64)
-        return ids[loses].astype(np.int64), penalties[loses].astype(np.float32)
+        penalties = np.minimum(penalties[loses], _LARGEST)
+        return ids[loses].astype(np.int64), penalties.astype(np.float32)
 
 
 def _largest_exponent(base: float) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import msgspec
 import pytest
 
-from afterword.core.errors import EngineUnavailable
+from afterword.core.errors import ContextLengthExceeded, EngineUnavailable
 from afterword.core.job import NO_TOKEN, Event, Job, Prefilled, Sampled, SamplingParams
 from afterword.core.protocols import EngineCard
 from afterword.engine.batching.engine import BatchingEngine
@@ -90,3 +91,14 @@ async def test_a_close_that_nobody_waits_for_ends_what_runs() -> None:
     finally:
         may_end.set()
         await engine.aclose()
+
+
+async def test_a_job_that_no_slot_can_hold_is_refused_and_ends_nothing() -> None:
+    engine = toy_engine()
+    most = engine.card.context_tokens
+    long = msgspec.structs.replace(job(), prompt_ids=(1,) * (most - 1))
+    with pytest.raises(ContextLengthExceeded):
+        engine.open([job(), long])
+    assert await events_of(engine)
+    assert engine.healthy()
+    await engine.aclose()

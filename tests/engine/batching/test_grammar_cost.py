@@ -44,9 +44,10 @@ async def test_R17_a_grammar_that_costs_too_much_is_a_bad_request() -> None:
     engine = toy_engine()
     job = Job(
         prompt_ids=(1, 2), n=1, max_tokens=9, sampling=SamplingParams(ignore_eos=True), seed=1,
-        constraint=Constraint(OutputGrammar("grammar", ""), Costly()),
+        constraint=Constraint(OutputGrammar("grammar", ""), Costly(), "response_format"),
     )  # fmt: skip
     async with engine.open([job]) as generation:
-        with pytest.raises(InvalidRequest, match=r"grammar .* any further: too many items"):
+        with pytest.raises(InvalidRequest, match=r"any further: too many items") as raised:
             await _all(generation)
+    assert raised.value.param == "response_format"
     await engine.aclose()

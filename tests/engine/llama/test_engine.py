@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -245,6 +246,24 @@ def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"gpt2", b"none", 1))
     with pytest.raises(ConfigError, match="has no vocabulary"):
         LlamaModel(path)
+
+
+def test_a_load_that_fails_says_no_other_threads_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def log(line: bytes) -> None:
+        binding._log_callback(4, line, None)
+
+    def fail(*_: object) -> None:
+        other = threading.Thread(target=log, args=(b"of a model that serves",))
+        other.start()
+        other.join()
+        log(b"error loading model: of this one")
+
+    monkeypatch.setattr(binding, "_load_file", fail)
+    with pytest.raises(ConfigError, match="cannot load it: of this one"):
+        LlamaModel(make_gguf(tmp_path / "m.gguf"))
+    assert [line.message for line in caplog.records] == ["of a model that serves"]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")

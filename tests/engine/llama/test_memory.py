@@ -201,6 +201,26 @@ def test_blocks_are_fewer_if_memory_is_short(
     few.runner.close()
 
 
+@pytest.mark.parametrize(("name", "sequences"), [("mamba2", 8), ("llama", 64)])
+def test_the_log_says_why_there_are_fewer_sequences(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, sequences: int
+) -> None:
+    path = make_model(name, tmp_path / "x.gguf")
+    with caplog.at_level(logging.INFO, "afterword.engine"):
+        usual = opened(path)
+        more = opened(path, slots=20)
+    for one in (usual, more):
+        one.runner.close()
+    assert usual.card.details["max_sequences"] == sequences
+    assert more.card.details["max_sequences"] == 20
+    why = (
+        "model x: 8 sequences at once, not the 64 of --max-sequences: each has KV memory of its "
+        "own; --slots sets more"
+    )
+    said = [line for line in caplog.messages if "of --max-sequences" in line]
+    assert said == ([why] if sequences < 64 else [])
+
+
 def test_pages_of_a_mapped_file_are_released(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(bytes(2**26))

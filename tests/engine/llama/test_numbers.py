@@ -11,6 +11,7 @@ import pytest
 from afterword.core.errors import EngineFailed
 from afterword.core.job import Event, Job, Sampled, SamplingParams
 from afterword.engine.batching.engine import BatchingEngine
+from afterword.engine.llama.binding import CHANGES
 from afterword.engine.llama.engine import open_engine
 from afterword.engine.llama.loading import EngineOptions
 from support.tiny_gguf import make_gguf
@@ -106,3 +107,20 @@ async def test_other_requests_of_the_batch_go_on(engine: BatchingEngine) -> None
     assert isinstance(neighbour, list)
     assert said(neighbour) == alone
     assert engine.healthy()
+
+
+@pytest.mark.skipif(not CHANGES, reason="an unchanged library loses NaN in attention")
+@pytest.mark.parametrize(
+    "weights",
+    ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"],
+)
+async def test_no_operation_makes_numbers_of_nan(tmp_path: Path, weights: str) -> None:
+    path = make_gguf(tmp_path / "x.gguf", nan_weights=f"blk.1.{weights}.weight")
+    options = EngineOptions(slots=2, threads=1, probe=False)
+    engine = open_engine(path, digest="0" * 64, name="x", options=options)
+    try:
+        for text in ("o", "one two three"):
+            with pytest.raises(EngineFailed, match="computed no numbers"):
+                await ask(engine, text)
+    finally:
+        await engine.aclose()

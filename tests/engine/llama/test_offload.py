@@ -9,6 +9,8 @@ import ctypes
 import logging
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,22 @@ def test_no_gpu_is_a_reason_and_a_wanted_one_an_error(
     assert checkup.gpus() == "Vulkan0 (a card), 0.2 of 8.0 GiB free"
     # Who names a number decides.
     assert placed(tiny, 2).layers == 2
+
+
+def test_backends_are_opened_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs open models on several threads, and one that comes second finds all GPUs."""
+    opening = threading.Lock()
+    held = []
+
+    def opened() -> Sequence[str]:
+        held.append(opening.locked())
+        return []
+
+    monkeypatch.setattr(devices, "backends", lambda: ["Vulkan"])
+    monkeypatch.setattr(devices, "_opening", opening)
+    monkeypatch.setattr(devices, "_opened", opened)
+    assert devices.devices() == []
+    assert held == [True]
 
 
 def test_a_backend_that_cannot_be_opened_leaves_the_processor(

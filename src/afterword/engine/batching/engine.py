@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence as SequenceOf
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import msgspec
 
@@ -22,6 +22,11 @@ from afterword.core.errors import (
 from afterword.core.job import Constraint, Event, Job, OutputGrammar
 from afterword.core.mailbox import Mailbox, MailboxReader
 from afterword.core.protocols import EngineCard, EngineStats, Tokenizer
+from afterword.engine.batching.admission import (
+    nothing_to_draw,
+    refuse_too_long,
+    refuse_undrawable,
+)
 from afterword.engine.batching.runner import ModelRunner
 from afterword.engine.batching.worker import Abort, Add, Report, Worker
 from afterword.engine.row_query import GrammarError, NoNumbersError, NothingToDrawError
@@ -30,6 +35,13 @@ if TYPE_CHECKING:
     from afterword.engine.grammar import Grammars
 
 _RETRY_AFTER_S = 1
+
+
+class _OpenRequest(NamedTuple):
+    """A request whose events still come. Its jobs share what its errors name; one stands here."""
+
+    mailbox: Mailbox
+    job: Job
 
 
 class BatchingEngine:
@@ -57,10 +69,11 @@ class BatchingEngine:
         self._card = card
         self._max_waiting = max_waiting
         self._slots = runner.sequences
+        self._context_tokens = runner.context_tokens
         self._cells_total = runner.slots * runner.context_tokens
         if runner.blocks:
             self._cells_total = runner.blocks * runner.block_tokens
-        self._mailboxes: dict[int, Mailbox] = {}
+        self._open: dict[int, _OpenRequest] = {}
         self._unstarted: set[int] = set()
         self._keys = itertools.count()
         self._dead: Exception | None = None
@@ -90,19 +103,27 @@ class BatchingEngine:
         """The tokenizer of the model."""
         return self._tokenizer
 
-    def open(self, jobs: SequenceOf[Job]) -> BatchGeneration:
+    def open(
+        self, jobs: SequenceOf[Job], *, later: SequenceOf[Job] = (), admitted: bool = False
+    ) -> BatchGeneration:
         """Admit the jobs of one request; see ``core.protocols.Engine``."""
         if self._closed or self._dead is not None:
             raise EngineUnavailable("The engine is not available.")
-        if len(self._unstarted) >= self._max_waiting:
+        if not admitted and len(self._unstarted) >= self._max_waiting:
             raise EngineOverloaded(
                 "The engine is currently overloaded, please try again later.",
                 retry_after_s=_RETRY_AFTER_S,
             )
+        known = (*jobs, *later)
+        refuse_too_long(known, self._context_tokens)
+        try:
+            refuse_undrawable(known, len(self._tokenizer.pieces), self._tokenizer.end_ids)
+        except GrammarError as error:
+            raise _as_api_error(error, jobs[0]) from None
         self._loop = asyncio.get_running_loop()
         key = next(self._keys)
         mailbox = Mailbox()
-        self._mailboxes[key] = mailbox
+        self._open[key] = _OpenRequest(mailbox, jobs[0])
         self._unstarted.add(key)
         self._worker.send(Add(key, tuple(jobs)))
         return BatchGeneration(self, key, mailbox)
@@ -153,13 +174,13 @@ class BatchingEngine:
 
     def abort(self, key: int, job: int, seq: int) -> None:
         """Stop one sequence at the next step."""
-        if key in self._mailboxes:
+        if key in self._open:
             self._worker.send(Abort(key, (job, seq)))
 
     def leave(self, key: int) -> None:
         """Abort the sequences of a request at the next step, because its reader is gone."""
         self._unstarted.discard(key)
-        if self._mailboxes.pop(key, None) is not None:
+        if self._open.pop(key, None) is not None:
             self._worker.send(Abort(key, None))
 
     def _deliver(self, report: Report) -> None:
@@ -180,22 +201,24 @@ class BatchingEngine:
             by_key.setdefault(key, []).append(event)
         for key, events in by_key.items():
             self._unstarted.discard(key)
-            mailbox = self._mailboxes.get(key)
-            if mailbox is not None:
-                mailbox.put(events)
+            request = self._open.get(key)
+            if request is not None:
+                request.mailbox.put(events)
         for key in report.ended:
             self._finish(key, None)
         for key, error in report.failed:
-            self._finish(key, _as_api_error(error))
+            request = self._open.get(key)
+            if request is not None:
+                self._finish(key, _as_api_error(error, request.job))
 
     def _finish(self, key: int, error: ApiError | None) -> None:
         self._unstarted.discard(key)
-        mailbox = self._mailboxes.pop(key, None)
-        if mailbox is not None:
-            mailbox.close(error)
+        request = self._open.pop(key, None)
+        if request is not None:
+            request.mailbox.close(error)
 
     def _close_all(self, error: ApiError) -> None:
-        for key in list(self._mailboxes):
+        for key in list(self._open):
             self._finish(key, error)
 
 
@@ -225,16 +248,16 @@ class BatchGeneration(MailboxReader):
         self._engine.abort(self._key, job, seq)
 
 
-def _as_api_error(error: Exception) -> ApiError:
+def _as_api_error(error: Exception, job: Job) -> ApiError:
+    """Returns what the client of a failed request sees; ``job`` is one of its jobs."""
     if isinstance(error, NothingToDrawError):
-        # The request asks for it, and would fail again.
-        return InvalidRequest(
-            "No token could be drawn: 'logit_bias', 'allowed_token_ids', 'min_tokens' and the "
-            "grammar leave none."
-        )
+        return nothing_to_draw(job)
     if isinstance(error, GrammarError):
-        # So does a grammar that costs more than its bounds.
-        return InvalidRequest(f"The grammar could not be followed any further: {error}")
+        # A grammar that costs more than its bounds. The request would fail again.
+        return InvalidRequest(
+            f"The grammar could not be followed any further: {error}",
+            param=None if job.constraint is None else job.constraint.field,
+        )
     if isinstance(error, NoNumbersError):
         return EngineFailed(
             "The model computed no numbers for this request: its weights, or what they give here, "

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,18 +86,41 @@ _window = additions.get("llama_afterword_window")
 
 _ASKED_FOR = "using full-size SWA cache"
 """A warning about what we ask for on purpose, for every model with sliding windows."""
-_complaints: list[str] | None = None
-"""Error lines of the library while it loads or converts a file; None at other times."""
+
+
+class _Complaints(threading.local):
+    """Error lines of the library while this thread loads or converts a file, else None."""
+
+    lines: list[str] | None = None
+
+    @contextmanager
+    def gathered(self) -> Iterator[list[str]]:
+        """Gather this thread's error lines, in place of logging them, while the block runs."""
+        lines: list[str] = []
+        self.lines = lines
+        try:
+            yield lines
+        finally:
+            self.lines = None
+
+
+_complaints = _Complaints()
+
+
+def _reason(complaints: Sequence[str], prefix: str) -> str:
+    """Returns what the first complaint says behind a prefix of the library's."""
+    said = complaints[0].rsplit(prefix, 1)[-1] if complaints else ""
+    return said or "it gives no reason"
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
 def _log_callback(level: int, text: bytes, _user: object) -> None:
     line = text.decode(errors="replace").rstrip()
     severity = _LEVELS.get(level, logging.DEBUG)
-    if _complaints is not None:
+    if _complaints.lines is not None:
         # ``_load`` reports errors in one line; ``ends`` handles what vocabularies are warned of.
         if severity >= logging.ERROR:
-            _complaints.append(line)
+            _complaints.lines.append(line)
         severity = logging.DEBUG
     if _ASKED_FOR in line:
         severity = logging.DEBUG
@@ -114,7 +137,6 @@ def multiply_row_by_row() -> None:
 
 def _load(path: Path, *, repack: bool, offload: Offload) -> Any:  # noqa: ANN401 - a pointer
     """Load a file's weights. Raises ``ConfigError`` with the library's first complaint."""
-    global _complaints  # noqa: PLW0603 - the library has one log for the process
     params = lib.llama_model_default_params()
     params.n_gpu_layers = offload.layers
     # A model that knows a device computes in the library's own way, so it knows those it uses.
@@ -128,16 +150,14 @@ def _load(path: Path, *, repack: bool, offload: Offload) -> Any:  # noqa: ANN401
     file_bytes = sum(part.stat().st_size for part in part_paths(path))
     if file_bytes * _MAPPED_FROM <= memory_limit():
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
-    _complaints = []
-    try:
-        model = _load_file(os.fsencode(path), params)
-        if not model:
-            reason = _complaints[0].rsplit("error loading model: ", 1)[-1] if _complaints else ""
-            raise ConfigError(f"{path}: llama.cpp cannot load it: {reason or 'it gives no reason'}")
-    except NativeError as error:
-        raise ConfigError(f"{path}: llama.cpp cannot load it: {error}") from error
-    finally:
-        _complaints = None
+    with _complaints.gathered() as complaints:
+        try:
+            model = _load_file(os.fsencode(path), params)
+        except NativeError as error:
+            raise ConfigError(f"{path}: llama.cpp cannot load it: {error}") from error
+    if not model:
+        reason = _reason(complaints, "error loading model: ")
+        raise ConfigError(f"{path}: llama.cpp cannot load it: {reason}")
     return model
 
 
@@ -158,29 +178,23 @@ def convert(source: Path, destination: Path, quantization: str, threads: int) ->
     Norms and other vectors keep their format. Raises ``ConfigError`` with the library's first
     error.
     """
-    global _complaints  # noqa: PLW0603 - the library has one log for the process
     start()
     params = lib.llama_model_quantize_default_params()
     params.ftype = _FILE_TYPES[quantization]
     params.allow_requantize = True
     params.nthread = threads
-    _complaints = []
     part = destination.with_name(f"{destination.name}.part")
+    failed = f"{source}: llama.cpp cannot convert it to {quantization}"
     try:
         files = (os.fsencode(source), os.fsencode(part))
-        if _quantize(*files, ctypes.byref(params)):
-            reason = _complaints[0].rsplit("failed to quantize: ", 1)[-1] if _complaints else ""
-            raise ConfigError(
-                f"{source}: llama.cpp cannot convert it to {quantization}: "
-                f"{reason or 'it gives no reason'}"
-            )
+        with _complaints.gathered() as complaints:
+            code = _quantize(*files, ctypes.byref(params))
+        if code:
+            raise ConfigError(f"{failed}: {_reason(complaints, 'failed to quantize: ')}")
         part.replace(destination)
     except NativeError as error:
-        raise ConfigError(
-            f"{source}: llama.cpp cannot convert it to {quantization}: {error}"
-        ) from error
+        raise ConfigError(f"{failed}: {error}") from error
     finally:
-        _complaints = None
         part.unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -21,6 +22,8 @@ from afterword.engine.llama.binding import CHANGES, LlamaModel, additions, lib
 from afterword.engine.llama.fair_lock import FairLock
 from afterword.engine.llama.guard import NativeError, guarded, returning
 from afterword.engine.llama.native import Sizes
+from afterword.engine.llama.offload import Offload
+from afterword.engine.llama.thread_count import ThreadCount
 from afterword.engine.sampler import Exponentials
 from afterword.engine.sampler import exponentials as _by_numpy
 
@@ -137,6 +140,34 @@ def _no_memory(options: ContextOptions) -> ConfigError:
     )
 
 
+def _params(options: ContextOptions, offload: Offload) -> Any:  # noqa: ANN401 - a struct of ctypes
+    """Returns the library's parameters of a context. Raises ``ConfigError`` for too many cells."""
+    params = lib.llama_context_default_params()
+    cells = options.slots * options.slot_tokens
+    if cells > _MOST_CELLS:
+        # ctypes would pass the number without its upper bits.
+        raise _no_memory(options)
+    params.n_ctx = cells
+    # A runner may add one token for each slot to a full batch.
+    params.n_batch = options.batch_tokens + options.slots
+    params.n_ubatch = options.batch_tokens
+    params.n_seq_max = options.slots
+    params.n_threads = params.n_threads_batch = options.threads
+    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    # Each slot has its own KV stream, so attention reads no cells of other slots.
+    params.kv_unified = False
+    two_formats = options.exact and not ATTENTION_BY_ROWS
+    params.type_k = _GGML_TYPE_BF16 if two_formats else _GGML_TYPE_F16
+    params.type_v = _GGML_TYPE_F16
+    params.swa_full = True
+    if offload.layers:
+        params.offload_kqv = offload.kv
+        # Layers stay where they are, whatever the size of the batch.
+        params.op_offload = False
+    params.no_perf = True
+    return params
+
+
 class LlamaContext:
     """KV memory and compute buffers for some slots. Used by one thread at a time.
 
@@ -147,31 +178,9 @@ class LlamaContext:
         self._options = options
         self._vocabulary = model.vocabulary
         self._slack = options.slots if options.slots > 1 else 0
-        params = lib.llama_context_default_params()
-        cells = options.slots * options.slot_tokens
-        if cells > _MOST_CELLS:
-            # ctypes would pass the number without its upper bits.
-            raise _no_memory(options)
-        params.n_ctx = cells
+        params = _params(options, model.offload)
         if _want_blocks is not None:
             _want_blocks(options.blocks * BLOCK_TOKENS)
-        # A runner may add one token for each slot to a full batch.
-        params.n_batch = options.batch_tokens + options.slots
-        params.n_ubatch = options.batch_tokens
-        params.n_seq_max = options.slots
-        params.n_threads = params.n_threads_batch = options.threads
-        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        # Each slot has its own KV stream, so attention reads no cells of other slots.
-        params.kv_unified = False
-        two_formats = options.exact and not ATTENTION_BY_ROWS
-        params.type_k = _GGML_TYPE_BF16 if two_formats else _GGML_TYPE_F16
-        params.type_v = _GGML_TYPE_F16
-        params.swa_full = True
-        if model.offload.layers:
-            params.offload_kqv = model.offload.kv
-            # Layers stay where they are, whatever the size of the batch.
-            params.op_offload = False
-        params.no_perf = True
         try:
             self._context: Any = _new_context(model.pointer, params)
         except NativeError as error:
@@ -179,6 +188,7 @@ class LlamaContext:
         if not self._context:
             raise _no_memory(options)
         _attach_threads(self._context, options.threads)
+        self._thread_count = ThreadCount(options.threads)
         self._memory: Any = lib.llama_get_memory(self._context)
         self.ragged = _ragged is not None and bool(_ragged(self._memory))
         """Whether a batch is computed at once if its slots have different numbers of tokens."""
@@ -244,11 +254,20 @@ class LlamaContext:
         self._wanted[:count] = wanted
         self._batch.n_tokens = count
         with _compute_lock:
+            began, ran = time.perf_counter(), time.thread_time()
+            threads = self._thread_count.for_batch(count, began)
+            lib.llama_set_n_threads(self._context, threads, threads)
             try:
-                return int(_decode(self._context, self._batch))
+                code = int(_decode(self._context, self._batch))
             except NativeError as error:
                 _log.warning("llama_decode threw: %s", error)
                 return THREW
+            now = time.perf_counter()
+            if code == 0:
+                self._thread_count.took(
+                    count, threads, now, wall_s=now - began, cpu_s=time.thread_time() - ran
+                )
+            return code
 
     def bind(self, tables: npt.NDArray[np.uintp], lengths: npt.NDArray[np.int32]) -> None:
         """Give sequences 0, 1, 2 ... of the next batch their blocks, and so many tokens each.

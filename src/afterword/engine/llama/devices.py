@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,7 @@ _KV_PART = 4
 """Without a given context, KV memory counts with at most one part in this many of a device."""
 _F16_BYTES = 2
 _GIB = 2**30
+_opening = threading.Lock()
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:  # noqa: ANN401 - types of ctypes
@@ -128,7 +130,9 @@ def _found() -> Iterator[Device]:
     if not backends():
         return
     start()
-    _opened()
+    # Models may be opened on several threads, and none may look before all backends are there.
+    with _opening:
+        _opened()
     pointer = ctypes.c_void_p
     get = _function("ggml_backend_dev_get", pointer, ctypes.c_size_t)
     kind = _function("ggml_backend_dev_type", ctypes.c_int, pointer)

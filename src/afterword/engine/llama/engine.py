@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 
 import msgspec
 
 from afterword.core.errors import ConfigError
+from afterword.core.fingerprint import fingerprint
 from afterword.core.machine import memory_limit
 from afterword.core.protocols import EngineCard
 from afterword.engine.batching.engine import BatchingEngine
@@ -136,6 +136,7 @@ def _open(
         raise
     _say_offload(name, model.offload)
     _say_memory(name, slots, wanted, opened)
+    _say_fewer(name, slots, loaded, options)
     _say(name, options, loaded)
     card = EngineCard(
         context_tokens=made.slot_tokens,
@@ -205,6 +206,20 @@ def _say_memory(name: str, sequences: int, wanted: ContextOptions, opened: Opene
         sizes.kv / 2**30,
         sizes.buffers / 2**30,
         opened.process_bytes / 2**30,
+    )
+
+
+def _say_fewer(name: str, sequences: int, loaded: Loaded, options: EngineOptions) -> None:
+    """Log why fewer sequences than --max-sequences says are computed at once."""
+    if not loaded.together or sequences >= options.sequences:
+        return
+    _log.info(
+        "model %s: %d sequences at once, not the %d of --max-sequences: each has KV memory of its "
+        "own%s; --slots sets more",
+        name,
+        sequences,
+        options.sequences,
+        " with layers on a GPU" if loaded.model.offload.layers else "",
     )
 
 
@@ -303,8 +318,7 @@ def _say(name: str, options: EngineOptions, loaded: Loaded) -> None:
 
 
 def _fingerprint(digest: str, options: ContextOptions, offload: Offload, *, repack: bool) -> str:
-    """Returns ``fp_`` and ten hex digits of a digest of all that may change an answer (D3)."""
+    """Returns the fingerprint of all that may change an answer (D3)."""
     # How much memory there is for prefixes changes no answer.
     made = msgspec.json.encode(msgspec.structs.replace(options, blocks=0)).decode()
-    parts = (digest, f"{kernels()} {repack}", str(_NUMERICS), made, *offload.origin)
-    return f"fp_{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}"
+    return fingerprint(digest, f"{kernels()} {repack}", _NUMERICS, made, *offload.origin)

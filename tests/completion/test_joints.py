@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from afterword.completion.choice import Presentation
@@ -26,6 +26,7 @@ from afterword.completion.lengths import SHARE, LengthCosts
 from afterword.completion.openings import openings
 from afterword.completion.prompt_text import VocabView
 from afterword.completion.search import best_of
+from afterword.completion.units import Unit
 from afterword.core.job import Sampled, ScoredPrompt
 from afterword.engine.toy import ToyTokenizer
 
@@ -37,6 +38,11 @@ IDS = st.lists(st.integers(0, len(TOKENIZER.pieces) - 8), max_size=10)
 
 def seam(prompt: str, suffix: str) -> Seam:
     return make_seam(TOKENIZER.encode(prompt), TOKENIZER.encode(suffix), TOKENIZER, VOCAB)
+
+
+def first_of(found: Sequence[Joint], costs: LengthCosts, unit: Unit) -> Sequence[Joint]:
+    """The most promising middles, if all can be used."""
+    return next((listed for listed in promising(found, costs, unit) if listed), [])
 
 
 def drawn(ids: Sequence[int]) -> Candidate:
@@ -55,12 +61,11 @@ def drawn(ids: Sequence[int]) -> Candidate:
     st.lists(st.sampled_from(["a", "th", "\n", "  ", " a"]), max_size=2),
     st.sampled_from(["", " ", "  "]),
 )
-def test_middles_are_beginnings_of_the_text_before_its_stop(
+@example([256], "", ["  "], " ")
+def test_middles_are_beginnings_of_the_text_before_a_stop_is_whole(
     ids: list[int], suffix: str, stops: list[str], begun: str
 ) -> None:
     text = begun + b"".join(TOKENIZER.pieces[token] for token in ids).decode(errors="replace")
-    for stop in stops:
-        text = text.partition(stop)[0]
     shown = Presentation(stops=tuple(stops))
     found = joints(drawn([*ids, 1]), seam("x", suffix), VOCAB, shown, len(ids), begun=begun)
     for joint in found:
@@ -99,6 +104,10 @@ def test_a_middle_stands_without_the_empty_lines_before_it_too() -> None:
     assert {"\n\nab", "ab"} <= promise.keys()
     # The token of the lines costs 1.
     assert promise["ab"] == promise["\n\nab"] + 1
+    # Without the lines it would have fewer tokens than it must.
+    least = Presentation(min_tokens=len(ids))
+    found = joints(drawn([*ids, 1]), seam("x", "y"), VOCAB, least, len(ids))
+    assert [joint.text for joint in found] == ["\n\nab"]
 
 
 def test_end_tokens_and_limits_end_a_candidate() -> None:
@@ -146,9 +155,9 @@ def test_a_trial_is_prompt_middle_and_suffix_as_one_text(
 
 @given(st.lists(st.tuples(TEXT, st.floats(-50, 0)), max_size=8), st.integers(1, 5))
 def test_the_most_promising_of_each_text(listed: list[tuple[str, float]], most: int) -> None:
-    found = promising(
-        [Joint(text, promise) for text, promise in listed], most, LengthCosts(()), "part"
-    )
+    found = first_of([Joint(text, promise) for text, promise in listed], LengthCosts(()), "part")[
+        :most
+    ]
     best = {text: max(p for t, p in listed if t == text) for text, _ in listed}
     visible = {text: p for text, p in best.items() if text.strip()} or best
     assert [joint.promise for joint in found] == sorted(visible.values(), reverse=True)[:most]
@@ -157,13 +166,13 @@ def test_the_most_promising_of_each_text(listed: list[tuple[str, float]], most: 
 
 def test_where_sentences_are_missing_middles_are_whole_ones() -> None:
     found = [Joint(" In", -1.0), Joint(" He sat.", -9.0), Joint(" .", -2.0), Joint(" Who?", -8.0)]
-    ordered = promising(found, 9, LengthCosts(()), "sentences")
+    ordered = first_of(found, LengthCosts(()), "sentences")
     assert [joint.text for joint in ordered] == [" Who?", " He sat."]
     # A text that goes on with the sentence before it is no whole one.
     rest = Joint(" in it.", -1.0)
-    assert promising([rest, *found], 1, LengthCosts(()), "sentences") == [Joint(" Who?", -8.0)]
-    assert promising(found[:1], 9, LengthCosts(()), "sentences") == found[:1]
-    assert promising(found, 1, LengthCosts(()), "part") == found[:1]
+    assert first_of([rest, *found], LengthCosts(()), "sentences")[0] == Joint(" Who?", -8.0)
+    assert first_of(found[:1], LengthCosts(()), "sentences") == found[:1]
+    assert first_of(found, LengthCosts(()), "part")[0] == found[0]
 
 
 def test_a_long_middle_is_compared_with_the_likeliest_of_its_length() -> None:
@@ -172,8 +181,8 @@ def test_a_long_middle_is_compared_with_the_likeliest_of_its_length() -> None:
         [0.0, -2.0 * SHARE, -8.0 * SHARE, -12.0 * SHARE, -16.0 * SHARE]
     )
     short, long = Joint("a", -3.0, 1), Joint("abc", -10.0, 3)
-    assert promising([short, long], 1, LengthCosts(()), "part") == [short]
-    assert promising([short, long], 1, costs, "part") == [long]
+    assert first_of([short, long], LengthCosts(()), "part")[0] == short
+    assert first_of([short, long], costs, "part")[0] == long
 
 
 def test_a_middle_does_not_repeat_the_suffix() -> None:
@@ -201,11 +210,12 @@ def test_sums_of_probabilities() -> None:
 def test_candidates_continue_the_prompt_alone_and_behind_the_suffix() -> None:
     prompt, suffix = "if a:\n", "\n    b\n"
     ids, after = TOKENIZER.encode(prompt), TOKENIZER.encode(suffix)
-    found = openings(ids, suffix, after, TOKENIZER, VOCAB, 100)
+    found = openings(ids, suffix, after, TOKENIZER, VOCAB, most_tokens=100)
     texts = [b"".join(TOKENIZER.pieces[token] for token in one.ids).decode() for one in found]
     behind = "    b\n\n"
     assert [one.begun for one in found] == ["", "    ", "", "    "]
     assert texts == [prompt, f"{prompt}    ", f"{behind}{prompt}", f"{behind}{prompt}    "]
-    words = openings(TOKENIZER.encode("a b"), " c", TOKENIZER.encode(" c"), TOKENIZER, VOCAB, 100)
+    ids_of = TOKENIZER.encode
+    words = openings(ids_of("a b"), " c", ids_of(" c"), TOKENIZER, VOCAB, most_tokens=100)
     assert [one.begun for one in words] == ["", ""]
-    assert len(openings(ids, suffix, after, TOKENIZER, VOCAB, len(ids))) == 1
+    assert len(openings(ids, suffix, after, TOKENIZER, VOCAB, most_tokens=len(ids))) == 1

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterword.completion.logprobs import LogprobsBuilder, bytes_text, token_text
+from afterword.completion.logprobs import LogprobsBuilder
 from afterword.completion.prompt_text import VocabView
 from afterword.core.job import NO_TOKEN
+from afterword.core.token_text import bytes_text, token_text
 from afterword.core.wire import LOWEST
 
 PIECES = (b"a", b"a", b"a", b" a", b"\xff", b"\xff", b"\xff", b"b", "é".encode())

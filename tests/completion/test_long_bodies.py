@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from afterword.core.errors import InvalidRequest
 from afterword.core.limits import Limits
 
 PAD = " " * 70_000
+DEEP = "values that are more than 200 levels deep"
 IDS = st.lists(st.integers(0, 10**6), max_size=40)
 NUMBERS = st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
 LEAVES = st.none() | st.booleans() | NUMBERS | st.text(max_size=9)
@@ -93,7 +95,7 @@ def test_long_texts_are_whole(text: str, ascii_only: bool) -> None:
         b'{"a":[,1]}', b'{"a":[1,,2]}', b'{"a":[1 2]}', b'{"a":["a" "b"]}', b'{"a":"\t"}',
         b'{"a":"\\x"}', b'{"a":"\\ud800"}', b'{"a":"\\ud83d\\u0041"}', b'{"a":"\\u12"}',
         b'{"a":"\xff"}', b'{"a":"\xc3"}', b'{"a":"\\', b'{"a":"\\"', b'{"a":{"1":NaN}}',
-        b'{"a":{"1":1,}}', b'{"a":{1:1}}', b'{"a":' + b"[" * 20_000, b'{"a":' + b"1" * 5000 + b"}",
+        b'{"a":{"1":1,}}', b'{"a":{1:1}}', b'{"a":' + b"[" * 200, b'{"a":0' + b"1" * 5000 + b"}",
     ],
 )  # fmt: skip
 def test_what_is_no_object_is_refused(body: bytes) -> None:
@@ -155,6 +157,89 @@ def test_what_no_request_needs_is_refused_at_the_first_too_many(unit: bytes, mos
     with pytest.raises(InvalidRequest, match=f"'prompt': the request has more than {most}") as no:
         decode(body, Limits())
     assert no.value.param == "prompt"
+
+
+@pytest.mark.parametrize("pad", ["", PAD], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("seed", "9" * 5000, "a number beyond 1.8e+308"),
+        ("prompt", "[1," + "9" * 5000 + "]", "a number beyond 1.8e+308"),
+        ("logit_bias", '{"5":-' + "9" * 5000 + "}", "a number beyond 1.8e+308"),
+        ("prompt", "[" * 2000 + "]" * 2000, DEEP),
+        ("metadata", '{"a":' * 2000 + "1" + "}" * 2000, DEEP),
+    ],
+)
+def test_json_beyond_all_limits_is_refused_by_name(
+    pad: str, field: str, value: str, said: str
+) -> None:
+    """It is JSON, so no answer says that it is none (H2, R19)."""
+    with pytest.raises(InvalidRequest, match=f"'{field}': the request has {re.escape(said)}") as no:
+        decode(f'{{"model":"m",{pad}"{field}":{value}}}'.encode(), Limits())
+    assert no.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("top_p", "0.{}"), ("prompt", "[1,2.{},3]"), ("prompt", "[[5],[1.{}]]"),
+     ("logit_bias", '{{"5":1,"6":0.{}}}')],
+)  # fmt: skip
+@pytest.mark.parametrize("digit", ["9", "0"])
+def test_a_number_as_long_as_a_short_body_is_refused_by_name(
+    field: str, value: str, digit: str
+) -> None:
+    given = value.format(digit * 70_000)
+    body = f'{{"model":"m","{field}":{given}}}'.encode()
+    with pytest.raises(InvalidRequest, match="a number of 65536 or more characters") as refused:
+        decode(body, Limits())
+    assert refused.value.param == field
+
+
+def test_long_white_space_among_numbers_is_no_long_number() -> None:
+    body = b'{"model":"m","prompt":[1,' + b" " * 70_000 + b"2," + b"7," * 70_000 + b"3]}"
+    assert decode(body, Limits()).prompt == ((1, 2, *[7] * 70_000, 3),)
+
+
+class Watched(bytes):
+    """A body that adds up how many of its bytes are looked for something, and copied."""
+
+    passed = 0
+
+    def find(self, wanted: Any, start: Any = 0, end: Any = None) -> int:
+        found = super().find(wanted, start, end)
+        self.passed += (found if found >= 0 else len(self) if end is None else end) - start
+        return found
+
+    def __getitem__(self, at: Any) -> Any:
+        part = super().__getitem__(at)
+        self.passed += len(part) if isinstance(part, bytes) else 1
+        return part
+
+
+@pytest.mark.parametrize("unit", [b"[1,", b'[{"1":1,"a":', b'{"1":1,"a":[1,'])
+def test_no_byte_is_read_at_each_level_again(unit: bytes) -> None:
+    """The end of the innermost array was looked for from each array, and all before it copied."""
+    depth = 198 // (unit.count(b"[") + unit.count(b"{"))
+    closing = b"".join({91: b"]", 123: b"}"}.get(sign, b"") for sign in unit[::-1])
+    text = b'"' + b"x" * 4_000_000 + b'"'
+    body = Watched(b'{"a":' + unit * depth + text + closing * depth + b"}")
+    read_object(body)
+    assert body.passed < 12 * len(body)
+
+
+def test_as_many_prompts_as_an_operator_may_allow_can_be_read() -> None:
+    body = b'{"model":"m","prompt":[' + b'"a",' * 59_999 + b'"a"]}'
+    assert len(decode(body, Limits(max_prompts=60_000)).prompt) == 60_000
+
+
+@pytest.mark.parametrize("pad", ["", PAD], ids=["short", "long"])
+def test_long_numbers_and_deep_schemas_mean_the_same_in_a_long_body(pad: str) -> None:
+    schema = '{"items":' * 120 + "{}" + "}" * 120
+    body = f'{{"model":"m",{pad}"top_p":0.{"9" * 5000},"structured_outputs":{{"json":{schema}}}}}'
+    request = decode(body.encode(), Limits())
+    assert request.top_p == 1
+    assert request.structured_outputs is not None
+    assert request.structured_outputs.text == schema
 
 
 def test_more_biases_than_any_vocabulary_has_are_not_made() -> None:

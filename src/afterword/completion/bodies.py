@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from afterword.completion.fields import Json, Parser, duplicate
+from afterword.completion.fields import Json, duplicate
 from afterword.completion.long_bodies import Unreadable, read_object
 from afterword.core.errors import InvalidRequest
 from afterword.core.repeated import repeated_name
@@ -19,20 +19,33 @@ LONG_BODY_BYTES = 64 * 1024
 """Longer bodies are read in slices, and have a planning thread of their own."""
 
 
-def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
-    """Parse a JSON object.
+def parse_object(body: bytes, known: Mapping[str, object]) -> dict[str, Json]:
+    """Parse a JSON object. ``known`` has the names of the fields that it may have.
 
-    Raises ``InvalidRequest`` for anything else (H2), for a number beyond all limits, and for a
-    repeated key, because one of its values would be ignored (R19).
+    Raises ``InvalidRequest`` for anything else (H2), for a number beyond all limits, for deeper
+    values than any request needs, and for a repeated key, because one of its values would be
+    ignored (R19).
     """
     try:
         if len(body) > LONG_BODY_BYTES:
             return read_object(body)
-        raw = _decoded(body)
-    except (Unreadable, RecursionError):
+        return _decoded(body, known)
+    except Unreadable:
         raise InvalidRequest(_UNPARSABLE) from None
+
+
+def _decoded(body: bytes, known: Mapping[str, object]) -> dict[str, Json]:
+    try:
+        return _short_object(body, known)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        # It says why, and which field.
+        return read_object(body)
+
+
+def _short_object(body: bytes, known: Mapping[str, object]) -> dict[str, Json]:
+    raw = msgspec.json.decode(body)
     if not isinstance(raw, dict):
-        raise InvalidRequest(_UNPARSABLE)
+        raise Unreadable
     # A field of another server may stand twice, too; all names are compared then.
     if not raw.keys() <= known.keys() or _may_repeat(body, {name.encode() for name in known}):
         _refuse_duplicates(body)
@@ -42,14 +55,6 @@ def parse_object(body: bytes, known: Mapping[str, Parser]) -> dict[str, Json]:
         for name in inner:
             _refuse_duplicates(bytes(written[name]), name)
     return raw
-
-
-def _decoded(body: bytes) -> Json:
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        # It says why, and which field.
-        return read_object(body)
 
 
 def _has_objects(value: Json) -> bool:
@@ -68,9 +73,6 @@ def _may_repeat(body: bytes, known: AbstractSet[bytes]) -> bool:
 
 def _refuse_duplicates(body: bytes, field: str | None = None) -> None:
     """Raises ``InvalidRequest`` for a name that stands twice (R19): of the body, or in a field."""
-    try:
-        name = repeated_name(body, nested=field is not None)
-    except (ValueError, RecursionError):
-        raise InvalidRequest(_UNPARSABLE) from None
+    name = repeated_name(body, nested=field is not None)
     if name is not None:
         raise duplicate(name) if field is None else duplicate(field, name)

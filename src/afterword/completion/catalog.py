@@ -11,6 +11,7 @@ from afterword.completion.old_tokens import OldTokens, TokenTranslation
 from afterword.completion.search import infill_way
 from afterword.core.alias import Alias
 from afterword.core.errors import ModelNotFound
+from afterword.core.fingerprint import fingerprint
 from afterword.core.limits import Limits
 from afterword.core.protocols import Engine
 from afterword.core.wire import Model
@@ -31,6 +32,15 @@ class ServedModel(msgspec.Struct, frozen=True):
     created: int
     chat: ChatTemplate | None = None
     old: TokenTranslation | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The engine's. An alias that changes what a request means has one of its own (D3)."""
+        engine = self.engine.card.fingerprint
+        if self.chat is None and self.old is None:
+            return engine
+        tokens = None if self.old is None else self.old.vocabulary.name
+        return fingerprint(engine, self.chat is not None, tokens)
 
 
 def _as_meant(
@@ -147,7 +157,7 @@ class Catalog:
         way = infill_way(served.engine) if served.chat is None else None
         facts: dict[str, str | int | bool | None] = {
             "context_tokens": card.context_tokens,
-            "system_fingerprint": card.fingerprint,
+            "system_fingerprint": served.fingerprint,
             "batch_invariant": card.batch_invariant,
             "prefix_sharing": card.prefix_sharing,
             "suffix": way is not None,

@@ -125,6 +125,11 @@ def out_of_range(name: str, value: Json, wanted: str) -> InvalidRequest:
     )
 
 
+def whole(value: Json) -> Json:
+    """Returns a number without a fraction as an integer (R19), and any other value as it is."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 def integer(least: int, most: int, *, hint: str = "") -> Kind:
     """An integer from ``least`` to ``most``. A refusal of others ends with the hint."""
     expected = f"an integer from {least} to {most}"
@@ -133,9 +138,7 @@ def integer(least: int, most: int, *, hint: str = "") -> Kind:
     expected += hint
 
     def parse(name: str, value: Json) -> int:
-        if type(value) is float and value.is_integer():
-            # A number without a fraction is an integer (R19).
-            value = int(value)
+        value = whole(value)
         if type(value) is not int:
             raise wrong_type(name, value, "an integer")
         if not least <= value <= most:

@@ -278,6 +278,11 @@ _DIALECTS: Mapping[str, str] = {
         "llama-server's; choose the client's type \"OpenAI compatible\", or use POST /infill",
     ),
     **dict.fromkeys(
+        ("segments", "language", "debug_options"),
+        "Tabby's; let the client talk to Tabby, and Tabby to this server",
+    ),
+    **dict.fromkeys(("nwo", "extra"), "GitHub Copilot's; a proxy for Copilot leaves it out"),
+    **dict.fromkeys(
         ("messages",),
         "that of /v1/chat/completions; this server completes a prompt",
     ),
@@ -294,11 +299,17 @@ def schemas() -> dict[str, Schema]:
 
 def neutral_schemas(known: Mapping[str, Foreign]) -> dict[str, Schema]:
     """Returns the JSON Schema of each of these fields."""
-    null: Schema = {"type": "null"}
     return {
-        name: {"anyOf": [field.schema, null], "description": f"Asks for nothing: {field.reason}."}
+        name: {**_or_null(field.schema), "description": f"Asks for nothing: {field.reason}."}
         for name, field in known.items()
     }
+
+
+def _or_null(schema: Schema) -> Schema:
+    """Returns the schema with null; null alone if no other value is neutral."""
+    null: Schema = {"type": "null"}
+    # Tools refuse an enumeration of nothing.
+    return null if schema.get("enum") == [] else {"anyOf": [schema, null]}
 
 
 def ignore_or_refuse(body: Mapping[str, Json], name: str, known: Container[str]) -> None:

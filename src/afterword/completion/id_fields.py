@@ -83,16 +83,25 @@ def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
         yield values[start : start + _SLICE_VALUES]
 
 
-def id_list(most: int, *, least: int = 0) -> Kind:
-    """An array of ``least`` to ``most`` token ids, without repeats in the result."""
+def id_list(*, least: int = 0, most: int | None = None) -> Kind:
+    """An array of ``least`` to ``most`` token ids, without repeats in the result.
+
+    Without ``most`` the vocabulary and the size of a body are the only bounds.
+    """
+    expected = f"an array of {least} to {most} token ids"
+    schema: Schema = {"type": "array", "items": _ID, "minItems": least}
+    if most is None:
+        expected = f"an array of at least {least} token id{'' if least == 1 else 's'}"
+    else:
+        schema["maxItems"] = most
 
     def parse(name: str, value: Json) -> tuple[int, ...]:
         ids = _id_list(name, value)
-        if not least <= len(ids) <= most:
-            raise out_of_range(name, value, f"an array of {least} to {most} token ids")
+        if len(ids) < least or (most is not None and len(ids) > most):
+            raise out_of_range(name, value, expected)
         return tuple(dict.fromkeys(ids))
 
-    return Kind(parse, {"type": "array", "items": _ID, "minItems": least, "maxItems": most})
+    return Kind(parse, schema)
 
 
 def _id_list(name: str, value: Json) -> tuple[int, ...]:

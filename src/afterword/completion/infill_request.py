@@ -46,6 +46,7 @@ _NEUTRAL: Mapping[str, Foreign] = {
     "cache_prompt": Foreign({"enum": [True]}, "prefixes are always cached"),
     "id_slot": Foreign({"type": "number"}, "the slot with the longest common prefix is taken"),
     "t_max_prompt_ms": Foreign({"type": "number"}, "llama-server does nothing with it, either"),
+    "penalty_last_n": Foreign({"enum": [0]}, "llama-server does nothing with it, either"),
     "n_keep": Foreign({"type": "number"}, "contexts are not shifted"),
     "n_discard": Foreign({"type": "number"}, "contexts are not shifted"),
     "n_cache_reuse": Foreign({"enum": [0]}, "shifted caches would change answers"),

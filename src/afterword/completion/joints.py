@@ -150,7 +150,8 @@ def _starts(suffix: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     found: dict[int, None] = {}
     for end in range(1, min(len(suffix), tokenizer.max_piece_bytes) + 1):
         ids = _encode(suffix[:end], tokenizer)
-        if len(ids) == 1 or end == 1:
+        # A vocabulary may have no token for white space alone.
+        if len(ids) == 1 or (ids and end == 1):
             found[ids[0]] = None
     return tuple(found)
 
@@ -166,13 +167,13 @@ def joints(
 ) -> list[Joint]:
     """Returns all middles of a candidate, in order, of at most ``most_tokens`` tokens.
 
-    ``begun`` is the text that a middle has before the first token.
+    ``begun`` is the text that a middle has before the first token. If it has a stop string, there
+    is no middle.
 
-    They end between two tokens, or inside a token behind which the token agrees with the suffix.
-    The text of a candidate ends before an end token, and at a stop string as ``shown`` says. If a
-    text begins with empty lines, its middles are there without them, too. A text that has come to
-    the suffix ends: behind a repetition any suffix is likely. There is no middle if ``begun`` has
-    a stop string.
+    A middle ends between two tokens, or inside a token whose rest agrees with the suffix. The text
+    of a candidate ends before an end token, and at a stop string as ``shown`` says. It also ends
+    where it has come to the suffix, because behind a repetition any suffix is likely. If a text
+    begins with empty lines, its middles are there without them, too.
     """
     starts, suffix = frozenset(seam.starts), seam.suffix.encode()
     detokenizer = Detokenizer()
@@ -182,7 +183,9 @@ def joints(
     sure, stopped = matcher.feed(begun, counts=not shown.min_tokens)
     if stopped:
         return []
-    logprob = lines = 0.0
+    logprob = 0.0
+    # Without its empty lines a text may have fewer tokens than ``min_tokens``.
+    lines = None if shown.min_tokens else 0.0
     for at, token in enumerate(candidate.tokens):
         if _repeats(whole, seam):
             break
@@ -199,7 +202,7 @@ def joints(
         ready, stopped = matcher.feed(text, counts=at + 1 > shown.min_tokens)
         sure += ready
         before, whole = whole, sure if stopped else whole + text
-        if not whole.strip("\n"):
+        if lines is not None and not whole.strip("\n"):
             lines = logprob
         if at + 1 < shown.min_tokens:
             continue
@@ -217,11 +220,14 @@ def _repeats(text: str, seam: Seam) -> bool:
     return len(known_by) == _KNOWN_BY and known_by in text
 
 
-def _middles(joint: Joint, lines: float) -> Iterator[Joint]:
-    """Yields the joint, and the one without the empty lines in front, which cost ``lines``."""
+def _middles(joint: Joint, lines: float | None) -> Iterator[Joint]:
+    """Yields the joint, and the one without the empty lines in front, which cost ``lines``.
+
+    If ``lines`` is None, they stay.
+    """
     yield joint
     trimmed = joint.text.lstrip("\n")
-    if trimmed and trimmed != joint.text:
+    if lines is not None and trimmed and trimmed != joint.text:
         yield msgspec.structs.replace(joint, text=trimmed, promise=joint.promise - lines)
 
 
@@ -241,11 +247,11 @@ def _inside(piece: bytes, before: str, whole: str, suffix: bytes) -> Iterator[st
                 yield text
 
 
-def promising(found: Iterable[Joint], most: int, costs: LengthCosts, unit: Unit) -> list[Joint]:
-    """Returns the middles that look best for their length, each text once, best first.
+def promising(found: Iterable[Joint], costs: LengthCosts, unit: Unit) -> Sequence[Sequence[Joint]]:
+    """Returns lists of middles, each text once, those that look best for their length first.
 
-    A middle of white space alone is there only if there is no other. Where sentences are missing,
-    the middles are whole ones, if any was drawn.
+    The caller takes the first list in which a middle can be used. If sentences are missing, the
+    first list has whole ones alone. Only the last list also has texts of nothing but white space.
     """
     best: dict[str, tuple[float, Joint]] = {}
     for joint in found:
@@ -253,10 +259,10 @@ def promising(found: Iterable[Joint], most: int, costs: LengthCosts, unit: Unit)
         known = best.get(joint.text)
         if known is None or value > known[0]:
             best[joint.text] = value, joint
-    listed = [pair for pair in best.values() if pair[1].text.strip()] or list(best.values())
-    if unit == "sentences":
-        listed = [pair for pair in listed if _whole(pair[1].text)] or listed
-    return [joint for _, joint in sorted(listed, key=lambda pair: -pair[0])[:most]]
+    ordered = [joint for _, joint in sorted(best.values(), key=lambda pair: -pair[0])]
+    visible = [joint for joint in ordered if joint.text.strip()]
+    wanted = [joint for joint in visible if _whole(joint.text)] if unit == "sentences" else []
+    return wanted, visible, ordered
 
 
 def _whole(text: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from afterword.completion.prompt_text import VocabView
 from afterword.core.job import NO_TOKEN, ScoredPrompt
+from afterword.core.token_text import bytes_text, token_text
 from afterword.core.wire import LOWEST, Logprobs, PromptLogprob, PromptLogprobs
 
 
@@ -126,19 +127,6 @@ def prompt_logprobs(
             for i, (value, place) in shown.items()
             if i != NO_TOKEN
         }
-
-
-def token_text(piece: bytes) -> str:
-    r"""Returns a token as text, or as ``bytes:\xe2\x80`` if it alone is not UTF-8 (L4)."""
-    try:
-        return piece.decode()
-    except UnicodeDecodeError:
-        return bytes_text(piece)
-
-
-def bytes_text(piece: bytes) -> str:
-    """Returns a token as ``bytes:`` and its bytes in hexadecimal (L4)."""
-    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 def finite(logprob: float) -> float:

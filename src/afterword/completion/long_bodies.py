@@ -23,9 +23,14 @@ _MOST_BIASES = 1 << 19
 _MOST_IDS = 1 << 21
 """No model has so long a context, and to free more objects at once would hold the GIL."""
 _MOST_NUMBERS = 1 << 22
-_DEPTH = 100
+_DEPTH = 200
+"""Grammars of JSON Schemas take at most 128."""
+_NUMBER_CHARACTERS = 1 << 16
+_LONGEST_BYTES = 1 << 17
+"""No number with the space around it is longer."""
 _SPACES = re.compile(rb"[ \t\n\r]{0,65536}")
-_OTHERS = re.compile(rb"true|false|null|[-+0-9.eE]{1,4096}")
+_OTHERS = re.compile(rb"true|false|null|[-+0-9.eE]{1,%d}" % _NUMBER_CHARACTERS)
+_LONG_NUMBER = re.compile(rb"[-+0-9.eE]{%d}" % _NUMBER_CHARACTERS)
 _NUMBER = re.compile(rb"[-\d]")
 _VALID_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 # Whole characters and escapes; what a surrogate pair is made of stays together.
@@ -44,7 +49,8 @@ def read_object(body: bytes) -> dict[str, Json]:
     """Returns the object that a body is, as ``msgspec`` does.
 
     Raises ``InvalidRequest`` for a repeated key in any object and for a number beyond all limits
-    (R19), and for more values than any request needs. Raises ``Unreadable`` for what is no object.
+    (R19), and for more values, deeper ones and longer numbers than any request needs. Raises
+    ``Unreadable`` for what is no object.
     """
     return _Reader(body).read()
 
@@ -58,6 +64,7 @@ class _Reader:
         self._field = ""
         self._values = 0
         self._numbers = 0
+        self._ends = {b"]": 0, b"}": 0}
 
     def read(self) -> dict[str, Json]:
         try:
@@ -95,12 +102,14 @@ class _Reader:
             return self._string()
         if sign in (b"{", b"["):
             if depth == _DEPTH:
-                raise Unreadable
+                raise self._too_deep()
             return self._object(depth + 1) if sign == b"{" else self._array(depth + 1)
         other = _OTHERS.match(self._body, self._at)
         if other is None:
             raise Unreadable
         self._at = other.end()
+        if self._at - other.start() == _NUMBER_CHARACTERS:
+            raise self._long_number()
         try:
             return msgspec.json.decode(other[0])
         except msgspec.DecodeError:
@@ -133,7 +142,7 @@ class _Reader:
 
     def _named_numbers(self) -> dict[str, Json] | None:
         """Returns an object of numbers, each with its own name; None if it is another."""
-        end = self._body.find(b"}", self._at)
+        end = self._end(b"}")
         named: dict[str, Json] = {}
         for part in self._slices(self._at, end):
             try:
@@ -142,6 +151,7 @@ class _Reader:
                 return None
             if not values or not _are_numbers(values.values()):
                 return None
+            self._refuse_long_numbers(part)
             # A name that stands twice is found where names are read one by one.
             if part.count(b'"') != 2 * len(values) or not named.keys().isdisjoint(values):
                 return None
@@ -168,7 +178,7 @@ class _Reader:
 
     def _plain_numbers(self) -> list[Json] | None:
         """Returns an array of numbers; None if there is something else in it."""
-        end = self._body.find(b"]", self._at)
+        end = self._end(b"]")
         numbers: list[Json] = []
         for part in self._slices(self._at, end):
             try:
@@ -177,6 +187,7 @@ class _Reader:
                 return None
             if not values or not _are_numbers(values):
                 return None
+            self._refuse_long_numbers(part)
             numbers += values
             if len(numbers) > _MOST_IDS:
                 raise self._refused(f"more than {_MOST_IDS} numbers in an array")
@@ -186,12 +197,27 @@ class _Reader:
         self._at = end + 1
         return numbers
 
+    def _end(self, sign: bytes) -> int:
+        """Returns where a sign comes next, -1 if nowhere. Each is found once, however deep."""
+        end = self._ends[sign]
+        if 0 <= end < self._at:
+            end = self._ends[sign] = self._body.find(sign, self._at)
+        return end
+
+    def _refuse_long_numbers(self, numbers: bytes) -> None:
+        if len(numbers) >= _NUMBER_CHARACTERS and _LONG_NUMBER.search(numbers):
+            raise self._long_number()
+
     def _slices(self, start: int, end: int) -> Iterator[bytes]:
-        """Yields the text between two places, cut at commas; an empty one if there is no end."""
+        """Yields the text between two places, cut at commas.
+
+        The last one is empty if there is no end, or if something is there that is too long.
+        """
         while True:
-            comma = self._body.find(b",", start + _SLICE_BYTES, end)
+            most = start + _SLICE_BYTES + _LONGEST_BYTES
+            comma = -1 if end < 0 else self._body.find(b",", start + _SLICE_BYTES, min(most, end))
             if comma < 0:
-                yield self._body[start:end] if end >= 0 else b""
+                yield self._body[start:end] if 0 <= end <= most else b""
                 return
             yield self._body[start:comma]
             start = comma + 1
@@ -230,6 +256,16 @@ class _Reader:
             if self._body[place] & 0xC0 != 0x80:  # as UTF-8 marks them
                 return place
         return min(at + 3, len(self._body))
+
+    def _too_deep(self) -> InvalidRequest | Unreadable:
+        # A body that is cut off has fewer ends than beginnings: it is no JSON.
+        ends = sum(self._body.count(sign, self._at) for sign in (b"}", b"]"))
+        if ends <= _DEPTH + 1:
+            return Unreadable()
+        return self._refused(f"values that are more than {_DEPTH} levels deep")
+
+    def _long_number(self) -> InvalidRequest:
+        return self._refused(f"a number of {_NUMBER_CHARACTERS} or more characters")
 
     def _refused(self, what: str) -> InvalidRequest:
         return InvalidRequest(

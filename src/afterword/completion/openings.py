@@ -37,6 +37,7 @@ def openings(
     suffix_ids: Sequence[int],
     tokenizer: Tokenizer,
     vocab: VocabView,
+    *,
     most_tokens: int,
 ) -> list[Opening]:
     """Returns the openings of at most ``most_tokens`` tokens; the first one is the prompt."""

@@ -25,11 +25,10 @@ from afterword.completion.refusals import (
 )
 from afterword.completion.request import CompletionRequest
 from afterword.completion.sampling import sampling_params
-from afterword.completion.search import (
-    Around,
-    Search,
+from afterword.completion.search import Around, Search, plan_search
+from afterword.completion.search_size import (
     SearchSize,
-    plan_search,
+    refuse_broken,
     refuse_search,
     search_size,
 )
@@ -208,10 +207,11 @@ def _lay_out(layout: Prompts, common: Job, choices: tuple[int, int], *, searched
         ids, text, cut = layout.lay_out(prompt)
         most = layout.completion_tokens(len(ids))
         if searched and most:
+            refuse_broken(text)
             size = search_size(asked, choices, len(ids), budget, asked_by=layout.asked_by)
             sizes.append(size)
             most = size.middle_tokens
-        refuse_min_tokens(common.sampling.min_tokens, most, asked)
+        refuse_min_tokens(common.sampling.min_tokens, most, asked, layout.asked_by)
         weight.add(text)
         jobs.append(msgspec.structs.replace(common, prompt_ids=ids, max_tokens=most))
         prompts.append(text)
@@ -244,6 +244,7 @@ def _common_job(
         max_tokens=0,
         sampling=sampling,
         seed=inputs.seed if request.seed is None else request.seed,
+        seeded=request.seed is not None,
         # Candidates are ranked by the log-probabilities of their tokens (A6).
         logprobs=0 if logprobs is None and candidates > n else logprobs,
         prompt_logprobs=scored,
@@ -320,7 +321,7 @@ def _constraint(request: CompletionRequest, inputs: PlanInputs) -> Constraint | 
         if grammar is None:
             continue
         try:
-            return inputs.constrain(grammar)
+            return msgspec.structs.replace(inputs.constrain(grammar), field=name)
         except UnusableGrammar as error:
             raise InvalidRequest(
                 f"Invalid value for '{name}': the {_GRAMMARS[grammar.kind]} cannot be used: "

@@ -28,7 +28,7 @@ from afterword.completion.prompt_text import (
     prompt_of_text,
 )
 from afterword.completion.request import CompletionRequest
-from afterword.completion.search import BEHIND_TOKENS
+from afterword.completion.search_size import BEHIND_TOKENS
 from afterword.core.protocols import Tokenizer
 
 _WHAT_FITS = -1

@@ -121,13 +121,16 @@ def refuse_unsupported(request: CompletionRequest, unsupported: Mapping[Feature,
         raise InvalidRequest(f"Token ids in 'prompt': {reason}", param="prompt")
 
 
-def refuse_min_tokens(least: int, most: int, asked: int | None) -> None:
-    """Raises ``InvalidRequest`` if ``min_tokens`` is more than what may be generated."""
+def refuse_min_tokens(least: int, most: int, asked: int | None, asked_by: str) -> None:
+    """Raises ``InvalidRequest`` if ``min_tokens`` is more than what may be generated.
+
+    ``asked_by`` is the name of the limit.
+    """
     if least <= most:
         return
     bound = "its default here" if asked is None else "as requested"
     raise InvalidRequest(
-        f"'min_tokens' ({least}) must be at most 'max_tokens' ({most}, {bound}).",
+        f"'min_tokens' ({least}) must be at most '{asked_by}' ({most}, {bound}).",
         param="min_tokens",
         code="invalid_value",
     )

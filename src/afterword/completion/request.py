@@ -268,12 +268,12 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     allowed_token_ids: Annotated[
         tuple[int, ...] | None,
-        Field(id_fields.id_list(_MOST, least=1), "Draw only these tokens."),
+        Field(id_fields.id_list(least=1), "Draw only these tokens."),
     ] = None
     stop_token_ids: Annotated[
         tuple[int, ...] | None,
         Field(
-            id_fields.id_list(MOST_STOP_IDS),
+            id_fields.id_list(most=MOST_STOP_IDS),
             "Tokens that end a choice, even with ignore_eos. They write no text.",
         ),
     ] = None
@@ -311,7 +311,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     logprob_token_ids: Annotated[
         tuple[int, ...] | None,
         Field(
-            id_fields.id_list(MOST_SCORED_IDS),
+            id_fields.id_list(most=MOST_SCORED_IDS),
             "Return the log-probabilities of these tokens at every position, too.",
         ),
     ] = None
@@ -372,7 +372,8 @@ def decode(body: bytes, limits: Limits, *, model: str | None = None) -> Completi
     table = parsers(limits)
     parsed = parse_fields(parse_object(body, table), table)
     if model is not None:
-        if parsed.get("model", model) != model:
+        # Azure's clients send an empty name beside the deployment in the path.
+        if (parsed.get("model") or model) != model:
             raise InvalidRequest("The body names another 'model' than the path.", param="model")
         parsed["model"] = model
     return CompletionRequest(**with_model(parsed, limits))

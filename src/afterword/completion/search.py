@@ -1,4 +1,4 @@
-"""What a search for a middle may do, and its jobs: draw candidates, score places, show the best.
+"""A search for a middle, as jobs: draw candidates, score places, show the best.
 
 A model without fill-in-the-middle tokens still says how well a middle joins prompt and suffix
 (F3). ``searching`` runs the jobs.
@@ -15,45 +15,15 @@ import msgspec
 from afterword.completion.choice import Presentation
 from afterword.completion.context_budget import ContextBudget
 from afterword.completion.encoding import encode
-from afterword.completion.joints import SUFFIX_TOKENS, Joint, Seam, make_seam
-from afterword.completion.openings import SHOWN_TOKENS, Opening, openings
+from afterword.completion.joints import Joint, Seam, Trial, make_seam, trial
+from afterword.completion.openings import Opening, openings
 from afterword.completion.prompt_text import VocabView
-from afterword.core.errors import ContextLengthExceeded, InvalidRequest
+from afterword.completion.search_size import SearchSize
 from afterword.core.job import Job, Sampled, SamplingParams, ScoredPrompt
-from afterword.core.limits import Limits
-from afterword.core.protocols import Engine, PrefixSharing, Tokenizer
+from afterword.core.protocols import Engine, Tokenizer
 
-CANDIDATES = 18
-"""How many candidates are drawn for a prompt, if the limit on tokens allows."""
-PLACES = 64
-"""The most places of a prompt's candidates that are scored."""
-MIDDLE_TOKENS = 48
-"""The longest middle of a request without ``max_tokens``."""
 TEMPERATURE = 0.8
 """The temperature of candidates if the request's is 0, which would draw one text only."""
-BEHIND_TOKENS = SUFFIX_TOKENS + 8
-"""The most tokens that the scored part of a suffix takes behind a middle.
-
-They are a few more than alone, because a token may reach over the joint.
-"""
-
-
-class SearchSize(msgspec.Struct, frozen=True):
-    """How much a search computes for each prompt.
-
-    It draws ``candidates`` for middles of ``middle_tokens``, and scores the suffix at ``places``.
-    """
-
-    candidates: int
-    middle_tokens: int
-    places: int
-
-    @property
-    def most_tokens(self) -> int:
-        """The most tokens that are counted for a prompt, without the prompt."""
-        drawn = self.candidates * (self.middle_tokens + 1)
-        scored = self.places * BEHIND_TOKENS
-        return drawn + scored + SHOWN_TOKENS + BEHIND_TOKENS
 
 
 class Draw(msgspec.Struct, frozen=True):
@@ -67,14 +37,16 @@ class Draw(msgspec.Struct, frozen=True):
 class Search(msgspec.Struct, frozen=True, kw_only=True):
     """A search for the middles of a request's prompts.
 
-    ``jobs`` are those of the plan: each prompt with ``n`` choices. ``shown`` says how the text of a
+    ``jobs`` are those of the plan: each prompt with ``n`` choices. Each has a size of its own, so
+    that a prompt finds the same middle alone and in an array (D2). ``shown`` says how the text of a
     candidate ends.
     """
 
     jobs: tuple[Job, ...]
     seams: tuple[Seam, ...]
     openings: tuple[tuple[Opening, ...], ...]
-    size: SearchSize
+    sizes: tuple[SearchSize, ...]
+    context_tokens: int
     most_s: float
     shown: Presentation
     tokenizer: Tokenizer
@@ -83,7 +55,10 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def most_tokens(self) -> int:
         """The most tokens that the request can use."""
-        return sum(len(job.prompt_ids) + self.size.most_tokens for job in self.jobs)
+        return sum(
+            len(job.prompt_ids) + size.most_tokens
+            for job, size in zip(self.jobs, self.sizes, strict=True)
+        )
 
     @property
     def presentation(self) -> Presentation:
@@ -98,7 +73,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
         for prompt, job in enumerate(self.jobs):
             drawing = msgspec.structs.replace(
                 job,
-                max_tokens=self.size.middle_tokens + 1,
+                max_tokens=self.sizes[prompt].middle_tokens + 1,
                 logprobs=0,
                 prompt_logprobs=None,
                 prompt_ranks=False,
@@ -117,8 +92,9 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
         if sampling.temperature == 0:
             wide = msgspec.structs.replace(sampling, temperature=TEMPERATURE)
             drawn = msgspec.structs.replace(drawing, sampling=wide, seed=0)
-        first = all_openings[: self.size.candidates]
-        left = self.size.candidates - len(first)
+        candidates = self.sizes[prompt].candidates
+        first = all_openings[:candidates]
+        left = candidates - len(first)
         found = []
         for place, opening in enumerate(first):
             count = left // len(first) + (place < left % len(first))
@@ -126,6 +102,23 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
             if count:
                 found.append(Draw(prompt, opening.begun, _with(drawn, opening.ids, count)))
         return found
+
+    def trial(self, prompt: int, joint: Joint) -> Trial | None:
+        """Returns the prompt that scores a joint; None if the middle is too long to be one.
+
+        Its text may take more tokens than were drawn: after an indentation that it began with, and
+        where tokens are no text's own, such as the names of special ones.
+        """
+        if len(self.ids_of(joint.text)) > self.sizes[prompt].middle_tokens:
+            return None
+        found = trial(joint, self.seams[prompt], self.tokenizer)
+        return found if len(found.ids) <= self.context_tokens else None
+
+    def ids_of(self, text: str) -> Sequence[int]:
+        """Returns the tokens of a middle."""
+        if not text:
+            return []
+        return encode("suffix", text, self.tokenizer, parse_special=False, continues=True)
 
     def scoring(self, prompt: int, ids: tuple[int, ...], tops: int = 0) -> Job:
         """Returns a job that scores ids, with ``tops`` likeliest tokens of each position."""
@@ -205,65 +198,6 @@ def infill_way(engine: Engine) -> Literal["tokens", "search"] | None:
     return "search" if engine.card.prefix_sharing == "cells" else None
 
 
-def refuse_search(sharing: PrefixSharing | None, prompts: int, limits: Limits) -> None:
-    """Raises ``InvalidRequest`` if a search would compute each prompt many times, or too many."""
-    if sharing != "cells":
-        raise InvalidRequest(
-            "This model has no fill-in-the-middle tokens and cannot honour 'suffix': to search for "
-            "a middle, its engine would have to share what it computed of a prompt.",
-            param="suffix",
-        )
-    sequences = prompts * (CANDIDATES + PLACES)
-    if sequences > limits.max_choices:
-        raise InvalidRequest(
-            f"Invalid value for 'prompt': a search for the middles of {prompts} prompts may take "
-            f"{sequences} sequences; a request may have {limits.max_choices} (max_choices).",
-            param="prompt",
-            code="invalid_value",
-        )
-
-
-def search_size(
-    asked: int | None,
-    counts: tuple[int, int],
-    prompt_tokens: int,
-    budget: ContextBudget,
-    *,
-    asked_by: str = "max_tokens",
-) -> SearchSize:
-    """Returns what a search may compute for a prompt. ``counts`` are n and the candidates asked.
-
-    ``asked_by`` is the name of the field that limits the middle.
-
-    Raises ``InvalidRequest`` if the limit on tokens leaves fewer candidates than were asked for,
-    and ``ContextLengthExceeded`` if the suffix does not fit behind a middle.
-    """
-    n, candidates = counts
-    context, limits = budget.context_tokens, budget.limits
-    left = context - prompt_tokens - BEHIND_TOKENS
-    most = limits.infill_tokens
-    middle = asked
-    if middle is None:
-        wanted = limits.default_max_tokens or MIDDLE_TOKENS
-        middle = max(min(wanted, left, most // (2 * candidates) - 1), 1)
-    if middle > left:
-        raise ContextLengthExceeded(
-            context=context, prompt=prompt_tokens + BEHIND_TOKENS, completion=middle
-        )
-    drawn = min(max(CANDIDATES, candidates), most // 2 // (middle + 1))
-    places = min((most - drawn * (middle + 1)) // SUFFIX_TOKENS, PLACES)
-    if drawn < candidates or places < n:
-        name = "best_of" if candidates > n else "n" if n > 1 else asked_by
-        raise InvalidRequest(
-            f"Invalid value for '{name}': {candidates} texts of {middle} tokens were asked for. "
-            "This model has no fill-in-the-middle tokens and searches for a middle among texts of "
-            f"{most // 2} tokens together, half of infill_tokens.",
-            param=name,
-            code="invalid_value",
-        )
-    return SearchSize(drawn, middle, places)
-
-
 class Around(msgspec.Struct, frozen=True):
     """What is around the middles of a request, and how their text ends."""
 
@@ -278,16 +212,18 @@ def plan_search(jobs: Sequence[Job], around: Around, sizes: Sequence[SearchSize]
     """Returns the search for jobs whose prompts are followed by a suffix, each with its size."""
     tokenizer, vocab, budget = around.tokenizer, around.vocab, around.budget
     after = encode("suffix", around.suffix, tokenizer, parse_special=False, continues=True)
-    size = min(sizes, key=lambda one: one.middle_tokens)
-    room = budget.context_tokens - size.middle_tokens - 1
+    rooms = [budget.context_tokens - size.middle_tokens - 1 for size in sizes]
     return Search(
         jobs=tuple(jobs),
         seams=tuple(make_seam(job.prompt_ids, after, tokenizer, vocab) for job in jobs),
         openings=tuple(
-            tuple(openings(job.prompt_ids, around.suffix, after, tokenizer, vocab, room))
-            for job in jobs
+            tuple(
+                openings(job.prompt_ids, around.suffix, after, tokenizer, vocab, most_tokens=room)
+            )
+            for job, room in zip(jobs, rooms, strict=True)
         ),
-        size=size,
+        sizes=tuple(sizes),
+        context_tokens=budget.context_tokens,
         most_s=budget.limits.infill_s,
         shown=around.shown,
         tokenizer=tokenizer,

@@ -8,10 +8,10 @@ from itertools import zip_longest
 from types import TracebackType
 from typing import Self
 
-from afterword.completion.encoding import encode
-from afterword.completion.joints import Candidate, Joint, Trial, joints, promising, trial
+from afterword.completion.joints import Candidate, Joint, Trial, joints, promising
 from afterword.completion.lengths import LengthCosts
 from afterword.completion.search import Draw, Search, best_of, middle_event
+from afterword.completion.units import Unit
 from afterword.core.job import (
     Counted,
     Ended,
@@ -22,11 +22,15 @@ from afterword.core.job import (
     Sampled,
     ScoredPrompt,
 )
-from afterword.core.protocols import Generation
+from afterword.core.pace import Pace
+from afterword.core.protocols import Engine, Generation
 from afterword.core.wire import InfillReport
 
 _WAVE = 32
 """How many places are scored together."""
+_TOKEN_COST = 20.0
+_TRIAL_COST = 250.0
+"""Costs for ``Pace``: of looking at the places of a drawn token, and of making a trial."""
 
 
 class Searching:
@@ -35,21 +39,17 @@ class Searching:
     The engine computes the prompts first, then draws candidates, then scores places in them, each
     as jobs of its own, which share the prompts through the prefix cache. ``clock`` returns
     monotonic seconds. When the time is over, drawing and scoring end, and the best so far is the
-    answer; nothing else depends on the clock.
+    answer; nothing else depends on the clock. A search that was admitted is not refused on its way.
     """
 
-    def __init__(
-        self,
-        search: Search,
-        open_jobs: Callable[[Sequence[Job]], Generation],
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, search: Search, engine: Engine, clock: Callable[[], float]) -> None:
         self._search = search
-        self._open = open_jobs
+        self._engine = engine
         self._clock = clock
         self._stack = AsyncExitStack()
+        self._draws = search.draws()
         # Refused here or when it is entered, as any other generation.
-        self._first = open_jobs(search.opening_jobs())
+        self._first = engine.open(search.opening_jobs(), later=[one.job for one in self._draws])
         self._begun = self._over = False
         self._ends_s = 0.0
         self._late = False
@@ -60,6 +60,7 @@ class Searching:
         self._costs = [LengthCosts(()) for _ in prompts]
         self._places = 0
         self._trials = 0
+        self._pace = Pace()
 
     async def __aenter__(self) -> Self:
         """Enter the first jobs: they are admitted, or refused."""
@@ -103,7 +104,7 @@ class Searching:
         """What the search did so far."""
         return InfillReport(
             found_by="search",
-            candidates=self._search.size.candidates,
+            candidates=max(size.candidates for size in self._search.sizes),
             places=self._places,
             scored=self._trials,
             cut_by_time=self._late,
@@ -114,7 +115,7 @@ class Searching:
             for event in events:
                 if isinstance(event, Prefilled):
                     self._prefilled[event.job] = event
-        found = await self._draw(self._search.draws())
+        found = await self._draw(self._draws)
         self._places = sum(map(len, found))
         scores = await self._score(found)
         chosen = [
@@ -122,11 +123,11 @@ class Searching:
         ]
         return await self._events(chosen)
 
-    async def _draw(self, draws: Sequence[Draw]) -> list[list[Joint]]:
-        """Returns the places of each prompt that look best."""
+    async def _draw(self, draws: Sequence[Draw]) -> list[list[Trial]]:
+        """Returns the prompts that score the places that look best, for each prompt."""
         search = self._search
         candidates: dict[tuple[int, int], Candidate] = {}
-        async with self._open([draw.job for draw in draws]) as generation:
+        async with self._open([one.job for one in draws]) as generation:
             async for events in generation:
                 for event in events:
                     if isinstance(event, Sampled):
@@ -146,9 +147,10 @@ class Searching:
                 search.seams[draw.prompt],
                 search.vocab,
                 search.shown,
-                search.size.middle_tokens,
+                search.sizes[draw.prompt].middle_tokens,
                 begun=draw.begun,
             )
+            await self._pace.spend(len(candidate.tokens) * _TOKEN_COST)
         units = [seam.unit for seam in search.seams]
         # A line has its length already.
         self._costs = [
@@ -156,28 +158,47 @@ class Searching:
             for unit, texts in zip(units, plain, strict=True)
         ]
         return [
-            promising(places, search.size.places, costs, unit)
-            for places, costs, unit in zip(found, self._costs, units, strict=True)
+            await self._promising(prompt, places, unit)
+            for prompt, (places, unit) in enumerate(zip(found, units, strict=True))
         ]
 
-    async def _score(self, found: list[list[Joint]]) -> list[list[tuple[Joint, float]]]:
+    def _open(self, jobs: Sequence[Job]) -> Generation:
+        return self._engine.open(jobs, admitted=True)
+
+    async def _promising(self, prompt: int, places: Sequence[Joint], unit: Unit) -> list[Trial]:
+        """Returns the prompts that score the usable places of a prompt that look best."""
+        search, most = self._search, self._search.sizes[prompt].places
+        for listed in promising(places, self._costs[prompt], unit):
+            usable: list[Trial] = []
+            for joint in listed:
+                one = search.trial(prompt, joint)
+                await self._pace.spend(_TRIAL_COST)
+                if one is not None:
+                    usable.append(one)
+                if len(usable) == most:
+                    break
+            if usable:
+                return usable
+        return []
+
+    async def _score(self, found: list[list[Trial]]) -> list[list[tuple[Joint, float]]]:
         """Returns the scored places of each prompt, the most promising first.
 
         Each prompt has at least one: if there was no time, its most promising one.
         """
         search = self._search
         # In turns, so that a cut by time leaves each prompt its best.
-        trials = [
-            (prompt, trial(joint, search.seams[prompt], search.tokenizer))
+        places = [
+            (prompt, one)
             for row in zip_longest(*found)
-            for prompt, joint in enumerate(row)
-            if joint is not None
+            for prompt, one in enumerate(row)
+            if one is not None
         ]
         scores: list[list[tuple[Joint, float]]] = [[] for _ in found]
-        for start in range(0, len(trials), _WAVE):
+        for start in range(0, len(places), _WAVE):
             if self._is_late():
                 break
-            wave = trials[start : start + _WAVE]
+            wave = places[start : start + _WAVE]
             jobs = [search.scoring(prompt, one.ids) for prompt, one in wave]
             found_scores = await self._scores(jobs, until_late=True)
             for at, (prompt, one) in enumerate(wave):
@@ -186,8 +207,8 @@ class Searching:
                     score = one.score(found_scores[at], self._costs[prompt])
                     scores[prompt].append((one.joint, score))
         return [
-            scored or [(places[0] if places else Joint("", 0.0), 0.0)]
-            for scored, places in zip(scores, found, strict=True)
+            scored or [(row[0].joint if row else Joint("", 0.0), 0.0)]
+            for scored, row in zip(scores, found, strict=True)
         ]
 
     def _count(self, prompt: int, one: Trial) -> None:
@@ -212,7 +233,7 @@ class Searching:
         """Returns the events of an answer whose choices are these middles."""
         search = self._search
         listed = [
-            (prompt, choice, joint, _ids(joint.text, search))
+            (prompt, choice, joint, search.ids_of(joint.text))
             for prompt, middles in enumerate(chosen)
             for choice, joint in enumerate(middles)
         ]
@@ -255,10 +276,3 @@ class Searching:
         if self._clock() > self._ends_s:
             self._late = True
         return self._late
-
-
-def _ids(text: str, search: Search) -> Sequence[int]:
-    """Returns the tokens of a middle."""
-    if not text:
-        return []
-    return encode("suffix", text, search.tokenizer, parse_special=False, continues=True)

@@ -187,7 +187,7 @@ class CompletionService:
             id=self._id("cmpl"),
             model=request.model or served.name,
             created=int(self._clock()),
-            fingerprint=served.engine.card.fingerprint,
+            fingerprint=served.fingerprint,
             constrain=served.engine.constraint,
             unsupported=served.engine.card.unsupported,
             sharing=served.engine.card.prefix_sharing,
@@ -220,7 +220,7 @@ class CompletionService:
         watch = Stopwatch(clock) if plan.timed else None
         if plan.search is None:
             return CompletionStream(plan, engine.open(plan.jobs), self._entropy, watch)
-        searching = Searching(plan.search, engine.open, clock)
+        searching = Searching(plan.search, engine, clock)
         return CompletionStream(plan, searching, self._entropy, watch, lambda: searching.report)
 
     async def tokenization(self, body: bytes, owner: str = "") -> TokenizerCall[tokens.Tokenized]:

@@ -75,7 +75,7 @@ class CompletionStream:
         self._entropy = entropy
         # Prompt tokens and cached tokens of each job.
         self._prompts = [
-            (len(job.prompt_ids) - prompt.framed, 0)
+            (job.prompt_tokens - prompt.framed, 0)
             for job, prompt in zip(plan.jobs, plan.prompts, strict=True)
         ]
         self._scored: dict[int, ScoredPrompt | None] = {}

@@ -22,6 +22,8 @@ from afterword.core.limits import MOST_GRAMMAR_BYTES
 from afterword.core.repeated import repeated_name
 
 _ANY_OBJECT = b'{"type":"object"}'
+_KINDS = frozenset(("type", "$ref", "enum", "const", "allOf", "anyOf", "oneOf"))
+"""Keys of a JSON Schema that say which kinds of values follow it."""
 _FORMATS = ("text", "json_object", "json_schema")
 
 
@@ -43,6 +45,10 @@ def _bounded(name: str, text: str | bytes) -> bytes:
 
 
 def _schema(name: str, value: Json) -> OutputGrammar:
+    return _grammar(name, "json", msgspec.json.encode(_schema_object(name, value)))
+
+
+def _schema_object(name: str, value: Json) -> dict[str, Json]:
     if isinstance(value, str):
         # Before it is parsed: a parser in C holds the GIL to its end.
         _bounded(name, value)
@@ -55,10 +61,24 @@ def _schema(name: str, value: Json) -> OutputGrammar:
             raise duplicate(name, repeated)
     if value is False:
         raise out_of_range(name, value, "a JSON Schema that some value follows")
-    if not isinstance(value, (dict, bool)):
+    if value is True:
+        # As a schema, it is what {} is: any value follows it.
+        return {}
+    if not isinstance(value, dict):
         raise wrong_type(name, value, "a JSON Schema, which is an object")
-    # As a schema, true is what {} is: any value follows it.
-    return _grammar(name, "json", msgspec.json.encode({} if value is True else value))
+    return value
+
+
+def _object_schema(name: str, value: Json) -> OutputGrammar:
+    """Parse the schema of ``json_object``: the text is an object unless the schema has a kind.
+
+    A schema with nothing but ``properties`` would allow a number, too. llama.cpp also reads it as
+    the schema of an object.
+    """
+    schema = _schema_object(name, value)
+    if _KINDS.isdisjoint(schema):
+        schema = {"type": "object", **schema}
+    return _grammar(name, "json", msgspec.json.encode(schema))
 
 
 def _text(kind: GrammarKind) -> Callable[[str, Json], OutputGrammar]:
@@ -148,7 +168,9 @@ def _response_format(name: str, value: Json) -> OutputGrammar | None:
         return None
     if kind == "json_object":
         schema = value.get("schema")
-        return _grammar(name, "json", _ANY_OBJECT) if schema is None else _schema(name, schema)
+        if schema is None:
+            return _grammar(name, "json", _ANY_OBJECT)
+        return _object_schema(f"{name}.schema", schema)
     return _named_schema(f"{name}.json_schema", value.get("json_schema"))
 
 

@@ -10,11 +10,11 @@ from afterword.completion import fields, id_fields
 from afterword.completion.bodies import parse_object
 from afterword.completion.encoding import encode, known_ids, least_tokens
 from afterword.completion.fields import Field
-from afterword.completion.logprobs import token_text
 from afterword.completion.prompt_text import VocabView, text_of_ids
 from afterword.core.errors import ContextLengthExceeded, InvalidRequest
 from afterword.core.limits import Limits
 from afterword.core.protocols import EngineCard, Tokenizer
+from afterword.core.token_text import token_text
 from afterword.core.wire import Vocabulary
 
 MODEL = Field(fields.STRING, "The name or an alias of a served model. Without it, the first model.")
@@ -168,7 +168,7 @@ def describe(tokenizer: Tokenizer, card: EngineCard, *, vocabulary: bool = False
 
 def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(
-        # Not those of the gateway's own, behind the last one.
+        # Without the parts of text behind the last one, to which a gateway gave ids of its own.
         pieces=list(tokenizer.pieces[: len(tokenizer.pieces)]),
         special_ids=sorted(tokenizer.special_ids),
         end_ids=sorted(i for i in tokenizer.end_ids if i < len(tokenizer.pieces)),

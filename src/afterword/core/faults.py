@@ -11,7 +11,7 @@ import traceback
 import msgspec
 
 _MOST_CAUSES = 8
-_KEY = re.compile(r"(?<![a-z0-9])sk-[^\s/?&\"'<>]*", re.IGNORECASE)
+_KEY = re.compile(r"(?<![a-z0-9])sk-[^\s/?&\"'`<>]*", re.IGNORECASE)
 _LEAST_SECRET_CHARACTERS = 6
 
 

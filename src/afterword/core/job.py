@@ -16,6 +16,8 @@ import msgspec
 
 NO_TOKEN = -1
 """The id of an empty entry."""
+_BYTES_OF_A_TOKEN = 4
+"""Of text in most languages and vocabularies, about."""
 FinishReason: TypeAlias = Literal["stop", "length"]
 GrammarKind: TypeAlias = Literal["json", "regex", "choice", "grammar"]
 
@@ -50,10 +52,14 @@ class OutputGrammar(msgspec.Struct, frozen=True):
 
 
 class Constraint(msgspec.Struct, frozen=True):
-    """A grammar that an engine can keep to. ``compiled`` is the engine's own."""
+    """A grammar that an engine can keep to. ``compiled`` is the engine's own.
+
+    ``field`` is the field of the request that it stands in, for errors.
+    """
 
     grammar: OutputGrammar
     compiled: Any = None
+    field: str = "structured_outputs"
 
 
 class InfillFilter(msgspec.Struct, frozen=True):
@@ -111,15 +117,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ``prompt_ids``, a tuple or bytes, has at least one id, all inside the vocabulary, and
     ``len(prompt_ids) + max_tokens`` is at most the engine's context. ``n`` siblings continue the
     prompt, each for at most ``max_tokens`` tokens. A draw depends on ``(seed, sibling, position)``
-    alone (D2). ``logprobs`` k asks for the log-probability of each generated token and of the k
-    likeliest tokens at its position; None asks for none. ``prompt_logprobs`` asks for the same of
-    every prompt token after the first, and ``prompt_ranks`` for its rank. ``scored_ids`` are tokens
-    whose log-probabilities are wanted at each of these positions, too. ``extra_end_ids`` end a
-    sequence, as the vocabulary's end tokens do (infill needs them). ``stop_ids`` end it even with
-    ``ignore_eos``. Each sequence keeps to the ``constraint``, which the engine made; an end token
-    can be drawn where the grammar is complete. Only jobs of one ``cache_scope`` share what was
-    computed for a prompt; the scope changes no answer. With ``warm`` a prompt is computed even if
-    nothing is generated, so that later prompts find it in the cache.
+    alone (D2). ``seeded``: the client chose the seed. ``logprobs`` k asks for the log-probability
+    of each generated token and of the k likeliest tokens at its position; None asks for none.
+    ``prompt_logprobs`` asks for the same of every prompt token after the first, and
+    ``prompt_ranks`` for its rank. ``scored_ids`` are tokens whose log-probabilities are wanted at
+    each of these positions, too. ``extra_end_ids`` end a sequence, as the vocabulary's end tokens
+    do (infill needs them). ``stop_ids`` end it even with ``ignore_eos``. Each sequence keeps to the
+    ``constraint``, which the engine made; an end token can be drawn where the grammar is complete.
+    Only jobs of one ``cache_scope`` share what was computed for a prompt; the scope changes no
+    answer. With ``warm`` a prompt is computed even if nothing is generated, so that later prompts
+    find it in the cache.
     """
 
     prompt_ids: Sequence[int]
@@ -127,6 +134,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     sampling: SamplingParams
     seed: int
+    seeded: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     prompt_ranks: bool = False
@@ -136,6 +144,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     constraint: Constraint | None = None
     cache_scope: str = ""
     warm: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The tokens of the prompt. An estimate if its ids are bytes: its engine counts at the end.
+
+        The other engines count ids.
+        """
+        count = len(self.prompt_ids)
+        return -(-count // _BYTES_OF_A_TOKEN) if isinstance(self.prompt_ids, bytes) else count
 
 
 class ScoredPrompt(msgspec.Struct, frozen=True, gc=False):

@@ -17,6 +17,12 @@ MOST_TOKENS = 1 << 44
 
 2^19 such records still add up.
 """
+MOST_KEY_NAME_CHARACTERS = 200
+"""The longest name of a key, or of a model that it may use."""
+MOST_KEY_MODELS = 1000
+"""The most models that a key names."""
+MOST_KEY_LIMIT = 2**53 - 1
+"""The largest rate or budget of a key."""
 MOST_GRAMMAR_BYTES = 64 * 1024
 """The longest schema, regular expression or grammar of a request."""
 

@@ -212,18 +212,21 @@ def sync_file(descriptor: int) -> None:
         os.fsync(descriptor)
 
 
-def death_options(sending_s: float) -> Sequence[tuple[int, int, int]]:
+def death_options(sending_s: float | None = None) -> Sequence[tuple[int, int, int]]:
     """Returns the options of a TCP socket that end its connection if the peer has vanished.
 
-    That takes a minute on idle connections, and ``sending_s`` while data is sent. Each option is a
-    level, a name and a value.
+    That takes a minute on idle connections. While data is sent it takes ``sending_s``, also if the
+    peer is there but takes nothing; with None there is no limit then. Each option is a level, a
+    name and a value.
     """
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    sending_ms = min(int(sending_s * 1000), _MOST_MS)
-    for name, value in (*_KEEP_ALIVE, ("TCP_USER_TIMEOUT", sending_ms)):
+    named = list(_KEEP_ALIVE)
+    if sending_s is not None:
+        named.append(("TCP_USER_TIMEOUT", min(int(sending_s * 1000), _MOST_MS)))
+    for name, value in named:
         if hasattr(socket, name):
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-    if sys.platform == "darwin":
+    if sending_s is not None and sys.platform == "darwin":
         options.append((socket.IPPROTO_TCP, _RETRANSMIT_DROP, int(sending_s)))
     return options
 

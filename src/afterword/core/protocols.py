@@ -203,12 +203,16 @@ class Engine(Protocol):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the engine's model."""
 
-    def open(self, jobs: Sequence[Job]) -> Generation:
+    def open(
+        self, jobs: Sequence[Job], *, later: Sequence[Job] = (), admitted: bool = False
+    ) -> Generation:
         """Admit the jobs of one request, all or none. Nothing is computed before admission.
 
-        Events name a job by its index in ``jobs``. Raises ``EngineOverloaded`` if the waiting line
-        is full, ``EngineUnavailable`` if the engine is dead or closing, and ``InvalidRequest`` if
-        a job asks for what the engine cannot give.
+        Events name a job by its index in ``jobs``. ``later`` are jobs that the request will open
+        behind these: what can be refused of them is refused now. ``admitted``: the jobs are such
+        later ones, and a full line does not refuse them. Raises ``EngineOverloaded`` if the waiting
+        line is full, ``EngineUnavailable`` if the engine is dead or closing, and ``InvalidRequest``
+        if a job asks for what the engine cannot give.
         """
 
     def constraint(self, grammar: OutputGrammar) -> Constraint:

@@ -12,6 +12,7 @@ from afterword.engine.toy import toy_engine
 from afterword.gateway.address import Address, is_remote, parse_addresses
 from conftest import make_client
 from standins.upstreams import facts_of, listening
+from support.asgi import Client
 
 
 def test_what_is_in_an_address() -> None:
@@ -29,6 +30,13 @@ def test_names_beyond_ascii_are_sent_in_ascii() -> None:
     """The Host header and the first line of a request have no other characters."""
     (found,) = parse_addresses("vllm+http://b\u00fccher.example/b\u00fc%20/v1")
     assert (found.host, found.base) == ("xn--bcher-kva.example", "/b%C3%BC%20/v1")
+
+
+def test_the_interface_of_a_link_local_address_is_not_sent() -> None:
+    (found,) = parse_addresses("vllm+http://[fe80::1%eth0]:8000/v1")
+    assert found.host == "fe80::1%eth0"
+    assert found.authority == "[fe80::1]:8000"
+    assert found.origin == "http://[fe80::1%eth0]:8000"
 
 
 def test_several() -> None:
@@ -73,3 +81,9 @@ def test_an_alias_is_no_other_model() -> None:
         facts_of(f"afterword+{base}", name="big")
     for engine in (one, other):
         asyncio.run(engine.aclose())
+
+
+def test_another_server_than_the_dialect_s_is_said_to_be_one(client: Client) -> None:
+    """Before, the message was that it does not serve the model."""
+    with listening(client.app) as base, pytest.raises(ConfigError, match=r"has no GET /version$"):
+        facts_of(f"vllm+{base}")

@@ -161,6 +161,20 @@ async def test_a_server_on_one_kind_of_address(host: str) -> None:
     await server.wait_closed()
 
 
+async def test_a_machine_that_vanishes_ends_its_connection() -> None:
+    """Else a request would wait for its first token as long as for a slow server's.
+
+    A server that leaves a long prompt unread for a while has not vanished.
+    """
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, await dial("127.0.0.1", server.getsockname()[1]) as found:
+        assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            assert not found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+
 def _link_local() -> str:
     """Returns an address that is one only with its interface; empty if this machine has none."""
     table = Path("/proc/net/if_inet6")

@@ -296,6 +296,14 @@ def test_an_echo_that_is_not_whole_is_no_answer() -> None:
         reader_of(asked).read(chunk(0, 0, 3))
 
 
+@pytest.mark.parametrize("rank", [0, -1, 2**31, 2**63, 2**80, 1e300])
+def test_a_rank_that_no_token_has_is_no_answer(rank: float) -> None:
+    """And no fault of this server, as an overflow would be."""
+    said = chunk(0, 0, 3, ranks=True).replace(b'"rank": 5', b'"rank": %b' % str(rank).encode())
+    with pytest.raises(StreamBroke):
+        reader_of(scored_job(prompt_ranks=True)).read(said)
+
+
 def test_scored_ids_stand_behind_the_likeliest() -> None:
     ids, values = array("i"), array("d")
     add_top([(1, -1.0), (2, -2.0), (3, -9.0), (1, -1.0)], 3, (3, 1), ids, values)

@@ -127,6 +127,18 @@ async def test_an_upstream_that_drains_gets_what_is_being_written(
         await engine.aclose()
 
 
+@pytest.mark.parametrize("seed", [None, 0, -1, 2**31, 2**63 - 1, -(2**63)])
+async def test_R15_a_seed_goes_through_and_nobody_makes_one_up(
+    hosted: Open, seed: int | None
+) -> None:
+    """Some endpoints have no seeds, and refuse every request with one."""
+    async with StandIn(hello) as upstream:
+        await hosted(upstream).complete(prompt="a", max_tokens=3, seed=seed)
+    (asked,) = upstream.bodies
+    assert asked.get("seed") == seed
+    assert ("seed" in asked) == (seed is not None)
+
+
 async def test_text_goes_through_and_usage_is_theirs(hosted: Open) -> None:
     async with StandIn(hello) as upstream:
         client = hosted(upstream)
@@ -236,8 +248,8 @@ async def test_logprobs_without_alternatives(hosted: Open, tops: list[Any] | Non
     async with StandIn(scored) as upstream:
         answer = await hosted(upstream).complete(prompt="x", max_tokens=2, logprobs=0)
         assert answer["choices"][0]["logprobs"] == {
-            "tokens": ["a", "b"], "token_logprobs": [-0.5, 0], "text_offset": [1, 2],
-            "top_logprobs": [{"a": -0.5}, {"b": 0}],
+            "tokens": ["a", "b"], "token_logprobs": [-0.5, -9999.0], "text_offset": [1, 2],
+            "top_logprobs": [{"a": -0.5}, {"b": -9999.0}],
         }  # fmt: skip
 
 

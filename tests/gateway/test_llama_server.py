@@ -183,6 +183,7 @@ async def test_F_infill(client: Client, tiny: Path) -> None:
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"logprob_token_ids": [97]}, "logprob_token_ids"),
         ({"structured_outputs": {"choice": ["a", "b"]}, "top_k": 5}, "structured_outputs"),
+        ({"response_format": {"type": "json_object"}, "top_k": 5}, "response_format"),
         ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
         ({"structured_outputs": {"grammar": "start: /a/"}}, "structured_outputs"),
         (

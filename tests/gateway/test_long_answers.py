@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from afterword.core.job import Ended, Event, Sampled
 from afterword.core.limits import Limits
 from afterword.gateway import long_payload
-from afterword.gateway.dialects.chunks import ChunkReader
+from afterword.gateway.dialects.chunk_reader import ChunkReader
 from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT
 from afterword.gateway.dialects.stream_reader import PackedTops
 from afterword.gateway.engine import RemoteEngine

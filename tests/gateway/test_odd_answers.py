@@ -6,13 +6,18 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
+from afterword.core.job import Job, SamplingParams
 from afterword.core.limits import Limits
 from afterword.gateway.dialects.dialect import UNKNOWN_CONTEXT, Facts
 from afterword.gateway.engine import RemoteEngine
+from afterword.gateway.failures import StreamBroke
+from afterword.gateway.pool.attempt import Attempt
+from afterword.http.middleware import AccessRecord
 from conftest import make_client
 from standins.server import FACTS, Exchange, StandIn
 from standins.upstreams import PATIENT, engine_of
@@ -68,6 +73,14 @@ class Behind:
             assert reply.error["code"] == "upstream_failed"
         assert self.engine.pool.upstreams[0].up
         return reply.error
+
+    async def under_way(self, asked: int) -> tuple[asyncio.Future[Reply], Attempt]:
+        """Returns a request that waits for its answer, as the ``asked``-th, and how it is read."""
+        run = asyncio.ensure_future(self.client.post(PATH, BODY))
+        await self.upstream.until_asked(asked)
+        (generation,) = self.engine._generations
+        (attempt,) = set(generation._attempts.values())
+        return run, attempt
 
 
 @pytest.fixture
@@ -266,6 +279,11 @@ READABLE = {
         "b", "stop",
     ),
     "identity": (raw(sized(SSE + b"content-encoding: identity\r\n", GOOD)), "b", "stop"),
+    "blanks behind headers": (
+        raw(SSE + b"content-encoding: identity \t\r\ntransfer-encoding: chunked \r\n\r\n"
+            b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)),
+        "b", "stop",
+    ),
     "trailers": (
         raw(SSE + b"transfer-encoding: Chunked\r\n\r\n%x\r\n%b\r\n0\r\nx: y\r\n\r\n"
             % (len(GOOD), GOOD)),
@@ -337,6 +355,10 @@ UNREADABLE = {
         sized(SSE, stream_of(choices({"index": 0, "text": "b"}))
               + b"data: secret\r\nevent:error\r\n\r\ndata: [DONE]\n\n")
     ),
+    "an error of llama-server up to 2025": raw(
+        sized(SSE, stream_of(choices({"index": 0, "text": "b"}))
+              + b'error: {"code":500,"message":"secret","type":"server_error"}\n\n')
+    ),
     "a plain error": raw(sized(SSE, b'{"error": {"message": "secret", "code": 500}}')),
     "a plain answer of nothing": raw(sized(SSE, b"{}")),
     "a plain list": raw(sized(SSE, b"[]")),
@@ -381,6 +403,7 @@ async def test_what_cannot_be_read_is_refused_and_rests_nobody(behind: Behind, c
         "a redirect", "no content", "a status of no meaning", "an error", "an error as text",
         "an old error", "a plain error", "an error without end", "an event called error",
         "an event called error with text", "an error without its name", "a detail",
+        "an error of llama-server up to 2025",
     }  # fmt: skip
     assert ("request id" in error["message"]) == own
     assert "secret" not in json.dumps(error)
@@ -422,6 +445,150 @@ async def test_a_fault_of_the_request_is_the_clients(behind: Behind, said: dict[
     reply = await behind.ask(events(said))
     assert reply.status == 400
     assert reply.error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("answer", [
+    events(choices(LAST)),
+    events(choices({**LAST, "logprobs": {"content": []}})),
+    events(choices({**LAST, "logprobs": {"tokens": ["b"], "token_logprobs": []}})),
+])  # fmt: skip
+async def test_what_an_endpoint_leaves_out_takes_it_out_for_nobody(
+    behind: Behind, answer: Callable[[Exchange], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or a client that asks for it, some times in a row, would stop all others."""
+    with caplog.at_level(logging.WARNING, "afterword.upstream"):
+        for _ in range(5):
+            await behind.refused(answer, logprobs=1)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert " failed: " in said
+    assert behind.engine.pool.upstreams[0].failed_in_a_row == 0
+
+
+async def test_an_endpoint_that_ignores_n_stays(behind: Behind) -> None:
+    for _ in range(5):
+        error = await behind.refused(events(choices(LAST)), n=2)
+        assert "fewer choices" in error["message"]
+    # One that broke off in a choice is another matter.
+    cut = events(choices(LAST), choices({"index": 1, "text": "a"}), done=False)
+    for _ in range(3):
+        await behind.ask(cut, n=2)
+    assert not behind.engine.pool.upstreams[0].up
+
+
+async def test_the_log_says_why_a_request_failed(
+    behind: Behind, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first time, and again after another reason. The client learns less."""
+    with caplog.at_level(logging.WARNING, "afterword.upstream"):
+        for status in (401, 401, 500):
+            reply = await behind.ask(partial(Exchange.answer, status=status))
+            assert reply.status == 500
+            behind.engine.pool.upstreams[0].answered()
+    said = [
+        record.getMessage().rpartition(" failed: ")[2]
+        for record in caplog.records
+        if record.name == "afterword.upstream"
+    ]
+    assert said == ["it does not accept this server's key", "it answered with status 500"]
+
+
+TOO_LONG = (
+    (400, {"error": {"code": 400, "type": "exceed_context_size_error", "message":
+                     "the request exceeds the available context size, try increasing it"}}),
+    (400, {"object": "error", "code": 400, "message":
+           "The input (3000 tokens) is longer than the model's context length (2048 tokens)."}),
+    (400, {"object": "error", "code": 400, "message":
+           "Input length (99 tokens) exceeds the maximum allowed length (50 tokens)."}),
+    (422, {"error_type": "validation", "error":
+           "Input validation error: `inputs` must have less than 1024 tokens. Given: 3000"}),
+    (422, {"error_type": "validation", "error":
+           "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 2048."}),
+)  # fmt: skip
+"""Of llama-server, SGLang (twice), and text-generation-inference (twice)."""
+
+
+@pytest.mark.parametrize(("status", "said"), TOO_LONG)
+async def test_too_long_in_the_words_of_each_server(
+    behind: Behind, status: int, said: dict[str, Any]
+) -> None:
+    """With the status, and in a stream that has begun with a 200."""
+    text = json.dumps(said).encode()
+    answers: list[Callable[[Exchange], None]] = [lambda exchange: exchange.answer(status, text)]
+    answers.append(events(said))
+    for answer in answers:
+        reply = await behind.ask(answer)
+        assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("said", [
+    {"error": "Model is overloaded", "error_type": "overloaded"},
+    {"error": {"message": "x", "type": "unavailable_error", "code": 503}},
+    {"error": {"message": "x", "type": "overloaded_error"}},
+    {"message": "x", "code": "rate_limit_exceeded"},
+])  # fmt: skip
+async def test_load_in_the_words_of_each_server(behind: Behind, said: dict[str, Any]) -> None:
+    reply = await behind.ask(events(said))
+    assert (reply.status, reply.error["code"]) == (503, "engine_overloaded")
+    assert "retry-after" in reply.headers
+
+
+@pytest.mark.parametrize(("said", "status", "code"), [
+    ("Input validation error: `temperature` must be strictly positive", 400, None),
+    ("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 20. Given: 9",
+     400, "context_length_exceeded"),
+    ("Tool error: no such tool", 400, None),
+    ("Model is overloaded", 503, "engine_overloaded"),
+    ("Request failed during generation: CUDA error", 500, None),
+    ("Incomplete generation", 500, None),
+    ("Incomplete generation stream", 500, None),
+])  # fmt: skip
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_status_of_422_is_told_by_its_words(
+    behind: Behind, begun: bool, said: str, status: int, code: str | None
+) -> None:
+    """text-generation-inference writes it into its streams for every error."""
+    error = {"error": {"message": said, "http_status_code": 422}}
+    parts = [choices({"index": 0, "text": "b"})] if begun else []
+    reply = await behind.ask(events(*parts, error))
+    if begun and status == 503:
+        # Too late to go elsewhere.
+        status, code = 502, "upstream_failed"
+    assert (reply.status, reply.error["code"]) == (status, code)
+    assert "CUDA" not in reply.error["message"]
+
+
+@pytest.mark.parametrize(("said", "status"), [
+    ({"error": {"message": "x", "code": 400}}, 400),
+    ({"error": {"message": "x", "http_status_code": 422}}, 400),
+    ({"error": "x", "error_type": "overloaded"}, 503),
+    ({"error": "x"}, 500),
+    ({"choices": 5}, 502),
+])  # fmt: skip
+async def test_S6_a_refusal_in_a_stream_is_one_before_the_status_line(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any], status: int
+) -> None:
+    """SGLang and text-generation-inference answer 200 and say in the first event what is wrong."""
+    monkeypatch.setattr("afterword.gateway.pool.attempt._REFUSAL_S", 1e6)
+    reply = await behind.ask(events(said), stream=True)
+    assert reply.status == status
+    assert reply.headers["content-type"] == "application/json"
+
+
+async def test_S7_a_stream_that_has_begun_is_accepted_before_its_first_token(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("afterword.gateway.pool.attempt._REFUSAL_S", 0)
+    job = Job(prompt_ids=b"ab", n=1, max_tokens=2, sampling=SamplingParams(), seed=1)
+    for begun in (raw(SSE + b"\r\n"), raw(b"HTTP/1.1 200 OK\r\n\r\n: wait\n\n")):
+        behind.upstream.behaviour = begun
+        async with behind.engine.open([job]) as generation:
+            assert not generation.begun
+
+
+async def test_a_request_s_fault_of_llama_server_up_to_2025(behind: Behind) -> None:
+    said = b'error: {"code":400,"message":"n must be at most 5","type":"invalid_request_error"}\n\n'
+    reply = await behind.ask(raw(sized(SSE, said)))
+    assert (reply.status, reply.error["message"]) == (400, "n must be at most 5")
 
 
 async def test_several_choices_need_an_index(behind: Behind) -> None:
@@ -534,6 +701,29 @@ async def test_a_prompt_is_never_counted_in_characters(behind: Behind) -> None:
     assert stopped.json()["usage"]["prompt_tokens"] == 250
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_that_nobody_computed_is_not_counted_in_characters(
+    behind: Behind, stream: bool
+) -> None:
+    """Where the endpoint fails, or nothing is asked of it, the estimate holds as well."""
+    records: list[AccessRecord] = []
+    client = make_client({"toy": behind.engine}, observe=lambda record, _: records.append(record))
+    behind.upstream.behaviour = lambda exchange: exchange.answer(500)
+    await client.post(PATH, {**BODY, "prompt": "word " * 200, "stream": stream})
+    await client.post(PATH, {**BODY, "prompt": "word " * 200, "stream": stream, "max_tokens": 0})
+    assert [record.prompt_tokens for record in records] == [250, 250]
+    assert [record.outcome for record in records] == ["failed", "answered"]
+
+
+async def test_a_broken_answer_is_no_refusal(behind: Behind) -> None:
+    records: list[AccessRecord] = []
+    client = make_client({"toy": behind.engine}, observe=lambda record, _: records.append(record))
+    behind.upstream.behaviour = events()
+    await client.post(PATH, BODY)
+    (record,) = records
+    assert (record.status, record.outcome) == (502, "failed")
+
+
 async def test_chunks_that_are_no_tokens_are_not_cut(behind: Behind) -> None:
     """An endpoint may send single characters; its ``max_tokens`` is not a number of chunks."""
     text = "abcdefghijklmnopqrstuvwxyz"
@@ -583,6 +773,106 @@ async def test_scores_without_a_number_are_the_lowest(behind: Behind) -> None:
     )  # fmt: skip
     assert found["token_logprobs"] == [-9999.0, -9999.0]
     assert found["top_logprobs"] == [{"a": -9999.0}, {"b": -9999.0}]
+
+
+async def test_scores_in_the_shape_of_a_chat(behind: Behind) -> None:
+    """So llama-server writes them on OpenAI's route."""
+    e = {"token": "\u00e9", "logprob": -0.5, "bytes": [0xC3, 0xA9]}
+    half = {"token": "\ufffd", "logprob": None, "bytes": [0xE2, 0x80], "top_logprobs": [e]}
+    content = [{**e, "top_logprobs": [e]}, {"token": "b", "logprob": -1, "bytes": None}, half]
+    answer = events(choices({**LAST, "text": "\u00e9b\ufffd", "logprobs": {"content": content}}))
+    found = (await behind.ask(answer, logprobs=1)).json()["choices"][0]["logprobs"]
+    assert found["tokens"] == ["\u00e9", "b", "bytes:\\xe2\\x80"]
+    assert found["token_logprobs"] == [-0.5, -1.0, -9999.0]
+    assert found["top_logprobs"] == [
+        {"\u00e9": -0.5}, {"b": -1.0}, {"\u00e9": -0.5, "bytes:\\xe2\\x80": -9999.0},
+    ]  # fmt: skip
+
+
+async def test_scores_that_are_null_are_the_lowest(behind: Behind) -> None:
+    """Encoders that know no infinity write null. Of nothing a model is certain."""
+    found = await scores_of(
+        behind,
+        {"tokens": ["a", "b"], "token_logprobs": [None, -1.0],
+         "top_logprobs": [{"a": None, "c": -2.0}, {"b": -1.0}], "text_offset": [0, 1]},
+    )  # fmt: skip
+    assert found["token_logprobs"] == [-9999.0, -1.0]
+    assert found["top_logprobs"] == [{"c": -2.0, "a": -9999.0}, {"b": -1.0}]
+
+
+async def test_scores_that_rounding_put_above_0_are_0(behind: Behind) -> None:
+    found = await scores_of(
+        behind,
+        {"tokens": ["a", "b"], "token_logprobs": [1.2e-7, 0.125],
+         "top_logprobs": [{"a": 1.2e-7, "c": -2.0}, {"b": 0.125}], "text_offset": [0, 1]},
+    )  # fmt: skip
+    assert found["token_logprobs"] == [0.0, 0.0]
+    assert found["top_logprobs"] == [{"a": 0.0}, {"b": 0.0}]
+
+
+LOGITS = [
+    {"tokens": ["a", "b"], "token_logprobs": [-1.0, 17.5],
+     "top_logprobs": [{"a": -1.0}, {"b": 17.5}]},
+    {"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0],
+     "top_logprobs": [{"c": 0.13}, {"b": -2.0}]},
+    {"content": [{"token": "a", "logprob": 3}, {"token": "b", "logprob": -2}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("logprobs", LOGITS)
+async def test_scores_that_are_no_logarithms_of_probabilities_are_refused(
+    behind: Behind, logprobs: dict[str, Any]
+) -> None:
+    """vLLM with ``--logprobs-mode raw_logits``. Other requests do not suffer from that."""
+    answer = events(choices({**LAST, "text": "ab", "logprobs": logprobs}))
+    for _ in range(4):
+        error = await behind.refused(answer, logprobs=1)
+        assert "a log-probability above 0" in error["message"]
+    await behind.whole(answer)
+
+
+async def test_an_error_that_takes_an_end_with_it_ends_the_request(vllm: Behind) -> None:
+    """One choice ends in the event that is wrong for another one, which nobody reads any more."""
+    job = Job(prompt_ids=(97,), n=2, max_tokens=9, sampling=SamplingParams(), seed=1)
+    engine = vllm.engine
+    reader = engine.pool.dialect.reader(0, job, (0, 1), engine.tokenizer)
+    good = choices({**LAST, "token_ids": [98]})
+    wrong = choices({**LAST, "token_ids": [98]}, {"index": 1, "text": "y", "token_ids": [10**6]})
+    reader.close(1)
+    with pytest.raises(StreamBroke):
+        reader.read(json.dumps(wrong).encode())
+    assert not reader.over
+    reader = engine.pool.dialect.reader(0, job, (0, 1), engine.tokenizer)
+    reader.close(1)
+    assert len(reader.read(json.dumps(good).encode())) == 3
+    with pytest.raises(StreamBroke):
+        reader.read(json.dumps(wrong).encode())
+    assert reader.over
+
+
+@pytest.mark.parametrize("place", ["token_logprobs", "top_logprobs"])
+async def test_scores_of_a_prompt_that_are_logits_are_refused(vllm: Behind, place: str) -> None:
+    names = [f"token_id:{token}" for token in (97, 98, 99)]
+    scores: dict[str, Any] = {
+        "tokens": names, "token_logprobs": [None, -1.0, -1.0],
+        "top_logprobs": [None, {names[1]: -1.0}, {names[2]: -1.0}],
+    }  # fmt: skip
+    body = {"prompt": [97, 98], "echo": True, "logprobs": 1, "max_tokens": 1}
+    choice = {"index": 0, "token_ids": [97, 98, 99], "logprobs": scores, "finish_reason": "length"}
+    reply = await vllm.ask(events(choices(choice)), **body)
+    assert reply.json()["choices"][0]["logprobs"]["token_logprobs"] == [None, -1.0, -1.0]
+    scores[place][1] = 12.5 if place == "token_logprobs" else {names[1]: -1.0, names[0]: 12.5}
+    error = await vllm.refused(events(choices(choice)), **body)
+    assert "a log-probability above 0" in error["message"]
+
+
+async def test_halves_of_pairs_in_names_of_tokens(behind: Behind) -> None:
+    """They stand for U+FFFD there, too."""
+    tops = [{"a": -1.0, "\ud83d": -3.0}, {"b": -2.0, "\ud83d": -3.0}]
+    given = {"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0], "top_logprobs": tops}
+    found = await scores_of(behind, given)
+    assert found["tokens"] == ["a", "b"]
+    assert all(set(top) <= {"a", "b", "\ufffd"} for top in found["top_logprobs"])
 
 
 @pytest.mark.parametrize(
@@ -662,13 +952,38 @@ async def test_a_kept_connection_that_closes_is_tried_once_more(
     assert behind.engine.pool.upstreams[0].up
 
 
+async def test_a_silence_on_a_kept_connection_ends_the_request_s_time(behind: Behind) -> None:
+    """It is not tried once more: that would take the client's time twice."""
+    await behind.ask(events(choices(LAST)))
+    behind.upstream.behaviour = raw()
+    run, attempt = await behind.under_way(2)
+    attempt._heard_s -= PATIENT.first_token_s
+    attempt._look_back()
+    reply = await run
+    assert reply.status == 502
+    assert "no token within" in reply.error["message"]
+    assert len(behind.upstream.bodies) == 2
+    assert len(behind.upstream.connections) == 1
+
+
+@pytest.mark.parametrize("idle_s", [1.0, 120.0])
+async def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    behind: Behind, idle_s: float
+) -> None:
+    """A firewall between may have forgotten it, and says nothing."""
+    await behind.ask(events(choices(LAST)))
+    client = behind.engine.pool.upstreams[0].client
+    ((kept, since_s),) = client._idle
+    client._idle = [(kept, since_s - idle_s)]
+    await behind.ask(events(choices(LAST)))
+    assert len(behind.upstream.connections) == (1 if idle_s == 1 else 2)
+    assert kept.reusable == (idle_s == 1)
+
+
 async def test_a_head_that_drips_has_a_timer(behind: Behind) -> None:
     """Bytes that are no token do not move the limit of the first one."""
     behind.upstream.behaviour = raw(SSE + b"x: ")
-    run = asyncio.ensure_future(behind.client.post(PATH, BODY))
-    await behind.upstream.until_asked(1)
-    (generation,) = behind.engine._generations
-    (attempt,) = set(generation._attempts.values())
+    run, attempt = await behind.under_way(1)
     begun_s = attempt._heard_s
     for _ in range(20):
         behind.upstream.connections[-1].transport.write(b"y")
@@ -683,10 +998,7 @@ async def test_a_head_that_drips_has_a_timer(behind: Behind) -> None:
 
 async def test_what_came_while_the_process_stood_still_is_read_first(behind: Behind) -> None:
     behind.upstream.behaviour = raw()
-    run = asyncio.ensure_future(behind.client.post(PATH, BODY))
-    await behind.upstream.until_asked(1)
-    (generation,) = behind.engine._generations
-    (attempt,) = set(generation._attempts.values())
+    run, attempt = await behind.under_way(1)
     attempt._heard_s -= PATIENT.first_token_s
     attempt._look_back()
     events(choices(LAST))(behind.upstream.connections[-1])

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from afterword.core.job import (
     NO_TOKEN,
@@ -17,6 +18,7 @@ from afterword.core.job import (
     Sampled,
     SamplingParams,
 )
+from afterword.core.wire import LOWEST
 from afterword.gateway.dialects.dialect import Reader
 from afterword.gateway.dialects.registry import DIALECTS
 from afterword.gateway.failures import (
@@ -117,6 +119,30 @@ def test_sglang_says_why_it_aborts(code: int | None, kind: type[UpstreamFailure]
     assert type(caught.value) is kind
     if isinstance(caught.value, ClientsFault):
         assert caught.value.said == "It is too long."
+
+
+@pytest.mark.parametrize(("more", "kind"), [({}, ClientsFault), ({"code": 500}, Refused)])
+def test_sglang_says_what_is_wrong_with_a_request(
+    more: dict[str, Any], kind: type[UpstreamFailure]
+) -> None:
+    """It answers 200 to that as well. With a message alone, the request is at fault."""
+    with pytest.raises(kind) as caught:
+        read(reader_of("sglang"), {"error": {"message": "It is too long."} | more})
+    assert type(caught.value) is kind
+
+
+def test_sglang_writes_null_for_what_is_no_number() -> None:
+    said = output([99], finish="length", completion_tokens=1,
+                  output_token_logprobs=[[None, 99, None]],
+                  output_top_logprobs=[[[-1.0, 98, None], [-3.4e38, 99, None]]])  # fmt: skip
+    (sampled,) = [
+        event
+        for event in read(reader_of("sglang", replace(JOB, logprobs=2)), said)
+        if isinstance(event, Sampled)
+    ]
+    assert sampled.logprobs.tolist() == [LOWEST]
+    assert sampled.top_ids.tolist() == [98, 99]
+    assert sampled.top_logprobs.tolist() == [-1.0, LOWEST]
 
 
 @pytest.mark.parametrize("why", ["", "none"])

@@ -13,25 +13,32 @@ from pathlib import Path
 
 import pytest
 
+from support.locks import held
+
 OWNER = "postgres" if os.geteuid() == 0 else None
 """PostgreSQL does not run as root; its package creates this user."""
 
 
 def program(name: str, package: str) -> str:
     """Returns a program's path; as root, installs its Debian package if it is missing."""
-    found = find(name)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]
-        subprocess.run([*apt, "update"], check=True, env=environment, stdout=subprocess.DEVNULL)
-        subprocess.run(
-            [*apt, "install", "--yes", "--no-install-recommends", package],
-            check=True, env=environment, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+    with held(Path(tempfile.gettempdir(), f"afterword-apt-{os.geteuid()}.lock")):
         found = find(name)
+        if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+            _install(package)
+            found = find(name)
     if found is None:
         pytest.skip(f"{name} is not here, and only root can install {package}")
     return found
+
+
+def _install(package: str) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]
+    subprocess.run([*apt, "update"], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*apt, "install", "--yes", "--no-install-recommends", package],
+        check=True, env=environment, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 def find(name: str) -> str | None:

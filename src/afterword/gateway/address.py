@@ -34,14 +34,16 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def authority(self) -> str:
-        """Host and port, as a URL and the Host header have them."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        """Host and port, as the Host header has them.
+
+        The interface of a link-local address is this machine's alone (RFC 6874, 1).
+        """
+        return self._at(self.host.partition("%")[0])
 
     @property
     def origin(self) -> str:
         """Scheme, host and port, for logs and error texts. It holds no secret."""
-        return f"{'https' if self.tls else 'http'}://{self.authority}"
+        return f"{'https' if self.tls else 'http'}://{self._at(self.host)}"
 
     @property
     def url(self) -> str:
@@ -52,6 +54,9 @@ class Address(msgspec.Struct, frozen=True):
     def root(self) -> str:
         """The path prefix of routes outside ``/v1``."""
         return self.base.removesuffix("/v1")
+
+    def _at(self, host: str) -> str:
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
 def is_remote(source: str) -> bool:

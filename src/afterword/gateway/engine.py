@@ -15,10 +15,11 @@ from afterword.core.errors import (
     EngineUnavailable,
     UnusableGrammar,
 )
+from afterword.core.fingerprint import fingerprint
 from afterword.core.job import Constraint, Job, OutputGrammar
 from afterword.core.protocols import EngineCard, EngineStats, Feature
 from afterword.gateway.address import Address
-from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, identity, refuse
+from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, refuse
 from afterword.gateway.dialects.registry import DIALECTS
 from afterword.gateway.failures import nobody_left
 from afterword.gateway.generation import Counts, RemoteGeneration
@@ -68,11 +69,10 @@ class RemoteEngine:
         self._closed = False
         self.tokenizer: AnyTokenizer = self._tokenizer()
         self.counts = Counts()
-        digest = identity(pool.dialect.name, *sorted({facts.identity for facts in found}))
         self.card = EngineCard(
             draws=False,
             context_tokens=context,
-            fingerprint=f"fp_{digest[:10]}",
+            fingerprint=fingerprint(pool.dialect.name, *sorted({one.identity for one in found})),
             batch_invariant=all(facts.batch_invariant for facts in found),
             unsupported=self._unsupported(),
             details={
@@ -163,15 +163,17 @@ class RemoteEngine:
             )
         return None
 
-    def open(self, jobs: Sequence[Job]) -> RemoteGeneration:
+    def open(
+        self, jobs: Sequence[Job], *, later: Sequence[Job] = (), admitted: bool = False
+    ) -> RemoteGeneration:
         """Admit the jobs of one request; see ``core.protocols.Engine``."""
         if self._closed:
             raise EngineUnavailable("The engine is not available.")
         if not self.pool.healthy:
             raise nobody_left(None)
-        refuse(self.pool.dialect, self._facts, jobs)
+        refuse(self.pool.dialect, self._facts, (*jobs, *later))
         waiting = sum(not generation.begun for generation in self._generations)
-        if waiting >= self._max_waiting:
+        if not admitted and waiting >= self._max_waiting:
             raise EngineOverloaded(
                 "The engine is currently overloaded, please try again later.",
                 retry_after_s=_RETRY_AFTER_S,

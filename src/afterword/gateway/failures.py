@@ -21,6 +21,10 @@ class Silent(StreamBroke):
     """The upstream fell silent. A probe that meets silence finds it down."""
 
 
+class Incapable(StreamBroke):
+    """The upstream left out what one request asked for. Other requests do not suffer from that."""
+
+
 class Refused(UpstreamFailure):
     """The upstream answered with an error that another upstream may not give: 5xx, 401, 404."""
 

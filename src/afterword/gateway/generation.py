@@ -21,7 +21,8 @@ from afterword.gateway.failures import (
     error_of,
     nobody_left,
 )
-from afterword.gateway.pool.attempt import Attempt, limits_of
+from afterword.gateway.pool.attempt import Attempt
+from afterword.gateway.pool.attempt_limits import limits_of
 from afterword.gateway.pool.pool import Pool
 from afterword.gateway.pool.prefixes import block_keys
 from afterword.gateway.pool.upstream import Load, Upstream
@@ -165,7 +166,7 @@ class RemoteGeneration(MailboxReader):
     async def _make(self, index: int, job: Job, seqs: Sequence[int]) -> None:
         if not job.max_tokens and job.prompt_logprobs is None:
             ends: list[Event] = [Ended(index, seq, "length", 0) for seq in seqs]
-            self._emit([Prefilled(index, len(job.prompt_ids), 0, None), *ends])
+            self._emit([Prefilled(index, job.prompt_tokens, 0, None), *ends])
             return
         pool = self._pool
         until_s = asyncio.get_running_loop().time() + pool.options.patience_s
@@ -199,20 +200,19 @@ class RemoteGeneration(MailboxReader):
         load = self._pool.load(upstream, len(job.prompt_ids), job.max_tokens * len(seqs))
         try:
             request = await self._written(upstream, job, seqs)
-            await self._run_attempt(
-                upstream, self._attempt(upstream, request, index, job, seqs, load)
-            )
+            attempt = self._attempt(upstream, request, index, job, seqs, load=load)
+            await self._run_attempt(upstream, job, attempt)
         finally:
             load.end()
             for seq in seqs:
                 self._attempts.pop((index, seq), None)
 
-    async def _run_attempt(self, upstream: Upstream, attempt: Attempt) -> None:
+    async def _run_attempt(self, upstream: Upstream, job: Job, attempt: Attempt) -> None:
         pool = self._pool
         try:
             await attempt.run()
         except ClientsFault as fault:
-            raise upstream.refusal(fault) from None
+            raise upstream.refusal(fault, job) from None
         except UpstreamFailure as failure:
             upstream.failures += 1
             if not attempt.produced:
@@ -247,6 +247,7 @@ class RemoteGeneration(MailboxReader):
         index: int,
         job: Job,
         seqs: Sequence[int],
+        *,
         load: Load,
     ) -> Attempt:
         def begin(events: list[Event]) -> None:

@@ -73,17 +73,19 @@ def _integer(digits: str) -> int | float:
 def _clear(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """Returns a value without nulls in objects, so that defaults take their place."""
     if isinstance(value, dict):
-        return {key: _clear(item) for key, item in value.items() if item is not None}
+        return {_whole(key): _clear(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
         return [_clear(item) for item in value]
     if isinstance(value, float):
         if not math.isfinite(value):
             return LOWEST
         return int(value) if value.is_integer() and abs(value) < _MOST_EXACT else value
-    if isinstance(value, str):
-        # Pairs of surrogates become characters, halves become U+FFFD.
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
+    return _whole(value) if isinstance(value, str) else value
+
+
+def _whole(text: str) -> str:
+    """Returns a text in which pairs of surrogates are characters, and halves are U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def count_of(value: object) -> int | None:

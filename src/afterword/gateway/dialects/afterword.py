@@ -8,8 +8,10 @@ from urllib.parse import urlencode
 import msgspec
 
 from afterword.core.job import Job
+from afterword.core.token_text import piece_of
 from afterword.core.wire import Vocabulary
-from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver, piece_of
+from afterword.gateway.dialects.chunk_reader import IdResolver
+from afterword.gateway.dialects.chunks import ChoiceDelta
 from afterword.gateway.dialects.completions import (
     CompletionsDialect,
     body_of,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afterword.core.job import Job, OutputGrammar, SamplingParams
-from afterword.gateway.dialects.chunks import ChunkReader, IdResolver
+from afterword.gateway.dialects.chunk_reader import ChunkReader, IdResolver
 from afterword.gateway.dialects.dialect import AnyTokenizer, Facts, Reader, stop_ids_of
 from afterword.gateway.dialects.routes import encode
 from afterword.gateway.dialects.stream_reader import StreamReader

@@ -174,7 +174,7 @@ def refuse(dialect: Dialect, facts: Facts, jobs: Sequence[Job]) -> None:
     for feature, reason in dialect.lacks.items():
         asked = FEATURES.get(feature)
         if asked is not None and any(map(asked, jobs)):
-            param = _PARAMS.get(feature, feature)
+            param = _param(feature, first)
             raise InvalidRequest(f"'{param}' cannot be honoured: {server} {reason}.", param=param)
     if first.sampling.infill is not None:
         raise InvalidRequest(
@@ -192,6 +192,14 @@ def refuse(dialect: Dialect, facts: Facts, jobs: Sequence[Job]) -> None:
             f"'max_tokens' must be given: {server} does not say how long its context is.",
             param="max_tokens",
         )
+
+
+def _param(feature: str, job: Job) -> str:
+    """Returns the parameter of a job that uses a feature."""
+    name = _PARAMS.get(feature, feature)
+    if name == "structured_outputs" and job.constraint is not None:
+        return job.constraint.field
+    return name
 
 
 def chosen(listed: Sequence[str], api: Api, name: str, *, aliases: Collection[str] = ()) -> str:

@@ -28,7 +28,7 @@ from afterword.gateway.dialects.introspection import introspect_vocabulary
 from afterword.gateway.dialects.routes import read_tokens
 from afterword.gateway.dialects.single import SingleReader
 from afterword.gateway.dialects.stream_reader import StreamReader, TokenDelta, Top, gathered
-from afterword.gateway.failures import StreamBroke
+from afterword.gateway.failures import Incapable, StreamBroke
 from afterword.gateway.lenient import decoder
 from afterword.gateway.long_payload import LongPayload
 from afterword.gateway.transport.api import Api, failure_in_stream
@@ -259,7 +259,7 @@ class _PartialReader(SingleReader):
         if self._job.logprobs is not None:
             tops = gathered(self._tops(partial, tops, logprobs), len(ids))
             if len(logprobs) != len(ids):
-                raise StreamBroke("it did not send one log-probability for each token")
+                raise Incapable("it did not send one log-probability for each token")
         self._seen += len(ids)
         finish = self._stream.end_reason(partial.stop_type) if partial.stop else None
         if self._held is not None:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from afterword.core.job import Job
-from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver, UsageCountReader, piece_of
+from afterword.core.token_text import piece_of
+from afterword.gateway.dialects.chunk_reader import IdResolver, UsageCountReader
+from afterword.gateway.dialects.chunks import ChoiceDelta
 from afterword.gateway.dialects.completions import CompletionsDialect, body_of
 from afterword.gateway.dialects.dialect import (
     UNKNOWN_CONTEXT,
@@ -25,8 +27,6 @@ from afterword.gateway.failures import StreamBroke
 from afterword.gateway.transport.api import Api
 from afterword.gateway.vocabulary import TextTokenizer
 
-_BYTES_OF_A_TOKEN = 4
-"""Of text in most languages and vocabularies, about. Where the endpoint counts, its count holds."""
 _MOST_PARTS = 64
 _MOST_LOGPROBS = 5
 """The limit of OpenAI's endpoint, which other endpoints imitate."""
@@ -68,7 +68,7 @@ class OpenaiDialect(CompletionsDialect):
         "special": "the endpoint sends none",
         "logprobs": "if the endpoint has them, at most 5",
         "bytes": "as the endpoint writes them",
-        "seed": "as far as the endpoint keeps seeds",
+        "seed": "the client's own, as far as the endpoint keeps seeds",
         "usage": "the endpoint's count; without one, an estimate",
         "cached_tokens": "if the endpoint reports them",
     }
@@ -99,8 +99,10 @@ class OpenaiDialect(CompletionsDialect):
         body = body_of(unscoped, seqs, facts, prompt or None) | {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "seed": job.seed,
         }
+        if job.seeded:
+            # Not one of ours: some endpoints have no seeds, or seeds of 32 bits.
+            body["seed"] = job.seed
         if job.logprobs is not None:
             body["logprobs"] = job.logprobs
         return f"{api.address.base}/completions", body
@@ -109,7 +111,7 @@ class OpenaiDialect(CompletionsDialect):
         """See ``Dialect``."""
         stream = StreamReader(
             index, job, seqs, tokenizer.end_ids,
-            prompt_tokens=-(-len(job.prompt_ids) // _BYTES_OF_A_TOKEN),
+            estimated=True,
             # A chunk may have a part of a token, or one character.
             most=None if job.logprobs is not None else job.max_tokens * _MOST_PARTS,
         )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from afterword.core.job import Event, Job, OutputGrammar
+from afterword.core.wire import LOWEST
 from afterword.gateway.dialects.dialect import (
     AnyTokenizer,
     Facts,
@@ -29,10 +30,10 @@ from afterword.gateway.dialects.stream_reader import (
     gathered,
     scored_prompt,
 )
-from afterword.gateway.failures import StreamBroke
+from afterword.gateway.failures import Incapable, StreamBroke, UpstreamFailure
 from afterword.gateway.lenient import decoder
 from afterword.gateway.long_payload import LongPayload
-from afterword.gateway.transport.api import Api, failure_in_stream
+from afterword.gateway.transport.api import Api, clients_fault, failure_in_stream
 from afterword.gateway.vocabulary import RemoteTokenizer
 
 _MOST_LOGPROBS = 1000
@@ -201,7 +202,7 @@ class _OutputReader(SingleReader):
         """See ``Reader``."""
         output = _decode(payload)
         if output.error:
-            raise failure_in_stream(output.error)
+            raise _failure(output.error)
         meta = output.meta_info
         finish = meta.finish_reason
         if finish is not None and finish.type == "abort":
@@ -224,7 +225,7 @@ class _OutputReader(SingleReader):
                 _last(meta.output_token_ids_logprobs or [None] * new, new),
             )
             if len(logprobs) != len(ids) or len(tops) != len(ids):
-                raise StreamBroke("it did not send one log-probability for each token")
+                raise Incapable("it did not send one log-probability for each token")
         events = self._prefilled(meta)
         reason = None if finish is None else self._stream.end_reason(finish.type)
         events += self._stream.sampled(TokenDelta(self._seq, ids, logprobs, tops, reason))
@@ -246,7 +247,7 @@ class _OutputReader(SingleReader):
         prompt = len(self._job.prompt_ids)
         entries = meta.input_token_logprobs or []
         if len(entries) < prompt:
-            raise StreamBroke("it did not score the whole prompt")
+            raise Incapable("it did not score the whole prompt")
         values = [_value(entry) for entry in entries[1:prompt]]
         nothing: list[list[_Entry] | None] = [None] * prompt
         tops = self._tops(
@@ -254,7 +255,7 @@ class _OutputReader(SingleReader):
             (meta.input_token_ids_logprobs or nothing)[1:prompt],
         )
         if len(tops) != len(values):
-            raise StreamBroke("it did not score the whole prompt")
+            raise Incapable("it did not score the whole prompt")
         return self._stream.prefilled(scored_prompt(values, tops, k, self._job.scored_ids))
 
     def _tops(
@@ -264,13 +265,19 @@ class _OutputReader(SingleReader):
     ) -> Sequence[Top]:
         """Returns the likeliest tokens of each position, with those that the job asks for."""
         if len(likeliest) != len(asked):
-            raise StreamBroke("it did not score the tokens that were asked for")
+            raise Incapable("it did not score the tokens that were asked for")
         return gathered(map(self._top, likeliest, asked), len(likeliest))
 
     def _top(self, likeliest: list[_Entry] | None, asked: list[_Entry] | None) -> Top:
         entries = [*(likeliest or ()), *(asked or ())]
         self._tokenizer.check([i for _, i, *_ in entries])
-        return [(i, value or 0.0) for value, i, *_ in entries]
+        return [(entry[1], _value(entry)) for entry in entries]
+
+
+def _failure(error: object) -> UpstreamFailure:
+    """Returns the failure of an error event. What is wrong with a request is a message alone."""
+    bare = isinstance(error, dict) and error.keys() == {"message"}
+    return clients_fault(error) if bare else failure_in_stream(error)
 
 
 def _grammar(grammar: OutputGrammar) -> dict[str, str]:
@@ -291,4 +298,8 @@ def _last(items: Sequence[Any], count: int) -> Sequence[Any]:
 
 
 def _value(entry: _Entry) -> float:
-    return 0.0 if entry[0] is None else entry[0]
+    """Returns a log-probability. Its JSON writes null for -inf, and for a prompt's first token.
+
+    Some of its versions write the lowest number instead.
+    """
+    return LOWEST if entry[0] is None else max(entry[0], LOWEST)

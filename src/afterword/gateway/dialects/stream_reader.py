@@ -19,7 +19,7 @@ from afterword.core.job import (
     Sampled,
     ScoredPrompt,
 )
-from afterword.gateway.failures import StreamBroke
+from afterword.gateway.failures import Incapable, StreamBroke
 from afterword.gateway.lenient import count_of
 
 Top = Sequence[tuple[int, float]]
@@ -31,6 +31,8 @@ _REASONS: Mapping[object, FinishReason] = {
 _NO_REASON = frozenset({"null", "none"})
 """What servers write for null as text."""
 _BROKEN = frozenset({"abort", "aborted", "cancelled", "canceled", "error"})
+_ROUNDING = 0.125
+"""How far above 0 a difference of two numbers of 16 bits can be that are as large as logits."""
 _SHOWN_CHARACTERS = 40
 _MANY_TOPS = 1024
 
@@ -102,8 +104,8 @@ class StreamReader:
     """Turns token deltas of some siblings of a job into events; ends sequences at their limits.
 
     ``index`` is the job's index in events; ``seqs`` are the siblings of the request, in the
-    upstream's order. ``prompt_tokens`` is an estimate of the upstream's count, None if the prompt's
-    ids are the upstream's own. ``most`` limits the ids of a sequence that are not the upstream's
+    upstream's order. ``estimated``: the job's count of its prompt's tokens is an estimate, and the
+    upstream alone can count. ``most`` limits the ids of a sequence that are not the upstream's
     tokens; ``max_tokens`` limits others. ``remarks`` says what was odd, by kind, and what stood
     there. Invariant: no event of a sequence follows its ``Ended``.
     """
@@ -115,7 +117,7 @@ class StreamReader:
         seqs: Sequence[int],
         end_ids: frozenset[int],
         *,
-        prompt_tokens: int | None = None,
+        estimated: bool = False,
         most: int | None = None,
     ) -> None:
         self.remarks: dict[str, str] = {}
@@ -125,8 +127,7 @@ class StreamReader:
         self._made = dict.fromkeys(seqs, 0)
         self._open = set(seqs)
         self._prefilled = False
-        self._estimated = prompt_tokens is not None
-        self._prompt_tokens = len(job.prompt_ids) if prompt_tokens is None else prompt_tokens
+        self._estimated = estimated
         self._most = job.max_tokens if most is None else most
         # Shared by all events without scores: the mailbox extends them with each other only.
         self._unscored = (array("d"), array("i"), array("d"))
@@ -206,7 +207,7 @@ class StreamReader:
         if self._prefilled:
             return []
         self._prefilled = True
-        return [Prefilled(self._index, self._prompt_tokens, 0, scored)]
+        return [Prefilled(self._index, self._job.prompt_tokens, 0, scored)]
 
     def counted(self, prompt: object, cached: object, *, completion_tokens: int = 0) -> Event:
         """Returns the event with the count of the prompt, as far as the upstream is believed.
@@ -215,7 +216,7 @@ class StreamReader:
         believed as far as the request can cost it: prompt and ``completion_tokens`` together are at
         most the prompt's ids and ``max_tokens`` of each sequence.
         """
-        own = most = self._prompt_tokens
+        own = most = self._job.prompt_tokens
         if self._estimated:
             ids = len(self._job.prompt_ids)
             most = ids + self._job.max_tokens * len(self._seqs) - completion_tokens
@@ -255,6 +256,12 @@ class StreamReader:
         self._open.discard(seq)
         return Ended(self._index, seq, reason, self.made(seq) if made is None else made)
 
+    def incomplete(self, missing: Sequence[int]) -> StreamBroke:
+        """Returns the failure of a stream that ended before some sequences did."""
+        if len(missing) < len(self._seqs) and not any(self._made[seq] for seq in missing):
+            return Incapable("it sent fewer choices than were asked for")
+        return StreamBroke("it ended its stream without ending its choices")
+
     def unsaid(self, seq: int) -> FinishReason:
         """Returns the reason for an end that the upstream gave without one."""
         return "length" if self._made[seq] >= self._job.max_tokens else "stop"
@@ -282,6 +289,8 @@ class StreamReader:
         logprobs, top_ids, top_logprobs = array("d", delta.logprobs[:count]), array("i"), array("d")
         for top in delta.tops[:count]:
             add_top(top, k, self._job.scored_ids, top_ids, top_logprobs)
+        _make_possible(logprobs)
+        _make_possible(top_logprobs)
         return Sampled(self._index, delta.seq, tokens, logprobs, top_ids, top_logprobs)
 
 
@@ -294,13 +303,16 @@ def scored_prompt(
 ) -> ScoredPrompt:
     """Returns the scores of a prompt's tokens after the first.
 
-    Each has its ``k`` likeliest tokens and the ``scored_ids``. Raises ``StreamBroke`` if one of
-    these is missing.
+    Each has its ``k`` likeliest tokens and the ``scored_ids``. Raises ``Incapable`` if one of
+    these is missing, and if a score is no log-probability.
     """
     top_ids, top_logprobs = array("i"), array("d")
     for top in tops:
         add_top(top, k, scored_ids, top_ids, top_logprobs)
-    return ScoredPrompt(array("d", logprobs), top_ids, top_logprobs, array("i", ranks))
+    own = array("d", logprobs)
+    _make_possible(own)
+    _make_possible(top_logprobs)
+    return ScoredPrompt(own, top_ids, top_logprobs, array("i", ranks))
 
 
 def add_top(
@@ -309,7 +321,7 @@ def add_top(
     """Append the ``k`` likeliest, likeliest first, and then the ``scored_ids``.
 
     ``NO_TOKEN`` stands for likeliest ones that are missing, and for scored ones that are among
-    the likeliest. Raises ``StreamBroke`` if another scored one is missing.
+    the likeliest. Raises ``Incapable`` if another scored one is missing.
     """
     values = dict(top)
     likeliest = sorted(values.items(), key=_by_likelihood)[:k] if k else []
@@ -321,9 +333,23 @@ def add_top(
     shown = {token for token, _ in likeliest}
     for token in scored_ids:
         if token not in values:
-            raise StreamBroke("it did not score the tokens that were asked for")
+            raise Incapable("it did not score the tokens that were asked for")
         ids.append(NO_TOKEN if token in shown else token)
         logprobs.append(0.0 if token in shown else values[token])
+
+
+def _make_possible(logprobs: array[float]) -> None:
+    """Write 0 for what rounding put above it. Raises ``Incapable`` for larger ones.
+
+    They are not the logarithm of any probability: some servers can be told to send logits instead.
+    """
+    if not logprobs or max(logprobs) <= 0:  # nearly always
+        return
+    for at, value in enumerate(logprobs):
+        if value > _ROUNDING:
+            raise Incapable("it sent a log-probability above 0")
+        if value > 0:
+            logprobs[at] = 0.0
 
 
 def _by_likelihood(entry: tuple[int, float]) -> tuple[float, int]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from afterword.core.job import Job
-from afterword.gateway.dialects.chunks import ChoiceDelta, IdResolver
+from afterword.gateway.dialects.chunk_reader import IdResolver
+from afterword.gateway.dialects.chunks import ChoiceDelta
 from afterword.gateway.dialects.completions import (
     CompletionsDialect,
     body_of,
@@ -25,7 +26,7 @@ from afterword.gateway.dialects.dialect import (
 )
 from afterword.gateway.dialects.routes import facts_of, model_of
 from afterword.gateway.dialects.token_names import numbered
-from afterword.gateway.failures import StreamBroke
+from afterword.gateway.failures import Incapable
 from afterword.gateway.transport.api import Api
 from afterword.gateway.vocabulary import RemoteTokenizer
 
@@ -136,7 +137,7 @@ class VllmDialect(CompletionsDialect):
         def id_of(token: str) -> int:
             number = numbered(token)
             if number is None:
-                raise StreamBroke("it did not write its tokens as ids")
+                raise Incapable("it did not write its tokens as ids")
             tokenizer.check((number,))
             return number
 

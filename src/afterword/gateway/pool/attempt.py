@@ -7,19 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeAlias
 
-import msgspec
-
-from afterword.core.job import Ended, Event, Job, Sampled
+from afterword.core.job import Ended, Event, Sampled
 from afterword.gateway.dialects.dialect import Reader
 from afterword.gateway.failures import Silent, StreamBroke, UpstreamFailure
 from afterword.gateway.long_payload import LONG_BYTES, LongPayload
-from afterword.gateway.pool.pool import PoolOptions
+from afterword.gateway.pool.attempt_limits import AttemptLimits
 from afterword.gateway.transport.api import failure_of, failure_of_event
-from afterword.gateway.transport.client import HttpClient
+from afterword.gateway.transport.client import HttpClient, is_closed_while_idle
 from afterword.gateway.transport.connection import Connection, Head
 from afterword.gateway.transport.sse import (
     BOM,
-    MOST_EVENT_BYTES,
     ErrorPayload,
     EventSplitter,
     EventTooLongError,
@@ -32,40 +29,14 @@ _SHORT_BYTES = 32
 """Shorter than any chunk: only these may be blank or the end."""
 _LINGER_S = 2.0
 """The wait for the end of a stream after all its choices have ended."""
+_REFUSAL_S = 0.25
+"""In which a server that answers 200 to everything says in its stream what it refuses (S6)."""
 _MOMENT_S = 0.01
 """In which the loop polls all sockets at least once."""
 _MOST_ERROR_BYTES = 64 * 1024
 _MOST_BLANKS = 64 * 1024
 _THREAD = ThreadPoolExecutor(1, "afterword-long-answers")
 """One for all: the loop would wait for each of several threads in turn."""
-
-
-class AttemptLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The time to the first token and between two, and the bytes of an event or a plain answer."""
-
-    first_token_s: float
-    silence_s: float
-    event_bytes: int
-
-
-def limits_of(options: PoolOptions, job: Job, sequences: int) -> AttemptLimits:
-    """Returns the limits of a request for some sequences of a job."""
-    return AttemptLimits(
-        first_token_s=options.first_token_s,
-        silence_s=options.silence_s,
-        event_bytes=_most_bytes(job, sequences),
-    )
-
-
-def _most_bytes(job: Job, sequences: int) -> int:
-    """Returns the most that one event, or a whole plain answer, of a request needs."""
-    prompt = len(job.prompt_ids)
-    tokens = job.max_tokens * sequences
-    if job.prompt_logprobs is not None:
-        tokens += prompt * sequences
-    entries = 2 + max(job.logprobs or 0, job.prompt_logprobs or 0) + len(job.scored_ids)
-    # A token's text and numbers, escaped; some servers repeat the prompt at the end.
-    return min((1 << 20) + 64 * prompt + 128 * entries * tokens, MOST_EVENT_BYTES)
 
 
 class _LongRead:
@@ -84,7 +55,8 @@ class Attempt:
     """Receives one answer; calls ``emit`` with its events, in the event loop's callbacks.
 
     A stream is requested, and a plain JSON answer is taken, too: the first byte tells, because
-    servers label them wrongly. ``admitted`` is called when the upstream has accepted the request.
+    servers label them wrongly. ``admitted`` is called when the upstream has accepted the request:
+    with the first event, or a moment after a stream has begun.
     ``produced`` is True after the first event: the request cannot be tried elsewhere any more.
     Tokens set no timers: the one timer checks the time of the last event when it fires.
     Invariant: while there is a ``_LongRead``, a thread has the reader and nothing else uses it,
@@ -123,6 +95,7 @@ class Attempt:
         self._lingers = False
         self._whole = False
         self._overdue_s = 0.0
+        self._acceptance: asyncio.TimerHandle | None = None
         self._long: _LongRead | None = None
 
     @property
@@ -137,9 +110,8 @@ class Attempt:
         if used is not None:
             try:
                 await self._run_on(used)
-            except StreamBroke:
-                # The upstream may close idle connections: a failure without an answer is no fault.
-                if used.answered:
+            except StreamBroke as failure:
+                if not is_closed_while_idle(used, failure):
                     raise
                 self._renew()
             else:
@@ -155,6 +127,8 @@ class Attempt:
             await self._ended
         finally:
             self._timer.cancel()
+            if self._acceptance is not None:
+                self._acceptance.cancel()
             self._connection = None
             if self._whole:
                 self._client.give_back(connection)
@@ -183,7 +157,7 @@ class Attempt:
         if head.status != 200:
             self._kind = "error"
         elif head.headers.get("content-type", "").startswith("text/event-stream"):
-            self._admitted()
+            self._begin_stream()
 
     def body(self, received: bytes) -> None:
         """See ``Receiver``."""
@@ -251,8 +225,12 @@ class Attempt:
             self._kind = "plain"
         elif start and not BOM.startswith(whole):
             self._kind, self._buffer = "stream", bytearray()
-            self._admitted()
+            self._begin_stream()
             self._read(whole)
+
+    def _begin_stream(self) -> None:
+        if self._acceptance is None:
+            self._acceptance = self._loop.call_later(_REFUSAL_S, self._admitted)
 
     def _end_of_body(self) -> None:
         """Read what only the end of the body completes: a plain answer, an event's last line."""
@@ -370,6 +348,7 @@ class Attempt:
             self._heard_s = self._loop.time()
             if not self.produced:
                 self.produced = True
+                self._admitted()
                 if self._connection is not None:
                     self._connection.join_rounds()
             self.emit(events)

@@ -19,6 +19,7 @@ from afterword.gateway.dialects.dialect import Dialect, Facts
 from afterword.gateway.failures import (
     ClientsFault,
     ConnectFailed,
+    Incapable,
     Overloaded,
     Refused,
     Silent,
@@ -190,8 +191,16 @@ class Pool:
 
     def failed(self, upstream: Upstream, failure: UpstreamFailure) -> None:
         """Note a failure. The upstream goes down if it cannot be reached or fails repeatedly."""
-        if isinstance(failure, ConnectFailed) or upstream.failed() >= _MOST_FAILURES:
+        if isinstance(failure, ConnectFailed):
+            is_down = True
+        elif isinstance(failure, Incapable):
+            is_down = False
+        else:
+            is_down = upstream.failed() >= _MOST_FAILURES
+        if is_down:
             self._down(upstream, failure)
+        else:
+            upstream.complain(self.model, str(failure))
 
     def _down(self, upstream: Upstream, failure: UpstreamFailure) -> None:
         upstream.went_down(self.model, str(failure))

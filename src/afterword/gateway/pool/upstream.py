@@ -7,6 +7,7 @@ import logging
 import msgspec
 
 from afterword.core.errors import InvalidRequest
+from afterword.core.job import Job
 from afterword.gateway.address import Address
 from afterword.gateway.dialects.dialect import Facts
 from afterword.gateway.failures import ClientsFault
@@ -15,6 +16,8 @@ from afterword.gateway.transport.api import Api
 from afterword.gateway.transport.client import HttpClient
 from afterword.gateway.transport.rounds import ReadingRounds
 
+_GRAMMAR_FIELD = "structured_outputs"
+"""In which upstreams get every grammar, whatever the client called it."""
 _log = logging.getLogger("afterword.upstream")
 
 
@@ -64,6 +67,7 @@ class Upstream:
         self.failures = 0
         self.failed_in_a_row = 0
         self._remarked: set[str] = set()
+        self._complaint = ""
 
     def stats(self) -> UpstreamStats:
         """Returns its figures of now."""
@@ -84,6 +88,7 @@ class Upstream:
         if not self.up:
             _log.info("model %s: %s is up", model, self.address.origin)
             self.failed_in_a_row = 0
+            self._complaint = ""
         self.up = True
 
     def answered(self) -> None:
@@ -91,7 +96,7 @@ class Upstream:
         self.failed_in_a_row = 0
 
     def failed(self) -> int:
-        """Note a failure other than of connecting. Returns the number of failures in a row."""
+        """Count a failure that may repeat itself. Returns the number of failures in a row."""
         self.failed_in_a_row += 1
         return self.failed_in_a_row
 
@@ -101,14 +106,23 @@ class Upstream:
             self._remarked.add(oddity)
             _log.warning("model %s: %s: %s: %s", model, self.address.origin, oddity, given)
 
-    def refusal(self, fault: ClientsFault) -> InvalidRequest:
-        """Returns what the client sees of the upstream's refusal of its request."""
+    def complain(self, model: str, why: str) -> None:
+        """Log why a request failed, unless the one before failed for the same reason."""
+        if why != self._complaint:
+            _log.warning("model %s: %s failed: %s", model, self.address.origin, why)
+        self._complaint = why
+
+    def refusal(self, fault: ClientsFault, job: Job | None = None) -> InvalidRequest:
+        """Returns what the client sees of the upstream's refusal: of a job, or of a text."""
         model = "" if self.facts is None else self.facts.model
         names = (model, self.address.model or "", self.address.host)
-        text = redacted(fault.said, names) or "The server of this model refused the request."
-        return InvalidRequest(
-            text, param=fault.param if fault.param in PARAMS else None, code=fault.code
-        )
+        said, param = fault.said, fault.param
+        if job is not None and job.constraint is not None:
+            field = job.constraint.field
+            said = said.replace(_GRAMMAR_FIELD, field)
+            param = field if param == _GRAMMAR_FIELD else param
+        text = redacted(said, names) or "The server of this model refused the request."
+        return InvalidRequest(text, param=param if param in PARAMS else None, code=fault.code)
 
     def went_down(self, model: str, why: str) -> None:
         """Mark it as down: it gets no request until a probe succeeds."""

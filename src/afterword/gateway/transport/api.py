@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -30,12 +31,31 @@ _REST_S = 1.0
 _MOST_REST_S = 60.0
 _BOM = b"\xef\xbb\xbf"
 _CONTEXT_CODE = ContextLengthExceeded.default_code
-_FULL = (
-    429, 503, "429", "503", "rate_limit_exceeded", "rate_limit_error", "engine_overloaded",
-    "overloaded_error",
-)  # fmt: skip
-"""What servers that are full say in an error of a stream, as ``code`` or ``type``."""
-_REQUESTS_FAULT = ("invalid_request_error", "BadRequestError")
+_KINDS = ("code", "type", "error_type", "status_code", "http_status_code")
+"""Where servers say the kind of an error: as a name, or as a status of HTTP."""
+_KINDS_BY_WORDS = {
+    "Model is overloaded": "overloaded",
+    "Request failed during generation": "generation",
+    "Incomplete generation": "incomplete_generation",
+    "Stream event serialization error": "stream_serialization_error",
+}
+"""How messages of text-generation-inference begin, and its own names of their kinds.
+
+In the streams of OpenAI's routes, it calls every error an ``http_status_code`` of 422.
+"""
+_FULL = frozenset({
+    "429", "503", "529", "rate_limit_exceeded", "rate_limit_error", "engine_overloaded",
+    "overloaded_error", "overloaded", "unavailable_error",
+})  # fmt: skip
+_REQUESTS_FAULT = frozenset({
+    "400", "413", "422", "invalid_request_error", "BadRequestError", "exceed_context_size_error",
+    "validation",
+})  # fmt: skip
+_TOO_LONG = re.compile(
+    r"context (?:length|size|window)|maximum allowed length|`inputs` must have less than"
+    r"|`inputs` tokens \+ `max_new_tokens` must be"
+)
+"""In the refusals of vLLM, OpenAI and llama-server, of SGLang, and of text-generation-inference."""
 
 
 class Api:
@@ -68,6 +88,9 @@ class Api:
 
     async def _receive(self, method: str, path: str, body: bytes | None) -> bytes:
         head, received = await self._client.exchange(method, path, body, timeout_s=self._timeout_s)
+        if head.status == 404:
+            # Not of a model: the address, or its dialect, may be that of another server.
+            raise Refused(f"it has no {method} {path.partition('?')[0]}")
         if head.status != 200:
             raise failure_of(head, received)
         return received
@@ -105,7 +128,7 @@ def clients_fault(error: Any) -> ClientsFault:  # noqa: ANN401 - any JSON value
     message = said.get("message") or said.get("detail")
     text = message if isinstance(message, str) else ""
     param = said.get("param")
-    too_long = said.get("code") == _CONTEXT_CODE or "maximum context length" in text
+    too_long = said.get("code") == _CONTEXT_CODE or _TOO_LONG.search(text) is not None
     return ClientsFault(
         text,
         param=param if isinstance(param, str) else None,
@@ -114,19 +137,27 @@ def clients_fault(error: Any) -> ClientsFault:  # noqa: ANN401 - any JSON value
 
 
 def failure_in_stream(error: Any) -> UpstreamFailure:  # noqa: ANN401 - any JSON value
-    """Returns the failure of an error event: the request's fault, load, or the upstream's."""
-    said = error if isinstance(error, dict) else {}
-    if said.get("code") in _FULL or said.get("type") in _FULL:
+    """Returns the failure of an error event: the request's fault, load, or the upstream's.
+
+    ``error`` is the event, or the ``error`` in it.
+    """
+    outer = error if isinstance(error, dict) else {}
+    inner = outer.get("error")
+    said = {**outer, **inner} if isinstance(inner, dict) else outer
+    kinds = {str(said[name]) for name in _KINDS if isinstance(said.get(name), str | int)}
+    if "http_status_code" in said:
+        text = str(said.get("message"))
+        kinds = {kind for words, kind in _KINDS_BY_WORDS.items() if text.startswith(words)} or kinds
+    if not kinds.isdisjoint(_FULL):
         return Overloaded(503, rest_s=_REST_S)
-    if said.get("code") in (400, "400") or said.get("type") in _REQUESTS_FAULT:
+    if not kinds.isdisjoint(_REQUESTS_FAULT):
         return clients_fault(error)
     return Refused("it reported an error of its own")
 
 
 def failure_of_event(payload: bytes) -> UpstreamFailure:
     """Returns the failure of an event that is called error."""
-    said = _json(payload)
-    return failure_in_stream(said.get("error", said) if isinstance(said, dict) else said)
+    return failure_in_stream(_json(payload))
 
 
 def _json(body: bytes) -> Any:  # noqa: ANN401 - any JSON value

@@ -14,6 +14,8 @@ from afterword.gateway.transport.dial import dial
 from afterword.gateway.transport.rounds import ReadingRounds
 
 _MOST_IDLE = 64
+_MOST_IDLE_S = 45.0
+"""Balancers and firewalls forget idle connections, some after a minute, and tell nobody."""
 _MOST_WHOLE_BYTES = 64 * 1024 * 1024
 
 
@@ -36,7 +38,7 @@ class HttpClient:
         self._connect_s = connect_s
         self._tls = ssl.create_default_context() if address.tls else None
         self._open = partial(Connection, rounds)
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[Connection, float]] = []
         self._closed = False
         lines = [f"host: {address.authority}", "user-agent: afterword", "accept: */*",
                  "accept-encoding: identity"]  # fmt: skip
@@ -54,10 +56,12 @@ class HttpClient:
 
     def take_idle(self) -> Connection | None:
         """Returns an idle connection, or None. The upstream may have closed it meanwhile."""
+        oldest_s = asyncio.get_running_loop().time() - _MOST_IDLE_S
         while self._idle:
-            connection = self._idle.pop()
-            if connection.reusable:
+            connection, since_s = self._idle.pop()
+            if connection.reusable and since_s >= oldest_s:
                 return connection
+            connection.abort()
         return None
 
     async def connect(self) -> Connection:
@@ -92,7 +96,7 @@ class HttpClient:
     def give_back(self, connection: Connection) -> None:
         """Keep a connection for the next exchange if it is reusable; close it otherwise."""
         if connection.reusable and not self._closed and len(self._idle) < _MOST_IDLE:
-            self._idle.append(connection)
+            self._idle.append((connection, asyncio.get_running_loop().time()))
         else:
             connection.abort()
 
@@ -105,9 +109,8 @@ class HttpClient:
         if used is not None:
             try:
                 return await self._exchange(used, request, timeout_s)
-            except StreamBroke:
-                # The upstream may close idle connections: a failure without an answer is no fault.
-                if used.answered:
+            except StreamBroke as failure:
+                if not is_closed_while_idle(used, failure):
                     raise
         return await self._exchange(await self.connect(), request, timeout_s)
 
@@ -132,7 +135,16 @@ class HttpClient:
         """Close idle connections now, and others when they are given back."""
         self._closed = True
         while self._idle:
-            self._idle.pop().abort()
+            connection, _ = self._idle.pop()
+            connection.abort()
+
+
+def is_closed_while_idle(used: Connection, failure: StreamBroke) -> bool:
+    """Returns whether an exchange may be tried again, because it met the end of an idle connection.
+
+    Upstreams may close these, which is no fault. After a silence the time of the exchange is over.
+    """
+    return not used.answered and not isinstance(failure, Silent)
 
 
 class _Whole:

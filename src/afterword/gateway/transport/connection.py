@@ -208,7 +208,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > _MOST_HEAD_BYTES:
             raise StreamBroke(_ENDLESS_HEAD)
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        # The parser leaves the blanks behind a value.
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t")
         before = self._headers.get(key)
         self._headers[key] = text if before is None else f"{before}, {text}"
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from itertools import chain, zip_longest
 from typing import Any, TypeAlias
 
+from afterword.core.machine import death_options
+
 _Resolved: TypeAlias = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 
 _STAGGER_S = 0.25
@@ -69,6 +71,9 @@ async def _connected(resolved: _Resolved) -> socket.socket:
         # Small packets are sent at once. Not every loop does this to a socket that it did not make.
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await _connect(opened, address)
+        # No limit while data is sent: a busy server may leave a long prompt unread for a while.
+        for option in death_options():
+            opened.setsockopt(*option)
     except BaseException:
         opened.close()
         raise

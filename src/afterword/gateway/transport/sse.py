@@ -15,6 +15,8 @@ MOST_EVENT_BYTES = 64 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
 _LEAST_BYTES = len(b"data: x\n\n")
 _ERROR = frozenset({b"event: error", b"event:error"})
+_ERROR_FIELD = b"error:"
+"""llama-server up to 2025 had its errors in a field of this name."""
 
 
 class EventTooLongError(ValueError):
@@ -127,5 +129,7 @@ def _payload(event: bytes) -> bytes:
     if event.startswith(b"data: ") and b"\n" not in event:
         return event[6:]
     lines = event.split(b"\n")
+    if lines[0].startswith(_ERROR_FIELD):
+        return ErrorPayload(lines[0][len(_ERROR_FIELD) :].strip())
     payload = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
     return payload if _ERROR.isdisjoint(lines) else ErrorPayload(payload)

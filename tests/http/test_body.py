@@ -87,3 +87,16 @@ def test_a_head_is_read_however_it_is_cut(empty_lines: int, at: list[int]) -> No
     assert (head.method, head.path, head.query, head.length_bytes) == ("POST", "/a b", b"c=d", 0)
     assert rest == b"rest"
     assert head.size_bytes <= MOST_HEAD_BYTES
+
+
+def test_blanks_around_a_value_are_no_part_of_it() -> None:
+    head, _ = HeadReader().feed(
+        b"POST / HTTP/1.1\r\nHost:\tx \r\nTransfer-Encoding: chunked \r\nAccept:  a b\t \r\n\r\n"
+    )
+    assert head is not None
+    assert head.headers == [
+        (b"host", b"x"),
+        (b"transfer-encoding", b"chunked"),
+        (b"accept", b"a b"),
+    ]
+    assert head.length_bytes is None

@@ -24,7 +24,8 @@ from afterword.core.machine import sync_file
 from afterword.engine.batching.runner import Batch, DecodeError
 from afterword.engine.toy import toy_engine
 from afterword.ledger import journal, keys
-from afterword.ledger.database import check, connect, prepare, sqlite_url
+from afterword.ledger.audit import check
+from afterword.ledger.database import connect, prepare, sqlite_url
 from afterword.ledger.tables import reservations
 from ledger.team import Team, team
 from support.asgi import Client, Reply
@@ -97,6 +98,7 @@ async def test_with_a_key_every_route_but_health_needs_one(lite: Callable[..., A
         known = running.key()
         for method, path in (
             ("POST", PATH), ("POST", "/v1/engines/toy/completions"), ("GET", "/v1/models"),
+            ("POST", "/openai/deployments/toy/completions"), ("GET", "//v1/models"),
             ("GET", "/v1/models/toy"), ("POST", "/tokenize"), ("POST", "/detokenize"),
             ("GET", "/tokenizer_info"), ("GET", "/metrics"), ("GET", "/openapi.json"),
             ("GET", "/docs"), ("GET", "/nowhere"), ("GET", "/admin/v1/keys"), ("HEAD", "/metrics"),
@@ -185,6 +187,26 @@ async def test_H3_a_missing_key(lite: Callable[..., Any]) -> None:
             assert reply.error["message"].startswith("You didn't provide an API key.")
             assert reply.headers["www-authenticate"] == "Bearer"
         assert running.slept == []
+
+
+async def test_a_key_in_azures_header(lite: Callable[..., Any]) -> None:
+    """It opens the same, and a wrong one waits the same. ``Authorization`` goes first."""
+    async with lite() as running:
+        secret = running.key().headers["authorization"].removeprefix("Bearer ")
+        wrong = "sk-af-0123456789abcdefghijklmnopqrstuvwxyz"
+        for headers, status in (
+            ({"api-key": secret}, 200),
+            ({"api-key": f" {secret} "}, 200),
+            ({"api-key": wrong}, 401),
+            ({"api-key": ""}, 401),
+            ({"api-key": wrong, "authorization": f"Bearer {secret}"}, 200),
+            ({"api-key": secret, "authorization": "Basic x"}, 401),
+        ):
+            reply = await running.client.request("GET", "/v1/models", b"", headers)
+            assert reply.status == status, headers
+        reply = await running.client.request("GET", "/v1/models", b"", {"api-key": wrong})
+        assert reply.error["message"] == "Incorrect API key provided: sk-af***yz."
+        assert running.slept == [0.5, 1]
 
 
 async def test_H3_a_wrong_key_is_masked_slowed_and_counted(
@@ -888,6 +910,16 @@ async def test_pages_of_requests(lite: Callable[..., Any]) -> None:
         assert (nobody.status, nobody.error["param"]) == (400, "after")
 
 
+async def test_R19_integers_of_admin_bodies(lite: Callable[..., Any]) -> None:
+    """As in every other body, a number without a fraction is an integer."""
+    async with lite() as running:
+        admin = running.key("root", admin=True)
+        given = {"rpm": 2.0, "tpm": 3e3, "concurrent": 4, "budget_tokens": 2.0**52}
+        made = (await admin.post("/admin/v1/keys", {"name": "a", **given})).json()
+        assert {name: made[name] for name in given} == given
+        assert all(type(made[name]) is int for name in given)
+
+
 async def test_admin_routes_refuse(lite: Callable[..., Any]) -> None:
     async with lite(entrance="keys_if_any") as running:
         # Without keys nobody is an operator.
@@ -899,11 +931,20 @@ async def test_admin_routes_refuse(lite: Callable[..., Any]) -> None:
             assert reply.status == 400, reply.body
             assert reply.error["param"] == param
 
-        await refused(await admin.post("/admin/v1/keys", {}), None)
+        await refused(await admin.post("/admin/v1/keys", {}), "name")
+        await refused(await admin.post("/admin/v1/keys", {"name": None}), "name")
         await refused(await admin.post("/admin/v1/keys", {"name": 5}), "name")
         await refused(await admin.post("/admin/v1/keys", {"name": "a", "rpm": "x"}), "rpm")
         await refused(await admin.post("/admin/v1/keys", {"name": "a", "rpm": 0}), "rpm")
-        await refused(await admin.post("/admin/v1/keys", {"name": "a", "nope": 1}), None)
+        for rpm in (2.5, True, "2", [2], 1e300, 2.0**53):
+            await refused(await admin.post("/admin/v1/keys", {"name": "a", "rpm": rpm}), "rpm")
+        for unknown in ({"nope": 1}, {"nope": None}, {"Name": "a"}):
+            reply = await admin.post("/admin/v1/keys", {"name": "a", **unknown})
+            await refused(reply, next(iter(unknown)))
+            assert reply.error["message"].startswith("Unrecognized request argument supplied: ")
+        await refused(await admin.post("/admin/v1/keys", []), None)
+        await refused(await admin.post("/admin/v1/keys/plain/rotate", {"overlap": 5}), "overlap")
+        await refused(await admin.post("/admin/v1/keys", b'{"name": "a", "rpm": 1e400}'), "rpm")
         await refused(await admin.post("/admin/v1/keys", {"name": "root"}), "name")
         await refused(
             await admin.post("/admin/v1/keys", {"name": "a", "expires": "soon"}), "expires"
@@ -919,6 +960,9 @@ async def test_admin_routes_refuse(lite: Callable[..., Any]) -> None:
         await refused(await admin.get("/admin/v1/usage?key=nobody"), "key")
         # What is ignored may have been meant to show less, or to make less.
         await refused(await admin.get("/admin/v1/usage?from=1h"), "from")
+        await refused(await admin.get("/admin/v1/usage/requests?limt=5"), "limt")
+        await refused(await admin.get("/admin/v1/keys?limit=5"), "limit")
+        await refused(await admin.get("/admin/v1/keys/plain?usage=1"), "usage")
         await refused(await admin.get("/admin/v1/usage?since=1h&since=7d"), "since")
         await refused(await admin.get("/admin/v1/usage/requests?by=user"), "by")
         await refused(await admin.request("DELETE", "/admin/v1/keys/plain?dry_run=1"), "dry_run")

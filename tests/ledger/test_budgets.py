@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from afterword.core.account import UsageRecord
 from afterword.ledger import budgets
-from afterword.ledger.database import check
+from afterword.ledger.audit import check
 from afterword.ledger.periods import period_of
 from afterword.ledger.record_writer import Claim
 from afterword.ledger.tables import reservations, spending, usage

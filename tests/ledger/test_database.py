@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,11 @@ from alembic.migration import MigrationContext
 from afterword.core.account import UsageQuery
 from afterword.core.errors import ConfigError
 from afterword.ledger import budgets, database
+from afterword.ledger.audit import check
 from afterword.ledger.command import open_for_command
 from afterword.ledger.database import (
     _UPGRADE_LOCK,
     REVISION,
-    check,
     connect,
     is_away,
     open_database,
@@ -30,9 +32,8 @@ from afterword.ledger.database import (
     sqlite_url,
     upgrade,
 )
-from afterword.ledger.record_writer import Claim
 from afterword.ledger.store import UsageStore
-from afterword.ledger.tables import metadata, reservations, spending
+from afterword.ledger.tables import metadata
 from ledger.values import NOW, record
 from standins.services import Postgres
 
@@ -177,35 +178,6 @@ def test_a_page_of_requests_reads_no_others(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_check_brings_nothing_that_agrees(
-    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So it needs no memory for keys, of which there may be a million."""
-    with engine.begin() as connection:
-        budgets.write(connection, [record(f"cmpl-{i}", key_id=f"k{i}") for i in range(20)])
-        claim = Claim(id="c", key_id="k7", period="2026-11", tokens=5, budget_tokens=99)
-        assert budgets.claim(connection, claim, "p") is None
-        wrong = sa.update(spending).where(spending.c.key_id == "k3", spending.c.period == "2026-11")
-        connection.execute(wrong.values(used=11, reserved=2))
-        lost = {"id": "x", "process_id": "p", "key_id": "nobody", "period": "2026", "tokens": 1}
-        connection.execute(sa.insert(reservations).values(lost))
-    brought = list[object]()
-    sums = database._sums
-
-    def note(*given: Any) -> Iterator[tuple[Any, ...]]:
-        for row in sums(*given):
-            brought.append(row)
-            yield row
-
-    monkeypatch.setattr(database, "_sums", note)
-    assert check(engine) == [
-        "k3 used 10 tokens by its records, 11 by its months",
-        "k3 has 2 tokens reserved in 2026-11, 0 by its reservations",
-        "nobody has 0 tokens reserved in 2026, 1 by its reservations",
-    ]
-    assert brought == [("k3", 10, 10, 11), ("k3", "2026-11", 2, 0), ("nobody", "2026", 0, 1)]
-
-
 def test_a_database_that_stays_locked_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +188,28 @@ def test_a_database_that_stays_locked_is_away(
     with connect(url).begin(), pytest.raises(sa.exc.OperationalError) as caught:
         connect(url).begin().__enter__()
     assert is_away(caught.value)
+
+
+def test_a_new_file_that_another_server_begins_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's own timeout does not hold while the journal of a new file is set."""
+    file = tmp_path / "ledger.db"
+    engine = connect(sqlite_url(file))
+    waited: list[float] = []
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) == 2:
+                other.execute("COMMIT")
+
+        monkeypatch.setattr("time.sleep", sleep)
+        prepare(engine)
+    assert len(waited) == 2
+    assert revision_of(engine) == REVISION
+    engine.dispose()
 
 
 def test_passwords_are_not_shown() -> None:

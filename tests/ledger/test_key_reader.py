@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from afterword.core.account import KeyTerms
 from afterword.ledger import key_reader, keys, tables
-from afterword.ledger.database import check, connect, parse_url, reading, upgrade
+from afterword.ledger.audit import check
+from afterword.ledger.database import connect, parse_url, reading, upgrade
 from afterword.ledger.key_reader import KeyReader
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.tables import key_changes, metadata, secrets

@@ -29,7 +29,8 @@ from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.ledger import open_ledger as module
 from afterword.ledger.access import Clocks
-from afterword.ledger.database import check, open_database
+from afterword.ledger.audit import check
+from afterword.ledger.database import open_database
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
 from afterword.ledger.process import ProcessIdentity

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +16,8 @@ from typing import Any, cast
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from redis import Redis, RedisError
+from redis import Redis, RedisCluster, RedisError
+from redis.cluster import ClusterNode
 from redis.connection import SSLConnection
 from redis.sentinel import SentinelConnectionPool
 
@@ -252,27 +254,115 @@ def test_an_admission_that_is_asked_for_twice_counts_once(redis_client: Redis) -
     assert limiter.acquire("k", terms, "b", 100).refused_by is None
 
 
-def test_leases_are_renewed_past_a_server_that_is_away() -> None:
-    renewed: list[str] = []
+class Cluster(RedisCluster):
+    """Servers are named by the first letter of a key. Those in ``silent`` answer after seconds.
 
-    class Cluster:
+    ``asked`` has each call: the server, and the arguments of the script.
+    """
+
+    def __init__(self, hand: Hand) -> None:
+        self.silent: dict[str, float] = {}
+        self.asked: list[tuple[str, list[object]]] = []
+        self._hand = hand
+
+    def get_node_from_key(self, key: str, replica: bool = False) -> ClusterNode:
+        node: ClusterNode = ClusterNode(key.partition("{")[2][0], 1)  # type: ignore[no-untyped-call]
+        return node
+
+    def register_script(self, script: Any) -> Any:
+        def run(keys: list[str], args: list[object]) -> object:
+            server = keys[0].partition("{")[2][0]
+            self.asked.append((server, args))
+            if server in self.silent:
+                self._hand.now_s += self.silent[server]
+                raise RedisError
+            return 1 if b"'XX'" in script else [b"", 0, 1, 1, 0]
+
+        return run
+
+
+def test_leases_are_renewed_past_a_server_that_is_away() -> None:
+    """It is asked once for all of its keys, and a key once for all of its requests."""
+    hand = Hand(START_S)
+    cluster = Cluster(hand)
+    limiter = RedisRateLimiter(cluster, hand)
+    terms = KeyTerms(name="k", concurrent=9)
+    keys = ("a1", "b1", "a2", "b1", "a1", "c1", "b2")
+    for number, key_id in enumerate(keys):
+        limiter.acquire(key_id, terms, f"r{number}", 1)
+    cluster.asked.clear()
+    cluster.silent["a"] = 4.0
+    with pytest.raises(LedgerUnavailable):
+        limiter.renew()
+    lease_us, *renewed = cluster.asked[0][1]
+    assert (lease_us, renewed) == (60_000_000, ["r0", "r4"])
+    assert [(server, args[1:]) for server, args in cluster.asked] == [
+        ("a", ["r0", "r4"]), ("b", ["r1", "r3"]), ("c", ["r5"]), ("b", ["r6"]),
+    ]  # fmt: skip
+    assert hand() == START_S + 4
+
+
+def test_a_silent_server_of_a_cluster_rests() -> None:
+    """One thread asks all servers. It does not wait for the same one all the time."""
+    hand = Hand(START_S)
+    cluster = Cluster(hand)
+    limiter = RedisRateLimiter(cluster, hand)
+    terms = KeyTerms(name="k", rpm=9)
+
+    def asked(key_id: str) -> int:
+        before = len(cluster.asked)
+        with suppress(LedgerUnavailable):
+            limiter.acquire(key_id, terms, "r", 1)
+        return len(cluster.asked) - before
+
+    cluster.silent["a"] = 4.0
+    assert asked("a1") == 1
+    for _ in range(9):
+        assert (asked("a2"), asked("b1")) == (0, 1)
+    with pytest.raises(LedgerUnavailable):
+        limiter.rates("a1", terms)
+    hand.now_s += 8
+    assert (asked("a2"), asked("a2")) == (1, 0)
+    # Nobody waited for one that refuses at once, as while another takes its place.
+    hand.now_s += 8
+    cluster.silent["a"] = 0.0
+    assert [asked("a1") for _ in range(3)] == [1, 1, 1]
+    del cluster.silent["a"]
+    assert asked("a1") == 1
+
+
+def test_many_leases_are_renewed_by_several_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_redis, "_MOST_TOGETHER", 2)
+    hand = Hand(START_S)
+    cluster = Cluster(hand)
+    limiter = RedisRateLimiter(cluster, hand)
+    for number in range(5):
+        limiter.acquire("a", KeyTerms(name="k", concurrent=9), f"r{number}", 1)
+    cluster.asked.clear()
+    limiter.renew()
+    assert [args[1:] for _, args in cluster.asked] == [["r0", "r1"], ["r2", "r3"], ["r4"]]
+
+
+def test_one_server_that_is_away_is_asked_for_one_key() -> None:
+    asked: list[str] = []
+
+    class One:
         def register_script(self, script: bytes) -> Callable[..., object]:
             def run(keys: list[str], args: list[object]) -> object:
                 if b"'XX'" not in script:
                     return [b"", 0, 1, 1, 0]
-                if "away" in keys[0]:
-                    raise RedisError
-                renewed.append(str(args[0]))
-                return 1
+                asked.append(keys[0])
+                raise RedisError
 
             return run
 
-    limiter = RedisRateLimiter(cast("Redis", Cluster()))
-    for request_id, key_id in (("a", "away"), ("b", "here")):
-        limiter.acquire(key_id, KeyTerms(name="k", concurrent=1), request_id, 1)
-    with pytest.raises(LedgerUnavailable):
-        limiter.renew()
-    assert renewed == ["b"]
+    limiter = RedisRateLimiter(cast("Redis", One()))
+    for key_id in ("a", "b", "c"):
+        limiter.acquire(key_id, KeyTerms(name="k", concurrent=1), key_id, 1)
+    for times in (1, 2):
+        with pytest.raises(LedgerUnavailable):
+            limiter.renew()
+        assert len(asked) == times
 
 
 async def test_leases_that_are_not_renewed_are_said(
@@ -425,6 +515,20 @@ def test_a_server_that_sentinels_name() -> None:
     assert [(one["host"], one["port"]) for one in sentinels] == [("one", 7), ("two", 26379)]
     for connects in (pool.connection_kwargs, *sentinels):
         assert (connects["username"], connects["password"]) == ("u", "p@")
+
+
+def test_nobody_waits_long_for_a_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver would ask ten times more. Others wait in front of the same thread."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(in_redis, "RedisCluster", lambda **more: given.update(more))
+    connect("redis+cluster://h:1,i")
+    attempts = 1 + given["retry"].get_retries()
+    assert attempts * given["socket_timeout"] < access._CLAIM_S
+    assert attempts * given["socket_connect_timeout"] < access._CLAIM_S
+    pool = cast("Redis", connect("redis+sentinel://one/mine")).connection_pool
+    assert isinstance(pool, SentinelConnectionPool)
+    (sentinel,) = pool.sentinel_manager.sentinels
+    assert sentinel.connection_pool.connection_kwargs["retry"].get_retries() == 0
 
 
 def test_a_missing_driver_is_said_at_start(monkeypatch: pytest.MonkeyPatch) -> None:

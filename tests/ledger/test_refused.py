@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from afterword.core.account import KeyTerms, Spent, UsageQuery, UsageRecord
 from afterword.core.limits import MOST_TOKENS
-from afterword.ledger.database import check
+from afterword.ledger.audit import check
 from afterword.ledger.journal import Journal
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.orphans import unreadable

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 from afterword.core.account import KeyTerms, UsageQuery
 from afterword.core.errors import LedgerUnavailable
-from afterword.ledger.database import backup, check, connect, prepare, sqlite_url
+from afterword.ledger.audit import check
+from afterword.ledger.database import backup, connect, prepare, sqlite_url
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim

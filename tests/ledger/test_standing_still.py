@@ -16,7 +16,8 @@ import sqlalchemy as sa
 
 from afterword.core.account import UsageQuery
 from afterword.ledger.alive import AliveLock, alive_folder, lives, presences, remove_dead
-from afterword.ledger.database import check, connect, parse_url
+from afterword.ledger.audit import check
+from afterword.ledger.database import connect, parse_url
 from afterword.ledger.presence import Presence
 from afterword.ledger.process import ProcessIdentity
 from afterword.ledger.record_writer import Claim

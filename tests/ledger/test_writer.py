@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from afterword.core.account import KeyTerms, UsageQuery
 from afterword.core.errors import LedgerUnavailable
-from afterword.ledger.database import check
+from afterword.ledger.audit import check
 from afterword.ledger.journal import Journal
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.process import ProcessIdentity

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TypeAlias, TypeVar, get_args
+from typing import Annotated, TypeAlias, TypeVar, get_args
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from afterword.completion.bodies import parse_object
+from afterword.completion.fields import unrecognized, whole
 from afterword.core.account import (
     KeyTerms,
     KeyView,
@@ -23,33 +25,46 @@ from afterword.core.account import (
 )
 from afterword.core.errors import InvalidRequest, LedgerUnavailable, PermissionDenied
 from afterword.core.ledger import AdminQueries
+from afterword.core.limits import MOST_KEY_LIMIT, MOST_KEY_MODELS, MOST_KEY_NAME_CHARACTERS
 from afterword.core.moments import parse_moment, parse_span
-from afterword.core.repeated import repeated_name
 from afterword.http.client import read_body
 from afterword.http.exchange import exchange_of
+from afterword.http.query import check_query
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 _Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 _MOST_BODY_BYTES = 65_536
-_MOST_RECORDS = 1000
+MOST_RECORDS = 1000
 _MOST_ID_CHARACTERS = 200
-_SHOWN_CHARACTERS = 40
 _NUMBER = re.compile("[0-9]{1,9}")
-_GROUPS: Sequence[UsageBy] = get_args(UsageBy)
+GROUPS: Sequence[UsageBy] = get_args(UsageBy)
 _SELECTING = ("since", "until", "key")
 _encode = msgspec.json.Encoder().encode
+# The bounds are for the OpenAPI document. The ledger checks them, because the command line needs
+# that, too.
+_Name: TypeAlias = Annotated[
+    str,
+    msgspec.Meta(extra_json_schema={"minLength": 1, "maxLength": MOST_KEY_NAME_CHARACTERS}),
+]
+_Models: TypeAlias = Annotated[
+    tuple[_Name, ...],
+    msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": MOST_KEY_MODELS}),
+]
+_Most: TypeAlias = Annotated[
+    int, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": MOST_KEY_LIMIT})
+]
 
 
 class NewKeyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /admin/v1/keys. ``expires`` is a span from now, as in 90d."""
 
-    name: str
-    models: tuple[str, ...] | None = None
-    rpm: int | None = None
-    tpm: int | None = None
-    concurrent: int | None = None
-    budget_tokens: int | None = None
+    name: _Name
+    models: _Models | None = None
+    rpm: _Most | None = None
+    tpm: _Most | None = None
+    concurrent: _Most | None = None
+    budget_tokens: _Most | None = None
     budget_per: Period = "month"
     expires: str | None = None
     admin: bool = False
@@ -156,7 +171,7 @@ class Administration:
         """Sums by key, model, user or day."""
         queries = self._for(request, "by", *_SELECTING)
         given = request.query_params.get("by", "key")
-        by = next((by for by in _GROUPS if by == given), None)
+        by = next((by for by in GROUPS if by == given), None)
         if by is None:
             raise InvalidRequest(
                 f"'by' is {given[:40]!r}: expected key, model, user or day", param="by"
@@ -168,11 +183,11 @@ class Administration:
         """Requests one by one, in pages."""
         queries = self._for(request, "limit", "after", *_SELECTING)
         query = await self._query(queries, request)
-        limit = request.query_params.get("limit", str(_MOST_RECORDS))
+        limit = request.query_params.get("limit", str(MOST_RECORDS))
         # Not isdecimal: it takes digits of all scripts, and int() refuses thousands of them.
-        if not _NUMBER.fullmatch(limit) or not 1 <= int(limit) <= _MOST_RECORDS:
+        if not _NUMBER.fullmatch(limit) or not 1 <= int(limit) <= MOST_RECORDS:
             raise InvalidRequest(
-                f"'limit' is {limit[:40]!a}: expected 1 to {_MOST_RECORDS}", param="limit"
+                f"'limit' is {limit[:40]!a}: expected 1 to {MOST_RECORDS}", param="limit"
             )
         after = request.query_params.get("after", "")
         if len(after) > _MOST_ID_CHARACTERS or (after and not after.isprintable()):
@@ -199,7 +214,7 @@ class Administration:
             raise PermissionDenied(
                 "This needs an admin key: afterword keys create NAME --admin makes one."
             )
-        _refuse_ignored(request, parameters)
+        check_query(request.scope, *parameters)
         queries = self._queries()
         if queries is None:
             raise LedgerUnavailable("This server keeps no ledger.")
@@ -215,30 +230,28 @@ def _route(path: str, **endpoints: _Endpoint) -> Route:
     return Route(path, answer, methods=list(endpoints))
 
 
-def _refuse_ignored(request: Request, known: Sequence[str]) -> None:
-    """Raises ``InvalidRequest`` for a parameter of the URL that is unknown, or stands twice."""
-    left = list(known)
-    for name, _ in request.query_params.multi_items():
-        if name not in left:
-            what = "Duplicate" if name in known else "Unrecognized"
-            shown = name[:_SHOWN_CHARACTERS]
-            raise InvalidRequest(f"{what} request argument supplied: {shown}", param=shown)
-        left.remove(name)
-
-
 async def _body(request: Request, kind: type[T]) -> T:
     raw = await read_body(request.scope, request.receive, _MOST_BODY_BYTES)
+    return parsed(raw or b"{}", kind)
+
+
+def parsed(body: bytes, kind: type[T]) -> T:
+    """Returns a body by the rules of all bodies (H2, R18, R19). Raises ``InvalidRequest``."""
+    known = dict.fromkeys(kind.__struct_fields__)
+    given = parse_object(body, known)
+    for name in given:
+        if name not in known:
+            raise unrecognized(name)
+    # All numbers of these bodies are integers.
+    values = {name: whole(value) for name, value in given.items()}
+    for field in msgspec.structs.fields(kind):
+        if field.required and field.name not in values:
+            raise InvalidRequest(f"you must provide a {field.name} parameter", param=field.name)
     try:
-        given = msgspec.json.decode(raw or b"{}", type=kind)
+        return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         what, _, where = str(error).replace("`", "'").partition(" - at '$.")
         raise InvalidRequest(what, param=where.removesuffix("'") or None) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidRequest("We could not parse the JSON body of your request.") from None
-    twice = repeated_name(raw or b"{}", nested=True)
-    if twice is not None:
-        raise InvalidRequest(f"Duplicate request argument supplied: {twice}", param=twice)
-    return given
 
 
 def _key(view: KeyView) -> Key:

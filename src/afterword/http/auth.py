@@ -96,7 +96,7 @@ class Authentication:
         """Returns the principal. Raises ``AuthenticationFailed``, late for a wrong key."""
         headers = dict(scope["headers"])
         source = exchange_of(scope).client
-        principal = await self._ledger.authenticate(bearer(headers), source)
+        principal = await self._ledger.authenticate(given_key(headers), source)
         if principal.key_id is None and self._guarded:
             _refuse_strangers(headers, self._origins)
         return principal
@@ -108,9 +108,12 @@ def _is_browser_without_key(scope: Scope) -> bool:
     return wants_page and b"authorization" not in headers
 
 
-def bearer(headers: Mapping[bytes, bytes]) -> str | None:
-    """Returns the key of ``Authorization: Bearer``."""
-    given = headers.get(b"authorization", b"")
+def given_key(headers: Mapping[bytes, bytes]) -> str | None:
+    """Returns the key of ``Authorization: Bearer``, or without that of ``api-key``, as in Azure."""
+    given = headers.get(b"authorization")
+    if given is None and b"api-key" in headers:
+        return headers[b"api-key"].strip().decode("latin-1")
+    given = given or b""
     if given[: len(_BEARER)].lower() != _BEARER:
         return None
     return given[len(_BEARER) :].strip().decode("latin-1")

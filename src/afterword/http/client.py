@@ -10,6 +10,7 @@ from typing import Self
 from starlette.types import Receive, Scope, Send
 
 from afterword.core.errors import BodyTooLarge, UnsupportedEncoding
+from afterword.http.query import AZURES_VERSION, check_query
 from afterword.http.uploads import Upload
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -24,11 +25,12 @@ async def read_body(
 ) -> bytes:
     """Returns the whole body, without a byte order mark (H14). ``upload`` counts what is there.
 
-    Raises ``UnsupportedEncoding`` if the body is compressed, and ``BodyTooLarge`` if the declared
-    length is over the limit, before anything is read (a client that waits for ``100 Continue`` then
-    sends nothing), or if more than the limit arrives. Raises ``ClientDisconnected`` if the client
-    leaves.
+    Raises ``InvalidRequest`` for a query, because all parameters are in the body, and
+    ``UnsupportedEncoding`` for a compressed body. Raises ``BodyTooLarge`` if the declared length is
+    over the limit, before anything is read (a client that waits for ``100 Continue`` then sends
+    nothing), or if more than the limit arrives. Raises ``ClientDisconnected`` if the client leaves.
     """
+    check_query(scope, AZURES_VERSION)
     for name, value in scope["headers"]:
         if name == b"content-encoding":
             _check_encoding(value)

@@ -16,15 +16,17 @@ from starlette.types import Scope
 from afterword.core import wire
 from afterword.core.errors import (
     ApiError,
+    AuthenticationFailed,
     BudgetExceeded,
     MethodNotAllowed,
     RateLimited,
     UnknownUrl,
+    UpstreamFailed,
 )
 from afterword.core.faults import in_one_line, without_keys
 from afterword.http.exchange import Exchange
 from afterword.http.frames import frame
-from afterword.http.paths import INSTEAD
+from afterword.http.paths import instead_of
 
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -68,10 +70,14 @@ def error_event(error: Exception, scope: Scope, exchange: Exchange) -> bytes:
 
 def error_body(error: ApiError, exchange: Exchange) -> wire.ErrorBody:
     """Returns the inside of the envelope. A fault of the server names the request id (H10)."""
-    message = error.message
+    message, param = error.message, error.param
     if error.status == ApiError.status:
         message = f"{message} (request id {exchange.request_id})"
-    return wire.ErrorBody(message, error.type, error.param, error.code)
+    # A key may stand wherever an error quotes the request. Only H3 shows the ends of a wrong one.
+    if not isinstance(error, AuthenticationFailed):
+        message = without_keys(message)
+        param = None if param is None else without_keys(param)
+    return wire.ErrorBody(message, error.type, param, error.code)
 
 
 def _as_api_error(error: Exception, scope: Scope, exchange: Exchange) -> ApiError:
@@ -86,13 +92,16 @@ def _as_api_error(error: Exception, scope: Scope, exchange: Exchange) -> ApiErro
         if error.status == ApiError.status:
             exchange.outcome = "failed"
             _log_fault(error, exchange)
+        elif isinstance(error, UpstreamFailed):
+            # The gateway has logged why.
+            exchange.outcome = "failed"
         return error
     if isinstance(error, HTTPException) and error.status_code in {404, 405}:
         path = without_keys(exchange.path)[:_SHOWN_PATH_CHARACTERS]
         message = f"Invalid URL ({scope['method']} {path})"
         if error.status_code == 405:
             return MethodNotAllowed(message)
-        instead = INSTEAD.get(scope["path"])
+        instead = instead_of(scope["path"])
         return UnknownUrl(f"{message}. {instead}" if instead else message)
     exchange.outcome = "failed"
     _log_fault(error, exchange)

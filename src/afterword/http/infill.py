@@ -161,7 +161,7 @@ class InfillShape:
             tokens_evaluated=usage.prompt_tokens,
             generation_settings=self._settings(plan),
             has_new_line=self._has_new_line,
-            truncated=plan.cut or self._ran_out(plan, usage),
+            truncated=plan.cut or (ended_by == "limit" and self._ran_out(plan, usage)),
             stop_type=_STOP_TYPES[ended_by],
             stopping_word=word,
             tokens_cached=usage.prompt_tokens_details.cached_tokens,
@@ -175,7 +175,7 @@ class InfillShape:
         return _encode(_selected(fields, self._infill.response_fields))
 
     def _ran_out(self, plan: Plan, usage: wire.Usage) -> bool:
-        """Whether the context ended the text, before ``n_predict`` did."""
+        """Whether the context left no token for more, rather than ``n_predict``."""
         most, asked = plan.jobs[0].max_tokens, self._infill.n_predict
         return usage.completion_tokens >= most and not 0 <= asked <= most
 

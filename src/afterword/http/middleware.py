@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from afterword.core.account import Rates
 from afterword.core.errors import UnknownUrl
 from afterword.core.faults import without_keys
-from afterword.http.auth import bearer
+from afterword.http.auth import given_key
 from afterword.http.client import ClientDisconnected, send_whole
 from afterword.http.errors import error_answer
 from afterword.http.exchange import REFUSED, Exchange, attach
@@ -193,7 +193,7 @@ class Boundary:
 def _shown(text: str, headers: Mapping[bytes, bytes]) -> str:
     """Returns text of the client's for the log: short, whole characters, and without a key."""
     whole = text[:_MOST_SEARCHED_CHARACTERS].encode("utf-8", "replace").decode()
-    return without_keys(whole, bearer(headers))[:_LOGGED_CHARACTERS]
+    return without_keys(whole, given_key(headers))[:_LOGGED_CHARACTERS]
 
 
 def _check_readable(scope: Scope) -> None:

@@ -28,8 +28,18 @@ _ERRORS: Mapping[int, str] = {
     503: "The waiting line is full, too many large requests are under way, an engine or the ledger "
     "is away, or the server shuts down.",
 }
-_COMMON = (401, 405, 500)
+_UNREADABLE = (
+    "400, 408 or 431: the request cannot be read, comes too late, or its head is too large."
+)
+_COMMON = (401, 405, 500, 503)
 _OPERATORS = (400, 401, 403, 405, 413, 415, 500, 503)
+_SCHEMES: Mapping[str, Schema] = {
+    "key": {"type": "http", "scheme": "bearer"},
+    "azure_key": {"type": "apiKey", "in": "header", "name": "api-key"},
+}
+_KEY: Sequence[Schema] = [{name: []} for name in _SCHEMES]
+_KEY_IF_THERE_ARE_KEYS: Sequence[Schema] = [*_KEY, {}]
+_NO_KEY: Sequence[Schema] = []
 _WITH_BODY = (400, 401, 404, 405, 413, 415, 429, 500, 502, 503)
 
 
@@ -52,7 +62,11 @@ def document(limits: Limits, *, model: str, version: str, page: bool) -> Mapping
     in_path = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
     in_query = {"name": "model", "in": "query", "schema": {"type": "string"}}
     whole = {"name": "vocabulary", "in": "query", "schema": {"type": "boolean"}}
-    engines = {**completion, "parameters": [in_path], "deprecated": True}
+    answers = completion["responses"]["200"]["content"]
+    engines = _post("Complete a prompt.", "EngineRequest", answers)
+    engines |= {"parameters": [in_path], "deprecated": True}
+    models = _get("All served models.", "ModelList")
+    one_model = {**_get("One model.", "Model", also=(404,)), "parameters": [in_path]}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -61,9 +75,12 @@ def document(limits: Limits, *, model: str, version: str, page: bool) -> Mapping
             "description": "The completions API: OpenAI's POST /v1/completions, in full.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "security": _KEY_IF_THERE_ARE_KEYS,
         "paths": {
             "/v1/completions": {"post": completion},
             "/v1/engines/{model}/completions": {"post": engines},
+            "/v1/engines": {"get": {**models, "deprecated": True}},
+            "/v1/engines/{model}": {"get": {**one_model, "deprecated": True}},
             "/v1/fim/completions": {
                 "post": _post(
                     "Fill in the middle, in Mistral's shape.",
@@ -81,13 +98,8 @@ def document(limits: Limits, *, model: str, version: str, page: bool) -> Mapping
                     },
                 )
             },
-            "/v1/models": {"get": _get("All served models.", "ModelList")},
-            "/v1/models/{model}": {
-                "get": {
-                    **_get("One model.", "Model", also=(404,)),
-                    "parameters": [in_path],
-                }
-            },
+            "/v1/models": {"get": models},
+            "/v1/models/{model}": {"get": one_model},
             "/tokenize": {
                 "post": _post("Turn text into token ids.", "TokenizeRequest", _json("Tokens"))
             },
@@ -116,7 +128,8 @@ def document(limits: Limits, *, model: str, version: str, page: bool) -> Mapping
             **_administration(),
         },
         "components": {
-            "schemas": {**all_schemas(limits), **editor_schemas(limits), **_admin_schemas()}
+            "securitySchemes": _SCHEMES,
+            "schemas": {**all_schemas(limits), **editor_schemas(limits), **_admin_schemas()},
         },
     }
 
@@ -135,10 +148,18 @@ def _events(chunk: str, end: str) -> Schema:
 
 
 def _errors(statuses: Sequence[int]) -> dict[str, Schema]:
-    return {
+    """Returns the error answers of an operation. Any may get one to a request of bad HTTP (H15)."""
+    found = {
         str(status): {"description": _ERRORS[status], "content": _json("Error")}
         for status in statuses
     }
+    return {**found, "default": {"description": _UNREADABLE, "content": _json("Error")}}
+
+
+def _without_key(operation: Schema) -> Schema:
+    """Returns an operation that needs no key."""
+    answers = {status: one for status, one in operation["responses"].items() if status != "401"}
+    return {**operation, "responses": answers, "security": _NO_KEY}
 
 
 def _post(summary: str, request: str, content: Schema, examples: Schema | None = None) -> Schema:
@@ -167,16 +188,15 @@ def _plain(summary: str, media: str, *, also: Sequence[int] = ()) -> Schema:
 
 def _page() -> Mapping[str, Schema]:
     in_path = {"name": "path", "in": "path", "required": True, "schema": {"type": "string"}}
-    files = _plain("Files of the playground.", "*/*", also=(404,))
+    files = _without_key(_plain("Files of the playground.", "*/*", also=(404,)))
     return {
-        "/": {"get": _plain("The playground.", "text/html")},
+        "/": {"get": _without_key(_plain("The playground.", "text/html"))},
         "/playground/{path}": {"get": {**files, "parameters": [in_path]}},
     }
 
 
 def _ready() -> Schema:
-    operation = _get("Whether the server takes and records requests.", "Ready")
-    del operation["responses"]["401"]
+    operation = _without_key(_get("Whether the server takes and records requests.", "Ready"))
     operation["responses"]["503"] = {
         "description": "The server does not take requests now.",
         "content": _json("Ready"),
@@ -187,15 +207,19 @@ def _ready() -> Schema:
 def _administration() -> Mapping[str, Schema]:
     """Returns the routes of operators. Each needs an admin key."""
     in_path = {"name": "key", "in": "path", "required": True, "schema": {"type": "string"}}
+    most = admin.MOST_RECORDS
+    grouped: Schema = {"enum": list(admin.GROUPS), "default": admin.GROUPS[0]}
+    number: Schema = {"type": "integer", "minimum": 1, "maximum": most, "default": most}
+    text: Schema = {"type": "string"}
     asked = {
-        name: {"name": name, "in": "query", "schema": {"type": "string"}, "description": text}
-        for name, text in (
-            ("by", "What to sum by: key, model, user or day."),
-            ("since", "The first moment: 2026-11-25, 2026-11-25T14:00 (UTC) or 7d."),
-            ("until", "The end, written in the same way. It is not included."),
-            ("key", "Only requests of this key, by id or name."),
-            ("after", "Only records behind that of this id, in the order in which they began."),
-            ("limit", "The largest number of records, 1000 by default."),
+        name: {"name": name, "in": "query", "schema": schema, "description": description}
+        for name, schema, description in (
+            ("by", grouped, "What to sum by."),
+            ("since", text, "The first moment: 2026-11-25, 2026-11-25T14:00 (UTC) or 7d."),
+            ("until", text, "The end, written in the same way. It is not included."),
+            ("key", text, "Only requests of this key, by id or name."),
+            ("after", text, "Only records behind that of this id, by their beginning."),
+            ("limit", number, "The largest number of records."),
         )
     }
     when = [asked["since"], asked["until"], asked["key"]]
@@ -224,6 +248,7 @@ def _admin(
 ) -> Schema:
     operation: Schema = {
         "summary": summary,
+        "security": _KEY,
         "responses": {
             "200": {"description": "Done.", "content": _json(answer)},
             **_errors(_OPERATORS),
@@ -247,8 +272,7 @@ def _admin_schemas() -> Mapping[str, Schema]:
 
 
 def _health() -> Schema:
-    operation = _get("Whether the server can complete prompts.", "Health")
-    del operation["responses"]["401"]
+    operation = _without_key(_get("Whether the server can complete prompts.", "Health"))
     operation["responses"]["503"] = {
         "description": "An engine is dead, or the server is shutting down.",
         "content": _json("Health"),

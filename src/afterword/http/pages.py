@@ -71,7 +71,14 @@ def docs(document: Mapping[str, Any]) -> str:
 
 
 def _bodies(operation: Mapping[str, Any]) -> str:
-    rows = []
+    rows = [
+        _row(
+            f"<code>{escape(one['name'])}</code> in the {one['in']}",
+            _type(one["schema"]),
+            escape(one.get("description", "")),
+        )
+        for one in operation.get("parameters", ())
+    ]
     if "requestBody" in operation:
         rows.append(_row("body", _contents(operation["requestBody"]), ""))
     for status, answer in operation["responses"].items():

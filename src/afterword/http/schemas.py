@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from afterword.completion import request
 from afterword.completion.fields import Schema, object_schema
 from afterword.completion.templating import TemplateRequest
@@ -29,6 +31,7 @@ def all_schemas(limits: Limits) -> Mapping[str, Schema]:
     """Returns every schema by its name. Those of requests have the operator's limits."""
     return {
         "CompletionRequest": request.schema(limits),
+        "EngineRequest": _engine_request(limits),
         "Completion": _completion(),
         "Chunk": _chunk(),
         "Choice": _choice(),
@@ -42,6 +45,15 @@ def all_schemas(limits: Limits) -> Mapping[str, Schema]:
         "Health": _health(),
         "Ready": _ready(),
         **_tokenization(limits),
+    }
+
+
+def _engine_request(limits: Limits) -> Schema:
+    """The path names the model, so the body may do without."""
+    schema = request.schema(msgspec.structs.replace(limits, require_model=False))
+    return {
+        **schema,
+        "description": "A CompletionRequest. A model in it has to be the path's.",
     }
 
 

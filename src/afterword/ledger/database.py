@@ -1,4 +1,4 @@
-"""The database as a whole: opening, upgrading, checking and copying it."""
+"""The database as a whole: opening, upgrading and copying it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,13 +18,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from afterword.core.account import PERIODS
 from afterword.core.errors import ConfigError
 from afterword.ledger import migrations
 from afterword.ledger.folder import database_file, make_folder, make_private_file
-from afterword.ledger.periods import period_of
 from afterword.ledger.sqlite_file import Identity, SqliteFile, remove_leftovers
-from afterword.ledger.tables import metadata, reservations, spending, usage
 
 _log = logging.getLogger(__name__)
 Database: TypeAlias = sa.Engine
@@ -31,6 +29,7 @@ Database: TypeAlias = sa.Engine
 REVISION = "0002"
 """The step of ``migrations`` that this code needs."""
 _BUSY_MS = 5000
+_RETRY_S = 0.01
 _CONNECT_S = 3
 _STATEMENT_MS = 30_000
 _QUOTED = re.compile(r'"[^"]*"(?: \([^)]*\))?')
@@ -106,7 +105,7 @@ def _connect_sqlite(url: URL) -> sa.Engine:
         entry.info[_FILE] = there.identity()
         # ``begin`` below starts transactions, not the driver.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(connection)
         connection.execute("PRAGMA synchronous=NORMAL")
         # On macOS, a sync without this leaves the file in the cache of the drive.
         connection.execute("PRAGMA checkpoint_fullfsync=ON")
@@ -130,6 +129,24 @@ def _connect_sqlite(url: URL) -> sa.Engine:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Set the journal of a new file; one that is set already stays. Raises ``sqlite3.Error``.
+
+    SQLite does not wait here: of several that open one new file together, one finds it locked at
+    once, whatever the timeout.
+    """
+    last = time.monotonic() + _BUSY_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > last:
+                raise
+            time.sleep(_RETRY_S)
+        else:
+            return
 
 
 def file_of(connection: sa.Connection) -> Identity | None:
@@ -236,73 +253,6 @@ def is_away(error: Exception) -> bool:
         away = (sa.exc.OperationalError, sa.exc.InterfaceError)
         return error.connection_invalidated or isinstance(error, away)
     return isinstance(error, sa.exc.TimeoutError | sa.exc.DisconnectionError)
-
-
-def check(engine: sa.Engine) -> list[str]:
-    """Returns what is wrong with a ledger, in sentences; empty if nothing is."""
-    found = revision_of(engine)
-    if found != REVISION:
-        return [f"its tables are at step {found}, this program needs {REVISION}"]
-    wrong: list[str] = []
-    with reading(engine) as connection:
-        if engine.dialect.name == "sqlite":
-            rows = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
-            wrong += [f"the file is damaged: {row}" for row in rows if row != "ok"]
-        names = set(sa.inspect(connection).get_table_names())
-        wrong += [f"table {t} is missing" for t in metadata.tables if t not in names]
-        if not wrong:
-            wrong += _disagreements(connection)
-    return wrong
-
-
-def _disagreements(connection: sa.Connection) -> Iterator[str]:
-    """Compare the sums that are kept with the rows that they sum.
-
-    The database does it, in one pass over the records: it has the room for any number of keys.
-    """
-    tokens = usage.c.prompt_tokens + usage.c.completion_tokens
-    recorded = sa.select(usage.c.key_id, tokens.label("recorded"), _zero("day"), _zero("month"))
-    # The name of a day is longer than that of a month.
-    by_day = sa.func.length(spending.c.period) == len(period_of(0.0, "day"))
-    kept = [
-        sa.case((of_period, spending.c.used), else_=0).label(per)
-        for per, of_period in (("day", by_day), ("month", ~by_day))
-    ]
-    rows = sa.union_all(
-        recorded.where(usage.c.key_id.is_not(None)),
-        sa.select(spending.c.key_id, _zero("recorded"), *kept),
-    ).subquery()
-    for key_id, summed, *sums in _sums(connection, rows, ["key_id"], "recorded", *PERIODS):
-        for per, used in zip(PERIODS, sums, strict=True):
-            if used != summed:
-                yield f"{key_id} used {summed} tokens by its records, {used} by its {per}s"
-    rows = sa.union_all(
-        sa.select(spending.c.key_id, spending.c.period, spending.c.reserved, _zero("held")).where(
-            spending.c.reserved != 0
-        ),
-        sa.select(
-            reservations.c.key_id, reservations.c.period, _zero("reserved"), reservations.c.tokens
-        ),
-    ).subquery()
-    for key_id, period, reserved, held in _sums(
-        connection, rows, ["key_id", "period"], "reserved", "held"
-    ):
-        yield f"{key_id} has {reserved} tokens reserved in {period}, {held} by its reservations"
-
-
-def _zero(name: str) -> sa.Label[int]:
-    return sa.literal_column("0", sa.BigInteger).label(name)
-
-
-def _sums(
-    connection: sa.Connection, rows: sa.Subquery, by: Sequence[str], *names: str
-) -> Iterator[tuple[Any, ...]]:
-    """Returns the groups, in order, whose sums are not all equal, each with its sums."""
-    sums = [sa.cast(sa.func.sum(rows.c[name]), sa.BigInteger) for name in names]
-    groups = [rows.c[name] for name in by]
-    differ = sa.or_(*(sums[0] != other for other in sums[1:]))
-    statement = sa.select(*groups, *sums).group_by(*groups).having(differ).order_by(*groups)
-    yield from map(tuple, connection.execute(statement))
 
 
 def backup(engine: sa.Engine, file: Path) -> None:

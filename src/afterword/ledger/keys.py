@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from afterword.core.account import PERIODS, KeyTerms, KeyView, NewKey
 from afterword.core.errors import InvalidRequest
 from afterword.core.faults import without_keys
+from afterword.core.limits import MOST_KEY_LIMIT, MOST_KEY_MODELS, MOST_KEY_NAME_CHARACTERS
 from afterword.core.moments import END_OF_TIME_S
 from afterword.ledger.database import reading
 from afterword.ledger.keyring import HeldKey
@@ -24,9 +25,6 @@ _MARK_BYTES = 8
 _PAGE_KEYS = 1000
 MOST_CHANGES = 10_000
 """As many changes of keys are listed. A server that missed more reads all keys."""
-_MOST_NAME_CHARACTERS = 200
-_MOST_MODELS = 1000
-_MOST_TOKENS = 2**53
 
 
 class KeyChange(msgspec.Struct, frozen=True):
@@ -90,7 +88,7 @@ class KeyStore:
             with reading(self._engine) as connection:
                 found = self._views(connection, (keys.c.id == key) | (keys.c.name == key))
         if not found:
-            shown = without_keys(key)[:_MOST_NAME_CHARACTERS]
+            shown = without_keys(key)[:MOST_KEY_NAME_CHARACTERS]
             raise InvalidRequest(f"there is no key {shown!a}", param="key")
         return found[0]
 
@@ -214,14 +212,14 @@ def check_terms(terms: KeyTerms) -> None:
     """Raises ``InvalidRequest`` for terms without a meaning."""
     if not _is_name(terms.name):
         raise InvalidRequest(
-            f"a key's name has 1 to {_MOST_NAME_CHARACTERS} printable characters", param="name"
+            f"a key's name has 1 to {MOST_KEY_NAME_CHARACTERS} printable characters", param="name"
         )
     if terms.models is not None and not all(terms.models or ("",)):
         raise InvalidRequest("'models' has to name one model at least", param="models")
-    if len(terms.models or ()) > _MOST_MODELS or not all(map(_is_name, terms.models or ())):
+    if len(terms.models or ()) > MOST_KEY_MODELS or not all(map(_is_name, terms.models or ())):
         raise InvalidRequest(
-            f"'models' takes up to {_MOST_MODELS} names of up to {_MOST_NAME_CHARACTERS} printable "
-            "characters",
+            f"'models' takes up to {MOST_KEY_MODELS} names of up to {MOST_KEY_NAME_CHARACTERS} "
+            "printable characters",
             param="models",
         )
     expires_at = terms.expires_at
@@ -229,15 +227,15 @@ def check_terms(terms: KeyTerms) -> None:
         raise InvalidRequest("'expires' ends after the year 9999", param="expires")
     for field in ("rpm", "tpm", "concurrent", "budget_tokens"):
         value = getattr(terms, field)
-        if value is not None and not 1 <= value < _MOST_TOKENS:
+        if value is not None and not 1 <= value <= MOST_KEY_LIMIT:
             raise InvalidRequest(
-                f"'{field}' is {str(value)[:40]}: expected 1 or more, below {_MOST_TOKENS}",
+                f"'{field}' is {str(value)[:40]}: expected 1 or more, below {MOST_KEY_LIMIT + 1}",
                 param=field,
             )
 
 
 def _is_name(text: str) -> bool:
-    return bool(text) and len(text) <= _MOST_NAME_CHARACTERS and text.isprintable()
+    return bool(text) and len(text) <= MOST_KEY_NAME_CHARACTERS and text.isprintable()
 
 
 def last_change(connection: sa.Connection) -> KeyChange:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from redis import Redis, RedisCluster, RedisError, Sentinel
+from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.exceptions import RedisClusterException
+from redis.retry import Retry
 
 from afterword.core.account import KeyTerms, Rates
 from afterword.core.errors import ConfigError, LedgerUnavailable
@@ -33,6 +37,13 @@ _ANSWER_S = 5.0
 _TIMEOUTS: dict[str, Any] = {"socket_connect_timeout": _CONNECT_S, "socket_timeout": _ANSWER_S}
 _ERRORS = (RedisError, RedisClusterException)
 _CLUSTER_CONNECTIONS = 1000
+_CLUSTER_RETRIES = 1
+"""Behind an error the cluster's servers are looked up again."""
+_CLUSTER_S = 2.0
+"""Two attempts take less than a request waits for its turn."""
+_REST = 2
+_MOST_TOGETHER = 1000
+"""Leases that one script renews: others wait until it ends."""
 
 # KEYS: window (sorted by time), costs (by request), running (sorted by end of lease).
 # ARGV: window and lease in microseconds, then those of each script.
@@ -131,12 +142,15 @@ end
 return 1
 """
 
-# ARGV: request, lease in microseconds.
+# ARGV: lease in microseconds, requests.
 _RENEW = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-redis.call('ZADD', KEYS[3], 'XX', now + tonumber(ARGV[2]), ARGV[1])
-return redis.call('PEXPIRE', KEYS[3], tonumber(ARGV[2]) / 500)
+local lease = tonumber(ARGV[1])
+for i = 2, #ARGV do
+  redis.call('ZADD', KEYS[3], 'XX', now + lease, ARGV[i])
+end
+return redis.call('PEXPIRE', KEYS[3], lease / 500)
 """
 
 
@@ -144,17 +158,20 @@ class RedisRateLimiter:
     """Limits counted in Redis; see ``rate_limits.RateLimiter``.
 
     Raises ``LedgerUnavailable`` if Redis does not answer: a limit that cannot be counted counts
-    as reached.
+    as reached. One thread asks all servers of a cluster. So one that was waited for in vain is not
+    asked for ``_REST`` times as long as that took. ``clock`` returns seconds that never go back.
     """
 
-    def __init__(self, client: RedisClient) -> None:
+    def __init__(self, client: RedisClient, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
+        self._clock = clock
         self._acquire: Any = client.register_script(_ACQUIRE.encode())
         self._rates: Any = client.register_script(_RATES.encode())
         self._settle: Any = client.register_script(_SETTLE.encode())
         self._renew: Any = client.register_script(_RENEW.encode())
         self._running: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._resting_until_s: dict[str, float] = {}
 
     def answers(self) -> bool:
         """See ``rate_limits.RateLimiter``."""
@@ -168,7 +185,7 @@ class RedisRateLimiter:
         limits = (-1 if n is None else n for n in (terms.rpm, terms.tpm, terms.concurrent))
         arguments = [*_TIMES_US, request_id, tokens, *limits]
         why, wait_us, count, used, age_us = self._answer(
-            lambda: self._acquire(keys=_names(key_id), args=arguments)
+            key_id, lambda: self._acquire(keys=_names(key_id), args=arguments)
         )
         rates = rates_of(terms, count, used, WINDOW_S - age_us / 1e6)
         if why:
@@ -179,7 +196,9 @@ class RedisRateLimiter:
 
     def rates(self, key_id: str, terms: KeyTerms) -> Rates:
         """See ``rate_limits.RateLimiter``."""
-        count, used, age_us = self._answer(lambda: self._rates(keys=_names(key_id), args=_TIMES_US))
+        count, used, age_us = self._answer(
+            key_id, lambda: self._rates(keys=_names(key_id), args=_TIMES_US)
+        )
         return rates_of(terms, count, used, WINDOW_S - age_us / 1e6)
 
     def settle(self, key_id: str, request_id: str, tokens: int | None) -> None:
@@ -187,27 +206,58 @@ class RedisRateLimiter:
         with self._lock:
             self._running.pop(request_id, None)
         arguments = [request_id, -1 if tokens is None else tokens]
-        self._answer(lambda: self._settle(keys=_names(key_id), args=arguments))
+        self._answer(key_id, lambda: self._settle(keys=_names(key_id), args=arguments))
 
     def renew(self) -> None:
-        """See ``rate_limits.RateLimiter``. One server of a cluster may be away: others go on."""
+        """See ``rate_limits.RateLimiter``. Each server that does not answer is asked once."""
+        running: dict[str, list[str]] = {}
         with self._lock:
-            running = list(self._running.items())
-        away: LedgerUnavailable | None = None
-        for request_id, key_id in running:
-            arguments = [request_id, int(_LEASE_S * 1e6)]
+            for request_id, key_id in self._running.items():
+                running.setdefault(key_id, []).append(request_id)
+        away: dict[str, LedgerUnavailable] = {}
+        for key_id, request_ids in running.items():
+            server = self._server_of(key_id)
+            if server in away:
+                continue
             try:
-                self._answer(lambda: self._renew(keys=_names(key_id), args=arguments))  # noqa: B023 - called at once
+                self._renew_all(key_id, request_ids)
             except LedgerUnavailable as error:
-                away = error
-        if away is not None:
-            raise away
+                away[server] = error
+        if away:
+            raise next(iter(away.values()))
 
-    def _answer(self, call: Callable[[], T]) -> T:
+    def _renew_all(self, key_id: str, request_ids: Sequence[str]) -> None:
+        lease_us = int(_LEASE_S * 1e6)
+        for start in range(0, len(request_ids), _MOST_TOGETHER):
+            arguments = [lease_us, *request_ids[start : start + _MOST_TOGETHER]]
+            self._answer(key_id, partial(self._renew, keys=_names(key_id), args=arguments))
+
+    def _answer(self, key_id: str, call: Callable[[], T]) -> T:
+        server, begun_s = self._server_of(key_id), self._clock()
+        if begun_s < self._resting_until_s.get(server, begun_s):
+            raise _uncounted()
         try:
             return call()
         except _ERRORS as error:
-            raise LedgerUnavailable("Limits cannot be counted now.", retry_after_s=1) from error
+            if server:
+                now_s = self._clock()
+                self._resting_until_s[server] = now_s + _REST * (now_s - begun_s)
+            raise _uncounted() from error
+
+    def _server_of(self, key_id: str) -> str:
+        """Returns the name of the cluster's server that counts a key; nothing without a cluster."""
+        if not isinstance(self._client, RedisCluster):
+            return ""
+        try:
+            node = self._client.get_node_from_key(_names(key_id)[0])  # type: ignore[no-untyped-call]
+        except _ERRORS:
+            # No server has it now.
+            return ""
+        return str(node.name)
+
+
+def _uncounted() -> LedgerUnavailable:
+    return LedgerUnavailable("Limits cannot be counted now.", retry_after_s=1)
 
 
 def connect(url: str) -> RedisClient:
@@ -239,7 +289,12 @@ def _cluster(rest: str) -> RedisCluster:
     hosts, access, _ = _parts(rest, _PORT)
     nodes = [ClusterNode(host, port) for host, port in hosts]  # type: ignore[no-untyped-call]
     return RedisCluster(
-        startup_nodes=nodes, max_connections=_CLUSTER_CONNECTIONS, **_TIMEOUTS, **access
+        startup_nodes=nodes,
+        max_connections=_CLUSTER_CONNECTIONS,
+        retry=Retry(NoBackoff(), _CLUSTER_RETRIES),
+        socket_connect_timeout=_CLUSTER_S,
+        socket_timeout=_CLUSTER_S,
+        **access,
     )
 
 
@@ -247,7 +302,8 @@ def _sentinel(rest: str) -> Redis:
     hosts, access, service = _parts(rest, _SENTINEL_PORT)
     if not service:
         raise ConfigError("redis: name the sentinel's service: redis+sentinel://HOST/SERVICE")
-    sentinel: Any = Sentinel(hosts, sentinel_kwargs={**_TIMEOUTS, **access}, **_TIMEOUTS, **access)  # type: ignore[no-untyped-call]
+    of_sentinels = {"retry": Retry(NoBackoff(), 0), **_TIMEOUTS, **access}
+    sentinel: Any = Sentinel(hosts, sentinel_kwargs=of_sentinels, **_TIMEOUTS, **access)  # type: ignore[no-untyped-call]
     client: Redis = sentinel.master_for(service)
     return client
 

@@ -86,7 +86,8 @@ class HeadReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
-        self._headers.append((name.lower(), value))
+        # The parser leaves the blanks behind a value, which are no part of it (RFC 9110, 5.5).
+        self._headers.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""

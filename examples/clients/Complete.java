@@ -9,12 +9,13 @@ public class Complete {
         var environment = System.getenv();
         var base = environment.getOrDefault("AFTERWORD_URL", "http://127.0.0.1:8000/v1");
         var model = environment.getOrDefault("AFTERWORD_MODEL", "smollm2-135m-instruct");
+        var key = environment.getOrDefault("AFTERWORD_KEY", "unused");
         var body = """
             {"model": "%s", "prompt": "Say this is a test", "max_tokens": 7, "temperature": 0}
             """.formatted(model);
         var request = HttpRequest.newBuilder(URI.create(base + "/completions"))
             .header("Content-Type", "application/json")
-            .header("Authorization", "Bearer unused")
+            .header("Authorization", "Bearer " + key)
             .POST(HttpRequest.BodyPublishers.ofString(body))
             .build();
         var answer = HttpClient.newHttpClient().send(request, HttpResponse.BodyHandlers.ofString());

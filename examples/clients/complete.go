@@ -34,7 +34,7 @@ func main() {
 		log.Fatal(err)
 	}
 	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("Authorization", "Bearer unused")
+	request.Header.Set("Authorization", "Bearer "+setting("AFTERWORD_KEY", "unused"))
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
 		log.Fatal(err)

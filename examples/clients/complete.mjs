@@ -1,8 +1,9 @@
-// Complete a prompt with fetch, streamed.
+// Complete a prompt with fetch, streamed: node complete.mjs
 const base = process.env.AFTERWORD_URL ?? "http://127.0.0.1:8000/v1";
+const key = process.env.AFTERWORD_KEY ?? "unused";
 const answer = await fetch(`${base}/completions`, {
   method: "POST",
-  headers: { "Content-Type": "application/json", Authorization: "Bearer unused" },
+  headers: { "Content-Type": "application/json", Authorization: `Bearer ${key}` },
   body: JSON.stringify({
     model: process.env.AFTERWORD_MODEL ?? "smollm2-135m-instruct",
     prompt: "Say this is a test",
@@ -18,7 +19,9 @@ for await (const part of answer.body.pipeThrough(new TextDecoderStream())) {
   rest = lines.pop();
   for (const line of lines) {
     if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
-    process.stdout.write(JSON.parse(line.slice(6)).choices[0].text);
+    const chunk = JSON.parse(line.slice(6));
+    if (chunk.error) throw new Error(chunk.error.message);
+    process.stdout.write(chunk.choices[0].text);
   }
 }
 process.stdout.write("\n");

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 fn main() -> std::io::Result<()> {
     let base = env::var("AFTERWORD_URL").unwrap_or("http://127.0.0.1:8000/v1".to_string());
     let model = env::var("AFTERWORD_MODEL").unwrap_or("smollm2-135m-instruct".to_string());
+    let key = env::var("AFTERWORD_KEY").unwrap_or("unused".to_string());
     let address = base.trim_start_matches("http://");
     let (host, path) = address.split_once('/').unwrap_or((address, ""));
     let body = format!(
@@ -16,13 +17,16 @@ fn main() -> std::io::Result<()> {
     write!(
         stream,
         "POST /{path}/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
-         Authorization: Bearer unused\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+         Authorization: Bearer {key}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, content) = answer.split_once("\r\n\r\n").expect("an answer has a head");
-    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    if !head.starts_with("HTTP/1.1 200") {
+        eprintln!("{content}");
+        std::process::exit(1);
+    }
     println!("{content}");
     Ok(())
 }

@@ -48,7 +48,9 @@ def test_what_differs_in_shape_is_said(tmp_path: Path) -> None:
         {"request": {**REQUEST, "best_of": -1}, "response": {"error": {"message": "no"}}},
     )
     assert status == 1
-    assert "line 2: answer.system_fingerprint: is new here" in lines
+    assert "new here, in 2 answers: answer.system_fingerprint" in lines
+    assert not any(line.startswith("line 2:") for line in lines)
+    assert lines[-1] == "5 requests, 3 as recorded, 2 not"
     assert "line 3: answer.choices[].logprobs: null was recorded, here it is an object" in lines
     assert any(line.startswith("line 4: refused with 400: ") for line in lines)
     assert not any(line.startswith("line 1:") for line in lines)
@@ -66,6 +68,21 @@ def test_what_is_alike_exits_with_0(tmp_path: Path) -> None:
     assert status == 0
 
 
+def test_what_openai_answered_is_as_recorded(tmp_path: Path) -> None:
+    """Keys that it did not send make no answer different; one that it sent has to be there."""
+    status, lines = run(tmp_path / "requests.jsonl", {"request": REQUEST, "response": ANSWER})
+    assert status == 0
+    assert lines == [
+        "new here, in 1 answer: answer.system_fingerprint",
+        "new here, in 1 answer: answer.usage.prompt_tokens_details",
+        "1 request, 1 as recorded, 0 not",
+    ]
+    more = {**ANSWER, "warning": "x"}
+    status, lines = run(tmp_path / "requests.jsonl", {"request": REQUEST, "response": more})
+    assert "line 1: answer.warning: was recorded, here it is missing" in lines
+    assert status == 1
+
+
 def test_how_a_stream_is_divided_changes_no_shape() -> None:
     def chunk(text: str, reason: str | None) -> dict[str, Any]:
         choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": reason}
@@ -78,7 +95,20 @@ def test_how_a_stream_is_divided_changes_no_shape() -> None:
     assert folded([]) == {"chunk": {}, "usage": None}
 
 
-@pytest.mark.parametrize("line", ["[1]", '{"prompt": %s}' % ("[" * 10**5 + "]" * 10**5)])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]",
+        '{"prompt": %s}' % ("[" * 10**5 + "]" * 10**5),
+        '{"prompt": "a", "max_tokens": 1, "max_tokens": 2}',
+        '{"request": {"logit_bias": {"5": 1, "5": 2}}}',
+        '{"request": {"prompt": "a"}, "request": {"prompt": "b"}}',
+        '{"request": {"prompt": "a"}, "path": "v1/completions"}',
+        '{"request": {"prompt": "a"}, "path": "/v1/\\u00e9"}',
+        '{"request": {"prompt": "a"}, "path": "/v1 x"}',
+        '{"request": {"prompt": "a"}, "path": ""}',
+    ],
+)
 def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: str) -> None:
     file = tmp_path / "requests.jsonl"
     file.write_text(f'{{"prompt": "a"}}\n{line}\n')
@@ -88,6 +118,16 @@ def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: str) -> None:
     assert "line 2" in str(done.exception)
     # Nothing was sent.
     assert done.output == ""
+
+
+def test_a_recorded_answer_may_have_a_name_twice(tmp_path: Path) -> None:
+    """As ``top_logprobs`` of some servers, where two tokens have one spelling."""
+    file = tmp_path / "requests.jsonl"
+    file.write_text(f'{{"request": {json.dumps(REQUEST)}, "response": {{"id": "a", "id": "b"}}}}')
+    with listening(make_client({"toy": toy_engine()}).app) as base:
+        done = CliRunner().invoke(replay, [str(file), "--url", base])
+    assert done.exit_code == 0
+    assert "1 request, 1 as recorded, 0 not" in done.output
 
 
 def test_a_key_that_cannot_be_sent_is_not_shown(
@@ -183,7 +223,7 @@ def test_an_answer_that_is_an_error_is_said(
     ],
 )  # fmt: skip
 def test_differences(recorded: Any, here: Any, lines: list[str]) -> None:
-    assert list(differences(recorded, here)) == lines
+    assert list(map(str, differences(recorded, here))) == lines
 
 
 def test_models_are_recommended_by_use_and_memory() -> None:
@@ -200,3 +240,6 @@ def test_models_are_recommended_by_use_and_memory() -> None:
         assert model.measured != ("not tried" in model.known)
     none = CliRunner().invoke(models, ["recommend", "--memory", "0.1"])
     assert isinstance(none.exception, ConfigError)
+    # The embedded model would fit, and is not for code.
+    none = CliRunner().invoke(models, ["recommend", "--for", "code", "--memory", "0.95"])
+    assert str(none.exception) == "no model for code that is known here takes at most 0.95 GiB"

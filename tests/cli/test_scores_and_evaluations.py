@@ -167,6 +167,17 @@ def test_arguments_in_the_locale_c(url: str) -> None:
     assert '"token": "é"' in done.stdout.decode()
 
 
+def test_answers_in_the_locale_c(url: str) -> None:
+    """Python without its UTF-8 mode fails there at each character that is not of ASCII."""
+    done = subprocess.run(
+        [sys.executable, "-m", "afterword", "complete", "é", "--echo", "--max-tokens", "1",
+         "--url", url],
+        check=True, capture_output=True,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )  # fmt: skip
+    assert done.stdout.startswith(b"\\xe9")
+
+
 @pytest.mark.parametrize("form", ["--json", "--csv"])
 def test_what_programs_read_is_utf8(url: str, form: str) -> None:
     """An encoding's escapes, such as \\xe9, would be no JSON."""
@@ -203,6 +214,26 @@ def test_output_that_cannot_be_written(url: str, words: Sequence[str], to: tuple
         )  # fmt: skip
     full = "afterword: the output cannot be written: No space left on device\n"
     assert (done.stderr, done.returncode) == (full if to[1] else "", to[1])
+
+
+@pytest.mark.parametrize(
+    "words", [("score", "a"), ("score", "a", "--csv"), ("complete", "a"), ("eval",)]
+)
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_closed_output_takes_everything(
+    url: str, tmp_path: Path, words: Sequence[str], closed: int
+) -> None:
+    """And no file that is opened gets its number."""
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"prompt": "a", "target": "b", "max_tokens": 1}\n')
+    more = (str(task), "--state", str(tmp_path)) if words == ("eval",) else ()
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" "$@" {closed}>&-', sys.executable, "-m", "afterword", *words,
+         *more, "--url", url],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert bool(done.stdout) == (closed == 2)
+    assert b"Traceback" not in done.stderr
 
 
 def test_an_empty_text(url: str) -> None:
@@ -361,3 +392,21 @@ def test_eval_goes_on_and_reports(url: str, tmp_path: Path) -> None:
         run(*common, "--model", "toy", "--model", "toy")
     with pytest.raises(ConfigError, match="its folder is not there"):
         run("eval", task, "--report", tmp_path / "none" / "report.html")
+    with pytest.raises(ConfigError, match="it is a folder"):
+        run("eval", task, "--report", tmp_path)
+
+
+def test_names_of_all_scripts_have_states_of_their_own(url: str, tmp_path: Path) -> None:
+    names = {
+        "数学": "数学",
+        "逻辑": "逻辑",
+        "Übung-ü": "Übung-ü",
+        "a b": "a%20b",
+        "a%20b": "a%2520b",
+        "a-b": "a-b",
+    }
+    for name, written in names.items():
+        task = tmp_path / f"{name}.jsonl"
+        task.write_text('{"prompt": "a", "target": "b", "max_tokens": 1}\n')
+        run("eval", task, "--url", url, "--state", tmp_path)
+        assert (tmp_path / f"{written}.toy.fp_0000000000.state.jsonl").exists()

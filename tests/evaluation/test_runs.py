@@ -10,11 +10,16 @@ import pytest
 
 from afterword import AsyncLLM, ConfigError
 from afterword.evaluation.comparison import ModelRun, summarize
-from afterword.evaluation.outcomes import ChoiceOutcome, GenerationOutcome, Outcome
+from afterword.evaluation.outcomes import (
+    ChoiceOutcome,
+    GenerationOutcome,
+    Outcome,
+    judge_text,
+)
 from afterword.evaluation.report import report
 from afterword.evaluation.running import evaluate
 from afterword.evaluation.state import RunHeader, StateFile
-from afterword.evaluation.tasks import Task, digest_of, read_task
+from afterword.evaluation.tasks import GenerationItem, Task, digest_of, read_task
 from support.library import toy
 
 HEADER = RunHeader("task", "toy", "fp_0000000000")
@@ -174,3 +179,27 @@ def test_the_report_of_two_models(tmp_path: Path) -> None:
     assert page.count("<rect") == 4
     assert page.count("&lt;img src=x onerror=alert(1)&gt;!") >= 3
     assert "0.2500" in page
+
+
+def test_the_report_lists_what_its_deciding_measure_calls_wrong(tmp_path: Path) -> None:
+    """Where a regex finds the answer, the whole text is no target, and not wrong for that."""
+    asked: list[dict[str, object]] = [
+        {"prompt": "found", "target": "4", "regex": "[0-9]"},
+        {"prompt": "lost", "target": "4", "regex": "[0-9]"},
+        {"prompt": "whole", "target": "4"},
+        {"prompt": "other", "target": "4"},
+    ]
+    task = task_of(tmp_path, asked)
+    said = ("is 4.", "is 5.", "4", "is 4.")
+    outcomes: list[Outcome] = [
+        judge_text(item, text)
+        for item, text in zip(task.items, said, strict=True)
+        if isinstance(item, GenerationItem)
+    ]
+    runs = [ModelRun("toy", "fp_1", outcomes)]
+    page = report(task, runs, summarize(task.name, task.digest, runs))
+    _, _, listed = page.partition("answered wrong</h2>")
+    assert "By regex_match and exact_match." in listed
+    assert [name for name in ("found", "lost", "whole", "other") if f"\n{name}<" in listed] == [
+        "lost", "other"
+    ]  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterword import LLM, InvalidRequest
+from afterword import LLM, ContextLengthExceeded, InvalidRequest
 from afterword.completion.old_tokens import OldTokens
 from afterword.core.alias import Alias
 from afterword.engine.toy import toy_engine
@@ -133,6 +133,20 @@ def test_more_text_than_a_body_may_have(monkeypatch: pytest.MonkeyPatch) -> None
     with served(limits=limits) as url, LLM.connect(url) as llm:
         (score,) = llm.score(line * 1000, window=256, stride=255)
         assert list(score.token_ids) == llm.tokenize(line) * 1000
+
+
+@pytest.mark.parametrize("limit", ["max_prompts", "max_choices"])
+def test_more_texts_than_a_server_takes_at_once(llm: LLM, limit: str) -> None:
+    texts = [f"The sea was {i}" for i in range(11)]
+    limits = msgspec.structs.replace(LIMITS, **{limit: 3})
+    with served(limits=limits) as url, LLM.connect(url) as model:
+        assert model.score(texts) == llm.score(texts)
+        wanted = llm.score_continuations("The sea", texts)
+        assert model.score_continuations("The sea", texts) == wanted
+        with pytest.raises(InvalidRequest, match="'top': expected"):
+            model.score(texts, top=99)
+        with pytest.raises(ContextLengthExceeded):
+            model.score_continuations("a " * 300, texts)
 
 
 def test_progress_adds_up(llm: LLM) -> None:

@@ -72,13 +72,32 @@ def cli() -> None:
     """Afterword: the completions server. All of POST /v1/completions, on real models."""
 
 
+def _take_the_place_of_closed_streams() -> None:
+    """Open the null device in place of each standard stream that is closed.
+
+    Otherwise the next file that is opened, such as a database, would get its number. Standard input
+    stays None in Python, so that a command can say that it is closed.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != number:
+            os.dup2(null, number)
+            os.close(null)
+        if name != "stdin":
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+
+
 def main() -> None:
     """Run the command line; a mistake of the operator is one line and exit status 2."""
     # Threads of numpy would compete with the engine's. Nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _take_the_place_of_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        # What a terminal's encoding does not have is escaped.
-        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        # Characters that a terminal's encoding does not have are escaped. In the locale C, Python
+        # sets "surrogateescape", which fails for all but the bytes of arguments.
+        if isinstance(stream, TextIOWrapper) and stream.errors in {"strict", "surrogateescape"}:
             stream.reconfigure(errors="backslashreplace")
     try:
         cli()

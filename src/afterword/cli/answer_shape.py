@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 _MAPS = frozenset(("top_logprobs", "prompt_logprobs"))
 """Objects whose keys are data."""
 
 
-def differences(recorded: Any, here: Any, path: str = "answer") -> Iterator[str]:  # noqa: ANN401 - JSON
-    """Yields a line for each place where ``here`` has another shape than what was recorded.
+class Difference(msgspec.Struct, frozen=True):
+    """A place of an answer, and how its shape differs there. A program may skip what ``is_new``."""
+
+    path: str
+    said: str
+    is_new: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.said}"
+
+
+def differences(recorded: Any, here: Any, path: str = "answer") -> Iterator[Difference]:  # noqa: ANN401 - JSON
+    """Yields each place where ``here`` has another shape than what was recorded.
 
     Arrays are compared by their first elements that are not null.
     """
     theirs, ours = _kind(recorded), _kind(here)
     if theirs != ours:
-        yield f"{path}: {theirs} was recorded, here it is {ours}"
+        yield Difference(path, f"{theirs} was recorded, here it is {ours}")
         return
     if isinstance(recorded, Mapping):
         yield from _of_objects(recorded, here, path)
@@ -24,7 +37,9 @@ def differences(recorded: Any, here: Any, path: str = "answer") -> Iterator[str]
         yield from _of_arrays(recorded, here, path)
 
 
-def _of_objects(recorded: Mapping[str, Any], here: Mapping[str, Any], path: str) -> Iterator[str]:
+def _of_objects(
+    recorded: Mapping[str, Any], here: Mapping[str, Any], path: str
+) -> Iterator[Difference]:
     if path.removesuffix("[]").rpartition(".")[2] in _MAPS:
         first, second = next(iter(recorded.values()), None), next(iter(here.values()), None)
         if first is not None and second is not None:
@@ -34,13 +49,13 @@ def _of_objects(recorded: Mapping[str, Any], here: Mapping[str, Any], path: str)
         if name in here:
             yield from differences(value, here[name], f"{path}.{name}")
         else:
-            yield f"{path}.{name}: was recorded, here it is missing"
+            yield Difference(f"{path}.{name}", "was recorded, here it is missing")
     for name in here:
         if name not in recorded:
-            yield f"{path}.{name}: is new here"
+            yield Difference(f"{path}.{name}", "is new here", is_new=True)
 
 
-def _of_arrays(recorded: Sequence[Any], here: Sequence[Any], path: str) -> Iterator[str]:
+def _of_arrays(recorded: Sequence[Any], here: Sequence[Any], path: str) -> Iterator[Difference]:
     first = next((value for value in recorded if value is not None), None)
     second = next((value for value in here if value is not None), None)
     if first is not None and second is not None:

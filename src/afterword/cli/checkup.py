@@ -17,7 +17,8 @@ from afterword.config import Settings
 from afterword.core.errors import ConfigError
 from afterword.core.machine import processor_features, usable_cores
 from afterword.engine.llama.devices import backends, devices, searched
-from afterword.ledger.database import REVISION, check, reading, revision_of
+from afterword.ledger.audit import check
+from afterword.ledger.database import REVISION, reading, revision_of
 from afterword.ledger.folder import has_database, journals_in
 from afterword.ledger.keys import any_key
 from afterword.ledger.open_ledger import redis_limiter

@@ -11,7 +11,8 @@ import rich_click as click
 from afterword.cli.database import database
 from afterword.cli.keys import ledger_flags, ledger_settings
 from afterword.cli.ledger import data_folder
-from afterword.ledger.database import REVISION, backup, check, revision_of, upgrade
+from afterword.ledger.audit import check
+from afterword.ledger.database import REVISION, backup, revision_of, upgrade
 from afterword.ledger.folder import journals_in
 from afterword.ledger.orphans import unreadable
 

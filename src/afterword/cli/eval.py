@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import rich_click as click
@@ -23,7 +24,7 @@ from afterword.evaluation.tasks import Task, digest_of, read_task
 from afterword.library.async_llm import AsyncLLM
 from afterword.library.backend import Opener
 
-_NO_FILE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_NO_FILE_NAME = re.compile(r"[^\w.-]")
 
 
 @click.command(cls=SettingsCommand, short_help="Evaluate models on a task in a file.")
@@ -49,10 +50,12 @@ def eval(task: Path, **given: Any) -> None:  # noqa: A001, ANN401 - the command'
         given.pop(name) for name in ("first", "at_once", "state", "report", "as_json")
     )
     items = read_task(task, first=first)
+    if page is not None and page.is_dir():
+        raise ConfigError(f"{page}: cannot be written: it is a folder")
     if page is not None and not page.parent.is_dir():
         raise ConfigError(f"{page}: cannot be written: its folder is not there")
     runs: list[ModelRun] = []
-    for opener in openers(given):
+    for opener in openers(given, patient=True):
         names = [run.model for run in runs]
         runs.append(asyncio.run(_run(opener, items, folder, names, at_once=at_once)))
     summary = summarize(items.name, items.digest, runs)
@@ -85,8 +88,10 @@ async def _run(
 
 
 def _file_name(header: RunHeader) -> str:
+    """Returns the name of a state's file: other signs are escaped, so `a/b` and `a-b` differ."""
     parts = filter(None, (header.task, header.model, header.fingerprint))
-    return f"{_NO_FILE_NAME.sub('-', '.'.join(parts))}.state.jsonl"
+    name = _NO_FILE_NAME.sub(lambda sign: quote(sign[0], safe=""), ".".join(parts))
+    return f"{name}.state.jsonl"
 
 
 def _show(summary: Summary) -> None:

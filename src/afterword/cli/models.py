@@ -48,7 +48,8 @@ def recommend(use: Use | None, memory_gib: float | None) -> None:
     most_gib = memory_limit() / 2**30 if memory_gib is None else memory_gib
     found = recommended(use, most_gib)
     if not found:
-        raise ConfigError(f"no model that is known here takes at most {most_gib:.1f} GiB")
+        purpose = "" if use is None else f" for {use}"
+        raise ConfigError(f"no model{purpose} that is known here takes at most {most_gib:.4g} GiB")
     for model in found:
         memory = f"{'' if model.measured else '~'}{model.process_gib:.1f} GiB"
         # Not a table: its columns would cut the source, which is there to be copied.

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ from urllib.parse import SplitResult
 import msgspec
 import rich_click as click
 
-from afterword.cli.answer_shape import differences, folded
+from afterword.cli.answer_shape import Difference, differences, folded
 from afterword.cli.terminal import printable
 from afterword.cli.texts import file_text
 from afterword.core.errors import ConfigError
+from afterword.core.repeated import repeated_name
 from afterword.library.server_access import authorization, server_address
 
 _KEY = "AFTERWORD_KEY"
@@ -53,10 +55,12 @@ def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:
     """Send the requests of FILE, and say what differs in shape.
 
     A line of FILE is {"request": {…}, "response": {…}}: the body of a completions request, and what
-    another server answered, if that was kept. A line can also be the body alone. The key comes from
-    the environment (AFTERWORD_KEY). Values are not compared: another model says something else.
+    another server answered, if that was kept: of a stream the array of its chunks. "path" names
+    another route than /v1/completions. A line can also be the body alone. The key comes from the
+    environment (AFTERWORD_KEY). Values are not compared: another model says something else.
 
-    Exits with 1 if a request was refused or an answer differs.
+    Exits with 1 if a request was refused or an answer differs. Keys that are new here are listed at
+    the end, and are no difference.
     """
     server = server_address(url)
     headers = {"Content-Type": "application/json"} | authorization(os.environ.get(_KEY))
@@ -66,17 +70,26 @@ def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:
         raise ConfigError(f"{file}: has no requests")
     ask = partial(_ask, server, headers, timeout_s)
     different = 0
+    new: Counter[str] = Counter()
     for number, recording in recordings:
         body = recording.request if model is None else {**recording.request, "model": model}
-        lines = list(_compare(recording, *ask(recording.path, body)))
+        found = list(_compare(recording, *ask(recording.path, body)))
+        # Most answers have the same ones, and programs skip what they do not know.
+        new.update({each.path for each in found if each.is_new})
+        lines = [str(each) for each in found if not each.is_new]
         different += bool(lines)
         for line in lines:
             # It may quote a file or a server.
             click.echo(f"line {number}: {printable(line)}")
+    for path, count in new.items():
+        click.echo(f"new here, in {_counted(count, 'answer')}: {printable(path)}")
     total = len(recordings)
-    requests = "1 request" if total == 1 else f"{total} requests"
-    click.echo(f"{requests}, {total - different} as recorded, {different} not")
+    click.echo(f"{_counted(total, 'request')}, {total - different} as recorded, {different} not")
     sys.exit(1 if different else 0)
+
+
+def _counted(count: int, name: str) -> str:
+    return f"1 {name}" if count == 1 else f"{count} {name}s"
 
 
 def _recordings(file: Path) -> Iterator[tuple[int, Recording]]:
@@ -86,26 +99,44 @@ def _recordings(file: Path) -> Iterator[tuple[int, Recording]]:
         if not line.strip():
             continue
         try:
-            found = msgspec.json.decode(line, type=dict[str, Any])
-            if not isinstance(found.get("request"), dict):
-                found = {"request": found}
-            yield number, msgspec.convert(found, Recording)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            yield number, _recording(line)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{file}, line {number}: is not a recorded request: {error}"
             ) from error
 
 
-def _compare(recording: Recording, status: int, answer: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
+def _recording(line: str) -> Recording:
+    """Returns the recording in a line. Raises ``ValueError`` or msgspec's errors for none."""
+    parts = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    found = msgspec.json.decode(line, type=dict[str, Any])
+    body = line
+    if isinstance(found.get("request"), dict):
+        body = bytes(parts["request"]).decode()
+    else:
+        found = {"request": found}
+    # Of two values only one would be sent, where a server refuses both (R19). Some servers' answers
+    # have a name twice, but nothing of them is sent.
+    repeated = repeated_name(line, nested=False) or repeated_name(body, nested=True)
+    if repeated is not None:
+        raise ValueError(f"the key {repeated!r} is there twice")
+    recording = msgspec.convert(found, Recording)
+    path = recording.path
+    if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
+        raise ValueError(f"{path!r} is no path of a server")
+    return recording
+
+
+def _compare(recording: Recording, status: int, answer: Any) -> Iterator[Difference]:  # noqa: ANN401 - JSON
     """Yields what differs from what was recorded."""
     failed = isinstance(recording.response, dict) and "error" in recording.response
     # A stream that fails on its way ends with an error (S6).
     end = answer[-1] if isinstance(answer, list) and answer else answer
     error = end.get("error") if isinstance(end, dict) else None
     if status != http.HTTPStatus.OK and not failed:
-        yield f"refused with {status}: {_message(error)}"
+        yield Difference(f"refused with {status}", _message(error))
     elif error is not None and not failed:
-        yield f"broke off: {_message(error)}"
+        yield Difference("broke off", _message(error))
     elif recording.response is not None:
         recorded: Any = recording.response
         if isinstance(recorded, list) and isinstance(answer, list):

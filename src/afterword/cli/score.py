@@ -70,7 +70,7 @@ def score(texts: tuple[str, ...], **given: Any) -> None:  # noqa: ANN401 - the s
         write_utf8()
     out = csv.writer(sys.stdout, lineterminator="\n")
     found: list[ModelScores] = []
-    for opener in openers(given):
+    for opener in openers(given, patient=True):
         with LLM.opened_by(opener) as llm:
             with _progress(llm.facts.name) as advance:
                 scores = llm.score(

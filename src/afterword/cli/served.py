@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,11 +13,13 @@ from click.core import ParameterSource
 from click.globals import get_current_context
 
 from afterword.cli.options import Command, read_settings, setting_flags
-from afterword.cli.terminal import Terminal
+from afterword.cli.terminal import Terminal, printable
 from afterword.config import SETTINGS, Settings
+from afterword.core.errors import ApiError
 from afterword.library.backend import Opener
 from afterword.library.local import loading
 from afterword.library.opened import TIMEOUT_S
+from afterword.library.patience import Patience
 
 KEY_VARIABLE = "AFTERWORD_KEY"
 
@@ -40,11 +43,16 @@ def model_flags(command: Command) -> Command:
 
 
 def openers(
-    given: dict[str, Any], *, probe: bool = True, usual: Mapping[str, str] | None = None
+    given: dict[str, Any],
+    *,
+    probe: bool = True,
+    usual: Mapping[str, str] | None = None,
+    patient: bool = False,
 ) -> Sequence[Opener]:
     """Returns what opens each model that the flags name, in order. Takes its flags out of given.
 
-    ``usual`` are flags for those that were not given. Raises ``ConfigError``.
+    ``usual`` are flags for those that were not given. With ``patient`` a server at a limit is
+    waited for as long as it says. Raises ``ConfigError``.
     """
     url, key = given.pop("url"), given.pop("key")
     if url is not None:
@@ -53,7 +61,11 @@ def openers(
         from afterword.library.remote import connecting  # noqa: PLC0415
 
         names: Sequence[str | None] = given["models"] or (None,)
-        return [connecting(url, key=key, model=name, timeout_s=TIMEOUT_S) for name in names]
+        patience = partial(Patience, TIMEOUT_S, told=_Once()) if patient else Patience
+        return [
+            connecting(url, key=key, model=name, timeout_s=TIMEOUT_S, patience=patience)
+            for name in names
+        ]
     source = get_current_context().get_parameter_source("key")
     if source is ParameterSource.COMMANDLINE:
         raise click.UsageError("--key is for --url")
@@ -61,6 +73,18 @@ def openers(
         given[name] = given[name] or value
     settings = read_settings(given, os.environ).settings
     return [one_loading(settings, name, probe=probe) for name in settings.models]
+
+
+class _Once:
+    """Says on standard error why a command waits, once."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, error: ApiError) -> None:
+        if not self._said:
+            self._said = True
+            Terminal().say(f"waiting, as the server says: {printable(error.message)}")
 
 
 def _refuse_settings(given: Mapping[str, Any]) -> None:

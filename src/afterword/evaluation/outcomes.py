@@ -88,6 +88,14 @@ def extracted(regex: str, text: str) -> str | None:
     return next((group.strip() for group in found.groups() if group), None)
 
 
+def deciding_measure(outcome: Outcome) -> str:
+    """Returns the measure by which an item counts as answered right: by its regex, if it has one.
+
+    Whole texts are seldom a target where a regex finds the answer in them.
+    """
+    return next(name for name in ("acc", "regex_match", "exact_match") if name in outcome.met)
+
+
 def measures_of(outcomes: Sequence[Outcome]) -> Mapping[str, list[bool]]:
     """Returns for each measure whether each outcome that has it meets it, in their order."""
     found: dict[str, list[bool]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from afterword.evaluation.comparison import ModelRun, Pairing, Summary
-from afterword.evaluation.outcomes import ChoiceOutcome, Outcome, best
+from afterword.evaluation.outcomes import ChoiceOutcome, Outcome, best, deciding_measure
 from afterword.evaluation.statistics import Share
 from afterword.evaluation.tasks import ChoiceItem, Item, Task
 
@@ -18,7 +18,7 @@ _STYLE = (
     "pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;font-size:.85em}"
 )
 _COLOURS = ("#27507a", "#c86d28", "#5d7380", "#94804f")
-_LEFT, _WIDTH, _ROW, _BAR = 240, 420, 22, 12
+_LEFT, _WIDTH, _ROW, _BAR = 16, 640, 38, 12
 _MOST_ITEMS = 200
 
 
@@ -45,7 +45,7 @@ def plot(summary: Summary) -> str:
     """Returns an SVG: for each measure a bar for each model, with its interval."""
     rows = list(_rows(summary))
     height = len(rows) * _ROW + 30
-    size = f'width="{_LEFT + _WIDTH + 80}" height="{height}"'
+    size = f'width="{_LEFT + _WIDTH + 64}" height="{height}" overflow="visible"'
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-size="12">',
         f"<title>{escape(summary.task)}</title>",
@@ -57,10 +57,11 @@ def plot(summary: Summary) -> str:
             f'<text x="{x}" y="{height - 8}" text-anchor="middle">{tick * 25} %</text>'
         )
     for i, (label, value, colour) in enumerate(rows):
-        y = i * _ROW + _ROW / 2
+        # A label has a line of its own, because names of models may be long.
+        y = i * _ROW + _ROW - _BAR
         low, high = (_LEFT + _WIDTH * each for each in (value.low, value.high))
         drawn.append(
-            f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{escape(label)}</text>'
+            f'<text x="{_LEFT}" y="{y - _BAR}">{escape(label)}</text>'
             f'<rect x="{_LEFT}" y="{y - _BAR / 2}" width="{_WIDTH * value.value:.1f}" '
             f'height="{_BAR}" fill="{colour}"/>'
             f'<path d="M{low:.1f} {y}H{high:.1f}M{low:.1f} {y - 4}v8M{high:.1f} {y - 4}v8" '
@@ -112,18 +113,22 @@ def _pairing(pair: Pairing) -> str:
 
 
 def _items(task: Task, runs: Sequence[ModelRun]) -> str:
-    """Returns the items that some model got wrong by the first measure."""
+    """Returns the items that some model got wrong."""
     rows = []
+    deciding: dict[str, None] = {}
     for index, item in enumerate(task.items):
         outcomes = [run.outcomes[index] for run in runs]
-        if all(next(iter(outcome.met.values())) for outcome in outcomes):
+        measure = deciding_measure(outcomes[0])
+        deciding[measure] = None
+        if all(outcome.met[measure] for outcome in outcomes):
             continue
         asked, wanted = _asked(item)
         rows.append([str(index + 1), asked, wanted, *(_answer(item, each) for each in outcomes)])
     names = ["item", "asked", "right", *(run.model for run in runs)]
     left = f"<p>The first {_MOST_ITEMS} of {len(rows)}.</p>" if len(rows) > _MOST_ITEMS else ""
     shown = _table(names, rows[:_MOST_ITEMS], first_number=len(names), fixed=True)
-    return f"<h2>Items that were answered wrong</h2>{left}{shown}"
+    by = f"<p>By {' and '.join(deciding)}.</p>"
+    return f"<h2>Items that were answered wrong</h2>{by}{left}{shown}"
 
 
 def _asked(item: Item) -> tuple[str, str]:
@@ -151,7 +156,8 @@ def _table(
         + "".join(
             f'<td class="n">{escape(cell)}</td>'
             if i >= first_number
-            else f"<td><pre>{escape(cell)}</pre></td>"
+            # Browsers leave out a line end right behind the tag.
+            else f'<td><pre dir="auto">\n{escape(cell)}</pre></td>'
             if fixed
             else f"<td>{escape(cell)}</td>"
             for i, cell in enumerate(row)

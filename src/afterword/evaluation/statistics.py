@@ -64,7 +64,11 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
     both, only_first, only_second = counts
     differing = only_first + only_second
     fewer = min(only_first, only_second)
-    tail = sum(math.comb(differing, k) for k in range(fewer + 1))
-    # Whole numbers, so that thousands of items lose nothing.
+    # Whole numbers, so that thousands of items lose nothing. Each binomial coefficient comes from
+    # the one before: alone, those in the middle of ten thousand take a millisecond each.
+    ways = tail = 1
+    for k in range(fewer):
+        ways = ways * (differing - k) // (k + 1)
+        tail += ways
     p_value = min(2 * tail / 2**differing, 1.0)
     return PairedTest(both, only_first, only_second, len(pairs) - sum(counts), p_value)

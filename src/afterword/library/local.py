@@ -26,7 +26,7 @@ class LocalBackend:
         self._service = service
         served = service.catalog.default
         card = served.engine.card
-        self.facts = ModelFacts(served.name, card.context_tokens, card.fingerprint)
+        self.facts = ModelFacts(served.name, card.context_tokens, served.fingerprint)
         self.scored_name = served.name
 
     async def complete(self, body: bytes) -> TextCompletion:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -16,6 +18,7 @@ from afterword.core.account import Rates
 from afterword.core.errors import ApiError, ConfigError, InvalidRequest, UpstreamFailed
 from afterword.library.answers import TextChunk, TextCompletion
 from afterword.library.backend import ChunkSource, ModelFacts, Opener, SpecialNames
+from afterword.library.patience import Patience
 from afterword.library.server_access import authorization, server_address
 
 T = TypeVar("T")
@@ -26,6 +29,8 @@ _END = b"[DONE]"
 _DATA = b"data:"
 _JSON = {"content-type": "application/json"}
 _SHOWN_CHARACTERS = 200
+_SECONDS = re.compile(r"[0-9]{1,6}")
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -38,10 +43,14 @@ class _TextAnswer(msgspec.Struct):
 
 
 class RemoteBackend:
-    """Answers by a server's routes. Errors are those that the server sent."""
+    """Answers by a server's routes. Errors are those that the server sent.
 
-    def __init__(self, client: httpx2.AsyncClient, model: wire.Model) -> None:
+    ``patience`` may wait out those that say when to come back; streams have none.
+    """
+
+    def __init__(self, client: httpx2.AsyncClient, model: wire.Model, patience: Patience) -> None:
         self._client = client
+        self._patience = patience
         self._streams: set[RemoteChunks] = set()
         said = model.afterword
         fingerprint = str(said.get("system_fingerprint", ""))
@@ -64,7 +73,7 @@ class RemoteBackend:
 
     async def complete(self, body: bytes) -> TextCompletion:
         """See ``Backend``."""
-        answer = await _post(self._client, "/v1/completions", self._named(body))
+        answer = await self._post("/v1/completions", self._named(body))
         return _read(answer, TextCompletion)
 
     async def open(self, body: bytes) -> ChunkSource:
@@ -75,7 +84,7 @@ class RemoteBackend:
         response = await _send(self._client, request, stream=True)
         if response.status_code != httpx2.codes.OK:
             raw = await _whole(response)
-            raise error_of(response.status_code, raw)
+            raise error_of(response.status_code, raw, response.headers)
         chunks = RemoteChunks(response, self._streams.discard)
         self._streams.add(chunks)
         return chunks
@@ -87,13 +96,13 @@ class RemoteBackend:
             "prompt": text,
             "add_special_tokens": add_special_tokens,
         }
-        raw = await _post(self._client, "/tokenize", msgspec.json.encode(body))
+        raw = await self._post("/tokenize", msgspec.json.encode(body))
         return _read(raw, _IdsAnswer).tokens
 
     async def detokenize(self, ids: msgspec.Raw) -> str:
         """See ``Backend``."""
         body = {"model": self._ids_name, "tokens": ids}
-        raw = await _post(self._client, "/detokenize", msgspec.json.encode(body))
+        raw = await self._post("/detokenize", msgspec.json.encode(body))
         return _read(raw, _TextAnswer).prompt
 
     async def special_names(self) -> SpecialNames:
@@ -101,12 +110,28 @@ class RemoteBackend:
         request = self._client.build_request(
             "GET", "/tokenizer_info", params={"model": self.facts.name}
         )
-        return _read(await _ask(self._client, request), SpecialNames)
+        return _read(await self._ask(request), SpecialNames)
 
     async def end_streams(self) -> None:
         """Close the streams that nobody closed."""
         for chunks in list(self._streams):
             await chunks.close()
+
+    async def _post(self, path: str, body: bytes) -> bytes:
+        return await self._ask(
+            self._client.build_request("POST", path, content=body, headers=_JSON)
+        )
+
+    async def _ask(self, request: httpx2.Request) -> bytes:
+        while True:
+            try:
+                answer = await _ask(self._client, request)
+            except ApiError as error:
+                if not await self._patience.outlasts(error):
+                    raise
+            else:
+                self._patience.answered()
+                return answer
 
     def _named(self, body: bytes) -> bytes:
         """Returns a body with a model, because the server may require one (R1)."""
@@ -180,21 +205,33 @@ class RemoteChunks:
         await self._response.aclose()
 
 
-def connecting(url: str, *, key: str | None, model: str | None, timeout_s: float) -> Opener:
+def connecting(
+    url: str,
+    *,
+    key: str | None,
+    model: str | None,
+    timeout_s: float,
+    patience: Callable[[], Patience] = Patience,
+) -> Opener:
     """Returns what connects to the server at ``url``.
 
     It raises ``ConfigError`` for an address that is none, and ``ApiError`` if the server cannot be
-    reached, refuses the key or does not serve ``model``.
+    reached, refuses the key or does not serve ``model``. ``patience`` makes that of the connection;
+    by default it has none.
     """
-    return partial(_connect, url, key, model, timeout_s)
+    return partial(_connect, url, key, model, timeout_s, patience)
 
 
 @asynccontextmanager
 async def _connect(
-    url: str, key: str | None, model: str | None, timeout_s: float
+    url: str,
+    key: str | None,
+    model: str | None,
+    timeout_s: float,
+    patience: Callable[[], Patience],
 ) -> AsyncIterator[RemoteBackend]:
     async with _client(url, key, timeout_s) as client:
-        backend = RemoteBackend(client, await _described(client, model))
+        backend = RemoteBackend(client, await _described(client, model), patience())
         try:
             yield backend
         finally:
@@ -230,16 +267,12 @@ async def _described(client: httpx2.AsyncClient, model: str | None) -> wire.Mode
     raise errors.ModelNotFound("-")
 
 
-async def _post(client: httpx2.AsyncClient, path: str, body: bytes) -> bytes:
-    return await _ask(client, client.build_request("POST", path, content=body, headers=_JSON))
-
-
 async def _ask(client: httpx2.AsyncClient, request: httpx2.Request) -> bytes:
     """Returns the body of an answer. Raises ``ApiError`` for an error."""
     response = await _send(client, request)
     raw = await _whole(response)
     if response.status_code != httpx2.codes.OK:
-        raise error_of(response.status_code, raw)
+        raise error_of(response.status_code, raw, response.headers)
     return raw
 
 
@@ -276,17 +309,22 @@ def _read(raw: bytes, kind: type[T]) -> T:
         raise UpstreamFailed(f"The answer is not that of an Afterword server: {error}") from error
 
 
-def error_of(status: int, raw: bytes) -> ApiError:
+def error_of(status: int, raw: bytes, headers: Mapping[str, str] = _NO_HEADERS) -> ApiError:
     """Returns the error of an answer: the class that the server raised, with all that it said."""
+    said = headers.get("retry-after", "")
+    # A date would need the server's clock, and Afterword sends seconds.
+    rest_s = int(said) if _SECONDS.fullmatch(said) else None
     try:
         body = msgspec.json.decode(raw, type=wire.ErrorEnvelope).error
     except _UNREADABLE:
         shown = raw[:_SHOWN_CHARACTERS].decode(errors="replace")
-        return UpstreamFailed(f"The server answered with status {status}: {shown}")
+        return UpstreamFailed(
+            f"The server answered with status {status}: {shown}", retry_after_s=rest_s
+        )
     kind = _KINDS.get((status, body.code)) or _BY_STATUS.get(status, ApiError)
     # Some classes write their own message; this one is the server's.
     error = kind.__new__(kind)
-    ApiError.__init__(error, body.message, param=body.param, code=body.code)
+    ApiError.__init__(error, body.message, param=body.param, code=body.code, retry_after_s=rest_s)
     if isinstance(error, errors.RateLimited):
         error.limit, error.rates = "", Rates()
     return error

@@ -11,6 +11,7 @@ from afterword.core.errors import (
     BodyTooLarge,
     ContextLengthExceeded,
     InvalidRequest,
+    RateLimited,
     UpstreamFailed,
 )
 from afterword.core.wire import Logprobs
@@ -129,6 +130,21 @@ class Scorer:
             return [*await self._ids(text[:cut]), *await self._ids(text[cut:])]
 
     async def _echo(self, prompts: Sequence[Any], top: int) -> list[TextChoice]:
+        """Returns the choice of each prompt.
+
+        A server, or the limits of a key, may take fewer prompts in one request.
+        """
+        try:
+            return await self._asked(prompts, top)
+        except (InvalidRequest, BodyTooLarge, RateLimited) as error:
+            # A key at its limit is no reason: its prompts fit later.
+            is_too_much = error.param != "top" and error.retry_after_s is None
+            if len(prompts) == 1 or not is_too_much:
+                raise
+        half = len(prompts) // 2
+        return [*await self._echo(prompts[:half], top), *await self._echo(prompts[half:], top)]
+
+    async def _asked(self, prompts: Sequence[Any], top: int) -> list[TextChoice]:
         body = {
             "model": self._backend.scored_name,
             "prompt": prompts,

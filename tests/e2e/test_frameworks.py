@@ -57,7 +57,8 @@ def test_llama_index(server: Server, expected: str) -> None:
 
 def test_the_client_of_2023(server: Server, expected: str) -> None:
     answers = got("openai-0.28", "openai_0_28.py", server)
-    assert answers["one"] == answers["engine"] == expected
+    assert answers["one"] == answers["engine"] == answers["azure"] == expected
     assert "".join(answers["stream"]) == expected
-    assert MODEL in answers["engines"]
+    assert MODEL in answers["models"]
+    assert answers["engines"] == answers["models"]
     assert answers["refusal"] == {"param": "best_of", "status": 400}

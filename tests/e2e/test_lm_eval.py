@@ -8,17 +8,21 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from afterword import LLM
 from afterword.evaluation.tasks import digest_of, read_task
 from e2e.environments import environment
-from e2e.process import MODEL, Server, serving
+from e2e.process import MODEL, Server, run, serving
+from standins.upstreams import listening
 from support.reference import Reference
 
 TASKS = Path(__file__).parent / "lm_eval"
@@ -79,22 +83,30 @@ def reference(embedded_model: Path) -> Iterator[Reference]:
     opened.close()
 
 
+def harness(
+    lm_eval: Path, folder: Path, kind: str, names: str, *flags: str | Path, **arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Run the harness with the key of the server that has one."""
+    given = ",".join(f"{name}={value}" for name, value in arguments.items())
+    return subprocess.run(
+        [lm_eval, "--model", kind, "--model_args", given, "--tasks", names, "--include_path", ".",
+         *flags],
+        check=False, capture_output=True, text=True, cwd=folder,
+        env={**os.environ, "HF_HOME": str(folder / "home"), "HF_DATASETS_OFFLINE": "1",
+             "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": str(arguments.get("auth_token", ""))},
+    )  # fmt: skip
+
+
 def evaluate(
-    lm_eval: Path, folder: Path, kind: str, names: str, **arguments: object
+    lm_eval: Path, folder: Path, kind: str, names: str, *flags: str, **arguments: object
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """Run the harness. Returns the responses of each task, in the order of its documents.
 
     The second value are the results that it reports, by task.
     """
-    out = folder / f"out-{abs(hash((kind, str(arguments))))}"
-    given = ",".join(f"{name}={value}" for name, value in arguments.items())
-    done = subprocess.run(
-        [lm_eval, "--model", kind, "--model_args", given, "--tasks", names, "--include_path", ".",
-         "--output_path", out, "--log_samples"],
-        check=False, capture_output=True, text=True, cwd=folder,
-        env={**os.environ, "HF_HOME": str(folder / "home"), "HF_DATASETS_OFFLINE": "1",
-             "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    out = folder / f"out-{abs(hash((kind, flags, str(arguments))))}"
+    more: Sequence[str | Path] = (*flags, "--output_path", out, "--log_samples")
+    done = harness(lm_eval, folder, kind, names, *more, **arguments)
     assert done.returncode == 0, done.stderr[-4000:]
     found = {}
     for name in names.split(","):
@@ -239,3 +251,101 @@ def test_gguf(lm_eval: Path, tasks: Path, limited: Server, reference: Reference)
     check_choices(reference, responses["afterword_choice"])
     for prompt, ((text,),) in zip(PROMPTS, responses["afterword_generate"], strict=True):
         assert text == until(reference.greedy(prompt, 12)).strip()
+
+
+def to(url: str, **more: object) -> dict[str, Any]:
+    """Returns the arguments of ``local-completions`` for a server."""
+    base = {"model": MODEL, "base_url": f"{url}/v1/completions", "tokenizer_backend": "remote"}
+    return {**base, **more}
+
+
+@pytest.fixture(scope="module")
+def ours(tasks: Path, server: Server) -> Sequence[Sequence[float]]:
+    """The log-probabilities of all choices by ``afterword eval``."""
+    return [outcome["logprobs"] for outcome in evaluated(tasks / "choice.jsonl", server)]
+
+
+def theirs(responses: dict[str, list[Any]]) -> Sequence[Sequence[float]]:
+    """The log-probabilities of all choices by the harness."""
+    return [
+        [float(value) for ((value, _),) in answers] for answers in responses["afterword_choice"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "at_once", "as_tokens"), [(4, 1, True), (3, 4, True), (16, 1, False)]
+)
+def test_log_probabilities_are_those_of_afterword_eval(
+    lm_eval: Path, tasks: Path, server: Server, ours: Sequence[Sequence[float]],
+    batch_size: int, at_once: int, as_tokens: bool,
+) -> None:  # fmt: skip
+    """To the last bit, whatever goes into one request and however many are under way."""
+    responses, _ = evaluate(
+        lm_eval, tasks, "local-completions", "afterword_choice", "--batch_size", str(batch_size),
+        **to(server.url, num_concurrent=at_once, tokenized_requests=as_tokens),
+    )  # fmt: skip
+    assert theirs(responses) == ours
+
+
+class Busy:
+    """Stands in front of a server, and answers its first completions as a busy server does."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.refusals: list[tuple[int, str]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if request.url.path == "/v1/completions" and self.refusals:
+            status, code = self.refusals.pop()
+            error = {"message": "Come back.", "type": code, "param": None, "code": code}
+            answer = JSONResponse({"error": error}, status, {"retry-after": "1"})
+        else:
+            headers = {name: request.headers[name] for name in ("authorization",)}
+            async with httpx2.AsyncClient(timeout=None) as client:
+                reply = await client.request(
+                    request.method, f"{self._url}{request.url.path}", headers=headers,
+                    content=await request.body(),
+                )  # fmt: skip
+            answer = JSONResponse(reply.json(), reply.status_code)
+        await answer(scope, receive, send)
+
+
+@pytest.fixture(scope="module")
+def keyed(
+    tmp_path_factory: pytest.TempPathFactory, embedded_model: Path
+) -> Iterator[tuple[str, str]]:
+    """The address of a server that wants a key, and a key."""
+    folder = tmp_path_factory.mktemp("keyed")
+    ledger = ("--data-dir", str(folder / "data"))
+    key = run("keys", "create", "harness", *ledger).stdout.strip()
+    models = ("--model", f"{MODEL}={embedded_model}", "--slots", "4")
+    with serving(folder / "stderr", *models, *ledger) as server:
+        yield server.url, key
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_key_and_a_server_that_is_busy(
+    lm_eval: Path, tasks: Path, keyed: tuple[str, str], ours: Sequence[Sequence[float]],
+    at_once: int,
+) -> None:  # fmt: skip
+    """The harness asks again: it waits by a rule of its own, not as ``Retry-After`` says."""
+    url, key = keyed
+    busy = Busy(url)
+    with listening(busy) as base:
+        address = base.removesuffix("/v1")
+        busy.refusals = [(429, "rate_limit_exceeded"), (503, "engine_overloaded")]
+        responses, _ = evaluate(
+            lm_eval, tasks, "local-completions", "afterword_choice", "--batch_size", "8",
+            **to(address, auth_token=key, num_concurrent=at_once),
+        )  # fmt: skip
+    assert busy.refusals == []
+    assert theirs(responses) == ours
+
+
+def test_the_harness_without_a_key_is_refused(
+    lm_eval: Path, tasks: Path, keyed: tuple[str, str]
+) -> None:
+    done = harness(lm_eval, tasks, "local-completions", "afterword_choice", **to(keyed[0]))
+    assert done.returncode != 0
+    assert "401" in done.stderr

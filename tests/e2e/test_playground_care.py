@@ -474,6 +474,7 @@ def test_line_ends_of_other_systems(editor: Playground) -> None:
 
 
 def test_chinese(visit: Open) -> None:
+    """The page speaks the browser's language until the reader chooses one, which it keeps."""
     editor = visit(locale="zh-CN")
     page = editor.page
     assert page.get_attribute("html", "lang") == "zh-Hans"
@@ -567,6 +568,7 @@ def test_nothing_serious_for_axe(visit: Open, scheme: str, size: tuple[int, int]
 
 
 def test_small_screens(visit: Open) -> None:
+    """The panel is a drawer, and nothing is wider than the screen."""
     editor = visit(viewport={"width": 360, "height": 640}, has_touch=True)
     page = editor.page
     panel = page.locator("#panel")
@@ -671,3 +673,38 @@ def test_the_live_view_moves(visit: Open) -> None:
     scrapes = sum(url.endswith("/metrics") for url in editor.requests)
     page.clock.fast_forward(10_000)
     assert sum(url.endswith("/metrics") for url in editor.requests) == scrapes
+
+
+def test_a_full_disk_is_said_once_and_what_was_not_kept_is_kept_later(editor: Playground) -> None:
+    page = editor.page
+    page.evaluate(
+        """() => {
+            window.put = IDBObjectStore.prototype.put;
+            window.failed = 0;
+            IDBObjectStore.prototype.put = () => {
+                window.failed += 1;
+                throw new DOMException("no room", "QuotaExceededError");
+            };
+        }"""
+    )
+    editor.write("First.")
+    expect(page.locator("#notice")).to_contain_text("no room")
+    page.evaluate("document.querySelector('#notice').replaceChildren()")
+    failed = page.evaluate("window.failed")
+    editor.write(" Second.")
+    editor.until(f"window.failed > {failed}")
+    expect(page.locator("#notice")).to_be_empty()
+    page.evaluate("() => { IDBObjectStore.prototype.put = window.put; }")
+    editor.write(" Third.")
+    editor.until(
+        """new Promise((done) => {
+            const asked = indexedDB.open("afterword", 2);
+            asked.onsuccess = () => {
+                const all = asked.result.transaction("documents").objectStore("documents").getAll();
+                all.onsuccess = () => {
+                    asked.result.close();
+                    done(all.result.some(({ page }) => page.text === "First. Second. Third."));
+                };
+            };
+        })"""
+    )

@@ -239,6 +239,7 @@ SMALL = """() => [...document.querySelectorAll("button, select, input, a")].filt
 
 
 def test_a_telephone(visit: Open) -> None:
+    """Everything is large enough for a finger, closes by a tap, and is within the screen."""
     editor = visit(
         viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True, color_scheme="dark"
     )

@@ -70,6 +70,22 @@ async def test_python_asynchronous(server: Server, expected: str) -> None:
         assert "".join([chunk.choices[0].text async for chunk in stream]) == expected
 
 
+def test_python_for_azure(server: Server, expected: str) -> None:
+    with openai.AzureOpenAI(
+        azure_endpoint=server.url, api_version="2024-02-01", api_key="unused"
+    ) as client:
+        assert client.completions.create(**REQUEST).choices[0].text == expected
+        assert next(model.id for model in client.models.list()) == MODEL
+    with openai.AzureOpenAI(
+        azure_endpoint=server.url,
+        azure_deployment=MODEL,
+        api_version="2024-02-01",
+        api_key="unused",
+    ) as client:
+        chunks = list(client.completions.create(**REQUEST, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+
+
 def test_the_legacy_name_is_an_alias(server: Server, expected: str) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused") as client:
         answer = client.completions.create(**REQUEST | {"model": "gpt-3.5-turbo-instruct"})

@@ -23,7 +23,8 @@ import httpx2
 import pytest
 
 from afterword.core.account import KeyTerms, UsageQuery, UsageRecord
-from afterword.ledger.database import check, connect, parse_url, prepare
+from afterword.ledger.audit import check
+from afterword.ledger.database import connect, parse_url, prepare
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import processes, reservations
@@ -148,6 +149,7 @@ def test_keys_reach_running_servers(house: House) -> None:
 
 
 def test_tls(lite: House) -> None:
+    """SIGHUP takes another certificate, and open connections keep theirs."""
     files = {name: lite.folder / f"{name}.pem" for name in ("cert", "key")}
     certify(files["cert"], files["key"], "ec", "ec_paramgen_curve:P-256")
     flags = ("--certfile", str(files["cert"]), "--keyfile", str(files["key"]))

@@ -22,6 +22,7 @@ const { unescaped } = await load("lists.js");
 const { movedGap, placeOf } = await load("place.js");
 const { Meter } = await load("meter.js");
 const prose = await load("prose.js");
+const { beginning, ending } = await load("excerpt.js");
 const { fileOf, passagesOf } = await load("passages.js");
 const { layout } = await load("layout.js");
 const { search } = await load("search.js");
@@ -297,6 +298,43 @@ test("diff: parts add up to the texts, and what is the same is the same", () => 
     { same: true, text: "the" }, { same: false, text: " cat" }, { same: true, text: " sat" },
   ]);
   assert.deepEqual(words("abc我们d"), ["abc", "我", "们", "d"]);
+});
+
+/** Returns small numbers below `most`, the same ones each time. */
+function someNumbers(count, most, seed) {
+  let state = seed + 1;
+  return Array.from({ length: count }, () => {
+    state = (Math.imul(state, 1103515245) + 12345) >>> 0;
+    return (state >>> 16) % most;
+  });
+}
+
+const sameWords = ([left]) => left.filter((part) => part.same).flatMap((part) => words(part.text)).length;
+
+test("diff: no other way keeps more words", () => {
+  for (let seed = 0; seed < 40; seed += 1) {
+    const [a, b] = [0, 1].map((side) => someNumbers(5 + seed, 4, 2 * seed + side).map((n) => "abcd"[n]));
+    const rows = Array.from({ length: a.length + 1 }, () => new Array(b.length + 1).fill(0));
+    for (let i = 1; i <= a.length; i += 1) {
+      for (let j = 1; j <= b.length; j += 1) {
+        rows[i][j] = a[i - 1] === b[j - 1] ? rows[i - 1][j - 1] + 1 : Math.max(rows[i - 1][j], rows[i][j - 1]);
+      }
+    }
+    const found = compare(` ${a.join(" ")}`, ` ${b.join(" ")}`);
+    assert.equal(sameWords(found), rows[a.length][b.length]);
+    assert.equal(found[1].map((part) => part.text).join(""), ` ${b.join(" ")}`);
+  }
+});
+
+test("diff: what takes too many steps counts as different", () => {
+  // Each of a thousand diagonals agrees nearly everywhere.
+  const plain = Array.from({ length: 100_000 }, (_, i) => (i % 2 ? "a" : "b"));
+  const changed = plain.map((word, i) => (i % 150 === 75 ? "c" : word));
+  const [left, right] = compare(plain.join(" "), changed.join(" "));
+  assert.equal(left.map((part) => part.text).join(""), plain.join(" "));
+  assert.deepEqual(right.map((part) => part.same), [true, false, true]);
+  const few = plain.map((word, i) => (i % 50_000 === 75 ? "c" : word));
+  assert.equal(sameWords(compare(plain.join(" "), few.join(" "))), 99_998);
 });
 
 test("diff: texts that have nothing in common end all the same", () => {
@@ -731,4 +769,41 @@ test("runner: an answer that the page cannot use is not waited for", async () =>
   await assert.rejects(() => runner.write({ body: { model: "m", prompt: "p" }, messages: null }, use), RangeError);
   assert.equal(calls[0].signal.aborted, true);
   globalThis.fetch = fetch;
+});
+
+test("parts of texts cut no character in two", async () => {
+  const { firstWords } = await load("keeper.js");
+  for (const before of ["", "a"]) {
+    const text = before + "🦜".repeat(300);
+    for (const most of [0, 1, 2, 3, 60, 601]) {
+      const [first, last] = [beginning(text, most), ending(text, most)];
+      for (const part of [first, last]) {
+        assert.ok(part.isWellFormed() && part.length <= most && part.length >= Math.min(most - 1, text.length));
+      }
+      assert.ok(text.startsWith(first) && text.endsWith(last));
+    }
+    assert.ok(firstWords(text).isWellFormed());
+    const letters = before + "\u{20000}".repeat(300);
+    const tree = trees.add(trees.emptyTree(), trees.makeNode("n", trees.ROOT, 0, `${text}x${text}`));
+    assert.ok(fileOf("text", { tree, at: "n", title: letters }).name.isWellFormed());
+    assert.ok(trees.rename(tree, "n", letters).get("n").name.isWellFormed());
+    const [hit] = search(tree, "x");
+    assert.ok(hit.before.isWellFormed() && hit.after.isWellFormed());
+  }
+});
+
+test("api: an error answer of a proxy in any format is an error", async () => {
+  const real = globalThis.fetch;
+  for (const body of ["null", "[]", "<html>", '"x"', '{"error": null}', '{"error": {"message": 1}}']) {
+    globalThis.fetch = async () => new Response(body, { status: 502 });
+    const api = new Api({ get: () => null }, async () => false);
+    await assert.rejects(api.json("/v1/models"), (error) => error instanceof ApiError && error.message === "HTTP 502");
+  }
+  globalThis.fetch = real;
+});
+
+test("link: line ends are those of a text area", async () => {
+  const fragment = await toFragment({ settings: request.defaults(), text: "a\r\nb\r", suffix: "\rc\n" });
+  const { text, suffix } = await fromFragment(`#${fragment}`);
+  assert.deepEqual([text, suffix], ["a\nb\n", "\nc\n"]);
 });

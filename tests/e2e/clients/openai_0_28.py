@@ -14,13 +14,21 @@ try:
 except openai.error.InvalidRequestError as error:
     refusal = {"param": error.param, "status": error.http_status}
 chunks = openai.Completion.create(model=model, stream=True, **request)
+azure = {
+    "api_type": "azure",
+    "api_base": openai.api_base.removesuffix("/v1"),
+    "api_version": "2023-05-15",
+}
+at_azure = openai.Completion.create(engine=model, **azure, **request)
 print(
     json.dumps(
         {
             "one": openai.Completion.create(model=model, **request).choices[0].text,
             "engine": openai.Completion.create(engine=model, **request).choices[0].text,
             "stream": [chunk.choices[0].text for chunk in chunks],
-            "engines": [entry.id for entry in openai.Model.list().data],
+            "azure": at_azure.choices[0].text,
+            "models": [entry.id for entry in openai.Model.list().data],
+            "engines": [entry.id for entry in openai.Engine.list().data],
             "refusal": refusal,
         }
     )

@@ -111,7 +111,7 @@ async function problemOf(reply) {
   const text = await readWhole(() => reply.text());
   let error;
   try {
-    error = JSON.parse(text).error;
+    error = JSON.parse(text)?.error;
   } catch (cause) {
     if (!(cause instanceof SyntaxError)) throw cause;
   }

@@ -1,6 +1,7 @@
 /** The tree of continuations as a list: move, search, name, bookmark, pick, delete. */
 
 import { eachFrame, find, h } from "./dom.js";
+import { beginning, ending } from "./excerpt.js";
 import { percent, t } from "./i18n.js";
 import { search } from "./search.js";
 import { figures } from "./tokens.js";
@@ -85,7 +86,7 @@ export class Branches extends EventTarget {
 
   #hits(query) {
     return search(this.#session.tree, query).slice(0, MOST_HITS).map(({ id, end, before, found, after }) => {
-      const words = found === "" ? [after] : [before.slice(-24), h("mark", {}, found), after];
+      const words = found === "" ? [after] : [ending(before, 24), h("mark", {}, found), after];
       return this.#row(this.#session.tree.get(id), { words, caret: found === "" ? null : end });
     });
   }
@@ -96,7 +97,7 @@ export class Branches extends EventTarget {
   }
 
   #wordsOf({ id, text, tail }) {
-    const own = text.slice(0, text.length - tail).trim().slice(0, SHOWN_CHARACTERS).replace(/\s+/g, " ");
+    const own = beginning(text.slice(0, text.length - tail).trim(), SHOWN_CHARACTERS).replace(/\s+/g, " ");
     return id === ROOT ? t("branches.root") : own || t("branches.blank");
   }
 

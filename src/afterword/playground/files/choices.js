@@ -37,7 +37,7 @@ export class Choices {
   }
 
   #column(i) {
-    const text = h("p", { class: "choice-text", dir: "auto" });
+    const text = document.createTextNode("");
     const note = h("span", { class: "choice-note" });
     const take = h("button", {
       type: "button", title: t("choices.tip"), onclick: () => {
@@ -46,13 +46,15 @@ export class Choices {
         this.#session.choose(i);
       },
     }, t("choices.take", { number: i + 1 }));
-    const box = h("article", { class: "choice" }, text, h("footer", {}, note, take));
+    const box = h("article", { class: "choice" }, h("p", { class: "choice-text", dir: "auto" }, text), h("footer", {}, note, take));
     return { box, text, note, take };
   }
 
   #fill(made, choice) {
     const { reader, finish, node } = choice;
-    made.text.textContent = reader.text;
+    // A text that grows is not laid out anew.
+    if (reader.text.startsWith(made.text.data)) made.text.appendData(reader.text.slice(made.text.length));
+    else made.text.data = reader.text;
     made.take.disabled = node === undefined;
     const { mean, tokens } = figures(reader.groups);
     made.note.textContent = [

@@ -1,6 +1,8 @@
 /** The difference of two texts, word by word: Myers' algorithm between the common ends. */
 
 const MOST_EDITS = 1500;
+// A tenth of a second, wherever the texts repeat themselves.
+const MOST_STEPS = 10_000_000;
 
 // Scripts without spaces are compared character by character.
 const UNSPACED = String.raw`[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]`;
@@ -14,8 +16,8 @@ export function words(text) {
 }
 
 /**
- * @returns {{same: boolean, text: string}[][]} the parts of a and of b. After MOST_EDITS edits,
- * everything between the common ends counts as different.
+ * @returns {{same: boolean, text: string}[][]} the parts of a and of b. After MOST_EDITS edits or
+ * MOST_STEPS steps, everything between the common ends counts as different.
  */
 export function compare(a, b) {
   const [left, right] = [words(a), words(b)];
@@ -48,30 +50,40 @@ function parts(side, isSame) {
 
 /** Pairs of positions with equal words, along a shortest edit path from a to b. */
 function matches(a, b) {
+  const most = Math.min(a.length + b.length, MOST_EDITS);
   const trace = [];
-  let front = new Map([[1, 0]]);
-  for (let edits = 0; edits <= Math.min(a.length + b.length, MOST_EDITS); edits += 1) {
-    trace.push(new Map(front));
+  // How far each diagonal k = x - y has come; it stands at k + zero.
+  const zero = most + 1;
+  const front = new Int32Array(2 * zero + 1);
+  let steps = 0;
+  for (let edits = 0; edits <= most && steps <= MOST_STEPS; edits += 1) {
+    trace.push(front.slice(zero - edits - 1, zero + edits + 2));
     for (let k = -edits; k <= edits; k += 2) {
-      const down = k === -edits || (k !== edits && front.get(k - 1) < front.get(k + 1));
-      let x = down ? front.get(k + 1) : front.get(k - 1) + 1;
+      const from = cameFrom(front, zero, edits, k);
+      let x = front[zero + from] + (from < k ? 1 : 0);
+      steps -= x;
       while (x < a.length && x - k < b.length && a[x] === b[x - k]) x += 1;
-      front.set(k, x);
+      steps += x + 1;
+      front[zero + k] = x;
       if (x >= a.length && x - k >= b.length) return walkBack(trace, a, b);
     }
   }
   return [];
 }
 
+/** Returns the diagonal that the path to diagonal k comes from: one word more of b, or of a. */
+function cameFrom(front, zero, edits, k) {
+  const down = k === -edits || (k !== edits && front[zero + k - 1] < front[zero + k + 1]);
+  return down ? k + 1 : k - 1;
+}
+
 function walkBack(trace, a, b) {
   const pairs = [];
   let [x, y] = [a.length, b.length];
   for (let edits = trace.length - 1; edits >= 0; edits -= 1) {
-    const front = trace[edits];
-    const k = x - y;
-    const down = k === -edits || (k !== edits && front.get(k - 1) < front.get(k + 1));
-    const before = down ? k + 1 : k - 1;
-    const start = edits === 0 ? 0 : front.get(before);
+    const zero = edits + 1;
+    const before = cameFrom(trace[edits], zero, edits, x - y);
+    const start = edits === 0 ? 0 : trace[edits][zero + before];
     const stop = edits === 0 ? 0 : start - before;
     while (x > start && y > stop && a[x - 1] === b[y - 1]) {
       x -= 1;

@@ -55,7 +55,8 @@ export class Dock {
     find("#gap").disabled = busy;
     find("#gap").setAttribute("aria-pressed", String(gap !== null));
     write("#gap", t(gap === null ? "action.gap" : "action.join"));
-    this.#drawContinue();
+    // It is hidden, and in a chat its words cost a look at the whole text.
+    if (!busy) this.#drawContinue();
     this.#drawWalk(busy);
     this.#drawCount();
   }

@@ -61,12 +61,14 @@ export class Editor {
     });
     this.#session.addEventListener("grown", ({ detail: { at, text } }) => {
       this.#input.insert(at, text);
+      this.#input.mark(this.#session.groups, this.#session.valid);
       this.#drawLater();
     });
     this.#session.addEventListener("gap", () => this.#input.showGap(this.#session.gap));
     this.#session.addEventListener("marks", this.#drawLater);
     this.#session.addEventListener("running", () => {
       const { running } = this.#session;
+      if (running === null) this.#input.catchUp();
       area.readOnly = running !== null;
       area.setAttribute("aria-busy", String(running !== null));
       if (running !== null) this.#card.close();
@@ -176,8 +178,7 @@ export class Editor {
     if (now.every((part, i) => part === this.#drawn[i])) return;
     this.#drawn = now;
     find("#strip-box").hidden = scored === 0;
-    this.#strip.show(groups, valid);
-    this.#strip.select(some ? [start, end] : null);
+    this.#strip.show(groups, valid, some ? [start, end] : null);
     const found = some ? figures(groups, start, Math.min(end, valid)) : figures(groups, 0, valid);
     find("#figures").textContent = found.tokens === 0 ? "" : t(some ? "figures.selection" : "figures.all", {
       tokens: number(found.tokens), total: number(found.total, 2), mean: number(found.mean, 3),

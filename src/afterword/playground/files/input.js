@@ -13,6 +13,8 @@ import { groupAt } from "./tokens.js";
 
 const POINTED = "pointed";
 const MARGIN_PX = 200;
+/** The text area lags behind a stream by at most one part in this many of the text. */
+const LAG = 8;
 
 export class Input extends EventTarget {
   #area;
@@ -22,7 +24,10 @@ export class Input extends EventTarget {
   #valid = 0;
   #pointed = -1;
   #gap = null;
-  // Browsers move the caret of a text area that has not the focus to its start.
+  // What a stream has added, and the text area does not have yet: its place, its text, and how much
+  // of it the overlay shows.
+  #ahead = null;
+  // Browsers move the caret of a text area without the focus to its start.
   #kept = [0, 0];
   #marks;
   // What the last painting was made from; the same values paint nothing.
@@ -47,6 +52,10 @@ export class Input extends EventTarget {
       this.dispatchEvent(new Event("edit"));
     });
     area.addEventListener("focus", () => area.setSelectionRange(...this.#kept));
+    // A reader who selects or copies during a stream gets all that is there.
+    for (const type of ["pointerdown", "keydown"]) {
+      area.addEventListener(type, () => this.catchUp());
+    }
     area.addEventListener("blur", () => {
       this.#kept = [area.selectionStart, area.selectionEnd];
     });
@@ -85,19 +94,42 @@ export class Input extends EventTarget {
 
   /** Replace the text. The caret goes to `caret`, by default the end. */
   show(text, caret = text.length) {
+    this.#ahead = null;
     if (text !== this.#area.value) this.#area.value = text;
     this.select(caret, caret);
     this.#sync();
   }
 
-  /** Insert text of a stream, with the caret after it. If the end is in view, it stays in view. */
+  /**
+   * Insert text of a stream. It is drawn before the next frame: a frame costs the layout of a block,
+   * however many tokens came. The text area lags behind, because it lays out all of its text.
+   */
   insert(at, text) {
-    const near = this.#view.scrollHeight - this.#view.scrollTop - this.#view.clientHeight < 120;
-    const atEnd = at === this.#area.value.length;
+    this.#ahead ??= { at, text: "", shown: 0 };
+    this.#ahead.text += text;
+    this.#paintLater();
+  }
+
+  /** Put what a stream has added into the text area, with the caret after it. */
+  catchUp() {
+    if (this.#ahead === null) return;
+    this.#grow();
+    const { at, text } = this.#ahead;
+    this.#ahead = null;
     this.#area.setRangeText(text, at, at, "end");
     this.select(at + text.length, at + text.length);
-    this.#sync();
-    if (near && atEnd) this.#view.scrollTop = this.#view.scrollHeight;
+    this.#area.toggleAttribute("data-bidi", this.#overlay.isBidi);
+  }
+
+  /** Show what a stream has added since the last frame. If the end is in view, it stays in view. */
+  #grow() {
+    if (this.#ahead === null || this.#ahead.shown === this.#ahead.text.length) return;
+    const { at, text, shown } = this.#ahead;
+    const near = this.#view.scrollHeight - this.#view.scrollTop - this.#view.clientHeight < 120;
+    const [before, place] = [this.#overlay.text, at + shown];
+    this.#overlay.show(before.slice(0, place) + text.slice(shown) + before.slice(place));
+    this.#ahead.shown = text.length;
+    if (near && place === before.length) this.#view.scrollTop = this.#view.scrollHeight;
   }
 
   /** Show the ends of a gap; null shows none. */
@@ -159,6 +191,9 @@ export class Input extends EventTarget {
   }
 
   #paint() {
+    this.#grow();
+    // So each character is laid out a few times, however long the text is.
+    if (this.#ahead !== null && this.#ahead.text.length * LAG >= this.#overlay.text.length) this.catchUp();
     this.#placeGap();
     const groups = this.#groups;
     const [first, end] = this.#inView();
@@ -166,7 +201,7 @@ export class Input extends EventTarget {
     if (now.every((part, i) => part === this.#painted[i])) return;
     this.#painted = now;
     const ranges = Array.from({ length: COUNT * VARIANTS.length }, () => []);
-    for (const { start, end: stop, step, variant } of spansOf(groups, first, end, this.#area.value)) {
+    for (const { start, end: stop, step, variant } of spansOf(groups, first, end, this.#overlay.text)) {
       ranges[step * VARIANTS.length + variant].push(this.#overlay.range(start, stop));
     }
     ranges.forEach((list, i) => {

@@ -1,5 +1,6 @@
 /** Keeps the open document: loads it, saves it soon after every change, and at the last moment. */
 
+import { beginning } from "./excerpt.js";
 import { readSettings } from "./request.js";
 import { openDocument, PageStorage } from "./storage.js";
 import { ROOT } from "./tree.js";
@@ -9,8 +10,8 @@ const SHOWN_CHARACTERS = 60;
 
 /** Returns the first words of a text, for a document without a name. */
 export function firstWords(text) {
-  const line = text.slice(0, 400).trim().split("\n")[0] ?? "";
-  return line.length > SHOWN_CHARACTERS ? `${line.slice(0, SHOWN_CHARACTERS).trimEnd()}…` : line;
+  const line = beginning(text, 400).trim().split("\n")[0] ?? "";
+  return line.length > SHOWN_CHARACTERS ? `${beginning(line, SHOWN_CHARACTERS).trimEnd()}…` : line;
 }
 
 /** Dispatches `opened` after another document is shown, `copied` if a save made a copy, `failed`. */
@@ -22,6 +23,8 @@ export class Keeper extends EventTarget {
   #store = null;
   #timer = null;
   #dirty = false;
+  // The last save failed, and the reader knows it.
+  #failing = false;
 
   /**
    * @param {import("./session.js").Session} session
@@ -128,9 +131,13 @@ export class Keeper extends EventTarget {
     if (this.#isBlank && !this.#store.isStored) return;
     try {
       const mine = await this.#store.save(this.#session.tree, this.#page, this.name);
+      this.#failing = false;
       if (!mine) this.dispatchEvent(new Event("copied"));
     } catch (error) {
-      this.#fail(error);
+      // The disk may have room again at the next change.
+      this.#dirty = true;
+      if (!this.#failing) this.#report(error);
+      this.#failing = true;
     }
   }
 
@@ -180,6 +187,10 @@ export class Keeper extends EventTarget {
   #fail(error) {
     // Private windows may refuse storage. The page works without it.
     this.#store = null;
+    this.#report(error);
+  }
+
+  #report(error) {
     this.dispatchEvent(new CustomEvent("failed", { detail: error }));
   }
 }

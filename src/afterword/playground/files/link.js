@@ -33,7 +33,9 @@ export async function fromFragment(fragment) {
   if (raw?.v !== 1 || typeof raw.text !== "string" || typeof raw.suffix !== "string") {
     throw new BadLink("the link has another version");
   }
-  return { settings: readSettings(raw.settings), text: raw.text, suffix: raw.suffix };
+  // A text area has one kind of line end.
+  const [text, suffix] = [raw.text, raw.suffix].map((part) => part.replace(/\r\n?/g, "\n"));
+  return { settings: readSettings(raw.settings), text, suffix };
 }
 
 async function piped(blob, stream) {

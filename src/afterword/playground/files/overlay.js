@@ -31,6 +31,10 @@ export class Overlay {
     return this.#box;
   }
 
+  get text() {
+    return this.#text;
+  }
+
   /** Whether the text has a direction of its own in some paragraph. */
   get isBidi() {
     return this.#box.dataset.bidi !== undefined;

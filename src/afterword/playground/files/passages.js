@@ -1,5 +1,6 @@
 /** The path of a text as passages, and as files for other programs. */
 
+import { beginning } from "./excerpt.js";
 import { markdown } from "./prose.js";
 import { pathOf, textOf } from "./tree.js";
 
@@ -49,7 +50,7 @@ export function cut(parts, units) {
 
 /** Returns `{name, type, text}` of a file. `tree` as JSON is the caller's. */
 export function fileOf(format, { tree, at, title }) {
-  const base = title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "text";
+  const base = beginning(title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, ""), 60) || "text";
   if (format === "text") {
     return { name: `${base}.txt`, type: "text/plain", text: textOf(tree, at) };
   }

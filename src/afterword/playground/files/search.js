@@ -1,5 +1,6 @@
 /** Search through all branches. */
 
+import { beginning, ending } from "./excerpt.js";
 import { ROOT, textOf } from "./tree.js";
 
 const AROUND = 40;
@@ -24,9 +25,9 @@ export function search(tree, query) {
     const end = at === -1 ? from : start + wanted.length;
     hits.push({
       id, end,
-      before: text.slice(Math.max(0, start - AROUND), start),
+      before: ending(text.slice(0, start), AROUND),
       found: text.slice(start, end),
-      after: text.slice(end, end + AROUND),
+      after: beginning(text.slice(end), AROUND),
     });
   }
   return hits;

@@ -35,15 +35,13 @@ export class Strip extends EventTarget {
     this.draw();
   }
 
-  /** Show the groups that end at or before an offset of the text. */
-  show(groups, valid) {
+  /**
+   * Show the groups that end at or before an offset of the text, and shade a selection, given by two
+   * offsets; null shades nothing.
+   */
+  show(groups, valid, span) {
     this.#groups = groups;
     this.#count = groupAt(groups, valid);
-    this.draw();
-  }
-
-  /** Shade a selection, given by two offsets; null shades nothing. */
-  select(span) {
     this.#span = span;
     this.draw();
   }

@@ -5,6 +5,7 @@
  * in a text splits no node, and no node ever changes.
  */
 
+import { beginning } from "./excerpt.js";
 import { commonPrefix, groupAt } from "./tokens.js";
 
 export const ROOT = "root";
@@ -166,7 +167,7 @@ export function withScores(tree, id, groups) {
 }
 
 export function rename(tree, id, name) {
-  return replace(tree, id, { name: name.trim().slice(0, MOST_NAME) });
+  return replace(tree, id, { name: beginning(name.trim(), MOST_NAME) });
 }
 
 /** Set or remove a bookmark. */

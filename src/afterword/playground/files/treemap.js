@@ -1,6 +1,7 @@
 /** The map of all branches, drawn on a canvas: drag to pan, turn the wheel to zoom, click to go. */
 
 import { cleared, eachFrame, find } from "./dom.js";
+import { beginning } from "./excerpt.js";
 import { t } from "./i18n.js";
 import { layout } from "./layout.js";
 import { pathOf, ROOT } from "./tree.js";
@@ -234,15 +235,15 @@ function fitted(pen, words, room) {
   let [low, high] = [0, words.length];
   while (low < high) {
     const middle = (low + high + 1) >> 1;
-    if (pen.measureText(`${words.slice(0, middle)}…`).width <= room) low = middle;
+    if (pen.measureText(`${beginning(words, middle)}…`).width <= room) low = middle;
     else high = middle - 1;
   }
-  return `${words.slice(0, low).toWellFormed().trimEnd()}…`;
+  return `${beginning(words, low).trimEnd()}…`;
 }
 
 /** Returns the words of a node in one line. */
 function wordsOf({ id, name, text, tail, mark }) {
-  const own = text.slice(0, Math.min(80, text.length - tail)).trim().replace(/\s+/g, " ");
+  const own = beginning(text, Math.min(80, text.length - tail)).trim().replace(/\s+/g, " ");
   const words = name || own || t(id === ROOT ? "branches.root" : "branches.blank");
   return mark ? `★ ${words}` : words;
 }

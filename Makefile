@@ -26,7 +26,7 @@ wheel: python ## Write the wheel, for all x86-64 processors, into dist/
 
 test: python ## Install what the tests need, and run them (ARGS)
 	@$(PYTHON) scripts/install.py --test
-	@$(RUN)/python -m pytest $(ARGS)
+	@$(RUN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: python ## Run the tests that need no browser, database or model: less than a minute
 	@$(PYTHON) scripts/install.py --fast
@@ -34,6 +34,7 @@ test-fast: python ## Run the tests that need no browser, database or model: less
 
 test-clients: python ## Install real clients in versions of their own, and run them (ARGS)
 	@$(PYTHON) scripts/install.py --test
+	@$(if $(ARGS),,PYTHONPATH=tests $(RUN)/python -m clients.installing)
 	@$(RUN)/python -m pytest -rs tests/clients tests/e2e/test_sdks.py tests/e2e/test_frameworks.py \
 		tests/e2e/test_lm_eval.py tests/e2e/test_pages.py $(ARGS)
 

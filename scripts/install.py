@@ -27,6 +27,7 @@ REQUIREMENTS = ROOT / "requirements"
 WHEELS = ROOT / "dist"
 LEAST_PYTHON = (3, 11)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PURPOSES = ("base", "test", "fast")
 INSTALLED_GPU = VENV / "gpu"
 """The file that keeps the kind of GPU of the last installation."""
 
@@ -158,9 +159,22 @@ def stamp(purpose: str, way: native_build.Way) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def mark_of(purpose: str) -> Path:
+    """Returns the file that keeps the stamp of the installation for a purpose."""
+    return VENV / f"installed-{purpose}"
+
+
+def forget_others(way: native_build.Way) -> None:
+    """Remove the marks of installations that the next one replaces: those of another checkout."""
+    for purpose in PURPOSES:
+        mark = mark_of(purpose)
+        if mark.exists() and mark.read_text() != stamp(purpose, way):
+            mark.unlink()
+
+
 def is_installed(purpose: str, way: native_build.Way) -> bool:
     """Whether an installation for this purpose is there and up to date."""
-    mark = VENV / f"installed-{purpose}"
+    mark = mark_of(purpose)
     if not PYTHON.exists() or kept_gpu() != ("none" if way == "native" else way):
         return False
     return mark.exists() and mark.read_text() == stamp(purpose, way)
@@ -176,6 +190,7 @@ def install(purpose: str) -> None:
     if native_build.cached(way) is None:
         native_build.check_sdk(way)
     make_venv()
+    forget_others(way)
     add_to_path()
     packages = "base" if purpose == "base" else "test"
     say(f"installing requirements/{packages}.txt")
@@ -188,7 +203,7 @@ def install(purpose: str) -> None:
     if purpose != "fast":
         say("fetching the embedded model")
         run([VENV / "bin" / "afterword", "models", "pull", "smollm2-135m-instruct"])
-    (VENV / f"installed-{purpose}").write_text(stamp(purpose, way))
+    mark_of(purpose).write_text(stamp(purpose, way))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from standins import services
 from support.asgi import Client
 from support.embedded import embedded_file
 from support.offloaded import offloaded_engine, toy_gguf
+from support.short_form import short_form
 
 CREATED = 1_700_000_000
 FOLDERS = {"clients": "e2e", "concurrency": "slow", "e2e": "e2e", "zoo": "slow"}
@@ -59,16 +61,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--gpu-layers", type=int, help="layers on a GPU of a llama that computes the toy models"
     )
     parser.addoption("--outage-s", type=float, default=0.0, help="how long a database is away")
+    parser.addoption(
+        "--short", action="store_true", help="of make test-gpu, what shows each law and rule once"
+    )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by folder and fixture, so that nobody forgets it: what they need, what is slow."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by folder and fixture, so that nobody forgets it, and put long files first."""
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         needed = {FOLDERS[folder]} if folder in FOLDERS else set()
         needed |= {FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES}
         for marker in sorted(needed):
             item.add_marker(marker)
+    # These files take minutes: a worker that comes to one last would keep all others waiting.
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    if config.getoption("--short"):
+        kept = short_form(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """What tests start can be interrupted, also if a shell runs the tests in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

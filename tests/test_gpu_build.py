@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import afterword_native
 import pytest
@@ -15,6 +18,7 @@ import install
 import native_build
 from install import InstallError
 from native_build import SDKS, BuildError, Way
+from support.short_form import short_form
 
 ROOT = Path(__file__).parents[1]
 KINDS = tuple(SDKS)
@@ -260,6 +264,60 @@ def test_no_gpu_and_no_kind_of_one_are_one_line(monkeypatch: pytest.MonkeyPatch)
         gpu_test.main()
 
 
+def test_tests_on_a_gpu_have_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of other tests would end the run where a busy machine is the GPU."""
+    usual = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    runs: list[Sequence[str]] = []
+
+    def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
+        runs.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.delenv("GPU", raising=False)
+    monkeypatch.setattr(gpu_test, "libraries", lambda _way: ROOT)
+    monkeypatch.setattr(gpu_test, "described", lambda _made: "a card")
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit):
+        gpu_test.main()
+    (option,) = (word for word in runs[0] if word.startswith("faulthandler_timeout="))
+    assert runs[0][runs[0].index(option) - 1] == "-o"
+    assert int(option.partition("=")[2]) > usual["faulthandler_timeout"]
+
+
+class Item(NamedTuple):
+    """A test as pytest collected it."""
+
+    name: str
+    folder: str = "contract"
+    fixturenames: Sequence[str] = ("client",)
+    markers: Sequence[str] = ()
+
+    @property
+    def path(self) -> Path:
+        return ROOT / "tests" / self.folder / "test_file.py"
+
+    def get_closest_marker(self, name: str) -> str | None:
+        return name if name in self.markers else None
+
+
+def test_the_short_form_tries_each_rule_once() -> None:
+    kept = [
+        Item("test_R5_R6_single_token_settings_agree[here]"),
+        Item("test_R4_default_is_until_the_context_is_full[here]"),
+        Item("test_R6_H12_limits[here]"),
+        Item("test_a_law", folder="gpu", fixturenames=()),
+    ]
+    left_out = [
+        Item("test_R4_default_is_until_the_context_is_full[behind vllm]", markers=("slow",)),
+        Item("test_R7_computed_by_no_gpu", fixturenames=("serve",)),
+        Item("test_of_no_rule[here]"),
+        Item("test_R4_again[R5-here]"),
+        Item("test_a_longer_law", folder="gpu", markers=("whole",)),
+    ]
+    items = cast("list[pytest.Item]", [*left_out[:3], *kept, *left_out[3:]])
+    assert [item.name for item in short_form(items)] == [item.name for item in kept]
+
+
 def test_a_device_that_is_named_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GGML_VK_VISIBLE_DEVICES", raising=False)
     made = gpu_test.environment(tmp_path)
@@ -267,3 +325,39 @@ def test_a_device_that_is_named_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     assert made["GGML_VK_VISIBLE_DEVICES"] == "0"
     monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "2")
     assert gpu_test.environment(tmp_path)["GGML_VK_VISIBLE_DEVICES"] == "2"
+
+
+def test_another_installation_is_not_taken_for_the_first(
+    venv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout that goes to another commit and back has what the other one installed."""
+    done: list[str] = []
+    for name in ("pip", "run", "install_native", "install_browser"):
+        monkeypatch.setattr(install, name, lambda *_, name=name: done.append(name))
+    monkeypatch.setattr(native_build, "cached", lambda _: venv)
+    commit = "first"
+    monkeypatch.setattr(install, "stamp", lambda purpose, way: f"{purpose} {way} {commit}")
+    for purpose in install.PURPOSES:
+        install.install(purpose)
+    done.clear()
+    install.install("test")
+    assert "install_native" not in done
+    commit = "second"
+    install.install("fast")
+    commit = "first"
+    done.clear()
+    install.install("test")
+    assert "install_native" in done
+    # One that broke off counts as none.
+    commit = "second"
+
+    def fail(_: Way) -> None:
+        raise InstallError("failed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(install, "install_native", fail)
+        with pytest.raises(InstallError):
+            install.install("base")
+    commit = "first"
+    assert not install.is_installed("base", "native")
+    assert not install.is_installed("test", "native")

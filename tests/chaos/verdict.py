@@ -11,7 +11,8 @@ import msgspec
 import sqlalchemy as sa
 
 from afterword.core.account import UsageQuery
-from afterword.ledger.database import check, reading
+from afterword.ledger.audit import check
+from afterword.ledger.database import reading
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.store import UsageStore
 from afterword.ledger.tables import processes, reservations, spending

@@ -18,8 +18,9 @@ FILE = Path(__file__).parent / "catalog.toml"
 class TriedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"set_": "set"}):
     """A client: what is installed of it, what its user sets, and the test that runs it.
 
-    ``package`` is a name on PyPI, or with ``(npm)`` behind it on npm. Its version stands here, or
-    in the file ``pinned_by``.
+    ``package`` is a name on PyPI, or with ``(npm)`` behind it on npm, unless it is
+    ``in_no_registry``. Its version stands here, or in the file ``pinned_by``. With
+    ``omits_optional`` npm leaves out what packages name as optional.
     """
 
     name: str
@@ -29,13 +30,25 @@ class TriedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
     test: str
     version: str = ""
     pinned_by: str = ""
+    in_no_registry: bool = False
     extras: str = ""
+    omits_optional: bool = False
     with_: Sequence[str] = msgspec.field(default=(), name="with")
 
     @property
     def short_name(self) -> str:
         """The package's name without its registry."""
         return self.package.removesuffix(" (npm)")
+
+    @property
+    def is_for_node(self) -> bool:
+        """Whether npm installs it."""
+        return self.package.endswith(" (npm)")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is installed into an environment of its own."""
+        return not self.pinned_by and not self.in_no_registry
 
     @property
     def tried(self) -> str:
@@ -52,7 +65,7 @@ class TriedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
     @property
     def requirements(self) -> Sequence[str]:
         """What an environment of its own installs, as its registry's program writes it."""
-        if self.package.endswith(" (npm)"):
+        if self.is_for_node:
             return [f"{self.short_name}@{self.tried}", *self.with_]
         extras = f"[{self.extras}]" if self.extras else ""
         return [f"{self.short_name}{extras}=={self.tried}", *self.with_]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,18 @@ def test_dspy(server: Server, plain: Plain, tmp_path: Path) -> None:
     assert got["texts"] == [plain.text(f"{PROMPT}\n\nBEGIN RESPONSE:", max_tokens=40)]
     assert got["said"]
     assert got["usage"]["completion_tokens"] > 0
+
+
+def test_guidance(server: Server, plain: Plain, tmp_path: Path) -> None:
+    """It reads a stream as far as it needs, and parses the text itself."""
+    row = "1, 2, 3, 4, "
+    got = run_python("guidance", "guidance_text.py", tmp_path, f"{server.url}/v1", PROMPT, row)
+    whole = plain.text(max_tokens=60)
+    # Its tokens are bytes here.
+    assert got["cut"] == whole[:20]
+    assert got["stopped"] == whole.partition(".")[0] != whole
+    (number,) = re.findall(r"^[0-9]+", plain.text(row, max_tokens=60))
+    assert got["number"] == number
 
 
 def test_semantic_kernel(server: Server, plain: Plain, tmp_path: Path) -> None:

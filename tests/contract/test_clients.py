@@ -260,6 +260,8 @@ OTHERS: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "TGI": ({"parameters": {"max_new_tokens": 60}}, "parameters", '"OpenAI compatible"'),
     "TGI, inputs": ({"inputs": "x"}, "inputs", '"OpenAI compatible"'),
     "llama-server": ({"n_predict": 9}, "n_predict", "POST /infill"),
+    "Tabby's own clients": ({"language": "python", "segments": {}}, "language", "Tabby"),
+    "GitHub Copilot": ({"nwo": "a/b", "extra": {}}, "nwo", "a proxy for Copilot"),
     "a chat": ({"messages": []}, "messages", "/v1/chat/completions"),
     "TabbyAPI": ({"penalty_range": 512}, "penalty_range", '"OpenAI compatible"'),
     "text-generation-webui, preset": ({"preset": "min_p"}, "preset", '"OpenAI compatible"'),

@@ -319,6 +319,14 @@ async def test_F5_what_does_not_fit_is_cut_and_said(client: Client) -> None:
     assert endless["tokens_evaluated"] + endless["tokens_predicted"] == 256
 
 
+async def test_F5_a_stop_at_the_last_place_of_the_context_cuts_nothing(client: Client) -> None:
+    endless = {"n_predict": -1, "logit_bias": {"98": 100}}
+    text = (await infill(client, **endless))["content"]
+    stopped = await infill(client, **endless, stop=[text])
+    assert stopped["stop_type"] == "word"
+    assert (stopped["tokens_predicted"], stopped["truncated"]) == (len(text), False)
+
+
 @AT_HAND
 async def test_F5_typing_reuses_all_but_what_is_new(serve: Callable[..., Client]) -> None:
     """With files before it and a prefix that is cut, each keystroke finds the one before it."""
@@ -399,6 +407,7 @@ async def test_F5_infill_refuses_by_name(client: Client, more: dict[str, Any], p
 
 async def test_F5_what_asks_for_nothing_is_honoured(client: Client) -> None:
     neutral = {"id_slot": 0, "cache_prompt": True, "t_max_prompt_ms": 500, "n_keep": 0,
+               "penalty_last_n": 0,
                "timings_per_token": False, "lora": [], "repeat_penalty": 1.0, "repeat_last_n": 64,
                "mirostat": 0, "n_probs": 0, "grammar": "", "user": None, "max_tokens": None,
                "logprobs": None, "speculative.n_max": 16}  # fmt: skip

@@ -6,14 +6,18 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import pytest
 
+from afterword.completion import searching
 from afterword.completion.catalog import Catalog, ServedModel
 from afterword.completion.service import CompletionService
+from afterword.core.errors import EngineOverloaded
 from afterword.core.job import Event, Job
 from afterword.core.limits import Limits
+from afterword.core.pace import Pace
 from afterword.core.protocols import Engine, Generation
 from afterword.core.wire import InfillReport
 from afterword.engine.toy import ToyTokenizer, toy_engine
@@ -115,7 +119,7 @@ async def test_F3_n_middles_differ_and_the_best_comes_first(client: Client) -> N
 async def test_F3_between_sentences_stand_whole_sentences(client: Client) -> None:
     body = {**BODY, "prompt": "Once upon a time.", "suffix": " The end is here", "max_tokens": 24}
     # The toy model draws few sentences by itself.
-    body |= {"logit_bias": {TOKENIZER.encode("!")[0]: 4, TOKENIZER.encode("b")[0]: 4}}
+    body |= {"logit_bias": {TOKENIZER.encode("!")[0]: 6, TOKENIZER.encode("b")[0]: 6}}
     for choice in (await client.complete(**body, n=3))["choices"]:
         assert choice["text"].rstrip().endswith((".", "!", "?"))
 
@@ -197,6 +201,12 @@ async def test_F3_refused_by_name(client: Client, more: dict[str, Any], param: s
     assert error["param"] == param or error["code"] == "context_length_exceeded"
 
 
+@HERE
+async def test_F3_more_middles_than_places_are_refused_for_that(client: Client) -> None:
+    error = await client.refuse(**{**BODY, "n": 65, "max_tokens": 1})
+    assert "64 places" in error["message"]
+
+
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 async def test_F3_the_limit_is_named_as_it_was_given(name: str) -> None:
     engine = toy_engine(infill=False)
@@ -247,6 +257,27 @@ async def test_F3_time_ends_a_search_with_what_it_has() -> None:
     assert completion.choices[0].finish_reason in {"stop", "length"}
 
 
+async def test_F3_a_search_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its texts are looked at on the event loop, in slices."""
+    paces: list[Pace] = []
+
+    class Counted(Pace):
+        def __init__(self) -> None:
+            super().__init__()
+            paces.append(self)
+
+    monkeypatch.setattr(searching, "Pace", Counted)
+    service, engine = _service(toy_engine(infill=False))
+    plan = await service.plan(json.dumps({**BODY, "prompt": ["a", "b", "c"]}).encode())
+    async with service.open(plan) as answer:
+        scored = (await answer.completion()).infill
+    await engine.aclose()
+    assert isinstance(scored, InfillReport)
+    (pace,) = paces
+    # A trial is a good part of a slice.
+    assert pace.pauses > scored.scored / 16
+
+
 class OneByOne:
     """A generation whose reader gets each event alone, and what the reader had read so far."""
 
@@ -278,8 +309,8 @@ async def test_F3_time_ends_a_search_between_two_places() -> None:
     open_jobs = engine.open
     opened: list[OneByOne] = []
 
-    def open_one_by_one(jobs: Sequence[Job]) -> OneByOne:
-        opened.append(OneByOne(open_jobs(jobs)))
+    def open_one_by_one(jobs: Sequence[Job], **more: Any) -> OneByOne:
+        opened.append(OneByOne(open_jobs(jobs, **more)))
         return opened[-1]
 
     engine.open = open_one_by_one
@@ -316,6 +347,56 @@ async def test_F3_the_price_is_that_of_unique_tokens() -> None:
     assert completion.usage.total_tokens <= plan.most_tokens
 
 
+async def test_H9_a_search_that_was_admitted_goes_on_while_the_line_is_full() -> None:
+    """Its next jobs would be refused in the middle of a stream, and what they share be lost."""
+    engine: Any = toy_engine(infill=False, slots=1, max_waiting=1)
+    waiting: list[Generation] = []
+    open_jobs = engine.open
+    opened = 0
+
+    def open_in_a_crowd(jobs: Sequence[Job], **more: Any) -> Generation:
+        """Whenever a search opens jobs, others have filled the line."""
+        nonlocal opened
+        opened += 1
+        if opened > 1:
+            with suppress(EngineOverloaded):
+                waiting.append(open_jobs(other.jobs))
+            with pytest.raises(EngineOverloaded):
+                open_jobs(other.jobs)
+        generation: Generation = open_jobs(jobs, **more)
+        return generation
+
+    service, _ = _service(engine)
+    other = await service.plan(json.dumps({**BODY, "suffix": None}).encode())
+    plan = await service.plan(json.dumps({**BODY, "logprobs": 1}).encode())
+    async with service.open(plan) as answer:
+        alone = await answer.completion()
+    engine.open = open_in_a_crowd
+    async with service.open(plan) as answer:
+        found = await answer.completion()
+    assert opened >= 4
+    assert waiting
+    assert found.choices == alone.choices
+    for generation in waiting:
+        async with generation:
+            assert [events async for events in generation]
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_S6_a_search_that_could_draw_nothing_is_refused_before_it_begins(
+    stream: bool,
+) -> None:
+    engine = toy_engine(infill=False)
+    client = make_client({"plain": engine})
+    bans = {str(i): -100 for i in range(len(TOKENIZER.pieces)) if i not in TOKENIZER.end_ids}
+    body = {**BODY, "stream": stream, "min_tokens": 1, "logit_bias": bans}
+    reply = await client.post("/v1/completions", body)
+    assert (reply.status, reply.error["param"]) == (400, "logit_bias")
+    assert engine.stats().started_requests == 0
+    await engine.aclose()
+
+
 async def test_S8_leaving_a_search_ends_its_jobs_and_counts_them() -> None:
     inner = toy_engine(infill=False)
     opened: list[Generation] = []
@@ -336,8 +417,8 @@ def _service(
     """Returns a service of one engine. ``opened`` gets what it opens."""
     open_jobs = engine.open
 
-    def note(jobs: Sequence[Job]) -> Generation:
-        generation: Generation = open_jobs(jobs)
+    def note(jobs: Sequence[Job], **more: Any) -> Generation:
+        generation: Generation = open_jobs(jobs, **more)
         if opened is not None:
             opened.append(generation)
         return generation
@@ -346,3 +427,44 @@ def _service(
     catalog = Catalog([ServedModel("plain", engine, 0)])
     service = CompletionService(catalog, Limits(), clock=lambda: 0.0, entropy=bytes)
     return service, engine
+
+
+@HERE
+async def test_F3_a_middle_has_at_most_max_tokens_tokens(client: Client) -> None:
+    """Also behind an indentation that it begins with, and where its text takes more than drawn."""
+    for most in (1, 2, 5):
+        body = {**BODY, "suffix": "\n    time", "max_tokens": most, "n": 5}
+        answer = await client.complete(**body, logprobs=0, return_token_ids=True)
+        for choice in answer["choices"]:
+            assert len(choice["token_ids"]) <= most
+            assert len(choice["logprobs"]["tokens"]) == len(choice["token_ids"])
+
+
+@HERE
+async def test_F3_a_search_stays_within_the_context(client: Client) -> None:
+    """Bytes that are no characters take three tokens each where they are scored as text."""
+    ids = [97] * 205
+    broken = {str(byte): 6 for byte in range(0xF8, 0x100)}
+    for body in ({}, {"max_tokens": 16}, {"logit_bias": broken}):
+        answer = await client.complete(model="plain", prompt=ids, suffix="b" * 40, seed=3, **body)
+        assert answer["infill"]["candidates"] > 1
+    assert (await client.complete(model="plain", prompt="x", max_tokens=1))["choices"]
+
+
+@HERE
+async def test_D2_a_prompt_finds_the_same_middle_beside_one_that_nearly_fills_the_context(
+    client: Client,
+) -> None:
+    body = {**BODY, "max_tokens": None, "n": 6}
+    alone = await client.complete(**body)
+    several = await client.complete(**{**body, "prompt": [BODY["prompt"], "x" * 220]})
+    assert several["choices"][:6] == alone["choices"]
+
+
+@HERE
+async def test_F3_a_prompt_that_ends_inside_a_character_is_refused(client: Client) -> None:
+    body = {**BODY, "prompt": list("é".encode()[:1])}
+    error = await client.refuse(**body)
+    assert error["param"] == "prompt"
+    assert "inside a character" in error["message"]
+    await client.complete(**{**body, "model": "toy"})

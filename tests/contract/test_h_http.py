@@ -121,6 +121,56 @@ async def test_H4_unknown_model(client: Client) -> None:
         }
 
 
+@pytest.mark.parametrize("key", ["sk-af-abcdefghijklmnop", "SK-proj-abcdefghijklmnop"])
+async def test_no_error_shows_a_key(client: Client, key: str) -> None:
+    """One that was typed or configured in the wrong place."""
+    for reply in (
+        await client.post(PATH, {"model": key, "prompt": "a"}),
+        await client.post(f"/v1/engines/{key}/completions", {"prompt": "a"}),
+        await client.get(f"/v1/models/{key}"),
+        await client.get(f"/tokenizer_info?model={key}"),
+        await client.get(f"/v1/{key}"),
+        await client.post(PATH, {"model": "toy", key: 1}),
+        await client.request("POST", f"{PATH}?{key}=1", b"{}"),
+        await client.post("/infill", {"input_prefix": "a", "input_suffix": "b", key: 1}),
+    ):
+        assert reply.status in {400, 404}
+        assert key not in reply.body.decode()
+        assert "***" in reply.error["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/toy", "/v1/engines", "/health", "/ready", "/openapi.json"]
+)
+async def test_a_route_without_parameters_ignores_a_query(client: Client, path: str) -> None:
+    """Codex asks for ``/models?client_version=…``, and probes write the time."""
+    plain, asked = await client.get(path), await client.get(f"{path}?client_version=1&_=2&_=3")
+    assert (asked.status, asked.body) == (200, plain.body)
+
+
+async def test_R18_a_query_has_no_parameters(client: Client) -> None:
+    """All of them are in the body. Those of a query were ignored in silence."""
+    body = {"model": "toy", "prompt": "a", "max_tokens": 1, "text": "a", "tokens": [97]}
+    for path, fields in (
+        (PATH, ("model", "prompt", "max_tokens")),
+        ("/v1/engines/toy/completions", ("prompt", "max_tokens")),
+        ("/tokenize", ("model", "prompt")),
+        ("/detokenize", ("model", "tokens")),
+    ):
+        given = {name: body[name] for name in fields}
+        reply = await client.post(f"{path}?stream=true", given)
+        assert (reply.status, reply.error["param"]) == (400, "stream")
+        assert reply.error["message"] == "Unrecognized query parameter supplied: stream"
+        # Azure's clients send it with every request; an empty query is none.
+        for query in ("?api-version=2024-06-01", "?"):
+            assert (await client.post(f"{path}{query}", given)).status == 200
+    reply = await client.get("/tokenizer_info?vocab=true")
+    assert (reply.status, reply.error["param"]) == (400, "vocab")
+    reply = await client.get("/tokenizer_info?model=toy&model=toy")
+    assert (reply.status, reply.error["param"]) == (400, "model")
+    assert reply.error["message"] == "Duplicate query parameter supplied: model"
+
+
 async def test_H5_unknown_paths_and_methods(client: Client) -> None:
     for method, path, status in (
         ("POST", "/v1/x", 404),
@@ -130,8 +180,8 @@ async def test_H5_unknown_paths_and_methods(client: Client) -> None:
         ("GET", "/completions/", 405),
         ("POST", "/v1/completions/x", 404),
         ("POST", "/v1/completions//", 404),
-        ("POST", "//v1/completions", 404),
-        ("POST", "/v1/v1/completions", 404),
+        ("POST", "/v1/x//completions", 404),
+        ("POST", "/v2/completions", 404),
     ):
         reply = await client.request(method, path)
         assert reply.status == status
@@ -204,7 +254,8 @@ async def test_H10_a_model_that_computes_no_numbers(
     client = serve(toy_engine())
     body = {"model": "toy", "prompt": "abc", "max_tokens": 3, **more}
     reply = await client.post(PATH, body)
-    assert reply.status == (200 if more.get("stream") else 500)
+    # In front of another server, a stream begins a moment later: what failed by then is a 500 (S6).
+    assert reply.status in ({200, 500} if more.get("stream") else {500})
     # A gateway only knows that the server behind it failed.
     said = (b"The model computed no numbers for this request", b"The server of this model failed")
     assert any(words in reply.body for words in said)

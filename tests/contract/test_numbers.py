@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.rule_numbers import NUMBER
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 CONTRACT = DOCS / "contract.md"
 PLACES = ("src", "tests", "docs", "benchmarks")
 SUFFIXES = {".py", ".md", ".js", ".mjs", ".css", ".html", ".yaml"}
-# A family's letter and one or two digits, also between underscores, as in ``test_R4_H12_context``.
-# Three digits are a linter's code (S101), what stands in a name is part of it (bf16, Falcon-H1).
-NUMBER = re.compile(r"(?<![A-Za-z0-9])(?<![a-z]-)[RAELSFDH][1-9]\d?(?![A-Za-z0-9])")
 FORMATS = {"F16", "F32", "F64"}
 # A link to a rule is named after it; a key of the keyboard is marked as one.
 LINK = re.compile(r"\[([A-Z]\d+)\]\((?:[\w./]*contract\.md)?#([a-z]\d+)\)")

@@ -35,6 +35,9 @@ async def test_R17_max_completion_tokens_is_another_name(client: Client) -> None
     assert short["usage"]["completion_tokens"] == 3
     error = await client.refuse(prompt="a", max_tokens=3, max_completion_tokens=3)
     assert error["param"] == "max_completion_tokens"
+    error = await client.refuse(prompt="a", max_completion_tokens=3, min_tokens=4)
+    assert error["param"] == "min_tokens"
+    assert "'max_completion_tokens' (3, as requested)" in error["message"]
 
 
 async def refused(client: Client, param: str, **body: Any) -> None:
@@ -110,15 +113,26 @@ async def test_R17_allowed_token_ids(client: Client, lacks: Lacks) -> None:
         assert error["param"] == "allowed_token_ids"
 
 
+SCHEMA = {"type": "json_schema", "json_schema": {"schema": {"const": "ab"}}}
+
+
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"structured_outputs": {"regex": "ab"}, "logit_bias": {"98": -100}},
+         ["logit_bias", "structured_outputs"]),
+        ({"structured_outputs": {"regex": "ab"}, "allowed_token_ids": [A]},
+         ["allowed_token_ids", "structured_outputs"]),
+        ({"response_format": SCHEMA, "logit_bias": {"98": -100}},
+         ["logit_bias", "response_format"]),
+    ],
+)  # fmt: skip
 async def test_R17_a_request_that_leaves_no_token_is_at_fault(
-    serve: Callable[..., Client], stream: bool
+    serve: Callable[..., Client], stream: bool, fields: dict[str, Any], named: list[str]
 ) -> None:
     """Which tokens a grammar wants is known only as it goes. To try again would not help."""
-    body = {
-        "model": "toy", "prompt": "a", "max_tokens": 5, "stream": stream,
-        "structured_outputs": {"regex": "ab"}, "logit_bias": {"98": -100},
-    }  # fmt: skip
+    body = {"model": "toy", "prompt": "a", "max_tokens": 9, "stream": stream, **fields}
     client = serve(toy_engine())
     reply = await client.post("/v1/completions", body)
     assert reply.status == (200 if stream else 400)
@@ -126,7 +140,53 @@ async def test_R17_a_request_that_leaves_no_token_is_at_fault(
     *_, last = reply.body.strip().split(b"data: ")
     error = json.loads(last)["error"]
     assert error["type"] == "invalid_request_error"
-    assert "'logit_bias'" in error["message"]
+    assert error["param"] == named[0]
+    names = " and ".join(f"'{name}'" for name in named)
+    assert error["message"] == f"No token could be drawn: {names} leave none."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("bans", "named"),
+    [
+        ({"structured_outputs": {"regex": "ab"}, "logit_bias": {"97": -100, "98": 5}},
+         "'logit_bias' and 'structured_outputs' leave"),
+        ({"structured_outputs": {"regex": "ab"}, "allowed_token_ids": [B, C],
+          "logit_bias": {"98": 5}},
+         "'allowed_token_ids' and 'structured_outputs' leave"),
+        ({"min_tokens": 1,
+          "logit_bias": {str(i): -100 for i in range(len(PIECES)) if i not in END}},
+         "'logit_bias' and 'min_tokens' leave"),
+        ({"stop_token_ids": [A], "min_tokens": 1,
+          "logit_bias": {str(i): -100 for i in range(len(PIECES)) if i != A}},
+         "'logit_bias' and 'min_tokens' leave"),
+        ({"structured_outputs": {"regex": "ab"}, "allowed_token_ids": [A, B],
+          "logit_bias": {"97": -100}},
+         "'allowed_token_ids', 'logit_bias' and 'structured_outputs' leave"),
+    ],
+)  # fmt: skip
+async def test_S6_a_request_that_leaves_no_first_token_is_refused_before_it_costs(
+    serve: Callable[..., Client], stream: bool, bans: dict[str, Any], named: str
+) -> None:
+    engine = toy_engine()
+    body = {"model": "toy", "prompt": ["a", "b"], "max_tokens": 5, "stream": stream, **bans}
+    reply = await serve(engine).post("/v1/completions", body)
+    assert reply.status == 400
+    assert reply.error["message"] == f"No token could be drawn: {named} none."
+    assert reply.error["param"] == named.split("'")[1]
+    assert engine.stats().started_requests == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"max_tokens": 0, "logit_bias": {"97": -100}}, {"max_tokens": 1, "allowed_token_ids": [A]}],
+)
+async def test_R17_a_grammar_whose_first_token_is_not_wanted_or_not_banned_is_fine(
+    serve: Callable[..., Client], body: dict[str, Any]
+) -> None:
+    grammar = {"model": "toy", "prompt": "a", "structured_outputs": {"regex": "ab"}}
+    reply = await serve(toy_engine()).post("/v1/completions", {**grammar, **body})
+    assert reply.status == 200
 
 
 async def test_R17_stop_token_ids(client: Client) -> None:

@@ -146,7 +146,16 @@ async def test_R5_R6_single_token_settings_agree(client: Client) -> None:
 
 
 async def test_R6_temperature_and_top_p_together(client: Client) -> None:
-    await client.complete(prompt="a", max_tokens=3, temperature=0.7, top_p=0.9)
+    """Both count: the nucleus of a flatter distribution has more tokens."""
+
+    async def drawn(**body: float) -> set[str]:
+        answer = await client.complete(prompt="a", n=64, max_tokens=1, seed=1, **body)
+        return {choice["text"] for choice in answer["choices"]}
+
+    cold = await drawn(temperature=0.5, top_p=0.5)
+    both = await drawn(temperature=2, top_p=0.5)
+    wide = await drawn(temperature=2)
+    assert len(cold) < len(both) < len(wide)
 
 
 async def test_R7_n_choices_differ(client: Client) -> None:
@@ -442,7 +451,7 @@ async def test_R19_null_is_the_default(client: Client) -> None:
     ]
 
 
-async def test_limits_of_prompts(serve: Callable[..., Client]) -> None:
+async def test_R2_the_prompts_of_a_request_are_bounded(serve: Callable[..., Client]) -> None:
     client = serve(toy_engine(), limits=Limits(max_prompts=3))
     await client.complete(prompt=["a"] * 3, max_tokens=1)
     error = await client.refuse(prompt=["a"] * 4, max_tokens=1)

@@ -124,6 +124,19 @@ async def test_R1_an_empty_prompt_is_an_empty_message(client: Client) -> None:
     assert answer["usage"]["prompt_tokens"] == 0
 
 
+async def test_D3_another_meaning_of_a_prompt_is_another_fingerprint(
+    engine: BatchingEngine,
+) -> None:
+    written = {"plain": Alias("toy"), "chat": Alias("toy", "chat")}
+    client = make_client({"toy": engine}, aliases=written)
+    prints = {}
+    for name in ("toy", *written):
+        prints[name] = (await client.complete(model=name, max_tokens=1))["system_fingerprint"]
+        facts = (await client.get(f"/v1/models/{name}")).json()["afterword"]
+        assert facts["system_fingerprint"] == prints[name]
+    assert prints["plain"] == prints["toy"] != prints["chat"]
+
+
 async def test_R1_the_model_list_says_it(client: Client) -> None:
     facts = (await client.get(f"/v1/models/{NAME}")).json()["afterword"]
     assert (facts["template"], facts["alias_of"], facts["suffix"]) == ("chat", "toy", False)

@@ -25,7 +25,7 @@ async def test_the_oldest_clients_route(client: Client) -> None:
 async def test_the_path_decides_the_model(client: Client) -> None:
     """A body that names another one is refused (R19)."""
     path = "/v1/engines/toy/completions"
-    for model, status in (("toy", 200), (None, 200), ("toy-bos", 400), ("X", 400)):
+    for model, status in (("toy", 200), (None, 200), ("", 200), ("toy-bos", 400), ("X", 400)):
         reply = await client.post(path, {"model": model, "prompt": "a", "max_tokens": 1})
         assert reply.status == status
         assert status == 200 or reply.error["param"] == "model"
@@ -52,6 +52,83 @@ async def test_routes_without_version_and_with_a_slash(client: Client) -> None:
     for path in ("/tokenizer_info/", "/health/", "/ready/", "/metrics/", "/openapi.json/"):
         assert (await client.get(path)).status == 200
     assert (await client.post("/tokenize/", {"prompt": "a"})).json()["count"] == 1
+
+
+async def test_a_base_url_may_end_with_a_slash(client: Client) -> None:
+    """Some clients put a path with a slash behind it."""
+    body = {"model": "toy", "prompt": "a", "max_tokens": 5, "temperature": 0}
+    wanted = (await client.post("/v1/completions", body)).json()["choices"]
+    for path in ("//v1/completions", "/v1//completions", "///v1//completions/", "//completions"):
+        assert (await client.post(path, body)).json()["choices"] == wanted
+    listed = (await client.get("/v1/models")).body
+    for path in ("//models", "/v1//models", "//v1/models/"):
+        assert (await client.get(path)).body == listed
+    assert (await client.post("//tokenize", {"prompt": "a"})).json()["count"] == 1
+    for path in ("//health", "//metrics", "//admin/v1/keys", "///", "/v1/models//toy"):
+        assert (await client.get(path)).status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/v1/v1/completions", "leave it out of its base URL."),
+        ("//v1/v1/models", "leave it out of its base URL."),
+        ("/v1/completions/completions", "end its base URL with /v1."),
+        ("/v1/completions/v1/completions", "end its base URL with /v1."),
+        ("/completions/chat/completions", "end its base URL with /v1."),
+        ("/v1completions", "end its base URL with /v1/."),
+    ],
+)
+async def test_a_wrong_base_url_is_told_what_is_right(client: Client, path: str, said: str) -> None:
+    reply = await client.post(path, {"model": "toy", "prompt": "a"})
+    assert reply.status == 404
+    assert reply.error["message"].startswith(f"Invalid URL (POST {path}). The client adds ")
+    assert reply.error["message"].endswith(said)
+
+
+async def test_azures_paths(client: Client) -> None:
+    """A deployment is a model, and the version of Azure's interface changes nothing."""
+    body = {"prompt": "a", "max_tokens": 5, "temperature": 0}
+    wanted = (await client.complete(**body))["choices"]
+    path = "/openai/deployments/toy/completions?api-version=2023-05-15"
+    for named in (body, {**body, "model": "toy"}, {**body, "model": ""}):
+        reply = await client.post(path, named)
+        assert reply.status == 200
+        assert reply.json()["choices"] == wanted
+    reply = await client.post(path, {**body, "model": "plain"})
+    assert (reply.status, reply.error["param"]) == (400, "model")
+    reply = await client.post("/openai/deployments/X/completions", body)
+    assert (reply.status, reply.error["code"]) == (404, "model_not_found")
+    reply = await client.post("/openai/v1/completions", {**body, "model": "toy"})
+    assert reply.json()["choices"] == wanted
+    listed = (await client.get("/v1/models")).body
+    for path in ("/openai/models?api-version=2023-05-15", "/openai/v1/models"):
+        assert (await client.get(path)).body == listed
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/openai/deployments/toy/chat/completions", ". This server completes text and knows no"),
+        ("/openai/deployments/toy/embeddings", ". This server completes text and computes no"),
+        ("/openai/deployments", ""),
+        ("/openai/health", ""),
+        ("/openai", ""),
+    ],
+)
+async def test_azures_other_paths_are_unknown(client: Client, path: str, said: str) -> None:
+    reply = await client.post(path, {})
+    assert reply.status == 404
+    assert reply.error["message"].startswith(f"Invalid URL (POST {path}){said}")
+
+
+async def test_the_oldest_clients_list_of_models(client: Client) -> None:
+    listed = (await client.get("/v1/models")).body
+    one = (await client.get("/v1/models/toy")).body
+    for start in ("/v1/engines", "/engines", "/v1/engines/"):
+        assert (await client.get(start)).body == listed
+        assert (await client.get(f"{start.removesuffix('/')}/toy")).body == one
+    assert (await client.get("/v1/engines/X")).error["code"] == "model_not_found"
 
 
 async def test_H5_a_newline_at_the_end_is_another_path(client: Client) -> None:
@@ -85,6 +162,9 @@ async def test_chats_are_told_what_to_do_instead(client: Client) -> None:
         ("/generate_stream/", '"OpenAI-compatible"'),
         ("/v1/embeddings", "embedding model"),
         ("/v1/responses", "POST /v1/completions"),
+        ("/v1/edits", "POST /v1/completions"),
+        ("/v1/moderations", "GET /openapi.json"),
+        ("/fine-tunes", "GET /openapi.json"),
         ("/v1/messages", "POST /v1/completions"),
         ("/v1/internal/encode", "POST /tokenize"),
         ("/v1/tokenize", "POST /tokenize"),

@@ -34,6 +34,7 @@ def client(path: Path) -> Iterator[Client]:
     asyncio.run(engine.aclose())
 
 
+@pytest.mark.whole
 @given(
     body=st.booleans().flatmap(lambda greedy: bodies(greedy=greedy)),
     max_tokens=st.integers(0, 8),

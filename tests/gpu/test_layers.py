@@ -34,6 +34,7 @@ OPTIONS = ContextOptions(
 PROMPT = (np.arange(40) * 31 + 5) % 250
 _NATS = 0.02
 """A GPU multiplies in another order, and the processor with values of fewer bits."""
+_NO_FUSION = "GGML_VK_DISABLE_FUSION"
 
 
 @contextmanager
@@ -106,6 +107,33 @@ def test_a_fork_is_an_exact_copy(tiny: Path, *, kv: bool) -> None:
         made.apply([Trim(0, 25)])
         again, forked = (step(made, (slot, PROMPT[25:], 25)) for slot in (0, 2))
         assert np.array_equal(again, forked)
+
+
+_GROWING = """
+import sys
+from pathlib import Path
+from gpu.test_layers import PROMPT, everything, runner, step
+path = Path(sys.argv[1])
+for _ in range(2):
+    with runner(path, everything(path)) as made:
+        step(made, (0, PROMPT[:20], 0))
+        step(made, (0, PROMPT[20:21], 20))
+        step(made, (0, PROMPT[21:22], 21), (1, PROMPT[:1], 0))
+        step(made, (0, PROMPT[22:24], 22), (1, PROMPT[1:6], 1))
+        step(made, (0, PROMPT[24:25], 24), (1, PROMPT[6:7], 6), (2, PROMPT[:33], 0))
+"""
+
+
+def test_a_driver_reads_no_buffer_that_was_freed(tiny: Path) -> None:
+    """Steps of new kinds grow buffers, and the sets of descriptors are of steps before.
+
+    Lavapipe ends the process when one of a set is of a buffer that was freed, used or not.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != _NO_FUSION}
+    tests = Path(__file__).parent.parent
+    environment["PYTHONPATH"] = os.pathsep.join([str(tests), environment.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", _GROWING, tiny], check=False, env=environment)
+    assert done.returncode == 0
 
 
 def test_a_cut_slot_computes_what_it_computed_before(tiny: Path) -> None:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from afterword.core.account import KeyTerms, Principal
+from afterword.core.errors import AuthenticationFailed, InvalidRequest, LedgerUnavailable
+from afterword.engine.toy import toy_engine
+from afterword.http.admin import NewKeyRequest, parsed
+from afterword.http.app import Access
+from afterword.http.no_ledger import NoLedger
+from afterword.ledger.keys import KeyStore
+from conftest import make_client
 from properties.requests import bodies
 from properties.test_fuzz import BODIES, HEAD
 from support.asgi import Client, chunks_of
@@ -60,6 +70,24 @@ async def exchange(client: Client, document: Document, path: str, body: Any) -> 
         return reply.status, None
     document.check(schema["$ref"].rsplit("/", 1)[1], reply.json())
     return reply.status, reply.json()
+
+
+def schemas_in(value: Any) -> Iterator[dict[str, Any]]:
+    """All objects of a document, which its schemas are among."""
+    if isinstance(value, dict):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, dict | list):
+            yield from schemas_in(item)
+
+
+def test_generators_of_code_can_read_the_schemas(document: Document) -> None:
+    """Many keep lengths in 32 bits, and refuse an enumeration of nothing."""
+    bounds = ("maxItems", "minItems", "maxLength", "minLength")
+    for schema in schemas_in(document.whole):
+        for name in bounds:
+            assert not isinstance(schema.get(name), int) or schema[name] < 2**31, schema
+        assert schema.get("enum") != [], schema
 
 
 @given(body=st.booleans().flatmap(lambda greedy: bodies(greedy=greedy)), stream=st.booleans())
@@ -218,10 +246,118 @@ async def test_every_route_is_described(client: Client, document: Document) -> N
     assert described == routes
 
 
+async def test_a_path_names_the_model_as_the_document_says(
+    client: Client, document: Document
+) -> None:
+    """The oldest clients send no model in the body."""
+    path = "/v1/engines/{model}/completions"
+    operation = document.whole["paths"][path]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    name = schema["$ref"].rsplit("/", 1)[1]
+    given: tuple[dict[str, Any], ...] = ({}, {"model": None}, {"model": "toy"}, {"x": 1})
+    for more in given:
+        body = {"prompt": "a", "max_tokens": 1, **more}
+        reply = await client.post(path.replace("{model}", "toy"), body)
+        assert (reply.status == 200) == (more != {"x": 1}) == document.accepts(name, body), body
+    assert not document.accepts("CompletionRequest", {"prompt": "a"})
+
+
+class Away(NoLedger):
+    """A ledger that cannot be reached."""
+
+    async def authenticate(self, secret: str | None, source: str) -> Principal:
+        raise LedgerUnavailable("The ledger cannot be reached.", retry_after_s=1)
+
+
+class Strict(NoLedger):
+    """A ledger without any valid key."""
+
+    async def authenticate(self, secret: str | None, source: str) -> Principal:
+        raise AuthenticationFailed("Incorrect API key provided.")
+
+
+@pytest.mark.parametrize("ledger", [Away(), Strict()])
+async def test_every_refusal_is_described(document: Document, ledger: NoLedger) -> None:
+    """A key is asked for where the document says so, and nowhere else."""
+    client = make_client({"toy": toy_engine()}, access=Access(ledger=ledger))
+    for path, item in document.whole["paths"].items():
+        filled = path.replace("{model}", "toy").replace("{key}", "k").replace("{path}", "main.js")
+        for method, operation in item.items():
+            reply = await client.request(method.upper(), filled)
+            assert str(reply.status) in operation["responses"], (method, path, reply.status)
+            secured = operation.get("security", document.whole["security"]) != []
+            if isinstance(ledger, Strict):
+                assert (reply.status == 401) == secured, path
+            described = operation["responses"]["default"]["content"]["application/json"]
+            assert described["schema"]["$ref"].endswith("/Error")
+
+
+KEY = "sk-a"
+
+
+class Keyed(NoLedger):
+    """A ledger of one key."""
+
+    async def authenticate(self, secret: str | None, source: str) -> Principal:
+        if secret != KEY:
+            raise AuthenticationFailed("Incorrect API key provided.")
+        return await super().authenticate(secret, source)
+
+
+async def test_a_key_is_sent_as_the_document_says(document: Document) -> None:
+    client = make_client({"toy": toy_engine()}, access=Access(ledger=Keyed()))
+    schemes = document.whole["components"]["securitySchemes"]
+    assert [set(one) for one in document.whole["security"]] == [
+        *({name} for name in schemes),
+        set(),
+    ]
+    for scheme in schemes.values():
+        header = {scheme["name"]: KEY} if scheme["type"] == "apiKey" else {}
+        header = header or {"authorization": f"{scheme['scheme']} {KEY}"}
+        assert (await client.request("GET", "/v1/models", b"", header)).status == 200
+    assert (await client.get("/v1/models")).status == 401
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"rpm": 0}, {"tpm": -1}, {"concurrent": 1.5}, {"budget_tokens": 2**53}, {"name": ""},
+        {"rpm": 2.0, "budget_tokens": 1e15}, {"tpm": 0.0}, {"concurrent": 1e16}, {"name": 2.0},
+        {"name": "x" * 201}, {"models": []}, {"models": [""]}, {"models": ["m"] * 1001},
+        {"budget_per": None}, {"admin": 1}, {"x": None}, {}, {"rpm": 1, "budget_tokens": 2**53 - 1},
+        {"models": ["m"] * 1000, "name": "x" * 200},
+    ],
+)  # fmt: skip
+async def test_terms_of_keys_are_refused_where_the_document_says_so(
+    document: Document, key_store: KeyStore, terms: dict[str, Any]
+) -> None:
+    body = {"name": "a", **terms}
+    try:
+        fields = msgspec.structs.asdict(parsed(json.dumps(body).encode(), NewKeyRequest))
+        del fields["expires"]
+        key_store.create(KeyTerms(**fields))
+    except InvalidRequest:
+        assert not document.accepts("NewKeyRequest", body)
+    else:
+        assert document.accepts("NewKeyRequest", body)
+
+
+@pytest.mark.parametrize(("path", "name"), [("usage", "by"), ("usage/requests", "limit")])
+async def test_values_in_an_url(document: Document, path: str, name: str) -> None:
+    operation = document.whole["paths"][f"/admin/v1/{path}"]["get"]
+    (schema,) = [one["schema"] for one in operation["parameters"] if one["name"] == name]
+    known = Draft202012Validator(schema)
+    assert known.is_valid(schema["default"])
+    assert not any(known.is_valid(value) for value in ("hour", 0, 1001))
+
+
 async def test_the_page_names_every_field(client: Client, document: Document) -> None:
     page = (await client.get("/docs")).body.decode()
     for name in document.whole["components"]["schemas"]["CompletionRequest"]["properties"]:
         assert f"<code>{name}</code>" in page
+    for item in document.whole["paths"].values():
+        for parameter in (one for each in item.values() for one in each.get("parameters", ())):
+            assert f"<code>{parameter['name']}</code> in the {parameter['in']}" in page
     # The bounds of 64 bits are no limit that a reader chooses by.
     assert str(2**63)[:-1] not in page
 

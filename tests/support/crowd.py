@@ -25,7 +25,8 @@ from afterword.engine.toy import toy_engine
 from afterword.http.app import Access, create_app
 from afterword.http.lifecycle import Lifecycle
 from afterword.ledger.access import Clocks, Policy
-from afterword.ledger.database import check, open_database
+from afterword.ledger.audit import check
+from afterword.ledger.database import open_database
 from afterword.ledger.keys import KeyStore
 from afterword.ledger.open_ledger import LedgerOptions, OpenLedger, open_ledger
 from afterword.ledger.process import ProcessIdentity

@@ -46,6 +46,7 @@ def make_gguf(
     part_tensors: int = 0,
     changed: Mapping[str, object] | None = None,
     nan_tokens: Sequence[int] = (),
+    nan_weights: str | None = None,
     more_tokens: Mapping[str, gguf.TokenType] | None = None,
     vocabulary: Vocabulary | None = None,
     output_scale: float = 1.0,
@@ -54,7 +55,8 @@ def make_gguf(
 
     With ``part_tensors`` it is written in parts of so many tensors, and the first's path is
     returned. ``changed`` are entries of the metadata that are added, or stand for others. The
-    embeddings of ``nan_tokens`` are no numbers. ``more_tokens`` are the vocabulary's last.
+    embeddings of ``nan_tokens`` are no numbers, nor are the first weights of the tensor
+    ``nan_weights``. ``more_tokens`` are the vocabulary's last.
     ``output_scale`` is the standard deviation of the output's weights: with less of it, tokens are
     more alike in probability.
     """
@@ -86,6 +88,8 @@ def make_gguf(
         if name == "token_embd.weight":
             # The scale of each block, a float16, comes first.
             raw[list(nan_tokens), 0::34], raw[list(nan_tokens), 1::34] = 0x00, 0x7E
+        if name == nan_weights:
+            raw[0, :2] = 0x00, 0x7E
         writer.add_tensor(name, raw, raw_dtype=kind)
 
     def ones(name: str) -> None:

@@ -150,8 +150,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting(
             "Engine",
             "Sequences computed at once; others wait in line. If it is four or more, one sequence "
-            "is added for a request that has none running. Models with recurrent or latent layers "
-            "get at most 8, because each sequence has memory of its own there; slots sets more.",
+            "is added for a request that has none running. Models with recurrent or latent layers, "
+            "or with layers on a GPU, get at most 8, because each sequence has memory of its own "
+            "there; slots sets more.",
         ),
     ] = 64
     slots: Annotated[
@@ -159,7 +160,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting(
             "Engine",
             "The old name of max-sequences. It overrides max-sequences, also for models with "
-            "recurrent or latent layers.",
+            "recurrent or latent layers, or with layers on a GPU.",
             default="max-sequences",
         ),
     ] = None
@@ -167,7 +168,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=512)] | None,
         _setting(
             "Engine",
-            "The number of threads that compute.",
+            "The most threads that compute. While other programs use the cores, fewer may do.",
             default="the cores that the process may use",
         ),
     ] = None
@@ -306,7 +307,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _setting("Limits of a request", "The largest best_of."),
     ] = _LIMITS.max_best_of
     max_prompts: Annotated[
-        Count, _setting("Limits of a request", "The most prompts in one request.")
+        # A body of more values than 65,536 is refused whatever they are.
+        Annotated[int, Meta(ge=1, le=60_000)],
+        _setting("Limits of a request", "The most prompts in one request, up to 60,000."),
     ] = _LIMITS.max_prompts
     max_choices: Annotated[
         Count,

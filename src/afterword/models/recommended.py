@@ -46,8 +46,9 @@ RECOMMENDED: Sequence[RecommendedModel] = (
         "hf:ggml-org/gemma-3-270m-GGUF:Q8_0",
         ("text",),
         1.1,
-        measured=True,
-        known="a base model without a chat template; suffix by search; tried as Q4_K_M",
+        measured=False,
+        known="a base model without a chat template; suffix by search; not tried as Q8_0, but as "
+        "Q4_K_M",
     ),
     RecommendedModel(
         "hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF:Q4_K_M",

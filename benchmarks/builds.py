@@ -1,7 +1,7 @@
 """Compares builds of the native half: milliseconds of each kind of step, and bits of the logits.
 
-``python benchmarks/builds.py NAME=FOLDER[:VARIANT] ... [--model FILE] [--rounds 5] [--kinds KIND
-...]`` measures the builds step by step in turn, each in a process of its own. It prints the median
+``python benchmarks/builds.py NAME=FOLDER[:VARIANT[:KERNELS]] ... [--model FILE] [--rounds 5]
+[--kinds KIND ...]`` measures the builds step by step in turn, each in a process of its own. It prints the median
 milliseconds of a step, and the median of the ratios of a step to the same step of the first build,
 a moment before or after: other work on the machine then slows both.
 ``FOLDER`` has the libraries (``lib`` of the package ``afterword_native``). See docs/native.md.
@@ -71,8 +71,10 @@ class Build:
     """A build in a process of its own, which computes a step when it is told to."""
 
     def __init__(self, build: str, command: list[str]) -> None:
-        folder, _, variant = build.partition(":")
+        folder, variant, kernels, *_ = [*build.split(":"), "", ""]
         chosen = {"AFTERWORD_NATIVE_PATH": folder, "AFTERWORD_NATIVE_VARIANT": variant}
+        if kernels:
+            chosen["AFTERWORD_KERNELS"] = kernels
         self._process = subprocess.Popen(
             command, env=os.environ | chosen, text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -116,7 +118,7 @@ def steps_in_turn(builds: list[Build], kind: str) -> Iterator[list[float]]:
 def main() -> None:
     """Parse arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("builds", nargs="*", metavar="NAME=FOLDER[:VARIANT]")
+    parser.add_argument("builds", nargs="*", metavar="NAME=FOLDER[:VARIANT[:KERNELS]]")
     parser.add_argument("--model", type=Path, help="a GGUF file; default: the embedded model")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--rounds", type=int, default=5)

@@ -60,6 +60,11 @@ if(CMAKE_CURRENT_SOURCE_DIR STREQUAL CMAKE_SOURCE_DIR)
     if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT MSVC)
       afterword_compile_kernels(packed_avx2.cpp -march=x86-64-v3)
       afterword_compile_kernels(packed_avx512.cpp -march=x86-64-v4 -mavx512vnni)
+      # Older compilers have no tiles. The file is then empty.
+      include(CheckCXXCompilerFlag)
+      check_cxx_compiler_flag(-mamx-int8 AFTERWORD_HAS_TILES)
+      afterword_compile_kernels(packed_amx.cpp -march=x86-64-v4 -mavx512vnni
+        $<$<BOOL:${AFTERWORD_HAS_TILES}>:-mamx-tile> $<$<BOOL:${AFTERWORD_HAS_TILES}>:-mamx-int8>)
     endif()
     if(NOT MSVC)
       # A product joined to a sum in one loop and not in another would round otherwise.

@@ -69,7 +69,7 @@ class Build(NamedTuple):
 BUILDS = (
     Build(
         "sanitized", cmake=("-DCMAKE_BUILD_TYPE=None",), flags=SANITIZERS,
-        kernels=("avx512", "avx2", "portable"),
+        kernels=("amx", "avx512", "avx2", "portable"),
     ),
     # What threads share; the rest would only take longer.
     Build(

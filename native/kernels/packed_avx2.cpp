@@ -16,8 +16,9 @@ struct avx2 {
     static constexpr int COLUMNS          = 4;
     static constexpr int PANELS           = 1;  // several side by side are slower than one whose next is asked for
     static constexpr int EIGHT_BIT_OFFSET = 0;
-    // So many columns pay for unpacking in memory.
+    // So many columns pay for unpacking in memory. Weights of eight bits are bytes already.
     static constexpr int MANY             = 32;
+    template <class F> static constexpr bool OPENS = F::BITS < 8;
 
     using ints   = __m256i;
     using floats = __m256;

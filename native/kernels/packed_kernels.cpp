@@ -15,6 +15,7 @@ namespace {
 
 const packed_kernels * const BEST_FIRST[] = {
 #if defined(__x86_64__)
+    &packed_amx,
     &packed_avx512,
     &packed_avx2,
 #endif

@@ -39,7 +39,7 @@ struct packed_kernels {
     size_t                count;
 };
 
-extern const packed_kernels packed_avx512, packed_avx2, packed_portable;
+extern const packed_kernels packed_amx, packed_avx512, packed_avx2, packed_portable;
 
 // Returns the kernels in use: the best that this processor runs, or those that AFTERWORD_KERNELS names.
 const packed_kernels & packed_kernels_in_use();

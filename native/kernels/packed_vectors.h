@@ -114,10 +114,10 @@ constexpr int FEW_COLUMNS = 2;
 // With more columns a panel is computed for so long that its memory does not matter.
 constexpr int MOST_WAITING = 96;
 
-// Whether many columns share what unpacking costs. Eight bits are bytes already.
+// Whether many columns share what unpacking costs.
 template <class V, class F> constexpr bool opens() {
-    if constexpr (V::MANY > 0 && F::WIDTH > 1) {
-        return F::BITS < 8;
+    if constexpr (F::WIDTH > 1) {
+        return V::template OPENS<F>;
     }
     return false;
 }

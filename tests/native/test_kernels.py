@@ -18,7 +18,7 @@ from afterword.engine.llama.binding import CHANGES, lib
 
 ROOT = Path(__file__).parents[2]
 CHOICE = "AFTERWORD_KERNELS"
-KERNELS = ("avx512", "avx2", "portable")
+KERNELS = ("amx", "avx512", "avx2", "portable")
 PACKED = ("packed", "experts")
 # What does not depend on the kernels for packed weights.
 OTHERS = ("attention", "draw", "exponentials", "guard", "memory", "regex", "threads", "tokenizers")

@@ -32,7 +32,7 @@ FORMATS = FLOATS | {
 VALUES, ROWS = 512, 48
 
 CHOICE = "AFTERWORD_KERNELS"
-KERNELS = ("avx512", "avx2", "portable")
+KERNELS = ("amx", "avx512", "avx2", "portable")
 
 pytestmark = pytest.mark.skipif(not packed_kernels(), reason="a library without packed weights")
 

@@ -10,8 +10,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-
 namespace afterword {
 namespace {
 
@@ -147,7 +145,7 @@ struct amx : avx512 {
         open_block<F>     open[BESIDE][MOST];
         configure();
         for (int64_t first = 0; first < n_panels; first += BESIDE) {
-            const int64_t end = std::min(first + BESIDE, n_panels);
+            const int64_t end = first + BESIDE < n_panels ? first + BESIDE : n_panels;
             for (int64_t run = 0; run < n_runs; run++) {
                 const int64_t begin  = run * blocks / n_runs;
                 const int64_t n_open = (run + 1) * blocks / n_runs - begin;
@@ -160,7 +158,7 @@ struct amx : avx512 {
                     }
                 }
                 for (int64_t c = 0; c < n - n_few; c += MANY) {
-                    const int64_t from = std::min(c, n - MANY);
+                    const int64_t from = c < n - MANY ? c : n - MANY;
                     for (int64_t p = first; p < end; p++) {
                         multiply_open<F>(
                             open[p - first], n_open, blocks, columns + from * blocks + begin,

@@ -73,8 +73,8 @@ def test_what_openai_answered_is_as_recorded(tmp_path: Path) -> None:
     status, lines = run(tmp_path / "requests.jsonl", {"request": REQUEST, "response": ANSWER})
     assert status == 0
     assert lines == [
-        "new here, in 1 answer: answer.system_fingerprint",
         "new here, in 1 answer: answer.usage.prompt_tokens_details",
+        "new here, in 1 answer: answer.system_fingerprint",
         "1 request, 1 as recorded, 0 not",
     ]
     more = {**ANSWER, "warning": "x"}

@@ -63,7 +63,8 @@ def test_what_a_parser_refuses_is_refused(value: dict[str, Any], data: st.DataOb
     except Unreadable:
         assert not isinstance(meant, dict)
     except InvalidRequest as error:
-        assert "Duplicate" in str(error)  # noqa: PT017 - of the new byte
+        # The new byte made one name of two, or a number ten times as large.
+        assert "Duplicate" in str(error) or (meant is None and "a number beyond" in str(error))  # noqa: PT017
     else:
         assert found == meant
 

@@ -146,8 +146,10 @@ def test_a_key_without_a_model_is_said(editor: Playground) -> None:
 def test_no_key_given_is_said(visit: Open) -> None:
     editor = visit()
     page = editor.page
-    lock(page, "sk-right")
     editor.write("Hello")
+    # From here on the page asks for nothing by itself.
+    expect(page.locator("#count")).to_have_text("1 of 8,192 tokens")
+    lock(page, "sk-right")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#key")).to_be_visible()
     page.keyboard.press("Escape")

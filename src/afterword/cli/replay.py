@@ -75,7 +75,7 @@ def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:
         body = recording.request if model is None else {**recording.request, "model": model}
         found = list(_compare(recording, *ask(recording.path, body)))
         # Most answers have the same ones, and programs skip what they do not know.
-        new.update({each.path for each in found if each.is_new})
+        new.update(dict.fromkeys((each.path for each in found if each.is_new), 1))
         lines = [str(each) for each in found if not each.is_new]
         different += bool(lines)
         for line in lines:

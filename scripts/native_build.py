@@ -98,23 +98,8 @@ X86_VARIANTS: Mapping[str, Sequence[str]] = {
     "x86-64-v4": _INSTRUCTIONS,
 }
 LEAST_CMAKE = (3, 21)
+# ggml's kernels with AMX depend on the batch, and GCC 12 breaks them. Ours ask for AMX themselves.
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-# Requests the tile registers from the kernel, then uses one.
-AMX_PROBE = r"""
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-__attribute__((target("amx-tile"))) int main() {
-    if (syscall(SYS_arch_prctl, 0x1023, 18)) return 1;
-    alignas(64) unsigned char config[64] = {1};
-    config[16] = 64;
-    config[48] = 16;
-    _tile_loadconfig(config);
-    _tile_zero(0);
-    _tile_release();
-    return 0;
-}
-"""
 STEP = re.compile(r"\[\s*(\d+)/(\d+)\]")
 # What the bindings of llama-cpp-python import and open, and what they do here instead.
 _FROM_HERE = f"from {PACKAGE}._ctypes_extensions import ("
@@ -247,22 +232,6 @@ def check_programs(way: Way = "native") -> None:
     if packages:
         names = " and ".join(name.partition(">")[0] for name in packages)
         raise BuildError(f"{names} not found; pip install {' '.join(map(repr, packages))}")
-
-
-def amx_is_broken(cxx: str) -> bool:
-    """Returns whether AMX is advertised but faults, as in some virtual machines.
-
-    A native build uses every advertised feature and would crash at its first matrix.
-    """
-    if "amx" not in cpu_flags():
-        return False
-    with tempfile.TemporaryDirectory() as folder:
-        source, program = Path(folder, "probe.cpp"), Path(folder, "probe")
-        source.write_text(AMX_PROBE)
-        built = subprocess.run(
-            [cxx, "-O1", source, "-o", program], check=False, capture_output=True
-        )
-        return built.returncode != 0 or subprocess.run([program], check=False).returncode != 0
 
 
 # What is built.
@@ -401,7 +370,7 @@ def unpack(file: Path, folder: Path) -> Path:
 
 def build_environment(way: Way) -> Mapping[str, str]:
     """Returns what the environment of a build has besides this one's."""
-    flags = NO_AMX if way != "portable" and amx_is_broken(compiler()) else ""
+    flags = NO_AMX if way != "portable" and "amx" in cpu_flags() else ""
     made = {name: f"{os.environ.get(name, '')} {flags}".strip() for name in ("CFLAGS", "CXXFLAGS")}
     if way in SDKS:
         made["PATH"] = sdk_path(way)

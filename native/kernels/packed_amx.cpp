@@ -42,16 +42,18 @@ struct amx : avx512 {
         }
     };
 
-    // Tiles 0 and 1 have sums, 2 and 3 columns, 4 and 5 weights.
+    // Tiles 0 and 1 have sums, 2 and 3 columns, 4 and 5 weights. The table is constant: GCC leaves out values that are
+    // written just before, because it thinks that the instruction reads eight bytes.
     static void configure() {
-        struct alignas(64) {
+        struct tile_table {
             uint8_t  palette       = 1;
             uint8_t  start_row     = 0;
             uint8_t  reserved[14]  = {};
             uint16_t row_bytes[16] = { VECTOR, VECTOR, VALUES, VALUES, VECTOR, VECTOR };
             uint8_t  rows[16]      = { MANY, MANY, MANY, MANY, GROUPS, GROUPS };
-        } tiles;
-        _tile_loadconfig(&tiles);
+        };
+        alignas(64) static constexpr tile_table TILES;
+        _tile_loadconfig(&TILES);
     }
 
     using block_sums = int32_t[MANY][ROWS];
@@ -178,12 +180,12 @@ struct amx : avx512 {
 
 // Whether the processor has tiles of bytes, and the system saves them and lets this process have them.
 bool has_tiles() {
-    constexpr unsigned SAVES_STATE = 1 << 27, TILES = 1 << 24, OF_BYTES = 1 << 25, STATES = 3 << 17;
+    constexpr unsigned SAVES_STATE = 1 << 27, OF_TILES = 1 << 24, OF_BYTES = 1 << 25, STATES = 3 << 17;
     constexpr long     ASK_FOR_STATE = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
 
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & SAVES_STATE) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) ||
-        !(d & TILES) || !(d & OF_BYTES)) {
+        !(d & OF_TILES) || !(d & OF_BYTES)) {
         return false;
     }
     unsigned low, high;

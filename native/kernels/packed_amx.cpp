@@ -139,7 +139,7 @@ struct amx : avx512 {
         const uint8_t * panels, int64_t n_panels, int64_t blocks, const column_block * columns, int64_t n, float * out,
         size_t out_stride, bool asks) {
         constexpr int64_t BESIDE = 2;
-        constexpr int64_t MOST   = 20480 / BESIDE / sizeof(open_block<F>);
+        constexpr int64_t MOST   = 26000 / BESIDE / sizeof(open_block<F>);
         constexpr int64_t FEW    = 6;
         const int64_t     n_few  = n % MANY <= FEW ? n % MANY : 0;
         const int64_t     n_runs = (blocks + MOST - 1) / MOST;

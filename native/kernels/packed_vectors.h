@@ -123,13 +123,11 @@ template <class V, class F> constexpr bool opens() {
 }
 
 template <class V, class F>
-void multiply(
-    const uint8_t * panels, int64_t n_panels, int64_t values, const void * prepared, int64_t n, float * out,
+void multiply_some(
+    const uint8_t * panels, int64_t n_panels, int64_t blocks, const column<F> * columns, int64_t n, float * out,
     size_t out_stride) {
     constexpr int TOGETHER = F::WIDTH > 1 ? V::PANELS : 1;
-    const auto *  columns  = (const column<F> *) prepared;
-    const int64_t blocks   = values / F::WIDTH;
-    const size_t  bytes    = panel_bytes<F>(values);
+    const size_t  bytes    = panel_bytes<F>(blocks * F::WIDTH);
     int64_t       at       = 0;
     // What is behind the last panel is another thread's.
     const auto    asks     = [&](int64_t end) { return n <= MOST_WAITING && end < n_panels; };
@@ -148,6 +146,27 @@ void multiply(
     for (; at < n_panels; at++) {
         multiply_all<V, F, V::COLUMNS, 1>(
             panels + at * bytes, blocks, columns, n, out + at * ROWS, out_stride, asks(at + 1));
+    }
+}
+
+// Each panel reads all columns. So there are as many at once as the second cache holds beside the panels, but enough to
+// share what a panel costs.
+template <class V, class F>
+void multiply(
+    const uint8_t * panels, int64_t n_panels, int64_t values, const void * prepared, int64_t n, float * out,
+    size_t out_stride) {
+    constexpr int64_t CACHE = 512 * 1024, LEAST = 144, STEP = 48;  // as many as all kernels take at once
+
+    const auto *  columns = (const column<F> *) prepared;
+    const int64_t blocks  = values / F::WIDTH;
+    const int64_t fitting = CACHE / (int64_t) column_bytes<F>(values) / STEP * STEP;
+    const int64_t most    = fitting < LEAST ? LEAST : fitting;
+    while (n > 0) {
+        const int64_t some = n < most + LEAST ? n : most;
+        multiply_some<V, F>(panels, n_panels, blocks, columns, some, out, out_stride);
+        columns += some * blocks;
+        out     += some * out_stride;
+        n       -= some;
     }
 }
 

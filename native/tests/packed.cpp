@@ -173,6 +173,21 @@ void batch_invariance(const format & of) {
     }
 }
 
+// So many columns are multiplied in several parts.
+void parts_of_columns(const format & of) {
+    constexpr int64_t N = 500;
+    matrix            m(of, 2048, 48, 19);
+    const auto        columns = some_columns(m.values, N, m.random);
+    const auto        all     = m.times(columns.data(), N, 2);
+    m.agrees(all, columns);
+    for (const int64_t c : { 0, 143, 144, 159, 287, 288, 383, 384, 480, 499 }) {
+        const auto alone = m.times(columns.data() + c * m.values, 1, 1);
+        for (int64_t row = 0; row < m.rows; row++) {
+            check(same_bits(all[c * m.rows + row], alone[row]), "row ", row, " of column ", c, " differs");
+        }
+    }
+}
+
 // Threads take portions of a long matrix, each of its rows once: few columns in panels side by side, and more.
 void portions() {
     const matrix m(FORMATS[0], FORMATS[0].width, 2064, 11);
@@ -284,6 +299,7 @@ void add_packed(test_cases & cases) {
         const std::string name = std::string("packed/") + of.name();
         cases.push_back({ name + " products", [&of] { products(of); } });
         cases.push_back({ name + " batch invariance", [&of] { batch_invariance(of); } });
+        cases.push_back({ name + " parts of columns", [&of] { parts_of_columns(of); } });
         cases.push_back({ name + " planes", [&of] { planes(of); } });
         cases.push_back({ name + " broken columns", [&of] { broken_columns(of, 14); } });
         cases.push_back({ name + " broken columns among many", [&of] { broken_columns(of, 38); } });

@@ -13,7 +13,7 @@
 namespace afterword {
 namespace {
 
-// Compilers know nothing of the memory that tiles read and write.
+// Has values in memory now: compilers know nothing of what tiles read and write.
 inline void settle() { __asm__ volatile("" ::: "memory"); }
 
 // Few columns are multiplied as with AVX-512. The sums of a tile are whole numbers, and floats follow in the order of
@@ -106,6 +106,7 @@ struct amx : avx512 {
         }
         // The tiles of a block are multiplied while floats of the one before are added.
         alignas(64) block_sums dots[2];
+        settle();
         multiply_tiles<0>(open[0].groups, blocks, columns, dots[0]);
         for (int64_t b = 0; b < n_open; b += 2) {
             if (b + 1 < n_open) {

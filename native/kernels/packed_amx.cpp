@@ -4,7 +4,7 @@
 
 #include "packed_avx512.h"
 
-#if defined(__AMX_INT8__) && defined(__linux__)
+#if (defined(__AMX_INT8__) || defined(__AMXINT8__)) && defined(__linux__)  // the second is the name of clang 14
 
 #include <cpuid.h>
 #include <sys/syscall.h>

@@ -32,10 +32,13 @@ from afterword.core.wire import (
 )
 
 _SLICE_TOKENS = 128
+_SLICE_VALUES = 1024
+"""The most tokens, and log-probabilities with their alternatives, that are folded in one go."""
 _VALUE_COST = 0.8
+_ENTRY_COST = 2.0
 _TOKEN_COST = 4.0
 _CHOICE_COST = 20.0
-"""Costs for ``Pace``: of a log-probability, a token, a choice or chunk."""
+"""Costs for ``Pace``: of a log-probability that is written, or folded; a token, a choice or chunk."""
 _BYTE_COST = 1 / 1000
 """Of a byte that is written already."""
 _FEW_TOKENS = 16
@@ -275,7 +278,7 @@ class CompletionStream:
 
     def _folding_cost(self, event: Sampled) -> float:
         values = len(event.logprobs) + len(event.top_ids)
-        return len(event.tokens) * (_TOKEN_COST + len(self.plan.shown.stops)) + values * _VALUE_COST
+        return len(event.tokens) * (_TOKEN_COST + len(self.plan.shown.stops)) + values * _ENTRY_COST
 
     async def _builder(self, job: int, seq: int) -> ChoiceBuilder:
         """Returns the builder of a sequence. Its prompt is computed by now."""
@@ -370,12 +373,13 @@ def _cut(queue: deque[Event]) -> Sampled:
     if not isinstance(event, Sampled):
         raise TypeError("only sampled tokens can be cut")
     tokens = len(event.tokens)
-    if tokens <= _SLICE_TOKENS:
+    width = len(event.top_ids) // tokens if tokens else 0
+    most = max(1, min(_SLICE_TOKENS, _SLICE_VALUES // (1 + width)))
+    if tokens <= most:
         return event
-    width = len(event.top_ids) // tokens
     # All at once: to cut off one after another would copy the rest each time.
-    for end in range(tokens, 0, -_SLICE_TOKENS):
-        one = slice(max(end - _SLICE_TOKENS, 0), end)
+    for end in range(tokens, 0, -most):
+        one = slice(max(end - most, 0), end)
         tops = slice(one.start * width, end * width)
         queue.appendleft(
             Sampled(

@@ -1,9 +1,9 @@
 """Compares builds of the native half: milliseconds of each kind of step, and bits of the logits.
 
 ``python benchmarks/builds.py NAME=FOLDER[:VARIANT[:KERNELS]] ... [--model FILE] [--rounds 5]
-[--kinds KIND ...]`` measures the builds step by step in turn, each in a process of its own. It prints the median
-milliseconds of a step, and the median of the ratios of a step to the same step of the first build,
-a moment before or after: other work on the machine then slows both.
+[--kinds KIND ...]`` measures the builds step by step in turn, each in a process of its own. It
+prints the median milliseconds of a step, and the median of the ratios of a step to the same step of
+the first build, a moment before or after: other work on the machine then slows both.
 ``FOLDER`` has the libraries (``lib`` of the package ``afterword_native``). See docs/native.md.
 """
 

@@ -38,7 +38,7 @@ _VALUE_COST = 0.8
 _ENTRY_COST = 2.0
 _TOKEN_COST = 4.0
 _CHOICE_COST = 20.0
-"""Costs for ``Pace``: of a log-probability that is written, or folded; a token, a choice or chunk."""
+"""Costs for ``Pace``: of a log-probability written, or folded; a token, a choice or chunk."""
 _BYTE_COST = 1 / 1000
 """Of a byte that is written already."""
 _FEW_TOKENS = 16

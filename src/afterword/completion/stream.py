@@ -32,7 +32,7 @@ from afterword.core.wire import (
 )
 
 _SLICE_TOKENS = 128
-_SLICE_VALUES = 1024
+_SLICE_VALUES = 512
 """The most tokens, and log-probabilities with their alternatives, that are folded in one go."""
 _VALUE_COST = 0.8
 _ENTRY_COST = 2.0

@@ -61,7 +61,10 @@ class KeyStore:
                 secret = self._add_secret(connection, key_id)
                 self._note_change(connection, key_id)
         except IntegrityError as error:
-            raise InvalidRequest(f"there is a key {terms.name!r} already", param="name") from error
+            raise InvalidRequest(
+                f"there is a key {terms.name!r} already: choose another name, or rotate that key",
+                param="name",
+            ) from error
         return NewKey(secret, self.find(key_id))
 
     def all(self) -> Iterator[KeyView]:

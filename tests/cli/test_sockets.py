@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from afterword.cli.sockets import bind, is_loopback, url_of
+from afterword.cli.sockets import bind, is_loopback, load_tls, url_of
 from afterword.core.errors import ConfigError
 
 
@@ -49,3 +49,8 @@ def test_what_to_do_about_a_taken_port() -> None:
     # Of a network that is for documents only.
     with pytest.raises(ConfigError, match="; --host has to name an address of this machine"):
         bind("192.0.2.1", 0)
+
+
+def test_a_certificate_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"set up with none\.pem and key\.pem: No"):
+        load_tls("none.pem", "key.pem")

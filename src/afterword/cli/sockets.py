@@ -82,10 +82,11 @@ def load_tls(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None
             raise ConfigError("--keyfile without --certfile")
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    files = certfile if keyfile is None else f"{certfile} and {keyfile}"
     try:
         context.load_cert_chain(certfile, keyfile)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"TLS cannot be set up with certfile and keyfile: {error.strerror or error}"
+            f"TLS cannot be set up with {files}: {error.strerror or error}"
         ) from error
     return context

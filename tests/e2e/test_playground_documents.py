@@ -249,6 +249,9 @@ def test_a_telephone(visit: Open) -> None:
     editor.set("max_tokens", 4)
     editor.set("seed", 3)
     assert page.evaluate(SMALL) == []
+    for view in ("branches", "server"):
+        editor.view(view)
+        assert page.evaluate(SMALL) == []
     # The drawer has a button that closes it, and closes by a tap outside.
     page.tap("#panel-close")
     expect(page.locator("#panel")).to_be_hidden()

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from afterword.cli.sockets import bind, is_loopback, url_of
+from afterword.cli.sockets import bind, is_loopback, load_tls, url_of
+from afterword.core.errors import ConfigError
 
 
 class Strict(socket.socket):
@@ -37,3 +38,19 @@ def test_one_address_of_ipv6() -> None:
     with bind("::1", 0) as bound:
         assert url_of(bound, tls=True) == f"https://[::1]:{bound.getsockname()[1]}"
         assert is_loopback(bound)
+
+
+def test_what_to_do_about_a_taken_port() -> None:
+    with bind("127.0.0.1", 0) as bound:
+        bound.listen()
+        port = bound.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port}: .*; --port names another port"):
+            bind("127.0.0.1", port)
+    # Of a network that is for documents only.
+    with pytest.raises(ConfigError, match="; --host has to name an address of this machine"):
+        bind("192.0.2.1", 0)
+
+
+def test_a_certificate_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"set up with none\.pem and key\.pem: No"):
+        load_tls("none.pem", "key.pem")

@@ -229,6 +229,7 @@ async def test_F3_the_infill_route_refuses_it(client: Client) -> None:
         "/infill", {"model": "plain", "input_prefix": "a", "input_suffix": "b"}
     )
     assert reply.error["param"] == "input_suffix"
+    assert "POST /v1/completions with 'suffix'" in reply.error["message"]
 
 
 @AT_HAND

@@ -354,10 +354,15 @@ async def test_R17_top_k_off(client: Client) -> None:
     assert len(set(drawn)) == 1
 
 
-@pytest.mark.parametrize("name", ["top_kk", "modle", "", "n "])
-async def test_R18_unknown_arguments(client: Client, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("top_kk", "top_k"), ("modle", "model"), ("max_tokns", "max_tokens"),
+     ("", ""), ("n ", ""), ("something_else", "")],
+)  # fmt: skip
+async def test_R18_unknown_arguments(client: Client, name: str, near: str) -> None:
     error = await client.refuse(prompt="a", **{name: 1})
-    assert error["message"] == f"Unrecognized request argument supplied: {name}"
+    asked = f". Did you mean {near}?" if near else ""
+    assert error["message"] == f"Unrecognized request argument supplied: {name}{asked}"
     assert error["param"] == name
 
 

@@ -172,6 +172,7 @@ async def test_chats_are_told_what_to_do_instead(client: Client) -> None:
         ("/version", "GET /openapi.json"),
         ("/api/version", "GET /openapi.json"),
         ("/server_info", "GET /v1/models"),
+        ("/v1", "GET /docs"),
         ("/v1/infill", "POST /infill"),
         ("/v1/apply-template", "POST /apply-template"),
     ],

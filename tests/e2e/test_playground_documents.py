@@ -238,6 +238,13 @@ SMALL = """() => [...document.querySelectorAll("button, select, input, a")].filt
 }).map((element) => element.outerHTML.slice(0, 90))"""
 
 
+def test_the_views_on_a_telephone(visit: Open) -> None:
+    editor = visit(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    for view in ("settings", "branches", "tokens", "server"):
+        editor.view(view)
+        assert editor.page.evaluate(SMALL) == []
+
+
 def test_a_telephone(visit: Open) -> None:
     """Everything is large enough for a finger, closes by a tap, and is within the screen."""
     editor = visit(

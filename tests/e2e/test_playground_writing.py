@@ -309,6 +309,24 @@ def test_infill_writes_towards_what_follows(filler: Playground) -> None:
     expect(page.locator("html")).to_have_attribute("data-face", "mono")
 
 
+def test_a_search_for_the_middle_says_so(editor: Playground) -> None:
+    """The embedded model has no tokens for it, and the reader waits."""
+    page = editor.page
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/completions", hold)
+    page.click("[data-beginning=gap]")
+    expect(page.locator("#speed")).to_contain_text("Searching for the middle")
+    held[0].continue_()
+    page.unroute("**/v1/completions")
+    page.keyboard.press("Escape")
+    editor.settle()
+    expect(page.locator("#speed")).not_to_contain_text("Searching")
+
+
 TINT = """(step) => {
     const line = document.querySelector("#overlay > div");
     const style = getComputedStyle(line, `::highlight(tint-${step})`);

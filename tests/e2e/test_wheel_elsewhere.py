@@ -41,7 +41,7 @@ def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
     }  # fmt: skip
     pip = folder / "venv" / "bin" / "pip"
     subprocess.run(
-        [pip, "install", "--quiet", "--find-links", wheel.parent, "afterword"],
+        [pip, "install", "--quiet", wheel],
         env=environment, check=True,
     )  # fmt: skip
     return environment

@@ -692,8 +692,10 @@ def test_methods(server: HttpServer, line: str, status: int) -> None:
         reply = peer.reply()
         assert reply.status == status
         method, target, _ = line.split()
-        assert reply.error()["message"] == f"Invalid URL ({method} {target})"
-        assert ("allow" in reply.headers) == (status == 405)
+        allowed = reply.headers.get("allow")
+        assert (allowed is not None) == (status == 405)
+        takes = f". This path takes {allowed}." if allowed else ""
+        assert reply.error()["message"] == f"Invalid URL ({method} {target}){takes}"
         assert peer.reply().status == 200
 
 

@@ -189,7 +189,10 @@ def test_terms_that_mean_nothing(key_store: KeyStore, terms: KeyTerms, param: st
 
 def test_a_name_belongs_to_one_key(key_store: KeyStore) -> None:
     key_store.create(KeyTerms(name="a"))
-    with pytest.raises(InvalidRequest, match="'a' already"):
+    with pytest.raises(InvalidRequest, match="'a' already: choose another name, or rotate"):
+        key_store.create(KeyTerms(name="a"))
+    key_store.revoke("a")
+    with pytest.raises(InvalidRequest, match="'a' already: it is revoked, so choose another name"):
         key_store.create(KeyTerms(name="a"))
     with pytest.raises(InvalidRequest, match="no key 'b'"):
         key_store.find("b")

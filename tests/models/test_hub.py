@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -169,3 +170,12 @@ def pull(
         env={**os.environ, "HF_ENDPOINT": asked.url, "HF_HOME": str(home), **more,
              "AFTERWORD_MODELS_DIR": str(home / "store")},
     )  # fmt: skip
+
+
+def test_the_client_leaves_its_warnings_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    client = logging.getLogger("huggingface_hub")
+    client.addHandler(logging.StreamHandler())
+    assert hub.find_in_cache(HubSource("nobody/nothing", "m.gguf", None)) is None
+    assert client.handlers == []
+    client.warning("Retrying in 1s")
+    assert "Retrying in 1s" in caplog.text

@@ -123,8 +123,12 @@ def test_a_path(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     with pytest.raises(ConfigError, match="no such file"):
         store.fetch(PathSource(file))
-    with pytest.raises(ConfigError, match="is a folder"):
+    with pytest.raises(ConfigError, match="is a folder, not a file: name the GGUF file in it"):
         store.fetch(PathSource(tmp_path))
+    with pytest.raises(ConfigError, match="no such file; hf:org/repo is the repository"):
+        store.fetch(PathSource(Path("org/repo")))
+    with pytest.raises(ConfigError, match="no such file; a model is a path, hf:"):
+        store.fetch(PathSource(Path("smollm")))
     file.write_bytes(b"one")
     assert store.fetch(PathSource(file)).digest == hashlib.sha256(b"one").hexdigest()
     file.write_bytes(b"three")

@@ -358,6 +358,10 @@ async def test_the_page_names_every_field(client: Client, document: Document) ->
     for item in document.whole["paths"].values():
         for parameter in (one for each in item.values() for one in each.get("parameters", ())):
             assert f"<code>{parameter['name']}</code> in the {parameter['in']}" in page
+    # A list at the top leads to each operation.
+    for place in (f"{way}{path}" for path, item in document.whole["paths"].items() for way in item):
+        assert f'<a href="#{place}">' in page
+        assert f'<h2 id="{place}">' in page
     # The bounds of 64 bits are no limit that a reader chooses by.
     assert str(2**63)[:-1] not in page
 

@@ -246,6 +246,6 @@ def _endless(settings: Settings) -> str:
     if default is not None:
         return f"Without max_tokens an answer ends after {default} tokens (--default-max-tokens)."
     return (
-        "Without max_tokens an answer goes on to the end of the context; --default-max-tokens N "
-        "sets another default."
+        "Without max_tokens an answer goes on until the model ends or the context is full; "
+        "--default-max-tokens N sets another default."
     )

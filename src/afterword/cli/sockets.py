@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -11,6 +12,11 @@ from collections.abc import Mapping
 from afterword.core.errors import ConfigError
 
 _FIRST_PASSED_DESCRIPTOR = 3
+_ADVICE = {
+    errno.EADDRINUSE: "; --port names another port, and --port 0 takes a free one",
+    errno.EADDRNOTAVAIL: "; --host has to name an address of this machine",
+    errno.EACCES: "; ports from 1024 need no rights",
+}
 
 
 def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
@@ -34,7 +40,10 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        advice = _ADVICE.get(error.errno or 0, "")
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}{advice}"
+        ) from error
     return bound
 
 
@@ -73,10 +82,11 @@ def load_tls(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None
             raise ConfigError("--keyfile without --certfile")
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    files = certfile if keyfile is None else f"{certfile} and {keyfile}"
     try:
         context.load_cert_chain(certfile, keyfile)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"TLS cannot be set up with certfile and keyfile: {error.strerror or error}"
+            f"TLS cannot be set up with {files}: {error.strerror or error}"
         ) from error
     return context

@@ -52,7 +52,8 @@ def infill_tokens(tokenizer: Tokenizer, param: str = "suffix") -> InfillTokens:
     """Returns the fill-in-the-middle tokens. Raises ``InvalidRequest`` if there are none (F3)."""
     if tokenizer.infill is None:
         raise InvalidRequest(
-            f"This model has no fill-in-the-middle tokens and cannot honour '{param}'.",
+            f"This model has no fill-in-the-middle tokens and cannot honour '{param}'. Take a "
+            "model for code, or POST /v1/completions with 'suffix', which searches for a middle.",
             param=param,
         )
     return tokenizer.infill

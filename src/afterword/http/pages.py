@@ -20,6 +20,7 @@ _STYLE = (
     "body{max-width:56rem;margin:2rem auto;padding:0 1rem;overflow-wrap:break-word}"
     "a{color:light-dark(#27507a,#8fbbe6)}"
     "code,pre{font-family:ui-monospace,monospace;font-size:.9rem}"
+    "h2 code{font-size:1.1rem}"
     "pre{overflow-x:auto;padding:.75rem 1rem;border:1px solid #8886;border-radius:.4rem}"
     "table{border-collapse:collapse;width:100%}"
     "td,th{text-align:left;vertical-align:top;padding:.3rem .6rem;border-top:1px solid #8886}"
@@ -58,11 +59,14 @@ def docs(document: Mapping[str, Any]) -> str:
         f"<h1>{escape(about['title'])} {escape(about['version'])}</h1>",
         f"<p>{escape(about['description'])}</p>",
     ]
+    index, operations = [], []
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2>")
-            parts.append(f"<p>{escape(operation['summary'])}</p>")
-            parts.append(_bodies(operation))
+            place, summary = escape(f"{method}{path}"), escape(operation["summary"])
+            name = f"<code>{method.upper()} {escape(path)}</code>"
+            index.append(f'<li><a href="#{place}">{name}</a> {summary}</li>')
+            operations.append(f'<h2 id="{place}">{name}</h2><p>{summary}</p>{_bodies(operation)}')
+    parts += ["<ul>", *index, "</ul>", *operations]
     for name, schema in document["components"]["schemas"].items():
         parts.append(f'<h2 id="{name}">{name}</h2>')
         parts.append(f"<p>{escape(schema.get('description', ''))}</p>")

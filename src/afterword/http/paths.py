@@ -87,6 +87,7 @@ INSTEAD: Mapping[str, str] = {
     ),
     **dict.fromkeys(("/version", "/v1/version", "/api/version"),
                     "GET /openapi.json has the server's version."),
+    "/v1": "This is the base URL for an SDK: GET /docs describes the routes below it.",
     "/v1/infill": "Use POST /infill instead.",
     "/v1/apply-template": "Use POST /apply-template instead.",
 }  # fmt: skip

@@ -61,7 +61,13 @@ class KeyStore:
                 secret = self._add_secret(connection, key_id)
                 self._note_change(connection, key_id)
         except IntegrityError as error:
-            raise InvalidRequest(f"there is a key {terms.name!r} already", param="name") from error
+            revoked = self.find(terms.name).revoked_at is not None
+            advice = "it is revoked, so choose another name"
+            if not revoked:
+                advice = "choose another name, or rotate that key"
+            raise InvalidRequest(
+                f"there is a key {terms.name!r} already: {advice}", param="name"
+            ) from error
         return NewKey(secret, self.find(key_id))
 
     def all(self) -> Iterator[KeyView]:
@@ -100,7 +106,9 @@ class KeyStore:
         view = self.find(key)
         now_s = self._clock()
         if view.revoked_at is not None:
-            raise InvalidRequest(f"key {view.terms.name!r} is revoked", param="key")
+            raise InvalidRequest(
+                f"key {view.terms.name!r} is revoked: make another one", param="key"
+            )
         if view.terms.expires_at is not None and view.terms.expires_at <= now_s:
             raise InvalidRequest(
                 f"key {view.terms.name!r} has expired: make another one", param="key"

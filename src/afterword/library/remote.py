@@ -299,7 +299,10 @@ def _broken(error: httpx2.HTTPError) -> UpstreamFailed:
     if isinstance(error, httpx2.ReadTimeout):
         return UpstreamFailed("The server was silent for longer than the timeout.")
     said = str(error).rstrip(".") or type(error).__name__
-    return UpstreamFailed(f"The server cannot be reached, or broke off: {said}.")
+    url = error.request.url
+    return UpstreamFailed(
+        f"The server {url.scheme}://{url.netloc.decode()} cannot be reached, or broke off: {said}."
+    )
 
 
 def _read(raw: bytes, kind: type[T]) -> T:

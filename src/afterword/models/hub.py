@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from json import JSONDecodeError
@@ -130,6 +131,8 @@ def _asking(name: str) -> Iterator[None]:
     """Turn what the hub's client raises into ``ConfigError`` with one line about ``name``."""
     from httpx2 import HTTPError  # noqa: PLC0415 - the hub's own client has it
 
+    # The client writes to standard error by itself; the log would have each line a second time.
+    logging.getLogger("huggingface_hub").handlers.clear()
     try:
         yield
     except (HTTPError, OSError, ValueError, RuntimeError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import platformdirs
 
-from afterword.core.embedded import EMBEDDED_DIGEST, EMBEDDED_SOURCE
+from afterword.core.embedded import EMBEDDED_DIGEST, EMBEDDED_MODEL, EMBEDDED_SOURCE
 from afterword.core.errors import ConfigError
 from afterword.models import hub
 from afterword.models.digests import Digests
@@ -21,6 +21,7 @@ from afterword.models.parts import CHECKS, part_name, part_paths, read_header
 from afterword.models.source import HubChoice, HubSource, PackageSource, PathSource, Source
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PARTS_OF_A_REPOSITORY = 2
 _KNOWN_DIGESTS = {EMBEDDED_SOURCE: EMBEDDED_DIGEST}
 
 
@@ -143,8 +144,14 @@ class Store:
 
 
 def no_file(path: Path) -> str:
-    """Returns why a path is no model's file."""
-    return "is a folder, not a file" if path.is_dir() else "no such file"
+    """Returns why a path is no model's file, and what a source of another kind looks like."""
+    if path.is_dir():
+        return "is a folder, not a file: name the GGUF file in it"
+    if path.suffix == ".gguf" or path.is_absolute():
+        return "no such file"
+    if len(path.parts) == _PARTS_OF_A_REPOSITORY:
+        return f"no such file; hf:{path} is the repository of the Hugging Face hub"
+    return f"no such file; a model is a path, hf:ORG/REPO:QUANTIZATION, or {EMBEDDED_MODEL}"
 
 
 def _wholes(folder: Path) -> Iterator[Path]:

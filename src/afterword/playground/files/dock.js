@@ -82,11 +82,18 @@ export class Dock {
     write("#count", found === null ? "" : t("count.of", {
       count: number(found.count + written), context: number(found.max_model_len),
     }));
-    write("#speed", meter === null || meter.first_s === null ? "" : [
+    write("#speed", meter === null || meter.first_s === null ? this.#patience : [
       t("count.tokens", { count: number(meter.tokens) }),
       meter.tokens_per_s === null ? ""
         : t("speed.rate", { rate: number(meter.tokens_per_s, meter.tokens_per_s < 10 ? 1 : 0) }),
       t("speed.first", { seconds: number(meter.first_s, 2) }),
     ].filter(Boolean).join(" · "));
+  }
+
+  /** Why the first token takes long, if it does. */
+  get #patience() {
+    const { running, place } = this.#session;
+    const searches = running?.kind === "writing" && place.fills && this.#models.limits.infill === "search";
+    return searches ? t("speed.search") : "";
   }
 }

@@ -203,6 +203,7 @@ export const words = {
   "figures.selection": "选中 {tokens} 个词元 · 对数概率 {total}，平均 {mean} · 困惑度 {perplexity}",
   "count.of": "{count} / {context} 个词元",
   "count.tokens": "{count} 个词元",
+  "speed.search": "正在搜索中间的文字，因为此模型没有填空词元",
   "speed.rate": "每秒 {rate} 词元",
   "speed.first": "{seconds} 秒后出首词",
   "card.label": "词元及其备选",

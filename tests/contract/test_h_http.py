@@ -186,10 +186,8 @@ async def test_H5_unknown_paths_and_methods(client: Client) -> None:
         reply = await client.request(method, path)
         assert reply.status == status
         assert reply.error["type"] == "invalid_request_error"
-        allowed = reply.headers.get("allow")
-        assert (allowed is not None) == (status == 405)
-        takes = f". This path takes {allowed}." if allowed else ""
-        assert reply.error["message"] == f"Invalid URL ({method} {path}){takes}"
+        assert reply.error["message"] == f"Invalid URL ({method} {path})"
+        assert ("allow" in reply.headers) == (status == 405)
 
 
 async def test_H6_body_too_large(serve: Callable[..., Client]) -> None:

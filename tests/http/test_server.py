@@ -692,10 +692,8 @@ def test_methods(server: HttpServer, line: str, status: int) -> None:
         reply = peer.reply()
         assert reply.status == status
         method, target, _ = line.split()
-        allowed = reply.headers.get("allow")
-        assert (allowed is not None) == (status == 405)
-        takes = f". This path takes {allowed}." if allowed else ""
-        assert reply.error()["message"] == f"Invalid URL ({method} {target}){takes}"
+        assert reply.error()["message"] == f"Invalid URL ({method} {target})"
+        assert ("allow" in reply.headers) == (status == 405)
         assert peer.reply().status == 200
 
 

@@ -54,7 +54,9 @@ def error_answer(error: Exception, scope: Scope, exchange: Exchange) -> ErrorAns
         headers.append((b"retry-after", b"%d" % known.retry_after_s))
     if known.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(error, HTTPException) and (allowed := _allowed(error)):
+    if isinstance(error, HTTPException) and error.headers and "Allow" in error.headers:
+        # Starlette joins a set. Without sorting the order would change from run to run.
+        allowed = sorted(error.headers["Allow"].split(", "))
         headers.append((b"allow", ", ".join(allowed).encode()))
     body = _encode(wire.ErrorEnvelope(error_body(known, exchange)))
     return ErrorAnswer(known.status, headers, body)
@@ -98,19 +100,12 @@ def _as_api_error(error: Exception, scope: Scope, exchange: Exchange) -> ApiErro
         path = without_keys(exchange.path)[:_SHOWN_PATH_CHARACTERS]
         message = f"Invalid URL ({scope['method']} {path})"
         if error.status_code == 405:
-            return MethodNotAllowed(f"{message}. This path takes {', '.join(_allowed(error))}.")
+            return MethodNotAllowed(message)
         instead = instead_of(scope["path"])
         return UnknownUrl(f"{message}. {instead}" if instead else message)
     exchange.outcome = "failed"
     _log_fault(error, exchange)
     return ApiError(_OUR_FAULT)
-
-
-def _allowed(error: HTTPException) -> list[str]:
-    """Returns the methods of a path that was asked with another one."""
-    # Starlette joins a set. Without sorting the order would change from run to run.
-    allow = (error.headers or {}).get("Allow")
-    return sorted(allow.split(", ")) if allow else []
 
 
 def _log_fault(error: Exception, exchange: Exchange) -> None:

@@ -76,11 +76,14 @@ def test_a_variable_that_is_no_setting_is_reported() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"port": "x"}, "--port: port = 'x': expected int"),
+        ({"port": "x"}, "--port: port = 'x': expected a whole number"),
         ({"port": "65536"}, "--port: port = '65536': expected int <= 65535"),
         ({"slots": "0"}, "--slots: slots = '0': expected int >= 1"),
         ({"kv": "slow"}, "--kv: kv = 'slow': expected 'exact' or 'fast'"),
-        ({"require_model": "maybe"}, "--require-model: require_model = 'maybe': expected bool"),
+        (
+            {"require_model": "maybe"},
+            "--require-model: require_model = 'maybe': expected true or false",
+        ),
         ({"models": {}}, "--model: no model to serve"),
         ({"models": {"a b": "x"}}, "--model: 'a b' cannot be a model's name"),
         ({"aliases": {"x": "y"}}, "--alias: alias 'x': no model 'y'"),
@@ -114,7 +117,7 @@ def test_a_key_that_no_header_takes_is_refused_and_not_shown(tmp_path: Path, key
     [
         ("port = ", "is not TOML"),
         ("prot = 1", "unknown setting 'prot' (did you mean 'port'?)"),
-        ('port = "8000x"', "port = '8000x': expected int"),
+        ('port = "8000x"', "port = '8000x': expected a whole number"),
         ("port = 1.5", "port = 1.5: expected int, got float"),
         ("models = 3", "models = 3: expected object, got int"),
         ("port = true", "port = True: expected int, got bool"),

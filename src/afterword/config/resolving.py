@@ -115,6 +115,13 @@ def _unknown(environment: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
+_OF_TEXTS = {
+    "int, got str": "a whole number",
+    "float, got str": "a number",
+    "bool, got str": "true or false",
+}
+
+
 def _convert(name: str, value: object, place: str) -> Any:  # noqa: ANN401 - of the field's type
     """Returns a value as its field's type. Text is parsed. Raises ``ConfigError``."""
     try:
@@ -133,7 +140,8 @@ def _expected(name: str, error: msgspec.ValidationError) -> str:
         return " or ".join(map(repr, get_args(kind)))
     if kind == Layers:
         return "a number from 0 on, or 'auto'"
-    return str(error).replace("`", "").removeprefix("Expected ")
+    expected = str(error).replace("`", "").removeprefix("Expected ")
+    return _OF_TEXTS.get(expected, expected)
 
 
 def _check_names(settings: Settings, origins: Mapping[str, str]) -> None:

@@ -10,6 +10,11 @@
 
 #include <algorithm>
 
+#if defined(__x86_64__) && defined(__linux__)
+#    include <sys/syscall.h>
+#    include <unistd.h>
+#endif
+
 namespace tests {
 namespace {
 
@@ -284,6 +289,18 @@ void packed_without_memory_for_threads() {
     }
 }
 
+// Linux gives tiles to a process for good, and saves them with each signal from then on. Only kernels that use them ask.
+void only_amx_asks_for_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr long GIVEN_STATES = 0x1022, TILE_DATA = 18;  // ARCH_GET_XCOMP_PERM, XFEATURE_XTILEDATA
+    const bool     is_amx = std::string(packed_kernels_in_use()) == "amx";
+    uint64_t       given  = 0;
+    if (syscall(SYS_arch_prctl, GIVEN_STATES, &given) == 0) {
+        check((given >> TILE_DATA & 1) == is_amx, "tiles are ", is_amx ? "not given" : "asked for");
+    }
+#endif
+}
+
 void only_panels_are_packed() {
     for (const int64_t rows : { 1, 15, 17, 31 }) {
         tensors           all;
@@ -313,6 +330,7 @@ void add_packed(test_cases & cases) {
     }
     cases.push_back({ "packed/portions", portions });
     cases.push_back({ "packed/only whole panels", only_panels_are_packed });
+    cases.push_back({ "packed/tiles are asked for if they are used", only_amx_asks_for_tiles });
     cases.push_back({ "packed/no memory for threads", packed_without_memory_for_threads });
     if (std::string(packed_kernels_in_use()) == "portable") {
         cases.push_back({ "packed/the same bits everywhere", same_everywhere });

@@ -74,7 +74,7 @@ BUILDS = (
     # What threads share; the rest would only take longer.
     Build(
         "threads", cmake=("-DCMAKE_BUILD_TYPE=None", *LEFT_OUT), flags=OF_THREADS,
-        kernels=("avx512",),
+        kernels=("amx",),
         cases=(
             "threads/", "draw/2 threads", "draw/5 threads", "packed/portions", "experts/q4_K",
             "attention/f16 blocks", "guard/",

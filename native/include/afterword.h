@@ -47,7 +47,7 @@ LLAMA_API const char * llama_afterword_message(void);
 // The kind of memory for weights in panels. Static.
 GGML_BACKEND_API ggml_backend_buffer_type_t ggml_afterword_packed_buffer_type(void);
 
-// The kernels that multiply packed weights: "avx512", "avx2" or "portable". Static.
+// The kernels that multiply packed weights: "amx", "avx512", "avx2" or "portable". Static.
 GGML_BACKEND_API const char * ggml_afterword_packed_kernels(void);
 
 // --- What the library says --------------------------------------------------------------------------------------------

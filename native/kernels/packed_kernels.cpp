@@ -22,23 +22,30 @@ const packed_kernels * const BEST_FIRST[] = {
     &packed_portable,
 };
 
+// Returns the best set of a name that this processor runs, or the best of all without a name; null if there is none. Others
+// are not asked: Linux gives a process tiles for good.
+const packed_kernels * best_of(const char * name) {
+    for (const packed_kernels * set : BEST_FIRST) {
+        if ((!name || !std::strcmp(name, set->name)) && set->runs_here()) {
+            return set;
+        }
+    }
+    return nullptr;
+}
+
 // AFTERWORD_KERNELS lets tests compare kernels on one processor.
 const packed_kernels & choose() {
     const char * wanted = std::getenv("AFTERWORD_KERNELS");
-    const packed_kernels * best = nullptr;
-    for (const packed_kernels * set : BEST_FIRST) {
-        if (!set->runs_here()) {
-            continue;
-        }
-        if (wanted && !std::strcmp(wanted, set->name)) {
+    if (wanted) {
+        if (const packed_kernels * set = best_of(wanted)) {
             return *set;
         }
-        best = best ? best : set;
     }
+    const packed_kernels & best = *best_of(nullptr);
     if (wanted) {
-        GGML_LOG_WARN("AFTERWORD_KERNELS=%s: this processor has no such kernels; it uses %s\n", wanted, best->name);
+        GGML_LOG_WARN("AFTERWORD_KERNELS=%s: this processor has no such kernels; it uses %s\n", wanted, best.name);
     }
-    return *best;
+    return best;
 }
 
 }  // namespace

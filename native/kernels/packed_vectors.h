@@ -1,4 +1,4 @@
-// What the kernels for AVX2 and for AVX-512 share. V is one of both: the types of its registers, the operations, and
+// What the kernels for AVX2, AVX-512 and AMX share. V is one of these: the types of its registers, the operations, and
 // V::multiply_quants, the product of a panel of quants.
 //
 // All names are local to a file, as in packed_formats.h.
@@ -203,7 +203,8 @@ template <class F> void quantize(const float * values, column_block * out, int64
         const uint32_t     first    = sum_of(_mm256_add_epi32(q[0], q[1]));
         const uint32_t     second   = sum_of(_mm256_add_epi32(q[2], q[3]));
         const uint32_t     sums[]   = { F::SCALES == 1 ? first + second : first, second };
-        out->scale                  = largest / 127.0f;
+        // The quants of a column that is infinite somewhere mean nothing: its products are no numbers.
+        out->scale                  = largest / 127.0f + largest * 0.0f;
         for (int s = 0; s < F::SCALES; s++) {
             if constexpr (F::MIN) {
                 out->sums[s] = out->scale * (float) (int32_t) sums[s];

@@ -19,7 +19,7 @@ template <class Function> Function * cpu_function(const char * name) {
     return (Function *) cpu_symbol(name);
 }
 
-// "avx512", "avx2" or "portable".
+// "amx", "avx512", "avx2" or "portable".
 const char * packed_kernels_in_use();
 
 ggml_backend_buffer_type_t packed_buffer_type();

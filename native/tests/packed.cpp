@@ -10,6 +10,11 @@
 
 #include <algorithm>
 
+#if defined(__x86_64__) && defined(__linux__)
+#    include <sys/syscall.h>
+#    include <unistd.h>
+#endif
+
 namespace tests {
 namespace {
 
@@ -225,7 +230,8 @@ void planes(const format & of) {
     check(all.compute(ggml_mul_mat(all.context(), weights, view), 3) == flat, "planes have other products");
 }
 
-// A column that is infinite or NaN somewhere has no finite product, and its neighbours are as they were.
+// A column that is infinite or NaN somewhere has no finite product, the same ones as alone, and its neighbours are as they
+// were.
 void broken_columns(const format & of, int64_t n) {
     matrix     m(of, of.is_floats() ? 64 : 256, 32, 11);
     const auto whole    = some_columns(m.values, n, m.random);
@@ -234,10 +240,14 @@ void broken_columns(const format & of, int64_t n) {
         for (const int64_t at : { 0, 33, 42, 55, 63 }) {
             auto columns = whole;
             columns[5 * m.values + at] = wrong;
-            const auto got = m.times(columns.data(), n, 1);
+            const auto got   = m.times(columns.data(), n, 1);
+            const auto alone = m.times(columns.data() + 5 * m.values, 1, 1);
             for (size_t i = 0; i < got.size(); i++) {
                 if (i / m.rows == 5) {
-                    check(!std::isfinite(got[i]), wrong, " at ", at, ": row ", i % m.rows, " is ", got[i]);
+                    const int64_t row = i % m.rows;
+                    check(!std::isfinite(got[i]), wrong, " at ", at, ": row ", row, " is ", got[i]);
+                    check(same_bits(got[i], alone[row]), wrong, " at ", at, ": row ", row, " is ", got[i], ", alone ",
+                          alone[row]);
                 } else {
                     check(same_bits(got[i], expected[i]), "column ", i / m.rows, " differs");
                 }
@@ -269,12 +279,26 @@ void packed_without_memory_for_threads() {
     tensors       all;
     ggml_tensor * expected = m.pack(all);
     ggml_tensor * packed   = m.pack(all);
-    std::memset(packed->data, 0xff, size);
     for (int64_t most = 1; most < 3; most++) {
-        const allocations few(most);
-        ggml_backend_tensor_set(packed, m.bytes.data(), 0, m.bytes.size());
+        std::memset(packed->data, 0xff, size);
+        {
+            const allocations few(most);
+            ggml_backend_tensor_set(packed, m.bytes.data(), 0, m.bytes.size());
+        }
+        check(std::memcmp(packed->data, expected->data, size) == 0, "it is packed otherwise");
     }
-    check(std::memcmp(packed->data, expected->data, size) == 0, "it is packed otherwise");
+}
+
+// Linux gives tiles to a process for good, and saves them with each signal from then on. Only kernels that use them ask.
+void only_amx_asks_for_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr long GIVEN_STATES = 0x1022, TILE_DATA = 18;  // ARCH_GET_XCOMP_PERM, XFEATURE_XTILEDATA
+    const bool     is_amx = std::string(packed_kernels_in_use()) == "amx";
+    uint64_t       given  = 0;
+    if (syscall(SYS_arch_prctl, GIVEN_STATES, &given) == 0) {
+        check((given >> TILE_DATA & 1) == is_amx, "tiles are ", is_amx ? "not given" : "asked for");
+    }
+#endif
 }
 
 void only_panels_are_packed() {
@@ -306,6 +330,7 @@ void add_packed(test_cases & cases) {
     }
     cases.push_back({ "packed/portions", portions });
     cases.push_back({ "packed/only whole panels", only_panels_are_packed });
+    cases.push_back({ "packed/tiles are asked for if they are used", only_amx_asks_for_tiles });
     cases.push_back({ "packed/no memory for threads", packed_without_memory_for_threads });
     if (std::string(packed_kernels_in_use()) == "portable") {
         cases.push_back({ "packed/the same bits everywhere", same_everywhere });

@@ -176,27 +176,15 @@ seeing read_mask(const attention_op & op, int64_t first_cell, int n, tile & t) {
     return found;
 }
 
-// Whether a mask hides a cell, or a score gives it no weight. Compilers make vectors of comparisons of integers, not of
-// floats.
-bool is_hidden(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    return bits == 0xff800000;
-}
+// Whether a mask hides a cell, or a score gives it no weight.
+bool is_hidden(float value) { return value == -INFINITY; }
 
-// Adds the mask. Returns the number of cells up to the last that a row sees.
-// A cell that a row does not see may hold a NaN, from a later token of the batch or from an earlier user of the cell: its
-// score is set, because a NaN stays a NaN whatever is added.
-int add_mask(int n, const seeing & rows, tile & t) {
+// Returns the number of cells up to the last that a row sees.
+int seen_cells(int n, const seeing & rows, const tile & t) {
     int seen = 0;
     for (int i = rows.begin; i < rows.end; i++) {
-        const float * mask   = t.mask + i * TILE_CELLS;
-        float *       scores = t.scores + i * TILE_CELLS;
-        for (int cell = 0; cell < TILE_CELLS; cell++) {
-            const float sum = scores[cell] + mask[cell];
-            scores[cell]    = is_hidden(mask[cell]) ? -INFINITY : sum;
-        }
-        int last = n;
+        const float * mask = t.mask + i * TILE_CELLS;
+        int           last = n;
         while (last > seen && is_hidden(mask[last - 1])) {
             last--;
         }
@@ -205,14 +193,46 @@ int add_mask(int n, const seeing & rows, tile & t) {
     return seen;
 }
 
-// Scores become weights, relative to the largest score so far.
-void weigh(const attention_op & op, const seeing & rows, tile & t) {
+// Scales scores and adds the mask, unless there is none. Returns the largest.
+// A cell that a row does not see may hold a NaN, from a later token of the batch or from an earlier user of the cell: its
+// score is set, because a NaN stays a NaN whatever is added.
+template <class L>
+float scale_and_mask(float * scores, float scale, const float * mask) {
+    typename L::vec most = L::all(-INFINITY);
+    for (int cell = 0; cell < TILE_CELLS; cell += L::WIDTH) {
+        typename L::vec score = L::multiply(L::load(scores + cell), L::all(scale));
+        if (mask) {
+            const typename L::vec added = L::load(mask + cell);
+            score                       = L::hidden(L::add(score, added), added);
+        }
+        L::store(scores + cell, score);
+        most = L::larger(most, score);
+    }
+    return L::largest(most);
+}
+
+// Scores become exp(score - largest). Returns their sum.
+template <class L>
+float exponentials(float * scores, float largest) {
+    typename L::vec sums = L::zero();
+    for (int cell = 0; cell < TILE_CELLS; cell += L::WIDTH) {
+        const typename L::vec weight = exponential<L>(L::add(L::load(scores + cell), L::all(-largest)));
+        L::store(scores + cell, weight);
+        sums = L::add(sums, weight);
+    }
+    return L::total(sums);
+}
+
+// Scores become weights, relative to the largest score so far. Rows follow each other in each of two loops, so that the
+// processor goes on with the next while the largest of one is found.
+void weigh(const attention_op & op, float scale, const seeing & rows, tile & t) {
+    bool none[TILE_ROWS];
     for (int i = rows.begin; i < rows.end; i++) {
         float *     scores = t.scores + i * TILE_CELLS;
-        const float most   = largest<lanes>(scores, TILE_CELLS);
+        const float most   = scale_and_mask<lanes>(scores, scale, rows.all ? nullptr : t.mask + i * TILE_CELLS);
         // The largest of scores does not count those that are no number, which may be all that the row sees.
-        if (most == -INFINITY && std::all_of(scores, scores + TILE_CELLS, is_hidden)) {
-            std::memset(scores, 0, TILE_CELLS * sizeof(float));
+        none[i] = most == -INFINITY && std::all_of(scores, scores + TILE_CELLS, is_hidden);
+        if (none[i]) {
             continue;
         }
         const float before = t.largest[i];
@@ -223,7 +243,14 @@ void weigh(const attention_op & op, const seeing & rows, tile & t) {
             t.total[i] *= shrink;
         }
         t.largest[i] = now;
-        t.total[i] += ggml_vec_soft_max_f32(TILE_CELLS, scores, scores, now);
+    }
+    for (int i = rows.begin; i < rows.end; i++) {
+        float * scores = t.scores + i * TILE_CELLS;
+        if (none[i]) {
+            std::memset(scores, 0, TILE_CELLS * sizeof(float));
+        } else {
+            t.total[i] += exponentials<lanes>(scores, t.largest[i]);
+        }
     }
 }
 
@@ -284,17 +311,17 @@ void add_cells(const attention_op & op, int64_t first_cell, tile & t) {
             t.scores + begin * TILE_CELLS, t.queries + begin * op.key_size, count, op.key_size,
             cells(op.k, &group::keys, i, n), t.key_buffer);
     });
-    ggml_vec_scale_f32(n_rows * TILE_CELLS, scores, op.scale);
+    float scale = op.scale;
     if (op.softcap != 0.0f) {
+        ggml_vec_scale_f32(n_rows * TILE_CELLS, scores, op.scale);
         ggml_vec_tanh_f32(n_rows * TILE_CELLS, scores, scores);
-        ggml_vec_scale_f32(n_rows * TILE_CELLS, scores, op.softcap);
+        scale = op.softcap;
     }
     for (int i = 0; i < n_rows && n < TILE_CELLS; i++) {
         std::fill(scores + i * TILE_CELLS + n, scores + (i + 1) * TILE_CELLS, -INFINITY);
     }
-    const int last = rows.all ? n : add_mask(n, rows, t);
-
-    weigh(op, rows, t);
+    weigh(op, scale, rows, t);
+    const int last = rows.all ? n : seen_cells(n, rows, t);
     of_groups([&](int i, int begin, int count) {
         tile_values(
             t.sums + begin * op.value_size, t.scores + begin * TILE_CELLS, count, op.value_size,

@@ -13,7 +13,7 @@
 
 namespace afterword {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 struct lanes_avx512 {
     using vec = __m512;
     static constexpr int WIDTH = 16;
@@ -33,9 +33,22 @@ struct lanes_avx512 {
     static vec  load(const ggml_fp16_t * x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) x)); }
     static void store(float * x, vec a) { _mm512_storeu_ps(x, a); }
     static void store(float * x, vec a, int n) { _mm512_mask_storeu_ps(x, first(n), a); }
+    static vec  add(vec a, vec b) { return _mm512_add_ps(a, b); }
+    static vec  multiply(vec a, vec b) { return _mm512_mul_ps(a, b); }
     static vec  multiply_add(vec a, vec b, vec sum) { return _mm512_fmadd_ps(a, b, sum); }
     static vec  larger(vec a, vec b) { return _mm512_max_ps(a, b); }
     static float largest(vec a) { return _mm512_reduce_max_ps(a); }
+    static float total(vec a) { return _mm512_reduce_add_ps(a); }
+
+    static vec hidden(vec a, vec mask) {
+        return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(mask, all(-INFINITY), _CMP_EQ_OQ), mask);
+    }
+
+    static vec zero_below(float least, vec x, vec a) {
+        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, all(least), _CMP_NLT_UQ), a);
+    }
+
+    static vec times_power(vec a, vec n, vec) { return _mm512_scalef_ps(a, n); }
 
     // gcc would load a vector again for each row.
     static void keep(vec & a) { __asm__("" : "+v"(a)); }
@@ -100,6 +113,8 @@ struct lanes_avx2 {
     static vec  load(const ggml_fp16_t * x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) x)); }
     static void store(float * x, vec a) { _mm256_storeu_ps(x, a); }
     static void store(float * x, vec a, int n) { _mm256_maskstore_ps(x, first(n), a); }
+    static vec  add(vec a, vec b) { return _mm256_add_ps(a, b); }
+    static vec  multiply(vec a, vec b) { return _mm256_mul_ps(a, b); }
     static vec  multiply_add(vec a, vec b, vec sum) { return _mm256_fmadd_ps(a, b, sum); }
     static vec  larger(vec a, vec b) { return _mm256_max_ps(a, b); }
     static void keep(vec &) {}
@@ -108,6 +123,25 @@ struct lanes_avx2 {
         __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
         half        = _mm_max_ps(half, _mm_movehl_ps(half, half));
         return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+    }
+
+    static float total(vec a) {
+        __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        half        = _mm_add_ps(half, _mm_movehl_ps(half, half));
+        return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+    }
+
+    static vec hidden(vec a, vec mask) {
+        return _mm256_blendv_ps(a, mask, _mm256_cmp_ps(mask, all(-INFINITY), _CMP_EQ_OQ));
+    }
+
+    static vec zero_below(float least, vec x, vec a) {
+        return _mm256_and_ps(a, _mm256_cmp_ps(x, all(least), _CMP_NLT_UQ));
+    }
+
+    static vec times_power(vec a, vec, vec shifted) {
+        const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+        return multiply(a, _mm256_castsi256_ps(_mm256_add_epi32(power, _mm256_castps_si256(all(1.0f)))));
     }
 
     // 8 rows of 8 halves become 8 columns: put(c, column) takes each.
@@ -157,9 +191,19 @@ struct lanes_any {
     static vec  load(const float * x) { return load(x, WIDTH); }
     static void store(float * x, vec a) { store(x, a, WIDTH); }
     static void store(float * x, vec a, int n) { std::memcpy(x, &a, n * sizeof(float)); }
+    static vec  add(vec a, vec b) { return a + b; }
+    static vec  multiply(vec a, vec b) { return a * b; }
     static vec  multiply_add(vec a, vec b, vec sum) { return a * b + sum; }
     static vec  larger(vec a, vec b) { return a > b ? a : b; }
     static float largest(vec a) { return std::max(std::max(a[0], a[1]), std::max(a[2], a[3])); }
+    static vec  hidden(vec a, vec mask) { return mask == all(-INFINITY) ? mask : a; }
+    static vec  zero_below(float least, vec x, vec a) { return x < all(least) ? zero() : a; }
+    static float total(vec a) { return (a[0] + a[1]) + (a[2] + a[3]); }
+
+    static vec times_power(vec a, vec, vec shifted) {
+        typedef int32_t bits __attribute__((vector_size(16)));
+        return a * (vec) (((bits) shifted << 23) + (bits) all(1.0f));
+    }
     static void keep(vec &) {}
 
     static vec load(const float * x, int n) {
@@ -189,7 +233,7 @@ struct lanes_any {
 };
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 using lanes = lanes_avx512;
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 using lanes = lanes_avx2;
@@ -210,6 +254,27 @@ inline float multiply_add(float a, float b, float sum) {
 inline float multiply_then_add(float a, float b, float sum) {
     const volatile float product = a * b;
     return product + sum;
+}
+
+// exp(x) for x that is not above 0, or no number. It is 0 where a float would have fewer digits.
+//
+// The polynomial is that of ggml_v_expf of llama.cpp (Copyright (c) 2023-2026 The ggml authors, MIT licence), which has a
+// branch for what is far below 0.
+template <class L>
+inline typename L::vec exponential(typename L::vec x) {
+    using vec = typename L::vec;
+    // The last digit of a float as large as SHIFT is 1, so that adding rounds to a whole number.
+    constexpr float SHIFT   = 0x1.8p23f;
+    const vec       shifted = L::multiply_add(x, L::all(0x1.715476p+0f), L::all(SHIFT));
+    const vec       n       = L::add(shifted, L::all(-SHIFT));
+    vec             rest    = L::multiply_add(n, L::all(-0x1.62e4p-1f), x);
+    rest                    = L::multiply_add(n, L::all(-0x1.7f7d1cp-20f), rest);
+    const vec       square  = L::multiply(rest, rest);
+    const vec       low     = L::multiply_add(L::all(0x1.555e66p-3f), rest, L::all(0x1.fffdb6p-2f));
+    const vec       high    = L::multiply_add(L::all(0x1.0e4020p-7f), rest, L::all(0x1.573e2ep-5f));
+    const vec       first   = L::multiply_add(L::all(0x1.ffffecp-1f), rest, L::all(1.0f));
+    const vec       power   = L::multiply_add(L::multiply_add(high, square, low), square, first);
+    return L::zero_below(-87.0f, x, L::times_power(power, n, shifted));
 }
 
 // The largest of n values, in no particular order.

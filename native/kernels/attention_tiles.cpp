@@ -25,15 +25,15 @@ inline void with_rows(int n_rows, F && f) {
     }
 }
 
-// ---- products of floats: c[rows x n] += a[rows x depth] * b[depth x n]
+// ---- products of floats: c[rows x n] = a[rows x depth] * b[depth x n], which is added to c if ADDS
 
 // For so many columns as COLUMNS vectors have.
-template <class L, int ROWS, int COLUMNS>
+template <class L, bool ADDS, int ROWS, int COLUMNS>
 inline void multiply_block(float * c, const float * a, const float * b, int64_t depth, int64_t n) {
     typename L::vec sums[ROWS][COLUMNS];
     for (int i = 0; i < ROWS; i++) {
         for (int j = 0; j < COLUMNS; j++) {
-            sums[i][j] = L::load(c + i * n + j * L::WIDTH);
+            sums[i][j] = ADDS ? L::load(c + i * n + j * L::WIDTH) : L::zero();
         }
     }
     for (int64_t d = 0; d < depth; d++) {
@@ -57,11 +57,11 @@ inline void multiply_block(float * c, const float * a, const float * b, int64_t 
 }
 
 // For the last columns, fewer than a vector has.
-template <class L, int ROWS>
+template <class L, bool ADDS, int ROWS>
 inline void multiply_rest(float * c, const float * a, const float * b, int64_t depth, int64_t n, int rest) {
     typename L::vec sums[ROWS];
     for (int i = 0; i < ROWS; i++) {
-        sums[i] = L::load(c + i * n, rest);
+        sums[i] = ADDS ? L::load(c + i * n, rest) : L::zero();
     }
     for (int64_t d = 0; d < depth; d++) {
         const typename L::vec row = L::load(b + d * n, rest);
@@ -74,30 +74,30 @@ inline void multiply_rest(float * c, const float * a, const float * b, int64_t d
     }
 }
 
-template <class L, int ROWS>
+template <class L, bool ADDS, int ROWS>
 inline void multiply_rows(float * c, const float * a, const float * b, int64_t depth, int64_t n) {
     constexpr int COLUMNS = L::columns(ROWS);
 
     int64_t j = 0;
     for (; j + COLUMNS * L::WIDTH <= n; j += COLUMNS * L::WIDTH) {
-        multiply_block<L, ROWS, COLUMNS>(c + j, a, b + j, depth, n);
+        multiply_block<L, ADDS, ROWS, COLUMNS>(c + j, a, b + j, depth, n);
     }
     for (; j + L::WIDTH <= n; j += L::WIDTH) {
-        multiply_block<L, ROWS, 1>(c + j, a, b + j, depth, n);
+        multiply_block<L, ADDS, ROWS, 1>(c + j, a, b + j, depth, n);
     }
     if (j < n) {
-        multiply_rest<L, ROWS>(c + j, a, b + j, depth, n, n - j);
+        multiply_rest<L, ADDS, ROWS>(c + j, a, b + j, depth, n, n - j);
     }
 }
 
-template <class L>
+template <class L, bool ADDS>
 void multiply(float * c, const float * a, const float * b, int n_rows, int64_t depth, int64_t n) {
     int i = 0;
     for (; i + L::ROWS <= n_rows; i += L::ROWS) {
-        multiply_rows<L, L::ROWS>(c + i * n, a + i * depth, b, depth, n);
+        multiply_rows<L, ADDS, L::ROWS>(c + i * n, a + i * depth, b, depth, n);
     }
     with_rows<L::ROWS - 1>(n_rows - i, [&](auto rows) {
-        multiply_rows<L, decltype(rows)::value>(c + i * n, a + i * depth, b, depth, n);
+        multiply_rows<L, ADDS, decltype(rows)::value>(c + i * n, a + i * depth, b, depth, n);
     });
 }
 
@@ -250,8 +250,7 @@ void tile_scores(
         return;
     }
     read_columns<lanes>(buffer, keys, size);
-    std::memset(scores, 0, n_rows * TILE_CELLS * sizeof(float));
-    multiply<lanes>(scores, queries, buffer, n_rows, size, TILE_CELLS);
+    multiply<lanes, false>(scores, queries, buffer, n_rows, size, TILE_CELLS);
 }
 
 void tile_values(
@@ -280,7 +279,7 @@ void tile_values(
         std::memset(row, 0, size * sizeof(float));
     }
     std::memset(buffer + values.n * size, 0, (TILE_CELLS - values.n) * size * sizeof(float));
-    multiply<lanes>(sums, weights, buffer, n_rows, TILE_CELLS, size);
+    multiply<lanes, true>(sums, weights, buffer, n_rows, TILE_CELLS, size);
 }
 
 }  // namespace afterword

@@ -166,6 +166,7 @@ WRONG: list[tuple[str, Any]] = [
     ("structured_outputs", {"json": {"type": "no type"}}),
     ("structured_outputs", {"json": {"type": "integer", "minimum": -(2**63), "maximum": -1e19}}),
     ("structured_outputs", {"json": {"type": "integer", "minimum": 2**53 + 1}}),
+    ("structured_outputs", {"json": {"enum": [2**53 + 1]}}),
     ("structured_outputs", {"grammar": 'root ::= "\\'}),
     ("structured_outputs", {"grammar": "other ::= "}),
     ("response_format", {"type": "json_object", "schema": {"type": "no type"}}),

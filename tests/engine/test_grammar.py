@@ -130,6 +130,73 @@ def test_bounds_of_usual_types_are_kept(grammars: Grammars, most: float) -> None
     assert grammars.constraint(OutputGrammar("json", text))
 
 
+def allows(grammars: Grammars, schema: dict[str, Any], text: str) -> bool:
+    matcher = grammars.constraint(OutputGrammar("json", json.dumps(schema))).compiled.follow()
+    for character in text:
+        (token,) = TOKENIZER.encode(character)
+        if not matcher.mask()[token]:
+            return False
+        matcher.accept(token)
+    return bool(matcher.mask()[sorted(TOKENIZER.end_ids)].any())
+
+
+QUOTE, BACKSLASH, LINE, LETTER = r'"\""', r'"\\"', r'"\n"', '"a"'
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed"),
+    [
+        (r'^[^"]*$', {BACKSLASH, LINE, LETTER}),
+        (r"^[^\\]*$", {QUOTE, LINE, LETTER}),
+        (r'^[^"\\]+$', {LINE, LETTER}),
+        (r'^[^"\n]*$', {BACKSLASH, LETTER}),
+        (r'^[^-"]$', {BACKSLASH, LINE, LETTER}),
+        (r'^[^]"]$', {BACKSLASH, LINE, LETTER}),
+        (r'^[^\w"]$', {BACKSLASH, LINE}),
+        (r"^[\[^]?a$", {LETTER}),
+        (r"^[^b]$", {QUOTE, BACKSLASH, LINE, LETTER}),
+        (r"^.$", {QUOTE, BACKSLASH, LETTER}),
+    ],
+)
+def test_what_a_negated_class_excludes_is_excluded(
+    grammars: Grammars, pattern: str, allowed: set[str]
+) -> None:
+    """llguidance would allow an escaped quote or backslash, however the class begins."""
+    schema = {"type": "string", "pattern": pattern}
+    texts = (QUOTE, BACKSLASH, LINE, LETTER)
+    assert {text for text in texts if allows(grammars, schema, text)} == allowed
+    named = {"type": "object", "patternProperties": {pattern: {}}, "additionalProperties": False}
+    names = {text for text in texts if allows(grammars, named, f"{{{text}:1}}")}
+    assert names == allowed
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": 2**53 + 1},
+        {"enum": [1, 2**64 - 1]},
+        {"properties": {"a": {"const": {"b": [-(2**63) - 1]}}}},
+    ],
+)
+def test_constants_that_would_change_are_refused(
+    grammars: Grammars, schema: dict[str, Any]
+) -> None:
+    with pytest.raises(UnusableGrammar, match="a whole number that doubles cannot keep"):
+        grammars.constraint(OutputGrammar("json", json.dumps(schema)))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": [2**53, 10**22, 123456789012345680000, 0.1, "[^a]", True]},
+        {"type": "integer", "default": 2**53 + 1, "examples": [2**63 - 1]},
+        {"type": "object", "properties": {"const": {"type": "integer", "maximum": 2**63 - 1}}},
+    ],
+)
+def test_constants_that_stay_are_kept(grammars: Grammars, schema: dict[str, Any]) -> None:
+    assert grammars.constraint(OutputGrammar("json", json.dumps(schema)))
+
+
 def rules(text: str, last: str, levels: int) -> str:
     return "\n".join([*(text.format(i, i + 1) for i in range(levels)), last.format(levels)])
 

@@ -34,7 +34,7 @@ class _Seconds(click.FloatRange):
     """Seconds within a range. NaN is in no range."""
 
     def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         seconds: float = super().convert(value, param, ctx)
         if math.isnan(seconds):

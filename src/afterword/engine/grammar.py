@@ -20,6 +20,7 @@ from afterword.engine.changes import Mask
 from afterword.engine.deep_stack import on_deep_stack
 from afterword.engine.row_query import GrammarError
 from afterword.engine.schema_numbers import refuse_numbers
+from afterword.engine.schema_strictness import strict
 
 _KEPT_GRAMMARS = 64
 _SHOWN_CHARACTERS = 300
@@ -148,7 +149,7 @@ def _source(grammar: OutputGrammar) -> str:
     match grammar.kind:
         case "json":
             part = LLMatcher.grammar_from_json_schema(
-                text, overrides={"whitespace_pattern": _WHITESPACE}
+                strict(text), overrides={"whitespace_pattern": _WHITESPACE}
             )
         case "regex":
             part = LLMatcher.grammar_from_regex(text)

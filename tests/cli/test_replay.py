@@ -56,6 +56,15 @@ def test_what_differs_in_shape_is_said(tmp_path: Path) -> None:
     assert not any(line.startswith("line 1:") for line in lines)
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e10", "0", "-1", "x"])
+def test_a_time_that_nobody_can_wait_is_refused(tmp_path: Path, seconds: str) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text(json.dumps(REQUEST))
+    done = CliRunner().invoke(replay, [str(file), "--timeout", seconds])
+    assert done.exit_code == 2
+    assert "Invalid value for '--timeout'" in done.output
+
+
 def test_what_is_alike_exits_with_0(tmp_path: Path) -> None:
     chunk = {**ANSWER, "system_fingerprint": "fp_1"}
     del chunk["usage"]

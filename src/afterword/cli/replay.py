@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -25,6 +26,20 @@ from afterword.library.server_access import authorization, server_address
 
 _KEY = "AFTERWORD_KEY"
 _PATH = "/v1/completions"
+_MOST_S = 1_000_000_000
+"""As for the settings in seconds. A socket waits no more than about 292 years."""
+
+
+class _Seconds(click.FloatRange):
+    """Seconds within a range. NaN is in no range."""
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return seconds
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -48,7 +63,7 @@ class Recording(msgspec.Struct, frozen=True):
 )
 @click.option("--model", metavar="NAME", help="Ask for this model. [default: the recorded one]")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=300.0,
+    "--timeout", "timeout_s", type=_Seconds(0, _MOST_S, min_open=True), default=300.0,
     show_default=True, metavar="SECONDS", help="How long to wait for an answer.",
 )  # fmt: skip
 def replay(file: Path, url: str, model: str | None, timeout_s: float) -> None:

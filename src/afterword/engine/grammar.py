@@ -6,11 +6,8 @@ Only this file imports llguidance, and it is imported when the first grammar com
 from __future__ import annotations
 
 import json
-import math
-import re
 import threading
 from collections import OrderedDict
-from fractions import Fraction
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -20,7 +17,10 @@ from afterword.core.errors import UnusableGrammar
 from afterword.core.job import Constraint, OutputGrammar
 from afterword.core.protocols import Tokenizer
 from afterword.engine.changes import Mask
+from afterword.engine.deep_stack import on_deep_stack
 from afterword.engine.row_query import GrammarError
+from afterword.engine.schema_numbers import refuse_numbers
+from afterword.engine.schema_strictness import strict
 
 _KEPT_GRAMMARS = 64
 _SHOWN_CHARACTERS = 300
@@ -28,12 +28,6 @@ _WHITESPACE = r"[ \n\t]{0,16}"
 """Between the tokens of JSON. A bound, because small models would write spaces without end."""
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 """Text that can only go on in one way is not looked up in advance: at each token, to its end."""
-_MULTIPLE_OF = re.compile(
-    r'"multipleOf"\s*:\s*([0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][-+]?[0-9]{1,3})?)'
-)
-_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
-_MEETING = ("allOf", "anyOf", "oneOf", "$ref")
-_MOST_REMAINDERS = 10_000
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
@@ -67,7 +61,8 @@ class Grammars:
         with self._lock:
             found = self._kept.get(grammar)
         if found is None:
-            found = self._compile(grammar)
+            # Rules and schemas may refer to one another a thousand levels deep.
+            found = on_deep_stack(lambda: self._compile(grammar))
         with self._lock:
             self._kept[grammar] = found
             self._kept.move_to_end(grammar)
@@ -149,12 +144,12 @@ class _Vocabulary:
 
 def _source(grammar: OutputGrammar) -> str:
     """Returns a grammar as llguidance reads it. Raises ``ValueError``, or another exception."""
-    _refuse_many_remainders(grammar.text)
+    refuse_numbers(grammar.text)
     text = grammar.text
     match grammar.kind:
         case "json":
             part = LLMatcher.grammar_from_json_schema(
-                text, overrides={"whitespace_pattern": _WHITESPACE}
+                strict(text), overrides={"whitespace_pattern": _WHITESPACE}
             )
         case "regex":
             part = LLMatcher.grammar_from_regex(text)
@@ -166,24 +161,6 @@ def _source(grammar: OutputGrammar) -> str:
     inner = json.loads(part)["grammars"][0]
     outer = {"lark_grammar": f"{_UNFORCED}start: @{inner['name']}"}
     return json.dumps({"grammars": [outer, inner]})
-
-
-def _refuse_many_remainders(text: str) -> None:
-    """Raises ``ValueError`` for values of ``multipleOf`` that take too long to compile.
-
-    llguidance makes a state for each remainder, without a bound. Where schemas meet, their values
-    are multiplied.
-    """
-    plain = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
-    values = {Fraction(number) for number in _MULTIPLE_OF.findall(plain)} - {0}
-    meet = any(f'"{name}"' in plain for name in _MEETING)
-    scale = math.lcm(*(value.denominator for value in values))
-    together = 1
-    for value in values:
-        alone = int(value * scale) if meet else value.numerator
-        together = math.lcm(together, alone) if meet else alone
-        if together > _MOST_REMAINDERS:
-            raise ValueError(f"its multipleOf has more than {_MOST_REMAINDERS} remainders")
 
 
 def _short(reason: str) -> str:

@@ -18,6 +18,10 @@ from afterword.core.job import Constraint, OutputGrammar
 from afterword.core.protocols import Tokenizer
 from afterword.engine.changes import Mask
 from afterword.engine.deep_stack import on_deep_stack
+from afterword.engine.meeting_patterns import (
+    refuse_meeting_schemas,
+    refuse_meeting_terminals,
+)
 from afterword.engine.row_query import GrammarError
 from afterword.engine.schema_numbers import refuse_numbers
 from afterword.engine.schema_strictness import strict
@@ -148,6 +152,7 @@ def _source(grammar: OutputGrammar) -> str:
     text = grammar.text
     match grammar.kind:
         case "json":
+            refuse_meeting_schemas(json.loads(text))
             part = LLMatcher.grammar_from_json_schema(
                 strict(text), overrides={"whitespace_pattern": _WHITESPACE}
             )
@@ -157,7 +162,9 @@ def _source(grammar: OutputGrammar) -> str:
             choices = " | ".join(json.dumps(choice) for choice in json.loads(text))
             return f"{_UNFORCED}start: {choices}"
         case "grammar":
-            return _UNFORCED + (gbnf_to_lark(text) if "::=" in text else text)
+            lark = gbnf_to_lark(text) if "::=" in text else text
+            refuse_meeting_terminals(lark)
+            return _UNFORCED + lark
     inner = json.loads(part)["grammars"][0]
     outer = {"lark_grammar": f"{_UNFORCED}start: @{inner['name']}"}
     return json.dumps({"grammars": [outer, inner]})

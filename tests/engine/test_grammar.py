@@ -237,3 +237,13 @@ def test_a_vocabulary_without_end_tokens_cannot_keep_to_a_grammar() -> None:
     endless.end_ids = frozenset()
     with pytest.raises(UnusableGrammar, match="no end token"):
         Grammars(endless)
+
+
+@pytest.mark.parametrize(
+    "attributes", ["temperature=0.5", 'stop="]", temperature = 1', "max_tokens=3,\n temperature=0"]
+)
+def test_a_temperature_of_a_rule_is_refused(grammars: Grammars, attributes: str) -> None:
+    text = f'start: "[temperature=1]" a\na[{attributes}]: /c+/'
+    with pytest.raises(UnusableGrammar, match="a rule cannot have a temperature"):
+        grammars.constraint(OutputGrammar("grammar", text))
+    grammars.constraint(OutputGrammar("grammar", text.replace(f"[{attributes}]", "[max_tokens=3]")))

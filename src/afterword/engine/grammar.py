@@ -6,6 +6,7 @@ Only this file imports llguidance, and it is imported when the first grammar com
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 
@@ -32,6 +33,10 @@ _WHITESPACE = r"[ \n\t]{0,16}"
 """Between the tokens of JSON. A bound, because small models would write spaces without end."""
 _UNFORCED = '%llguidance {"no_forcing": true}\n'
 """Text that can only go on in one way is not looked up in advance: at each token, to its end."""
+_TEMPERATURE = re.compile(
+    r'^\s*[!?]*\w+\s*\[(?:"(?:\\.|[^"\\])*"|[^\]"])*?\btemperature\s*=', re.MULTILINE
+)
+"""An attribute of a Lark rule, which only llguidance's own samplers follow."""
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
@@ -164,6 +169,8 @@ def _source(grammar: OutputGrammar) -> str:
         case "grammar":
             lark = gbnf_to_lark(text) if "::=" in text else text
             refuse_meeting_terminals(lark)
+            if _TEMPERATURE.search(lark):
+                raise ValueError("a rule cannot have a temperature")
             return _UNFORCED + lark
     inner = json.loads(part)["grammars"][0]
     outer = {"lark_grammar": f"{_UNFORCED}start: @{inner['name']}"}

@@ -12,6 +12,12 @@ from afterword.config import EMBEDDED_MODEL
 from e2e.process import run
 
 
+@pytest.fixture(autouse=True)
+def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server says what a killed one left, and other tests kill theirs."""
+    monkeypatch.setenv("AFTERWORD_DATA_DIR", str(tmp_path / "data"))
+
+
 @pytest.fixture
 def broken(tmp_path: Path, tiny_model: Path) -> dict[str, Path]:
     """Files that cannot be served, by what is wrong with them."""

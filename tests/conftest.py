@@ -155,8 +155,9 @@ def client(
         path = toy_gguf(tmp_path_factory.mktemp("offloaded") / "toy.gguf")
         make = partial(offloaded_engine, path, layers)
     engines = {"toy": make(), "toy-bos": make(adds_bos=True), "plain": make(infill=False)}
-    # A device in software may be silent for longer, and a comment is no chunk.
-    yield make_client(engines, keep_alive_s=3600)
+    # A device in software may be silent for longer, and a comment is no chunk; and a search (F3)
+    # that time ended would find another middle than the one before.
+    yield make_client(engines, limits=Limits(infill_s=3600), keep_alive_s=3600)
     for engine in engines.values():
         asyncio.run(engine.aclose())
 

@@ -354,15 +354,10 @@ async def test_R17_top_k_off(client: Client) -> None:
     assert len(set(drawn)) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [("top_kk", "top_k"), ("modle", "model"), ("max_tokns", "max_tokens"),
-     ("", ""), ("n ", ""), ("something_else", "")],
-)  # fmt: skip
-async def test_R18_unknown_arguments(client: Client, name: str, near: str) -> None:
+@pytest.mark.parametrize("name", ["top_kk", "modle", "", "n "])
+async def test_R18_unknown_arguments(client: Client, name: str) -> None:
     error = await client.refuse(prompt="a", **{name: 1})
-    asked = f". Did you mean {near}?" if near else ""
-    assert error["message"] == f"Unrecognized request argument supplied: {name}{asked}"
+    assert error["message"] == f"Unrecognized request argument supplied: {name}"
     assert error["param"] == name
 
 
@@ -542,12 +537,22 @@ async def test_R7_the_estimate_is_near_the_answer(serve: Callable[..., Client]) 
         assert sizes[-1] > 2**20 / 5 or len(sizes) == 8
 
 
-async def test_R17_cache_salt_keeps_prompts_apart(client: Client) -> None:
+@pytest.fixture
+async def sharing(client: Client) -> Client:
+    """A model that shares prefixes. On a GPU that is not batch-invariant it shares none (D1)."""
+    health = (await client.get("/health")).json()
+    shared = {engine["model"]: engine["prefix_sharing"] for engine in health["engines"]}
+    if shared["toy"] == "none":
+        pytest.skip("this device shares no prefixes")
+    return client
+
+
+async def test_R17_cache_salt_keeps_prompts_apart(sharing: Client) -> None:
     """Requests share what was computed with requests of their salt alone. No answer changes."""
     prompt = "a salt is no part of an answer"
 
     async def cached(salt: str | None) -> tuple[int, str]:
-        answer = await client.complete(
+        answer = await sharing.complete(
             prompt=prompt, max_tokens=3, temperature=0, cache_salt=salt, logprobs=1
         )
         usage = answer["usage"]["prompt_tokens_details"]
@@ -562,11 +567,11 @@ async def test_R17_cache_salt_keeps_prompts_apart(client: Client) -> None:
     assert (await cached("two"))[0] == again[0]
 
 
-async def test_R17_scores_have_salts_too(client: Client) -> None:
+async def test_R17_scores_have_salts_too(sharing: Client) -> None:
     prompt = "scores of a prompt are kept, each for its salt"
     body: dict[str, Any] = {"prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 2}
     answers = [
-        await client.complete(**body, cache_salt=salt) for salt in ("x", "x", "y", None, None)
+        await sharing.complete(**body, cache_salt=salt) for salt in ("x", "x", "y", None, None)
     ]
     cached = [a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in answers]
     assert cached[0] == cached[2] == 0

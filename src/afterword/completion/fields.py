@@ -5,8 +5,7 @@ A parser returns a value, or raises a 400 that names the field, the value and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
 import msgspec
@@ -85,8 +84,6 @@ def _or_null(schema: Schema) -> Schema:
 
 
 _SHOWN_CHARACTERS = 40
-_LONGEST_TYPO = 40
-_LIKENESS = 0.75
 _SHOWN_BITS = 128
 INT64 = 2**63
 
@@ -326,17 +323,10 @@ def switches(known: Mapping[str, str]) -> Kind:
     return Kind(parse, {"type": "object", "additionalProperties": False, "properties": properties})
 
 
-def unrecognized(name: str, known: Collection[str] = ()) -> InvalidRequest:
-    """Returns the 400 for a field that the server does not know (R18).
-
-    The message names the one of ``known`` that the name is most like, if it is like one.
-    """
+def unrecognized(name: str) -> InvalidRequest:
+    """Returns the 400 for a field that the server does not know (R18)."""
     short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}…"
-    message = f"Unrecognized request argument supplied: {short}"
-    # A longer name is like none, and would take long to compare.
-    if len(name) <= _LONGEST_TYPO and (near := get_close_matches(name, known, 1, _LIKENESS)):
-        message = f"{message}. Did you mean {near[0]}?"
-    return InvalidRequest(message, param=short)
+    return InvalidRequest(f"Unrecognized request argument supplied: {short}", param=short)
 
 
 def not_offered(name: str, reason: str) -> InvalidRequest:

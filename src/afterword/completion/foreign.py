@@ -7,7 +7,7 @@ by name. Names that no server has are refused as typing errors.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
@@ -312,7 +312,7 @@ def _or_null(schema: Schema) -> Schema:
     return null if schema.get("enum") == [] else {"anyOf": [schema, null]}
 
 
-def ignore_or_refuse(body: Mapping[str, Json], name: str, known: Collection[str]) -> None:
+def ignore_or_refuse(body: Mapping[str, Json], name: str, known: Container[str]) -> None:
     """Return if the field of the body asks for nothing. Raises ``InvalidRequest`` otherwise.
 
     ``known`` are the fields that are honoured. One of them in camel case asks for nothing beside
@@ -336,4 +336,4 @@ def ignore_or_refuse(body: Mapping[str, Json], name: str, known: Collection[str]
         raise InvalidRequest(
             f"Unrecognized request argument supplied: {name}. Its name is {twin}.", param=name
         )
-    raise unrecognized(name, known)
+    raise unrecognized(name)

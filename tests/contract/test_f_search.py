@@ -180,8 +180,12 @@ async def test_F3_mistrals_route_says_it_too(client: Client) -> None:
     del body["seed"]
     answer = (await client.post("/v1/fim/completions", body)).json()
     plain = await client.complete(**BODY)
-    assert answer["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
-    assert answer["infill"] == plain["infill"]
+    assert answer["infill"]["found_by"] == plain["infill"]["found_by"]
+    health = (await client.get("/health")).json()
+    if all(engine["batch_invariant"] for engine in health["engines"]):
+        # Elsewhere the second search begins behind what the first computed, and rounds otherwise.
+        assert answer["choices"][0]["message"]["content"] == plain["choices"][0]["text"]
+        assert answer["infill"] == plain["infill"]
 
 
 @HERE

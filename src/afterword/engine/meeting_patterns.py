@@ -22,7 +22,7 @@ _MOST_STEPS = 50_000
 _ALTERNATIVES = ("anyOf", "oneOf")
 _AND = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*|(&)')
 """The sign between parts of a terminal; strings, patterns and comments are skipped."""
-_EMBEDDED = re.compile(r"%json\b")
+_EMBEDDED = re.compile(r"%json\b\s*")
 
 
 def refuse_meeting_schemas(schema: object) -> None:
@@ -38,9 +38,8 @@ def refuse_meeting_terminals(grammar: str) -> None:
     if sum(1 for found in _AND.finditer(grammar) if found[1]) >= _MOST_PATTERNS:
         raise _too_many()
     for found in _EMBEDDED.finditer(grammar):
-        start = found.end() + len(grammar[found.end() :]) - len(grammar[found.end() :].lstrip())
         try:
-            schema, _ = json.JSONDecoder().raw_decode(grammar, start)
+            schema, _ = json.JSONDecoder().raw_decode(grammar, found.end())
         except ValueError:
             continue  # llguidance says what is wrong with it
         refuse_meeting_schemas(schema)

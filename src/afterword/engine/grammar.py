@@ -157,9 +157,10 @@ def _source(grammar: OutputGrammar) -> str:
     text = grammar.text
     match grammar.kind:
         case "json":
-            refuse_meeting_schemas(json.loads(text))
+            schema = json.loads(text)
+            refuse_meeting_schemas(schema)
             part = LLMatcher.grammar_from_json_schema(
-                strict(text), overrides={"whitespace_pattern": _WHITESPACE}
+                strict(schema), overrides={"whitespace_pattern": _WHITESPACE}
             )
         case "regex":
             part = LLMatcher.grammar_from_regex(text)

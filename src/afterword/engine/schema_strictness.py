@@ -16,12 +16,12 @@ _NEGATED = re.compile(r"\\.|\[\^([\]-]?)", re.DOTALL)
 """What is escaped, or the start of a negated class and a sign that means itself only there."""
 
 
-def strict(text: str) -> str:
-    """Returns a JSON Schema of which llguidance allows nothing else.
+def strict(schema: object) -> str:
+    """Returns the text of a JSON Schema of which llguidance allows nothing else.
 
     Raises ``ValueError`` if a constant cannot be kept.
     """
-    return json.dumps(_strict(json.loads(text)))
+    return json.dumps(_strict(schema))
 
 
 def without_null(pattern: str) -> str:

@@ -61,10 +61,11 @@ class KeyStore:
                 secret = self._add_secret(connection, key_id)
                 self._note_change(connection, key_id)
         except IntegrityError as error:
-            revoked = self.find(terms.name).revoked_at is not None
-            advice = "it is revoked, so choose another name"
-            if not revoked:
-                advice = "choose another name, or rotate that key"
+            advice = (
+                "choose another name, or rotate that key"
+                if self.find(terms.name).revoked_at is None
+                else "it is revoked, so choose another name"
+            )
             raise InvalidRequest(
                 f"there is a key {terms.name!r} already: {advice}", param="name"
             ) from error
